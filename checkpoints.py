@@ -1,0 +1,144 @@
+"""Checkpoints: tensors alone go in and out, files are written whole or not at all.
+
+A best model is an OrderedDict of tensors under the public parameter names. What is needed to use it sits
+in its `_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any code ignores.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+
+from options import UserError
+
+DESCRIPTION_FORMAT = 1
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write(file)` on a temporary file beside `path` and move it there once it is safely on the disk.
+
+    A crash leaves the old file or the new one, never a part. Raises UserError naming the file where the
+    disk is full or the folder can't be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes private files; a result is as readable as any other file of the user's.
+        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).replace(path)
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be written: {problem.strerror or problem}") from None
+    except RuntimeError as problem:  # torch.save reports a full disk as a RuntimeError of its zip writer
+        if "write" not in str(problem):
+            raise
+        raise UserError(f"{path}: cannot be written: is the disk full?") from None
+    finally:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def portable_state(model: torch.nn.Module, description: Mapping[str, object] | None = None) -> OrderedDict:
+    """The model's state dict on the CPU under its public names, with the description in its metadata."""
+    state = model.state_dict()
+    clean = OrderedDict(
+        (name.removeprefix("_orig_mod.").removeprefix("module."), tensor.detach().cpu().clone())
+        for name, tensor in state.items()
+    )
+    clean._metadata = OrderedDict(version=1)
+    if description is not None:
+        clean._metadata["hyperiqa"] = {"format": DESCRIPTION_FORMAT, **description}
+    return clean
+
+
+def save(path: Path, content: object) -> None:
+    """torch.save, whole or not at all."""
+    write_whole(path, lambda file: torch.save(content, file))
+
+
+def load(path: Path) -> object:
+    """What `save` wrote, tensors and plain values alone, on the CPU. Raises UserError for anything else."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except Exception as problem:  # torch reports damaged files with half a dozen exception types
+        reason = str(problem).strip().splitlines()
+        raise UserError(
+            f"{path}: not a checkpoint of tensors: {reason[0] if reason else type(problem).__name__}"
+        ) from None
+
+
+def description_of(state: object) -> dict[str, object] | None:
+    """The description that `portable_state` put into a loaded state dict; None if it has none."""
+    return getattr(state, "_metadata", {}).get("hyperiqa")
+
+
+def check_reachable(url: str, seconds: float = 12) -> None:
+    """Raise OSError unless the server of `url` answers, with whatever status, within `seconds`.
+
+    Without this, a machine without network waits for minutes: for name look-ups that no socket timeout
+    covers, and for the retries of the download libraries.
+    """
+    answer: list[Exception | None] = []
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+            answer.append(None)
+        except urllib.error.HTTPError:
+            answer.append(None)
+        except Exception as problem:
+            answer.append(problem)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not answer:
+        raise OSError(f"{url} does not answer")
+    if answer[0] is not None:
+        raise OSError(f"{url}: {getattr(answer[0], 'reason', answer[0])}")
+
+
+def load_backbone_weights(module: torch.nn.Module, path: Path) -> None:
+    """Load a torchvision or timm state dict into a backbone; the classifier's weights are left out.
+
+    Raises UserError naming the tensors that are missing or have another shape.
+    """
+    state = load(path)
+    if isinstance(state, Mapping) and isinstance(state.get("model", state.get("state_dict")), Mapping):
+        state = state.get("model", state.get("state_dict"))
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path}: expected a state dict (parameter name -> tensor)")
+    own = {name: t for name, t in module.state_dict().items() if not name.startswith("lda")}
+    # timm's feature extractor joins `layers.0` to `layers_0`; its published files say `layers.0`.
+    renamed = {
+        name.replace("layers.", "layers_", 1) if name.startswith("layers.") else name: t for name, t in state.items()
+    }
+    wrong = [name for name, t in own.items() if name not in renamed or renamed[name].shape != t.shape]
+    if wrong:
+        raise UserError(
+            f"{path}: {len(wrong)} of the backbone's {len(own)} tensors are missing or of another shape, "
+            f"such as {wrong[0]}: weights of another backbone?"
+        )
+    module.load_state_dict({name: renamed[name] for name in own}, strict=False)

@@ -1,0 +1,46 @@
+"""Training losses: from the model's scores and the batch to named parts, `loss` being what is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+
+
+def ranking_loss(scores: torch.Tensor, mos: torch.Tensor, margin: float) -> torch.Tensor:
+    """Pairwise margin ranking loss of a batch.
+
+    scores, mos: (N,). The mean of max(0, margin - sign(mos_i - mos_j) * (scores_i - scores_j)) over the
+    pairs i < j with different MOS; 0, still differentiable, where there is no such pair.
+    """
+    order = torch.sign(mos[:, None] - mos[None, :])
+    hinge = F.relu(margin - order * (scores[:, None] - scores[None, :]))
+    # The matrix is symmetric with an empty diagonal: both sums count each pair twice. Masking keeps
+    # the shapes fixed, so the device never has to tell the host how many pairs there are.
+    different = order != 0
+    return (hinge * different).sum() / different.sum().clamp(min=1)
+
+
+class QualityLoss:
+    """(1 - alpha) * L1 + alpha * ranking loss (`form="convex"`), or L1 + alpha * ranking loss (`"additive"`).
+
+    alpha 0..1, 0 switches ranking off; margin in score units. Called with scores (N,) and a batch that
+    has `mos` (N,); returns `loss`, `l1` and, with ranking, `rank` as scalar tensors in fp32.
+    """
+
+    def __init__(self, alpha: float = 0.0, margin: float = 0.5, form: str = "convex"):
+        self.alpha, self.margin = alpha, margin
+        self.l1_weight = 1.0 - alpha if form == "convex" else 1.0
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return ("loss", "l1", "rank") if self.alpha else ("loss", "l1")
+
+    def __call__(self, scores: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        scores, mos = scores.float(), batch["mos"].float()
+        l1 = F.l1_loss(scores, mos)
+        if not self.alpha:
+            return {"loss": l1, "l1": l1}
+        rank = ranking_loss(scores, mos, self.margin)
+        return {"loss": self.l1_weight * l1 + self.alpha * rank, "l1": l1, "rank": rank}

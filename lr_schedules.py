@@ -1,0 +1,125 @@
+"""Learning-rate schedules as pure functions of the epoch, and the Adam that belongs to an epoch.
+
+Because a schedule knows every epoch's rates without having lived through the ones before, a resumed run
+rebuilds its optimizer from the epoch number alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Learning rates of one epoch. `head` is None where the head is in no optimizer, i.e. frozen."""
+
+    head: float | None
+    backbone: float
+
+    def __str__(self) -> str:
+        head = "frozen" if self.head is None else f"{self.head:.2e}"
+        return f"HyperNet={head}, Backbone={self.backbone:.2e}"
+
+
+class Constant:
+    """`--lr_scheduler none`: the same rates in every epoch."""
+
+    def __init__(self, lr: float, lr_ratio: float):
+        self.lr, self.lr_ratio = lr, lr_ratio
+
+    def rates(self, epoch: int) -> Rates:
+        """Rates of epoch 1, 2, …"""
+        return Rates(self.lr * self.lr_ratio, self.lr)
+
+    def makes_new_adam(self, epoch: int) -> bool:
+        """Whether the epoch starts with a new Adam: no moments, step count 0."""
+        return epoch == 1
+
+    def __str__(self) -> str:
+        return "none (constant rates)"
+
+
+class Cosine(Constant):
+    """`--lr_scheduler cosine`: CosineAnnealingLR(T_max=epochs, eta_min) stepped after every epoch.
+
+    Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts.
+    """
+
+    def __init__(self, lr: float, lr_ratio: float, epochs: int, eta_min: float = 1e-6):
+        super().__init__(lr, lr_ratio)
+        self.epochs, self.eta_min = epochs, eta_min
+
+    def rates(self, epoch: int) -> Rates:
+        factor = (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
+        head, backbone = (self.eta_min + (lr - self.eta_min) * factor for lr in (self.lr * self.lr_ratio, self.lr))
+        return Rates(head, backbone)
+
+    def __str__(self) -> str:
+        return f"CosineAnnealingLR (T_max={self.epochs}, eta_min={self.eta_min:g})"
+
+
+class Step(Constant):
+    """`--lr_scheduler step`: the published HyperIQA procedure, its three defects included unless fixed.
+
+    After epoch n (t = n - 1) the public code makes a new Adam with head lr lr*ratio/10^(t//6), the ratio
+    being 1 once t > 8, and backbone lr `lr`. Its head parameters come from an iterator that is exhausted
+    by then, so from epoch 2 on the head is in no optimizer. fixes: `filter` keeps the head in,
+    `backbone_lr` decays the backbone like the head, `optimizer_state` keeps one Adam (implies `filter`).
+    """
+
+    def __init__(self, lr: float, lr_ratio: float, fixes: Iterable[str] = ()):
+        super().__init__(lr, lr_ratio)
+        self.fixes = frozenset(fixes)
+
+    def rates(self, epoch: int) -> Rates:
+        if epoch == 1:
+            return super().rates(1)
+        t = epoch - 2
+        decay = 10 ** (t // 6)
+        head = self.lr * (self.lr_ratio if t <= 8 else 1) / decay
+        trained = self.fixes & {"filter", "optimizer_state"}
+        return Rates(head if trained else None, self.lr / decay if "backbone_lr" in self.fixes else self.lr)
+
+    def makes_new_adam(self, epoch: int) -> bool:
+        return epoch == 1 or "optimizer_state" not in self.fixes
+
+    def __str__(self) -> str:
+        fixes = ", ".join(sorted(self.fixes)) or "none: head frozen and backbone lr constant from epoch 2 on"
+        return f"step, the published procedure (training fixes: {fixes})"
+
+
+def make_schedule(name: str, lr: float, lr_ratio: float, epochs: int, fixes: Iterable[str] = ()) -> Constant:
+    """The schedule that `--lr_scheduler` names: cosine, step or none."""
+    if name == "cosine":
+        return Cosine(lr, lr_ratio, epochs)
+    return Step(lr, lr_ratio, fixes) if name == "step" else Constant(lr, lr_ratio)
+
+
+def adam_for_epoch(
+    schedule: Constant,
+    epoch: int,
+    head: list[torch.nn.Parameter],
+    backbone: list[torch.nn.Parameter],
+    weight_decay: float,
+    previous: torch.optim.Adam | None = None,
+) -> torch.optim.Adam:
+    """The Adam of an epoch: `previous` with this epoch's rates, or a new one where the schedule makes one.
+
+    Groups: head (absent while frozen), backbone. A frozen head also stops asking for gradients: they
+    would be computed for nothing. `previous=None` always makes a new one, to load a saved state into.
+    """
+    rates = schedule.rates(epoch)
+    for parameter in head:
+        parameter.requires_grad_(rates.head is not None)
+    groups = [{"params": backbone, "lr": rates.backbone, "name": "backbone"}]
+    if rates.head is not None:
+        groups.insert(0, {"params": head, "lr": rates.head, "name": "head"})
+    if previous is None or schedule.makes_new_adam(epoch):
+        return torch.optim.Adam(groups, weight_decay=weight_decay)
+    for group, new in zip(previous.param_groups, groups, strict=True):
+        group["lr"] = new["lr"]
+    return previous

@@ -1,0 +1,177 @@
+"""HyperIQA: a hyper network that generates, per image, the weights of the target network that scores it.
+
+Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", CVPR 2020.
+
+    images (N, 3, H, W), ImageNet-normalised
+      -> backbone: four stage maps (N, C_i, H/4..H/32, W/4..W/32)
+           -> LDA: target_in_vec (N, 224), what the target network sees
+           -> fusion: (N, C_last, 7, 7) -> conv1: (N, 112, 7, 7) -> generators: weights and biases per image
+      -> TargetNet 224-112-56-28-14-1 with these weights -> scores (N,), on the training set's own scale
+
+Parameter names are those of the public implementation, so checkpoints travel both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from checkpoints import check_reachable
+from fusion import FUSIONS, GRID
+
+TARGET_SIZES = (224, 112, 56, 28, 14, 1)
+HYPER_CHANNELS = 112
+LDA_CHANNELS = (16, 32, 64)
+LDA_GRIDS = (8, 4, 2)
+LDA_WIDTH = 16
+
+
+class Backbone(nn.Module):
+    """What HyperNet asks of a backbone: stage maps, and the LDA that hangs on them under the same names.
+
+    A subclass sets `prefix` (its name in HyperNet's state dict), `hidden` (widths of the hyper network's
+    first two convs) and `pretrained_part` (the module an ImageNet state dict belongs to), calls
+    `add_lda(channels)` and implements `stage_maps`.
+    """
+
+    prefix: str
+    hidden: tuple[int, int]
+    channels: tuple[int, ...]
+
+    def add_lda(self, channels: Sequence[int]) -> None:
+        """Local distortion aware modules for stage maps with these channel counts."""
+        self.channels = tuple(channels)
+        for i, (c_in, c_out, grid) in enumerate(zip(channels, LDA_CHANNELS, LDA_GRIDS), 1):
+            # A Sequential of one: the conv's public name is lda{i}_pool.0.
+            self.add_module(f"lda{i}_pool", nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False)))
+            self.add_module(f"lda{i}_fc", nn.Linear(c_out * grid * grid, LDA_WIDTH))
+        self.lda4_fc = nn.Linear(channels[3], TARGET_SIZES[0] - 3 * LDA_WIDTH)
+        for name, parameter in self.named_parameters():
+            if name.startswith("lda") and parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter)
+
+    def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(N, 3, H, W) -> four maps (N, C_i, H_i, W_i), finest first."""
+        raise NotImplementedError
+
+    def target_in_vec(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Stage maps -> (N, 224): three times 16 local features and 176 global ones."""
+        features = []
+        for i, grid in enumerate(LDA_GRIDS, 1):
+            local = F.adaptive_avg_pool2d(getattr(self, f"lda{i}_pool")(maps[i - 1]), grid)
+            features.append(getattr(self, f"lda{i}_fc")(local.flatten(1)))
+        features.append(self.lda4_fc(F.adaptive_avg_pool2d(maps[3], 1).flatten(1)))
+        return torch.cat(features, 1)
+
+
+class ResNetBackbone(Backbone):
+    """torchvision's resnet18/34/50/101 without its classifier; parameters `res.*`."""
+
+    prefix = "res"
+    hidden = (1024, 512)
+
+    def __init__(self, name: str = "resnet50", pretrained: bool = False):
+        super().__init__()
+        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] if pretrained else None
+        if weights and not (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).exists():
+            check_reachable(weights.url)
+        resnet = torchvision.models.get_model(name, weights=weights)
+        for child, module in resnet.named_children():
+            if child not in ("avgpool", "fc"):
+                self.add_module(child, module)
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        # The last block's last batch norm has the stage's width, in basic blocks and in bottlenecks.
+        self.add_lda([[m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features for s in stages])
+
+    @property
+    def pretrained_part(self) -> nn.Module:
+        return self
+
+    def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+class TargetNet(nn.Module):
+    """The small network that scores: four layers linear+sigmoid and a linear one, each image with its own weights.
+
+    It has no parameters. `weights` holds, per image, `target_in_vec` (N, 224, 1, 1), `target_fc{i}w`
+    (N, out, in, 1, 1) and `target_fc{i}b` (N, out), i = 1..5. Returns scores (N,) in fp32.
+    """
+
+    def forward(self, weights: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.autocast(weights["target_in_vec"].device.type, enabled=False):
+            x = weights["target_in_vec"].float().flatten(1).unsqueeze(2)
+            for i in range(1, len(TARGET_SIZES)):
+                w = weights[f"target_fc{i}w"].float().flatten(2)
+                x = torch.baddbmm(weights[f"target_fc{i}b"].float().unsqueeze(2), w, x)
+                if i < len(TARGET_SIZES) - 1:
+                    x = torch.sigmoid(x)
+            return x.flatten()
+
+
+class HyperNet(nn.Module):
+    """Images (N, 3, H, W) -> scores (N,), on the scale of the MOS it was trained on. One class for every backbone.
+
+    Its halves are public: `target_weights(images)` gives the dict that `target_net(weights)` takes.
+    """
+
+    def __init__(self, backbone: Backbone, fusion: str = "none"):
+        super().__init__()
+        self.prefix = backbone.prefix
+        self.add_module(backbone.prefix, backbone)
+        self.fusion = FUSIONS[fusion](backbone.channels)
+        layers = []
+        for c_in, c_out in zip(
+            (backbone.channels[-1], *backbone.hidden), (*backbone.hidden, HYPER_CHANNELS), strict=True
+        ):
+            layers += [nn.Conv2d(c_in, c_out, 1), nn.ReLU(inplace=True)]
+        self.conv1 = nn.Sequential(*layers)
+        for i, (n_in, n_out) in enumerate(zip(TARGET_SIZES[:-2], TARGET_SIZES[1:-1]), 1):
+            self.add_module(f"fc{i}w_conv", nn.Conv2d(HYPER_CHANNELS, n_in * n_out // GRID**2, 3, padding=1))
+            self.add_module(f"fc{i}b_fc", nn.Linear(HYPER_CHANNELS, n_out))
+        self.fc5w_fc = nn.Linear(HYPER_CHANNELS, TARGET_SIZES[-2])
+        self.fc5b_fc = nn.Linear(HYPER_CHANNELS, 1)
+        for name, module in self.named_children():
+            if name.startswith("fc"):
+                nn.init.kaiming_normal_(module.weight)
+        self.target_net = TargetNet()
+
+    @property
+    def backbone(self) -> Backbone:
+        return getattr(self, self.prefix)
+
+    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """(head, backbone): everything else, and the backbone with its LDA."""
+        backbone = list(self.backbone.parameters())
+        inside = {id(p) for p in backbone}
+        return [p for p in self.parameters() if id(p) not in inside], backbone
+
+    def target_weights(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Images (N, 3, H, W) -> the target network's input and weights, under the public keys."""
+        maps = self.backbone.stage_maps(images)
+        weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
+        hyper = self.conv1(self.fusion(maps))
+        for i, (n_in, n_out) in enumerate(zip(TARGET_SIZES[:-2], TARGET_SIZES[1:-1]), 1):
+            generated = getattr(self, f"fc{i}w_conv")(hyper)
+            weights[f"target_fc{i}w"] = generated.reshape(-1, n_out, n_in, 1, 1)
+        # Biases and the last layer set the score's level: in bf16 a score of 80 has steps of 0.5.
+        with torch.autocast(images.device.type, enabled=False):
+            pooled = hyper.float().mean((2, 3))
+            for i in range(1, len(TARGET_SIZES) - 1):
+                weights[f"target_fc{i}b"] = getattr(self, f"fc{i}b_fc")(pooled)
+            weights["target_fc5w"] = self.fc5w_fc(pooled)[:, None, :, None, None]
+            weights["target_fc5b"] = self.fc5b_fc(pooled)
+        return weights
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.target_net(self.target_weights(images))

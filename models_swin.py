@@ -1,0 +1,78 @@
+"""The Swin Transformer backbone: any Swin of timm (v1, v2, v2-CR, S3), and a small one of our own.
+
+Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+
+import huggingface_hub
+import timm
+import torch
+
+from checkpoints import check_reachable
+from models import Backbone
+from options import UserError
+
+# Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.
+OWN_SWINS = {
+    "swin_nano": {
+        "architecture": "swin_tiny_patch4_window7_224",
+        "embed_dim": 32,
+        "depths": (2, 2, 2, 2),
+        "num_heads": (2, 4, 8, 16),
+    }
+}
+
+
+class SwinBackbone(Backbone):
+    """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`.
+
+    patch_size: side of the square patches in pixels; the window partition is built for it.
+    Raises UserError where timm has no such Swin, or no Swin of that kind for that patch size.
+    """
+
+    prefix = "swin"
+    hidden = (512, 256)
+
+    def __init__(self, name: str, pretrained: bool = False, patch_size: int = 224):
+        super().__init__()
+        own = dict(OWN_SWINS.get(name, {}))
+        if own and pretrained:
+            raise UserError(f"--backbone {name} has no pretrained weights: add --no_pretrained")
+        architecture = own.pop("architecture", name)
+        if not timm.is_model(architecture):
+            near = difflib.get_close_matches(name, timm.list_models("swin*"), n=3)
+            raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model; near: {', '.join(near)}")
+        if pretrained and not _in_hub_cache(timm.get_pretrained_cfg(architecture)):
+            check_reachable(huggingface_hub.constants.ENDPOINT)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                self.backbone = timm.create_model(
+                    architecture, pretrained=pretrained, features_only=True, img_size=patch_size, **own
+                )
+        except (AssertionError, ValueError) as problem:
+            raise UserError(f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}") from None
+        # Older timm says it on the wrapped model's class alone; it is never guessed from shapes.
+        self.channels_last = str(getattr(self.backbone.output_fmt, "value", self.backbone.output_fmt)) == "NHWC"
+        self.add_lda(self.backbone.feature_info.channels())
+
+    @property
+    def pretrained_part(self) -> torch.nn.Module:
+        return self.backbone
+
+    def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        maps = self.backbone(images)
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
+
+
+def _in_hub_cache(config: timm.models.PretrainedCfg | None) -> bool:
+    """Whether timm's weights of a model were downloaded before."""
+    if config is None or not config.hf_hub_id:
+        return False
+    repository = f"{config.hf_hub_id}{config.architecture}.{config.tag}"
+    files = ("model.safetensors", "pytorch_model.bin")
+    return any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files)

@@ -1,0 +1,39 @@
+"""Train HyperIQA with a ResNet backbone.
+
+python train_resnet.py --dataset demo                          # no data, no network, a few minutes on a CPU
+python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published baseline
+"""
+
+from folders import DEFAULT_RESIZE
+from options import run_tool, train_options
+
+BACKBONES = ("resnet50", "resnet18", "resnet34", "resnet101")
+DEMO = {
+    "backbone": "resnet18",
+    "pretrained": False,
+    "lr": 2e-4,
+    "lr_ratio": 5.0,
+    "train_patch_num": 4,
+    "epochs": 10,
+    "batch_size": 32,
+    "patience": 10,
+}
+
+
+def main() -> None:
+    options = train_options(
+        None,
+        __doc__,
+        BACKBONES,
+        any_backbone=None,
+        fusions=("none", "concat"),
+        datasets=DEFAULT_RESIZE,
+        demo=DEMO,
+    )
+    from HyperIQASolver import HyperIQASolver  # torch: only once the flags are known to be right
+
+    HyperIQASolver(options).run()
+
+
+if __name__ == "__main__":
+    run_tool(main)

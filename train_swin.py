@@ -1,0 +1,45 @@
+"""Train HyperIQA with a Swin Transformer backbone.
+
+python train_swin.py --dataset demo                            # no data, no network, a few minutes on a CPU
+python train_swin.py --dataset koniq-10k --ranking_loss_alpha 0.3 --use_multiscale
+python train_swin.py --lr_scheduler step                       # the published procedure
+"""
+
+from folders import DEFAULT_RESIZE
+from options import run_tool, train_options
+
+BACKBONES = (
+    "swin_tiny_patch4_window7_224",
+    "swin_small_patch4_window7_224",
+    "swin_base_patch4_window7_224",
+    "swin_nano",
+)
+DEMO = {
+    "backbone": "swin_nano",
+    "pretrained": False,
+    "lr": 2e-4,
+    "lr_ratio": 5.0,
+    "train_patch_num": 4,
+    "epochs": 10,
+    "batch_size": 32,
+    "patience": 10,
+}
+
+
+def main() -> None:
+    options = train_options(
+        None,
+        __doc__,
+        BACKBONES,
+        any_backbone="swin",
+        fusions=("none", "concat"),
+        datasets=DEFAULT_RESIZE,
+        demo=DEMO,
+    )
+    from HyperIQASolver_swin import HyperIQASolverSwin  # torch: only once the flags are known to be right
+
+    HyperIQASolverSwin(options).run()
+
+
+if __name__ == "__main__":
+    run_tool(main)
