@@ -1,0 +1,112 @@
+"""Tiny real data sets and settings that the tests share."""
+
+import csv
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from folders import DEFAULT_RESIZE
+from options import train_options
+
+torch.set_num_threads(2)
+BACKBONES = {"swin": ("swin_nano", "swin"), "resnet": ("resnet18", None)}
+
+
+def write_images(folder: Path, names: list[str], size: tuple[int, int] = (96, 72), seed: int = 0) -> None:
+    """Noise over a gradient whose strength falls from the first name to the last; size = (width, height)."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[: size[1], : size[0]]
+    for k, name in enumerate(names):
+        base = 128 + 60 * np.sin(x / (5 + k % 3)) * np.cos(y / 7)
+        noise = rng.normal(0, 60 * (1 - k / len(names)), (size[1], size[0], 3))
+        pixels = np.clip(base[:, :, None] + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name, quality=95)
+
+
+def write_koniq(root: Path, train: int = 12, test: int = 6, size: tuple[int, int] = (96, 72)) -> Path:
+    """KonIQ-10k's layout with images in train/ and test/ and the JSON lists."""
+    names = {part: [f"{part}_{i}.jpg" for i in range(n)] for part, n in (("train", train), ("test", test))}
+    with open(write_dir(root) / "koniq10k_scores_and_distributions.csv", "w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(["image_name", "c1", "MOS", "MOS_zscore"])
+        for part in names.values():
+            writer.writerows([name, 0, 3.0, score_of(i, len(part))] for i, name in enumerate(part))
+    for seed, (part, listed) in enumerate(names.items()):
+        write_images(root / part, listed, size, seed)
+        entries = [{"image": f"koniq_{part}/{name}", "score": -1.0} for name in listed]
+        (root / f"koniq_{part}.json").write_text(json.dumps(entries))
+    return root
+
+
+def write_spaq(root: Path, number: int = 5) -> Path:
+    names = [f"spaq_{i}.jpg" for i in range(number)]
+    write_images(root, names, (80, 110), seed=9)
+    entries = [{"image": f"spaq_test/{name}", "score": score_of(i, number)} for i, name in enumerate(names)]
+    (root / "spaq_test.json").write_text(json.dumps(entries))
+    return root
+
+
+def write_dir(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def score_of(i: int, n: int) -> float:
+    return round(10 + 80 * i / n, 4)
+
+
+@pytest.fixture(scope="session")
+def koniq(tmp_path_factory) -> Path:
+    return write_koniq(tmp_path_factory.mktemp("data") / "koniq-10k")
+
+
+@pytest.fixture(scope="session")
+def spaq(tmp_path_factory) -> Path:
+    return write_spaq(tmp_path_factory.mktemp("data") / "spaq-test")
+
+
+@pytest.fixture
+def settings(koniq, spaq, tmp_path):
+    """settings("swin", "--epochs", 3): the parsed flags of a run that takes a second or two."""
+
+    def make(model: str, *flags: object):
+        default, prefix = BACKBONES[model]
+        tiny = ["--no_pretrained", "--patch_size", 64, "--resize", 72, "--train_patch_num", 2, "--batch_size", 8,
+                "--epochs", 2, "--lr", 1e-3, "--precision", "fp32", "--dataset_path", koniq, "--spaq_path", spaq,
+                "--log_dir", tmp_path / "logs", "--checkpoint_dir", tmp_path / "checkpoints"]  # fmt: skip
+        if "--dataset_path" in flags or "--dataset" in flags:
+            del tiny[tiny.index("--dataset_path") : tiny.index("--dataset_path") + 2]
+        if "--no_spaq" in flags:
+            del tiny[tiny.index("--spaq_path") : tiny.index("--spaq_path") + 2]
+        argv = [str(word) for word in (*tiny, *flags)]
+        return train_options(argv, "test", (default,), prefix, ("none", "concat"), DEFAULT_RESIZE, {})
+
+    return make
+
+
+def fill_by_recipe(model: torch.nn.Module) -> torch.nn.Module:
+    """The golden figures' weights: every floating tensor from a generator seeded with its name."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        draw = torch.randn(tensor.shape, generator=generator)
+        if name.endswith(("running_mean", "running_var")):
+            draw = torch.full_like(tensor, float(name.endswith("running_var")))
+        elif tensor.ndim > 1:
+            draw *= math.sqrt(1 / tensor[0].numel())
+        else:
+            draw = torch.ones_like(tensor) if name.endswith("weight") else 0.01 * draw
+        tensor.copy_(draw)
+    return model
+
+
+def recipe_images(number: int, seed: int) -> torch.Tensor:
+    return torch.randn(number, 3, 224, 224, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,102 @@
+import itertools
+
+import pytest
+import torch
+from conftest import fill_by_recipe, recipe_images
+
+from losses import QualityLoss
+from lr_schedules import Rates, adam_for_epoch, make_schedule
+from models import HyperNet, ResNetBackbone
+
+LR, RATIO = 2e-5, 10
+COMBINATIONS = [c for n in range(4) for c in itertools.combinations(("filter", "backbone_lr", "optimizer_state"), n)]
+
+
+def a_run(schedule, epochs, steps_per_epoch=3):
+    """Per epoch: (head lr or None, backbone lr, whether the head moved, Adam's step count before the epoch)."""
+    head, backbone = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
+    optimizer, seen = None, []
+    for epoch in range(1, epochs + 1):
+        optimizer = adam_for_epoch(schedule, epoch, [head], [backbone], 5e-4, optimizer)
+        state = optimizer.state.get(backbone, {})
+        before, lrs = head.detach().clone(), {group["name"]: group["lr"] for group in optimizer.param_groups}
+        count = int(state["step"]) if state else 0
+        for _ in range(steps_per_epoch):
+            optimizer.zero_grad()
+            (head.sum() * backbone.sum()).backward()
+            optimizer.step()
+        seen.append((lrs.get("head"), lrs["backbone"], not torch.equal(before, head), count))
+    return seen
+
+
+@pytest.mark.parametrize("fixes", COMBINATIONS, ids=lambda c: "+".join(c) or "none")
+def test_step_exactly_per_epoch(fixes):
+    """The published procedure, written out for 14 epochs: rates, who is trained, Adam's step count."""
+    head_lrs = [2e-4] * 7 + [2e-5] * 3 + [2e-6] * 3 + [2e-7]
+    backbone_lrs = [2e-5] * 7 + [2e-6] * 6 + [2e-7] if "backbone_lr" in fixes else [2e-5] * 14
+    trained = "filter" in fixes or "optimizer_state" in fixes
+    seen = a_run(make_schedule("step", LR, RATIO, 14, fixes), 14)
+    for epoch, (head_lr, backbone_lr, head_moved, count) in enumerate(seen, 1):
+        assert backbone_lr == pytest.approx(backbone_lrs[epoch - 1], rel=1e-12)
+        assert head_moved == (epoch == 1 or trained)
+        assert head_lr == (pytest.approx(head_lrs[epoch - 1], rel=1e-12) if head_moved else None)
+        assert count == (3 * (epoch - 1) if "optimizer_state" in fixes else 0)
+
+
+def test_cosine_is_torchs_cosine_annealing():
+    parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    adam = torch.optim.Adam([{"params": parameters[:1], "lr": LR * RATIO}, {"params": parameters[1:], "lr": LR}])
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=16, eta_min=1e-6)
+    ours = make_schedule("cosine", LR, RATIO, 16)
+    for epoch in range(1, 18):
+        expected = [group["lr"] for group in adam.param_groups]
+        assert [ours.rates(epoch).head, ours.rates(epoch).backbone] == pytest.approx(expected, rel=1e-9)
+        adam.step()
+        theirs.step()
+    assert str(ours) == "CosineAnnealingLR (T_max=16, eta_min=1e-06)"
+
+
+@pytest.mark.parametrize("name", ["none", "cosine"])
+def test_other_schedules_keep_one_adam(name):
+    assert [row[2:] for row in a_run(make_schedule(name, LR, RATIO, 4), 4)] == [(True, 3 * e) for e in range(4)]
+    assert make_schedule("none", LR, RATIO, 4).rates(4) == Rates(LR * RATIO, LR)
+
+
+def test_rates_as_the_log_shows_them():
+    assert str(Rates(1.98e-4, 1.99e-5)) == "HyperNet=1.98e-04, Backbone=1.99e-05"
+    assert str(Rates(None, 2e-5)) == "HyperNet=frozen, Backbone=2.00e-05"
+
+
+# Measured on the public implementation: 13 epochs of two batches, ResNet-50, weights by recipe, L1.
+GOLDEN = {
+    "none": [51.3678, 51.1568, 39.294, 43.9212, 38.2363, 42.8963, 37.1278, 42.0248, 36.3448, 41.4368, 35.7478, 40.9116,
+             35.211, 40.4625, 34.714, 40.059, 34.2228, 39.6678, 33.7553, 39.367, 33.3485, 39.0245, 32.9242, 38.7108,
+             32.4905, 38.4254],
+    "backbone_lr": [51.3678, 51.1568, 39.294, 43.9212, 38.2363, 42.8963, 37.1278, 42.0248, 36.3448, 41.4368, 35.7478,
+                    40.9116, 35.211, 40.4625, 34.714, 40.0257, 34.0444, 39.6897, 33.539, 39.4146, 33.1603, 39.1906,
+                    32.8768, 39.0072, 32.6445, 38.8553],
+    "filter": [51.3678, 51.1568, 39.294, 35.9732, 25.3004, 19.9934],
+    "optimizer_state": [51.3678, 51.1568, 39.294, 37.2133, 26.9452, 23.6349],
+    "filter+backbone_lr": [51.3678, 51.1568, 39.294, 35.9732, 25.3004, 19.9934],
+    "optimizer_state+backbone_lr": [51.3678, 51.1568, 39.294, 37.2133, 26.9452, 23.6349],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_trajectory(name):
+    """Losses of the public code's `step` training, batch by batch (the head's training on is chaotic: six only)."""
+    fixes = () if name == "none" else name.split("+")
+    schedule, criterion = make_schedule("step", LR, RATIO, 13, fixes), QualityLoss()
+    batches = [(recipe_images(4, 100 + i), {"mos": torch.tensor([20.0, 40, 60, 80]) + 5 * i}) for i in (0, 1)]
+    model = fill_by_recipe(HyperNet(ResNetBackbone("resnet50"))).train()
+    head, backbone = model.parameter_groups()
+    optimizer, losses = None, []
+    for epoch in range(1, len(GOLDEN[name]) // 2 + 1):
+        optimizer = adam_for_epoch(schedule, epoch, head, backbone, 5e-4, optimizer)
+        for images, batch in batches:
+            loss = criterion(model(images), batch)["loss"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert losses == pytest.approx(GOLDEN[name], rel=0.004 if len(losses) == 26 else 0.01)

@@ -1,0 +1,155 @@
+import pytest
+import torch
+from conftest import fill_by_recipe, recipe_images
+
+from models import TARGET_SIZES, HyperNet, ResNetBackbone, TargetNet
+from models_swin import SwinBackbone
+
+# Measured on the public implementations: weights by recipe, eval mode, four images, seed 0, fp32.
+GOLDEN = {
+    "resnet50": {
+        "scores": [-1.61621, -1.57695, -1.48466, -1.48381],
+        "mean_abs": {"target_in_vec": 1.061628, "target_fc1w": 0.425621, "target_fc1b": 0.488066, "target_fc2w": 0.428815,
+                     "target_fc2b": 0.449671, "target_fc3w": 0.443515, "target_fc3b": 0.603158, "target_fc4w": 0.327511,
+                     "target_fc4b": 0.45257, "target_fc5w": 0.304187, "target_fc5b": 0.744855},
+        "parameters": 27375369, "keys": 355, "prefix": "res",
+        "channels": (256, 512, 1024, 2048), "hidden": (1024, 512),
+    },
+    "swin_tiny_patch4_window7_224": {
+        "scores": [-0.99452, -1.28759, -1.38935, -0.60732],
+        "mean_abs": {"target_in_vec": 1.299596, "target_fc1w": 0.516664, "target_fc1b": 0.592889, "target_fc2w": 0.492586,
+                     "target_fc2b": 0.58558, "target_fc3w": 0.582734, "target_fc3b": 0.534256, "target_fc4w": 0.585894,
+                     "target_fc4b": 0.531882, "target_fc5w": 0.727794, "target_fc5b": 0.693464},
+        "parameters": 28979523, "keys": 206, "prefix": "swin",
+        "channels": (96, 192, 384, 768), "hidden": (512, 256),
+    },
+}  # fmt: skip
+FIRST_BACKBONE_KEYS = {
+    "resnet50": ["res.conv1.weight", "res.bn1.weight", "res.bn1.bias", "res.bn1.running_mean", "res.bn1.running_var",
+                 "res.bn1.num_batches_tracked"],
+    "swin_tiny_patch4_window7_224": ["swin.backbone.patch_embed.proj.weight", "swin.backbone.patch_embed.proj.bias",
+                                     "swin.backbone.patch_embed.norm.weight", "swin.backbone.patch_embed.norm.bias",
+                                     "swin.backbone.layers_0.blocks.0.norm1.weight",
+                                     "swin.backbone.layers_0.blocks.0.norm1.bias"],
+}  # fmt: skip
+
+
+def build(name: str, fusion: str = "none", patch_size: int = 224) -> HyperNet:
+    backbone = SwinBackbone(name, False, patch_size) if name.startswith("swin") else ResNetBackbone(name)
+    return HyperNet(backbone, fusion)
+
+
+def public_head(prefix: str, channels: tuple[int, ...], hidden: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the public code's head and LDA, as golden.json lists them."""
+    shapes = {}
+    for i, (c, grid) in enumerate(zip((16, 32, 64), (8, 4, 2)), 1):
+        shapes[f"{prefix}.lda{i}_pool.0.weight"] = (c, channels[i - 1], 1, 1)
+        shapes[f"{prefix}.lda{i}_fc.weight"] = (16, c * grid * grid)
+        shapes[f"{prefix}.lda{i}_fc.bias"] = (16,)
+    shapes[f"{prefix}.lda4_fc.weight"], shapes[f"{prefix}.lda4_fc.bias"] = (176, channels[3]), (176,)
+    widths = (channels[3], *hidden, 112)
+    for i in range(3):
+        shapes[f"conv1.{2 * i}.weight"] = (widths[i + 1], widths[i], 1, 1)
+        shapes[f"conv1.{2 * i}.bias"] = (widths[i + 1],)
+    for i, (conv, out) in enumerate(((512, 112), (128, 56), (32, 28), (8, 14)), 1):
+        shapes[f"fc{i}w_conv.weight"], shapes[f"fc{i}w_conv.bias"] = (conv, 112, 3, 3), (conv,)
+        shapes[f"fc{i}b_fc.weight"], shapes[f"fc{i}b_fc.bias"] = (out, 112), (out,)
+    shapes["fc5w_fc.weight"], shapes["fc5w_fc.bias"] = (14, 112), (14,)
+    shapes["fc5b_fc.weight"], shapes["fc5b_fc.bias"] = (1, 112), (1,)
+    return shapes
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_scores_weights_and_names(name):
+    golden = GOLDEN[name]
+    model = fill_by_recipe(build(name)).eval()
+    with torch.no_grad():
+        weights = model.target_weights(recipe_images(4, 0))
+        scores = model.target_net(weights)
+    assert scores.tolist() == pytest.approx(golden["scores"], abs=1e-3)
+    assert {k: w.abs().mean().item() for k, w in weights.items()} == pytest.approx(golden["mean_abs"], abs=1e-4)
+    for i in range(1, 6):
+        assert weights[f"target_fc{i}w"].shape == (4, TARGET_SIZES[i], TARGET_SIZES[i - 1], 1, 1)
+        assert weights[f"target_fc{i}b"].shape == (4, TARGET_SIZES[i])
+    assert weights["target_in_vec"].shape == (4, 224, 1, 1)
+
+    state = model.state_dict()
+    assert len(state) == golden["keys"]
+    assert sum(p.numel() for p in model.parameters()) == golden["parameters"]
+    head = public_head(golden["prefix"], golden["channels"], golden["hidden"])
+    assert {n: tuple(state[n].shape) for n in head} == head
+    rest = [n for n in state if n not in head]
+    assert all(n.startswith((f"{golden['prefix']}.", "swin.backbone.")) for n in rest)
+    assert rest[:6] == FIRST_BACKBONE_KEYS[name]
+
+
+def test_target_net_gives_each_image_its_own_weights():
+    """Against the plain definition: grouped 1x1 convolutions written as a loop over images and layers."""
+    generator = torch.Generator().manual_seed(1)
+    weights = {"target_in_vec": torch.randn(3, 224, 1, 1, generator=generator)}
+    for i in range(1, 6):
+        weights[f"target_fc{i}w"] = torch.randn(3, TARGET_SIZES[i], TARGET_SIZES[i - 1], 1, 1, generator=generator) / 10
+        weights[f"target_fc{i}b"] = torch.randn(3, TARGET_SIZES[i], generator=generator)
+    for n, score in enumerate(TargetNet()(weights)):
+        x = weights["target_in_vec"][n].flatten()
+        for i in range(1, 6):
+            x = weights[f"target_fc{i}w"][n].flatten(1) @ x + weights[f"target_fc{i}b"][n]
+            x = torch.sigmoid(x) if i < 5 else x
+        assert score.item() == pytest.approx(x.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "swin_nano"])
+@pytest.mark.parametrize("fusion", ["none", "concat"])
+@pytest.mark.parametrize("patch_size", [224, 288])
+def test_batch_of_one_scores_as_within_a_batch(name, fusion, patch_size):
+    torch.manual_seed(0)
+    model = build(name, fusion, patch_size).eval()
+    images = torch.randn(3, 3, patch_size, patch_size)
+    with torch.no_grad():
+        together, alone = model(images), torch.cat([model(image[None]) for image in images])
+    assert together.shape == (3,)
+    assert torch.allclose(together, alone, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("resnet18", (64, 128, 256, 512)), ("resnet34", (64, 128, 256, 512)), ("resnet101", (256, 512, 1024, 2048))],
+)
+def test_other_resnets(name, channels):
+    model = build(name).eval()
+    assert model.backbone.channels == channels
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 224, 224)).shape == (1,)
+
+
+def test_parameter_groups_are_the_whole_model_once():
+    model = build("resnet18", "concat")
+    head, backbone = model.parameter_groups()
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert sorted(names.values()) == sorted(names[id(p)] for p in head + backbone)
+    assert {names[id(p)].split(".")[0] for p in backbone} == {"res"}
+    assert any(names[id(p)].startswith("fusion.") for p in head)
+
+
+def test_initialisation():
+    """Generators and LDA Kaiming-normal (sd sqrt(2/fan_in)); conv1 keeps PyTorch's uniform default."""
+    torch.manual_seed(0)
+    model = build("resnet50")
+    for weight in (model.fc1w_conv.weight, model.res.lda1_fc.weight, model.res.lda4_fc.weight):
+        assert weight.std().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=0.03)
+    conv = model.conv1[0].weight
+    assert conv.abs().max().item() <= (1 / 2048) ** 0.5
+
+
+def test_scores_keep_fp32_under_bf16_autocast():
+    """Only what may be is bf16: scores around 80 must not fall onto bf16's grid of 0.5."""
+    torch.manual_seed(0)
+    model = build("resnet18").eval()
+    torch.nn.init.constant_(model.fc5b_fc.bias, 80.0)
+    images = torch.randn(8, 3, 64, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        scores = model(images)
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, scores.bfloat16().float())
+    with torch.no_grad():
+        assert torch.allclose(scores, model(images), atol=0.3)

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from models import HyperNet
+from models_swin import SwinBackbone
+from options import UserError
+
+FAMILIES = ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224", "swin_s3_tiny_224"]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "swin_nano"])
+@pytest.mark.parametrize("patch_size", [224, 288])
+def test_every_family_gives_channels_first_maps(name, patch_size):
+    backbone = SwinBackbone(name, patch_size=patch_size).eval()
+    with torch.no_grad():
+        maps = backbone.stage_maps(torch.randn(1, 3, patch_size, patch_size))
+    sides = [patch_size // s for s in (4, 8, 16, 32)]
+    assert [tuple(m.shape[1:]) for m in maps] == [(c, s, s) for c, s in zip(backbone.channels, sides)]
+    assert HyperNet(backbone).eval()(torch.randn(1, 3, patch_size, patch_size)).shape == (1,)
+
+
+def test_stochastic_depth_is_kept():
+    rates = [m.drop_prob for m in SwinBackbone("swin_tiny_patch4_window7_224").modules() if hasattr(m, "drop_prob")]
+    assert max(rates) > 0
+
+
+def test_layout_follows_output_fmt_not_shapes():
+    """A patch of 384 gives 96x96 maps of 96 channels: shapes alone cannot tell the layouts apart."""
+    backbone = SwinBackbone("swin_tiny_patch4_window7_224", patch_size=384).eval()
+    with torch.no_grad():
+        first = backbone.stage_maps(torch.randn(1, 3, 384, 384))[0]
+        raw = backbone.backbone(torch.randn(1, 3, 384, 384))[0]
+    assert first.shape == raw.shape == (1, 96, 96, 96)
+    assert first.stride()[1] == 1  # NHWC memory seen as NCHW
+
+
+def test_unknown_and_unpretrained_names_are_the_users_mistakes():
+    with pytest.raises(UserError, match="swin_tony.*no such model; near: "):
+        SwinBackbone("swin_tony_patch4_window7_224")
+    with pytest.raises(UserError, match="swin_nano has no pretrained weights: add --no_pretrained"):
+        SwinBackbone("swin_nano", pretrained=True)
