@@ -26,10 +26,11 @@ from data_loader import (
     PatchBatches,
     addressed_seed,
     make_loader,
+    put_on_gpu,
     test_patches,
     train_patches,
 )
-from folders import READERS, DataSet, Demo, Record, find_spaq
+from folders import HERE, READERS, DataSet, Demo, Record, find_spaq
 from losses import QualityLoss
 from lr_schedules import adam_for_epoch, make_schedule
 from models import Backbone, HyperNet, ResNetBackbone
@@ -73,6 +74,10 @@ class HyperIQASolver:
         self.options = options
         self.device = choose_device(options.device)
         self.bf16, self.bf16_reason = choose_bf16(options.precision, self.device)
+        torch.backends.cudnn.deterministic = options.deterministic
+        torch.backends.cudnn.benchmark = not options.deterministic
+        # fp32 means fp32: cuDNN's default rounds the inputs of convolutions to 10 bits.
+        torch.backends.cudnn.allow_tf32 = False
         self.workers = options.workers if options.workers is not None else (4 if self.device.type == "cuda" else 0)
         self.criterion = QualityLoss(options.ranking_loss_alpha, options.ranking_loss_margin, options.ranking_loss_form)
         self.schedule = make_schedule(
@@ -201,19 +206,22 @@ class HyperIQASolver:
     def _load_images(self) -> None:
         """Decode and resize every image once, for all rounds."""
         o = self.options
+        cache_dir = (o.cache_dir or HERE / "cache") if o.cache else None
         self.caches: dict[str, ImageCache] = {}
         for data, resize in ((self.data, o.resize), (self.spaq, o.spaq_resize)):
             if data is None:
                 continue
             start = time.perf_counter()
-            cache = ImageCache(data.name, [r.path for r in data.records], resize, o.patch_size)
+            cache = ImageCache(data.name, [r.path for r in data.records], resize, o.patch_size, cache_dir)
             self.caches[data.name] = cache
+            place = "memory" if cache.folder is None else f"cache {cache.folder}"
             self.log.line(
-                f"{data.name}: {len(cache)} images in memory, resize {resize}, {len(cache.buffer) / 2**20:.0f} MiB, "
-                f"{time.perf_counter() - start:.1f} s"
+                f"{data.name}: {len(cache)} images {'found' if cache.was_there else 'decoded'} in {place}, "
+                f"resize {resize}, {cache.bytes / 2**20:.0f} MiB, {time.perf_counter() - start:.1f} s"
             )
             if cache.upscaled:
                 self.log.line(f"{data.name}: {cache.upscaled} images smaller than the patch were scaled up to it")
+        self.log.line(f"Patches are cut on: {put_on_gpu(self.caches.values(), o.cache_device, self.device)}")
 
     def _batches(
         self,
@@ -238,6 +246,8 @@ class HyperIQASolver:
         """Train one round; returns `finished` or `early_stopped`."""
         o, log = self.options, self.log
         self.round, self.seed, self.model = number, o.seed + number - 1, model
+        # The compiled model shares the plain one's parameters; scoring and saving use the plain one.
+        self.trained_model = torch.compile(model) if o.compile else model
         self.best: dict[str, object] | None = None
         head, backbone = model.parameter_groups()
         optimizer, without_gain, status = None, 0, "finished"
@@ -282,7 +292,7 @@ class HyperIQASolver:
         start = time.perf_counter()
         with self._bar(f"Epoch {epoch}/{o.epochs}", len(batches.patches)) as bar:
             losses, scores, mos = engine.train_one_epoch(
-                self.model,
+                self.trained_model,
                 self.criterion,
                 optimizer,
                 self._loader(batches),

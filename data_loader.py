@@ -7,9 +7,13 @@ normalised where the model is.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
+import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +22,17 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
+from filelock import FileLock, Timeout
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_image
 from tqdm import tqdm
 
+from checkpoints import write_whole
 from options import UserError, parse_resize
+
+try:
+    from torchvision.io import ImageReadMode, decode_image
+except ImportError:  # deprecated in torchvision 0.29: without it Pillow decodes, to the same pixels but slower
+    decode_image = None
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -32,6 +42,8 @@ Image.MAX_IMAGE_PIXELS = None  # our own limit, above, is checked before any pix
 # The public code draws its random test crops anew in every run; ours come from this seed.
 TEST_CROP_SEED = 20
 SCORE_BATCH = 64
+CACHE_FORMAT = 1  # raise it when decoding or resizing changes
+COPY_BYTES = 2**28
 
 
 # ---------------------------------------------------------------------------------------------- decoding
@@ -72,7 +84,13 @@ def decode(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             kind, mode = image.format, image.mode
-        if (kind, mode) in {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"), ("PNG", "I;16")}:
+        if decode_image and (kind, mode) in {
+            ("JPEG", "RGB"),
+            ("JPEG", "L"),
+            ("PNG", "RGB"),
+            ("PNG", "L"),
+            ("PNG", "I;16"),
+        }:
             data = torch.from_numpy(np.fromfile(path, np.uint8))
             pixels = decode_image(data, ImageReadMode.UNCHANGED)
             if pixels.dtype == torch.uint16:
@@ -109,43 +127,201 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------------- cache
 class ImageCache:
-    """The resized images of a data set as uint8, one after the other in one buffer.
+    """The resized images of a data set as uint8, one after the other in one buffer: a mapped file, or memory.
 
-    `cache[i]` is image i as (H, W, 3); `sizes` (n, 2) holds the heights and widths, `upscaled` how many
-    images were smaller than `min_side`. Raises UserError naming every file that is no image, and why.
+    `cache[i]` is image i as (H, W, 3); `sizes` (n, 2) holds heights and widths, `upscaled` how many images
+    were smaller than `min_side`, `index` the number of each path. With `cache_dir` the images lie in a file
+    there, keyed by everything that they depend on, which the next run maps into memory instead of decoding;
+    without, they are decoded into memory. Raises UserError naming every file that is no image, and why.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], resize: str, min_side: int):
-        self.index = {path: i for i, path in enumerate(paths)}
-        problems: dict[Path, str] = {}
-        with ThreadPoolExecutor(_cores()) as pool:
-            headers = list(pool.map(partial(_tried, read_header, problems), paths))
-            _raise_for_bad_files(name, problems, len(paths))
-            self.sizes = np.array([resized_size(*size, resize, min_side) for size in headers], np.int64).reshape(-1, 2)
-            self.upscaled = sum(resized_size(*size, resize, 1) != tuple(new) for size, new in zip(headers, self.sizes))
-            self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1) * 3)])
-            self.buffer = np.empty(self.offsets[-1], np.uint8)
-            jobs = pool.map(partial(_tried, self._fill, problems), range(len(paths)), paths)
-            for _ in tqdm(jobs, f"Decoding {name}", len(paths), unit="image", leave=False):
-                pass
-        _raise_for_bad_files(name, problems, len(paths))
-
-    def _fill(self, i: int, path: Path) -> None:
-        self[i][:] = resize_image(decode(path), *self.sizes[i])
+    def __init__(self, name: str, paths: Sequence[Path], resize: str, min_side: int, cache_dir: Path | None = None):
+        self.name, self.paths, self.resize, self.min_side = name, list(paths), resize, min_side
+        self.index = {path: i for i, path in enumerate(self.paths)}
+        self.on_gpu: torch.Tensor | None = None
+        if cache_dir is None:
+            self.folder = None
+            self._build(lambda size: np.empty(size, np.uint8))
+        else:
+            self.files = self._source_files()
+            key = hashlib.sha256(json.dumps([CACHE_FORMAT, resize, min_side, self.files]).encode()).hexdigest()
+            self.folder = cache_dir / f"{name}_{resize}_{key[:16]}"
+            self.was_there = self._open() or self._build_in_folder()
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.paths)
 
     def __getitem__(self, i: int) -> np.ndarray:
         height, width = self.sizes[i]
         return self.buffer[self.offsets[i] : self.offsets[i + 1]].reshape(height, width, 3)
+
+    @property
+    def bytes(self) -> int:
+        return int(self.offsets[-1])
+
+    def crops(self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int) -> torch.Tensor:
+        """Crops side x side at (top, left) of the images: uint8 (n, side, side, 3), where the cache lies."""
+        places = zip(images.tolist(), top.tolist(), left.tolist(), strict=True)
+        if self.on_gpu is not None:
+            return torch.stack([self._gpu_image(i)[y : y + side, x : x + side] for i, y, x in places])
+        out = np.empty((len(images), side, side, 3), np.uint8)
+        for k, (i, y, x) in enumerate(places):
+            out[k] = self[i][y : y + side, x : x + side]
+        return torch.from_numpy(out)
+
+    def to_gpu(self, device: torch.device) -> None:
+        """Copy all images to the device, from where crops are taken from now on."""
+        self.on_gpu = torch.empty(self.bytes, dtype=torch.uint8, device=device)
+        for start in range(0, self.bytes, COPY_BYTES):  # piecewise: the mapped file need not fit into memory
+            piece = torch.from_numpy(np.array(self.buffer[start : start + COPY_BYTES]))
+            self.on_gpu[start : start + len(piece)] = piece.to(device)
+
+    def _gpu_image(self, i: int) -> torch.Tensor:
+        height, width = self.sizes[i].tolist()
+        return self.on_gpu[self.offsets[i] : self.offsets[i + 1]].view(height, width, 3)
+
+    # Building: the headers give all sizes, the sizes the place of every image, and all cores fill the places.
+    def _build(self, allocate: Callable[[int], np.ndarray]) -> None:
+        problems: dict[Path, str] = {}
+        self.was_there = False
+        with ThreadPoolExecutor(_cores()) as pool:
+            headers = list(pool.map(partial(_tried, read_header, problems), self.paths))
+            _raise_for_bad_files(self.name, problems, len(self.paths))
+            self._set_sizes([resized_size(*size, self.resize, self.min_side) for size in headers])
+            plain_sizes = [resized_size(*size, self.resize, 1) for size in headers]
+            self.upscaled = int((np.array(plain_sizes) != self.sizes).any(1).sum())
+            self.buffer = allocate(self.bytes)
+            jobs = pool.map(partial(_tried, self._fill, problems), range(len(self)), self.paths)
+            try:
+                for _ in tqdm(jobs, f"Decoding {self.name}", len(self), unit="image", leave=False):
+                    pass
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        _raise_for_bad_files(self.name, problems, len(self.paths))
+
+    def _fill(self, i: int, path: Path) -> None:
+        self[i][:] = resize_image(decode(path), *self.sizes[i])
+
+    def _set_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
+        self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
+        self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1) * 3)])
+
+    # The file: a folder with the images and their index, which appears under its name only when it is complete.
+    def _source_files(self) -> list[tuple[str, int, int]]:
+        return [(str(path.resolve()), *_size_and_time(path)) for path in self.paths]
+
+    def _open(self) -> bool:
+        """Map the finished cache; False if there is none."""
+        try:
+            index = json.loads((self.folder / "index.json").read_text())
+            self._set_sizes(index["sizes"])
+            self.upscaled = index["upscaled"]
+            # Mode c: a stray write would change this process's view, never the file.
+            self.buffer = np.memmap(self.folder / "images.u8", np.uint8, "c", shape=(self.bytes,))
+        except (OSError, ValueError, KeyError):
+            return False
+        return True
+
+    def _build_in_folder(self) -> bool:
+        """Build the cache, or wait for the run that is building it; returns whether another run built it."""
+        try:
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                print(f"{self.name}: waiting for another run that is decoding the same images", file=sys.stderr)
+                lock.acquire()
+            try:
+                if self._open():
+                    return True
+                self._build_under_lock()
+            finally:
+                lock.release()
+        except OSError as problem:
+            raise UserError(
+                f"{problem.filename or self.folder}: the image cache cannot be written: {problem.strerror}; "
+                "give --cache_dir PATH or --no_cache"
+            ) from None
+        if not self._open():
+            raise RuntimeError(f"{self.folder} cannot be opened though it was just built")
+        return False
+
+    def _build_under_lock(self) -> None:
+        """As no one else is building, half-built folders are those of killed runs."""
+        temporary = self.folder.with_name(f".{self.folder.name}.tmp")
+        for leftover in (temporary, self.folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir()
+        try:
+            self._build_file(temporary)
+            temporary.rename(self.folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._remove_stale()
+
+    def _build_file(self, folder: Path) -> None:
+        def allocate(size: int) -> np.ndarray:
+            with (folder / "images.u8").open("wb") as file:
+                # Real blocks, now: writing to a mapped file on a full disk would kill the process.
+                if hasattr(os, "posix_fallocate") and size:
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:
+                    file.truncate(size)
+            return np.memmap(folder / "images.u8", np.uint8, "r+", shape=(size,))
+
+        self._build(allocate)
+        self.buffer.flush()
+        index = {"sizes": self.sizes.tolist(), "upscaled": self.upscaled, "files": self.files}
+        write_whole(folder / "index.json", lambda file: file.write(json.dumps(index).encode()))
+        del self.buffer
+
+    def _remove_stale(self) -> None:
+        """Delete this data set's caches whose source files have changed or gone since they were built."""
+        for folder in self.folder.parent.glob(f"{self.name}_{self.resize}_*"):
+            try:
+                files = json.loads((folder / "index.json").read_text())["files"]
+                fresh = all(_size_and_time(Path(path)) == (size, time) for path, size, time in files)
+            except (OSError, ValueError, KeyError):
+                fresh = False
+            if not fresh:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes and nanoseconds; (-1, -1) for what is gone, which decoding will then report."""
+    try:
+        found = path.stat()
+    except OSError:
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
+
+
+def put_on_gpu(caches: Iterable[ImageCache], choice: str, device: torch.device) -> str:
+    """Move the caches to the GPU where `--cache_device` (auto, cpu, cuda) says so; returns where they are and why.
+
+    auto: on a CUDA device on which they take at most half of the free memory.
+    """
+    caches = list(caches)
+    if device.type != "cuda" or choice == "cpu":
+        return "cpu"
+    need, free = sum(cache.bytes for cache in caches), torch.cuda.mem_get_info(device)[0]
+    if choice == "auto" and need > free / 2:
+        return f"cpu ({need / 2**30:.1f} GiB would take over half of the {free / 2**30:.1f} GiB free on the GPU)"
+    try:
+        for cache in caches:
+            cache.to_gpu(device)
+    except torch.cuda.OutOfMemoryError:
+        raise UserError(f"--cache_device cuda: {need / 2**30:.1f} GiB of images do not fit on {device}") from None
+    return str(device)
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tried(work, problems: dict[Path, str], *job):
+def _tried(work: Callable, problems: dict[Path, str], *job):
     """Run `work(*job)`; a ValueError is noted under the job's path, so that all bad files are found at once."""
     try:
         return work(*job)
@@ -247,13 +423,11 @@ class PatchBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, b: int) -> dict[str, torch.Tensor]:
         rows = slice(b * self.batch_size, (b + 1) * self.batch_size)
-        image, p = self.patches.image[rows], self.patch_size
-        out = np.empty((len(image), p, p, 3), np.uint8)
-        places = zip(self.images[image], self.patches.top[rows], self.patches.left[rows], strict=True)
-        for k, (i, top, left) in enumerate(places):
-            out[k] = self.cache[i][top : top + p, left : left + p]
+        image = self.patches.image[rows]
         return {
-            "patches": torch.from_numpy(out),
+            "patches": self.cache.crops(
+                self.images[image], self.patches.top[rows], self.patches.left[rows], self.patch_size
+            ),
             "flip": torch.from_numpy(self.patches.flip[rows]),
             "mos": torch.from_numpy(self.mos[image]),
             "image": torch.from_numpy(image),
@@ -261,7 +435,12 @@ class PatchBatches(torch.utils.data.Dataset):
 
 
 def make_loader(batches: PatchBatches, workers: int, pin_memory: bool, start: int = 0) -> Iterable[dict]:
-    """The batches from number `start` on, in order, cut by `workers` processes (0: in this one)."""
+    """The batches from number `start` on, in order, cut by `workers` processes (0: in this one).
+
+    Crops of images that lie on the GPU are cut there, by this process, whatever `workers` says.
+    """
+    if batches.cache.on_gpu is not None:
+        return (batches[b] for b in range(start, len(batches)))
     return torch.utils.data.DataLoader(
         batches,
         batch_size=None,

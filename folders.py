@@ -123,7 +123,8 @@ class Reader:
         """80 % of the contents into train, the rest into test, by seed."""
         contents = sorted({row.group or row.image for row in rows})
         order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(contents))
-        train = {contents[i] for i in order[: round(0.8 * len(contents))]}
+        share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
+        train = {contents[i] for i in order[:share]}
         unit = "reference contents" if any(row.group for row in rows) else "images"
         self.notes.append(
             f"{self.name}: no split given; random 80/20 split of {len(contents)} {unit}, seed {self.seed}"

@@ -52,7 +52,9 @@ class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, no abbreviations, and suggestions for misspelt flags."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=_Formatter, allow_abbrev=False)
+        super().__init__(
+            usage="%(prog)s [flags]", description=description, formatter_class=_Formatter, allow_abbrev=False
+        )
 
     def error(self, message: str) -> None:
         raise UserError(message)
@@ -257,11 +259,36 @@ def build_parser(
         metavar="N",
     )
 
+    flags.value(
+        "--cache_dir",
+        None,
+        "folder of the decoded images, which later runs map instead of decoding (default: cache/ beside the scripts)",
+        kind=Path,
+        metavar="PATH",
+    )
+    flags.switch("--no_cache", "cache", False, "decode into memory, and leave nothing on the disk")
+    flags.value(
+        "--cache_device",
+        "auto",
+        "where the decoded images lie while training; auto: on the GPU where they fit",
+        choices=["auto", "cpu", "cuda"],
+    )
+    flags.switch("--compile", "compile", True, "torch.compile the model: slower start, faster steps")
+    flags.switch("--no_deterministic", "deterministic", False, "let cuDNN choose faster, non-deterministic kernels")
+
     flags.group("output")
     flags.value("--log_dir", Path("logs"), "where logs and predictions go", kind=Path, metavar="PATH")
     flags.value("--checkpoint_dir", Path("checkpoints"), "where models go", kind=Path, metavar="PATH")
     flags.value("--run_name", None, "name of the run (default: from backbone, loss and time)", metavar="NAME")
-    parser.set_defaults(spaq=True, pretrained=True, early_stopping=True, lower_is_better=False)
+    parser.set_defaults(
+        spaq=True,
+        pretrained=True,
+        early_stopping=True,
+        lower_is_better=False,
+        cache=True,
+        compile=False,
+        deterministic=True,
+    )
     return parser, flags
 
 
@@ -283,6 +310,10 @@ def _contradictions(options: argparse.Namespace, given: Mapping[str, tuple[str, 
         problems.append("--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)")
     if "ranking_loss_margin" in given and options.ranking_loss_alpha == 0:
         problems.append("--ranking_loss_margin needs --ranking_loss_alpha above 0")
+    if not options.cache and options.cache_dir:
+        problems.append("contradictory flags: --no_cache and --cache_dir")
+    if options.cache_device == "cuda" and options.device == "cpu":
+        problems.append("contradictory flags: --cache_device cuda and --device cpu")
     if options.backbone_weights and not options.backbone_weights.is_file():
         problems.append(f"--backbone_weights {options.backbone_weights}: no such file")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):

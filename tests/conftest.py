@@ -33,7 +33,7 @@ def write_images(folder: Path, names: list[str], size: tuple[int, int] = (96, 72
 def write_koniq(root: Path, train: int = 12, test: int = 6, size: tuple[int, int] = (96, 72)) -> Path:
     """KonIQ-10k's layout with images in train/ and test/ and the JSON lists."""
     names = {part: [f"{part}_{i}.jpg" for i in range(n)] for part, n in (("train", train), ("test", test))}
-    with open(write_dir(root) / "koniq10k_scores_and_distributions.csv", "w", newline="") as file:
+    with (write_dir(root) / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["image_name", "c1", "MOS", "MOS_zscore"])
         for part in names.values():
@@ -81,10 +81,12 @@ def settings(koniq, spaq, tmp_path):
         tiny = ["--no_pretrained", "--patch_size", 64, "--resize", 72, "--train_patch_num", 2, "--batch_size", 8,
                 "--epochs", 2, "--lr", 1e-3, "--precision", "fp32", "--dataset_path", koniq, "--spaq_path", spaq,
                 "--log_dir", tmp_path / "logs", "--checkpoint_dir", tmp_path / "checkpoints"]  # fmt: skip
-        if "--dataset_path" in flags or "--dataset" in flags:
+        tiny += ["--cache_dir", tmp_path / "cache"]
+        if "--dataset_path" in flags:
             del tiny[tiny.index("--dataset_path") : tiny.index("--dataset_path") + 2]
-        if "--no_spaq" in flags:
-            del tiny[tiny.index("--spaq_path") : tiny.index("--spaq_path") + 2]
+        for switch, own in (("--no_spaq", "--spaq_path"), ("--no_cache", "--cache_dir")):
+            if switch in flags:
+                del tiny[tiny.index(own) : tiny.index(own) + 2]
         argv = [str(word) for word in (*tiny, *flags)]
         return train_options(argv, "test", (default,), prefix, ("none", "concat"), DEFAULT_RESIZE, {})
 

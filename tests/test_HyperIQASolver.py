@@ -1,0 +1,234 @@
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import score_of
+
+import checkpoints
+import metrics
+from HyperIQASolver import HyperIQASolver, choose_bf16, choose_device
+from HyperIQASolver_swin import HyperIQASolverSwin
+from models import HyperNet
+from models_swin import SwinBackbone
+from options import UserError
+
+
+def run(options):
+    solver = (HyperIQASolverSwin if options.backbone.startswith("swin") else HyperIQASolver)(options)
+    solver.run()
+    return solver
+
+
+def records(solver):
+    return [json.loads(line) for line in solver.log.path(".jsonl").read_text().splitlines()]
+
+
+def without_times(solver):
+    rows = [r for r in records(solver) if r["type"] in ("epoch", "end")]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "round", "rounds")} for row in rows]
+
+
+def table(path):
+    return [line.split(",") for line in path.read_text().splitlines()[1:]]
+
+
+@pytest.mark.parametrize("model", ["swin", "resnet"])
+def test_a_run_leaves_what_the_design_says(settings, model):
+    solver = run(settings(model, "--ranking_loss_alpha", 0.3, "--use_multiscale"))
+    log = solver.log.path(".log").read_text()
+    for line in (
+        "Learning rate scheduler: CosineAnnealingLR (T_max=2, eta_min=1e-06)",
+        "Early stopping enabled with patience=5",
+        "koniq-10k: 12 train images, 6 test images",
+        "SPAQ cross test: 5 images",
+        "Epoch\tTrain_Loss\tTrain_SRCC\tTrain_PLCC\tTest_SRCC\tTest_PLCC\tSPAQ_SRCC\tSPAQ_PLCC",
+    ):
+        assert line + "\n" in log
+    row = r"^%d\t\d+\.\d{3} \(L1:\d+\.\d{3},Rank:\d+\.\d{3}\)(\t(-?\d\.\d{4}|nan)){6}$"
+    assert all(re.search(row % epoch, log, re.M) for epoch in (1, 2))
+    assert re.search(r"^Learning rates: HyperNet=5\.00e-03, Backbone=5\.01e-04$", log, re.M)
+    assert re.search(r"^Best SRCC: .*, Best PLCC: .* \(epoch [12]\)$", log, re.M)
+    assert "\r" not in log and "\x1b" not in log and log.isascii()
+
+    first, *epochs, last = records(solver)
+    assert first["type"] == "run" and first["data"] == {"train": 12, "test": 6, "spaq": 5}
+    assert first["flags"]["seed"] == 42 and set(first["fingerprint"]) == {"koniq-10k", "spaq"}
+    for n, epoch in enumerate(epochs, 1):
+        assert epoch["type"] == "epoch" and epoch["epoch"] == n and epoch["round"] == 1
+        assert set(epoch["train"]) == {"loss", "l1", "rank", "srcc", "plcc"}
+        assert epoch["train"]["loss"] == pytest.approx(0.7 * epoch["train"]["l1"] + 0.3 * epoch["train"]["rank"])
+        assert set(epoch["seconds"]) == {"train", "test", "spaq"}
+    assert epochs[0]["lr"] == {"head": pytest.approx(1e-2), "backbone": pytest.approx(1e-3)}
+    assert last["type"] == "end" and last["status"] == "finished" and last["rounds"][0]["best_epoch"] in (1, 2)
+
+    best = epochs[last["rounds"][0]["best_epoch"] - 1]
+    rows = table(solver.log.path("_predictions.csv"))
+    for name, part, number in (("koniq-10k", "test", 6), ("spaq", "spaq", 5)):
+        mos, scores = zip(*[(float(m), float(s)) for data, _, m, s in rows if data == name])
+        assert sorted(mos) == [score_of(i, number) for i in range(number)]
+        assert metrics.srcc(scores, mos) == pytest.approx(best[part]["srcc"], abs=1e-9)
+    files = sorted(p.name for p in solver.log.checkpoints.iterdir())
+    assert len(files) == 2 and files[1] == "last.pt"
+    assert files[0] == f"best_model_srcc_{best['test']['srcc']:.4f}_plcc_{best['test']['plcc']:.4f}.pkl"
+
+
+def test_the_best_model_scores_what_the_predictions_say(settings):
+    """Rebuilt from nothing but the checkpoint and its description, loaded strictly."""
+    solver = run(settings("swin", "--epochs", 1))
+    state = torch.load(next(solver.log.checkpoints.glob("best*.pkl")), weights_only=True)
+    about = checkpoints.description_of(state)
+    assert about["resize"] == "72" and about["dataset"] == "koniq-10k" and about["higher_is_better"] is True
+    assert about["score_range"] == [10.0, score_of(11, 12)] and about["metrics"]["test"].keys() == {"srcc", "plcc"}
+    model = HyperNet(SwinBackbone(about["backbone"], patch_size=about["patch_size"]), about["fusion"])
+    model.load_state_dict(state, strict=True)
+    scores = solver.model.eval(), model.eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(scores[0](images), scores[1](images))
+
+
+def test_the_same_command_twice_gives_the_same_figures(settings, tmp_path):
+    first = run(settings("swin", "--no_cache"))
+    again = run(settings("swin", "--workers", 2, "--cache_dir", tmp_path / "cache"))
+    other = run(settings("swin", "--seed", 43, "--no_cache"))
+    assert without_times(first) == without_times(again) != without_times(other)
+    one, two = (s.log.path("_predictions.csv").read_text() for s in (first, again))
+    assert one == two
+
+
+def test_round_two_is_a_run_with_the_next_seed(settings):
+    both = run(settings("resnet", "--train_test_num", 2, "--seed", 7, "--no_spaq"))
+    second = run(settings("resnet", "--seed", 8, "--no_spaq"))
+    figures = [r for r in records(both) if r["type"] == "epoch" and r["round"] == 2]
+    alone = [r for r in records(second) if r["type"] == "epoch"]
+    assert [r["test"] for r in figures] == [r["test"] for r in alone]
+    assert (both.log.checkpoints / "round2" / "last.pt").exists()
+    assert both.log.path("_round2_predictions.csv").read_text() == second.log.path("_predictions.csv").read_text()
+    end = records(both)[-1]
+    values = [r["test"]["srcc"] for r in end["rounds"]]
+    assert end["medians"]["test"]["srcc"] == pytest.approx(np.median(values))
+    assert "Median test of 2 rounds: SRCC" in both.log.path(".log").read_text()
+
+
+def test_a_random_split_is_drawn_anew_in_every_round(settings, tmp_path, koniq):
+    root = tmp_path / "koniq"
+    root.mkdir()
+    (root / "1024x768").mkdir()
+    for path in koniq.rglob("*.jpg"):
+        (root / "1024x768" / path.name).symlink_to(path)
+    (root / "koniq10k_scores_and_distributions.csv").symlink_to(koniq / "koniq10k_scores_and_distributions.csv")
+    solver = run(settings("resnet", "--train_test_num", 2, "--epochs", 1, "--dataset_path", root, "--no_spaq"))
+    files = (solver.log.path("_predictions.csv"), solver.log.path("_round2_predictions.csv"))
+    one, two = ({row[1] for row in table(path)} for path in files)
+    assert len(one) == len(two) == 4 and one != two
+
+
+def test_early_stopping_and_step_schedule(settings):
+    """A frozen model cannot improve: epoch 1 is best, and patience 2 ends the run after epoch 3."""
+    solver = run(settings("resnet", "--lr_scheduler", "step", "--lr", "1e-12", "--patience", 2, "--epochs", 9))
+    log = solver.log.path(".log").read_text()
+    epochs = [r for r in records(solver) if r["type"] == "epoch"]
+    assert records(solver)[-1]["status"] == "early_stopped" and len(epochs) <= 9
+    assert "Early stopping triggered!" in log and "No improvement for 2 epochs" in log
+    assert "Learning rates: HyperNet=frozen, Backbone=1.00e-12" in log
+    assert [r["lr"]["head"] for r in epochs[:2]] == [pytest.approx(1e-11), None]
+    best = records(solver)[-1]["rounds"][0]["best_epoch"]
+    assert len(epochs) == best + 2
+
+
+def test_constant_scores_are_undefined_never_best_and_never_a_crash(settings, monkeypatch):
+    """A model whose output layer is all zero scores every image alike."""
+
+    class Constant(HyperIQASolver):
+        def build_model(self, seed):
+            model = super().build_model(seed)
+            for name in ("fc5w_fc", "fc5b_fc"):
+                for parameter in getattr(model, name).parameters():
+                    torch.nn.init.zeros_(parameter)
+                    parameter.register_hook(torch.zeros_like)
+            return model
+
+    solver = Constant(settings("resnet", "--weight_decay", 0, "--no_spaq"))
+    solver.run()
+    epochs = [r for r in records(solver) if r["type"] == "epoch"]
+    assert [r["test"]["srcc"] for r in epochs] == [None, None]
+    log = solver.log.path(".log").read_text()
+    assert "\tnan\tnan" in log and "New best" not in log and "No improvement for 2 epochs" in log
+    assert [p.name for p in solver.log.checkpoints.glob("best*")] == ["best_model_srcc_nan_plcc_nan.pkl"]
+    assert records(solver)[-1]["rounds"][0]["best_epoch"] == 2  # the newest, as long as none was defined
+    assert records(solver)[-1]["medians"] == {}
+
+
+def test_a_badness_set_is_tested_on_spaq_with_its_sign_turned(settings, tmp_path, koniq):
+    lines = ["image,mos,split"]
+    for part, number in (("train", 12), ("test", 6)):
+        for i in range(number):
+            lines.append(f"{part}/{part}_{i}.jpg,{100 - score_of(i, number)},{part}")
+    table_file = koniq / "badness.csv"
+    table_file.write_text("\n".join(lines))
+    flags = ("--dataset", "csv", "--dataset_path", table_file, "--lower_is_better", "--epochs", 1)
+    solver = run(settings("swin", *flags))
+    rows = [(float(m), float(s)) for data, _, m, s in table(solver.log.path("_predictions.csv")) if data == "spaq"]
+    mos, scores = zip(*rows)
+    epoch = next(r for r in records(solver) if r["type"] == "epoch")
+    assert epoch["spaq"]["srcc"] == pytest.approx(-metrics.srcc(scores, mos))
+    assert (
+        checkpoints.description_of(torch.load(next(solver.log.checkpoints.glob("best*"))))["higher_is_better"] is False
+    )
+
+
+def test_run_names(settings):
+    stamp = r"_\d{8}_\d{6}$"
+    default, fused = "swin_tiny_patch4_window7_224", ("--use_multiscale", "--ranking_loss_alpha", 0.3)
+    for solver, flags, expected in (
+        (HyperIQASolverSwin, ("--backbone", default), "swin_ranking_alpha0"),
+        (HyperIQASolverSwin, ("--backbone", default, *fused), "swin_multiscale_ranking_alpha0.3"),
+        (HyperIQASolverSwin, (), "swin_nano_ranking_alpha0"),
+        (HyperIQASolver, (), "resnet18"),
+        (HyperIQASolver, ("--ranking_loss_alpha", 0.3), "resnet18_ranking_alpha0.3"),
+    ):
+        options = settings("swin" if solver is HyperIQASolverSwin else "resnet", *flags)
+        assert re.fullmatch(expected + stamp, solver(options).run_name())
+
+
+def test_failures_leave_an_end_record(settings, tmp_path, koniq):
+    from conftest import write_koniq
+
+    root = write_koniq(tmp_path / "broken", 4, 2)
+    (root / "train" / "train_1.jpg").write_bytes(b"no image")
+    solver = HyperIQASolver(settings("resnet", "--dataset_path", root, "--no_spaq"))
+    with pytest.raises(UserError, match="1 of 6 images cannot be read: .*train_1.jpg: not an image"):
+        solver.run()
+    assert records(solver)[-1]["status"] == "failed"
+    assert "error: koniq-10k: 1 of 6 images cannot be read" in solver.log.path(".log").read_text()
+
+
+def test_spaq_places(settings, tmp_path, monkeypatch):
+    monkeypatch.setattr("folders.HERE", tmp_path)
+    options = settings("resnet", "--epochs", 1)
+    options.spaq_path = None
+    solver = run(options)
+    assert "SPAQ cross test: skipped" in solver.log.path(".log").read_text()
+    assert "spaq" not in records(solver)[1]
+    with pytest.raises(UserError, match="spaq: no folder .*nowhere; expected spaq_test.json"):
+        run(settings("resnet", "--spaq_path", tmp_path / "nowhere"))
+
+
+def test_devices_and_precision():
+    assert choose_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(UserError, match=r"--device cuda:99: this machine has \d+ CUDA devices"):
+        choose_device("cuda:99")
+    assert choose_bf16("fp32", torch.device("cpu"))[0] is False
+    assert choose_bf16("bf16", torch.device("cpu"))[0] is True
+    flags = Path("/proc/cpuinfo").read_text()
+    assert choose_bf16("auto", torch.device("cpu"))[0] == ("avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+def test_median_of_undefined_rounds_is_left_out():
+    solver = HyperIQASolver.__new__(HyperIQASolver)
+    solver.rounds = [{"test": {"srcc": math.nan, "plcc": 0.5}}, {"test": {"srcc": 0.2, "plcc": 0.7}}]
+    assert solver._medians() == {"test": {"srcc": 0.2, "plcc": pytest.approx(0.6)}}

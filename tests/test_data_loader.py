@@ -1,0 +1,390 @@
+import io
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision.transforms as T
+from conftest import write_images
+from PIL import Image
+
+import data_loader
+from data_loader import (
+    ImageCache,
+    PatchBatches,
+    decode,
+    make_loader,
+    read_header,
+    resize_image,
+    resized_size,
+    test_patches,
+    to_model_input,
+    train_patches,
+)
+from options import UserError
+
+test_patches.__test__ = False  # its name is the field's, not pytest's
+
+
+def picture(width=120, height=90, seed=0, channels=3):
+    rng = np.random.default_rng(seed)
+    smooth = np.kron(rng.integers(0, 256, (height // 10, width // 10, channels)), np.ones((10, 10, 1)))
+    return np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+
+
+# ---------------------------------------------------------------------------------------------- decoding
+@pytest.mark.parametrize(
+    ("mode", "name", "options"),
+    [
+        ("RGB", "a.jpg", {"quality": 90}),
+        ("RGB", "progressive.jpg", {"quality": 70, "progressive": True, "subsampling": 2}),
+        ("RGB", "a.jpeg", {"quality": 80, "subsampling": 0}),
+        ("L", "grey.jpg", {"quality": 90}),
+        ("CMYK", "cmyk.jpg", {"quality": 90}),
+        ("RGB", "a.png", {}),
+        ("L", "grey.png", {}),
+        ("LA", "grey_alpha.png", {}),
+        ("RGBA", "alpha.png", {}),
+        ("P", "palette.png", {}),
+        ("1", "bits.png", {}),
+        ("RGB", "a.bmp", {}),
+        ("RGB", "a.tif", {}),
+        ("RGB", "a.jp2", {}),
+        ("RGB", "a.webp", {}),
+        ("P", "a.gif", {}),
+    ],
+)
+def test_decoding_is_bit_identical_to_pillow(tmp_path, mode, name, options):
+    path = tmp_path / name
+    Image.fromarray(picture()).convert(mode).save(path, **options)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    found = decode(path)
+    assert found.dtype == np.uint8 and np.array_equal(found, expected)
+    assert read_header(path) == found.shape[:2]
+
+
+def test_pillow_decodes_alone_to_the_same_pixels(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(jpeg_bytes())
+    with_torchvision = decode(tmp_path / "a.jpg")
+    monkeypatch.setattr(data_loader, "decode_image", None)
+    assert np.array_equal(decode(tmp_path / "a.jpg"), with_torchvision)
+
+
+def test_sixteen_bits_are_divided_by_257(tmp_path):
+    values = (np.arange(120 * 90, dtype=np.uint32) * 6 % 65536).astype(np.uint16).reshape(90, 120)
+    for name in ("grey16.png", "grey16.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        expected = np.rint(values / 257).astype(int)
+        assert np.array_equal(decode(tmp_path / name), np.repeat(expected[:, :, None], 3, 2))
+
+
+@pytest.mark.parametrize("size", [(1024, 768), (500, 333), (300, 401)])
+@pytest.mark.parametrize("target", ["384", "512x384", "224"])
+def test_resize_is_pillows_within_one_grey_level(size, target):
+    image = np.array(Image.fromarray(picture(120, 90)).resize(size, Image.BICUBIC))
+    height, width = resized_size(image.shape[0], image.shape[1], target, 1)
+    expected = np.asarray(Image.fromarray(image).resize((width, height), Image.BILINEAR)).astype(int)
+    difference = np.abs(resize_image(image, height, width).astype(int) - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "least", "expected"),
+    [
+        ((768, 1024), "384", 224, (384, 512)),  # KonIQ-10k
+        ((1024, 768), "384", 224, (512, 384)),
+        ((768, 1024), "512x384", 224, (512, 384)),  # the public code: stretched
+        ((500, 333), "none", 224, (500, 333)),
+        ((100, 150), "none", 224, (224, 336)),
+        ((100, 150), "64", 224, (224, 336)),
+        ((1, 1), "384", 224, (384, 384)),
+    ],
+)
+def test_sizes_in_the_cache(size, resize, least, expected):
+    assert resized_size(*size, resize, least) == expected
+
+
+def test_shorter_side_is_torchvisions_resize():
+    for height, width in ((333, 500), (401, 300), (768, 1024)):
+        image = T.Resize(200)(Image.new("RGB", (width, height)))
+        assert resized_size(height, width, "200", 1) == (image.height, image.width)
+
+
+def jpeg_bytes():
+    data = io.BytesIO()
+    Image.fromarray(picture()).save(data, "JPEG")
+    return data.getvalue()
+
+
+def huge_header():
+    """A BMP header that claims 100,000 x 100,000 pixels."""
+    head = b"BM" + (54).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
+    return (
+        head + (100_000).to_bytes(4, "little") * 2 + (1).to_bytes(2, "little") + (24).to_bytes(2, "little") + bytes(24)
+    )
+
+
+def test_every_bad_file_is_named_with_its_reason(tmp_path):
+    write_images(tmp_path, ["good.jpg"])
+    bad = {
+        "text.jpg": (b"hello", "not an image that Pillow can read"),
+        "empty.jpg": (b"", "the file is empty"),
+        "huge.bmp": (huge_header(), "absurdly large: 100000x100000 pixels"),
+    }
+    for name, (data, _) in bad.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    with pytest.raises(UserError) as raised:
+        ImageCache("set", sorted(tmp_path.iterdir()), "none", 32)
+    message = str(raised.value)
+    assert message.startswith("set: 4 of 5 images cannot be read: ") and "good.jpg" not in message
+    assert all(f"{name}: {reason}" in message for name, (_, reason) in bad.items()) and "gone.jpg" in message
+
+
+def test_truncated_files_are_found_though_their_headers_are_fine(tmp_path):
+    (tmp_path / "cut.jpg").write_bytes(jpeg_bytes()[:900])
+    png = io.BytesIO()
+    Image.fromarray(picture()).save(png, "PNG")
+    (tmp_path / "cut.png").write_bytes(png.getvalue()[:5000])
+    assert read_header(tmp_path / "cut.jpg") == (90, 120)
+    with pytest.raises(UserError, match="2 of 2 images cannot be read: .*cut.jpg: .*truncated.*; .*cut.png: "):
+        ImageCache("set", sorted(tmp_path.iterdir()), "none", 32)
+
+
+# ----------------------------------------------------------------------------------------------- cache
+@pytest.fixture
+def images(tmp_path):
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg"], (80, 60))
+    write_images(tmp_path / "images", ["c.png", "small.png"], (40, 100), seed=5)
+    return sorted((tmp_path / "images").iterdir())
+
+
+def same(one, other):
+    return len(one) == len(other) and all(np.array_equal(one[i], other[i]) for i in range(len(one)))
+
+
+def folders_in(path):
+    return [p for p in path.iterdir() if p.is_dir()]
+
+
+def test_a_cached_image_is_the_decoded_and_resized_file(images, tmp_path):
+    memory, built = ImageCache("set", images, "50", 48), ImageCache("set", images, "50", 48, tmp_path / "cache")
+    for i, path in enumerate(images):
+        assert np.array_equal(memory[i], resize_image(decode(path), *resized_size(*read_header(path), "50", 48)))
+    assert same(memory, built) and not built.was_there and memory.upscaled == 0
+    found = ImageCache("set", images, "50", 48, tmp_path / "cache")
+    assert found.was_there and same(found, memory)
+    assert (
+        ImageCache("set", images, "none", 64).upscaled
+        == ImageCache("set", images, "none", 64, tmp_path / "c").upscaled
+        == 4
+    )
+
+
+@pytest.mark.parametrize("change", ["resize", "least side", "a file", "its time", "fewer files"])
+def test_whatever_a_cache_depends_on_makes_another(images, tmp_path, change):
+    first = ImageCache("set", images, "50", 48, tmp_path / "cache")
+    paths, resize, least = images, "50", 48
+    if change == "resize":
+        resize = "51"
+    elif change == "least side":
+        least = 50
+    elif change == "fewer files":
+        paths = images[:3]
+    elif change == "its time":
+        os.utime(images[0], ns=(1, 1))
+    else:
+        write_images(images[0].parent, [images[0].name], (70, 60), seed=7)
+    second = ImageCache("set", paths, resize, least, tmp_path / "cache")
+    assert not second.was_there and second.folder != first.folder
+    assert same(second, ImageCache("set", paths, resize, least))
+    # What no longer matches its files goes; what another setting still needs stays.
+    assert first.folder.exists() == (change not in ("a file", "its time"))
+
+
+def build_in_child(paths, cache_dir, started):
+    """Builds a cache whose second image never finishes decoding."""
+    original = data_loader.decode
+
+    def slow(path):
+        if path == paths[1]:
+            started.set()
+            time.sleep(60)
+        return original(path)
+
+    data_loader.decode = slow
+    ImageCache("set", paths, "50", 48, cache_dir)
+
+
+def test_a_killed_build_leaves_nothing_that_passes_for_a_cache(images, tmp_path):
+    context = multiprocessing.get_context("fork")
+    started = context.Event()
+    child = context.Process(target=build_in_child, args=(images, tmp_path / "cache", started))
+    child.start()
+    assert started.wait(30)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert [p.name for p in folders_in(tmp_path / "cache")][0].endswith(".tmp")
+    cache = ImageCache("set", images, "50", 48, tmp_path / "cache")
+    assert not cache.was_there and same(cache, ImageCache("set", images, "50", 48))
+    assert folders_in(tmp_path / "cache") == [cache.folder]
+
+
+def test_a_failed_build_leaves_nothing(images, tmp_path):
+    images[0].write_bytes(b"no image")
+    with pytest.raises(UserError, match="1 of 4 images cannot be read"):
+        ImageCache("set", images, "50", 48, tmp_path / "cache")
+    assert folders_in(tmp_path / "cache") == []
+
+
+def test_two_runs_that_need_the_same_cache_build_it_once(images, tmp_path):
+    made = []
+    threads = [
+        threading.Thread(target=lambda: made.append(ImageCache("set", images, "50", 48, tmp_path / "cache")))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(cache.was_there for cache in made) == [False, True, True, True]
+    assert all(same(cache, made[0]) for cache in made)
+
+
+def test_a_damaged_cache_is_rebuilt(images, tmp_path):
+    first = ImageCache("set", images, "50", 48, tmp_path / "cache")
+    with (first.folder / "images.u8").open("r+b") as file:
+        file.truncate(100)
+    second = ImageCache("set", images, "50", 48, tmp_path / "cache")
+    assert not second.was_there and same(second, ImageCache("set", images, "50", 48))
+
+
+def test_a_stray_write_does_not_reach_the_file(images, tmp_path):
+    cache = ImageCache("set", images, "50", 48, tmp_path / "cache")
+    before = (cache.folder / "images.u8").read_bytes()
+    cache[0][:] = 0
+    assert (cache.folder / "images.u8").read_bytes() == before
+
+
+def test_a_cache_folder_that_cannot_be_made_is_the_users_mistake(images, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match="file.*: the image cache cannot be written: .*; give --cache_dir PATH or --no_cache"
+    ):
+        ImageCache("set", images, "50", 48, tmp_path / "file")
+
+
+# --------------------------------------------------------------------------------------------- patches
+SIZES = np.array([[384, 512], [512, 384], [224, 600], [300, 301]])
+
+
+def test_train_patches_are_a_function_of_seed_and_epoch():
+    def drawn(*address):
+        patches = train_patches(SIZES, 224, 5, *address)
+        return np.stack([patches.image, patches.top, patches.left, patches.flip])
+
+    assert np.array_equal(drawn(42, 3), drawn(42, 3))
+    for other in ((42, 4), (43, 3), (3, 42)):
+        assert not np.array_equal(drawn(42, 3), drawn(*other))
+
+
+def test_train_patches_cover_each_image_evenly_and_stay_inside():
+    patches = train_patches(SIZES, 224, 500, 1, 1)
+    assert np.bincount(patches.image).tolist() == [500] * 4
+    room = SIZES[patches.image] - 224
+    assert (patches.top >= 0).all() and (patches.top <= room[:, 0]).all()
+    assert (patches.left >= 0).all() and (patches.left <= room[:, 1]).all()
+    wide = patches.image == 0
+    assert patches.top[wide].max() > 150 and patches.left[wide].max() > 270  # the last rows and columns are reached
+    assert patches.top[wide].mean() == pytest.approx(80, abs=8) and patches.flip.mean() == pytest.approx(0.5, abs=0.05)
+    assert (patches.image[:20] != np.sort(patches.image[:20])).any()  # images are shuffled together
+
+
+def test_center_crop_is_torchvisions():
+    pixels = torch.arange(301 * 300).reshape(1, 301, 300)
+    patches = test_patches(np.array([[301, 300]]), 224)
+    expected = T.CenterCrop(224)(pixels)
+    assert torch.equal(
+        pixels[:, patches.top[0] : patches.top[0] + 224, patches.left[0] : patches.left[0] + 224], expected
+    )
+
+
+def test_grid_and_random_crops():
+    grid = test_patches(np.array([[384, 512]]), 224, "grid", 25)
+    assert sorted(set(grid.top)) == [0, 40, 80, 120, 160] and sorted(set(grid.left)) == [0, 72, 144, 216, 288]
+    assert len(test_patches(np.array([[384, 512]]), 224, "grid", 6)) == 6
+    assert len(set(test_patches(np.array([[384, 512]]), 224, "grid", 6).left)) == 3  # 2 rows, 3 columns
+    narrow = test_patches(np.array([[224, 230]]), 224, "grid", 25)
+    assert set(narrow.top) == {0} and len(narrow) == len(set(narrow.left))  # coinciding crops once
+    one, again = (test_patches(SIZES, 224, "random", 20) for _ in range(2))
+    assert np.array_equal(one.top, again.top) and np.bincount(one.image).tolist() == [20] * 4
+    assert len(set(zip(one.top[:20], one.left[:20]))) > 15
+    assert len(test_patches(SIZES, 224, "center", 25)) == 4
+
+
+def batches_of(cache, patch_size=40, batch_size=8, per_image=5):
+    patches = train_patches(cache.sizes, patch_size, per_image, 1, 1)
+    return PatchBatches(
+        cache, range(len(cache)), [float(10 * i) for i in range(len(cache))], patches, patch_size, batch_size
+    )
+
+
+def test_batches_are_the_patches_in_order_whatever_cuts_them(images, tmp_path):
+    memory, mapped = ImageCache("set", images, "50", 48), ImageCache("set", images, "50", 48, tmp_path / "cache")
+    moved = ImageCache("set", images, "50", 48)
+    moved.to_gpu(torch.device("cpu"))  # the path that crops on the device the images lie on
+    expected = batches_of(memory)
+    plain = []
+    for k in range(20):
+        i, top, left = (int(v[k]) for v in (expected.patches.image, expected.patches.top, expected.patches.left))
+        plain.append(memory[i][top : top + 40, left : left + 40])
+    for cache, workers in ((memory, 0), (memory, 2), (mapped, 0), (mapped, 1), (moved, 0)):
+        loaded = list(make_loader(batches_of(cache), workers, pin_memory=False))
+        assert [len(b["patches"]) for b in loaded] == [8, 8, 4]
+        assert np.array_equal(torch.cat([b["patches"] for b in loaded]).numpy(), np.stack(plain))
+        assert np.array_equal(torch.cat([b["image"] for b in loaded]).numpy(), expected.patches.image)
+        assert torch.equal(torch.cat([b["mos"] for b in loaded]), 10.0 * torch.cat([b["image"] for b in loaded]))
+    tail = list(make_loader(batches_of(memory), 0, pin_memory=False, start=2))
+    assert len(tail) == 1 and np.array_equal(tail[0]["patches"].numpy(), np.stack(plain[16:]))
+
+
+def test_model_input_is_torchvisions_totensor_flip_and_normalize():
+    pixels = np.stack([picture(60, 60, seed) for seed in range(4)])
+    flip = torch.tensor([True, False, True, False])
+    found = to_model_input({"patches": torch.from_numpy(pixels), "flip": flip})
+    normalise = T.Compose([T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+    for image, flipped, result in zip(pixels, flip, found):
+        image = Image.fromarray(image)
+        expected = normalise(image.transpose(Image.FLIP_LEFT_RIGHT) if flipped else image)
+        assert torch.allclose(result, expected, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_data_set_larger_than_the_memory_it_may_use(tmp_path):
+    """The mapped cache is not copied: opening it takes next to no memory of the process's own."""
+    write_images(tmp_path, ["a.jpg"], (400, 300))
+    built = ImageCache("set", [tmp_path / "a.jpg"], "3000", 32, tmp_path / "cache")
+    del built
+    before = private_bytes()
+    cache = ImageCache("set", [tmp_path / "a.jpg"], "3000", 32, tmp_path / "cache")
+    assert cache.was_there and cache.bytes == 3000 * 4000 * 3
+    cache.crops(np.array([0]), np.array([1000]), np.array([1000]), 224)
+    assert private_bytes() - before < cache.bytes / 4
+
+
+def private_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+def test_index_names_the_source_files(images, tmp_path):
+    cache = ImageCache("set", images, "50", 48, tmp_path / "cache")
+    files = json.loads((cache.folder / "index.json").read_text())["files"]
+    assert [Path(name).name for name, _, _ in files] == [p.name for p in images]

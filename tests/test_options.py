@@ -1,0 +1,134 @@
+import subprocess
+import sys
+
+import pytest
+
+from options import Parser, UserError, first_five, parse_fixes, parse_resize, train_options
+
+DATASETS = {"koniq-10k": "384", "spaq": "384", "csv": "384", "demo": "384", "live": "none"}
+DEMO = {"backbone": "tiny", "pretrained": False, "lr": 1e-3}
+
+
+def parse(*argv):
+    words = [str(word) for word in argv]
+    return train_options(words, "doc", ("big", "tiny"), "swin", ("none", "concat"), DATASETS, DEMO)
+
+
+def test_the_published_defaults():
+    options = parse()
+    expected = dict(dataset="koniq-10k", train_patch_num=25, test_patch_num=25, lr=2e-5, lr_ratio=10, weight_decay=5e-4,
+                    batch_size=96, epochs=16, lr_scheduler="cosine", patience=5, train_test_num=1, seed=42, patch_size=224,
+                    test_crop="center", fusion="none", ranking_loss_alpha=0.0, ranking_loss_margin=0.5, resize="384",
+                    spaq_resize="384", backbone="big", pretrained=True, early_stopping=True, spaq=True,
+                    training_fixes=(), precision="auto", demo_defaults={})  # fmt: skip
+    assert {name: getattr(options, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "setting", "value"),
+    [
+        (["--use_multiscale"], "fusion", "concat"),
+        (["--no_multiscale"], "fusion", "none"),
+        (["--no_lr_scheduler"], "lr_scheduler", "none"),
+        (["--test_random_crop"], "test_crop", "random"),
+        (["--no_early_stopping"], "early_stopping", False),
+        (["--no_pretrained"], "pretrained", False),
+        (["--no_spaq"], "spaq", False),
+        (["--fusion", "concat", "--use_multiscale"], "fusion", "concat"),
+        (["--lr", "1e-3", "--lr", "1e-4"], "lr", 1e-4),
+        (["--lr_scheduler", "step", "--training_fixes", "all"], "training_fixes", ("backbone_lr", "optimizer_state")),
+        (["--resize", "512x384"], "spaq_resize", "512x384"),
+        (["--backbone", "swinv2_tiny_window8_256"], "backbone", "swinv2_tiny_window8_256"),
+        (["--dataset", "live"], "resize", "none"),
+    ],
+)
+def test_flags_and_aliases(flags, setting, value):
+    assert getattr(parse(*flags), setting) == value
+
+
+def test_the_demo_brings_defaults_only_where_the_user_gave_none():
+    options = parse("--dataset", "demo", "--lr", "2e-5")
+    assert (options.lr, options.backbone, options.pretrained) == (2e-5, "tiny", False)
+    assert options.demo_defaults == {"backbone": "tiny", "pretrained": False}
+    assert parse("--lr_ratio", 3).demo_defaults == {}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learning_rate", "1"], r"unknown argument: --learning_rate.*, 1"),
+        (["--epoch", "3"], r"unknown argument: --epoch \(did you mean --epochs\?\)"),
+        (["--epochs", "0"], "--epochs 0: expected a whole number of at least 1"),
+        (["--epochs", "two"], "argument --epochs: invalid int value: 'two'"),
+        (["--batch_size", "-4"], "--batch_size -4: expected a whole number of at least 1"),
+        (["--patch_size", "0"], "--patch_size 0: expected a whole number of at least 32"),
+        (["--ranking_loss_alpha", "1.5"], "--ranking_loss_alpha 1.5: expected a number from 0 to 1"),
+        (["--ranking_loss_alpha", "nan"], "--ranking_loss_alpha nan: expected a number from 0 to 1"),
+        (["--lr", "0"], "--lr 0.0: expected a number above 0"),
+        (["--lr", "inf"], "--lr inf: expected a number above 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--dataset", "koniq"], "argument --dataset: invalid choice: 'koniq'"),
+        (["--backbone", "vgg16"], "--backbone vgg16: expected one of big, tiny or another timm model named swin"),
+        (["--resize", "0"], "--resize 0: expected S"),
+        (["--resize", "384x"], "--resize 384x: expected S"),
+        (["--training_fixes", "all"], "--training_fixes needs --lr_scheduler step"),
+        (["--lr_scheduler", "step", "--training_fixes", "head"], "--training_fixes head: expected all, none or"),
+        (["--use_multiscale", "--no_multiscale"], "contradictory flags: --use_multiscale and --no_multiscale"),
+        (["--fusion", "none", "--use_multiscale"], "contradictory flags: --fusion and --use_multiscale"),
+        (["--lr_scheduler", "cosine", "--no_lr_scheduler"], "contradictory flags"),
+        (["--test_crop", "grid", "--test_random_crop"], "contradictory flags"),
+        (["--no_spaq", "--spaq_path", "x"], "contradictory flags: --no_spaq and --spaq_path"),
+        (["--no_pretrained", "--backbone_weights", "x"], "contradictory flags: --no_pretrained and --backbone_weights"),
+        (["--no_early_stopping", "--patience", "3"], "contradictory flags: --no_early_stopping and --patience"),
+        (["--backbone_weights", "nowhere.pth"], "--backbone_weights nowhere.pth: no such file"),
+        (["--lower_is_better"], "--lower_is_better is for --dataset csv"),
+        (["--dataset", "csv"], "--dataset csv needs --dataset_path FILE.csv"),
+        (["--dataset", "spaq", "--spaq_path", "x"], "--dataset spaq takes its folder from --dataset_path"),
+        (["--device", "gpu"], "--device gpu: expected auto, cpu, cuda or cuda:N"),
+        (["--run_name", "a/b"], "--run_name 'a/b': expected letters, digits"),
+        (["--ranking_loss_margin", "1"], "--ranking_loss_margin needs --ranking_loss_alpha above 0"),
+        (
+            ["--epochs", "0", "--lr", "-1", "--training_fixes", "all"],
+            "--lr -1.0.*; --epochs 0.*; --training_fixes needs",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_that_names_expected_and_found(flags, message):
+    with pytest.raises(UserError, match=message) as raised:
+        parse(*flags)
+    assert "\n" not in str(raised.value)
+
+
+def test_help_shows_every_flag_grouped_with_its_default(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parse("--help")
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    for group in ("data:", "patches:", "model:", "loss:", "optimisation:", "hardware:", "output:"):
+        assert group in text
+    for default in ("(default: 25)", "(default: 2e-05)", "(default: cosine)", "(default: 96)", "(default: 42)"):
+        assert default in text
+
+
+def test_parsers_of_values():
+    assert [parse_resize(t) for t in ("384", "512x384", "none")] == [384, (512, 384), None]
+    assert parse_fixes("backbone_lr,filter") == ("filter", "backbone_lr") and parse_fixes("none") == ()
+    assert first_five(range(7)) == "0, 1, 2, 3, 4, …" and first_five("ab") == "a, b"
+
+
+@pytest.mark.parametrize("script", ["train_swin.py", "train_resnet.py"])
+def test_a_mistake_ends_the_script_with_one_line_before_torch_is_imported(script):
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['{script}', '--epochs', '0']\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "finally:\n    print(sorted({'torch', 'timm'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: --epochs 0: expected a whole number of at least 1\n")
+    assert done.stdout == "[]\n"
+
+
+def test_parser_says_errors_as_user_errors():
+    with pytest.raises(UserError, match="unknown argument: --x"):
+        Parser("doc").parse_args(["--x"])
