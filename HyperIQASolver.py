@@ -63,6 +63,14 @@ def choose_bf16(precision: str, device: torch.device) -> tuple[bool, str]:
     return bool(native), f"this CPU has {native[0]}" if native else "no native bf16 here"
 
 
+def set_backends(deterministic: bool) -> None:
+    """cuDNN's kernels: reproducible ones, unless the user prefers speed (`--no_deterministic`)."""
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    # fp32 means fp32: cuDNN's default rounds the inputs of convolutions to 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
+
+
 class HyperIQASolver:
     """A run of `--train_test_num` rounds. `options` are the settings that `options.train_options` returns."""
 
@@ -74,10 +82,7 @@ class HyperIQASolver:
         self.options = options
         self.device = choose_device(options.device)
         self.bf16, self.bf16_reason = choose_bf16(options.precision, self.device)
-        torch.backends.cudnn.deterministic = options.deterministic
-        torch.backends.cudnn.benchmark = not options.deterministic
-        # fp32 means fp32: cuDNN's default rounds the inputs of convolutions to 10 bits.
-        torch.backends.cudnn.allow_tf32 = False
+        set_backends(options.deterministic)
         self.workers = options.workers if options.workers is not None else (4 if self.device.type == "cuda" else 0)
         self.criterion = QualityLoss(options.ranking_loss_alpha, options.ranking_loss_margin, options.ranking_loss_form)
         self.schedule = make_schedule(
