@@ -200,12 +200,11 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
         test_patches,
         train_patches,
     )
-    from HyperIQASolver import choose_bf16, set_backends
     from losses import QualityLoss
     from lr_schedules import adam_for_epoch, make_schedule
 
-    set_backends(deterministic=not flags.no_deterministic)
-    bf16 = choose_bf16(flags.precision, device)[0]
+    engine.set_backends(deterministic=not flags.no_deterministic)
+    bf16 = engine.choose_bf16(flags.precision, device)[0]
 
     def start() -> dict[str, ImageCache]:
         caches = {
@@ -225,7 +224,15 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
 
     def train(loader) -> None:
         engine.train_one_epoch(
-            trained, QualityLoss(), optimizer, loader, device, torch.manual_seed, bf16, tqdm(disable=True)
+            trained,
+            QualityLoss(),
+            optimizer,
+            loader,
+            device,
+            torch.manual_seed,
+            bf16,
+            tqdm(disable=True),
+            engine.EpochProgress(),
         )
 
     found: dict[str, float] = {}
@@ -281,8 +288,8 @@ def measure(flags: argparse.Namespace) -> None:
     """A child process: measure one of the two and print it as JSON, so that peak memory is its own."""
     import torch
 
+    from engine import choose_device
     from folders import READERS
-    from HyperIQASolver import choose_device
 
     device = choose_device(flags.device)
     koniq = READERS["koniq-10k"](flags.dataset_path).read()

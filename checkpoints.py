@@ -7,6 +7,7 @@ in its `_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any c
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 import urllib.error
@@ -86,6 +87,39 @@ def load(path: Path) -> object:
         raise UserError(
             f"{path}: not a checkpoint of tensors: {reason[0] if reason else type(problem).__name__}"
         ) from None
+
+
+def save_last(folder: Path, state: Mapping[str, object]) -> None:
+    """Write `last.pt`; the one before stays as `previous.pt`. At every moment one of them is whole."""
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    if last.exists():
+        spare = folder / ".previous.pt.tmp"
+        spare.unlink(missing_ok=True)
+        try:
+            os.link(last, spare)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(last, spare)
+        spare.replace(previous)
+    save(last, state)
+
+
+def load_last(folder: Path) -> tuple[dict[str, object], str]:
+    """The state that `save_last` wrote, and what to tell the user where `last.pt` was damaged (else "").
+
+    Raises UserError where neither file can be read.
+    """
+    try:
+        return load(folder / "last.pt"), ""
+    except UserError as damage:
+        if not (folder / "previous.pt").exists():
+            raise
+        return load(folder / "previous.pt"), f"{damage}; falling back to previous.pt"
+
+
+def newest_round(folder: Path) -> Path:
+    """Where a run's newest `last.pt` lies: its folder, or that of its last round (`round2`, `round3`, …)."""
+    rounds = sorted(folder.glob("round*/last.pt"), key=lambda path: int(path.parent.name.removeprefix("round")))
+    return rounds[-1].parent if rounds else folder
 
 
 def description_of(state: object) -> dict[str, object] | None:

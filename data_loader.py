@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
 from filelock import FileLock, Timeout
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from checkpoints import write_whole
@@ -36,6 +37,7 @@ except ImportError:  # deprecated in torchvision 0.29: without it Pillow decodes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+TORCHVISION_READS = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"), ("PNG", "I;16")}
 # More pixels than any camera's: a file that claims them is broken, or meant to fill the memory.
 MAX_PIXELS = 400_000_000
 Image.MAX_IMAGE_PIXELS = None  # our own limit, above, is checked before any pixel is decoded
@@ -47,16 +49,20 @@ COPY_BYTES = 2**28
 
 
 # ---------------------------------------------------------------------------------------------- decoding
-def read_header(path: Path) -> tuple[int, int]:
+def read_header(path: Path, exif_rotate: bool = False) -> tuple[int, int]:
     """(height, width) of an image file without decoding it. Raises ValueError with the reason."""
     try:
         if path.stat().st_size == 0:
             raise ValueError("the file is empty")
         with Image.open(path) as image:
             width, height = image.size
+            if exif_rotate and _orientation(image) >= 5:
+                width, height = height, width
     except UnidentifiedImageError:
         raise ValueError("not an image that Pillow can read") from None
-    except (OSError, SyntaxError) as problem:
+    except OSError as problem:
+        raise ValueError(problem.strerror or str(problem)) from None
+    except SyntaxError as problem:
         raise ValueError(str(problem)) from None
     if width * height > MAX_PIXELS:
         raise ValueError(f"absurdly large: {width}x{height} pixels")
@@ -65,39 +71,44 @@ def read_header(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def _decode_pillow(path: Path) -> np.ndarray:
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) to 8; from 5 on, height and width change places."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _decode_pillow(path: Path, exif_rotate: bool) -> np.ndarray:
     with warnings.catch_warnings(), Image.open(path) as image:
         warnings.simplefilter("ignore")
-        if image.mode.startswith(("I", "F")):  # 16-bit grey, which convert("RGB") would clip
-            grey = np.asarray(image, np.float64)
-            grey = np.clip(np.rint(grey / 257 if image.mode.startswith("I") else grey), 0, 255)
+        turned = ImageOps.exif_transpose(image) if exif_rotate else image
+        if turned.mode.startswith(("I", "F")):  # 16-bit grey, which convert("RGB") would clip
+            grey = np.asarray(turned, np.float64)
+            grey = np.clip(np.rint(grey / 257 if turned.mode.startswith("I") else grey), 0, 255)
             return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-        return np.array(image.convert("RGB"))
+        if turned.has_transparency_data:  # on white, as viewers show it: what hides below is arbitrary
+            rgba = turned.convert("RGBA")
+            turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        return np.array(turned.convert("RGB"))
 
 
-def decode(path: Path) -> np.ndarray:
-    """An image file as RGB uint8 (H, W, 3). 16-bit values are divided by 257. Raises ValueError with the reason.
+def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
+    """An image file as RGB uint8 (H, W, 3), as a viewer shows it. Raises ValueError with the reason.
 
-    JPEG and PNG go through torchvision, bit-identical to Pillow and faster; what it has no plain RGB for
-    (CMYK, palettes, transparency) and other formats go through Pillow.
+    16-bit values are divided by 257, transparency lies on white. JPEG and PNG go through torchvision,
+    bit-identical to Pillow and faster; other formats, and what it has no plain RGB for (CMYK, palettes,
+    transparency), go through Pillow. exif_rotate: turn as the file's EXIF orientation says.
     """
     try:
         with Image.open(path) as image:
             kind, mode = image.format, image.mode
-        if decode_image and (kind, mode) in {
-            ("JPEG", "RGB"),
-            ("JPEG", "L"),
-            ("PNG", "RGB"),
-            ("PNG", "L"),
-            ("PNG", "I;16"),
-        }:
+            upright = not exif_rotate or _orientation(image) == 1
+        if decode_image and upright and (kind, mode) in TORCHVISION_READS:
             data = torch.from_numpy(np.fromfile(path, np.uint8))
             pixels = decode_image(data, ImageReadMode.UNCHANGED)
             if pixels.dtype == torch.uint16:
                 pixels = ((pixels.int() + 128) // 257).to(torch.uint8)
             if pixels.shape[0] in (1, 3):
                 return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-        return _decode_pillow(path)
+        return _decode_pillow(path, exif_rotate)
     except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
         # torchvision says where in its sources it stopped; its last words are the reason.
         raise ValueError(str(problem).splitlines()[0].rpartition(", ")[2] or type(problem).__name__) from None
@@ -130,13 +141,23 @@ class ImageCache:
     """The resized images of a data set as uint8, one after the other in one buffer: a mapped file, or memory.
 
     `cache[i]` is image i as (H, W, 3); `sizes` (n, 2) holds heights and widths, `upscaled` how many images
-    were smaller than `min_side`, `index` the number of each path. With `cache_dir` the images lie in a file
-    there, keyed by everything that they depend on, which the next run maps into memory instead of decoding;
-    without, they are decoded into memory. Raises UserError naming every file that is no image, and why.
+    were smaller than `min_side`, `index` the number of each path, `bad` why a file could not be read (its
+    image is empty or unfinished). With `cache_dir` the images lie in a file there, keyed by everything that
+    they depend on, which the next run maps into memory instead of decoding; without, they are decoded into
+    memory. Raises UserError where the cache cannot be written.
     """
 
-    def __init__(self, name: str, paths: Sequence[Path], resize: str, min_side: int, cache_dir: Path | None = None):
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[Path],
+        resize: str,
+        min_side: int,
+        cache_dir: Path | None = None,
+        exif_rotate: bool = False,
+    ):
         self.name, self.paths, self.resize, self.min_side = name, list(paths), resize, min_side
+        self.exif_rotate = exif_rotate
         self.index = {path: i for i, path in enumerate(self.paths)}
         self.on_gpu: torch.Tensor | None = None
         if cache_dir is None:
@@ -144,7 +165,8 @@ class ImageCache:
             self._build(lambda size: np.empty(size, np.uint8))
         else:
             self.files = self._source_files()
-            key = hashlib.sha256(json.dumps([CACHE_FORMAT, resize, min_side, self.files]).encode()).hexdigest()
+            settings = [CACHE_FORMAT, resize, min_side, exif_rotate, self.files]
+            key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
             self.folder = cache_dir / f"{name}_{resize}_{key[:16]}"
             self.was_there = self._open() or self._build_in_folder()
 
@@ -182,26 +204,33 @@ class ImageCache:
 
     # Building: the headers give all sizes, the sizes the place of every image, and all cores fill the places.
     def _build(self, allocate: Callable[[int], np.ndarray]) -> None:
-        problems: dict[Path, str] = {}
         self.was_there = False
+        self.bad: dict[Path, str] = {}
         with ThreadPoolExecutor(_cores()) as pool:
-            headers = list(pool.map(partial(_tried, read_header, problems), self.paths))
-            _raise_for_bad_files(self.name, problems, len(self.paths))
-            self._set_sizes([resized_size(*size, self.resize, self.min_side) for size in headers])
-            plain_sizes = [resized_size(*size, self.resize, 1) for size in headers]
-            self.upscaled = int((np.array(plain_sizes) != self.sizes).any(1).sum())
+            headers = list(pool.map(partial(self._tried, read_header), self.paths))
+            sizes = [resized_size(*size, self.resize, self.min_side) if size else (0, 0) for size in headers]
+            self._set_sizes(sizes)
+            plain = [resized_size(*size, self.resize, 1) if size else (0, 0) for size in headers]
+            self.upscaled = int((np.array(plain) != self.sizes).any(1).sum())
             self.buffer = allocate(self.bytes)
-            jobs = pool.map(partial(_tried, self._fill, problems), range(len(self)), self.paths)
+            jobs = pool.map(self._fill, range(len(self)), self.paths)
             try:
                 for _ in tqdm(jobs, f"Decoding {self.name}", len(self), unit="image", leave=False):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        _raise_for_bad_files(self.name, problems, len(self.paths))
+
+    def _tried(self, work: Callable, path: Path):
+        """`work(path)`; a ValueError is noted as the path's, so that all bad files are found at once."""
+        try:
+            return work(path, self.exif_rotate)
+        except ValueError as problem:
+            self.bad[path] = str(problem)
 
     def _fill(self, i: int, path: Path) -> None:
-        self[i][:] = resize_image(decode(path), *self.sizes[i])
+        if path not in self.bad and (image := self._tried(decode, path)) is not None:
+            self[i][:] = resize_image(image, *self.sizes[i])
 
     def _set_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
@@ -216,7 +245,7 @@ class ImageCache:
         try:
             index = json.loads((self.folder / "index.json").read_text())
             self._set_sizes(index["sizes"])
-            self.upscaled = index["upscaled"]
+            self.upscaled, self.bad = index["upscaled"], {Path(p): reason for p, reason in index["bad"].items()}
             # Mode c: a stray write would change this process's view, never the file.
             self.buffer = np.memmap(self.folder / "images.u8", np.uint8, "c", shape=(self.bytes,))
         except (OSError, ValueError, KeyError):
@@ -273,7 +302,8 @@ class ImageCache:
 
         self._build(allocate)
         self.buffer.flush()
-        index = {"sizes": self.sizes.tolist(), "upscaled": self.upscaled, "files": self.files}
+        bad = {str(path): reason for path, reason in self.bad.items()}
+        index = {"sizes": self.sizes.tolist(), "upscaled": self.upscaled, "bad": bad, "files": self.files}
         write_whole(folder / "index.json", lambda file: file.write(json.dumps(index).encode()))
         del self.buffer
 
@@ -319,20 +349,6 @@ def put_on_gpu(caches: Iterable[ImageCache], choice: str, device: torch.device) 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _tried(work: Callable, problems: dict[Path, str], *job):
-    """Run `work(*job)`; a ValueError is noted under the job's path, so that all bad files are found at once."""
-    try:
-        return work(*job)
-    except ValueError as problem:
-        problems[job[-1]] = str(problem)
-
-
-def _raise_for_bad_files(name: str, problems: dict[Path, str], total: int) -> None:
-    if problems:
-        listed = "; ".join(f"{path}: {problems[path]}" for path in sorted(problems))
-        raise UserError(f"{name}: {len(problems)} of {total} images cannot be read: {listed}")
 
 
 # ---------------------------------------------------------------------------------------------- patches
@@ -447,7 +463,14 @@ def make_loader(batches: PatchBatches, workers: int, pin_memory: bool, start: in
         sampler=range(start, len(batches)),
         num_workers=min(workers, max(len(batches) - start, 0)),
         pin_memory=pin_memory,
+        worker_init_fn=_leave_signals_to_the_run,
     )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the run decides when its workers stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def to_model_input(batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -1,8 +1,12 @@
-"""The two loops that touch a model: `train_one_epoch` and `score`. Plain functions of what they need."""
+"""The two loops that touch a model, `train_one_epoch` and `score`, and the device and precision they run in."""
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,8 +14,91 @@ from tqdm import tqdm
 
 from data_loader import to_model_input
 from losses import QualityLoss
+from options import UserError
 
-LOSS_SHOWN_EVERY = 10  # steps; reading a loss makes the host wait for the device
+READ_EVERY = 10  # steps between two looks at the losses on a GPU, where each makes the host wait for the device
+
+
+def choose_device(name: str) -> torch.device:
+    """`--device` -> device. Raises UserError where there is no such device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def choose_bf16(precision: str, device: torch.device) -> tuple[bool, str]:
+    """`--precision` -> (whether to train under bf16 autocast, why)."""
+    if precision != "auto":
+        return precision == "bf16", "as asked for"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return major >= 8, f"compute capability {major}.{minor}"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if platform.system() == "Linux" and cpuinfo.exists() else []
+    native = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    return bool(native), f"this CPU has {native[0]}" if native else "no native bf16 here"
+
+
+def set_backends(deterministic: bool) -> None:
+    """Reproducible kernels, unless the user prefers speed (`--no_deterministic`); call it before the GPU is used."""
+    if deterministic and torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    # fp32 means fp32: cuDNN's default rounds the inputs of convolutions to 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
+
+
+class NonFiniteLoss(Exception):
+    """The loss of `step` (from 0) is nan or infinite."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(f"the loss of step {step + 1} is {loss}")
+        self.step, self.loss = step, loss
+
+
+@dataclass
+class EpochProgress:
+    """What an epoch has brought so far: all that is needed to go on with its next step, beside the weights.
+
+    `parts` holds the loss parts of each step, `scores` and `mos` those of its patches.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    parts: list[torch.Tensor] = field(default_factory=list)
+    scores: list[torch.Tensor] = field(default_factory=list)
+    mos: list[torch.Tensor] = field(default_factory=list)
+    checked: int = 0
+
+    def add(self, parts: torch.Tensor, scores: torch.Tensor, mos: torch.Tensor) -> None:
+        self.parts.append(parts)
+        self.scores.append(scores)
+        self.mos.append(mos)
+        self.step += 1
+
+    def check_finite(self) -> float:
+        """The newest loss; raises NonFiniteLoss for the first one since the last check that is not finite."""
+        losses = torch.stack([parts[0] for parts in self.parts[self.checked :]]).tolist()
+        for step, loss in enumerate(losses, self.checked):
+            if not np.isfinite(loss):
+                raise NonFiniteLoss(step, loss)
+        self.checked = self.step - 1  # the newest may be asked for again
+        return losses[-1]
+
+    def state(self) -> dict[str, object]:
+        """As plain values and tensors on the CPU, for a checkpoint."""
+        lists = {name: [t.cpu() for t in getattr(self, name)] for name in ("parts", "scores", "mos")}
+        return {"step": self.step, "seconds": self.seconds, **lists}
+
+    @classmethod
+    def from_state(cls, state: dict[str, object], device: torch.device) -> EpochProgress:
+        lists = {name: [t.to(device) for t in state[name]] for name in ("parts", "scores", "mos")}
+        return cls(state["step"], state["seconds"], **lists)
 
 
 def _to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
@@ -27,33 +114,37 @@ def train_one_epoch(
     reseed: Callable[[int], None],
     bf16: bool,
     bar: tqdm,
+    progress: EpochProgress,
+    after_step: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-    """One pass over the loader's batches.
+    """Train on the loader's batches, which begin at step `progress.step` of the epoch.
 
-    reseed(step) sets the torch generators before step 0, 1, …; bf16: autocast of the forward pass; `bar`
-    counts patches. Returns the means over the batches of the loss's parts, and the scores and MOS of all
-    patches, in order, as (n,) arrays.
+    reseed(step) sets the torch generators before each step; bf16: autocast of the forward pass; `bar` counts
+    patches; after_step() may save and may stop the epoch by raising. Returns the means over the batches of
+    the loss's parts, and the scores and MOS of all patches, in order, as (n,) arrays. Raises NonFiniteLoss.
     """
     model.train()
-    parts, scores, mos = [], [], []
-    for step, batch in enumerate(loader):
-        reseed(step)
+    read_every = 1 if device.type == "cpu" else READ_EVERY
+    for batch in loader:
+        reseed(progress.step)
         batch = _to_device(batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            predicted = model(to_model_input(batch))
-        losses = criterion(predicted, batch)
+            scores = model(to_model_input(batch))
+        losses = criterion(scores, batch)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
 
-        parts.append(torch.stack([losses[part].detach() for part in criterion.parts]))
-        scores.append(predicted.detach())
-        mos.append(batch["mos"])
-        bar.update(len(predicted))
-        if step % LOSS_SHOWN_EVERY == 0:
-            bar.set_postfix(loss=f"{losses['loss'].item():.3f}", refresh=False)
-    means = torch.stack(parts).double().mean(0).tolist()
-    return dict(zip(criterion.parts, means, strict=True)), *(torch.cat(v).cpu().numpy() for v in (scores, mos))
+        parts = torch.stack([losses[part].detach() for part in criterion.parts])
+        progress.add(parts, scores.detach(), batch["mos"])
+        bar.update(len(scores))
+        if progress.step % read_every == 0:
+            bar.set_postfix(loss=f"{progress.check_finite():.3f}", refresh=False)
+        after_step()
+    progress.check_finite()
+    means = torch.stack(progress.parts).double().mean(0).tolist()
+    scores, mos = (torch.cat(v).cpu().numpy() for v in (progress.scores, progress.mos))
+    return dict(zip(criterion.parts, means, strict=True)), scores, mos
 
 
 @torch.no_grad()
@@ -63,8 +154,12 @@ def score(
     images: int,
     device: torch.device,
     bar: tqdm | None = None,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
-    """Scores (images,) in fp32: the mean over each image's patches, which the batches' `image` assigns."""
+    """Scores (images,) in fp32: the mean over each image's patches, which the batches' `image` assigns.
+
+    `bar` counts patches; after_batch() may stop by raising.
+    """
     model.eval()
     scores, image = [], []
     for batch in loader:
@@ -73,5 +168,6 @@ def score(
         image.append(batch["image"])
         if bar is not None:
             bar.update(len(batch["image"]))
+        after_batch()
     scores, image = (torch.cat(v).cpu().numpy() for v in (scores, image))
     return np.bincount(image, scores, images) / np.bincount(image, minlength=images)

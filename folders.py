@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -86,25 +86,24 @@ class Reader:
     def rows(self) -> Iterable[Row]:
         raise NotImplementedError
 
-    def read(self, splits: tuple[str, ...] = ("train", "test")) -> DataSet:
-        """Records of these splits. Images of other splits need not exist. Raises UserError."""
+    def read(self, splits: tuple[str, ...] | None = ("train", "test")) -> DataSet:
+        """Records of these splits (None: of all). Images of other splits need not exist. Raises UserError."""
         if not self.root.exists():
             raise UserError(f"{self.name}: no folder {self.root}; expected {self.expects}")
         rows = list(self.rows())
         if not rows:
             raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
         rows = self._drawn(rows) if any(row.split is None for row in rows) else rows
-        rows = [row for row in rows if row.split in splits]
-        self._check_rows(rows, splits)
+        rows = [row for row in rows if splits is None or row.split in splits]
+        self._check_rows(rows, splits or ())
         records = [
-            Record(path, row.score, row.split, row.group)
-            for row, path in zip(rows, self._paths([row.image for row in rows]), strict=True)
+            Record(path, row.score, row.split, row.group) for row, path in zip(rows, self._paths(rows), strict=True)
         ]
         return DataSet(self.name, records, self.higher_is_better and not self.lower_is_better, self.notes)
 
     def read_all_as_test(self) -> DataSet:
         """Every record, whatever its split, as a test image: for tests across data sets."""
-        data = self.read(("train", "val", "test"))
+        data = self.read(splits=None)
         data.records = [Record(r.path, r.score, "test", r.group) for r in data.records]
         return data
 
@@ -116,7 +115,9 @@ class Reader:
         if repeated:
             raise UserError(f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}")
         for split in splits:
-            if split != "val" and split in ("train", "test") and not any(row.split == split for row in rows):
+            if split == "val" and not any(row.split == "val" for row in rows):
+                raise UserError(f"{self.name}: {self.root} names no validation images; give --val_fraction F")
+            if not any(row.split == split for row in rows):
                 raise UserError(f"{self.name}: the {split} split of {self.root} is empty")
 
     def _drawn(self, rows: list[Row]) -> list[Row]:
@@ -134,28 +135,46 @@ class Reader:
             for row in rows
         ]
 
-    def _paths(self, names: list[str]) -> list[Path]:
+    def _paths(self, rows: list[Row]) -> list[Path]:
         """Where the images lie: by base name in the first set of `image_folders` that exists."""
-        for folders in self.image_folders:
-            if all((self.root / folder).is_dir() for folder in folders):
-                break
-        else:
+        layouts = [f for f in self.image_folders if all((self.root / folder).is_dir() for folder in f)]
+        if not layouts:
             choices = " or ".join("+".join(f"{f}/" for f in folders) for folders in self.image_folders)
             raise UserError(f"{self.name}: no images in {self.root}; expected {choices}")
-        found = {
+        found = self._images_in(layouts[0])
+        validation = [row.image for row in rows if row.split == "val" and row.image not in found]
+        if validation:  # the public lists leave them out, so they often lie in another layout's folder, or nowhere
+            for layout in layouts[1:]:
+                found = self._images_in(layout) | found
+            gone = [name for name in validation if name not in found]
+            if gone:
+                raise UserError(
+                    f"{self.name}: {len(gone)} validation images are not in {self.root}: {first_five(gone)}; "
+                    "give --val_fraction F to take some of the training images instead"
+                )
+        missing = [row.image for row in rows if row.image not in found]
+        if missing:
+            where = " and ".join(str(self.root / folder) for folder in layouts[0])
+            raise UserError(
+                f"{self.name}: {len(missing)} of {len(rows)} images are not in {where}: {first_five(missing)}"
+            )
+        return [found[row.image] for row in rows]
+
+    def _images_in(self, layout: tuple[str, ...]) -> dict[str, Path]:
+        return {
             path.name: path
-            for folder in folders
+            for folder in layout
             for path in (self.root / folder).iterdir()
             if path.suffix.lower() in IMAGE_SUFFIXES
         }
-        names = [PurePosixPath(name).name for name in names]
-        missing = [name for name in names if name not in found]
-        if missing:
-            where = " and ".join(str(self.root / folder) for folder in folders)
-            raise UserError(
-                f"{self.name}: {len(missing)} of {len(names)} images are not in {where}: {first_five(missing)}"
-            )
-        return [found[name] for name in names]
+
+    def _inside(self, source: Path, names: Iterable[str]) -> list[str]:
+        """The names, if none of them leaves the data folder: a data file may not point at the user's others."""
+        names = list(names)
+        outside = [n for n in names if PurePosixPath(n).is_absolute() or ".." in n.replace("\\", "/").split("/")]
+        if outside:
+            raise UserError(f"{source}: {len(outside)} image names leave its folder: {first_five(outside)}")
+        return names
 
     def _table(self, path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
         """Rows of a CSV file as dicts; UserError where it is unreadable or lacks a column."""
@@ -176,12 +195,29 @@ class Reader:
         """A JSON list of {"image", "score"} -> base name -> score."""
         try:
             entries = json.loads(path.read_text(encoding="utf-8"))
-            scores = {PurePosixPath(e["image"]).name: number(e["score"]) for e in entries}
+            names = [str(e["image"]) for e in entries]
+            scores = [number(e["score"]) for e in entries]
         except (OSError, ValueError, TypeError, KeyError) as problem:
             raise UserError(f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}') from None
-        if len(scores) < len(entries):
-            raise UserError(f"{path}: {len(entries) - len(scores)} images are listed twice")
-        return scores
+        listed = dict(zip((PurePosixPath(name).name for name in self._inside(path, names)), scores, strict=True))
+        if len(listed) < len(entries):
+            raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
+        return listed
+
+
+def take_validation(data: DataSet, fraction: float, seed: int) -> None:
+    """Move about this fraction of the training images into `val`, whole content groups, by seed. Raises UserError."""
+    contents = sorted({r.group or str(r.path.name) for r in data.split("train")})
+    share = round(fraction * len(contents))
+    if not 0 < share < len(contents):
+        raise UserError(f"--val_fraction {fraction}: takes {share} of {len(contents)} training contents")
+    order = np.random.Generator(np.random.PCG64([seed, 1])).permutation(len(contents))
+    chosen = {contents[i] for i in order[:share]}
+    data.records = [
+        replace(r, split="val") if r.split == "train" and (r.group or r.path.name) in chosen else r
+        for r in data.records
+    ]
+    data.notes.append(f"{data.name}: {share} of {len(contents)} training contents held out for validation, seed {seed}")
 
 
 def number(text) -> float:
@@ -203,8 +239,11 @@ class KonIQ10k(Reader):
     image_folders = (("train", "test"), ("1024x768",), ("512x384",))
 
     def rows(self) -> list[Row]:
-        table = self._table(self.root / "koniq10k_scores_and_distributions.csv", ("image_name", "MOS_zscore"))
-        scores = {row["image_name"]: number(row["MOS_zscore"]) for row in table}
+        path = self.root / "koniq10k_scores_and_distributions.csv"
+        scores = {
+            row["image_name"]: number(row["MOS_zscore"]) for row in self._table(path, ("image_name", "MOS_zscore"))
+        }
+        self._inside(path, scores)
         split = self._split(scores)
         if split is None:
             return [Row(name, score) for name, score in scores.items()]
@@ -225,22 +264,29 @@ class KonIQ10k(Reader):
         there = [path for path in lists.values() if path.exists()]
         if len(there) == 1:
             raise UserError(f"{self.name}: {there[0]} needs its twin; expected koniq_train.json and koniq_test.json")
-        sets = self.root / "koniq10k_distributions_sets.csv"
+        sets = self._official_sets()
         if there:
             train, test = (self._json_scores(lists[part]) for part in ("train", "test"))
             both = train.keys() & test.keys()
             if both:
                 raise UserError(f"{self.name}: {len(both)} images are in both JSON lists: {first_five(sorted(both))}")
-            return dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
-        if sets.exists():
-            rows = [(row["image_name"], row["set"]) for row in self._table(sets, ("image_name", "set"))]
-            strange = sorted({part for _, part in rows} - SPLIT_NAMES.keys())
-            if strange:
-                raise UserError(
-                    f"{sets}: column set: expected training, validation or test, found {first_five(strange)}"
-                )
-            return {name: SPLIT_NAMES[part] for name, part in rows}
-        return None
+            # The lists leave the official validation images out; those are the ones to select on.
+            validation = {name for name, part in (sets or {}).items() if part == "val"} - train.keys() - test.keys()
+            return (
+                dict.fromkeys(train, "train") | dict.fromkeys(test, "test") | dict.fromkeys(sorted(validation), "val")
+            )
+        return sets
+
+    def _official_sets(self) -> dict[str, str] | None:
+        """Image -> split of koniq10k_distributions_sets.csv, None without it."""
+        path = self.root / "koniq10k_distributions_sets.csv"
+        if not path.exists():
+            return None
+        rows = [(row["image_name"], row["set"]) for row in self._table(path, ("image_name", "set"))]
+        strange = sorted({part for _, part in rows} - SPLIT_NAMES.keys())
+        if strange:
+            raise UserError(f"{path}: column set: expected training, validation or test, found {first_five(strange)}")
+        return {name: SPLIT_NAMES[part] for name, part in rows}
 
 
 class SPAQ(Reader):
@@ -277,10 +323,8 @@ class CSVTable(Reader):
             rows.append(Row(line["image"], number(line["mos"]), split, line.get("group") or None))
         return rows
 
-    def _paths(self, names: list[str]) -> list[Path]:
-        outside = [n for n in names if Path(n).is_absolute() or ".." in Path(n).parts]
-        if outside:
-            raise UserError(f"{self.root}: {len(outside)} image names leave the CSV's folder: {first_five(outside)}")
+    def _paths(self, rows: list[Row]) -> list[Path]:
+        names = self._inside(self.root, [row.image for row in rows])
         paths = [self.root.parent / name for name in names]
         missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
         if missing:

@@ -15,6 +15,18 @@ from torch import nn
 GRID = 7
 
 
+def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
+    """Average-pool (N, C, H, W) to (N, C, side, side): plain windows where they fit, adaptive ones elsewhere.
+
+    At patch 224 they always fit (the paper's 7x7); unlike adaptive pooling, the gradient is deterministic on CUDA.
+    """
+    height, width = maps.shape[2:]
+    if height % side or width % side:
+        return F.adaptive_avg_pool2d(maps, side)
+    window = (height // side, width // side)
+    return maps if window == (1, 1) else F.avg_pool2d(maps, window)
+
+
 class NoFusion(nn.Module):
     """The last stage map, pooled to 7x7 (at patch 224 it has that size already)."""
 
@@ -22,7 +34,7 @@ class NoFusion(nn.Module):
         super().__init__()
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        return F.adaptive_avg_pool2d(maps[-1], GRID)
+        return pool_to(maps[-1], GRID)
 
 
 class ConcatFusion(nn.Module):
@@ -34,7 +46,7 @@ class ConcatFusion(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self.conv(torch.cat([F.adaptive_avg_pool2d(m, GRID) for m in maps], 1))
+        return self.conv(torch.cat([pool_to(m, GRID) for m in maps], 1))
 
 
 FUSIONS = {"none": NoFusion, "concat": ConcatFusion}

@@ -1,13 +1,13 @@
 """Figures of merit of image quality assessment: agreement of predicted scores with opinion scores.
 
-Every function takes two sequences of N numbers (prediction, MOS) and returns a float. Where the figure
+Every figure takes two sequences of N numbers (prediction, MOS) and returns a float. Where the figure
 is undefined (fewer than two images, constant or non-finite predictions) it returns nan and never warns.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, special, stats
 
 
 def _defined(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
@@ -36,3 +36,56 @@ def srcc(prediction, mos) -> float:
     if pair is None:
         return float("nan")
     return plcc(*(stats.rankdata(v) for v in pair))
+
+
+def krcc(prediction, mos) -> float:
+    """Kendall's rank correlation, -1..1: tau-b, which allows for ties (as scipy.stats.kendalltau)."""
+    pair = _defined(prediction, mos)
+    return float("nan") if pair is None else float(stats.kendalltau(*pair).statistic)
+
+
+def rmse(prediction, mos) -> float:
+    """Root mean square error in the units of the MOS, 0 or more; constant predictions have one too."""
+    prediction, mos = np.asarray(prediction, np.float64), np.asarray(mos, np.float64)
+    _defined(prediction, mos)
+    if len(mos) < 2 or not (np.isfinite(prediction).all() and np.isfinite(mos).all()):
+        return float("nan")
+    return float(np.linalg.norm(prediction - mos) / np.sqrt(len(mos)))
+
+
+def logistic(parameters, prediction) -> np.ndarray:
+    """The four-parameter logistic of VQEG's final report (2000), (N,) scores -> (N,) on the scale of the MOS.
+
+    parameters (4,): the two asymptotes b1 and b2, the centre b3 and the width b4 of
+    `b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))`.
+    """
+    upper, lower, centre, width = parameters
+    return lower + (upper - lower) * special.expit(
+        (np.asarray(prediction, np.float64) - centre) / max(abs(width), 1e-300)
+    )
+
+
+def fit_logistic(prediction, mos) -> np.ndarray | None:
+    """Least-squares parameters (4,) of `logistic`, mapping predictions to MOS; None where it is undefined.
+
+    Needs five images at least: four fit any curve.
+    """
+    pair = _defined(prediction, mos)
+    if pair is None or len(pair[0]) < 5:
+        return None
+    (x, x_mean, x_scale), (y, y_mean, y_scale) = ((((v - v.mean()) / v.std()), v.mean(), v.std()) for v in pair)
+    slope = plcc(x, y)
+    # One start is the literature's; the other, a wide curve around the regression line, serves falling scores
+    # and makes the fit never worse than that line in practice.
+    starts = [np.array([y.max(), y.min(), 0.0, 1.0]), np.array([4 * slope, -4 * slope, 0.0, 2.0])]
+    fits = [optimize.least_squares(lambda p: logistic(p, x) - y, start, method="lm") for start in starts]
+    upper, lower, centre, width = min(fits, key=lambda fit: fit.cost).x
+    return np.array(
+        [upper * y_scale + y_mean, lower * y_scale + y_mean, centre * x_scale + x_mean, abs(width) * x_scale]
+    )
+
+
+def fitted(prediction, mos) -> np.ndarray | None:
+    """Predictions (N,) mapped to the scale of the MOS by the fitted logistic; None where it is undefined."""
+    parameters = fit_logistic(prediction, mos)
+    return None if parameters is None else logistic(parameters, prediction)

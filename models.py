@@ -17,12 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import nn
 
 from checkpoints import check_reachable
-from fusion import FUSIONS, GRID
+from fusion import FUSIONS, GRID, pool_to
 
 TARGET_SIZES = (224, 112, 56, 28, 14, 1)
 HYPER_CHANNELS = 112
@@ -63,9 +62,9 @@ class Backbone(nn.Module):
         """Stage maps -> (N, 224): three times 16 local features and 176 global ones."""
         features = []
         for i, grid in enumerate(LDA_GRIDS, 1):
-            local = F.adaptive_avg_pool2d(getattr(self, f"lda{i}_pool")(maps[i - 1]), grid)
+            local = pool_to(getattr(self, f"lda{i}_pool")(maps[i - 1]), grid)
             features.append(getattr(self, f"lda{i}_fc")(local.flatten(1)))
-        features.append(self.lda4_fc(F.adaptive_avg_pool2d(maps[3], 1).flatten(1)))
+        features.append(self.lda4_fc(pool_to(maps[3], 1).flatten(1)))
         return torch.cat(features, 1)
 
 

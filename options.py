@@ -10,7 +10,9 @@ import argparse
 import difflib
 import math
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,13 +24,51 @@ class UserError(Exception):
     """A mistake of the user's: shown as one line `error: …`, exit code 2, without a traceback."""
 
 
+class Interrupted(BaseException):
+    """A signal asked the program to stop, and it has tidied up. Not an Exception: nobody is to swallow it."""
+
+    def __init__(self, signum: int):
+        super().__init__(signal.Signals(signum).name)
+        self.signum = signum
+
+
+class StopSignals:
+    """While active, SIGINT and SIGTERM raise Interrupted, or, while `deferred`, are noted in `received`.
+
+    The second SIGINT is the system's again and ends the process at once.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self.deferred = False
+
+    def __enter__(self) -> StopSignals:
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._before[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def _note(self, signum: int, frame: object) -> None:
+        self.received = signum
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not self.deferred:
+            raise Interrupted(signum)
+
+
 def run_tool(main: Callable[[], int | None]) -> None:
-    """Run a script's `main`; a `UserError` becomes one line on stderr and exit code 2."""
+    """Run a script's `main`; a `UserError` becomes one line on stderr and exit code 2, a signal 128 + its number."""
     try:
         code = main()
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         code = 2
+    except Interrupted as stop:
+        code = 128 + stop.signum
     sys.exit(code or 0)
 
 
@@ -178,6 +218,8 @@ def build_parser(
         "none (default: the data set's own, 384 for KonIQ-10k and SPAQ)",
         metavar="SIZE",
     )
+    flags.switch("--exif_rotate", "exif_rotate", True, "turn images as their EXIF orientation says")
+    flags.switch("--skip_bad_images", "skip_bad_images", True, "drop images that cannot be read, instead of stopping")
     flags.switch("--lower_is_better", "lower_is_better", True, "the scores of --dataset csv mean badness (DMOS)")
 
     flags.group("patches")
@@ -238,6 +280,21 @@ def build_parser(
     )
     flags.count("--patience", 5, "stop after N epochs without a better SRCC")
     flags.switch("--no_early_stopping", "early_stopping", False, "always run all epochs")
+    flags.value(
+        "--select_on",
+        "test",
+        "what early stopping and the best epoch go by; val: the official validation images, or --val_fraction",
+        choices=["test", "val"],
+    )
+    flags.value(
+        "--val_fraction",
+        None,
+        "with --select_on val: this share of the training images, whole contents, instead of official ones",
+        kind=float,
+        ok=lambda x: 0 < x < 1,
+        expected="a number between 0 and 1",
+        metavar="F",
+    )
     flags.count("--train_test_num", 1, "rounds, each with the next seed; medians at the end")
     flags.count("--seed", 42, "seed of the first round", least=0)
 
@@ -279,6 +336,19 @@ def build_parser(
     flags.group("output")
     flags.value("--log_dir", Path("logs"), "where logs and predictions go", kind=Path, metavar="PATH")
     flags.value("--checkpoint_dir", Path("checkpoints"), "where models go", kind=Path, metavar="PATH")
+    flags.value(
+        "--resume",
+        None,
+        "auto: go on with the newest unfinished run of the same settings, if there is one; or PATH of its last.pt",
+        metavar="auto|PATH",
+    )
+    flags.real(
+        "--checkpoint_minutes",
+        10,
+        "save last.pt within an epoch this often",
+        lambda x: x >= 0,
+        "a number of at least 0",
+    )
     flags.value("--run_name", None, "name of the run (default: from backbone, loss and time)", metavar="NAME")
     parser.set_defaults(
         spaq=True,
@@ -288,6 +358,8 @@ def build_parser(
         cache=True,
         compile=False,
         deterministic=True,
+        exif_rotate=False,
+        skip_bad_images=False,
     )
     return parser, flags
 
@@ -314,6 +386,12 @@ def _contradictions(options: argparse.Namespace, given: Mapping[str, tuple[str, 
         problems.append("contradictory flags: --no_cache and --cache_dir")
     if options.cache_device == "cuda" and options.device == "cpu":
         problems.append("contradictory flags: --cache_device cuda and --device cpu")
+    if options.val_fraction is not None and options.select_on != "val":
+        problems.append("--val_fraction needs --select_on val")
+    if options.resume not in (None, "auto") and options.run_name is not None:
+        problems.append("contradictory flags: --resume PATH and --run_name (the run keeps its name)")
+    if options.resume not in (None, "auto") and not Path(options.resume).exists():
+        problems.append(f"--resume {options.resume}: no such file; expected auto, a run's last.pt or its folder")
     if options.backbone_weights and not options.backbone_weights.is_file():
         problems.append(f"--backbone_weights {options.backbone_weights}: no such file")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
@@ -321,6 +399,19 @@ def _contradictions(options: argparse.Namespace, given: Mapping[str, tuple[str, 
     if options.run_name is not None and not re.fullmatch(r"[\w.+=-]{1,150}", options.run_name):
         problems.append(f"--run_name {options.run_name!r}: expected letters, digits and _ . + = - alone")
     return problems
+
+
+# Flags that change where and how fast a run goes, but none of its figures: a resumed run may differ in them.
+NOT_FIGURES = frozenset(
+    "device workers cache cache_dir cache_device dataset_path spaq_path log_dir checkpoint_dir checkpoint_minutes "
+    "run_name resume demo_defaults".split()
+)
+
+
+def figure_settings(options: argparse.Namespace | Mapping[str, object]) -> dict[str, object]:
+    """The settings that a run's figures depend on."""
+    settings = options if isinstance(options, Mapping) else vars(options)
+    return {name: value for name, value in settings.items() if name not in NOT_FIGURES}
 
 
 def train_options(

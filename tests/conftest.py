@@ -14,7 +14,6 @@ from PIL import Image
 from folders import DEFAULT_RESIZE
 from options import train_options
 
-torch.set_num_threads(2)
 BACKBONES = {"swin": ("swin_nano", "swin"), "resnet": ("resnet18", None)}
 
 

@@ -36,7 +36,15 @@ def test_train_one_epoch_is_the_plain_loop(cache):
     optimizer = torch.optim.Adam(ours.parameters(), lr=1e-4)
     reseeded = []
     losses, scores, mos = engine.train_one_epoch(
-        ours, criterion, optimizer, make_loader(batches, 0, False), CPU, reseeded.append, False, tqdm(disable=True)
+        ours,
+        criterion,
+        optimizer,
+        make_loader(batches, 0, False),
+        CPU,
+        reseeded.append,
+        False,
+        tqdm(disable=True),
+        engine.EpochProgress(),
     )
 
     optimizer, expected, outputs = torch.optim.Adam(plain.parameters(), lr=1e-4), [], []
@@ -94,7 +102,15 @@ def test_bf16_training_stays_near_fp32(cache):
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
         loader = make_loader(batches, 0, False)
         result = engine.train_one_epoch(
-            model, QualityLoss(), optimizer, loader, CPU, torch.manual_seed, bf16, tqdm(disable=True)
+            model,
+            QualityLoss(),
+            optimizer,
+            loader,
+            CPU,
+            torch.manual_seed,
+            bf16,
+            tqdm(disable=True),
+            engine.EpochProgress(),
         )
         losses.append(result[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]

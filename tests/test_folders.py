@@ -206,7 +206,7 @@ def test_csv_groups_are_not_torn_apart(tmp_path):
     [
         ("image,score\n", "no column mos; expected image, mos, found image, score"),
         ("image,mos\n", "lists no images; expected a CSV file"),
-        ("image,mos\n/etc/passwd,1\n../b.png,2\n", "2 image names leave the CSV's folder: /etc/passwd, ../b.png"),
+        ("image,mos\n/etc/passwd,1\n../b.png,2\n", "2 image names leave its folder: /etc/passwd, ../b.png"),
         ("image,mos,split\npictures/a.png,1,exam\n", "column split: expected train, val or test, found 'exam'"),
         ("image,mos\npictures/a.png,1\npictures/z.png,2\n", "1 of 2 images are not in its folder: pictures/z.png"),
         ("image,mos,split\npictures/a.png,1,train\n", "the test split of .* is empty"),

@@ -1,0 +1,301 @@
+"""How comparisons are shown: tables of text, and pictures (matplotlib, imported only when one is asked for).
+
+Everything here gets plain names and numbers; nothing knows what a run is.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from options import UserError
+
+PICTURES = (".png", ".svg", ".pdf")
+WORST = 10
+NAN = float("nan")
+
+
+# ----------------------------------------------------------------------------------------------- text
+def short_names(names: Sequence[str], width: int) -> dict[str, str]:
+    """Each name in at most `width` characters and still unlike the others.
+
+    Names that are too long lose their dates where those tell none apart, then the words that all names
+    share, then their middles.
+    """
+    undated = [re.sub(r"_\d{8}_\d{6}(?=$|_)", "", name) for name in names]
+    shared = set.intersection(*(set(re.split("[_ ]", name)) for name in names)) if len(names) > 1 else set()
+    short: dict[str, str] = {}
+    for name, plain in zip(names, undated):
+        text = plain if len(name) > width and undated.count(plain) == 1 else name
+        if len(text) > width:
+            words = ["…" if word in shared else word for word in re.split("[_ ]", text)]
+            kept = [word for word, before in zip(words, ["", *words]) if word != "…" or before != "…"]
+            text = "_".join(kept).replace("_…", "…").replace("…_", "…").lstrip("…")
+        if len(text) > width:
+            head = (width - 1) // 3  # what tells runs apart comes late in their names
+            text = re.sub("…+", "…", text[:head] + "…" + text[len(text) - (width - 1 - head) :])
+        number, base = 1, text
+        while text in short.values():
+            number += 1
+            text = base[: width - len(f"~{number}")] + f"~{number}"
+        short[name] = text
+    return short
+
+
+def room_for_names(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
+    """Characters left for the first column of a `text_table` of this width, 12 at least."""
+    widths = [max(map(len, [*title.split("\n"), *cells])) for title, *cells in zip(header, *rows)]
+    return max(12, min(width // 2, width - sum(widths[1:]) - len(widths[1:])))
+
+
+def text_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100, colours: Mapping[int, str] | None = None
+) -> str:
+    """A table in `width` characters: first column left, others right; a header may have two lines.
+
+    Columns that don't fit go into a further block. colours: row -> ANSI code, such as "32"; None: plain text.
+    """
+    widths = [max(map(len, [*title.split("\n"), *cells])) for title, *cells in zip(header, *rows)]
+    gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
+    blocks: list[list[int]] = [[]]
+    for i in range(1, len(header)):
+        used = widths[0] + sum(gap + widths[k] for k in blocks[-1])
+        if blocks[-1] and used + gap + widths[i] > width:
+            blocks.append([])
+        blocks[-1].append(i)
+
+    def line(cells: Sequence[str], block: Sequence[int]) -> str:
+        numbers = "".join(" " * gap + cells[i].rjust(widths[i]) for i in block)
+        return (cells[0].ljust(widths[0]) + numbers).rstrip()
+
+    def painted(text: str, code: str | None) -> str:
+        return f"\033[{code}m{text}\033[0m" if colours is not None and code else text
+
+    lines = []
+    for block in blocks:
+        if any("\n" in header[i] for i in block):
+            lines.append(painted(line([t.split("\n")[0] if "\n" in t else "" for t in header], block), "1"))
+        lines.append(painted(line([t.split("\n")[-1] for t in header], block), "1"))
+        for number, row in enumerate(rows):
+            lines.append(painted(line(row, block), (colours or {}).get(number)))
+    return "\n".join(lines)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table as GitHub's markdown, names in full."""
+    lines = [[title.replace("\n", " ") for title in header], ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+# ------------------------------------------------------------------------------------------- pictures
+@dataclass(frozen=True)
+class Curve:
+    """A run over its epochs: epochs (E,), panel title -> figures (E,) with nan where undefined; best: an epoch or 0."""
+
+    name: str
+    epochs: Sequence[int]
+    figures: Mapping[str, Sequence[float]]
+    best: int
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Predictions on one set: scores and MOS (N,), images' names (N,); fit: score -> fitted MOS, or None."""
+
+    title: str
+    score: np.ndarray
+    mos: np.ndarray
+    images: Sequence[str]
+    fit: object = None
+
+
+def check_picture(path: Path, flag: str = "--plot") -> None:
+    """Raise UserError unless pictures can be drawn and `path` names one of the formats offered."""
+    if path.suffix.lower() not in PICTURES:
+        raise UserError(f"{flag} {path}: expected a name that ends in {', '.join(PICTURES)}")
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {path}: no folder {path.parent}")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UserError(f"{flag} needs matplotlib: pip install matplotlib") from None
+
+
+def _figure(width: float, height: float):
+    # A Figure of its own, not pyplot's: no window system is looked for and nothing global is kept.
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be written: {problem.strerror or problem}") from None
+
+
+def _styles(count: int) -> list[dict[str, object]]:
+    """Line styles that stay apart in print: eight colours (Okabe & Ito's, for every kind of sight) times dashes."""
+    colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#9A8C00")
+    dashes = ("-", "--", ":", "-.")
+    markers = "osD^vPX*"
+    return [
+        {
+            "color": colours[i % len(colours)],
+            "linestyle": dashes[i // len(colours) % len(dashes)],
+            "marker": markers[(i + i // len(colours)) % len(markers)],
+        }
+        for i in range(count)
+    ]
+
+
+def draw_curves(path: Path, curves: Sequence[Curve], titles: Sequence[str]) -> None:
+    """One panel per title, two beside each other; a ring marks each best epoch. Raises UserError if unwritable."""
+    from matplotlib.ticker import MaxNLocator
+
+    rows = math.ceil(len(titles) / 2)
+    figure = _figure(11, 3.6 * rows + 0.22 * len(curves) + 0.6)
+    panels = figure.subplots(rows, 2, squeeze=False).ravel()
+    short = short_names([curve.name for curve in curves], 90)
+    for panel, title in zip(panels, titles):
+        drawn = False
+        for curve, style in zip(curves, _styles(len(curves))):
+            values = np.array(curve.figures.get(title, [NAN] * len(curve.epochs)), dtype=float)
+            drawn |= bool(np.isfinite(values).any())
+            panel.plot(curve.epochs, values, lw=1.4, markersize=3, **style, label=short[curve.name])
+            if curve.best in curve.epochs:
+                at = list(curve.epochs).index(curve.best)
+                ring = {**style, "linestyle": "none"}
+                panel.plot(
+                    [curve.best], [values[at]], markersize=9, markerfacecolor="none", markeredgewidth=1.8, **ring
+                )
+        panel.set_title(title)
+        panel.set_xlabel("epoch")
+        panel.grid(alpha=0.3)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        if not drawn:
+            panel.text(0.5, 0.5, "not in these logs", ha="center", va="center", transform=panel.transAxes, color="grey")
+    for panel in panels[len(titles) :]:
+        panel.set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        fontsize=8,
+        ncols=1 if len(curves) < 5 else 2,
+        title="large open marker: best epoch",
+        title_fontsize=8,
+        handlelength=4,
+    )
+    _save(figure, path)
+
+
+def draw_scatter(path: Path, title: str, clouds: Sequence[Cloud], captions: Sequence[str]) -> None:
+    """Predicted score against MOS, one panel per set, with the fitted curve and the ten worst images named.
+
+    Worst: the largest distance from the fitted curve (from the MOS where nothing could be fitted). Their
+    names stand in a column beside the panel, near their points but apart, so that no two overlap.
+    """
+    figure = _figure(8.2 * len(clouds), 6)
+    figure.suptitle(title)
+    for panel, cloud, caption in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds, captions):
+        fitted = cloud.fit(cloud.score) if cloud.fit else cloud.score
+        worst = np.argsort(-np.abs(fitted - cloud.mos), kind="stable")[:WORST]
+        panel.scatter(cloud.score, cloud.mos, s=9, alpha=0.45, linewidths=0, color="#0072B2", rasterized=True)
+        panel.scatter(cloud.score[worst], cloud.mos[worst], s=26, facecolors="none", edgecolors="#D55E00")
+        if cloud.fit:
+            grid = np.linspace(cloud.score.min(), cloud.score.max(), 200)
+            panel.plot(grid, cloud.fit(grid), color="black", lw=1.6, label="fitted logistic")
+            panel.legend(loc="upper left", fontsize=8)
+        by_height = worst[np.argsort(cloud.mos[worst], kind="stable")]
+        low, high = panel.get_ylim()
+        for image, height in zip(by_height, _apart((cloud.mos[by_height] - low) / (high - low), 0.045)):
+            name = str(cloud.images[image])
+            panel.annotate(
+                name if len(name) <= 32 else "…" + name[-31:],
+                (cloud.score[image], cloud.mos[image]),
+                xytext=(1.04, height),
+                textcoords="axes fraction",
+                fontsize=8,
+                va="center",
+                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#D55E00", "relpos": (0, 0.5)},
+            )
+        panel.set_title(f"{cloud.title}: {caption}", fontsize=10)
+        panel.set_xlabel("predicted score")
+        panel.set_ylabel("MOS")
+        panel.grid(alpha=0.3)
+    _save(figure, path)
+
+
+def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
+    """Ascending heights within 0..1, moved as little as needed to be `gap` apart: pushed up, then back down."""
+    places = np.array(heights, dtype=float)
+    for i in range(1, len(places)):
+        places[i] = max(places[i], places[i - 1] + gap)
+    limit = 1.0
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], limit)
+        limit = places[i] - gap
+    return places
+
+
+def draw_grid(
+    path: Path,
+    metric: str,
+    axes: Sequence[tuple[str, Sequence[str]]],
+    values: np.ndarray,
+    bounds: np.ndarray | None = None,
+    higher_is_better: bool = True,
+) -> None:
+    """A figure over one searched flag (line with its intervals) or two (heat map, the best cell framed).
+
+    axes: one or two (flag, its values); values (len,) or (len, len), nan where there is none;
+    bounds (len, 2): low and high of each interval, for the line alone.
+    """
+    (first, ticks), *more = axes
+    if more:
+        figure = _figure(max(6, 1.1 * len(more[0][1]) + 3), max(4, 0.7 * len(ticks) + 2))
+        panel = figure.subplots()
+        _heat_map(figure, panel, metric, ticks, more[0][1], np.asarray(values), higher_is_better)
+        panel.set_xlabel(more[0][0])
+        panel.set_ylabel(first)
+    else:
+        figure = _figure(7, 4.5)
+        panel = figure.subplots()
+        places = np.arange(len(ticks))
+        if bounds is not None:
+            reach = np.abs(bounds - np.asarray(values)[:, None]).T
+            panel.errorbar(places, values, yerr=reach, fmt="none", ecolor="#0072B2", capsize=4, alpha=0.6)
+        panel.plot(places, values, "o-", color="#0072B2")
+        panel.set_xticks(places, ticks)
+        panel.set_xlabel(first)
+        panel.set_ylabel(f"{metric}, with 95 % intervals" if bounds is not None else metric)
+        panel.grid(alpha=0.3)
+    panel.set_title(f"{metric} of each setting")
+    _save(figure, path)
+
+
+def _heat_map(figure, panel, metric: str, rows, columns, values: np.ndarray, higher_is_better: bool) -> None:
+    from matplotlib.patches import Rectangle
+
+    # Bright is good, whichever way the figure counts.
+    image = panel.imshow(values, cmap="viridis" if higher_is_better else "viridis_r", aspect="auto")
+    figure.colorbar(image, label=metric)
+    panel.set_xticks(range(len(columns)), columns)
+    panel.set_yticks(range(len(rows)), rows)
+    known = np.isfinite(values)
+    middle = (values[known].min() + values[known].max()) / 2 if known.any() else 0.0
+    for (row, column), value in np.ndenumerate(values):
+        bright = math.isnan(value) or (value > middle) == higher_is_better
+        text = "–" if math.isnan(value) else f"{value:.4f}"
+        panel.text(column, row, text, ha="center", va="center", color="black" if bright else "white")
+    if known.any():
+        row, column = np.unravel_index(np.nanargmax(values if higher_is_better else -values), values.shape)
+        panel.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#D55E00", lw=3))

@@ -1,0 +1,261 @@
+import csv
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_runs import write_files
+
+import compare_logs
+import intervals
+import metrics
+import runs
+from options import run_tool
+
+ROOT = Path(__file__).resolve().parent.parent
+PUBLIC = """Training and testing on koniq-10k dataset for 1 rounds...
+KonIQ-10k: 7046 train images, 2010 test images
+Epoch\tTrain_Loss\tTrain_SRCC\tTest_SRCC\tTest_PLCC\tSPAQ_SRCC\tSPAQ_PLCC
+\rTesting:  50%|█████     | 20100/40200 [02:00<02:00, 100.0batch/s]\rTesting: 100%|█████| 40200/40200 [04:00<00:00, 100.0batch/s]
+{rows}"""
+SWIN = (
+    "1\t4.850\t\t0.8823\t\t0.9193\t\t0.9346\t0.8621\t0.8603\n3\t2.482\t\t0.9690\t\t0.9205\t\t0.9334\t0.8546\t0.8497\n"
+)
+RESNET = "1\t5.477\t\t0.8613\t\t0.9000\t\t0.9191\t\t0.8575\t\t0.8540\n2\t3.750\t\t0.9339\t\t0.8994\t\t0.9157\t\t0.8516\t\t0.8434\n"
+
+
+class Done:
+    def __init__(self, code, stdout, stderr):
+        self.returncode, self.stdout, self.stderr = code, stdout, stderr
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys):
+    """Runs the tool in this process, which spares the second that importing scipy takes."""
+
+    def run(*words, code=0):
+        monkeypatch.setattr(sys, "argv", ["compare_logs.py", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            run_tool(compare_logs.main)
+        done = Done(left.value.code, *capsys.readouterr())
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def public(tmp_path):
+    for name, rows in (("swin_multiscale_ranking_alpha0_20251217_103941", SWIN), ("resnet50_20251215_191130", RESNET)):
+        (tmp_path / f"{name}.log").write_text(PUBLIC.format(rows=rows))
+    return tmp_path
+
+
+@pytest.fixture
+def logs(tmp_path):
+    folder = tmp_path / "logs"
+    for seed in (1, 2, 3):
+        write_files(folder, f"noisy_{seed}", seed, epochs=(0.8, 0.6))
+        write_files(folder, f"clean_{seed}", seed, epochs=(0.3, 0.15), ranking_loss_alpha=0.5)
+    return folder
+
+
+def test_two_public_logs_are_compared_unasked(tool, public):
+    out = tool(public).stdout
+    first, second = (line for line in out.splitlines() if line.startswith(("swin", "resnet")) and "/2" in line)
+    assert first.split()[2:] == "3/2 0.9690 0.9205 ~[.912 .928] 0.9334 0.8546 0.8497 4.0 cut off".split()
+    assert second.split()[2:] == "1/2 0.8613 0.9000 ~[.890 .909] 0.9191 0.8575 0.8540 4.0 cut off".split()
+    assert "is better than resnet50: +0.0205 [+0.0079, +0.0333], p = 0.0014" in " ".join(out.split())
+    assert "approximate" in out
+    assert "Bonett & Wright 2000" in out
+    assert max(map(len, out.splitlines())) <= 100
+    assert "\033" not in out
+
+
+def test_differences_within_the_noise_are_called_that(tool, public):
+    (public / "resnet50_20251215_191130.log").write_text(PUBLIC.format(rows=SWIN.replace("0.9205", "0.9184")))
+    out = " ".join(tool(public).stdout.split())
+    assert "no evidence of a difference: +0.0012" in out  # its best epoch is now 0.9193
+
+
+def test_torch_is_not_imported():
+    code = "import sys, compare_logs, search; print(sorted({'torch', 'timm', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_json_holds_what_the_bootstrap_says(tool, logs):
+    whole = json.loads(tool(logs, "--json", "--against", "noisy_1", "--resamples", 1000).stdout)
+    assert [row["run"][:5] for row in whole["runs"]] == ["clean"] * 3 + ["noisy"] * 3
+    assert len(whole["comparisons"]) == 5
+    pair = next(c for c in whole["comparisons"] if c["a"] == "clean_2")
+    one, other = (runs.read_runs(logs / f"{name}.jsonl")[0] for name in ("clean_2", "noisy_1"))
+    a, b = one.scores("test"), other.scores("test")
+    draws = intervals.bootstrap("srcc", np.stack([a.score, b.score]), a.mos, 1000)
+    expected = intervals.paired_difference(0, draws[:, 0], draws[:, 1])
+    assert (pair["low"], pair["high"], pair["p"]) == pytest.approx((expected.low, expected.high, expected.p))
+    assert pair["value"] == pytest.approx(metrics.srcc(a.score, a.mos) - metrics.srcc(b.score, b.mos))
+    assert (pair["method"], pair["images"]) == ("images, paired", 60)
+    corrected = intervals.holm([c["p"] for c in whole["comparisons"]])
+    assert [c["p_corrected"] for c in whole["comparisons"]] == pytest.approx(corrected)
+
+
+def test_csv_and_markdown(tool, logs, tmp_path):
+    out = tool(logs, "--markdown", "--csv", tmp_path / "t.csv", "--resamples", 200).stdout
+    assert out.splitlines()[0].startswith("| run | backbone | best/ epochs |")
+    with (tmp_path / "t.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 6
+    run = runs.read_runs(logs / f"{rows[0]['run']}.jsonl")[0]
+    assert float(rows[0]["test_srcc"]) == run.figure("test", "srcc", run.best)
+    assert float(rows[0]["low"]) < float(rows[0]["value"]) < float(rows[0]["high"])
+    assert rows[0]["setting_ranking_loss_alpha"] == "0.5"
+
+
+def test_groups_of_seeds(tool, logs):
+    out = tool(logs, "--group", "--pairs", "--resamples", 1000).stdout
+    assert "ranking_loss_alpha=0.5 is better than ranking_loss_alpha=0.3: +" in " ".join(out.split())
+    assert "±" in out
+    whole = json.loads(tool(logs, "--group", "--json", "--resamples", 1000).stdout)
+    (pair,) = whole["comparisons"]
+    assert pair["method"] == "seeds and images"
+    assert pair["low"] > 0
+
+
+def test_sorting(tool, logs):
+    def names(*flags):
+        return [row["run"] for row in json.loads(tool(logs, "--json", "--resamples", 100, *flags).stdout)["runs"]]
+
+    assert names("--sort", "run") == sorted(names())
+    assert names("--metric", "rmse")[0].startswith("clean")
+    assert names("--epoch", "1", "--sort", "spaq_srcc")[0].startswith("clean")
+
+
+def test_unfinished_and_damaged_files(tool, logs):
+    write_files(logs, "dead", end=None)
+    (logs / "broken.jsonl").write_text("{")
+    (logs / "pip.log").write_text("nothing")
+    done = tool(logs, "--resamples", 100)
+    assert "running?: its records have no end" in done.stdout
+    assert len([line for line in done.stderr.splitlines() if line.startswith("skipped: ")]) == 2
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["no/such/folder"], "no/such/folder: no such file or folder"),
+        (["{logs}", "--against", "zebra"], "--against zebra: no such run; expected one of"),
+        (["{logs}", "--against", "noisy"], "3 runs match"),
+        (["{logs}", "--epoch", "first"], "expected best, last or a number"),
+        (["{logs}", "--plot", "x.jpg"], "--plot x.jpg: expected a name that ends in"),
+        (["{logs}", "--resamples", "5"], "at least 100"),
+        (["{logs}", "--metric", "psnr"], "invalid choice"),
+        (["{logs}", "--makrdown"], "did you mean --markdown"),
+        (["{empty}"], "expected logs"),
+    ],
+)
+def test_mistakes_end_in_one_line(tool, logs, tmp_path, words, said):
+    (tmp_path / "empty").mkdir()
+    done = tool(*(word.format(logs=logs, empty=tmp_path / "empty") for word in words), code=2)
+    assert said in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+def entry(path):
+    (run,) = runs.read_runs(path)
+    return runs.Entry(run.name, (run,))
+
+
+def shift(path, edit):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *map(edit, lines[1:])]) + "\n")
+
+
+def test_different_images_or_opinions_are_refused(logs):
+    measure = runs.Measure(resamples=100)
+    shift(logs / "noisy_1_predictions.csv", lambda line: line.replace("koniq-10k,0", "koniq-10k,x"))
+    found = compare_logs.compare(measure, entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl"))
+    assert found.refused == "only 0 of 60 images are in both predictions files"
+    scaled = logs / "noisy_2_predictions.csv"
+    shift(scaled, lambda line: re.sub(r"(.*,.*),(.*),(.*)", r"\1,1\2,\3", line))
+    found = compare_logs.compare(measure, entry(logs / "noisy_2.jsonl"), entry(logs / "clean_1.jsonl"))
+    assert found.refused == "60 of 60 common images have different MOS"
+    write_files(logs, "other", dataset="livec")
+    found = compare_logs.compare(measure, entry(logs / "other.jsonl"), entry(logs / "clean_1.jsonl"))
+    assert "different data sets" in found.refused
+
+
+def test_images_that_only_one_run_has_are_left_out(logs):
+    some = logs / "noisy_1_predictions.csv"
+    shift(some, lambda line: line.replace("koniq-10k,00", "koniq-10k,y"))
+    a, b = entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl")
+    found = compare_logs.compare(runs.Measure(resamples=100), a, b)
+    assert found.images == 50
+    score_a, score_b = a.runs[0].scores("test"), b.runs[0].scores("test")
+    common = [key for key in score_b.keys if not key[0].startswith("00")]
+    expected = metrics.srcc(*score_a.on(common)) - metrics.srcc(*score_b.on(common))
+    assert found.difference.value == pytest.approx(expected)
+
+
+def test_lower_rmse_is_better(logs):
+    found = compare_logs.compare_all(
+        runs.Measure("rmse", resamples=300), [(entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl"))]
+    )
+    text = compare_logs.sentence(found[0], {"clean_1": "A", "noisy_1": "B"}, 1, higher_is_better=False)
+    assert text.startswith("A is better than B: −")
+
+
+def test_the_verdict_follows_the_corrected_p_value(logs):
+    a, b = entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl")
+    found = intervals.Difference(0.004, 0.0002, 0.0078, 0.04)
+    names = {"clean_1": "A", "noisy_1": "B"}
+    one = compare_logs.Comparison(a, b, "images, paired", 2010, found, corrected=0.04)
+    text = compare_logs.sentence(one, names, 1, higher_is_better=True)
+    assert text == "A is better than B: +0.0040 [+0.0002, +0.0078], p = 0.04 (2010 images)"
+    many = compare_logs.Comparison(a, b, "images, paired", 2010, found, corrected=0.12)
+    text = compare_logs.sentence(many, names, 3, higher_is_better=True)
+    expected = "no evidence of a difference: +0.0040 [+0.0002, +0.0078], p = 0.04, corrected 0.12 (2010 images)"
+    assert text == f"A − B: {expected}"
+
+
+def test_pictures(tool, logs, tmp_path):
+    pytest.importorskip("matplotlib")
+    tool(logs, "--plot", tmp_path / "c.svg", "--scatter", tmp_path / "s.svg", "--resamples", 100)
+    assert "noisy_3" in (tmp_path / "c.svg").read_text()
+    scatter = (tmp_path / "s.svg").read_text()
+    assert "koniq-10k: 60 images, SRCC" in scatter
+    assert "SPAQ: 40 images, SRCC" in scatter
+
+
+def test_two_runs_of_koniq_size_compare_in_under_ten_seconds(tool, tmp_path):
+    random = np.random.default_rng(0)
+    mos, spaq = random.uniform(0, 100, 2010), random.uniform(0, 100, 2224)
+    for name in ("a", "b"):
+        score, cross = mos + 8 * random.normal(size=2010), spaq + 20 * random.normal(size=2224)
+        figures = {"test": {"srcc": metrics.srcc(score, mos)}, "spaq": {"srcc": metrics.srcc(cross, spaq)}}
+        records = [
+            {"type": "run", "flags": {"dataset": "koniq-10k", "seed": 1}, "data": {"test": 2010, "spaq": 2224}},
+            {"type": "epoch", "round": 1, "epoch": 1, "train": {}, **figures},
+            {"type": "end", "status": "finished", "rounds": []},
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, records)))
+        with (tmp_path / f"{name}_predictions.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["dataset", "image", "mos", "score"])
+            writer.writerows(
+                ("koniq-10k", f"{i}.jpg", m, s) for i, (m, s) in enumerate(zip(mos.tolist(), score.tolist()))
+            )
+            writer.writerows(("spaq", f"{i}.jpg", m, s) for i, (m, s) in enumerate(zip(spaq.tolist(), cross.tolist())))
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, ROOT / "compare_logs.py", tmp_path], capture_output=True, text=True, check=True
+    )
+    out = done.stdout
+    assert time.perf_counter() - start < 10
+    assert "10000 resamples" in out
+    assert "(2010 images)" in " ".join(out.split())
