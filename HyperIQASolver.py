@@ -122,6 +122,8 @@ class HyperIQASolver:
             try:
                 if state is None:
                     self._log_settings(spaq_note)
+                if o.tensorboard:
+                    self.log.open_board(first_epoch=state["epoch"] + (not state["progress"]) if state else 1)
                 self._load_images(self.log.line if state is None else self.log.show)
                 self.rounds = state["rounds"] if state else []
                 first = state["round"] if state else 1

@@ -119,7 +119,7 @@ def adam_for_epoch(
     if rates.head is not None:
         groups.insert(0, {"params": head, "lr": rates.head, "name": "head"})
     if previous is None or schedule.makes_new_adam(epoch):
-        return torch.optim.Adam(groups, weight_decay=weight_decay)
+        return torch.optim.Adam(groups, weight_decay=weight_decay, fused=True)
     for group, new in zip(previous.param_groups, groups, strict=True):
         group["lr"] = new["lr"]
     return previous

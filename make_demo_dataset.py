@@ -13,7 +13,6 @@ figures reached on it say nothing about real photos.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import functools
 import io
@@ -35,6 +34,8 @@ from PIL import Image, ImageDraw, ImageFont, features
 from scipy import fft, ndimage
 from tqdm import tqdm
 
+from options import Parser, StopSignals, UserError, run_tool
+
 WIDTH, HEIGHT = 512, 384
 CSV_HEADER = ["image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "MOS_zscore"]
 WORDS = "QUALITY image Street OPEN market 1987 North Hotel BREAD river Cafe No.42 SALE garden music".split()
@@ -43,10 +44,6 @@ THEMES = np.array([  # RGB, %: leaves, grass, earth, brick; sand, stone, sky, wa
     (80, 70, 50), (55, 55, 54), (50, 64, 84), (24, 38, 50),
     (88, 88, 86), (80, 60, 50), (78, 24, 22),
 ]) / 100  # fmt: skip
-
-
-class UserError(Exception):
-    """A mistake of the user's: one line `error: …`, exit code 2."""
 
 
 class Kind(NamedTuple):
@@ -393,35 +390,21 @@ def build(
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    as_written = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_written)
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
     beside = Path(__file__).resolve().with_name("demo")
     parser.add_argument("out", nargs="?", type=Path, default=beside, help="new folder (default: demo/ here)")
-    parser.add_argument("--seed", type=int, default=7, help="of everything random (default: 7)")
+    parser.add_argument("--seed", type=int, default=7, help="of everything random")
     for name, count in (("train", 200), ("test", 60), ("spaq", 48)):
-        said = f"number of images (default: {count})"
-        parser.add_argument(f"--{name}", type=int, default=count, metavar="N", help=said)
-    parser.error = _refuse
+        parser.add_argument(f"--{name}", type=int, default=count, metavar="N", help="number of images")
+    options = parser.parse_args(argv)
     try:
-        options = parser.parse_args(argv)
-        build(**vars(options))
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        return 2
+        with StopSignals():
+            build(**vars(options))
     except OSError as problem:
-        print(f"error: {options.out}: expected a folder to write in, found: {problem}", file=sys.stderr)
-        return 2
+        raise UserError(f"{options.out}: expected a folder to write in, found: {problem}") from None
     print(f"{options.out}: {options.train} training, {options.test} test and {options.spaq} SPAQ-like images")
-    return 0
-
-
-def _refuse(message: str) -> None:
-    raise UserError(message)
 
 
 if __name__ == "__main__":
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        # unlike death by the signal, an exit tidies up
-        signal.signal(stop, lambda number, _: sys.exit(128 + number))
-    sys.exit(main())
+    run_tool(main)

@@ -21,7 +21,7 @@ OWN_SWINS = {
     "swin_nano": {
         "architecture": "swin_tiny_patch4_window7_224",
         "embed_dim": 32,
-        "depths": (2, 2, 2, 2),
+        "depths": (1, 1, 2, 1),
         "num_heads": (2, 4, 8, 16),
     }
 }
@@ -56,6 +56,11 @@ class SwinBackbone(Backbone):
                 )
         except (AssertionError, ValueError) as problem:
             raise UserError(f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}") from None
+        if own:
+            # timm's trunc_normal(0.02) suits widths of hundreds; at 32 channels it starves every layer of signal.
+            for module in self.backbone.modules():
+                if isinstance(module, torch.nn.Linear):
+                    torch.nn.init.xavier_uniform_(module.weight)
         # Older timm says it on the wrapped model's class alone; it is never guessed from shapes.
         self.channels_last = str(getattr(self.backbone.output_fmt, "value", self.backbone.output_fmt)) == "NHWC"
         self.add_lda(self.backbone.feature_info.channels())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib.util
 import math
 import re
 import signal
@@ -349,6 +350,7 @@ def build_parser(
         lambda x: x >= 0,
         "a number of at least 0",
     )
+    flags.switch("--tensorboard", "tensorboard", True, "also write the figures as TensorBoard events beside the log")
     flags.value("--run_name", None, "name of the run (default: from backbone, loss and time)", metavar="NAME")
     parser.set_defaults(
         spaq=True,
@@ -360,6 +362,7 @@ def build_parser(
         deterministic=True,
         exif_rotate=False,
         skip_bad_images=False,
+        tensorboard=False,
     )
     return parser, flags
 
@@ -386,6 +389,8 @@ def _contradictions(options: argparse.Namespace, given: Mapping[str, tuple[str, 
         problems.append("contradictory flags: --no_cache and --cache_dir")
     if options.cache_device == "cuda" and options.device == "cpu":
         problems.append("contradictory flags: --cache_device cuda and --device cpu")
+    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        problems.append("--tensorboard needs the package tensorboard: pip install tensorboard")
     if options.val_fraction is not None and options.select_on != "val":
         problems.append("--val_fraction needs --select_on val")
     if options.resume not in (None, "auto") and options.run_name is not None:
@@ -404,7 +409,7 @@ def _contradictions(options: argparse.Namespace, given: Mapping[str, tuple[str, 
 # Flags that change where and how fast a run goes, but none of its figures: a resumed run may differ in them.
 NOT_FIGURES = frozenset(
     "device workers cache cache_dir cache_device dataset_path spaq_path log_dir checkpoint_dir checkpoint_minutes "
-    "run_name resume demo_defaults".split()
+    "run_name resume demo_defaults tensorboard".split()
 )
 
 

@@ -100,6 +100,7 @@ class RunLog:
 
     def _open(self, log_dir: Path, folder: Path, wait: float = 0) -> None:
         self.name, self.log_dir, self.checkpoints = folder.name, log_dir, folder
+        self._board = None
         self._lock = FileLock(folder / ".lock")
         self._lock.acquire(timeout=wait)
         self._log = self.path(".log").open("a", encoding="utf-8")
@@ -131,6 +132,18 @@ class RunLog:
     def record(self, **fields: object) -> None:
         """Append a record to the jsonl; nan becomes null."""
         self._write(self._records, json.dumps(plain(fields)))
+        if self._board is not None and fields.get("type") == "epoch":
+            for part, figures in fields.items():
+                for name, value in figures.items() if isinstance(figures, Mapping) else ():
+                    if value is not None:
+                        self._board.add_scalar(f"round{fields['round']}/{part}/{name}", value, fields["epoch"])
+            self._board.flush()
+
+    def open_board(self, first_epoch: int) -> None:
+        """Write TensorBoard events too, to NAME.tensorboard/; what is there from `first_epoch` on is superseded."""
+        from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
+
+        self._board = SummaryWriter(str(self.path(".tensorboard")), purge_step=first_epoch)
 
     def _write(self, file: io.TextIOBase, text: str) -> None:
         try:
@@ -149,6 +162,8 @@ class RunLog:
         write_whole(self.path(ending), lambda file: file.write(text.getvalue().encode()))
 
     def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
         self._log.close()
         self._records.close()
         self._lock.release()

@@ -12,11 +12,10 @@ DEMO = {
     "backbone": "resnet18",
     "pretrained": False,
     "lr": 2e-4,
-    "lr_ratio": 5.0,
+    "lr_ratio": 1.0,
     "train_patch_num": 4,
-    "epochs": 10,
-    "batch_size": 32,
-    "patience": 10,
+    "epochs": 6,
+    "batch_size": 16,
 }
 
 

@@ -17,12 +17,11 @@ BACKBONES = (
 DEMO = {
     "backbone": "swin_nano",
     "pretrained": False,
-    "lr": 2e-4,
-    "lr_ratio": 5.0,
-    "train_patch_num": 4,
+    "lr": 4e-4,
+    "lr_ratio": 1.0,
+    "train_patch_num": 5,
     "epochs": 10,
-    "batch_size": 32,
-    "patience": 10,
+    "batch_size": 8,
 }
 
 

@@ -111,3 +111,18 @@ def fill_by_recipe(model: torch.nn.Module) -> torch.nn.Module:
 
 def recipe_images(number: int, seed: int) -> torch.Tensor:
     return torch.randn(number, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--runslow", action="store_true", help="also the tests marked slow: every kill moment")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: runs only with --runslow")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--runslow"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs --runslow"))

@@ -1,0 +1,48 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import benchmark
+from folders import READERS
+
+
+def test_generated_images_are_koniq_and_spaq_shaped_and_in_proportion(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "PICTURES", 2)  # fewer different ones: drawing them is what takes the time
+    benchmark.make_images(tmp_path, 20)
+    koniq = READERS["koniq-10k"](tmp_path / "koniq-10k").read()
+    spaq = READERS["spaq"](tmp_path / "spaq-test").read_all_as_test()
+    counts = len(koniq.split("train")), len(koniq.split("test")), len(spaq.records)
+    assert counts == (12, 4, 4)  # 7,046 : 2,010 : 2,224
+    assert Image.open(koniq.records[0].path).size == (1024, 768)
+    assert Image.open(spaq.records[0].path).size == (3264, 2448)
+    assert all(5 <= r.score <= 95 for r in koniq.records)
+
+
+def test_the_table_says_ratios_so_that_more_is_better_but_for_memory():
+    plain = {"first start": 10.0, "training": 5.0, "peak memory": 100.0, "compute only": None}
+    ours = {"first start": 2.0, "training": 20.0, "compute only": 25.0, "peak memory": 50.0}
+    lines = {line[:20].strip(): line.split()[-1] for line in benchmark.table(plain, ours)}
+    assert (lines["first start"], lines["training"], lines["peak memory"]) == ("5.00", "4.00", "0.50")
+    assert lines["compute only"] == "patches/s" and "training / compute only: 0.800" in benchmark.table(plain, ours)[-1]
+
+
+@pytest.mark.slow
+def test_both_procedures_run_and_are_measured(tmp_path):
+    words = ["--backbone", "resnet", "--images", "10", "--repeats", "1", "--batch_size", "4", "--test_patch_num", "2"]
+    done = subprocess.run(
+        [sys.executable, "benchmark.py", *words, "--json", str(tmp_path / "out.json")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())["medians"]
+    phases = {phase for phase, _, _ in benchmark.PHASES} - {"peak GPU memory"}
+    assert phases <= set(found["ours"]) and phases - {"compute only"} <= set(found["plain"])
+    assert all(value > 0 for medians in found.values() for value in medians.values())
+
+
+@pytest.mark.parametrize("words", [["--images", "3"], ["--dataset_path", "x"], ["--backbone", "vgg"]])
+def test_mistakes_are_one_line(words):
+    done = subprocess.run([sys.executable, "benchmark.py", *words], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
