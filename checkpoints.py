@@ -24,29 +24,46 @@ from options import UserError
 DESCRIPTION_FORMAT = 1
 
 
+class _Watched:
+    """A file for writing that remembers why a write failed: torch.save hides it behind an error of its own."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.problem = file, None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.file.write(data)
+        except OSError as problem:
+            self.problem = problem
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Call `write(file)` on a temporary file beside `path` and move it there once it is safely on the disk.
 
     A crash leaves the old file or the new one, never a part. Raises UserError naming the file where the
     disk is full or the folder can't be written.
     """
-    temporary = None
+    temporary, watched = None, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
-            write(file)
+            watched = _Watched(file)
+            write(watched)
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes private files; a result is as readable as any other file of the user's.
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be written: {problem.strerror or problem}") from None
-    except RuntimeError as problem:  # torch.save reports a full disk as a RuntimeError of its zip writer
-        if "write" not in str(problem):
+    except (OSError, RuntimeError) as error:
+        problem = error if isinstance(error, OSError) else getattr(watched, "problem", None)
+        if problem is None:
             raise
-        raise UserError(f"{path}: cannot be written: is the disk full?") from None
+        raise UserError(f"{path}: cannot be written: {problem.strerror or problem}") from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
