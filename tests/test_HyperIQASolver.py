@@ -182,6 +182,34 @@ def test_a_badness_set_is_tested_on_spaq_with_its_sign_turned(settings, tmp_path
     )
 
 
+def test_selection_on_validation_images(settings):
+    """The best epoch goes by the validation SRCC, and the test figures are that epoch's, better or not."""
+    solver = run(settings("resnet", "--select_on", "val", "--val_fraction", 0.5, "--epochs", 4, "--no_spaq"))
+    log = solver.log.path(".log").read_text()
+    epochs = [r for r in records(solver) if r["type"] == "epoch"]
+    assert "Epoch\tTrain_Loss\tTrain_SRCC\tTrain_PLCC\tVal_SRCC\tVal_PLCC\tTest_SRCC\tTest_PLCC\n" in log
+    assert "koniq-10k: 6 train images, 6 val images, 6 test images" in log
+    assert "The best epoch is chosen on validation images" in log
+    by_val = [epoch["val"]["srcc"] if epoch["val"]["srcc"] is not None else -2 for epoch in epochs]
+    chosen = records(solver)[-1]["rounds"][0]
+    assert chosen["best_epoch"] == 1 + by_val.index(max(by_val))
+    assert chosen["test"] == epochs[chosen["best_epoch"] - 1]["test"]
+    assert len(table(solver.log.path("_predictions.csv"))) == 6  # the test images alone
+    assert f"Best SRCC: {max(by_val):.4f}" in log
+
+
+def test_tensorboard_holds_the_epochs_figures(settings):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    solver = run(settings("resnet", "--tensorboard", "--no_spaq"))
+    events = EventAccumulator(str(solver.log.path(".tensorboard"))).Reload()
+    epochs = [r for r in records(solver) if r["type"] == "epoch"]
+    for part, name in (("train", "loss"), ("test", "plcc"), ("lr", "head")):
+        scalars = events.Scalars(f"round1/{part}/{name}")
+        assert [s.step for s in scalars] == [1, 2]
+        assert [s.value for s in scalars] == pytest.approx([e[part][name] for e in epochs], rel=1e-6)
+
+
 def test_run_names(settings):
     stamp = r"_\d{8}_\d{6}$"
     default, fused = "swin_tiny_patch4_window7_224", ("--use_multiscale", "--ranking_loss_alpha", 0.3)

@@ -1,11 +1,12 @@
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from conftest import score_of, write_images, write_koniq, write_spaq
 
-from folders import READERS, Demo, KonIQ10k, find_spaq
+from folders import READERS, DataSet, Demo, KonIQ10k, Record, find_spaq, take_validation
 from options import UserError
 
 
@@ -73,6 +74,34 @@ def test_koniq_without_a_split_is_drawn_by_seed_and_says_so(root):
     assert names(first, "test") == names(again, "test") != names(other, "test")
     assert any("random 80/20 split of 15 images, seed 1" in note for note in first.notes)
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
+
+
+def test_official_validation_images_are_those_in_neither_list(root):
+    """Beside JSON lists that leave them out, and lying in another layout's folder."""
+    sets_csv(root, training=TRAIN, validation=["val_0.jpg", "val_1.jpg", "train_9.jpg"], test=TEST)
+    rewrite_csv(root, lambda rows: rows.extend([[f"val_{i}.jpg", 0, 3, 50.0 + i] for i in (0, 1)]))
+    with pytest.raises(
+        UserError, match=r"2 validation images are not in .*: val_0.jpg, val_1.jpg; give --val_fraction F"
+    ):
+        KonIQ10k(root).read(("train", "val", "test"))
+    write_images(root / "1024x768", ["val_0.jpg", "val_1.jpg"], (32, 24))
+    data = KonIQ10k(root).read(("train", "val", "test"))
+    assert names(data, "val") == ["val_0.jpg", "val_1.jpg"] and names(data, "train") == TRAIN
+    assert KonIQ10k(root).read().split("val") == []
+
+
+def test_a_validation_fraction_takes_whole_groups_of_the_training_images():
+    records = [Record(Path(f"{i}.png"), i, "train" if i < 16 else "test", f"scene{i // 2}") for i in range(20)]
+    drawn = []
+    for seed in (1, 1, 2):
+        data = DataSet("set", list(records))
+        take_validation(data, 0.25, seed)
+        assert len(data.split("train")) == 12 and len(data.split("val")) == 4 and len(data.split("test")) == 4
+        assert {r.group for r in data.split("val")}.isdisjoint({r.group for r in data.split("train")})
+        drawn.append({r.path for r in data.split("val")})
+    assert drawn[0] == drawn[1] != drawn[2] and "2 of 8 training contents" in data.notes[0]
+    with pytest.raises(UserError, match="--val_fraction 0.01: takes 0 of 8 training contents"):
+        take_validation(DataSet("set", list(records)), 0.01, 1)
 
 
 def test_csv_rows_in_neither_list_are_left_out_and_counted(root):
