@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -132,9 +133,9 @@ class HyperIQASolver:
                 self._log_medians()
             except Interrupted:
                 status = "interrupted"
-                command = [word for word in sys.argv if word != "auto" and word != "--resume"]
                 self.log.line("Interrupted")
-                self.log.show(f"Go on with: python {shlex.join(command)} --resume auto")
+                command = re.sub(r" --resume[ =]\S+", "", shlex.join(sys.argv))
+                self.log.show(f"Go on with: python {command} --resume auto")
                 raise
             except UserError as mistake:
                 status = "failed"

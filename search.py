@@ -45,7 +45,6 @@ class Job:
     name: str
     settings: dict[str, str]
     flags: list[str]
-    taken: str = ""
 
     @property
     def setting(self) -> tuple[tuple[str, str], ...]:
@@ -164,31 +163,11 @@ def _without(flags: Sequence[str], names: Sequence[str]) -> list[str]:
 
 # -------------------------------------------------------------------------------------------- the runs
 def finished(job: Job, log_dir: Path) -> bool:
-    """Whether one of the job's attempts came to its end; that attempt's name is then `job.taken`."""
-    for file in sorted(log_dir.glob(f"{job.name}*.jsonl")):
-        if file.stem != job.name and not re.fullmatch(r"_\d+", file.stem[len(job.name) :]):
-            continue
-        try:
-            status = runs.read_runs(file)[-1].status
-        except UserError:
-            continue
-        if status in runs.DONE:
-            job.taken = file.stem
-            return True
-    return False
-
-
-def attempt(job: Job, log_dir: Path, checkpoint_dir: Path) -> list[str]:
-    """The flags that name the next attempt: a name that an unfinished one has taken gets a number.
-
-    Once the train scripts can resume, this becomes ["--run_name", job.name, "--resume", "auto"].
-    """
-    for number in itertools.count(1):
-        job.taken = job.name if number == 1 else f"{job.name}_{number}"
-        files = (log_dir / f"{job.taken}.log", log_dir / f"{job.taken}.jsonl", checkpoint_dir / job.taken)
-        if not any(file.exists() for file in files):
-            break
-    return ["--run_name", job.taken]
+    """Whether the job's run came to its end."""
+    try:
+        return runs.read_runs(log_dir / f"{job.name}.jsonl")[-1].status in runs.DONE
+    except UserError:
+        return False
 
 
 def start(command: Sequence[str], job: Job, slot: int, slots: int, gpus: Sequence[str], log_dir: Path) -> Child:
@@ -199,7 +178,7 @@ def start(command: Sequence[str], job: Job, slot: int, slots: int, gpus: Sequenc
         # Every run would otherwise take all cores for itself.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
     log_dir.mkdir(parents=True, exist_ok=True)
-    output = log_dir / f"{job.taken}.output"
+    output = log_dir / f"{job.name}.output"
     with output.open("wb") as file:
         # A session of its own: Ctrl-C reaches this process alone, which then ends the runs once.
         process = subprocess.Popen(
@@ -232,11 +211,10 @@ def end(children: Sequence[Child], patience: float = 10) -> None:
         child.output.unlink(missing_ok=True)
 
 
-def run_all(options, jobs: Sequence[Job], common: list[str]) -> list[str]:
+def run_all(options, jobs: Sequence[Job]) -> list[str]:
     """Run every job; returns what failed, in words. Ends the children on any way out."""
     gpus = options.gpus.split(",") if options.gpus else []
     slots = options.jobs or len(gpus) or 1
-    checkpoint_dir = Path(_value_of(common, "--checkpoint_dir", "checkpoints"))
     waiting, free, children, failures = list(jobs), list(range(slots)), [], []
     with tqdm(total=len(jobs), desc="Search", unit="run") as bar:
         try:
@@ -247,7 +225,7 @@ def run_all(options, jobs: Sequence[Job], common: list[str]) -> list[str]:
                         sys.executable,
                         str(options.script),
                         *job.flags,
-                        *attempt(job, options.log_dir, checkpoint_dir),
+                        *("--run_name", job.name, "--resume", "auto"),
                     ]
                     children.append(start(command, job, free.pop(0), slots, gpus, options.log_dir))
                 bar.set_postfix_str(f"{len(children)} running, {len(failures)} failed")
@@ -272,7 +250,7 @@ def entries_of(jobs: Sequence[Job], log_dir: Path) -> list[Entry]:
     found: dict[tuple, list[runs.Run]] = {}
     for job in jobs:
         if finished(job, log_dir):
-            found.setdefault(job.setting, []).extend(runs.read_runs(log_dir / f"{job.taken}.jsonl"))
+            found.setdefault(job.setting, []).extend(runs.read_runs(log_dir / f"{job.name}.jsonl"))
     return [
         Entry(" ".join(f"{flag.lstrip('-')}={value}" for flag, value in setting) or of_it[0].name, tuple(of_it))
         for setting, of_it in found.items()
@@ -328,7 +306,7 @@ def main() -> int:
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.default_int_handler)
     try:
-        failures = run_all(options, missing, common) if missing else []
+        failures = run_all(options, missing) if missing else []
     except KeyboardInterrupt:
         done = sum(finished(job, options.log_dir) for job in jobs)
         print(

@@ -23,8 +23,10 @@ log.parent.mkdir(exist_ok=True)
 def record(**fields):
     with log.open("a") as file:
         file.write(json.dumps(fields) + "\\n")
-if log.exists():
-    sys.exit("error: --run_name: taken")
+if log.exists():  # unfinished: taken up again
+    if flags["--resume"] != "auto":
+        sys.exit("error: --run_name: taken")
+    log.unlink()
 print("ran", flags["--lr"], flags["--seed"], os.environ.get("CUDA_VISIBLE_DEVICES"))
 with (log.parent / "order.txt").open("a") as file:
     file.write(f"{flags['--lr']} {flags['--seed']} {os.environ.get('CUDA_VISIBLE_DEVICES')}\\n")
@@ -183,7 +185,7 @@ def test_an_interrupted_search_ends_its_runs_and_goes_on_later(script, kind):
     out = tool(script, *words).stdout
     assert "2 runs, 1 of them finished already" in out
     assert ran(script) == ["0.1 42 None", "0.2 42 None", "0.2 42 None"]
-    assert (logs / f"{unfinished.stem}_2.jsonl").exists()
+    assert json.loads(unfinished.read_text().splitlines()[-1])["status"] == "finished"
     assert "2 runs, 2 of them finished already" in tool(script, *words).stdout
 
 
