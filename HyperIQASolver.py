@@ -81,7 +81,8 @@ class HyperIQASolver:
             ) from None
         if o.backbone_weights is not None:
             checkpoints.load_backbone_weights(backbone.pretrained_part, o.backbone_weights)
-        return HyperNet(backbone, o.fusion).to(self.device)
+        # Patches arrive channels last; weights in that layout too save the convolutions a copy.
+        return HyperNet(backbone, o.fusion).to(self.device, memory_format=torch.channels_last)
 
     def read_data(self, seed: int) -> tuple[DataSet, DataSet | None, str]:
         """(training set, SPAQ for the cross test or None, what the log says where it is None)."""

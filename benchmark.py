@@ -238,7 +238,7 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     found: dict[str, float] = {}
     found["first start"] = timed(start, device)[0]
     found["second start"], caches = timed(start, device)
-    model = build_model(flags.backbone, device)
+    model = build_model(flags.backbone, device).to(memory_format=torch.channels_last)
     trained = torch.compile(model) if flags.compile else model
     optimizer = adam_for_epoch(make_schedule("none", LR, 10, 1), 1, *model.parameter_groups(), WEIGHT_DECAY)
     batches = batches_of(

@@ -79,7 +79,10 @@ def portable_state(model: torch.nn.Module, description: Mapping[str, object] | N
     """The model's state dict on the CPU under its public names, with the description in its metadata."""
     state = model.state_dict()
     clean = OrderedDict(
-        (name.removeprefix("_orig_mod.").removeprefix("module."), tensor.detach().cpu().clone())
+        (
+            name.removeprefix("_orig_mod.").removeprefix("module."),
+            tensor.detach().cpu().clone(memory_format=torch.contiguous_format),
+        )
         for name, tensor in state.items()
     )
     clean._metadata = OrderedDict(version=1)
