@@ -206,7 +206,9 @@ def open_run(
     for name in _unfinished_runs(log_dir, settings) if resume else ():
         folder = checkpoint_dir / name
         if own_name in (None, name) and folder.is_dir() and (log := RunLog.take_up(log_dir, folder, LOCK_PATIENCE)):
-            return log, _state_to_go_on_from(log, settings)
+            if _is_unfinished(log.path(".jsonl"), settings):  # still: its process may have ended it meanwhile
+                return log, _state_to_go_on_from(log, settings)
+            log.close()
     log = RunLog(log_dir, checkpoint_dir, own_name or default_name, own_name is not None)
     if resume:
         log.show("Nothing to resume: starting a new run")
@@ -231,13 +233,17 @@ def _open_named_run(
 def _unfinished_runs(log_dir: Path, settings: Mapping[str, object]) -> Iterator[str]:
     """Names of the runs in `log_dir` with these settings that did not finish, newest first."""
     for path in sorted(log_dir.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        records = read_records(path)
-        if not records or records[0].get("type") != "run" or "flags" not in records[0]:
-            continue
-        ended = records[-1].get("status") if records[-1].get("type") == "end" else None
-        theirs = {**figure_settings(records[0]["flags"]), "fingerprint": records[0].get("fingerprint")}
-        if ended not in ("finished", "early_stopped") and theirs == settings:
+        if _is_unfinished(path, settings):
             yield path.stem
+
+
+def _is_unfinished(path: Path, settings: Mapping[str, object]) -> bool:
+    records = read_records(path)
+    if not records or records[0].get("type") != "run" or "flags" not in records[0]:
+        return False
+    ended = records[-1].get("status") if records[-1].get("type") == "end" else None
+    theirs = {**figure_settings(records[0]["flags"]), "fingerprint": records[0].get("fingerprint")}
+    return ended not in ("finished", "early_stopped") and theirs == settings
 
 
 def _state_to_go_on_from(log: RunLog, settings: Mapping[str, object]) -> dict[str, object] | None:
