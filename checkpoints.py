@@ -131,9 +131,13 @@ def load_last(folder: Path) -> tuple[dict[str, object], str]:
     try:
         return load(folder / "last.pt"), ""
     except UserError as damage:
-        if not (folder / "previous.pt").exists():
+        previous = folder / "previous.pt"
+        if not previous.exists():
             raise
-        return load(folder / "previous.pt"), f"{damage}; falling back to previous.pt"
+        state = load(previous)
+        # Into the damaged one's place, or the next save would put that one where the good one lies.
+        previous.replace(folder / "last.pt")
+        return state, f"{damage}; falling back to previous.pt"
 
 
 def newest_round(folder: Path) -> Path:

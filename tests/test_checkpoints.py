@@ -47,6 +47,16 @@ def test_the_description_survives_a_tensors_only_load_and_a_strict_one(tmp_path)
     assert checkpoints.description_of(other.state_dict()) is None
 
 
+def test_a_damaged_state_never_takes_the_place_of_the_good_one(tmp_path):
+    for n in (1, 2):
+        checkpoints.save_last(tmp_path, {"n": n})
+    (tmp_path / "last.pt").write_bytes(b"damaged")
+    state, note = checkpoints.load_last(tmp_path)
+    assert state == {"n": 1} and note.endswith("falling back to previous.pt")
+    checkpoints.save_last(tmp_path, {"n": 3})
+    assert [checkpoints.load(tmp_path / f"{name}.pt")["n"] for name in ("previous", "last")] == [1, 3]
+
+
 def test_wrappers_leave_no_trace_in_the_names():
     inner = torch.nn.Linear(2, 1)
     wrapped = torch.nn.ModuleDict({"module": torch.nn.ModuleDict({"_orig_mod": inner})})["module"]
