@@ -34,11 +34,12 @@ from data_loader import (
     train_patches,
 )
 from engine import EpochProgress
-from folders import HERE, READERS, DataSet, Demo, Record, find_spaq, take_validation
+from folders import READERS, Demo, find_spaq
 from losses import QualityLoss
 from lr_schedules import adam_for_epoch, make_schedule
 from models import Backbone, HyperNet, ResNetBackbone
 from options import Interrupted, StopSignals, UserError, figure_settings
+from records import HERE, DataSet, Record, take_validation
 from run_log import epoch_columns, epoch_row, open_run, plain, versions
 
 Figures = dict[str, float]
@@ -178,7 +179,9 @@ class HyperIQASolver:
             log.line(f"Not exactly repeatable, because of {' and '.join(loose)}")
         for note in self.data.notes + (self.spaq.notes if self.spaq else []):
             log.line(note)
-        log.line(f"{o.dataset}: " + ", ".join(f"{n} {part} images" for part, n in counts.items() if part != "spaq"))
+        log.line(
+            f"{self.data.name}: " + ", ".join(f"{n} {part} images" for part, n in counts.items() if part != "spaq")
+        )
         log.line(spaq_note or f"SPAQ cross test: {counts['spaq']} images")
         log.line(f"Learning rate scheduler: {self.schedule}")
         log.line(
@@ -347,7 +350,7 @@ class HyperIQASolver:
 
     def _explain_non_finite(self, problem: engine.NonFiniteLoss, batches: PatchBatches, records: list[Record]) -> None:
         rows = slice(problem.step * batches.batch_size, (problem.step + 1) * batches.batch_size)
-        names = sorted({records[i].path.name for i in batches.patches.image[rows]})
+        names = sorted({records[i].name for i in batches.patches.image[rows]})
         last = self._round_folder() / "last.pt"
         kept = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
         raise UserError(
@@ -371,7 +374,7 @@ class HyperIQASolver:
         mos = [r.score for r in records]
         if part != "val":
             rows = zip(records, scores.tolist(), strict=True)
-            self.predictions += [(data.name, r.path.name, r.score, s) for r, s in rows]
+            self.predictions += [(data.name, r.name, r.score, s) for r, s in rows]
         # A model of badness agrees with opinions of goodness when its scores fall as they rise.
         sign = 1 if data.higher_is_better == self.data.higher_is_better else -1
         return {"srcc": metrics.srcc(sign * scores, mos), "plcc": metrics.plcc(sign * scores, mos)}

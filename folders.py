@@ -1,231 +1,33 @@
 """Data sets on disk -> records. One small reader per data set, saying only how its layout differs.
 
-A reader gives rows (image name, score, split, content group); the base class finds the images, splits
-what comes without a split, and turns everything that is wrong with a data set into one line for its owner.
+What they share, and how a reader's rows become records, is in `records.py`.
 """
 
 from __future__ import annotations
 
-import csv
-import hashlib
-import json
-import math
+import re
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
-
-import numpy as np
+from collections.abc import Iterable
+from pathlib import Path
 
 from options import UserError, first_five
+from records import (
+    HERE,
+    Reader,
+    Row,
+    aligned,
+    cell_text,
+    number,
+    read_json_scores,
+    read_lines,
+    read_mat,
+    read_sheet,
+    read_table,
+    under_header,
+)
 
-HERE = Path(__file__).resolve().parent
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image: where it lies, its opinion score on the set's own scale, its split, and what it depicts.
-
-    `group` is shared by images of the same content, which must not be torn apart by a split; None: own content.
-    """
-
-    path: Path
-    score: float
-    split: str
-    group: str | None = None
-
-
-@dataclass
-class DataSet:
-    """The records of a data set; `notes` are the lines that the log owes to the user about them."""
-
-    name: str
-    records: list[Record]
-    higher_is_better: bool = True
-    notes: list[str] = field(default_factory=list)
-
-    def split(self, name: str) -> list[Record]:
-        return [record for record in self.records if record.split == name]
-
-    def fingerprint(self) -> str:
-        """Changes when an image name, a score or a split changes; not when the folder moves."""
-        rows = sorted((r.split, r.path.name, repr(r.score), r.group or "") for r in self.records)
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What a data set's own files say of an image; split None: to be drawn."""
-
-    image: str
-    score: float
-    split: str | None = None
-    group: str | None = None
-
-
-class Reader:
-    """Base of the readers. A subclass implements `rows` and may say where images lie and how scores point."""
-
-    name: str
-    resize = "384"
-    higher_is_better = True
-    expects: str
-    # Folders below the root that may hold the images, best first; "" is the root itself.
-    image_folders: tuple[tuple[str, ...], ...] = (("",),)
-
-    def __init__(self, root: Path | None = None, seed: int = 42, lower_is_better: bool = False):
-        self.root = Path(root) if root is not None else HERE / self.name
-        self.seed = seed
-        self.lower_is_better = lower_is_better
-        self.notes: list[str] = []
-
-    def rows(self) -> Iterable[Row]:
-        raise NotImplementedError
-
-    def read(self, splits: tuple[str, ...] | None = ("train", "test")) -> DataSet:
-        """Records of these splits (None: of all). Images of other splits need not exist. Raises UserError."""
-        if not self.root.exists():
-            raise UserError(f"{self.name}: no folder {self.root}; expected {self.expects}")
-        rows = list(self.rows())
-        if not rows:
-            raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
-        rows = self._drawn(rows) if any(row.split is None for row in rows) else rows
-        rows = [row for row in rows if splits is None or row.split in splits]
-        self._check_rows(rows, splits or ())
-        records = [
-            Record(path, row.score, row.split, row.group) for row, path in zip(rows, self._paths(rows), strict=True)
-        ]
-        return DataSet(self.name, records, self.higher_is_better and not self.lower_is_better, self.notes)
-
-    def read_all_as_test(self) -> DataSet:
-        """Every record, whatever its split, as a test image: for tests across data sets."""
-        data = self.read(splits=None)
-        data.records = [Record(r.path, r.score, "test", r.group) for r in data.records]
-        return data
-
-    def _check_rows(self, rows: list[Row], splits: tuple[str, ...]) -> None:
-        bad = [row.image for row in rows if not math.isfinite(row.score)]
-        if bad:
-            raise UserError(f"{self.name}: {len(bad)} scores are not numbers: {first_five(bad)}")
-        repeated = [name for name, n in Counter(row.image for row in rows).items() if n > 1]
-        if repeated:
-            raise UserError(f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}")
-        for split in splits:
-            if split == "val" and not any(row.split == "val" for row in rows):
-                raise UserError(f"{self.name}: {self.root} names no validation images; give --val_fraction F")
-            if not any(row.split == split for row in rows):
-                raise UserError(f"{self.name}: the {split} split of {self.root} is empty")
-
-    def _drawn(self, rows: list[Row]) -> list[Row]:
-        """80 % of the contents into train, the rest into test, by seed."""
-        contents = sorted({row.group or row.image for row in rows})
-        order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(contents))
-        share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
-        train = {contents[i] for i in order[:share]}
-        unit = "reference contents" if any(row.group for row in rows) else "images"
-        self.notes.append(
-            f"{self.name}: no split given; random 80/20 split of {len(contents)} {unit}, seed {self.seed}"
-        )
-        return [
-            Row(row.image, row.score, "train" if (row.group or row.image) in train else "test", row.group)
-            for row in rows
-        ]
-
-    def _paths(self, rows: list[Row]) -> list[Path]:
-        """Where the images lie: by base name in the first set of `image_folders` that exists."""
-        layouts = [f for f in self.image_folders if all((self.root / folder).is_dir() for folder in f)]
-        if not layouts:
-            choices = " or ".join("+".join(f"{f}/" for f in folders) for folders in self.image_folders)
-            raise UserError(f"{self.name}: no images in {self.root}; expected {choices}")
-        found = self._images_in(layouts[0])
-        validation = [row.image for row in rows if row.split == "val" and row.image not in found]
-        if validation:  # the public lists leave them out, so they often lie in another layout's folder, or nowhere
-            for layout in layouts[1:]:
-                found = self._images_in(layout) | found
-            gone = [name for name in validation if name not in found]
-            if gone:
-                raise UserError(
-                    f"{self.name}: {len(gone)} validation images are not in {self.root}: {first_five(gone)}; "
-                    "give --val_fraction F to take some of the training images instead"
-                )
-        missing = [row.image for row in rows if row.image not in found]
-        if missing:
-            where = " and ".join(str(self.root / folder) for folder in layouts[0])
-            raise UserError(
-                f"{self.name}: {len(missing)} of {len(rows)} images are not in {where}: {first_five(missing)}"
-            )
-        return [found[row.image] for row in rows]
-
-    def _images_in(self, layout: tuple[str, ...]) -> dict[str, Path]:
-        return {
-            path.name: path
-            for folder in layout
-            for path in (self.root / folder).iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        }
-
-    def _inside(self, source: Path, names: Iterable[str]) -> list[str]:
-        """The names, if none of them leaves the data folder: a data file may not point at the user's others."""
-        names = list(names)
-        outside = [n for n in names if PurePosixPath(n).is_absolute() or ".." in n.replace("\\", "/").split("/")]
-        if outside:
-            raise UserError(f"{source}: {len(outside)} image names leave its folder: {first_five(outside)}")
-        return names
-
-    def _table(self, path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-        """Rows of a CSV file as dicts; UserError where it is unreadable or lacks a column."""
-        try:
-            with path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.DictReader(file)
-                missing = [column for column in columns if column not in (reader.fieldnames or [])]
-                if missing:
-                    have = ", ".join(reader.fieldnames or []) or "none"
-                    raise UserError(
-                        f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}, found {have}"
-                    )
-                yield from reader
-        except (OSError, UnicodeDecodeError, csv.Error) as problem:
-            raise UserError(f"{path}: not a readable CSV file: {problem}") from None
-
-    def _json_scores(self, path: Path) -> dict[str, float]:
-        """A JSON list of {"image", "score"} -> base name -> score."""
-        try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-            names = [str(e["image"]) for e in entries]
-            scores = [number(e["score"]) for e in entries]
-        except (OSError, ValueError, TypeError, KeyError) as problem:
-            raise UserError(f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}') from None
-        listed = dict(zip((PurePosixPath(name).name for name in self._inside(path, names)), scores, strict=True))
-        if len(listed) < len(entries):
-            raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
-        return listed
-
-
-def take_validation(data: DataSet, fraction: float, seed: int) -> None:
-    """Move about this fraction of the training images into `val`, whole content groups, by seed. Raises UserError."""
-    contents = sorted({r.group or str(r.path.name) for r in data.split("train")})
-    share = round(fraction * len(contents))
-    if not 0 < share < len(contents):
-        raise UserError(f"--val_fraction {fraction}: takes {share} of {len(contents)} training contents")
-    order = np.random.Generator(np.random.PCG64([seed, 1])).permutation(len(contents))
-    chosen = {contents[i] for i in order[:share]}
-    data.records = [
-        replace(r, split="val") if r.split == "train" and (r.group or r.path.name) in chosen else r
-        for r in data.records
-    ]
-    data.notes.append(f"{data.name}: {share} of {len(contents)} training contents held out for validation, seed {seed}")
-
-
-def number(text) -> float:
-    """A score as a float; nan where it is no number, so that all bad scores can be reported together."""
-    try:
-        return float(text)
-    except (TypeError, ValueError):
-        return math.nan
 
 
 class KonIQ10k(Reader):
@@ -241,9 +43,8 @@ class KonIQ10k(Reader):
     def rows(self) -> list[Row]:
         path = self.root / "koniq10k_scores_and_distributions.csv"
         scores = {
-            row["image_name"]: number(row["MOS_zscore"]) for row in self._table(path, ("image_name", "MOS_zscore"))
+            row["image_name"]: number(row["MOS_zscore"]) for row in read_table(path, ("image_name", "MOS_zscore"))
         }
-        self._inside(path, scores)
         split = self._split(scores)
         if split is None:
             return [Row(name, score) for name, score in scores.items()]
@@ -266,7 +67,7 @@ class KonIQ10k(Reader):
             raise UserError(f"{self.name}: {there[0]} needs its twin; expected koniq_train.json and koniq_test.json")
         sets = self._official_sets()
         if there:
-            train, test = (self._json_scores(lists[part]) for part in ("train", "test"))
+            train, test = (read_json_scores(lists[part]) for part in ("train", "test"))
             both = train.keys() & test.keys()
             if both:
                 raise UserError(f"{self.name}: {len(both)} images are in both JSON lists: {first_five(sorted(both))}")
@@ -282,7 +83,7 @@ class KonIQ10k(Reader):
         path = self.root / "koniq10k_distributions_sets.csv"
         if not path.exists():
             return None
-        rows = [(row["image_name"], row["set"]) for row in self._table(path, ("image_name", "set"))]
+        rows = [(row["image_name"], row["set"]) for row in read_table(path, ("image_name", "set"))]
         strange = sorted({part for _, part in rows} - SPLIT_NAMES.keys())
         if strange:
             raise UserError(f"{path}: column set: expected training, validation or test, found {first_five(strange)}")
@@ -290,19 +91,273 @@ class KonIQ10k(Reader):
 
 
 class SPAQ(Reader):
-    """SPAQ (Fang et al., CVPR 2020), the 2,224 test images that the public code lists in spaq_test.json; MOS 0..100."""
+    """SPAQ (Fang et al., CVPR 2020): photographs by smartphones, MOS 0..100.
+
+    Either the 2,224 test images that the public code lists in spaq_test.json, or the whole release of 11,125. The
+    two must not pass for one another in any record, so the release's records go by a name of their own.
+    """
 
     name = "spaq"
-    expects = "spaq_test.json with its images beside it or in TestImage/"
+    expects = (
+        "spaq_test.json with its images beside it or in TestImage/, or the official release: TestImage/ and "
+        "Annotations/MOS and Image attribute scores.xlsx"
+    )
     image_folders = (("TestImage",), ("",))
 
     def rows(self) -> list[Row]:
-        return [Row(name, score) for name, score in self._json_scores(self.root / "spaq_test.json").items()]
+        path = self._file("spaq_test.json", "Annotations/MOS and Image attribute scores.xlsx")
+        if path.suffix == ".json":
+            return [Row(name, score) for name, score in read_json_scores(path).items()]
+        self.name = "spaq-official"
+        self.notes.append("spaq-official: the official release of SPAQ, not the test images of spaq_test.json")
+        cells = under_header(path, read_sheet(path, self.name), ("Image name", "MOS"))
+        return [Row(cell_text(name), number(score)) for name, score in cells]
 
-    def read_all_as_test(self) -> DataSet:
-        data = super().read_all_as_test()
-        data.notes = []  # no split was needed, so none was drawn
-        return data
+
+class NamedByContent(Reader):
+    """Base of the sets whose image names are CONTENT_KIND_LEVEL, such as I01_02_3.bmp; `kinds` from number 1 on."""
+
+    kinds: tuple[str, ...]
+
+    def _rows_by_name(self, path: Path, scores: Iterable[tuple[str, object]]) -> list[Row]:
+        rows, strange = [], []
+        for name, score in scores:
+            parts = re.fullmatch(r"(I\d+)_(\d+)_\d+\.\w+", name, re.IGNORECASE)
+            if parts and 1 <= int(parts[2]) <= len(self.kinds):
+                rows.append(Row(name, number(score), None, parts[1].upper(), self.kinds[int(parts[2]) - 1]))
+            else:
+                strange.append(name)
+        if strange:
+            raise UserError(
+                f"{path}: {len(strange)} image names are not CONTENT_KIND_LEVEL with a kind of 1 to "
+                f"{len(self.kinds)}, such as I01_02_3: {first_five(strange)}"
+            )
+        return rows
+
+
+class KADID10k(NamedByContent):
+    """KADID-10k (Lin, Hosu and Saupe, QoMEX 2019): 81 contents x 25 distortions x 5 levels.
+
+    What its authors call dmos is the mean of opinions from 1, bad, to 5, excellent.
+    """
+
+    name = "kadid-10k"
+    expects = "kadid_test.json or dmos.csv, and images in images/ or beside it"
+    image_folders = (("images",), ("",))
+    kinds = (
+        "gaussian blur",
+        "lens blur",
+        "motion blur",
+        "color diffusion",
+        "color shift",
+        "color quantization",
+        "color saturation in HSV",
+        "color saturation in Lab",
+        "JPEG2000 compression",
+        "JPEG compression",
+        "white noise",
+        "white noise in color components",
+        "impulse noise",
+        "multiplicative noise",
+        "denoising",
+        "brightening",
+        "darkening",
+        "mean shift",
+        "jitter",
+        "non-eccentricity patches",
+        "pixelation",
+        "quantization",
+        "color blocks",
+        "oversharpening",
+        "contrast change",
+    )
+
+    def rows(self) -> list[Row]:
+        path = self._file("kadid_test.json", "dmos.csv")
+        if path.suffix == ".json":
+            return self._rows_by_name(path, read_json_scores(path).items())
+        table = read_table(path, ("dist_img", "dmos"))
+        return self._rows_by_name(path, [(line["dist_img"], line["dmos"]) for line in table])
+
+
+class AGIQA3k(Reader):
+    """AGIQA-3K (Li et al., IEEE TCSVT 2024): 2,982 generated images, MOS 0..5 of their quality.
+
+    Images of one prompt show the same content. The JSON form doesn't say the prompts.
+    """
+
+    name = "agiqa-3k"
+    expects = "agiqa_test.json or data.csv, and images in images/ or beside it"
+    image_folders = (("images",), ("",))
+
+    def rows(self) -> list[Row]:
+        path = self._file("agiqa_test.json", "data.csv")
+        if path.suffix == ".json":
+            return [Row(name, score) for name, score in read_json_scores(path).items()]
+        table = read_table(path, ("name", "prompt", "mos_quality"))
+        return [Row(line["name"], number(line["mos_quality"]), None, line["prompt"].strip() or None) for line in table]
+
+
+class LIVEC(Reader):
+    """LIVE In the Wild Image Quality Challenge (Ghadiyaram and Bovik, IEEE TIP 2016): 1,162 photographs, MOS 0..100."""
+
+    name = "livec"
+    resize = "none"
+    expects = "Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/"
+    image_folders = (("Images",),)
+
+    def rows(self) -> list[Row]:
+        names, scores = (f"All{what}_release" for what in ("Images", "MOS"))
+        columns = {v: [x for (x,) in read_mat(self._file(f"Data/{v}.mat"), v)] for v in (names, scores)}
+        listed = [(str(name), number(score)) for name, score in aligned(self.root / "Data", columns)]
+        # t1 to t7 are what the observers were trained on.
+        return [Row(name, score) for name, score in listed if not re.fullmatch(r"t[1-7]\.bmp", name, re.IGNORECASE)]
+
+
+class LIVE(Reader):
+    """LIVE release 2 (Sheikh, Sabir and Bovik, IEEE TIP 2006): 779 distorted images of 29 references, DMOS.
+
+    The score file lists all folders' images one after the other, undistorted copies (orgs = 1) among them. DMOS:
+    0 and below is undistorted, 100 about the worst; the realigned scores are the authors' own correction.
+    """
+
+    name = "live"
+    resize = "none"
+    higher_is_better = False
+    names_have_folders = True
+    expects = (
+        "jp2k/, jpeg/, wn/, gblur/ and fastfading/ with img1.bmp …, refnames_all.mat, and "
+        "dmos_realigned.mat or dmos.mat"
+    )
+    images = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
+    image_folders = (tuple(images),)
+    kinds = {
+        "jp2k": "JPEG2000 compression",
+        "jpeg": "JPEG compression",
+        "wn": "white noise",
+        "gblur": "gaussian blur",
+        "fastfading": "fast fading",
+    }
+
+    def rows(self) -> list[Row]:
+        path = self._file("dmos_realigned.mat", "dmos.mat")
+        scored = read_mat(path, "dmos_new" if path.name == "dmos_realigned.mat" else "dmos", "orgs")
+        columns = {
+            path.name: scored,
+            "refnames_all.mat": read_mat(self._file("refnames_all.mat"), "refnames_all"),
+            "images of the release": [(folder, i) for folder, n in self.images.items() for i in range(1, n + 1)],
+        }
+        return [
+            Row(f"{folder}/img{i}.bmp", number(dmos), None, str(reference), self.kinds[folder])
+            for (dmos, undistorted), (reference,), (folder, i) in aligned(self.root, columns)
+            if undistorted != 1
+        ]
+
+
+class CSIQ(Reader):
+    """CSIQ (Larson and Chandler, Journal of Electronic Imaging 2010): 866 distorted images of 30 references.
+
+    DMOS from 0, like the reference, to 1, worst. The workbook calls the distortions otherwise than the images.
+    """
+
+    name = "csiq"
+    resize = "none"
+    higher_is_better = False
+    ignore_case = True
+    expects = "csiq.DMOS.xlsx and dst_imgs/ with awgn/, jpeg/, jpeg2000/, fnoise/, blur/ and contrast/"
+    image_folders = (
+        tuple(f"dst_imgs/{kind}" for kind in ("awgn", "jpeg", "jpeg2000", "fnoise", "blur", "contrast")),
+        ("dst_imgs_all",),
+    )
+    # The workbook's dst_type, letters and digits alone -> the word in image names, the distortion.
+    kinds = {
+        "noise": ("awgn", "white noise"),
+        "awgn": ("awgn", "white noise"),
+        "jpeg": ("jpeg", "JPEG compression"),
+        "jpeg2000": ("jpeg2000", "JPEG2000 compression"),
+        "fnoise": ("fnoise", "pink noise"),
+        "blur": ("blur", "gaussian blur"),
+        "contrast": ("contrast", "contrast decrease"),
+    }
+
+    def rows(self) -> list[Row]:
+        path = self._file("csiq.DMOS.xlsx")
+        sheet = read_sheet(path, self.name, "all_by_image")
+        rows = []
+        for image, kind, level, dmos in under_header(path, sheet, ("image", "dst_type", "dst_lev", "dmos")):
+            reference, known = cell_text(image), self.kinds.get(re.sub(r"[\W_]", "", cell_text(kind).lower()))
+            if known is None:
+                raise UserError(f"{path}: column dst_type: expected {', '.join(self.kinds)}, found {kind!r}")
+            rows.append(
+                Row(f"{reference}.{known[0]}.{cell_text(level)}.png", number(dmos), None, reference.lower(), known[1])
+            )
+        return rows
+
+
+class TID2013(NamedByContent):
+    """TID2013 (Ponomarenko et al., Signal Processing: Image Communication 2015): 3,000 images, MOS 0..9.
+
+    25 contents x 24 distortions x 5 levels.
+    """
+
+    name = "tid2013"
+    resize = "none"
+    ignore_case = True
+    expects = "mos_with_names.txt and distorted_images/"
+    image_folders = (("distorted_images",),)
+    kinds = (
+        "additive gaussian noise",
+        "noise in color components",
+        "spatially correlated noise",
+        "masked noise",
+        "high frequency noise",
+        "impulse noise",
+        "quantization noise",
+        "gaussian blur",
+        "denoising",
+        "JPEG compression",
+        "JPEG2000 compression",
+        "JPEG transmission errors",
+        "JPEG2000 transmission errors",
+        "non-eccentricity pattern noise",
+        "local block-wise distortions",
+        "mean shift",
+        "contrast change",
+        "change of color saturation",
+        "multiplicative gaussian noise",
+        "comfort noise",
+        "lossy compression of noisy images",
+        "color quantization with dither",
+        "chromatic aberrations",
+        "sparse sampling and reconstruction",
+    )
+
+    def rows(self) -> list[Row]:
+        path = self._file("mos_with_names.txt")
+        lines = [line.split() for line in read_lines(path)]
+        strange = [" ".join(words) for words in lines if len(words) != 2]
+        if strange:
+            raise UserError(f"{path}: expected lines of MOS and image name, found {first_five(strange)}")
+        return self._rows_by_name(path, [(name, mos) for mos, name in lines])
+
+
+class BID(Reader):
+    """BID (Ciancio et al., IEEE TIP 2011): 586 blurred photographs, MOS 0..5."""
+
+    name = "bid"
+    resize = "512x512"
+    ignore_case = True
+    expects = "DatabaseGrades.xlsx and DatabaseImage0001.JPG … beside it or in ImageDatabase/"
+    image_folders = (("ImageDatabase",), ("",))
+
+    def rows(self) -> list[Row]:
+        path = self._file("DatabaseGrades.xlsx")
+        # Below the header: the image's number, its mean grade, and more that is of no use here.
+        cells = [(row + (None, None))[:2] for row in read_sheet(path, self.name)[1:]]
+        strange = [image for image, _ in cells if not number(image).is_integer()]
+        if strange:
+            raise UserError(f"{path}: column 1: expected image numbers, found {first_five(strange)}")
+        return [Row(f"DatabaseImage{int(number(image)):04d}.JPG", number(grade)) for image, grade in cells]
 
 
 class CSVTable(Reader):
@@ -315,7 +370,7 @@ class CSVTable(Reader):
         if self.root.is_dir():
             raise UserError(f"--dataset_path {self.root}: expected a CSV file, found a folder")
         rows = []
-        for line in self._table(self.root, ("image", "mos")):
+        for line in read_table(self.root, ("image", "mos")):
             split = line.get("split")
             if split is not None and split.strip().lower() not in SPLIT_NAMES:
                 raise UserError(f"{self.root}: column split: expected train, val or test, found {split!r}")
@@ -324,12 +379,11 @@ class CSVTable(Reader):
         return rows
 
     def _paths(self, rows: list[Row]) -> list[Path]:
-        names = self._inside(self.root, [row.image for row in rows])
-        paths = [self.root.parent / name for name in names]
-        missing = [name for name, path in zip(names, paths, strict=True) if not path.is_file()]
+        paths = [self.root.parent / row.image for row in rows]
+        missing = [row.image for row, path in zip(rows, paths, strict=True) if not path.is_file()]
         if missing:
             raise UserError(
-                f"{self.root}: {len(missing)} of {len(names)} images are not in its folder: {first_five(missing)}"
+                f"{self.root}: {len(missing)} of {len(rows)} images are not in its folder: {first_five(missing)}"
             )
         return paths
 
@@ -351,7 +405,10 @@ class Demo(KonIQ10k):
         self.root = self.root / "koniq-10k"
 
 
-READERS: dict[str, type[Reader]] = {reader.name: reader for reader in (KonIQ10k, SPAQ, CSVTable, Demo)}
+READERS: dict[str, type[Reader]] = {
+    reader.name: reader
+    for reader in (KonIQ10k, SPAQ, KADID10k, AGIQA3k, LIVEC, LIVE, CSIQ, TID2013, BID, CSVTable, Demo)
+}
 DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
 
 

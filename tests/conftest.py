@@ -1,12 +1,14 @@
 """Tiny real data sets and settings that the tests share."""
 
 import csv
+import io
 import json
 import math
 import zlib
 from pathlib import Path
 
 import numpy as np
+import openpyxl
 import pytest
 import torch
 from PIL import Image
@@ -55,6 +57,24 @@ def write_spaq(root: Path, number: int = 5) -> Path:
 def write_dir(root: Path) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     return root
+
+
+def write_book(path, **sheets):
+    """An .xlsx file with these sheets, rows of cells each."""
+    write_dir(path.parent)
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for title, rows in sheets.items():
+        sheet = book.create_sheet(title)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def cells(names):
+    """A MATLAB cell array n×1 of text."""
+    return np.array([[name] for name in names], dtype=object)
 
 
 def score_of(i: int, n: int) -> float:
@@ -126,3 +146,23 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs --runslow"))
+
+
+def picture(width=120, height=90, seed=0, channels=3):
+    rng = np.random.default_rng(seed)
+    smooth = np.kron(rng.integers(0, 256, (height // 10, width // 10, channels)), np.ones((10, 10, 1)))
+    return np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+
+
+def jpeg_bytes():
+    data = io.BytesIO()
+    Image.fromarray(picture()).save(data, "JPEG")
+    return data.getvalue()
+
+
+def huge_header():
+    """A BMP header that claims 100,000 x 100,000 pixels."""
+    head = b"BM" + (54).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
+    return (
+        head + (100_000).to_bytes(4, "little") * 2 + (1).to_bytes(2, "little") + (24).to_bytes(2, "little") + bytes(24)
+    )

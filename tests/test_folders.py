@@ -1,13 +1,18 @@
 import csv
 import json
 import shutil
-from pathlib import Path
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
-from conftest import score_of, write_images, write_koniq, write_spaq
+import scipy.io
+from conftest import score_of, write_book, write_dir, write_images, write_koniq, write_spaq
+from releases import CSIQ_HEADER, RELEASES, write_csiq, write_live, write_official_spaq
 
-from folders import READERS, DataSet, Demo, KonIQ10k, Record, find_spaq, take_validation
+from folders import DEFAULT_RESIZE, READERS, Demo, KonIQ10k, find_spaq
 from options import UserError
+from records import DataSet
 
 
 def rewrite_csv(root, change):
@@ -88,20 +93,6 @@ def test_official_validation_images_are_those_in_neither_list(root):
     data = KonIQ10k(root).read(("train", "val", "test"))
     assert names(data, "val") == ["val_0.jpg", "val_1.jpg"] and names(data, "train") == TRAIN
     assert KonIQ10k(root).read().split("val") == []
-
-
-def test_a_validation_fraction_takes_whole_groups_of_the_training_images():
-    records = [Record(Path(f"{i}.png"), i, "train" if i < 16 else "test", f"scene{i // 2}") for i in range(20)]
-    drawn = []
-    for seed in (1, 1, 2):
-        data = DataSet("set", list(records))
-        take_validation(data, 0.25, seed)
-        assert len(data.split("train")) == 12 and len(data.split("val")) == 4 and len(data.split("test")) == 4
-        assert {r.group for r in data.split("val")}.isdisjoint({r.group for r in data.split("train")})
-        drawn.append({r.path for r in data.split("val")})
-    assert drawn[0] == drawn[1] != drawn[2] and "2 of 8 training contents" in data.notes[0]
-    with pytest.raises(UserError, match="--val_fraction 0.01: takes 0 of 8 training contents"):
-        take_validation(DataSet("set", list(records)), 0.01, 1)
 
 
 def test_csv_rows_in_neither_list_are_left_out_and_counted(root):
@@ -254,3 +245,236 @@ def test_demo_is_made_on_first_use_and_read_as_koniq_and_spaq(tmp_path):
     made = sorted((tmp_path / "demo").rglob("*.jpg"))[0].stat().st_mtime_ns
     assert len(Demo(tmp_path / "demo").read().records) == len(data.records)
     assert sorted((tmp_path / "demo").rglob("*.jpg"))[0].stat().st_mtime_ns == made
+
+
+# The other data sets, each in its authors' layout
+@pytest.mark.parametrize("form", RELEASES)
+def test_a_release_is_read_for_testing_and_for_training(form, tmp_path, settings):
+    write, resize, higher_is_better, contents, training = RELEASES[form]
+    name, root = form.split()[0], write_dir(tmp_path / "data")
+    expected = write(root)
+    everything = READERS[name](root).read_all_as_test()
+    assert {r.name: (r.score, r.group, r.kind) for r in everything.records} == expected
+    assert {r.split for r in everything.records} == {"test"} and everything.higher_is_better == higher_is_better
+    assert not any("split" in note for note in everything.notes)
+    assert all(r.path.is_file() and r.path.name == r.name.split("/")[-1] for r in everything.records)
+
+    data, again, other = (READERS[name](root, seed).read() for seed in (1, 1, 2))
+    train, test = data.split("train"), data.split("test")
+    assert {r.name: (r.score, r.group, r.kind) for r in train + test} == expected
+    assert len(train) == training if training else 0.75 < len(train) / len(expected) < 0.85
+    unit = f"{contents} reference contents" if contents else f"{len(expected)} images"
+    assert any(f"random 80/20 split of {unit}, seed 1" in note for note in data.notes)
+    if contents:
+        assert {r.group for r in train}.isdisjoint({r.group for r in test})
+    assert data.fingerprint() == again.fingerprint() != other.fingerprint()
+
+    options = settings("swin", "--dataset", name, "--dataset_path", root, "--no_spaq")
+    assert options.dataset == name and DEFAULT_RESIZE[name] == resize
+
+
+def test_equal_names_in_lives_folders_are_different_images(tmp_path):
+    write_live(tmp_path)
+    before = READERS["live"](tmp_path).read_all_as_test()
+    paths = {r.name: r.path for r in before.records}
+    assert paths["jp2k/img1.bmp"] == tmp_path / "jp2k" / "img1.bmp" != paths["jpeg/img1.bmp"]
+    swapped = {"jp2k/img1.bmp": "jpeg/img1.bmp", "jpeg/img1.bmp": "jp2k/img1.bmp"}
+    scores = {r.name: r.score for r in before.records}
+    records = [replace(r, score=scores[swapped.get(r.name, r.name)]) for r in before.records]
+    same_group = {r.group for r in before.records if r.name in swapped}
+    assert len(same_group) == 1 and DataSet("live", records).fingerprint() != before.fingerprint()
+
+
+def test_the_two_spaqs_do_not_pass_for_one_another(tmp_path):
+    root = write_dir(tmp_path / "spaq")
+    write_official_spaq(root)
+    data = READERS["spaq"](root).read_all_as_test()
+    assert data.name == "spaq-official" and "the official release of SPAQ" in data.notes[0]
+    (root / "spaq_test.json").write_text(json.dumps([{"image": "00002.jpg", "score": 30.5}]))
+    data = READERS["spaq"](root).read_all_as_test()
+    assert (data.name, data.notes, [r.name for r in data.records]) == ("spaq", [], ["00002.jpg"])
+
+
+def test_csiq_images_in_one_folder(tmp_path):
+    expected = write_csiq(tmp_path)
+    write_dir(tmp_path / "dst_imgs_all")
+    for path in (tmp_path / "dst_imgs").glob("*/*.png"):
+        path.rename(tmp_path / "dst_imgs_all" / path.name)
+    shutil.rmtree(tmp_path / "dst_imgs")
+    assert {r.name for r in READERS["csiq"](tmp_path).read_all_as_test().records} == expected.keys()
+
+
+def test_every_kind_has_a_name_of_its_own():
+    counts = {"kadid-10k": 25, "tid2013": 24, "live": 5}
+    assert {name: len(set(READERS[name].kinds)) for name in counts} == counts
+    assert len({text for _, text in READERS["csiq"].kinds.values()}) == 6
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def set_mat(path, **variables):
+    scipy.io.savemat(path, variables)
+
+
+BROKEN_RELEASES = {
+    "kadid without scores": (
+        "kadid-10k",
+        lambda root: (root / "dmos.csv").unlink(),
+        "kadid-10k: no kadid_test.json or dmos.csv in .*; expected kadid_test.json or dmos.csv, and images in images/",
+    ),
+    "kadid without the column": (
+        "kadid-10k",
+        lambda root: edit(root / "dmos.csv", "dmos,", "mos,"),
+        "dmos.csv: no column dmos; expected dist_img, dmos, found dist_img, ref_img, mos, var",
+    ),
+    "kadid with other names": (
+        "kadid-10k",
+        lambda root: (
+            edit(root / "dmos.csv", "I01_01_01.png", "I01.png"),
+            edit(root / "dmos.csv", "I01_01_03.png", "I01_26_03.png"),
+        ),
+        "dmos.csv: 2 image names are not CONTENT_KIND_LEVEL with a kind of 1 to 25, such as .*: I01.png, I01_26_03.png",
+    ),
+    "kadid without an image": (
+        "kadid-10k",
+        lambda root: (root / "images" / "I01_01_01.png").unlink(),
+        "kadid-10k: 1 of 30 images are not in .*images: I01_01_01.png",
+    ),
+    "agiqa with a score that is none": (
+        "agiqa-3k",
+        lambda root: edit(root / "data.csv", ",0.5,", ",good,"),
+        "agiqa-3k: 1 scores are not numbers: AttnGAN_normal_001.jpg",
+    ),
+    "agiqa pointing elsewhere": (
+        "agiqa-3k",
+        lambda root: edit(root / "data.csv", "DALLE2_000", "../DALLE2_000"),
+        "1 image names leave its folder: ../DALLE2_000.jpg",
+    ),
+    "livec without the variable": (
+        "livec",
+        lambda root: set_mat(root / "Data/AllMOS_release.mat", MOS=[1.0]),
+        "AllMOS_release.mat: no variable AllMOS_release; expected AllMOS_release",
+    ),
+    "livec with fewer scores": (
+        "livec",
+        lambda root: set_mat(root / "Data/AllMOS_release.mat", AllMOS_release=[1.0, 2.0]),
+        "Data: these must be of one length: AllImages_release 12, AllMOS_release 2",
+    ),
+    "livec without a file": (
+        "livec",
+        lambda root: (root / "Data/AllImages_release.mat").unlink(),
+        "livec: no Data/AllImages_release.mat in .*; expected Data/AllImages_release.mat, Data/AllMOS_release.mat",
+    ),
+    "livec without images": (
+        "livec",
+        lambda root: shutil.rmtree(root / "Images"),
+        "livec: no images in .*; expected Images/",
+    ),
+    "live with another number of scores": (
+        "live",
+        lambda root: set_mat(root / "dmos_realigned.mat", dmos_new=[1.0, 2.0], orgs=[0, 0]),
+        "one length: dmos_realigned.mat 2, refnames_all.mat 982, images of the release 982",
+    ),
+    "live with lengths that differ": (
+        "live",
+        lambda root: set_mat(root / "dmos_realigned.mat", dmos_new=[1.0, 2.0], orgs=[0]),
+        "dmos_realigned.mat: these must be of one length: dmos_new 2, orgs 1",
+    ),
+    "live without a folder": (
+        "live",
+        lambda root: shutil.rmtree(root / "wn"),
+        r"live: no images in .*; expected jp2k/\+jpeg/\+wn/\+gblur/\+fastfading/",
+    ),
+    "live without an image": (
+        "live",
+        lambda root: (root / "wn/img3.bmp").unlink(),
+        "live: 1 of 779 images are not in .*: wn/img3.bmp",
+    ),
+    "csiq without the sheet": (
+        "csiq",
+        lambda root: write_book(root / "csiq.DMOS.xlsx", Sheet1=[CSIQ_HEADER]),
+        "csiq.DMOS.xlsx: no sheet all_by_image; found Sheet1",
+    ),
+    "csiq without the column": (
+        "csiq",
+        lambda root: write_csiq(root, ["image", "dst_idx", "dst_type", "dst_lev", "dmos_std", "mos"]),
+        "csiq.DMOS.xlsx: no row with the columns image, dst_type, dst_lev, dmos; its first row holds CSIQ",
+    ),
+    "csiq with another distortion": (
+        "csiq",
+        lambda root: write_book(root / "csiq.DMOS.xlsx", all_by_image=[CSIQ_HEADER, ["elk", 1, "rain", 1, 0, 0.5]]),
+        "column dst_type: expected noise, .*, contrast, found 'rain'",
+    ),
+    "csiq with a score that is none": (
+        "csiq",
+        lambda root: write_book(root / "csiq.DMOS.xlsx", all_by_image=[CSIQ_HEADER, ["elk", 1, "blur", 1, 0, "#N/A"]]),
+        "csiq: 1 scores are not numbers: elk.blur.1.png",
+    ),
+    "tid2013 with other lines": (
+        "tid2013",
+        lambda root: (root / "mos_with_names.txt").write_text("5.5 I01_01_1.bmp\nI01_01_5.bmp\n"),
+        "mos_with_names.txt: expected lines of MOS and image name, found I01_01_5.bmp",
+    ),
+    "tid2013 that is no text": (
+        "tid2013",
+        lambda root: (root / "mos_with_names.txt").write_bytes(b"\xff\xfe\x00"),
+        "mos_with_names.txt: not a readable text file",
+    ),
+    "tid2013 with one image twice": (
+        "tid2013",
+        lambda root: (root / "mos_with_names.txt").write_text("5.5 I01_01_1.bmp\n5.5 i01_01_1.BMP\n"),
+        "tid2013: 1 images are listed twice: i01_01_1.bmp",
+    ),
+    "bid with other numbers": (
+        "bid",
+        lambda root: write_book(root / "DatabaseGrades.xlsx", a=[["n", "g"], [1, 2.0], ["two", 3], [None, 4], [2.5]]),
+        "DatabaseGrades.xlsx: column 1: expected image numbers, found two, None, 2.5",
+    ),
+    "bid without a grade": (
+        "bid",
+        lambda root: write_book(root / "DatabaseGrades.xlsx", a=[["n", "g"], [1, 2.0], [2]]),
+        "bid: 1 scores are not numbers: DatabaseImage0002.JPG",
+    ),
+    "bid with an empty sheet": (
+        "bid",
+        lambda root: write_book(root / "DatabaseGrades.xlsx", a=[]),
+        "bid: .* lists no images; expected DatabaseGrades.xlsx",
+    ),
+    "spaq without either": (
+        "spaq official",
+        lambda root: shutil.rmtree(root / "Annotations"),
+        "spaq: no spaq_test.json or Annotations/MOS and Image attribute scores.xlsx in .*; expected spaq_test.json",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN_RELEASES)
+def test_what_is_wrong_with_a_release_is_said(case, tmp_path):
+    form, damage, message = BROKEN_RELEASES[case]
+    root = write_dir(tmp_path / "data")
+    RELEASES[form][0](root)
+    damage(root)
+    with pytest.raises(UserError, match=message) as raised:
+        READERS[form.split()[0]](root).read()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("form", "file"), [("csiq", "csiq.DMOS.xlsx"), ("bid", "DatabaseGrades.xlsx"),
+                                            ("spaq official", "MOS and Image attribute scores.xlsx")])  # fmt: skip
+def test_a_set_that_comes_as_a_workbook_says_what_to_install(form, file, tmp_path):
+    """In a process of its own, in which Python finds no openpyxl."""
+    RELEASES[form][0](write_dir(tmp_path))
+    code = (
+        "import sys; sys.modules['openpyxl'] = None\n"
+        "from folders import READERS\nfrom options import run_tool\n"
+        f"run_tool(lambda: READERS[{form.split()[0]!r}]({str(tmp_path)!r}).read())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    name = {"spaq official": "spaq-official"}.get(form, form)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {name}: reading ")
+    assert done.stderr.endswith(f"{file} needs the package openpyxl: pip install openpyxl\n")

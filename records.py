@@ -1,0 +1,356 @@
+"""What the readers of `folders.py` share: records, the base reader, and the file formats that data sets come in.
+
+A reader gives rows (image name, score, split, content group, kind of distortion); the base class finds the images,
+splits what comes without a split, and turns everything that is wrong with a data set into one line for its owner.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from options import UserError, first_five
+
+HERE = Path(__file__).resolve().parent
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One image: where it lies, its opinion score on the set's own scale, its split, and what it depicts.
+
+    `group` is shared by images of the same content, which must not be torn apart by a split; None: own content.
+    `kind` is the kind of distortion in words, where the set says it. `folder` is the folder below the root, in
+    the sets in which base names repeat across folders.
+    """
+
+    path: Path
+    score: float
+    split: str
+    group: str | None = None
+    kind: str | None = None
+    folder: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What the image is called in every record: unique in its set, and the same wherever the set lies."""
+        return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
+
+
+@dataclass
+class DataSet:
+    """The records of a data set; `notes` are the lines that the log owes to the user about them."""
+
+    name: str
+    records: list[Record]
+    higher_is_better: bool = True
+    notes: list[str] = field(default_factory=list)
+
+    def split(self, name: str) -> list[Record]:
+        return [record for record in self.records if record.split == name]
+
+    def fingerprint(self) -> str:
+        """Changes when an image name, a score, a split or a group changes; not when the folder moves."""
+        rows = sorted((r.split, r.name, repr(r.score), r.group or "") for r in self.records)
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a data set's own files say of an image; split None: to be drawn."""
+
+    image: str
+    score: float
+    split: str | None = None
+    group: str | None = None
+    kind: str | None = None
+
+
+class Reader:
+    """Base of the readers. A subclass implements `rows` and may say where images lie and how scores point."""
+
+    name: str
+    resize = "384"
+    higher_is_better = True
+    expects: str
+    # Folders below the root that may hold the images, best first; "" is the root itself.
+    image_folders: tuple[tuple[str, ...], ...] = (("",),)
+    # Rows name an image with its folder, because base names repeat across the folders.
+    names_have_folders = False
+    # The names in the set's own files and those of its images differ in case.
+    ignore_case = False
+
+    def __init__(self, root: Path | None = None, seed: int = 42, lower_is_better: bool = False):
+        self.root = Path(root) if root is not None else HERE / self.name
+        self.seed = seed
+        self.lower_is_better = lower_is_better
+        self.notes: list[str] = []
+
+    def rows(self) -> Iterable[Row]:
+        raise NotImplementedError
+
+    def read(self, splits: tuple[str, ...] = ("train", "test")) -> DataSet:
+        """Records of these splits. Images of other splits need not exist. Raises UserError."""
+        rows = self._listed()
+        rows = self._drawn(rows) if any(row.split is None for row in rows) else rows
+        rows = [row for row in rows if row.split in splits]
+        self._check_rows(rows, splits)
+        return self._data_set(rows)
+
+    def read_all_as_test(self) -> DataSet:
+        """Every record, whatever its split, as a test image: for tests across data sets. Raises UserError."""
+        rows = self._listed()
+        self._check_rows(rows, ())
+        data = self._data_set(rows)
+        data.records = [replace(record, split="test") for record in data.records]
+        return data
+
+    def _listed(self) -> list[Row]:
+        if not self.root.exists():
+            raise UserError(f"{self.name}: no folder {self.root}; expected {self.expects}")
+        rows = list(self.rows())
+        if not rows:
+            raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
+        check_inside(self.root, (row.image for row in rows))
+        return rows
+
+    def _data_set(self, rows: list[Row]) -> DataSet:
+        records = [
+            Record(path, row.score, row.split or "test", row.group, row.kind, self._folder(row))
+            for row, path in zip(rows, self._paths(rows), strict=True)
+        ]
+        return DataSet(self.name, records, self.higher_is_better and not self.lower_is_better, self.notes)
+
+    def _folder(self, row: Row) -> str | None:
+        return str(PurePosixPath(row.image).parent) if self.names_have_folders else None
+
+    def _check_rows(self, rows: list[Row], splits: tuple[str, ...]) -> None:
+        bad = [row.image for row in rows if not math.isfinite(row.score)]
+        if bad:
+            raise UserError(f"{self.name}: {len(bad)} scores are not numbers: {first_five(bad)}")
+        repeated = [name for name, n in Counter(self._key(row.image) for row in rows).items() if n > 1]
+        if repeated:
+            raise UserError(f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}")
+        for split in splits:
+            if split == "val" and not any(row.split == "val" for row in rows):
+                raise UserError(f"{self.name}: {self.root} names no validation images; give --val_fraction F")
+            if not any(row.split == split for row in rows):
+                raise UserError(f"{self.name}: the {split} split of {self.root} is empty")
+
+    def _drawn(self, rows: list[Row]) -> list[Row]:
+        """80 % of the contents into train, the rest into test, by seed."""
+        contents = sorted({row.group or row.image for row in rows})
+        order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(contents))
+        share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
+        train = {contents[i] for i in order[:share]}
+        unit = "reference contents" if any(row.group for row in rows) else "images"
+        self.notes.append(
+            f"{self.name}: no split given; random 80/20 split of {len(contents)} {unit}, seed {self.seed}"
+        )
+        return [replace(row, split="train" if (row.group or row.image) in train else "test") for row in rows]
+
+    def _paths(self, rows: list[Row]) -> list[Path]:
+        """Where the images lie: by name in the first set of `image_folders` that exists."""
+        layouts = [f for f in self.image_folders if all((self.root / folder).is_dir() for folder in f)]
+        if not layouts:
+            choices = " or ".join("+".join(f"{f}/" for f in folders) for folders in self.image_folders)
+            raise UserError(f"{self.name}: no images in {self.root}; expected {choices}")
+        found = self._images_in(layouts[0])
+        validation = [row.image for row in rows if row.split == "val" and self._key(row.image) not in found]
+        if validation:  # the public lists leave them out, so they often lie in another layout's folder, or nowhere
+            for layout in layouts[1:]:
+                found = self._images_in(layout) | found
+            gone = [name for name in validation if self._key(name) not in found]
+            if gone:
+                raise UserError(
+                    f"{self.name}: {len(gone)} validation images are not in {self.root}: {first_five(gone)}; "
+                    "give --val_fraction F to take some of the training images instead"
+                )
+        missing = [row.image for row in rows if self._key(row.image) not in found]
+        if missing:
+            where = " and ".join(str(self.root / folder) for folder in layouts[0])
+            raise UserError(
+                f"{self.name}: {len(missing)} of {len(rows)} images are not in {where}: {first_five(missing)}"
+            )
+        return [found[self._key(row.image)] for row in rows]
+
+    def _images_in(self, layout: tuple[str, ...]) -> dict[str, Path]:
+        return {
+            self._key(f"{folder}/{path.name}" if self.names_have_folders else path.name): path
+            for folder in layout
+            for path in (self.root / folder).iterdir()
+            if path.suffix.lower() in IMAGE_SUFFIXES
+        }
+
+    def _key(self, name: str) -> str:
+        return name.lower() if self.ignore_case else name
+
+    def _file(self, *names: str) -> Path:
+        """The first of these files that is there: the forms that a data set comes in, best first."""
+        paths = [self.root / name for name in names]
+        there = next((path for path in paths if path.is_file()), None)
+        if there is None:
+            raise UserError(f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}")
+        return there
+
+
+def take_validation(data: DataSet, fraction: float, seed: int) -> None:
+    """Move about this fraction of the training images into `val`, whole content groups, by seed. Raises UserError."""
+    contents = sorted({r.group or r.name for r in data.split("train")})
+    share = round(fraction * len(contents))
+    if not 0 < share < len(contents):
+        raise UserError(f"--val_fraction {fraction}: takes {share} of {len(contents)} training contents")
+    order = np.random.Generator(np.random.PCG64([seed, 1])).permutation(len(contents))
+    chosen = {contents[i] for i in order[:share]}
+    data.records = [
+        replace(r, split="val") if r.split == "train" and (r.group or r.name) in chosen else r for r in data.records
+    ]
+    data.notes.append(f"{data.name}: {share} of {len(contents)} training contents held out for validation, seed {seed}")
+
+
+# ----------------------------------------------------------------------------------------------- file formats
+def number(value: object) -> float:
+    """A score as a float; nan where it is no number, so that all bad scores can be reported together."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def check_inside(source: Path, names: Iterable[str]) -> None:
+    """Raises UserError if a name leaves the data folder: a data file may not point at the user's other files."""
+    outside = [n for n in names if PurePosixPath(n).is_absolute() or ".." in n.replace("\\", "/").split("/")]
+    if outside:
+        raise UserError(f"{source}: {len(outside)} image names leave its folder: {first_five(outside)}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank. Raises UserError."""
+    try:
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as problem:
+        raise UserError(f"{path}: not a readable text file: {problem}") from None
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file as dicts; UserError where it is unreadable or lacks a column."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, restval="")
+            missing = [column for column in columns if column not in (reader.fieldnames or [])]
+            if missing:
+                have = ", ".join(reader.fieldnames or []) or "none"
+                raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}, found {have}")
+            yield from reader
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise UserError(f"{path}: not a readable CSV file: {problem}") from None
+
+
+def read_json_scores(path: Path) -> dict[str, float]:
+    """A JSON list of {"image", "score"} -> base name -> score. Raises UserError."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        names = [str(e["image"]) for e in entries]
+        scores = [number(e["score"]) for e in entries]
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        raise UserError(f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}') from None
+    check_inside(path, names)
+    listed = dict(zip((PurePosixPath(name).name for name in names), scores, strict=True))
+    if len(listed) < len(entries):
+        raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
+    return listed
+
+
+def read_mat(path: Path, *variables: str) -> list[tuple]:
+    """Arrays of a MATLAB file (to version 7.2), entry by entry: numbers, and the text of cell arrays of text.
+
+    An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError.
+    """
+    from scipy.io import loadmat  # late: the flags are checked without it
+
+    try:
+        with path.open("rb") as file:
+            content = loadmat(file, variable_names=variables)
+    except OSError as problem:
+        raise UserError(f"{path}: not a readable MAT file: {problem.strerror or problem}") from None
+    except Exception as problem:  # the parser meets a damaged file with whatever comes first
+        raise UserError(f"{path}: not a readable MAT file: {_one_line(problem)}") from None
+    missing = [name for name in variables if name not in content]
+    if missing:
+        raise UserError(f"{path}: no variable {', '.join(missing)}; expected {', '.join(variables)}")
+    return aligned(path, {name: [_entry(x) for x in np.ravel(content[name])] for name in variables})
+
+
+def aligned(source: Path, columns: dict[str, Sequence]) -> list[tuple]:
+    """Rows of columns that must be of one length. Raises UserError."""
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
+        raise UserError(f"{source}: these must be of one length: {lengths}")
+    return list(zip(*columns.values(), strict=True))
+
+
+def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
+    """Rows of a worksheet (None: of the first) of an .xlsx file as tuples of values, without the empty rows.
+
+    `owner` is the data set that needs the file. Raises UserError, also where openpyxl is not installed.
+    """
+    try:
+        from openpyxl import load_workbook  # optional: few data sets come as workbooks
+    except ImportError:
+        raise UserError(f"{owner}: reading {path} needs the package openpyxl: pip install openpyxl") from None
+    try:
+        with warnings.catch_warnings(), path.open("rb") as file:
+            warnings.simplefilter("ignore")  # about styles and extensions, which hold no data
+            book = load_workbook(file, read_only=True, data_only=True)
+            sheets = {found.title: found for found in book.worksheets}
+            chosen = sheets.get(sheet) if sheet else next(iter(sheets.values()), None)
+            if chosen is None:
+                raise UserError(f"{path}: no sheet {sheet or 'in it'}; found {', '.join(sheets) or 'none'}")
+            chosen.reset_dimensions()  # the size that a file states of itself may be wrong
+            rows = list(chosen.iter_rows(values_only=True))
+    except UserError:
+        raise
+    except OSError as problem:
+        raise UserError(f"{path}: not a readable workbook: {problem.strerror or problem}") from None
+    except Exception as problem:  # a damaged archive or XML: the parsers raise what they like
+        raise UserError(f"{path}: not a readable workbook: {_one_line(problem)}") from None
+    return [row for row in rows if any(value is not None for value in row)]
+
+
+def under_header(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> list[tuple]:
+    """The values of these columns below the first row that names them all, wherever it lies. Raises UserError."""
+    for i, row in enumerate(rows):
+        titles = [str(value).strip().lower() for value in row]
+        if all(column.lower() in titles for column in columns):
+            places = [titles.index(column.lower()) for column in columns]
+            found = [tuple(row[p] if p < len(row) else None for p in places) for row in rows[i + 1 :]]
+            return [values for values in found if any(value is not None for value in values)]
+    seen = first_five(value for value in rows[0] if value is not None) if rows else "nothing"
+    raise UserError(f"{path}: no row with the columns {', '.join(columns)}; its first row holds {seen}")
+
+
+def cell_text(value: object) -> str:
+    """A cell's text; whole numbers without a decimal point, however the workbook keeps them."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
+
+
+def _entry(value: object) -> object:
+    """An entry of a MATLAB array as a number or text; empty text for an empty cell."""
+    while isinstance(value, np.ndarray):  # a cell is an array around its content
+        value = value.flat[0] if value.size == 1 else ""
+    return value.strip() if isinstance(value, str) else value
+
+
+def _one_line(problem: Exception) -> str:
+    return " ".join(f"{type(problem).__name__} {problem}".split())
