@@ -21,6 +21,7 @@ from legacy_logs import read_log
 from options import NOT_FIGURES, UserError
 
 NAN = float("nan")
+SPAQ_SETS = ("spaq", "spaq-official")  # the test images of the public code's list, and the whole release
 METRICS = ("srcc", "plcc", "krcc", "rmse", "spaq_srcc", "spaq_plcc")
 UNDER_WAY = "running or killed"
 DONE = ("finished", "early_stopped")
@@ -108,7 +109,8 @@ class Run:
         """
         names = list(self._predicted)
         test = self.settings.get("dataset") if self.settings.get("dataset") in names else next(iter(names), None)
-        found = self._predicted.get(test if part == "test" else "spaq" if test != "spaq" else "")
+        cross = next((name for name in names if name in SPAQ_SETS and name != test), None)
+        found = self._predicted.get(test if part == "test" else cross)
         recorded = self.figure(part, "srcc", self.best)
         if found is None or math.isnan(recorded):
             return None

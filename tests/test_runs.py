@@ -223,6 +223,14 @@ def test_other_epochs_have_the_approximate_interval(write_run):
     assert math.isnan(runs.Measure(epoch="7").estimate(entry(run)).value)
 
 
+def test_the_whole_release_of_spaq_is_a_cross_test_too(write_run):
+    path = write_run("a")
+    predictions = path.with_name("a_predictions.csv")
+    predictions.write_text(predictions.read_text().replace("\nspaq,", "\nspaq-official,"))
+    (run,) = runs.read_runs(path)
+    assert len(run.scores("spaq").keys) == CROSS and len(run.scores("test").keys) == IMAGES
+
+
 def test_scores_of_badness_are_turned_for_spaq(write_run):
     (run,) = runs.read_runs(write_run("a", sign=-1, lower_is_better=True))
     assert run.figure("spaq", "srcc", 2) > 0.3
