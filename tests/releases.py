@@ -133,7 +133,8 @@ def write_tid2013(root: Path) -> Expected:
     }
     on_disk = {name: name.replace("I", "i").replace("bmp", "BMP") if i % 2 else name for i, name in enumerate(listed)}
     write_images(root / "distorted_images", list(on_disk.values()), (8, 6))
-    lines = [f"{score:.5f} {name}" for name, (score, _, _) in listed.items()]
+    in_list = [name.lower() if i % 3 else name for i, name in enumerate(listed)]
+    lines = [f"{score:.5f} {name}" for name, (score, _, _) in zip(in_list, listed.values())]
     (root / "mos_with_names.txt").write_text("\r\n".join(lines) + "\r\n")
     return {on_disk[name]: expected for name, expected in listed.items()}
 

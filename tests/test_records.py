@@ -116,6 +116,19 @@ def test_a_sheet_and_its_header_wherever_it_lies(tmp_path):
     assert number("3.5") == 3.5 and np.isnan(number("good")) and np.isnan(number(None))
 
 
+def test_a_sheet_that_states_a_wrong_size_is_read_whole(tmp_path):
+    path = write_book(tmp_path / "a.xlsx", only=[["name", "mos"], ["a", 1], ["b", 2]])
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    sheet = "xl/worksheets/sheet1.xml"
+    assert b'<dimension ref="A1:B3"' in parts[sheet]
+    parts[sheet] = parts[sheet].replace(b'<dimension ref="A1:B3"', b'<dimension ref="A1:A2"')
+    with zipfile.ZipFile(path, "w") as book:
+        for name, content in parts.items():
+            book.writestr(name, content)
+    assert read_sheet(path, "set") == [("name", "mos"), ("a", 1), ("b", 2)]
+
+
 def test_what_is_wrong_with_a_workbook_is_said(tmp_path):
     path = tmp_path / "a.xlsx"
     with pytest.raises(UserError, match="a.xlsx: not a readable workbook: No such file"):
