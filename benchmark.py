@@ -116,7 +116,8 @@ def measure_plain(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, f
     from PIL import Image
     from torchvision import transforms as T
 
-    from data_loader import IMAGENET_MEAN, IMAGENET_STD, resized_size
+    from data_loader import IMAGENET_MEAN, IMAGENET_STD
+    from images import resized_size
 
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which the published code runs with
     sets = {"train": koniq.split("train"), "test": koniq.split("test"), "spaq": spaq.split("test")}

@@ -1,4 +1,4 @@
-"""From image files to batches of patches: decoding, the image cache, crop positions, loaders.
+"""From image files to batches of patches: the image cache, crop positions, loaders.
 
 Everything random is addressed: an epoch's order, crops and flips are a pure function of (seed, epoch),
 so workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3), and are flipped and
@@ -13,7 +13,7 @@ import os
 import shutil
 import signal
 import sys
-import warnings
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,118 +22,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as TF
 from filelock import FileLock, Timeout
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from checkpoints import write_whole
-from options import UserError, parse_resize
-
-try:
-    from torchvision.io import ImageReadMode, decode_image
-except ImportError:  # deprecated in torchvision 0.29: without it Pillow decodes, to the same pixels but slower
-    decode_image = None
+from images import decode, fitted_size, resize_image
+from options import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-TORCHVISION_READS = {("JPEG", "RGB"), ("JPEG", "L"), ("PNG", "RGB"), ("PNG", "L"), ("PNG", "I;16")}
-# More pixels than any camera's: a file that claims them is broken, or meant to fill the memory.
-MAX_PIXELS = 400_000_000
-Image.MAX_IMAGE_PIXELS = None  # our own limit, above, is checked before any pixel is decoded
 # The public code draws its random test crops anew in every run; ours come from this seed.
 TEST_CROP_SEED = 20
 SCORE_BATCH = 64
 CACHE_FORMAT = 1  # raise it when decoding or resizing changes
 COPY_BYTES = 2**28
-
-
-# ---------------------------------------------------------------------------------------------- decoding
-def read_header(path: Path, exif_rotate: bool = False) -> tuple[int, int]:
-    """(height, width) of an image file without decoding it. Raises ValueError with the reason."""
-    try:
-        if path.stat().st_size == 0:
-            raise ValueError("the file is empty")
-        with Image.open(path) as image:
-            width, height = image.size
-            if exif_rotate and _orientation(image) >= 5:
-                width, height = height, width
-    except UnidentifiedImageError:
-        raise ValueError("not an image that Pillow can read") from None
-    except OSError as problem:
-        raise ValueError(problem.strerror or str(problem)) from None
-    except SyntaxError as problem:
-        raise ValueError(str(problem)) from None
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"absurdly large: {width}x{height} pixels")
-    if width * height == 0:
-        raise ValueError(f"no pixels: {width}x{height}")
-    return height, width
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 (upright) to 8; from 5 on, height and width change places."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
-
-
-def _decode_pillow(path: Path, exif_rotate: bool) -> np.ndarray:
-    with warnings.catch_warnings(), Image.open(path) as image:
-        warnings.simplefilter("ignore")
-        turned = ImageOps.exif_transpose(image) if exif_rotate else image
-        if turned.mode.startswith(("I", "F")):  # 16-bit grey, which convert("RGB") would clip
-            grey = np.asarray(turned, np.float64)
-            grey = np.clip(np.rint(grey / 257 if turned.mode.startswith("I") else grey), 0, 255)
-            return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-        if turned.has_transparency_data:  # on white, as viewers show it: what hides below is arbitrary
-            rgba = turned.convert("RGBA")
-            turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return np.array(turned.convert("RGB"))
-
-
-def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
-    """An image file as RGB uint8 (H, W, 3), as a viewer shows it. Raises ValueError with the reason.
-
-    16-bit values are divided by 257, transparency lies on white. JPEG and PNG go through torchvision,
-    bit-identical to Pillow and faster; other formats, and what it has no plain RGB for (CMYK, palettes,
-    transparency), go through Pillow. exif_rotate: turn as the file's EXIF orientation says.
-    """
-    try:
-        with Image.open(path) as image:
-            kind, mode = image.format, image.mode
-            upright = not exif_rotate or _orientation(image) == 1
-        if decode_image and upright and (kind, mode) in TORCHVISION_READS:
-            data = torch.from_numpy(np.fromfile(path, np.uint8))
-            pixels = decode_image(data, ImageReadMode.UNCHANGED)
-            if pixels.dtype == torch.uint16:
-                pixels = ((pixels.int() + 128) // 257).to(torch.uint8)
-            if pixels.shape[0] in (1, 3):
-                return pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy()
-        return _decode_pillow(path, exif_rotate)
-    except (OSError, RuntimeError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-        # torchvision says where in its sources it stopped; its last words are the reason.
-        raise ValueError(str(problem).splitlines()[0].rpartition(", ")[2] or type(problem).__name__) from None
-
-
-def resized_size(height: int, width: int, resize: str, min_side: int) -> tuple[int, int]:
-    """(height, width) that an image has in the cache: `resize` as in `--resize`, then at least `min_side`."""
-    target = parse_resize(resize)
-    if isinstance(target, tuple):
-        height, width = target
-    elif target is not None:
-        short = min(height, width)
-        height, width = (max(1, int(target * side / short)) for side in (height, width))
-    if min(height, width) < min_side:
-        short = min(height, width)
-        height, width = (max(min_side, int(min_side * side / short)) for side in (height, width))
-    return height, width
-
-
-def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, 3) -> uint8 (height, width, 3), bilinear with antialiasing, as Pillow's BILINEAR."""
-    if image.shape[:2] == (height, width):
-        return image
-    pixels = torch.from_numpy(image).permute(2, 0, 1)
-    return TF.resize(pixels, [height, width], antialias=True).permute(1, 2, 0).contiguous().numpy()
 
 
 # ----------------------------------------------------------------------------------------------- cache
@@ -162,7 +64,7 @@ class ImageCache:
         self.on_gpu: torch.Tensor | None = None
         if cache_dir is None:
             self.folder = None
-            self._build(lambda size: np.empty(size, np.uint8))
+            self._build_in_memory()
         else:
             self.files = self._source_files()
             settings = [CACHE_FORMAT, resize, min_side, exif_rotate, self.files]
@@ -203,23 +105,29 @@ class ImageCache:
         return self.on_gpu[self.offsets[i] : self.offsets[i + 1]].view(height, width, 3)
 
     # Building: the headers give all sizes, the sizes the place of every image, and all cores fill the places.
-    def _build(self, allocate: Callable[[int], np.ndarray]) -> None:
+    def _build(self, begin: Callable[[], None], keep: Callable[[int, np.ndarray], None]) -> None:
+        """Decode all images: begin() once their sizes are known, then keep(i, image) for each, from any thread."""
         self.was_there = False
         self.bad: dict[Path, str] = {}
-        with ThreadPoolExecutor(_cores()) as pool:
-            headers = list(pool.map(partial(self._tried, read_header), self.paths))
-            sizes = [resized_size(*size, self.resize, self.min_side) if size else (0, 0) for size in headers]
-            self._set_sizes(sizes)
-            plain = [resized_size(*size, self.resize, 1) if size else (0, 0) for size in headers]
-            self.upscaled = int((np.array(plain) != self.sizes).any(1).sum())
-            self.buffer = allocate(self.bytes)
-            jobs = pool.map(self._fill, range(len(self)), self.paths)
+        threads = torch.get_num_threads()
+        # Images are the unit of work: with several threads to an image, too, they would wait for each other.
+        with ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            found = list(pool.map(partial(self._tried, self._fitted_size), self.paths))
+            self._set_sizes([each[0] if each else (0, 0) for each in found])
+            self.upscaled = sum(each[1] for each in found if each)
+            begin()
+            jobs = pool.map(partial(self._fill, keep), range(len(self)), self.paths)
             try:
                 for _ in tqdm(jobs, f"Decoding {self.name}", len(self), unit="image", leave=False):
                     pass
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+            finally:
+                torch.set_num_threads(threads)
+
+    def _fitted_size(self, path: Path, exif_rotate: bool) -> tuple[tuple[int, int], bool]:
+        return fitted_size(path, self.resize, self.min_side, exif_rotate)
 
     def _tried(self, work: Callable, path: Path):
         """`work(path)`; a ValueError is noted as the path's, so that all bad files are found at once."""
@@ -228,9 +136,18 @@ class ImageCache:
         except ValueError as problem:
             self.bad[path] = str(problem)
 
-    def _fill(self, i: int, path: Path) -> None:
+    def _fill(self, keep: Callable[[int, np.ndarray], None], i: int, path: Path) -> None:
         if path not in self.bad and (image := self._tried(decode, path)) is not None:
-            self[i][:] = resize_image(image, *self.sizes[i])
+            keep(i, resize_image(image, *self.sizes[i]))
+
+    def _build_in_memory(self) -> None:
+        def begin() -> None:
+            self.buffer = np.empty(self.bytes, np.uint8)
+
+        def keep(i: int, image: np.ndarray) -> None:
+            self[i][:] = image
+
+        self._build(begin, keep)
 
     def _set_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
@@ -291,21 +208,21 @@ class ImageCache:
         self._remove_stale()
 
     def _build_file(self, folder: Path) -> None:
-        def allocate(size: int) -> np.ndarray:
-            with (folder / "images.u8").open("wb") as file:
-                # Real blocks, now: writing to a mapped file on a full disk would kill the process.
-                if hasattr(os, "posix_fallocate") and size:
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:
-                    file.truncate(size)
-            return np.memmap(folder / "images.u8", np.uint8, "r+", shape=(size,))
+        # Written, not mapped: on a full disk a write fails, where a mapped page would kill the process.
+        with (folder / "images.u8").open("wb") as file:
+            turn = threading.Lock()
 
-        self._build(allocate)
-        self.buffer.flush()
+            def keep(i: int, image: np.ndarray) -> None:
+                with turn:
+                    file.seek(self.offsets[i])
+                    file.write(image)
+
+            self._build(lambda: file.truncate(self.bytes), keep)
+            file.flush()
+            os.fsync(file.fileno())
         bad = {str(path): reason for path, reason in self.bad.items()}
         index = {"sizes": self.sizes.tolist(), "upscaled": self.upscaled, "bad": bad, "files": self.files}
         write_whole(folder / "index.json", lambda file: file.write(json.dumps(index).encode()))
-        del self.buffer
 
     def _remove_stale(self) -> None:
         """Delete this data set's caches whose source files have changed or gone since they were built."""

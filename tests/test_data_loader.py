@@ -11,174 +11,23 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from conftest import write_images
-from PIL import Image, ImageOps
+from conftest import huge_header, jpeg_bytes, picture, write_images
+from PIL import Image
+from tqdm import tqdm
 
 import data_loader
 from data_loader import (
     ImageCache,
     PatchBatches,
-    decode,
     make_loader,
-    read_header,
-    resize_image,
-    resized_size,
     test_patches,
     to_model_input,
     train_patches,
 )
+from images import decode, read_header, resize_image, resized_size
 from options import UserError
 
 test_patches.__test__ = False  # its name is the field's, not pytest's
-
-
-def picture(width=120, height=90, seed=0, channels=3):
-    rng = np.random.default_rng(seed)
-    smooth = np.kron(rng.integers(0, 256, (height // 10, width // 10, channels)), np.ones((10, 10, 1)))
-    return np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
-
-
-# ---------------------------------------------------------------------------------------------- decoding
-@pytest.mark.parametrize(
-    ("mode", "name", "options"),
-    [
-        ("RGB", "a.jpg", {"quality": 90}),
-        ("RGB", "progressive.jpg", {"quality": 70, "progressive": True, "subsampling": 2}),
-        ("RGB", "a.jpeg", {"quality": 80, "subsampling": 0}),
-        ("L", "grey.jpg", {"quality": 90}),
-        ("CMYK", "cmyk.jpg", {"quality": 90}),
-        ("RGB", "a.png", {}),
-        ("L", "grey.png", {}),
-        ("LA", "grey_alpha.png", {}),
-        ("RGBA", "alpha.png", {}),
-        ("P", "palette.png", {}),
-        ("1", "bits.png", {}),
-        ("RGB", "a.bmp", {}),
-        ("RGB", "a.tif", {}),
-        ("RGB", "a.jp2", {}),
-        ("RGB", "a.webp", {}),
-        ("P", "a.gif", {}),
-    ],
-)
-def test_decoding_is_bit_identical_to_pillow(tmp_path, mode, name, options):
-    path = tmp_path / name
-    Image.fromarray(picture()).convert(mode).save(path, **options)
-    with Image.open(path) as image:
-        expected = np.asarray(image.convert("RGB"))
-    found = decode(path)
-    assert found.dtype == np.uint8 and np.array_equal(found, expected)
-    assert read_header(path) == found.shape[:2]
-
-
-def test_pillow_decodes_alone_to_the_same_pixels(tmp_path, monkeypatch):
-    (tmp_path / "a.jpg").write_bytes(jpeg_bytes())
-    with_torchvision = decode(tmp_path / "a.jpg")
-    monkeypatch.setattr(data_loader, "decode_image", None)
-    assert np.array_equal(decode(tmp_path / "a.jpg"), with_torchvision)
-
-
-def test_sixteen_bits_are_divided_by_257(tmp_path):
-    values = (np.arange(120 * 90, dtype=np.uint32) * 6 % 65536).astype(np.uint16).reshape(90, 120)
-    for name in ("grey16.png", "grey16.tif"):
-        Image.fromarray(values).save(tmp_path / name)
-        expected = np.rint(values / 257).astype(int)
-        assert np.array_equal(decode(tmp_path / name), np.repeat(expected[:, :, None], 3, 2))
-
-
-@pytest.mark.parametrize("size", [(1024, 768), (500, 333), (300, 401)])
-@pytest.mark.parametrize("target", ["384", "512x384", "224"])
-def test_resize_is_pillows_within_one_grey_level(size, target):
-    image = np.array(Image.fromarray(picture(120, 90)).resize(size, Image.BICUBIC))
-    height, width = resized_size(image.shape[0], image.shape[1], target, 1)
-    expected = np.asarray(Image.fromarray(image).resize((width, height), Image.BILINEAR)).astype(int)
-    difference = np.abs(resize_image(image, height, width).astype(int) - expected)
-    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
-
-
-@pytest.mark.parametrize(
-    ("size", "resize", "least", "expected"),
-    [
-        ((768, 1024), "384", 224, (384, 512)),  # KonIQ-10k
-        ((1024, 768), "384", 224, (512, 384)),
-        ((768, 1024), "512x384", 224, (512, 384)),  # the public code: stretched
-        ((500, 333), "none", 224, (500, 333)),
-        ((100, 150), "none", 224, (224, 336)),
-        ((100, 150), "64", 224, (224, 336)),
-        ((1, 1), "384", 224, (384, 384)),
-    ],
-)
-def test_sizes_in_the_cache(size, resize, least, expected):
-    assert resized_size(*size, resize, least) == expected
-
-
-def test_shorter_side_is_torchvisions_resize():
-    for height, width in ((333, 500), (401, 300), (768, 1024)):
-        image = T.Resize(200)(Image.new("RGB", (width, height)))
-        assert resized_size(height, width, "200", 1) == (image.height, image.width)
-
-
-def jpeg_bytes():
-    data = io.BytesIO()
-    Image.fromarray(picture()).save(data, "JPEG")
-    return data.getvalue()
-
-
-def huge_header():
-    """A BMP header that claims 100,000 x 100,000 pixels."""
-    head = b"BM" + (54).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
-    return (
-        head + (100_000).to_bytes(4, "little") * 2 + (1).to_bytes(2, "little") + (24).to_bytes(2, "little") + bytes(24)
-    )
-
-
-def test_every_bad_file_is_named_with_its_reason(tmp_path):
-    write_images(tmp_path, ["good.jpg"])
-    bad = {
-        "text.jpg": (b"hello", "not an image that Pillow can read"),
-        "empty.jpg": (b"", "the file is empty"),
-        "huge.bmp": (huge_header(), "absurdly large: 100000x100000 pixels"),
-    }
-    for name, (data, _) in bad.items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (tmp_path / "cut.jpg").write_bytes(jpeg_bytes()[:900])  # its header is fine
-    png = io.BytesIO()
-    Image.fromarray(picture()).save(png, "PNG")
-    (tmp_path / "cut.png").write_bytes(png.getvalue()[:5000])
-    assert read_header(tmp_path / "cut.jpg") == (90, 120)
-    paths = sorted(tmp_path.iterdir())
-    for _ in range(2):  # found while building, remembered by the finished cache
-        cache = ImageCache("set", paths, "none", 32, tmp_path / "cache")
-        found = {path.name: reason for path, reason in cache.bad.items()}
-        assert set(found) == {*bad, "gone.jpg", "cut.jpg", "cut.png"}
-        assert {name: found[name] for name in bad} == {name: reason for name, (_, reason) in bad.items()}
-        assert "truncated" in found["cut.jpg"] and found["gone.jpg"] == "No such file or directory"
-    assert cache.was_there and np.array_equal(cache[cache.index[tmp_path / "good.jpg"]], decode(tmp_path / "good.jpg"))
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_off_by_default_and_then_pillows(tmp_path, orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
-    with Image.open(tmp_path / "a.jpg") as image:
-        plain, turned = np.asarray(image), np.asarray(ImageOps.exif_transpose(image))
-    assert np.array_equal(decode(tmp_path / "a.jpg"), plain)
-    assert np.array_equal(decode(tmp_path / "a.jpg", exif_rotate=True), turned)
-    assert read_header(tmp_path / "a.jpg", exif_rotate=True) == turned.shape[:2]
-    cache = ImageCache("set", [tmp_path / "a.jpg"], "none", 32, tmp_path / "cache", exif_rotate=True)
-    assert np.array_equal(cache[0], turned)
-
-
-def test_transparency_lies_on_white(tmp_path):
-    rgba = np.dstack([picture(), np.full((90, 120), 255, np.uint8)])
-    rgba[:40, :, 3] = 0
-    rgba[40:50, :, 3] = 128
-    Image.fromarray(rgba).save(tmp_path / "a.png")
-    found = decode(tmp_path / "a.png").astype(float)
-    assert (found[:40] == 255).all() and np.array_equal(found[50:], rgba[50:, :, :3])
-    expected = rgba[40:50, :, :3] * (128 / 255) + 255 * (127 / 255)
-    assert np.abs(found[40:50] - expected).max() <= 1
 
 
 # ----------------------------------------------------------------------------------------------- cache
@@ -243,6 +92,7 @@ def build_in_child(paths, cache_dir, started):
         return original(path, exif_rotate)
 
     data_loader.decode = slow
+    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, and this process is killed while it holds it
     ImageCache("set", paths, "50", 48, cache_dir)
 
 
@@ -305,6 +155,31 @@ def test_a_cache_folder_that_cannot_be_made_is_the_users_mistake(images, tmp_pat
         UserError, match="file.*: the image cache cannot be written: .*; give --cache_dir PATH or --no_cache"
     ):
         ImageCache("set", images, "50", 48, tmp_path / "file")
+
+
+def test_every_bad_file_is_named_with_its_reason(tmp_path):
+    write_images(tmp_path, ["good.jpg"])
+    bad = {
+        "text.jpg": (b"hello", "not an image that Pillow can read"),
+        "empty.jpg": (b"", "the file is empty"),
+        "huge.bmp": (huge_header(), "absurdly large: 100000x100000 pixels"),
+    }
+    for name, (data, _) in bad.items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (tmp_path / "cut.jpg").write_bytes(jpeg_bytes()[:900])  # its header is fine
+    png = io.BytesIO()
+    Image.fromarray(picture()).save(png, "PNG")
+    (tmp_path / "cut.png").write_bytes(png.getvalue()[:5000])
+    assert read_header(tmp_path / "cut.jpg") == (90, 120)
+    paths = sorted(tmp_path.iterdir())
+    for _ in range(2):  # found while building, remembered by the finished cache
+        cache = ImageCache("set", paths, "none", 32, tmp_path / "cache")
+        found = {path.name: reason for path, reason in cache.bad.items()}
+        assert set(found) == {*bad, "gone.jpg", "cut.jpg", "cut.png"}
+        assert {name: found[name] for name in bad} == {name: reason for name, (_, reason) in bad.items()}
+        assert "truncated" in found["cut.jpg"] and found["gone.jpg"] == "No such file or directory"
+    assert cache.was_there and np.array_equal(cache[cache.index[tmp_path / "good.jpg"]], decode(tmp_path / "good.jpg"))
 
 
 # --------------------------------------------------------------------------------------------- patches

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torchvision.transforms as T
+from conftest import jpeg_bytes, picture
+from PIL import Image, ImageOps
+
+import images
+from images import decode, fitted_size, load_image, read_header, resize_image, resized_size
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "options"),
+    [
+        ("RGB", "a.jpg", {"quality": 90}),
+        ("RGB", "progressive.jpg", {"quality": 70, "progressive": True, "subsampling": 2}),
+        ("RGB", "a.jpeg", {"quality": 80, "subsampling": 0}),
+        ("L", "grey.jpg", {"quality": 90}),
+        ("CMYK", "cmyk.jpg", {"quality": 90}),
+        ("RGB", "a.png", {}),
+        ("L", "grey.png", {}),
+        ("LA", "grey_alpha.png", {}),
+        ("RGBA", "alpha.png", {}),
+        ("P", "palette.png", {}),
+        ("1", "bits.png", {}),
+        ("RGB", "a.bmp", {}),
+        ("RGB", "a.tif", {}),
+        ("RGB", "a.jp2", {}),
+        ("RGB", "a.webp", {}),
+        ("P", "a.gif", {}),
+    ],
+)
+def test_decoding_is_bit_identical_to_pillow(tmp_path, mode, name, options):
+    path = tmp_path / name
+    Image.fromarray(picture()).convert(mode).save(path, **options)
+    with Image.open(path) as image:
+        expected = np.asarray(image.convert("RGB"))
+    found = decode(path)
+    assert found.dtype == np.uint8 and np.array_equal(found, expected)
+    assert read_header(path) == found.shape[:2]
+
+
+def test_pillow_decodes_alone_to_the_same_pixels(tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(jpeg_bytes())
+    with_torchvision = decode(tmp_path / "a.jpg")
+    monkeypatch.setattr(images, "decode_image", None)
+    assert np.array_equal(decode(tmp_path / "a.jpg"), with_torchvision)
+
+
+def test_sixteen_bits_are_divided_by_257(tmp_path):
+    values = (np.arange(120 * 90, dtype=np.uint32) * 6 % 65536).astype(np.uint16).reshape(90, 120)
+    for name in ("grey16.png", "grey16.tif"):
+        Image.fromarray(values).save(tmp_path / name)
+        expected = np.rint(values / 257).astype(int)
+        assert np.array_equal(decode(tmp_path / name), np.repeat(expected[:, :, None], 3, 2))
+
+
+@pytest.mark.parametrize("size", [(1024, 768), (500, 333), (300, 401)])
+@pytest.mark.parametrize("target", ["384", "512x384", "224"])
+def test_resize_is_pillows_within_one_grey_level(size, target):
+    image = np.array(Image.fromarray(picture(120, 90)).resize(size, Image.BICUBIC))
+    height, width = resized_size(image.shape[0], image.shape[1], target, 1)
+    expected = np.asarray(Image.fromarray(image).resize((width, height), Image.BILINEAR)).astype(int)
+    difference = np.abs(resize_image(image, height, width).astype(int) - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("size", "resize", "least", "expected"),
+    [
+        ((768, 1024), "384", 224, (384, 512)),  # KonIQ-10k
+        ((1024, 768), "384", 224, (512, 384)),
+        ((768, 1024), "512x384", 224, (512, 384)),  # the public code: stretched
+        ((500, 333), "none", 224, (500, 333)),
+        ((100, 150), "none", 224, (224, 336)),
+        ((100, 150), "64", 224, (224, 336)),
+        ((1, 1), "384", 224, (384, 384)),
+    ],
+)
+def test_sizes_in_the_cache(size, resize, least, expected):
+    assert resized_size(*size, resize, least) == expected
+
+
+def test_shorter_side_is_torchvisions_resize():
+    for height, width in ((333, 500), (401, 300), (768, 1024)):
+        image = T.Resize(200)(Image.new("RGB", (width, height)))
+        assert resized_size(height, width, "200", 1) == (image.height, image.width)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_off_by_default_and_then_pillows(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
+    with Image.open(tmp_path / "a.jpg") as image:
+        plain, turned = np.asarray(image), np.asarray(ImageOps.exif_transpose(image))
+    assert np.array_equal(decode(tmp_path / "a.jpg"), plain)
+    assert np.array_equal(decode(tmp_path / "a.jpg", exif_rotate=True), turned)
+    assert read_header(tmp_path / "a.jpg", exif_rotate=True) == turned.shape[:2]
+    assert np.array_equal(load_image(tmp_path / "a.jpg", "none", 32, exif_rotate=True), turned)
+
+
+def test_transparency_lies_on_white(tmp_path):
+    rgba = np.dstack([picture(), np.full((90, 120), 255, np.uint8)])
+    rgba[:40, :, 3] = 0
+    rgba[40:50, :, 3] = 128
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    found = decode(tmp_path / "a.png").astype(float)
+    assert (found[:40] == 255).all() and np.array_equal(found[50:], rgba[50:, :, :3])
+    expected = rgba[40:50, :, :3] * (128 / 255) + 255 * (127 / 255)
+    assert np.abs(found[40:50] - expected).max() <= 1
+
+
+def test_a_thin_strip_is_refused_before_it_is_blown_up(tmp_path):
+    Image.new("RGB", (20_000, 100)).save(tmp_path / "long.png")
+    assert fitted_size(tmp_path / "long.png", "384", 224) == ((384, 76_800), False)
+    assert fitted_size(tmp_path / "long.png", "none", 224) == ((224, 44_800), True)
+    Image.new("L", (30_000, 2)).save(tmp_path / "strip.png")
+    with pytest.raises(ValueError, match="absurdly large once resized from 30000x2 to 5760000x384 pixels"):
+        fitted_size(tmp_path / "strip.png", "384", 224)
+    with pytest.raises(ValueError, match="absurdly large once resized"):
+        load_image(tmp_path / "strip.png", "384", 224)
