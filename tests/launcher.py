@@ -11,6 +11,7 @@ import os
 import resource
 import runpy
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -42,8 +43,12 @@ def child(request):
     code = 1
     try:
         import torch
+        from tqdm import tqdm
 
         torch.set_num_threads(1)
+        tqdm.set_lock(
+            threading.RLock()
+        )  # its own lock is shared with the forked ones that are killed while they hold it
         if request["kill"]:
             send_signal_at(*request["kill"])
         sys.argv = request["argv"]
