@@ -425,6 +425,8 @@ class HyperIQASolver:
             "fusion": o.fusion,
             "patch_size": o.patch_size,
             "resize": o.resize,
+            "exif_rotate": o.exif_rotate,
+            "seed": self.seed,
             "dataset": self.data.name,
             "score_range": [min(mos), max(mos)],
             "higher_is_better": self.data.higher_is_better,

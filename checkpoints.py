@@ -6,6 +6,7 @@ in its `_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any c
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
+import safetensors.torch
 import torch
 
 from options import UserError
@@ -149,6 +151,107 @@ def newest_round(folder: Path) -> Path:
 def description_of(state: object) -> dict[str, object] | None:
     """The description that `portable_state` put into a loaded state dict; None if it has none."""
     return getattr(state, "_metadata", {}).get("hyperiqa")
+
+
+def find_model(path: Path) -> Path:
+    """The model file that the user means: the file itself, or the best model in a run's folder. Raises UserError."""
+    if not path.is_dir():
+        return path
+    models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
+    if not models:
+        raise UserError(f"{path}: no best_model_srcc_….pkl in this folder; expected a model file or a run's folder")
+    return models[-1]
+
+
+def load_model(path: Path) -> tuple[OrderedDict, dict[str, object]]:
+    """(state dict under the public names, description) of a model file: ours, the public HyperIQA's or its Swin's.
+
+    What carries no description is recognised by its parameter names and described as the public code uses it
+    (`described` is False then). Raises UserError for what is no such model.
+    """
+    if path.suffix == ".safetensors":
+        state, description = _load_safetensors(path)
+    else:
+        state = load(path)
+        description = description_of(state)
+        if isinstance(state, Mapping) and {"settings", "optimizer"} <= state.keys():
+            raise UserError(f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl")
+        if isinstance(state, Mapping) and isinstance(state.get("model", state.get("state_dict")), Mapping):
+            state = state.get("model", state.get("state_dict"))
+    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"{path}: expected a state dict (parameter name -> tensor)")
+    state = OrderedDict((name.removeprefix("module."), tensor) for name, tensor in state.items())
+    if description is None:
+        return state, {**_public_description(path, state), "described": False}
+    if description.get("format", 0) > DESCRIPTION_FORMAT:
+        raise UserError(f"{path}: of format {description['format']}, newer than this program's {DESCRIPTION_FORMAT}")
+    return state, {**description, "described": True}
+
+
+# Blocks of the third stage, and whether they are bottlenecks -> torchvision's name.
+_RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
+# Embedding width and blocks of the third stage -> timm's name.
+_SWINS = {
+    (96, 6): "swin_tiny_patch4_window7_224",
+    (96, 18): "swin_small_patch4_window7_224",
+    (128, 18): "swin_base_patch4_window7_224",
+}
+
+
+def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, object]:
+    """How the public code uses a model with these parameters; UserError where it is none that we can build."""
+
+    def blocks(prefix: str) -> int:
+        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
+
+    backbone, width = None, 0
+    if "res.conv1.weight" in state:
+        backbone = _RESNETS.get((blocks("res.layer3."), "res.layer3.0.conv3.weight" in state))
+    elif "swin.backbone.patch_embed.proj.weight" in state:
+        width = len(state["swin.backbone.patch_embed.proj.weight"])
+        backbone = _SWINS.get((width, blocks("swin.backbone.layers_2.blocks.")))
+    if backbone is None or "conv1.0.weight" not in state:
+        some = ", ".join(list(state)[:3]) or "none"
+        raise UserError(
+            f"{path}: not a HyperIQA model with a known backbone: expected parameters res.*, conv1.* or "
+            f"swin.backbone.*, conv1.*; found {some}, …"
+        )
+    multiscale = "fusion.conv.weight" in state
+    inputs = state["conv1.0.weight"].shape[1]
+    last = state[f"{'swin' if width else 'res'}.lda4_fc.weight"]
+    if not multiscale and inputs != last.shape[1]:
+        raise UserError(
+            f"{path}: conv1.0.weight takes {inputs} channels, the backbone gives {last.shape[1]}: the public "
+            "multi-scale model, another architecture than --use_multiscale here; expected a single-scale model"
+        )
+    return {
+        "backbone": backbone,
+        "fusion": "concat" if multiscale else "none",
+        "patch_size": 224,
+        "resize": "512x384",
+        "dataset": "koniq-10k",
+        "score_range": [0.0, 100.0],
+        "higher_is_better": True,
+        "test_crop": "center",
+        "test_patch_num": 1,
+    }
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object] | None]:
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("hyperiqa")
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text) if text else None  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, ValueError, safetensors.SafetensorError) as problem:
+        raise UserError(f"{path}: not a safetensors file: {problem}") from None
+
+
+def save_safetensors(path: Path, state: Mapping[str, torch.Tensor], description: Mapping[str, object]) -> None:
+    """The same content as a best model's: tensors under the public names, the description as JSON in the metadata."""
+    data = safetensors.torch.save(dict(state), {"format": "pt", "hyperiqa": json.dumps(description)})
+    write_whole(path, lambda file: file.write(data))
 
 
 def check_reachable(url: str, seconds: float = 12) -> None:

@@ -155,16 +155,18 @@ def score(
     device: torch.device,
     bar: tqdm | None = None,
     after_batch: Callable[[], None] = lambda: None,
+    bf16: bool = False,
 ) -> np.ndarray:
     """Scores (images,) in fp32: the mean over each image's patches, which the batches' `image` assigns.
 
-    `bar` counts patches; after_batch() may stop by raising.
+    `bar` counts patches; after_batch() may stop by raising. bf16: autocast, for scores that need not be exact.
     """
     model.eval()
     scores, image = [], []
     for batch in loader:
         batch = _to_device(batch, device)
-        scores.append(model(to_model_input(batch)).float())
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            scores.append(model(to_model_input(batch)).float())
         image.append(batch["image"])
         if bar is not None:
             bar.update(len(batch["image"]))

@@ -50,18 +50,23 @@ def _orientation(image: Image.Image) -> int:
     return image.getexif().get(ExifTags.Base.Orientation, 1)
 
 
+def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
+    """A PIL image of any mode as RGB uint8 (H, W, 3), as a viewer shows it; of an animation its current frame."""
+    turned = ImageOps.exif_transpose(image) if exif_rotate else image
+    if turned.mode.startswith(("I", "F")):  # 16-bit grey, which convert("RGB") would clip
+        grey = np.asarray(turned, np.float64)
+        grey = np.clip(np.rint(grey / 257 if turned.mode.startswith("I") else grey), 0, 255)
+        return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+    if turned.has_transparency_data:  # on white, as viewers show it: what hides below is arbitrary
+        rgba = turned.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.array(turned.convert("RGB"))
+
+
 def _decode_pillow(path: Path, exif_rotate: bool) -> np.ndarray:
     with warnings.catch_warnings(), Image.open(path) as image:
         warnings.simplefilter("ignore")
-        turned = ImageOps.exif_transpose(image) if exif_rotate else image
-        if turned.mode.startswith(("I", "F")):  # 16-bit grey, which convert("RGB") would clip
-            grey = np.asarray(turned, np.float64)
-            grey = np.clip(np.rint(grey / 257 if turned.mode.startswith("I") else grey), 0, 255)
-            return np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
-        if turned.has_transparency_data:  # on white, as viewers show it: what hides below is arbitrary
-            rgba = turned.convert("RGBA")
-            turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return np.array(turned.convert("RGB"))
+        return from_pillow(image, exif_rotate)
 
 
 def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:

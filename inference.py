@@ -1,0 +1,192 @@
+"""A checkpoint -> a ready model -> the score of an image: a path, a PIL image, an array or a tensor.
+
+    from inference import load
+    print(load("checkpoints/NAME").score("photo.jpg"))
+
+Scores are on the scale of the MOS that the model was trained on (`model.description["score_range"]`, KonIQ-10k:
+0..100), and mean what they meant there: higher is better unless `description["higher_is_better"]` is False.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import checkpoints
+import engine
+from data_loader import SCORE_BATCH, test_patches
+from images import from_pillow, load_image, resize_image, resized_size
+from models import HyperNet, ResNetBackbone
+from models_swin import SwinBackbone
+from options import UserError
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An image as it was handed in, and its score; or None and the reason why it has none."""
+
+    image: ImageLike
+    score: float | None
+    problem: str | None = None
+
+
+def load(
+    checkpoint: str | os.PathLike,
+    device: str = "auto",
+    precision: str = "fp32",
+    resize: str | None = None,
+    crops: int | None = None,
+    exif_rotate: bool | None = None,
+) -> QualityModel:
+    """A model ready to score, used as it was trained unless told otherwise.
+
+    checkpoint: a best model of ours (or the folder of its run), its .safetensors, or a state dict of the public
+    HyperIQA code or its single-scale Swin variant. precision: fp32, or bf16 (autocast: faster where the hardware
+    has it, scores differ by some hundredths). resize: as `--resize`. crops: 1 is the centre crop, N a regular grid
+    whose scores are averaged. Raises UserError.
+    """
+    path = checkpoints.find_model(Path(checkpoint))
+    state, description = checkpoints.load_model(path)
+    if resize is not None:
+        description["resize"] = resize
+    if exif_rotate is not None:
+        description["exif_rotate"] = exif_rotate
+    if crops is not None:
+        description |= {"test_crop": "center" if crops == 1 else "grid", "test_patch_num": crops}
+    net = build(description)
+    try:
+        net.load_state_dict(state)
+    except RuntimeError as problem:
+        lines = [line.strip() for line in str(problem).splitlines()[1:]]
+        raise UserError(
+            f"{path}: does not fit {description['backbone']} with fusion {description['fusion']}: {lines[0]}"
+        ) from None
+    return QualityModel(net, description, engine.choose_device(device), precision == "bf16")
+
+
+def build(description: dict[str, object]) -> HyperNet:
+    """The untrained model that a checkpoint's description names."""
+    name = str(description["backbone"])
+    if name.startswith("resnet"):
+        backbone = ResNetBackbone(name)
+    else:
+        backbone = SwinBackbone(name, patch_size=description["patch_size"])
+    return HyperNet(backbone, description["fusion"])
+
+
+class QualityModel:
+    """A trained `HyperNet` (`net`) with what is needed to use it (`description`); make one with `load`."""
+
+    def __init__(self, net: HyperNet, description: dict[str, object], device: torch.device, bf16: bool = False):
+        self.net = net.to(device, memory_format=torch.channels_last).eval()
+        self.description, self.device, self.bf16 = description, device, bf16
+
+    def score(self, image: ImageLike) -> float:
+        """The score of one image: a path; a PIL image; uint8 (H, W, 3) or (H, W); a tensor (3, H, W) or (1, H, W),
+        uint8 0..255 or floating 0..1, RGB. Any size. Raises ValueError with the reason where it cannot be read.
+        """
+        return float(self._score([self.patches(image)])[0])
+
+    def score_all(
+        self, images: Iterable[ImageLike], batch_size: int = SCORE_BATCH, workers: int | None = None
+    ) -> Iterator[Scored]:
+        """Score a stream of images, in order and in constant memory; what cannot be read does not stop it.
+
+        batch_size: patches per forward pass; workers: threads that decode (default: one per core).
+        """
+        workers = workers or os.cpu_count() or 1
+        waiting: deque = deque()
+        ready: list[tuple[ImageLike, np.ndarray | str]] = []
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                for image in images:
+                    waiting.append((image, pool.submit(self._patches_or_problem, image)))
+                    if len(waiting) > batch_size + workers:
+                        image, future = waiting.popleft()
+                        ready.append((image, future.result()))
+                        if _patches_in(ready) >= batch_size:
+                            yield from self._flush(ready, batch_size)
+                            ready = []
+                ready += [(image, future.result()) for image, future in waiting]
+                yield from self._flush(ready, batch_size)
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def patches(self, image: ImageLike) -> np.ndarray:
+        """The patches that an image is scored on: uint8 (n, P, P, 3), cut as in the run's own tests."""
+        d = self.description
+        side, resize, rotate = d["patch_size"], d["resize"], d.get("exif_rotate", False)
+        if isinstance(image, str | os.PathLike):
+            pixels = load_image(Path(image), resize, side, rotate)
+        else:
+            pixels = from_pillow(image, rotate) if isinstance(image, Image.Image) else _as_pixels(image)
+            pixels = resize_image(pixels, *resized_size(*pixels.shape[:2], resize, side))
+        # Random crops belong to a test set, whose images are counted; a single image gets as many on a grid.
+        crop = "grid" if d["test_crop"] == "random" else d["test_crop"]
+        places = test_patches(np.array([pixels.shape[:2]]), side, crop, d["test_patch_num"])
+        return np.stack([pixels[y : y + side, x : x + side] for y, x in zip(places.top, places.left, strict=True)])
+
+    def _patches_or_problem(self, image: ImageLike) -> np.ndarray | str:
+        try:
+            return self.patches(image)
+        except ValueError as problem:
+            return str(problem)
+
+    def _flush(self, ready: list[tuple[ImageLike, np.ndarray | str]], batch_size: int) -> Iterator[Scored]:
+        scores = iter(self._score([p for _, p in ready if not isinstance(p, str)], batch_size))
+        for image, patches in ready:
+            if isinstance(patches, str):
+                yield Scored(image, None, patches)
+            else:
+                yield Scored(image, float(next(scores)))
+
+    def _score(self, patches: list[np.ndarray], batch_size: int = SCORE_BATCH) -> np.ndarray:
+        """Patches of each image -> scores (images,), by the same function that tests a run."""
+        if not patches:
+            return np.empty(0)
+        flat, image = (
+            torch.from_numpy(np.concatenate(patches)),
+            np.repeat(np.arange(len(patches)), list(map(len, patches))),
+        )
+        batches = (
+            {
+                "patches": flat[start : start + batch_size],
+                "flip": torch.zeros(len(flat[start : start + batch_size]), dtype=torch.bool),
+                "image": torch.from_numpy(image[start : start + batch_size]),
+            }
+            for start in range(0, len(flat), batch_size)
+        )
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            return engine.score(self.net, batches, len(patches), self.device, bf16=self.bf16)
+
+
+def _patches_in(ready: list[tuple[ImageLike, np.ndarray | str]]) -> int:
+    return sum(len(patches) for _, patches in ready if not isinstance(patches, str))
+
+
+def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
+    """An array or tensor as RGB uint8 (H, W, 3). Raises ValueError for other shapes, kinds and ranges."""
+    if isinstance(image, torch.Tensor):
+        if image.ndim != 3 or len(image) not in (1, 3):
+            raise ValueError(f"expected a tensor (3, H, W) or (1, H, W), found {tuple(image.shape)}")
+        pixels = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)
+        if pixels.is_floating_point():
+            if not (pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1):
+                raise ValueError("expected floating values from 0 to 1 (or uint8 from 0 to 255)")
+            pixels = (pixels.float() * 255).round().to(torch.uint8)
+        image = pixels.contiguous().numpy()
+    elif image.ndim == 2:
+        image = np.repeat(image[:, :, None], 3, axis=2)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"expected uint8 (H, W, 3) or (H, W), found {image.dtype} {image.shape}")
+    return image
