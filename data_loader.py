@@ -7,6 +7,7 @@ normalised where the model is.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -390,9 +391,15 @@ def _leave_signals_to_the_run(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+@functools.cache
+def _imagenet(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation as (1, 3, 1, 1). Kept, for making them anew makes the host wait for a GPU."""
+    return tuple(torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+
+
 def to_model_input(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Patches uint8 (N, P, P, 3) on any device -> flipped, ImageNet-normalised fp32 (N, 3, P, P), channels last."""
     patches = batch["patches"].permute(0, 3, 1, 2)
     patches = torch.where(batch["flip"][:, None, None, None], patches.flip(3), patches)
-    mean, std = (torch.tensor(v, device=patches.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = _imagenet(patches.device)
     return (patches.float() / 255 - mean) / std
