@@ -8,22 +8,30 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import threading
 import urllib.error
 import urllib.request
+import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import safetensors.torch
 import torch
 
-from options import UserError
+from options import UserError, first_five
 
 DESCRIPTION_FORMAT = 1
+# What no model can be used without; a description holds more.
+DESCRIBED = (
+    "backbone", "fusion", "patch_size", "resize", "score_range", "higher_is_better", "test_crop", "test_patch_num",
+)  # fmt: skip
+# Buffers that a model computes when it is built; older versions of timm saved them.
+COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
 
 
 class _Watched:
@@ -81,16 +89,28 @@ def portable_state(model: torch.nn.Module, description: Mapping[str, object] | N
     """The model's state dict on the CPU under its public names, with the description in its metadata."""
     state = model.state_dict()
     clean = OrderedDict(
-        (
-            name.removeprefix("_orig_mod.").removeprefix("module."),
-            tensor.detach().cpu().clone(memory_format=torch.contiguous_format),
-        )
+        (_public_name(name), tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
         for name, tensor in state.items()
     )
     clean._metadata = OrderedDict(version=1)
     if description is not None:
-        clean._metadata["hyperiqa"] = {"format": DESCRIPTION_FORMAT, **description}
+        clean._metadata["hyperiqa"] = _portable(description)
     return clean
+
+
+def _public_name(name: str) -> str:
+    """A parameter's name without what DataParallel and torch.compile put in front."""
+    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
+
+
+def _portable(description: Mapping[str, object]) -> dict[str, object]:
+    """A description as files carry it: with its format, without `load_model`'s note on where it came from."""
+    return {"format": DESCRIPTION_FORMAT, **{k: v for k, v in description.items() if k != "described"}}
+
+
+def description_json(description: Mapping[str, object]) -> str:
+    """A description as JSON for files that are no pickles; undefined figures (nan) are null."""
+    return json.dumps(json.loads(json.dumps(_portable(description)), parse_constant=lambda _: None))
 
 
 def save(path: Path, content: object) -> None:
@@ -101,14 +121,25 @@ def save(path: Path, content: object) -> None:
 def load(path: Path) -> object:
     """What `save` wrote, tensors and plain values alone, on the CPU. Raises UserError for anything else."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except Exception as problem:  # torch reports damaged files with half a dozen exception types
-        reason = str(problem).strip().splitlines()
-        raise UserError(
-            f"{path}: not a checkpoint of tensors: {reason[0] if reason else type(problem).__name__}"
-        ) from None
+        raise UserError(f"{path}: not a checkpoint of tensors: {_reason(problem)}") from None
+
+
+def _reason(problem: Exception) -> str:
+    """Why torch could not load a file, in one line, and without its advice to switch the protection off."""
+    text = str(problem).strip()
+    if found := re.search(r"GLOBAL (\S+) was not an allowed global", text):
+        return f"it holds {found[1]}, and to load anything but tensors can run code that came with it"
+    if "TorchScript" in text:
+        return "a TorchScript archive; expected a state dict (parameter name -> tensor)"
+    if "weights_only" in text:
+        return "damaged, or not written by torch.save"
+    return getattr(problem, "strerror", None) or (text.splitlines() or [type(problem).__name__])[0]
 
 
 def save_last(folder: Path, state: Mapping[str, object]) -> None:
@@ -154,7 +185,10 @@ def description_of(state: object) -> dict[str, object] | None:
 
 
 def find_model(path: Path) -> Path:
-    """The model file that the user means: the file itself, or the best model in a run's folder. Raises UserError."""
+    """The model file that the user means: the file itself, or the best model in the folder of a run (or a round).
+
+    Of several, which a run that was stopped can leave, the newest is the best. Raises UserError.
+    """
     if not path.is_dir():
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
@@ -173,19 +207,56 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, object]]:
         state, description = _load_safetensors(path)
     else:
         state = load(path)
-        description = description_of(state)
         if isinstance(state, Mapping) and {"settings", "optimizer"} <= state.keys():
             raise UserError(f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl")
-        if isinstance(state, Mapping) and isinstance(state.get("model", state.get("state_dict")), Mapping):
-            state = state.get("model", state.get("state_dict"))
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path}: expected a state dict (parameter name -> tensor)")
-    state = OrderedDict((name.removeprefix("module."), tensor) for name, tensor in state.items())
+        state = _unwrapped(path, state)
+        description = description_of(state)
+    state = OrderedDict((_public_name(name), tensor) for name, tensor in state.items())
     if description is None:
         return state, {**_public_description(path, state), "described": False}
-    if description.get("format", 0) > DESCRIPTION_FORMAT:
-        raise UserError(f"{path}: of format {description['format']}, newer than this program's {DESCRIPTION_FORMAT}")
+    _check_description(path, description)
     return state, {**description, "described": True}
+
+
+def _unwrapped(path: Path, state: object) -> Mapping[str, torch.Tensor]:
+    """The state dict in what a file holds: all of it, or an entry of it. Raises UserError where there is none."""
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    ):
+        raise UserError(f"{path}: expected a state dict (parameter name -> tensor)")
+    return state
+
+
+def _check_description(path: Path, description: object) -> None:
+    number = description.get("format") if isinstance(description, Mapping) else None
+    if not isinstance(number, int):
+        raise UserError(f"{path}: its description is damaged: expected a format number, found {description!r:.60}")
+    if number > DESCRIPTION_FORMAT:
+        raise UserError(f"{path}: of format {number}, newer than this program's {DESCRIPTION_FORMAT}")
+    if missing := [name for name in DESCRIBED if name not in description]:
+        raise UserError(f"{path}: its description is damaged: it lacks {', '.join(missing)}")
+
+
+def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Load `state`, which came from `path`, into the model. Raises UserError naming the parameters that don't fit."""
+
+    def real(names: Iterable[str]) -> list[str]:
+        # num_batches_tracked: unused with our momentum, and absent from the files of old torch versions.
+        return [name for name in names if name.rpartition(".")[2] not in (*COMPUTED, "num_batches_tracked")]
+
+    own = model.state_dict()
+    problems = {
+        "missing": real(name for name in own if name not in state),
+        "unknown": real(name for name in state if name not in own),
+        "of another shape": real(name for name in own if name in state and own[name].shape != state[name].shape),
+    }
+    if any(problems.values()):
+        said = (f"{len(names)} {what} ({first_five(names)})" for what, names in problems.items() if names)
+        raise UserError(f"{path}: its parameters do not fit the model it should be: {'; '.join(said)}")
+    fitting = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COMPUTED}
+    model.load_state_dict(fitting, strict=False)
 
 
 # Blocks of the third stage, and whether they are bottlenecks -> torchvision's name.
@@ -195,6 +266,7 @@ _SWINS = {
     (96, 6): "swin_tiny_patch4_window7_224",
     (96, 18): "swin_small_patch4_window7_224",
     (128, 18): "swin_base_patch4_window7_224",
+    (192, 18): "swin_large_patch4_window7_224",
 }
 
 
@@ -204,24 +276,23 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
     def blocks(prefix: str) -> int:
         return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
-    backbone, width = None, 0
+    backbone, prefix = None, "res"
     if "res.conv1.weight" in state:
         backbone = _RESNETS.get((blocks("res.layer3."), "res.layer3.0.conv3.weight" in state))
     elif "swin.backbone.patch_embed.proj.weight" in state:
-        width = len(state["swin.backbone.patch_embed.proj.weight"])
+        prefix, width = "swin", len(state["swin.backbone.patch_embed.proj.weight"])
         backbone = _SWINS.get((width, blocks("swin.backbone.layers_2.blocks.")))
-    if backbone is None or "conv1.0.weight" not in state:
+    hyper, last = (state.get(name) for name in ("conv1.0.weight", f"{prefix}.lda4_fc.weight"))
+    if backbone is None or hyper is None or last is None or min(hyper.ndim, last.ndim) < 2:
         some = ", ".join(list(state)[:3]) or "none"
         raise UserError(
             f"{path}: not a HyperIQA model with a known backbone: expected parameters res.*, conv1.* or "
             f"swin.backbone.*, conv1.*; found {some}, …"
         )
     multiscale = "fusion.conv.weight" in state
-    inputs = state["conv1.0.weight"].shape[1]
-    last = state[f"{'swin' if width else 'res'}.lda4_fc.weight"]
-    if not multiscale and inputs != last.shape[1]:
+    if not multiscale and hyper.shape[1] != last.shape[1]:
         raise UserError(
-            f"{path}: conv1.0.weight takes {inputs} channels, the backbone gives {last.shape[1]}: the public "
+            f"{path}: conv1.0.weight takes {hyper.shape[1]} channels, the backbone gives {last.shape[1]}: the public "
             "multi-scale model, another architecture than --use_multiscale here; expected a single-scale model"
         )
     return {
@@ -229,6 +300,7 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
         "fusion": "concat" if multiscale else "none",
         "patch_size": 224,
         "resize": "512x384",
+        "exif_rotate": False,
         "dataset": "koniq-10k",
         "score_range": [0.0, 100.0],
         "higher_is_better": True,
@@ -250,7 +322,8 @@ def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, ob
 
 def save_safetensors(path: Path, state: Mapping[str, torch.Tensor], description: Mapping[str, object]) -> None:
     """The same content as a best model's: tensors under the public names, the description as JSON in the metadata."""
-    data = safetensors.torch.save(dict(state), {"format": "pt", "hyperiqa": json.dumps(description)})
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    data = safetensors.torch.save(tensors, {"format": "pt", "hyperiqa": description_json(description)})
     write_whole(path, lambda file: file.write(data))
 
 
@@ -286,11 +359,7 @@ def load_backbone_weights(module: torch.nn.Module, path: Path) -> None:
 
     Raises UserError naming the tensors that are missing or have another shape.
     """
-    state = load(path)
-    if isinstance(state, Mapping) and isinstance(state.get("model", state.get("state_dict")), Mapping):
-        state = state.get("model", state.get("state_dict"))
-    if not isinstance(state, Mapping) or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UserError(f"{path}: expected a state dict (parameter name -> tensor)")
+    state = _unwrapped(path, load(path))
     own = {name: t for name, t in module.state_dict().items() if not name.startswith("lda")}
     # timm's feature extractor joins `layers.0` to `layers_0`; its published files say `layers.0`.
     renamed = {
