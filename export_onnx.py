@@ -1,0 +1,189 @@
+"""Write a trained model as ONNX for deployment, or as safetensors or a portable state dict.
+
+    python export_onnx.py checkpoints/NAME                        # a run's best model -> .onnx beside it
+    python export_onnx.py best_model.pkl koniq.onnx --opset 20
+    python export_onnx.py koniq_pretrained.pkl koniq.safetensors  # of the public code, now with a description
+    python export_onnx.py koniq_pretrained.pkl koniq.pkl          # tensors that the public code loads as well
+
+The format is OUTPUT's suffix, or --format. ONNX needs `pip install onnx onnxscript onnxruntime`. Its graph takes
+patches as they are cut from a decoded image, and normalises them itself, in fp32:
+
+    input   patches  uint8 (N, P, P, 3), RGB, 0..255; any N, P is the model's patch size
+    output  scores   float32 (N,), on the scale of the MOS that the model was trained on
+
+    session = onnxruntime.InferenceSession("koniq.onnx")
+    about = json.loads(session.get_modelmeta().custom_metadata_map["hyperiqa"])
+    scores = session.run(None, {"patches": patches})[0]           # an image's score is the mean over its patches
+
+`about` holds all that is needed to cut them: `patch_size`, `resize` (as --resize, bilinear with antialiasing, done
+first), `test_crop`, `test_patch_num`; and `score_range`, `higher_is_better`, `dataset`, `metrics`. Resize and crop as
+`inference.QualityModel.patches`, and the scores are those of predict.py. The file appears only once onnxruntime's
+scores have been found equal to PyTorch's, to 1e-4 of the score range, for batches of 1, 2 and 5.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from options import Parser, UserError, run_tool
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from inference import QualityModel
+
+FORMATS = ("onnx", "safetensors", "pkl")
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+OPSETS = range(18, 24)  # the exporter writes 18; older ones lack operators that it uses
+TOLERANCE = 1e-4  # of the score range
+
+
+def missing_packages() -> list[str]:
+    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
+
+
+def to_onnx(model: QualityModel, opset: int) -> onnx.ModelProto:
+    """The model as an ONNX graph, from uint8 patches (N, P, P, 3) to scores (N,), with its description as metadata.
+
+    Raises UserError where the exporter cannot write this opset.
+    """
+    import torch
+
+    from checkpoints import description_json
+    from data_loader import IMAGENET_MEAN, IMAGENET_STD
+
+    class FromPatches(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model.net
+            for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+                self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1))
+
+        def forward(self, patches: torch.Tensor) -> torch.Tensor:
+            return self.net((patches.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std)
+
+    side = model.description["patch_size"]
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # deprecations between torch and onnxscript, none of the user's
+        program = torch.onnx.export(
+            FromPatches().eval(),
+            (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
+            dynamo=True,  # torch 2.6 still prefers TorchScript, the newest no longer has it
+            dynamic_shapes={"patches": {0: torch.export.Dim("N")}},
+            input_names=["patches"],
+            output_names=["scores"],
+            opset_version=opset,
+            verbose=False,
+        )
+    proto = program.model_proto
+    found = {entry.domain: entry.version for entry in proto.opset_import}
+    if found.get("") != opset:
+        raise UserError(f"--opset {opset}: this torch and onnxscript write {found.get('')}")
+    for part in (*proto.graph.node, *proto.graph.value_info):  # the exporter's stack traces, with this machine's paths
+        del part.metadata_props[:]
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = "hyperiqa", description_json(model.description)
+    return proto
+
+
+def sample_patches(side: int) -> np.ndarray:
+    """Eight patches to compare on: uint8 (8, side, side, 3): noise, scenes with less and less of it, black, white."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (2, side, side, 3))
+    y, x = np.mgrid[:side, :side] / side
+    waves = [
+        sum(np.sin(rng.normal(0, 3 * k, 2) @ [y.ravel(), x.ravel()] + k) / k for k in range(1, 12)) for _ in "1234"
+    ]
+    scenes = [wave.reshape(side, side, 1) * 60 + rng.uniform(60, 190, 3) for wave in waves]
+    scenes = [scene + rng.normal(0, 30 / 2**i, (side, side, 3)) for i, scene in enumerate(scenes)]
+    flat = [np.full((side, side, 3), value) for value in (0, 255)]
+    return np.clip(np.stack([*noise, *scenes, *flat]), 0, 255).astype(np.uint8)
+
+
+def largest_difference(model: QualityModel, data: bytes) -> float:
+    """Between onnxruntime's scores of the ONNX file `data` and PyTorch's, in batches of 1, 2 and 5 patches."""
+    import numpy as np
+    import onnxruntime
+    import torch
+
+    from data_loader import to_model_input
+
+    patches = sample_patches(model.description["patch_size"])
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        batch = {"patches": torch.from_numpy(patches), "flip": torch.zeros(len(patches), dtype=torch.bool)}
+        expected = model.net(to_model_input(batch)).numpy()
+    found = [session.run(["scores"], {"patches": part})[0] for part in np.split(patches, [1, 3])]
+    if not np.isfinite(expected).all():
+        raise UserError("the model's scores are not finite: its weights are broken")
+    return float(np.abs(np.concatenate(found) - expected).max())
+
+
+def write_onnx(model: QualityModel, output: Path, opset: int) -> str:
+    """Export, compare, and only then write the file; returns what to tell the user."""
+    from checkpoints import write_whole
+
+    data = to_onnx(model, opset).SerializeToString()
+    low, high = model.description["score_range"]
+    difference, allowed = largest_difference(model, data), TOLERANCE * ((high - low) or 1)
+    if not difference <= allowed:
+        raise UserError(f"{output}: not written: onnxruntime's scores differ by {difference:.2g} from PyTorch's")
+    write_whole(output, lambda file: file.write(data))
+    return f"opset {opset}; largest difference to PyTorch {difference:.2g}, allowed {allowed:.2g}"
+
+
+def chosen_output(checkpoint: Path, output: Path | None, form: str | None, force: bool) -> tuple[Path, str]:
+    """(where to write, format) from the flags; UserError where they contradict each other or a file is in the way."""
+    form = form or (output.suffix.removeprefix(".") if output else "onnx")
+    if form not in FORMATS:
+        raise UserError(f"{output}: expected OUTPUT to end with .{', .'.join(FORMATS)}, or --format")
+    output = output or checkpoint.with_name(f"{checkpoint.stem}.{form}")
+    if output.suffix != f".{form}":
+        raise UserError(f"contradictory: --format {form} and {output.name}")
+    if output.exists() and output.resolve() == checkpoint.resolve():
+        raise UserError(f"{output}: is the checkpoint itself; name another OUTPUT")
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; expected a file's name")
+    if output.exists() and not force:
+        raise UserError(f"{output}: exists already; name another OUTPUT or add --force")
+    if form == "onnx" and (missing := missing_packages()):
+        raise UserError(f"--format onnx needs {', '.join(missing)}: pip install {' '.join(NEEDED)}")
+    return output, form
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = Parser(__doc__)
+    parser.usage = "%(prog)s CHECKPOINT [OUTPUT] [flags]"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="model file, or the folder of a run")
+    parser.add_argument("output", metavar="OUTPUT", type=Path, nargs="?", help="default: beside the model file")
+    parser.add_argument("--format", choices=FORMATS, help="default: OUTPUT's suffix, else onnx")
+    parser.add_argument("--opset", type=int, default=18, choices=OPSETS, metavar="N", help="of the ONNX operators")
+    parser.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
+    options = parser.parse_args(argv)
+    # torch is imported only once the flags are known to be right.
+    from checkpoints import find_model, portable_state, save, save_safetensors
+
+    checkpoint = find_model(options.checkpoint)
+    output, form = chosen_output(checkpoint, options.output, options.format, options.force)
+    from inference import load
+
+    model, about = load(checkpoint, device="cpu"), ""
+    if not model.description["described"]:
+        print(f"{checkpoint}: no description in it; described as the public code uses such a model, on KonIQ-10k")
+    if form == "onnx":
+        about = ": " + write_onnx(model, output, options.opset)
+    elif form == "safetensors":
+        save_safetensors(output, portable_state(model.net), model.description)
+    else:
+        save(output, portable_state(model.net, model.description))
+    print(f"{output} ({output.stat().st_size / 1e6:.1f} MB){about}")
+
+
+if __name__ == "__main__":
+    run_tool(main)
