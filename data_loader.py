@@ -164,8 +164,9 @@ class ImageCache:
             index = json.loads((self.folder / "index.json").read_text())
             self._set_sizes(index["sizes"])
             self.upscaled, self.bad = index["upscaled"], {Path(p): reason for p, reason in index["bad"].items()}
-            # Mode c: a stray write would change this process's view, never the file.
-            self.buffer = np.memmap(self.folder / "images.u8", np.uint8, "c", shape=(self.bytes,))
+            # Mode c: a stray write would change this process's view, never the file. An empty file cannot be mapped.
+            file = self.folder / "images.u8"
+            self.buffer = np.memmap(file, np.uint8, "c", shape=(self.bytes,)) if self.bytes else np.empty(0, np.uint8)
         except (OSError, ValueError, KeyError):
             return False
         return True

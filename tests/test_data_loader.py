@@ -186,6 +186,14 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path):
 SIZES = np.array([[384, 512], [512, 384], [224, 600], [300, 301]])
 
 
+def test_a_set_without_any_readable_image_is_cached_too(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"")
+    for was_there in (False, True):
+        cache = ImageCache("set", [tmp_path / "a.jpg"], "384", 64, tmp_path / "cache")
+        assert (cache.bytes, cache.was_there) == (0, was_there)
+        assert cache.bad == {tmp_path / "a.jpg": "the file is empty"}
+
+
 def test_train_patches_are_a_function_of_seed_and_epoch():
     def drawn(*address):
         patches = train_patches(SIZES, 224, 5, *address)
