@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 
 import intervals
-import metrics
 import plots
 import runs
 from options import Parser, UserError, first_five, run_tool
@@ -362,16 +361,10 @@ def plot_scatter(path: Path, entries: Sequence[Entry]) -> None:
     clouds, captions = [], []
     for part in ("test", "spaq"):
         if (scores := run.scores(part)) is not None:
-            fit = metrics.fit_logistic(scores.score, scores.mos)
-            curve = None if fit is None else lambda x, fit=fit: metrics.logistic(fit, x)
             title = "SPAQ" if part == "spaq" else run.settings.get("dataset", "test")
-            names = [name for name, _ in scores.keys]
-            clouds.append(plots.Cloud(title, scores.score, scores.mos, names, curve))
-            pair = (scores.score, scores.mos)
-            fitted = "" if curve is None else f", {metrics.plcc(curve(scores.score), scores.mos):.4f} fitted"
-            captions.append(
-                f"{len(names)} images, SRCC {metrics.srcc(*pair):.4f}, PLCC {metrics.plcc(*pair):.4f}{fitted}"
-            )
+            cloud, caption = plots.fitted_cloud(title, scores.score, scores.mos, [name for name, _ in scores.keys])
+            clouds.append(cloud)
+            captions.append(caption)
     plots.draw_scatter(path, f"{run.name}, epoch {run.best}", clouds, captions)
 
 

@@ -394,7 +394,7 @@ class Demo(KonIQ10k):
     name = "demo"
     expects = "what make_demo_dataset.py makes: koniq-10k/ and spaq-test/"
 
-    def __init__(self, root: Path | None = None, seed: int = 42, lower_is_better: bool = False):
+    def __init__(self, root: Path | None = None, seed: int | None = 42, lower_is_better: bool = False):
         super().__init__(root, seed, lower_is_better)
         if not self.root.exists():
             # A process of its own: the generator is an entry script, and those are never imported.

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+import metrics
 from options import UserError
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -105,13 +106,29 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Predictions on one set: scores and MOS (N,), images' names (N,); fit: score -> fitted MOS, or None."""
+    """Predictions on one set: scores and MOS (N,), images' names (N,); fit: score -> fitted MOS, or None.
+
+    opinion: what the set calls its scores.
+    """
 
     title: str
     score: np.ndarray
     mos: np.ndarray
     images: Sequence[str]
     fit: object = None
+    opinion: str = "MOS"
+
+
+def fitted_cloud(
+    title: str, score: np.ndarray, mos: np.ndarray, images: Sequence[str], sign: int = 1, opinion: str = "MOS"
+) -> tuple[Cloud, str]:
+    """The cloud with its fitted logistic, and its figures in words; sign -1: scores that ought to fall as MOS rise."""
+    signed = sign * score
+    fit = metrics.fit_logistic(signed, mos)
+    curve = None if fit is None else lambda x: metrics.logistic(fit, sign * x)
+    fitted = "" if curve is None else f", {metrics.plcc(curve(score), mos):.4f} fitted"
+    caption = f"{len(images)} images, SRCC {metrics.srcc(signed, mos):.4f}, PLCC {metrics.plcc(signed, mos):.4f}"
+    return Cloud(title, score, mos, images, curve, opinion), caption + fitted
 
 
 def check_picture(path: Path, flag: str = "--plot") -> None:
@@ -203,9 +220,14 @@ def draw_scatter(path: Path, title: str, clouds: Sequence[Cloud], captions: Sequ
     Worst: the largest distance from the fitted curve (from the MOS where nothing could be fitted). Their
     names stand in a column beside the panel, near their points but apart, so that no two overlap.
     """
-    figure = _figure(8.2 * len(clouds), 6)
+    columns = min(len(clouds), 2 if len(clouds) < 5 else 3)
+    rows = math.ceil(len(clouds) / columns)
+    figure = _figure(8.2 * columns, 6 * rows)
     figure.suptitle(title)
-    for panel, cloud, caption in zip(figure.subplots(1, len(clouds), squeeze=False)[0], clouds, captions):
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[len(clouds) :]:
+        panel.set_visible(False)
+    for panel, cloud, caption in zip(panels, clouds, captions):
         fitted = cloud.fit(cloud.score) if cloud.fit else cloud.score
         worst = np.argsort(-np.abs(fitted - cloud.mos), kind="stable")[:WORST]
         panel.scatter(cloud.score, cloud.mos, s=9, alpha=0.45, linewidths=0, color="#0072B2", rasterized=True)
@@ -213,7 +235,8 @@ def draw_scatter(path: Path, title: str, clouds: Sequence[Cloud], captions: Sequ
         if cloud.fit:
             grid = np.linspace(cloud.score.min(), cloud.score.max(), 200)
             panel.plot(grid, cloud.fit(grid), color="black", lw=1.6, label="fitted logistic")
-            panel.legend(loc="upper left", fontsize=8)
+            rises = cloud.fit(grid[-1]) >= cloud.fit(grid[0])
+            panel.legend(loc="upper left" if rises else "upper right", fontsize=8)
         by_height = worst[np.argsort(cloud.mos[worst], kind="stable")]
         low, high = panel.get_ylim()
         for image, height in zip(by_height, _apart((cloud.mos[by_height] - low) / (high - low), 0.045)):
@@ -229,7 +252,7 @@ def draw_scatter(path: Path, title: str, clouds: Sequence[Cloud], captions: Sequ
             )
         panel.set_title(f"{cloud.title}: {caption}", fontsize=10)
         panel.set_xlabel("predicted score")
-        panel.set_ylabel("MOS")
+        panel.set_ylabel(cloud.opinion)
         panel.grid(alpha=0.3)
     _save(figure, path)
 

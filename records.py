@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -89,7 +90,8 @@ class Reader:
     # The names in the set's own files and those of its images differ in case.
     ignore_case = False
 
-    def __init__(self, root: Path | None = None, seed: int = 42, lower_is_better: bool = False):
+    def __init__(self, root: Path | None = None, seed: int | None = 42, lower_is_better: bool = False):
+        """seed: of the split, where it must be drawn; None: not known, which is an error then."""
         self.root = Path(root) if root is not None else HERE / self.name
         self.seed = seed
         self.lower_is_better = lower_is_better
@@ -100,7 +102,7 @@ class Reader:
 
     def read(self, splits: tuple[str, ...] = ("train", "test")) -> DataSet:
         """Records of these splits. Images of other splits need not exist. Raises UserError."""
-        rows = self._listed()
+        rows = self.listed
         rows = self._drawn(rows) if any(row.split is None for row in rows) else rows
         rows = [row for row in rows if row.split in splits]
         self._check_rows(rows, splits)
@@ -108,13 +110,15 @@ class Reader:
 
     def read_all_as_test(self) -> DataSet:
         """Every record, whatever its split, as a test image: for tests across data sets. Raises UserError."""
-        rows = self._listed()
+        rows = self.listed
         self._check_rows(rows, ())
         data = self._data_set(rows)
         data.records = [replace(record, split="test") for record in data.records]
         return data
 
-    def _listed(self) -> list[Row]:
+    @cached_property
+    def listed(self) -> list[Row]:
+        """All that the set's own files list, of whatever split. Raises UserError."""
         if not self.root.exists():
             raise UserError(f"{self.name}: no folder {self.root}; expected {self.expects}")
         rows = list(self.rows())
@@ -148,6 +152,11 @@ class Reader:
 
     def _drawn(self, rows: list[Row]) -> list[Row]:
         """80 % of the contents into train, the rest into test, by seed."""
+        if self.seed is None:
+            raise UserError(
+                f"{self.name}: comes without a split, and the seed of the run's is not known; "
+                "give --seed N or --split all"
+            )
         contents = sorted({row.group or row.image for row in rows})
         order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(contents))
         share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)

@@ -154,12 +154,8 @@ class RunLog:
 
     def predictions(self, round_number: int, rows: Iterable[tuple[str, str, float, float]]) -> None:
         """Replace the round's predictions file: rows of dataset, image, MOS, score."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["dataset", "image", "mos", "score"])
-        writer.writerows(rows)
         ending = "_predictions.csv" if round_number == 1 else f"_round{round_number}_predictions.csv"
-        write_whole(self.path(ending), lambda file: file.write(text.getvalue().encode()))
+        write_predictions(self.path(ending), rows)
 
     def close(self) -> None:
         if self._board is not None:
@@ -167,6 +163,15 @@ class RunLog:
         self._log.close()
         self._records.close()
         self._lock.release()
+
+
+def write_predictions(path: Path, rows: Iterable[tuple[str, str, float, float]]) -> None:
+    """A predictions file, whole or not at all: rows of dataset, image, MOS and score as the model gave it."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["dataset", "image", "mos", "score"])
+    writer.writerows(rows)
+    write_whole(path, lambda file: file.write(text.getvalue().encode()))
 
 
 def read_records(path: Path) -> list[dict[str, object]]:

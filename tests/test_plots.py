@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import metrics
 import plots
 from options import UserError
 
@@ -129,6 +130,16 @@ def test_scatter_names_the_ten_worst(matplotlib, tmp_path):
     assert "<!-- koniq-10k: SRCC 0.9 -->" in svg
     assert all(svg.count(f"<!-- image_{i}.jpg -->") == 2 for i in range(10))
     assert sum(svg.count(f"<!-- {name} -->") for name in names) == 20
+
+
+def test_a_cloud_of_scores_that_fall_as_the_opinions_rise():
+    score = np.linspace(0, 100, 50)
+    dmos = 1 - metrics.logistic((0.9, 0.1, 50, 12), score)
+    cloud, caption = plots.fitted_cloud("csiq", score, dmos, ["x"] * 50, sign=-1, opinion="DMOS")
+    assert cloud.fit(score) == pytest.approx(dmos, abs=1e-4) and cloud.opinion == "DMOS"
+    assert caption == f"50 images, SRCC 1.0000, PLCC {-metrics.plcc(score, dmos):.4f}, 1.0000 fitted"
+    cloud, caption = plots.fitted_cloud("csiq", score[:4], dmos[:4], ["x"] * 4)
+    assert cloud.fit is None and caption.startswith("4 images, SRCC -1.0000, PLCC -") and "fitted" not in caption
 
 
 def test_grid_as_heat_map_and_as_line(matplotlib, tmp_path):
