@@ -1,0 +1,545 @@
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import score_of, write_images, write_koniq, write_spaq
+from releases import write_csiq, write_kadid, write_official_spaq
+from scipy import optimize, stats
+
+import checkpoints
+import evaluate
+import evaluation
+import intervals
+import runs
+from folders import READERS
+from HyperIQASolver import HyperIQASolver
+from HyperIQASolver_swin import HyperIQASolverSwin
+from models import HyperNet, ResNetBackbone
+from models_swin import SwinBackbone
+from options import UserError, run_tool
+from run_log import read_records
+
+ROOT = Path(__file__).resolve().parent.parent
+DESCRIPTION = {
+    "backbone": "swin_nano",
+    "fusion": "none",
+    "patch_size": 64,
+    "resize": "72",
+    "exif_rotate": False,
+    "seed": 7,
+    "dataset": "livec",
+    "score_range": [0.0, 100.0],
+    "higher_is_better": True,
+    "test_crop": "center",
+    "test_patch_num": 25,
+    "run": "a_run",
+}
+
+
+def save_model(path, **description):
+    torch.manual_seed(0)
+    model = HyperNet(SwinBackbone("swin_nano", patch_size=64), "none")
+    checkpoints.save(path, checkpoints.portable_state(model, {**DESCRIPTION, **description}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("model") / "model.pkl")
+
+
+def redraw(root):
+    """Other images than the releases' writers', which are alike in some sets: each set has better and worse ones."""
+    folders = {path.parent for path in root.rglob("*") if path.suffix.lower() in (".png", ".bmp", ".jpg")}
+    for seed, folder in enumerate(sorted(folders)):
+        names = sorted(path.name for path in folder.iterdir() if path.suffix != ".csv")
+        write_images(folder, list(np.random.default_rng(seed).permutation(names)), (80, 70), seed)
+    return root
+
+
+@pytest.fixture(scope="session")
+def kadid(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "kadid"
+    write_kadid(root)
+    return redraw(root)
+
+
+@pytest.fixture(scope="session")
+def csiq(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data") / "csiq"
+    write_csiq(root)
+    return redraw(root)
+
+
+class Done:
+    def __init__(self, code, stdout, stderr):
+        self.returncode, self.stdout, self.stderr = code, stdout, stderr
+
+    @property
+    def last_words(self):
+        """What stays on the terminal when the progress bars have gone."""
+        return self.stderr.rpartition("\r")[2]
+
+
+@pytest.fixture
+def tool(monkeypatch, capsys, tmp_path):
+    """Runs the tool in this process, which spares the seconds that importing torch takes."""
+
+    def run(*words, code=0):
+        quick = () if "--resamples" in words else ("--resamples", 100)
+        place = () if {"--cache_dir", "--no_cache"} & {*words} else ("--cache_dir", tmp_path / "cache")
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, (*words, *quick, *place))])
+        with pytest.raises(SystemExit) as left:
+            run_tool(evaluate.main)
+        done = Done(left.value.code, *capsys.readouterr())
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run
+
+
+def scores_and_mos(path, name):
+    with path.open(newline="") as file:
+        rows = [(float(r["score"]), float(r["mos"])) for r in csv.DictReader(file) if r["dataset"] == name]
+    return np.array(rows).T
+
+
+# ------------------------------------------------------------------------------------- equal to a run's own test
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("swin", "--test_crop", "center"),
+        ("swin", "--test_crop", "random", "--test_patch_num", 3),
+        ("swin", "--test_crop", "grid", "--test_patch_num", 4, "--use_multiscale"),
+        ("resnet", "--resize", "384"),
+        ("resnet", "--resize", "80x90"),
+    ],
+    ids=lambda flags: " ".join(map(str, flags[1:])),
+)
+def test_a_runs_own_test_comes_out_again(tool, settings, tmp_path, koniq, spaq, flags, capsys):
+    options = settings(*flags, "--epochs", 1)
+    solver = (HyperIQASolverSwin if flags[0] == "swin" else HyperIQASolver)(options)
+    solver.run()
+    capsys.readouterr()
+    before = {path.name for path in (tmp_path / "cache").glob("spaq*")}
+    sets = ("--datasets", f"koniq-10k={koniq}", f"spaq={spaq}")
+    out = tool(solver.log.checkpoints, *sets, "--predictions", tmp_path / "p.csv", "--json").stdout
+    assert (tmp_path / "p.csv").read_text() == solver.log.path("_predictions.csv").read_text()
+    epoch = next(r for r in read_records(solver.log.path(".jsonl")) if r["type"] == "epoch")
+    for found, part in zip(json.loads(out)["datasets"], ("test", "spaq")):
+        figures = {name: found["figures"][name]["value"] for name in ("srcc", "plcc")}
+        assert figures == pytest.approx(epoch[part], abs=1e-12)
+    assert {path.name for path in (tmp_path / "cache").glob("spaq*")} == before  # not decoded again
+
+
+def test_the_random_split_of_a_later_round_is_drawn_again(tool, settings, tmp_path, kadid):
+    flags = ("--dataset", "kadid-10k", "--dataset_path", kadid, "--train_test_num", 2, "--epochs", 1, "--no_spaq")
+    solver = HyperIQASolver(settings("resnet", *flags))
+    solver.run()
+    for folder, ending in (("", "_predictions.csv"), ("round2", "_round2_predictions.csv")):
+        sets = ("--datasets", f"kadid-10k={kadid}")
+        tool(solver.log.checkpoints / folder, *sets, "--predictions", tmp_path / "p.csv")
+        assert (tmp_path / "p.csv").read_text() == solver.log.path(ending).read_text()
+
+
+# ------------------------------------------------------------------------------------------------- figures
+def test_figures_are_scipys_on_the_predictions(tool, model, kadid, tmp_path):
+    file = tmp_path / "p.csv"
+    out = tool(model, "--datasets", f"kadid-10k={kadid}", "--predictions", file, "--json", "--resamples", 300).stdout
+    (found,) = json.loads(out)["datasets"]
+    score, mos = scores_and_mos(file, "kadid-10k")
+    assert found["images"] == len(score) == 30
+    value = {name: figure["value"] for name, figure in found["figures"].items()}
+    assert value["srcc"] == pytest.approx(stats.spearmanr(score, mos).statistic, abs=1e-12)
+    assert value["plcc"] == pytest.approx(stats.pearsonr(score, mos).statistic, abs=1e-12)
+    assert value["krcc"] == pytest.approx(stats.kendalltau(score, mos).statistic, abs=1e-12)
+
+    def curve(x, b1, b2, b3, b4):
+        return b2 + (b1 - b2) / (1 + np.exp(-(x - b3) / abs(b4)))
+
+    mapped = []
+    for ends in ((mos.max(), mos.min()), (mos.min(), mos.max())):
+        start = (*ends, score.mean(), score.std())
+        parameters, _ = optimize.curve_fit(curve, score, mos, start, maxfev=100_000)
+        mapped.append(curve(score, *parameters))
+    best = min(mapped, key=lambda x: ((x - mos) ** 2).sum())
+    assert value["fitted_rmse"] == pytest.approx(np.sqrt(((best - mos) ** 2).mean()), rel=1e-3)
+    assert value["fitted_plcc"] == pytest.approx(stats.pearsonr(best, mos).statistic, rel=1e-3)
+
+    draws = intervals.bootstrap("krcc", score, mos, 300)
+    bounds = found["figures"]["krcc"]["low"], found["figures"]["krcc"]["high"]
+    assert bounds == pytest.approx(intervals.percentile_interval(draws[:, 0]))
+    for figure in found["figures"].values():
+        assert figure["low"] < figure["value"] < figure["high"]
+
+
+def test_comparison_tools_read_the_predictions(tool, model, csiq, koniq, tmp_path):
+    sets = ("--datasets", f"csiq={csiq}", f"koniq-10k={koniq}")
+    tool(model, *sets, "--predictions", tmp_path / "p.csv")
+    found = runs.read_predictions(tmp_path / "p.csv")
+    assert {name: len(scores.keys) for name, scores in found.items()} == {"csiq": 60, "koniq-10k": 6}
+    expected = {("test_0.jpg", 0): score_of(0, 6), ("test_5.jpg", 0): score_of(5, 6)}
+    mos = dict(zip(found["koniq-10k"].keys, found["koniq-10k"].mos))
+    assert {key: mos[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(("quality", "sign"), [(True, -1), (False, 1)])
+def test_on_a_set_of_dmos_agreement_is_positive(tool, csiq, tmp_path, quality, sign):
+    path = save_model(tmp_path / "m.pkl", higher_is_better=quality)
+    words = (path, "--datasets", f"csiq={csiq}", "--predictions", tmp_path / "p.csv")
+    (found,) = json.loads(tool(*words, "--json").stdout)["datasets"]
+    score, mos = scores_and_mos(tmp_path / "p.csv", "csiq")
+    assert abs(stats.spearmanr(score, mos).statistic) > 0.01
+    value = {name: figure["value"] for name, figure in found["figures"].items()}
+    assert value["srcc"] == pytest.approx(stats.spearmanr(sign * score, mos).statistic)
+    assert value["plcc"] == pytest.approx(stats.pearsonr(sign * score, mos).statistic)
+    assert value["krcc"] == pytest.approx(stats.kendalltau(sign * score, mos).statistic)
+    assert found["figures"]["srcc"]["low"] < value["srcc"] < found["figures"]["srcc"]["high"]
+    said = "signs turned, because scores and opinions point in opposite directions: csiq\n"
+    assert (said in tool(*words).stdout) == (sign < 0)
+
+
+def test_a_csv_of_dmos_turned_round_gives_the_same_figures(tool, model, koniq, tmp_path):
+    found = []
+    for turn, flags in ((1, ()), (-1, ("--lower_is_better",))):
+        rows = [f"{koniq / 'test' / f'test_{i}.jpg'},{turn * score_of(i, 6)}" for i in range(6)]
+        table = koniq / f"turn{turn}.csv"
+        table.write_text("image,mos\n" + "\n".join(rows).replace(f"{koniq}/", ""))
+        out = tool(model, "--datasets", f"csv={table}", "--json", *flags).stdout
+        found.append(json.loads(out)["datasets"][0]["figures"])
+    for name, figure in found[0].items():
+        assert figure["value"] == pytest.approx(found[1][name]["value"], rel=1e-6)
+        if "fitted" not in name:  # six fitted points lie on a step, whose resamples hang on the last digit
+            assert figure == pytest.approx(found[1][name], rel=1e-6)
+
+
+def test_kinds_of_distortion_are_what_a_plain_loop_finds(tool, model, kadid, tmp_path):
+    root = tmp_path / "kadid"
+    shutil.copytree(kadid, root)
+    lines = (root / "dmos.csv").read_text().splitlines()
+    alike = [re.sub(r",[^,]+,0\.5$", ",3.0,0.5", line) if "_25_" in line else line for line in lines]
+    (root / "dmos.csv").write_text("\n".join(alike))
+    file = tmp_path / "p.csv"
+    words = (model, "--datasets", f"kadid-10k={root}", "--predictions", file)
+    (found,) = json.loads(tool(*words, "--json").stdout)["datasets"]
+    with file.open(newline="") as rows:
+        rows = list(csv.DictReader(rows))
+    expected = {}
+    for number, kind in (("_01_", "gaussian blur"), ("_09_", "JPEG2000 compression")):
+        score, mos = np.array([(float(r["score"]), float(r["mos"])) for r in rows if number in r["image"]]).T
+        expected[kind] = (10, stats.spearmanr(score, mos).statistic, stats.pearsonr(score, mos).statistic)
+    *kinds, last = [(kind["kind"], kind["images"], kind["srcc"], kind["plcc"]) for kind in found["kinds"]]
+    assert {kind: figures for kind, *figures in kinds} == {k: pytest.approx(list(v)) for k, v in expected.items()}
+    assert [srcc for _, _, srcc, _ in kinds] == sorted((srcc for _, _, srcc, _ in kinds), reverse=True)
+    assert last == ("contrast change", 10, None, None)
+    text = tool(*words).stdout.splitlines()
+    assert text[-1].split() == ["contrast", "change", "10", "–", "–"]
+    assert text[-4].split() == ["kadid-10k", "by", "distortion", "images", "SRCC", "PLCC"]
+
+
+# ----------------------------------------------------------------------------------- which images, which size
+@pytest.mark.parametrize(
+    ("split", "trained_on", "images", "which"),
+    [
+        ("auto", "livec", 30, "all"),
+        ("auto", "kadid-10k", 6, "random test split, seed 7"),
+        ("test", "livec", 6, "random test split, seed 7"),
+        ("all", "kadid-10k", 30, "all, its training images among them"),
+    ],
+)
+def test_which_images_of_a_set_without_a_split(kadid, split, trained_on, images, which):
+    (test,) = evaluation.read_sets({"kadid-10k": kadid}, {**DESCRIPTION, "dataset": trained_on}, split)
+    assert (len(test.data.records), test.which) == (images, which)
+    if images == 6:
+        expected = READERS["kadid-10k"](kadid, 7).read().split("test")
+        assert test.data.records == expected
+
+
+@pytest.mark.parametrize(("split", "images"), [("auto", 6), ("test", 6), ("all", 18)])
+@pytest.mark.parametrize("trained_on", ["livec", "koniq-10k"])
+def test_which_images_of_a_set_that_comes_with_a_split(koniq, split, images, trained_on):
+    (test,) = evaluation.read_sets({"koniq-10k": koniq}, {**DESCRIPTION, "dataset": trained_on}, split)
+    assert len(test.data.records) == images
+    assert {record.split for record in test.data.records} == {"test"}
+
+
+def test_a_csv_is_the_training_set_when_its_scores_are(koniq):
+    table = koniq / "ten.csv"
+    table.write_text("image,mos\n" + "\n".join(f"train/train_{i}.jpg,{i}" for i in range(10)))
+    for score_range, images in (([0.0, 9.0], 2), ([0.0, 100.0], 10)):
+        about = {**DESCRIPTION, "dataset": "csv", "score_range": score_range}
+        (test,) = evaluation.read_sets({"csv": table}, about)
+        assert len(test.data.records) == images
+
+
+def test_a_split_whose_seed_is_not_known_is_no_guess(kadid):
+    about = {name: value for name, value in DESCRIPTION.items() if name != "seed"} | {"dataset": "kadid-10k"}
+    message = "kadid-10k: comes without a split, and the seed of the run's is not known; give --seed N or --split all"
+    with pytest.raises(UserError) as raised:
+        evaluation.read_sets({"kadid-10k": kadid}, about)
+    assert str(raised.value) == message
+    (test,) = evaluation.read_sets({"kadid-10k": kadid}, about, seed=3)
+    assert test.data.records == READERS["kadid-10k"](kadid, 3).read().split("test")
+
+
+def test_the_two_sets_of_spaq_share_images(tmp_path, spaq):
+    write_official_spaq(tmp_path / "official")
+    for path, name, other in ((spaq, "spaq", "spaq-official"), (tmp_path / "official", "spaq-official", "spaq")):
+        for trained_on in (name, other):
+            (test,) = evaluation.read_sets({"spaq": path}, {**DESCRIPTION, "dataset": trained_on})
+            note = f"{name}: shares images with {other}, which the model was trained on"
+            assert (note in test.data.notes) == (trained_on == other)
+            assert len(test.data.records) == (1 if trained_on == name else 5)
+
+
+def test_spaq_of_a_model_of_the_demo_is_the_demos(tmp_path):
+    write_koniq(tmp_path / "koniq-10k")
+    write_spaq(tmp_path / "spaq-test")
+    sets = {"spaq": None, "demo": tmp_path}
+    tests = evaluation.read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
+    assert [(t.data.name, len(t.data.records), t.data.records[0].path.parent.name) for t in tests] == [
+        ("spaq", 5, "spaq-test"),
+        ("demo", 6, "test"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "trained", "asked", "expected"),
+    [
+        ("koniq-10k", "384", None, {"koniq-10k": "384", "spaq": "384", "csiq": "none", "bid": "512x512"}),
+        ("koniq-10k", "512x384", None, {"koniq-10k": "512x384", "spaq": "512x384", "csiq": "512x384"}),
+        ("csiq", "none", None, {"koniq-10k": "384", "spaq": "384", "csiq": "none"}),
+        ("spaq-official", "384", None, {"csiq": "none"}),
+        ("a set to come", "100", None, {"csiq": "none", "koniq-10k": "384"}),
+        ("koniq-10k", "512x384", "200", {"koniq-10k": "200", "spaq": "200", "csiq": "200"}),
+    ],
+)
+def test_the_size_of_each_set(koniq, spaq, csiq, trained_on, trained, asked, expected, tmp_path):
+    about = {**DESCRIPTION, "dataset": trained_on, "resize": trained}
+    for name, resize in expected.items():
+        if name != "bid":
+            path = {"koniq-10k": koniq, "spaq": spaq, "csiq": csiq}[name]
+            (test,) = evaluation.read_sets({name: path}, about, resize=asked)
+            assert test.resize == resize
+        assert asked or evaluation.default_resize(name, name == trained_on, about) == resize
+
+
+# --------------------------------------------------------------------------------------------------- mistakes
+MISTAKES = {
+    "an unknown set": (("--datasets", "kadid"), "--datasets kadid: expected NAME or NAME=PATH, NAME one of koniq-10k, "),
+    "a set twice": (("--datasets", "livec", "livec=x"), "--datasets: listed twice: livec"),
+    "a csv without its file": (("--datasets", "csv"), "--datasets csv: expected csv=FILE.csv"),
+    "a direction without csv": (
+        ("--datasets", "livec", "--lower_is_better"),
+        "--lower_is_better is for csv: the direction of the other sets is known",
+    ),
+    "numbers out of range": (
+        ("--datasets", "livec", "--crops", 0, "--seed", -1, "--workers", 300, "--batch_size", 0, "--resamples", 9),
+        "--seed -1: expected a whole number of at least 0; --crops 0: expected at least 1; --batch_size 0: expected "
+        "at least 1; --workers 300: expected 0 to 256; --resamples 9: expected at least 100",
+    ),
+    "a strange size": (
+        ("--datasets", "livec", "--resize", "big"),
+        "--resize big: expected S (shorter side), HxW (height x width) or none",
+    ),
+    "a device of another kind": (
+        ("--datasets", "livec", "--device", "tpu"),
+        "--device tpu: expected auto, cpu, cuda or cuda:N",
+    ),
+    "two outputs at once": (("--datasets", "livec", "--json", "--markdown"), "contradictory flags: --markdown and --json"),
+    "two places at once": (
+        ("--datasets", "livec", "--no_cache", "--cache_dir", "c"),
+        "contradictory flags: --no_cache and --cache_dir",
+    ),
+    "no place for the output": (
+        ("--datasets", "livec", "--csv", "/no/x.csv", "--predictions", "/", "--scatter", "x.jpg"),
+        "--csv /no/x.csv: no folder /no; --predictions /: is a folder; "
+        "--scatter x.jpg: expected a name that ends in .png, .svg, .pdf",
+    ),
+    "no sets": ((), "the following arguments are required: --datasets"),
+    "a misspelt flag": (("--datasets", "livec", "--resise", "1"), "unknown argument: --resise (did you mean --resize?), 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_in_the_flags_is_one_line(tool, model, case):
+    words, message = MISTAKES[case]
+    done = tool(model, *words, code=2)
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_a_missing_checkpoint_is_said_with_the_other_mistakes(tool):
+    done = tool("none.pkl", "--datasets", "livec", "--crops", 0, code=2)
+    assert done.stderr == "error: --crops 0: expected at least 1; none.pkl: no such file or folder\n"
+
+
+def test_flags_are_checked_without_torch():
+    code = "import sys, evaluate; print(sorted({'torch', 'timm', 'matplotlib'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_all_that_is_wrong_with_the_sets_is_said_before_any_work(tool, model, koniq, tmp_path):
+    sets = (f"koniq-10k={koniq}", f"kadid-10k={tmp_path}", f"livec={tmp_path / 'none'}", f"spaq={tmp_path}")
+    done = tool(model, "--datasets", *sets, "--predictions", tmp_path / "p.csv", code=2)
+    assert done.stderr == (
+        f"error: kadid-10k: no kadid_test.json or dmos.csv in {tmp_path}; expected kadid_test.json or dmos.csv, and "
+        f"images in images/ or beside it; livec: no folder {tmp_path / 'none'}; expected Data/AllImages_release.mat, "
+        f"Data/AllMOS_release.mat and Images/; spaq: no spaq_test.json or Annotations/MOS and Image attribute "
+        f"scores.xlsx in {tmp_path}; expected spaq_test.json with its images beside it or in TestImage/, or the "
+        "official release: TestImage/ and Annotations/MOS and Image attribute scores.xlsx\n"
+    )
+    assert not (tmp_path / "cache").exists() and not (tmp_path / "p.csv").exists()
+
+
+def test_images_that_cannot_be_read(tool, model, tmp_path):
+    root = write_spaq(tmp_path / "spaq")
+    (root / "spaq_1.jpg").write_bytes(b"")
+    (root / "spaq_3.jpg").write_text("no image")
+    words = (model, "--datasets", f"spaq={root}", "--predictions", tmp_path / "p.csv")
+    done = tool(*words, code=2)
+    reasons = f"{root}/spaq_1.jpg: the file is empty; {root}/spaq_3.jpg: not an image that Pillow can read"
+    assert done.last_words == f"error: 2 images cannot be read: {reasons} (--skip_bad_images drops them)\n"
+    out = tool(*words, "--skip_bad_images").stdout
+    assert "spaq: 3 images (all), resize 72\n" in out
+    assert f"spaq: 2 images cannot be read and are left out: {reasons}\n" in out
+    assert len(scores_and_mos(tmp_path / "p.csv", "spaq")[0]) == 3
+
+
+def test_a_set_without_a_readable_image(tool, model, tmp_path):
+    root = write_spaq(tmp_path / "spaq", 2)
+    for path in root.glob("*.jpg"):
+        path.write_bytes(b"")
+    done = tool(model, "--datasets", f"spaq={root}", "--skip_bad_images", code=2)
+    assert done.last_words == "error: spaq: no readable image is left\n"
+
+
+def test_a_checkpoint_of_the_public_code_is_used_as_there(tool, koniq, tmp_path):
+    path = tmp_path / "public.pkl"
+    torch.save(dict(HyperNet(ResNetBackbone("resnet18"), "none").state_dict()), path)
+    done = tool(path, "--datasets", f"koniq-10k={koniq}")
+    said = [line for line in done.stderr.splitlines() if line.startswith(str(path))]
+    assert said == [
+        f"{path} does not say how it is to be used; as in the public code: trained on koniq-10k, resize 512x384, "
+        "patches of 224"
+    ]
+    assert "koniq-10k: 6 images (its test split), resize 512x384\n" in done.stdout
+    assert "resnet18, fusion none, trained on koniq-10k, run not known\n" in done.stdout
+
+
+def test_ctrl_c_leaves_the_predictions_of_the_sets_done(tool, model, koniq, tmp_path):
+    write_spaq(tmp_path / "spaq", 300)
+    file = tmp_path / "p.csv"
+
+    def interrupt():
+        while not file.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt, daemon=True)
+    thread.start()
+    sets = ("--datasets", f"koniq-10k={koniq}", f"spaq={tmp_path / 'spaq'}", "--resize", "72")
+    done = tool(model, *sets, "--predictions", file, "--batch_size", 1, code=130)
+    thread.join()
+    assert done.last_words == "Interrupted\n" and not done.stdout
+    assert {name: len(scores.keys) for name, scores in runs.read_predictions(file).items()} == {"koniq-10k": 6}
+
+
+# ------------------------------------------------------------------------------------------------------ output
+def test_the_table_keeps_to_100_columns_and_says_where_it_comes_from(tool, model, koniq, csiq):
+    out = tool(model, "--datasets", f"koniq-10k={koniq}", f"csiq={csiq}").stdout
+    lines = out.splitlines()
+    assert max(map(len, lines[1:])) <= 100
+    assert lines[:2] == [f"Model: {model}", "swin_nano, fusion none, trained on livec, run a_run"]
+    assert lines[2] == "Scored in fp32 on cpu: patches of 64, centre crop"
+    assert lines[3].startswith(f"torch {torch.__version__.split('+')[0]}")
+    assert lines[4:6] == [
+        "koniq-10k: 6 images (its test split), resize 72",
+        "csiq: 60 images (all), resize 72",
+    ]
+    assert lines[8].split() == ["data", "set", "images", "SRCC", "PLCC", "PLCC", "KRCC", "RMSE"]
+    first, below = lines[9], lines[10]
+    assert first.startswith("koniq-10k       6 ") and len(first.split()) == 7
+    assert below.startswith(" " * 18) and below.count("[") == 5 and len(below) == len(first)
+
+
+def test_crops_and_precision_are_said_and_used(tool, model, koniq, tmp_path):
+    words = (model, "--datasets", f"koniq-10k={koniq}", "--resize", "90", "--predictions")
+    one = tool(*words, tmp_path / "1.csv").stdout
+    nine = tool(*words, tmp_path / "9.csv", "--crops", 9, "--precision", "bf16").stdout
+    assert "fp32 on cpu: patches of 64, centre crop\n" in one
+    assert "bf16 on cpu: patches of 64, 9 crops (grid)\n" in nine
+    again = tool(*words, tmp_path / "again.csv", "--crops", 1, "--batch_size", 2, "--no_cache", "--workers", 1)
+    found = [scores_and_mos(tmp_path / f"{name}.csv", "koniq-10k")[0] for name in ("1", "9", "again")]
+    assert found[2] == pytest.approx(found[0], abs=1e-4) and again.returncode == 0
+    assert found[1] != pytest.approx(found[0], abs=1e-4)
+
+
+def test_csv_json_and_markdown_agree(tool, model, kadid, csiq, tmp_path):
+    words = (model, "--datasets", f"kadid-10k={kadid}", f"csiq={csiq}")
+    whole = json.loads(tool(*words, "--json", "--csv", tmp_path / "f.csv").stdout)
+    assert whole["checkpoint"] == str(model) and whole["model"]["run"] == "a_run" and whole["versions"]["torch"]
+    with (tmp_path / "f.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["dataset"], row["kind"]) for row in rows if not row["kind"]] == [("kadid-10k", ""), ("csiq", "")]
+    for row, found in zip([row for row in rows if not row["kind"]], whole["datasets"]):
+        assert int(row["images"]) == found["images"] and row["resize"] == found["resize"]
+        for name, figure in found["figures"].items():
+            assert [float(row[name + ending]) for ending in ("", "_low", "_high")] == list(figure.values())
+    kinds = [row for row in rows if row["kind"]]
+    assert len(kinds) == 3 + 6 and all(row["srcc"] and not row["krcc"] for row in kinds)
+    lines = tool(*words, "--markdown").stdout.splitlines()
+    assert "| data set | images | SRCC | PLCC | fitted PLCC | KRCC | fitted RMSE |" in lines
+    srcc = whole["datasets"][0]["figures"]["srcc"]
+    row = next(line for line in lines if line.startswith("| kadid-10k | 30 |"))
+    assert row.split(" | ")[2].startswith(f"{srcc['value']:.4f} [")
+    assert "| csiq by distortion | images | SRCC | PLCC |" in lines
+    assert all(line.startswith(("- ", "| ")) for line in lines if line)
+
+
+def test_a_constant_model_has_no_figures(tool, koniq, tmp_path):
+    torch.manual_seed(0)
+    net = HyperNet(SwinBackbone("swin_nano", patch_size=64), "none")
+    for name in ("fc5w_fc", "fc5b_fc"):
+        for parameter in getattr(net, name).parameters():
+            torch.nn.init.zeros_(parameter)
+    checkpoints.save(tmp_path / "m.pkl", checkpoints.portable_state(net, DESCRIPTION))
+    words = (tmp_path / "m.pkl", "--datasets", f"koniq-10k={koniq}")
+    out = tool(*words, "--scatter", tmp_path / "s.svg", "--csv", tmp_path / "f.csv").stdout
+    assert "\nkoniq-10k       6     –     –       –     –       –\n" in out
+    figures = json.loads(tool(*words, "--json").stdout)["datasets"][0]["figures"]
+    assert all(figure == {"value": None, "low": None, "high": None} for figure in figures.values())
+    assert (tmp_path / "f.csv").read_text().endswith("koniq-10k,,6,its test split,72" + "," * 15 + "\n")
+
+
+def test_the_scatter_has_a_panel_for_each_set(tool, model, koniq, csiq, kadid, spaq, tmp_path):
+    pytest.importorskip("matplotlib")
+    sets = (f"koniq-10k={koniq}", f"csiq={csiq}", f"kadid-10k={kadid}", f"spaq={spaq}")
+    words = (model, "--datasets", *sets, "--scatter", tmp_path / "s.svg", "--predictions", tmp_path / "p.csv")
+    found = json.loads(tool(*words, "--json").stdout)["datasets"]
+    svg = (tmp_path / "s.svg").read_text()
+    for each in found:
+        figures = {name: figure["value"] for name, figure in each["figures"].items()}
+        title = f"{each['dataset']}: {each['images']} images, SRCC {figures['srcc']:.4f}, PLCC {figures['plcc']:.4f}"
+        title += f", {figures['fitted_plcc']:.4f} fitted" if not math.isnan(figures["fitted_plcc"]) else ""
+        assert f"<!-- {title} -->".replace("--", "- ") in svg or f"<!-- {title} -->" in svg
+    assert svg.count("<!-- DMOS (higher is worse) -->") == 1 and svg.count("<!-- MOS -->") == 3
+    assert "<!-- a_run -->" in svg
+
+
+def test_predictions_that_cannot_be_written(tool, model, koniq, tmp_path):
+    (tmp_path / "f").write_text("")
+    done = tool(model, "--datasets", f"koniq-10k={koniq}", "--predictions", tmp_path / "f" / "p.csv", code=2)
+    assert done.stderr.endswith(f"error: --predictions {tmp_path / 'f' / 'p.csv'}: no folder {tmp_path / 'f'}\n")
