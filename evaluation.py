@@ -72,7 +72,8 @@ def read_sets(
         try:
             path = find_spaq(path, beside) if name == "spaq" else path
             if name == "spaq" and path is None:
-                raise UserError("spaq: found neither spaq/ nor spaq-test/; spaq=PATH gives it")
+                places = beside or "spaq/ or spaq-test/ beside the scripts"
+                raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
             reader = READERS[name](path, seed, lower_is_better and name == "csv")
             own = is_training_set(reader, description)
             data, which = choose_images(reader, split, own)

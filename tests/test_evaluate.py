@@ -313,6 +313,10 @@ def test_spaq_of_a_model_of_the_demo_is_the_demos(tmp_path):
         ("spaq", 5, "spaq-test"),
         ("demo", 6, "test"),
     ]
+    shutil.rmtree(tmp_path / "spaq-test")
+    with pytest.raises(UserError) as raised:
+        evaluation.read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
+    assert str(raised.value) == f"spaq: no folder {tmp_path / 'spaq-test'}; spaq=PATH gives it"
 
 
 @pytest.mark.parametrize(
