@@ -1,0 +1,98 @@
+"""What the user names -> image files: files, folders, patterns, and paths on standard input."""
+
+from __future__ import annotations
+
+import glob
+import os
+import select
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from options import UserError
+from records import IMAGE_SUFFIXES
+
+SUFFIXES = IMAGE_SUFFIXES | set(".apng .avif .dib .gif .j2k .jfif .jpe .jpx .pbm .pgm .pnm .ppm .tga".split())
+LONGEST = 1 << 16  # bytes of a path on standard input; more means that it is something else
+PAUSE = 0.2  # seconds without a path on standard input after which those before it are not kept waiting
+
+
+def find_images(sources: Iterable[str], leave_out: Path | None = None) -> list[str]:
+    """The images of all sources but `-`, in order. Raises UserError, naming every source that has none."""
+    found, problems = [], []
+    for source in sources:
+        try:
+            if source == "-":
+                continue
+            if Path(source).is_dir():
+                images, none = images_below(source), "no images in this folder"
+            elif Path(source).exists():
+                images, none = [source], "this is where the results go"
+            elif glob.has_magic(source):
+                images, none = images_matching(source), "no images match this pattern"
+            else:
+                images, none = [], "no such file or folder"
+            images = [image for image in images if leave_out is None or Path(image) != leave_out]
+            found += images
+            problems += [f"{source}: {none}"] if not images else []
+        except (OSError, ValueError) as problem:  # a name that is too long, `**` within a name
+            problems.append(f"{source}: {getattr(problem, 'strerror', None) or problem}")
+    if problems:
+        raise UserError("; ".join(problems[:5]) + ("; …" if len(problems) > 5 else ""))
+    return found
+
+
+def images_below(folder: str) -> Iterator[str]:
+    """Image files in and below a folder, sorted; links are followed, each folder is entered once."""
+    seen, unreadable = set(), []
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
+        status = Path(here).stat()
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                yield str(Path(here, name))
+    yield from (problem.filename for problem in unreadable)  # a row with the reason, like a file's
+
+
+def images_matching(pattern: str) -> Iterator[str]:
+    """Image files that a pattern matches, sorted, and those in the folders that it matches."""
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    hidden_too = any(part.startswith(".") for part in parts[first:])
+    for path in sorted(Path(*parts[:first]).glob(str(Path(*parts[first:])))):
+        if not hidden_too and any(part.startswith(".") for part in path.parts[first:]):
+            continue
+        if path.is_dir():
+            yield from images_below(str(path))
+        elif path.suffix.lower() in SUFFIXES:
+            yield str(path)
+
+
+def paths_from(descriptor: int) -> Iterator[str | None]:
+    """Paths, one per line, as they come; None when none has come for a moment. Raises UserError."""
+    rest, more = b"", True
+    while more:
+        if not select.select([descriptor], [], [], PAUSE)[0]:
+            yield None
+        data = os.read(descriptor, LONGEST)
+        more = bool(data)
+        *lines, rest = (rest + data + (b"" if more else b"\n")).split(b"\n")
+        if len(rest) > LONGEST:
+            raise UserError(f"standard input: expected a path per line, found a line of over {LONGEST} bytes")
+        yield from (os.fsdecode(line) for line in (line.rstrip(b"\r") for line in lines) if line)
+
+
+def place(image: str) -> str:
+    """What tells images apart: `a.jpg` and `./a.jpg` are one."""
+    return str(Path(image).absolute())
+
+
+def once(images: Iterable[str | None], done: set[str]) -> Iterator[str | None]:
+    """The images (and Nones) without those whose place is in `done`, where each is entered."""
+    for image in images:
+        if image is None or place(image) not in done:
+            done.update([place(image)] if image is not None else [])
+            yield image

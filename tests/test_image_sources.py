@@ -1,0 +1,121 @@
+import os
+import threading
+import time
+
+import pytest
+
+import image_sources
+from image_sources import find_images, once, paths_from
+from options import UserError
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A tree of empty files (nothing here opens them), with the current folder above it."""
+    for name in (
+        "b.JPG",
+        "a.png",
+        "notes.txt",
+        "sub/c.gif",
+        "sub/deep/d.webp",
+        ".hidden.jpg",
+        ".thumbs/e.jpg",
+        "sub/x.jpg/f.tif",
+    ):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "photos"
+
+
+BELOW = ["photos/a.png", "photos/b.JPG", "photos/sub/c.gif", "photos/sub/deep/d.webp", "photos/sub/x.jpg/f.tif"]
+
+
+def test_a_folder_stands_for_the_images_in_and_below_it(photos):
+    assert find_images(["photos"]) == find_images(["./photos/"]) == BELOW
+    assert find_images(["photos/sub/x.jpg"]) == BELOW[-1:]
+    assert find_images(["photos/.thumbs"]) == ["photos/.thumbs/e.jpg"]
+
+
+def test_links_are_followed_and_loops_harmless(photos, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "g.jpg").touch()
+    (photos / "sub" / "there").symlink_to(tmp_path / "elsewhere")
+    (photos / "sub" / "deep" / "up").symlink_to(photos)
+    (photos / "sub" / "deep" / "self").symlink_to(photos / "sub" / "deep")
+    (photos / "gone.jpg").symlink_to(photos / "nowhere")
+    assert find_images(["photos"]) == sorted([*BELOW, "photos/gone.jpg", "photos/sub/there/g.jpg"])
+    assert find_images(["photos/**/*.jpg"]) == ["photos/gone.jpg", "photos/sub/x.jpg/f.tif"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("photos/*.png", BELOW[:1]),
+        ("photos/*", BELOW),
+        ("photos/**", BELOW),
+        ("photos/**/*.gif", ["photos/sub/c.gif"]),
+        ("photos/sub/*/[de].webp", ["photos/sub/deep/d.webp"]),
+        ("p*s/.h*", ["photos/.hidden.jpg"]),
+    ],
+)
+def test_patterns(photos, pattern, expected):
+    assert sorted(set(find_images([pattern]))) == expected
+
+
+def test_what_is_named_itself_is_tried_whatever_its_suffix(photos):
+    (photos / "really[1].jpg").touch()
+    assert find_images(["photos/notes.txt", "photos/really[1].jpg"]) == ["photos/notes.txt", "photos/really[1].jpg"]
+
+
+def test_results_do_not_become_sources(photos, tmp_path):
+    assert find_images(["photos"], tmp_path / "photos/a.png") == BELOW
+    assert find_images(["photos"], image_sources.Path("photos/a.png")) == BELOW[1:]
+
+
+def test_every_source_without_images_is_named(photos):
+    (photos / "empty").mkdir()
+    with pytest.raises(UserError) as caught:
+        find_images(["photos", "nosuch.jpg", "photos/*.bmp", "photos/empty", "x" * 300 + ".jpg", "-"])
+    assert str(caught.value) == (
+        "nosuch.jpg: no such file or folder; photos/*.bmp: no images match this pattern; "
+        f"photos/empty: no images in this folder; {'x' * 300}.jpg: File name too long"
+    )
+    assert find_images(["-"]) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_cannot_be_listed_is_left_for_the_output_to_report(photos):
+    (photos / "sub").chmod(0)
+    try:
+        assert find_images(["photos"]) == [*BELOW[:2], "photos/sub"]
+    finally:
+        (photos / "sub").chmod(0o755)
+
+
+def test_an_image_named_twice_comes_once(photos):
+    done = {image_sources.place("photos/sub/c.gif")}
+    named = ["photos/a.png", None, "./photos//a.png", str(photos / "a.png"), "photos/sub/c.gif", "photos/b.JPG"]
+    assert list(once(named, done)) == ["photos/a.png", None, "photos/b.JPG"]
+
+
+def test_paths_come_as_they_are_written_however_they_are_torn():
+    reading, writing = os.pipe()
+    os.write(writing, b"one.jpg\r\n\ntwo\xff and ,\n")
+    os.write(writing, b"three")
+    paths = paths_from(reading)
+    assert [next(paths), next(paths), next(paths)] == ["one.jpg", os.fsdecode(b"two\xff and ,"), None]
+    threading.Thread(target=lambda: (time.sleep(0.05), os.write(writing, b".jpg\nfour"), os.close(writing))).start()
+    assert [path for path in paths if path] == ["three.jpg", "four"]
+    os.close(reading)
+
+
+def test_what_is_no_list_of_paths_is_refused():
+    reading, writing = os.pipe()
+    threading.Thread(target=lambda: (os.write(writing, b"\xff" * 200_000), os.close(writing))).start()
+    with pytest.raises(UserError, match="standard input: expected a path per line, found a line of over 65536 bytes"):
+        list(paths_from(reading))
+    while os.read(reading, 1 << 16):  # let the writer end
+        pass
+    os.close(reading)
