@@ -1,0 +1,198 @@
+"""Contact sheets: the images sorted by score, best first, as one picture (.png) or one page (.html) to look at.
+
+However many images there are, at most `SHOWN` are decoded, one after the other, and only their thumbnails are kept.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from checkpoints import write_whole
+from images import from_pillow, read_header
+
+SHOWN = 200
+MARGIN, GAP = 24, 12
+PAPER, INK, FAINT, MISSING = "#ffffff", "#1c1c1c", "#6b6b6b", "#e4e4e4"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An image of the sheet: its rank from 1 (best), path and score."""
+
+    rank: int
+    image: str
+    score: float
+
+    @property
+    def name(self) -> str:
+        return printable(Path(self.image).name)
+
+
+def draw(
+    path: Path,
+    title: str,
+    description: dict[str, object],
+    scores: Sequence[tuple[str, float]],
+    failures: Sequence[str] = (),
+    failed: int = 0,
+) -> None:
+    """Write the sheet of these (image, score), its kind by the path's suffix. Raises UserError if unwritable.
+
+    description: the model's; failures: lines about images without a score, all or the first of `failed`.
+    """
+    cells = chosen(scores, description["higher_is_better"])
+    facts = list(_facts(description, scores, len(cells), failed))
+    shown = tqdm(cells, "Contact sheet", unit="image", leave=False, dynamic_ncols=True)
+    if path.suffix.lower() == ".png":
+        picture = _picture(f"Scores by {title}", facts, shown)
+        write_whole(path, lambda file: picture.save(file, "PNG"))
+    else:
+
+        def write(file) -> None:
+            for text in _page(f"Scores by {title}", facts, shown, failures, failed):
+                file.write(text.encode())
+
+        write_whole(path, write)
+
+
+def chosen(scores: Sequence[tuple[str, float]], higher_is_better: bool) -> list[Cell]:
+    """Best first; of more than `SHOWN` an even spread over the ranks, the best and the worst among them."""
+    order = sorted(range(len(scores)), key=lambda i: (-scores[i][1] if higher_is_better else scores[i][1], i))
+    ranks = np.linspace(0, len(order) - 1, min(len(order), SHOWN)).round().astype(int)
+    return [Cell(int(rank) + 1, *scores[order[rank]]) for rank in ranks]
+
+
+def _facts(description: dict[str, object], scores: Sequence, shown: int, failed: int) -> Iterator[str]:
+    better = "higher" if description["higher_is_better"] else "lower"
+    if scores:
+        values = [score for _, score in scores]
+        yield f"{len(scores):,} images, scores {min(values):.2f} to {max(values):.2f}"
+    else:
+        yield "no image has a score"
+    low, high = description["score_range"]
+    yield f"trained on {description['dataset']}, {low:g} to {high:g}; {better} is better; best first"
+    if shown < len(scores):
+        yield f"{shown} of {len(scores):,} shown: an even spread over the ranks, the best and the worst among them"
+    if failed:
+        yield f"{failed:,} images could not be scored"
+
+
+def thumbnail(image: str, box: tuple[int, int]) -> Image.Image | None:
+    """The image, upright, within (width, height); None where it cannot be read any more."""
+    try:
+        read_header(Path(image))
+        with Image.open(image) as opened:
+            opened.draft(None, (2 * box[0], 2 * box[1]))  # a JPEG need not be decoded in full
+            small = Image.fromarray(from_pillow(opened, exif_rotate=True))
+    except Exception:  # it may have gone or changed since it was scored, and decoders raise what they like
+        return None
+    small.thumbnail(box)
+    return small
+
+
+def printable(text: str) -> str:
+    """The text with a ? for each character that no sheet can show: line breaks, bytes that are no UTF-8."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+# ------------------------------------------------------------------------------------------ one picture
+BOX = (180, 150)
+LINE, SMALL_LINE = 22, 17
+
+
+def _picture(title: str, facts: Sequence[str], cells: Sequence[Cell]) -> Image.Image:
+    """Rows of thumbnails, each with its score and name below, under the title and facts."""
+    large, bold, small = (ImageFont.load_default(size) for size in (26, 17, 13))
+    columns = max(4, min(10, round((1.6 * len(cells)) ** 0.5)))
+    rows = -(-len(cells) // columns)
+    wide, high = BOX[0] + GAP, BOX[1] + LINE + SMALL_LINE + GAP
+    top = MARGIN + 40 + SMALL_LINE * len(facts) + GAP
+    sheet = Image.new("RGB", (2 * MARGIN + columns * wide - GAP, top + rows * high + MARGIN), PAPER)
+    ink = ImageDraw.Draw(sheet)
+    ink.text((MARGIN, MARGIN), fitted(printable(title), large, sheet.width - 2 * MARGIN), INK, large)
+    for i, fact in enumerate(facts):
+        ink.text((MARGIN, MARGIN + 38 + SMALL_LINE * i), fitted(fact, small, sheet.width - 2 * MARGIN), FAINT, small)
+    for i, cell in enumerate(cells):
+        left, y = MARGIN + i % columns * wide, top + i // columns * high
+        picture = thumbnail(cell.image, BOX)
+        if picture is None:
+            ink.rectangle((left, y, left + BOX[0] - 1, y + BOX[1] - 1), MISSING)
+            ink.text((left + GAP, y + GAP), "cannot be read now", FAINT, small)
+        else:  # upon the line of its score, in the middle of its column
+            sheet.paste(picture, (left + (BOX[0] - picture.width) // 2, y + BOX[1] - picture.height))
+        score, rank = f"{cell.score:.2f}", f"{cell.rank:,}"
+        ink.text((left, y + BOX[1] + 3), score, INK, bold)
+        ink.text((left + BOX[0], y + BOX[1] + 6), rank, FAINT, small, anchor="ra")
+        ink.text((left, y + BOX[1] + LINE + 2), fitted(cell.name, small, BOX[0]), FAINT, small)
+    return sheet
+
+
+def fitted(text: str, font, width: int) -> str:
+    """The text, or what of its two ends fits into `width` pixels: names differ at either."""
+    if font.getlength(text) <= width:
+        return text
+    half = len(text) // 2
+    while half > 1 and font.getlength(f"{text[:half]}…{text[-half:]}") > width:
+        half -= 1
+    return f"{text[:half]}…{text[-half:]}"
+
+
+# -------------------------------------------------------------------------------------------- one page
+PAGE_BOX = (320, 240)
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.4 system-ui, sans-serif; margin: 24px; }
+h1 { font-size: 22px; margin: 0 0 4px; overflow-wrap: anywhere; }
+p, li { color: GrayText; margin: 0; overflow-wrap: anywhere; }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 20px 14px; margin: 24px 0; }
+figure { margin: 0; display: flex; flex-direction: column; justify-content: flex-end; }
+img { max-width: 100%; max-height: 240px; margin: auto auto 0; }
+figcaption { margin-top: 4px; color: GrayText; font-size: 13px; overflow-wrap: anywhere; }
+figcaption b { color: CanvasText; font-size: 17px; float: left; }
+figcaption span { float: right; }
+figcaption div { clear: both; }
+.gone { background: rgb(128 128 128 / 20%); height: 150px; display: grid; place-items: center; color: GrayText; }
+"""
+
+
+def _page(
+    title: str, facts: Sequence[str], cells: Sequence[Cell], failures: Sequence[str], failed: int
+) -> Iterator[str]:
+    """The page in pieces: whole in itself, with the thumbnails in it, for any width of window."""
+    title = html.escape(printable(title))
+    yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    yield f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+    yield from (f"<p>{html.escape(fact)}</p>\n" for fact in facts)
+    yield "<main>\n"
+    for cell in cells:
+        yield f'<figure title="{html.escape(printable(cell.image))}">{_embedded(cell)}\n'
+        yield f"<figcaption><b>{cell.score:.2f}</b><span>{cell.rank:,}</span>"
+        yield f"<div>{html.escape(cell.name)}</div></figcaption></figure>\n"
+    yield "</main>\n"
+    if failures:
+        yield f"<h2>Without a score: {failed:,}</h2>\n<ul>\n"
+        yield from (f"<li>{html.escape(printable(line))}</li>\n" for line in failures)
+        yield f"<li>and {failed - len(failures):,} more</li>\n" if failed > len(failures) else ""
+        yield "</ul>\n"
+    yield "</body>\n</html>\n"
+
+
+def _embedded(cell: Cell) -> str:
+    picture = thumbnail(cell.image, PAGE_BOX)
+    if picture is None:
+        return '<div class="gone">cannot be read now</div>'
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=85)
+    code = base64.b64encode(data.getvalue()).decode()
+    size = f'width="{picture.width}" height="{picture.height}"'
+    return f'<img alt="{html.escape(cell.name)}" {size} src="data:image/jpeg;base64,{code}">'
