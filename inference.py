@@ -9,6 +9,7 @@ Scores are on the scale of the MOS that the model was trained on (`model.descrip
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -98,27 +99,32 @@ class QualityModel:
         return float(self._score([self.patches(image)])[0])
 
     def score_all(
-        self, images: Iterable[ImageLike], batch_size: int = SCORE_BATCH, workers: int | None = None
+        self, images: Iterable[ImageLike | None], batch_size: int = SCORE_BATCH, workers: int | None = None
     ) -> Iterator[Scored]:
         """Score a stream of images, in order and in constant memory; what cannot be read does not stop it.
 
-        batch_size: patches per forward pass; workers: threads that decode (default: one per core).
+        batch_size: patches per forward pass; workers: threads that decode (default: one per core). A stream that
+        pauses may hold None where it does: what came before is then scored without waiting for a full batch.
         """
         workers = workers or os.cpu_count() or 1
+        crops = 1 if self.description["test_crop"] == "center" else self.description["test_patch_num"]
+        ahead = -(-batch_size // crops) + workers  # images decoded while a batch is scored
         waiting: deque = deque()
         ready: list[tuple[ImageLike, np.ndarray | str]] = []
         with ThreadPoolExecutor(workers) as pool:
             try:
-                for image in images:
-                    waiting.append((image, pool.submit(self._patches_or_problem, image)))
-                    if len(waiting) > batch_size + workers:
-                        image, future = waiting.popleft()
-                        ready.append((image, future.result()))
-                        if _patches_in(ready) >= batch_size:
+                for image in itertools.chain(images, [None]):
+                    if image is not None:
+                        waiting.append((image, pool.submit(self._patches_or_problem, image)))
+                    while len(waiting) > (0 if image is None else ahead):
+                        earlier, future = waiting.popleft()
+                        ready.append((earlier, future.result()))
+                        if max(len(ready), _patches_in(ready)) >= batch_size:
                             yield from self._flush(ready, batch_size)
                             ready = []
-                ready += [(image, future.result()) for image, future in waiting]
-                yield from self._flush(ready, batch_size)
+                    if image is None:
+                        yield from self._flush(ready, batch_size)
+                        ready = []
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -140,7 +146,7 @@ class QualityModel:
         try:
             return self.patches(image)
         except ValueError as problem:
-            return str(problem)
+            return " ".join(str(problem).split())
 
     def _flush(self, ready: list[tuple[ImageLike, np.ndarray | str]], batch_size: int) -> Iterator[Scored]:
         scores = iter(self._score([p for _, p in ready if not isinstance(p, str)], batch_size))

@@ -1,0 +1,211 @@
+"""Score images with a trained model: a row per image, written as soon as it is scored.
+
+python predict.py checkpoints/NAME photo.jpg                        # a run's folder (its best model), or a model file
+python predict.py model.pkl photos --output scores.csv              # a folder and all below it
+python predict.py model.pkl 'photos/**/*.jpg' --sheet sheet.html    # and a page of the images, sorted by score
+find /data -name '*.png' | python predict.py model.pkl - --format jsonl
+
+A folder stands for the files in and below it that have an image's suffix, a quoted pattern for those that it
+matches; hidden names are skipped. A file named by itself is tried whatever its suffix; `-` reads paths from
+standard input, one per line, as they come, after what is named otherwise. An image named twice is scored once.
+
+Rows: image (as named or found), score (on the scale of the model's training data), error (why there is no score),
+made_with (a digest of the weights, and the settings). What cannot be read does not stop the rest: it has a row
+with an error, is counted at the end, and makes the exit code 1.
+
+The same command with an --output that exists goes on with it: images that have a score there are skipped, failed
+ones that are named again are tried again, and a row that a crash cut off is dropped. Rows of other weights or
+settings are never mixed in: that is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import math
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from image_sources import find_images, once, paths_from, place
+from options import Interrupted, Parser, StopSignals, UserError, first_five, parse_resize, run_tool
+from score_files import ScoreFile, take_up
+
+JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+SHEET_SUFFIXES = (".png", ".html")
+FAILURES_KEPT = 500  # for the sheet, which lists them
+
+
+def parse(argv: Sequence[str] | None) -> object:
+    parser = Parser(__doc__)
+    parser.usage = "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|- … [flags]"
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="model file, or a run's folder")
+    parser.add_argument("sources", nargs="+", metavar="IMAGE|FOLDER|GLOB|-", help="what to score")
+    add = parser.add_argument_group("scoring").add_argument
+    add("--crops", type=int, metavar="N", help="1: the centre crop; N: a regular grid, averaged (default: as trained)")
+    add("--resize", metavar="SIZE", help="S: shorter side; HxW: stretch; none (default: as trained)")
+    add("--exif_rotate", action="store_true", default=None, help="turn images as EXIF says (default: as trained)")
+    add("--precision", default="fp32", choices=["fp32", "bf16"], help="bf16: faster on some hardware, less exact")
+    add = parser.add_argument_group("hardware").add_argument
+    add("--batch_size", type=int, default=64, metavar="N", help="crops per forward pass")
+    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
+    add("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
+    add = parser.add_argument_group("output").add_argument
+    add("--output", type=Path, metavar="FILE", help="instead of standard output; appended to")
+    add("--format", choices=["csv", "jsonl"], help="of the rows (default: by --output's suffix, else csv)")
+    add("--sheet", type=Path, metavar="FILE", help="contact sheet of the images sorted by score, .png or .html")
+    options = parser.parse_args(argv)
+    suffix = options.output.suffix.lower() if options.output else ""
+    options.format = options.format or ("jsonl" if suffix in JSONL_SUFFIXES else "csv")
+    if problems := list(_problems(options)):
+        raise UserError("; ".join(problems))
+    return options
+
+
+def _problems(options) -> Iterator[str]:
+    for name, most in (("crops", 10_000), ("batch_size", 100_000), ("workers", 256)):
+        value = getattr(options, name)
+        if value is not None and not 1 <= value <= most:
+            yield f"--{name} {value}: expected a whole number from 1 to {most}"
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
+        yield f"--device {options.device}: expected auto, cpu, cuda or cuda:N"
+    try:
+        parse_resize(options.resize or "none")
+    except UserError as mistake:
+        yield str(mistake)
+    if options.sheet and options.sheet.suffix.lower() not in SHEET_SUFFIXES:
+        yield f"--sheet {options.sheet}: expected a name that ends in {' or '.join(SHEET_SUFFIXES)}"
+    for flag, path in (("--output", options.output), ("--sheet", options.sheet)):
+        if path and not path.parent.is_dir():
+            yield f"{flag} {path}: no folder {path.parent}"
+        elif path and path.is_dir():
+            yield f"{flag} {path}: a folder; expected a file"
+    if options.output and options.output == options.sheet:
+        yield f"--output and --sheet: the same file {options.sheet}"
+    if not options.checkpoint.exists():
+        yield f"{options.checkpoint}: no such file; expected a model file or a run's folder"
+    if "-" in options.sources and sys.stdin is None:
+        yield "-: standard input is closed"
+
+
+@dataclass
+class Tally:
+    """What is said at the end. `scores` is filled for a contact sheet alone; of the failures the first are kept."""
+
+    scored: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    scores: list[tuple[str, float]] = field(default_factory=list)
+
+
+def made_with(model, precision: str) -> str:
+    """What a score depends on: a digest of the weights, whichever file they lie in, and the settings."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.net.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    d = model.description
+    settings = {
+        "weights": digest.hexdigest()[:12],
+        "resize": d["resize"],
+        "patch_size": d["patch_size"],
+        "crops": 1 if d["test_crop"] == "center" else d["test_patch_num"],
+        "exif_rotate": "yes" if d.get("exif_rotate") else "no",
+        "precision": precision,
+    }
+    return " ".join(f"{name}={value}" for name, value in settings.items())
+
+
+def assumptions(checkpoint: Path, description: dict[str, object]) -> str:
+    d = description
+    low, high = d["score_range"]
+    return (
+        f"{checkpoint} has no description; assumed: {d['backbone']}, fusion {d['fusion']}, patch {d['patch_size']}, "
+        f"resize {d['resize']}, crops {1 if d['test_crop'] == 'center' else d['test_patch_num']}, "
+        f"scores of {d['dataset']} ({low:g} to {high:g}, {'higher' if d['higher_is_better'] else 'lower'} is better)"
+    )
+
+
+def score_images(model, images, total: int | None, options, made: str, signals: StopSignals, tally: Tally) -> None:
+    """Score the images into the output. A signal stops it between two rows, never within one."""
+    output = ScoreFile(options.output, options.format)
+    to_terminal = options.output is None and sys.stdout.isatty()  # the rows themselves show how far it is
+    with tqdm(total=total, desc="Scoring", unit="image", leave=False, dynamic_ncols=True, disable=to_terminal) as bar:
+        for scored in model.score_all(images, options.batch_size, options.workers):
+            signals.deferred = True
+            score, error = scored.score, scored.problem
+            if score is not None and not math.isfinite(score):
+                score, error = None, f"the model gives {score}"
+            output.add(scored.image, score, error, made)
+            if error is None:
+                tally.scored += 1
+                tally.scores += [(scored.image, score)] if options.sheet else []
+            else:
+                tally.failed += 1
+                tally.failures += [f"{scored.image} ({error})"] if len(tally.failures) < FAILURES_KEPT else []
+            bar.update()
+            signals.deferred = False
+            if signals.received:
+                raise Interrupted(signals.received)
+
+
+def take_up_output(options, made: str, named: Sequence[str], tally: Tally) -> set[str]:
+    """The places of the images that an earlier run scored into --output; their scores go on the sheet too."""
+    if not (options.output and options.output.is_file() and options.output.stat().st_size):
+        return set()
+    places = {place(image) for image in named}
+    streamed = "-" in options.sources  # any image may yet be named
+    earlier, note = take_up(options.output, options.format, made, lambda image: streamed or place(image) in places)
+    print(note, file=sys.stderr)
+    tally.scores += earlier.items() if options.sheet else []
+    return {place(image) for image in earlier}
+
+
+def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> None:
+    """Load the model, score what has no score yet, draw the sheet."""
+    from inference import load  # torch: only once the flags and sources are known to be right
+
+    model = load(
+        options.checkpoint, options.device, options.precision, options.resize, options.crops, options.exif_rotate
+    )
+    if not model.description["described"]:
+        print(assumptions(options.checkpoint, model.description), file=sys.stderr)
+    made = made_with(model, options.precision)
+    done = take_up_output(options, made, named, tally)
+    images = list(once(named, done))
+    total = len(images)
+    if "-" in options.sources:
+        images, total = itertools.chain(images, once(paths_from(sys.stdin.fileno()), done)), None
+    score_images(model, images, total, options, made, signals, tally)
+    if options.sheet:
+        import sheets
+
+        name = options.checkpoint.resolve().name
+        sheets.draw(options.sheet, name, model.description, tally.scores, tally.failures, tally.failed)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options, tally = parse(argv), Tally()
+    named = list(once(find_images(options.sources, options.sheet), set()))
+    try:
+        with StopSignals() as signals:
+            run(options, named, signals, tally)
+    except Interrupted:
+        how = "; the same command goes on from there" if options.output else ""
+        print(f"interrupted after {tally.scored + tally.failed} images{how}", file=sys.stderr)
+        raise
+    except BrokenPipeError:  # `| head` has seen enough
+        return 0
+    if options.output:
+        print(f"{options.output}: {tally.scored} images scored", file=sys.stderr)
+    if tally.failed:
+        total = tally.scored + tally.failed
+        print(f"{tally.failed} of {total} images could not be scored: {first_five(tally.failures)}", file=sys.stderr)
+    return 1 if tally.failed else 0
+
+
+if __name__ == "__main__":
+    run_tool(main)
