@@ -203,7 +203,7 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> list[str]:
     found = [measure.estimate(entry) for entry in entries]
     notes = []
     if any(not e.approximate and not math.isnan(e.low) for e in found):
-        notes.append(f"[ ] 95 % interval: bootstrap over test images, {measure.resamples} resamples")
+        notes.append(f"[…] 95 % interval: bootstrap over test images, {measure.resamples} resamples")
     if any(e.approximate for e in found):
         paper = {"srcc": "Bonett & Wright 2000", "plcc": "Fisher"}.get(measure.name, "")
         single = f"from the number of test images alone ({paper}), for want of predictions"

@@ -217,6 +217,12 @@ def run_all(options, jobs: Sequence[Job]) -> list[str]:
     slots = options.jobs or len(gpus) or 1
     waiting, free, children, failures = list(jobs), list(range(slots)), [], []
     with tqdm(total=len(jobs), desc="Search", unit="run") as bar:
+
+        def show(changed: bool) -> None:
+            # The clock ticks on a terminal; in a file every refresh is a line.
+            text = f"{len(children)} running, {len(failures)} failed"
+            bar.set_postfix_str(text, refresh=changed or sys.stderr.isatty())
+
         try:
             while waiting or children:
                 while waiting and free:
@@ -228,7 +234,8 @@ def run_all(options, jobs: Sequence[Job]) -> list[str]:
                         *("--run_name", job.name, "--resume", "auto"),
                     ]
                     children.append(start(command, job, free.pop(0), slots, gpus, options.log_dir))
-                bar.set_postfix_str(f"{len(children)} running, {len(failures)} failed")
+                    show(changed=True)
+                show(changed=False)
                 time.sleep(0.2)
                 for child in [c for c in children if c.process.poll() is not None]:
                     children.remove(child)
@@ -239,6 +246,7 @@ def run_all(options, jobs: Sequence[Job]) -> list[str]:
                     else:
                         failures.append(f"{child.job.name}: {last_error(child.output)} (all of it: {child.output})")
                         bar.write(f"failed: {child.job.name}", file=sys.stderr)
+                    show(changed=True)
         finally:
             end(children)
     return failures
