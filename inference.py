@@ -24,10 +24,10 @@ from PIL import Image
 import checkpoints
 import engine
 from data_loader import SCORE_BATCH, test_patches
-from images import from_pillow, load_image, resize_image, resized_size
+from images import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 from models import HyperNet, ResNetBackbone
 from models_swin import SwinBackbone
-from options import UserError
+from options import UserError, parse_resize
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
@@ -56,6 +56,12 @@ def load(
     has it, scores differ by some hundredths). resize: as `--resize`. crops: 1 is the centre crop, N a regular grid
     whose scores are averaged. Raises UserError.
     """
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision {precision}: expected fp32 or bf16")
+    if crops is not None and crops < 1:
+        raise UserError(f"crops {crops}: expected at least 1")
+    if resize is not None:
+        parse_resize(resize)
     path = checkpoints.find_model(Path(checkpoint))
     state, description = checkpoints.load_model(path)
     if resize is not None:
@@ -64,25 +70,23 @@ def load(
         description["exif_rotate"] = exif_rotate
     if crops is not None:
         description |= {"test_crop": "center" if crops == 1 else "grid", "test_patch_num": crops}
-    net = build(description)
-    try:
-        net.load_state_dict(state)
-    except RuntimeError as problem:
-        lines = [line.strip() for line in str(problem).splitlines()[1:]]
-        raise UserError(
-            f"{path}: does not fit {description['backbone']} with fusion {description['fusion']}: {lines[0]}"
-        ) from None
+    with torch.random.fork_rng(devices=[]):  # the initial weights, which are replaced, are drawn at random
+        net = build(description)
+    checkpoints.fill(net, state, path)
     return QualityModel(net, description, engine.choose_device(device), precision == "bf16")
 
 
 def build(description: dict[str, object]) -> HyperNet:
-    """The untrained model that a checkpoint's description names."""
-    name = str(description["backbone"])
-    if name.startswith("resnet"):
-        backbone = ResNetBackbone(name)
-    else:
-        backbone = SwinBackbone(name, patch_size=description["patch_size"])
-    return HyperNet(backbone, description["fusion"])
+    """The untrained model that a checkpoint's description names. Raises UserError where there is none such."""
+    name, fusion = str(description["backbone"]), description["fusion"]
+    try:
+        if name.startswith("resnet"):
+            backbone = ResNetBackbone(name)
+        else:
+            backbone = SwinBackbone(name, patch_size=description["patch_size"])
+        return HyperNet(backbone, fusion)
+    except (KeyError, ValueError):
+        raise UserError(f"the checkpoint's backbone {name} with fusion {fusion} is unknown here") from None
 
 
 class QualityModel:
@@ -94,7 +98,8 @@ class QualityModel:
 
     def score(self, image: ImageLike) -> float:
         """The score of one image: a path; a PIL image; uint8 (H, W, 3) or (H, W); a tensor (3, H, W) or (1, H, W),
-        uint8 0..255 or floating 0..1, RGB. Any size. Raises ValueError with the reason where it cannot be read.
+        uint8 0..255 or floating 0..1, RGB. Any size. Raises ValueError with the reason where it cannot be read, and
+        TypeError for what is none of these.
         """
         return float(self._score([self.patches(image)])[0])
 
@@ -131,16 +136,31 @@ class QualityModel:
     def patches(self, image: ImageLike) -> np.ndarray:
         """The patches that an image is scored on: uint8 (n, P, P, 3), cut as in the run's own tests."""
         d = self.description
-        side, resize, rotate = d["patch_size"], d["resize"], d.get("exif_rotate", False)
-        if isinstance(image, str | os.PathLike):
-            pixels = load_image(Path(image), resize, side, rotate)
-        else:
-            pixels = from_pillow(image, rotate) if isinstance(image, Image.Image) else _as_pixels(image)
-            pixels = resize_image(pixels, *resized_size(*pixels.shape[:2], resize, side))
+        side, pixels = d["patch_size"], self._pixels(image)
         # Random crops belong to a test set, whose images are counted; a single image gets as many on a grid.
         crop = "grid" if d["test_crop"] == "random" else d["test_crop"]
         places = test_patches(np.array([pixels.shape[:2]]), side, crop, d["test_patch_num"])
         return np.stack([pixels[y : y + side, x : x + side] for y, x in zip(places.top, places.left, strict=True)])
+
+    def _pixels(self, image: ImageLike) -> np.ndarray:
+        """An image as RGB uint8 (H, W, 3), resized as in training."""
+        d = self.description
+        side, resize, rotate = d["patch_size"], d["resize"], d.get("exif_rotate", False)
+        try:
+            if isinstance(image, str | os.PathLike):
+                return load_image(Path(image), resize, side, rotate)
+            pixels = from_pillow(image, rotate) if isinstance(image, Image.Image) else None
+        except (ValueError, UserError):
+            raise
+        except Exception as problem:  # decoders meet a damaged file with whatever comes first
+            reason = str(problem) if isinstance(problem, OSError) else f"{type(problem).__name__} {problem}"
+            raise ValueError(reason) from problem
+        if pixels is None:
+            pixels = _as_pixels(image)
+        height, width = resized_size(*pixels.shape[:2], resize, side)
+        if height * width > MAX_PIXELS:
+            raise ValueError(f"absurdly large once resized to {width}x{height} pixels")
+        return resize_image(pixels, height, width)
 
     def _patches_or_problem(self, image: ImageLike) -> np.ndarray | str:
         try:
@@ -183,16 +203,20 @@ def _patches_in(ready: list[tuple[ImageLike, np.ndarray | str]]) -> int:
 def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
     """An array or tensor as RGB uint8 (H, W, 3). Raises ValueError for other shapes, kinds and ranges."""
     if isinstance(image, torch.Tensor):
-        if image.ndim != 3 or len(image) not in (1, 3):
+        if image.ndim != 3 or len(image) not in (1, 3) or 0 in image.shape:
             raise ValueError(f"expected a tensor (3, H, W) or (1, H, W), found {tuple(image.shape)}")
         pixels = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)
         if pixels.is_floating_point():
             if not (pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1):
                 raise ValueError("expected floating values from 0 to 1 (or uint8 from 0 to 255)")
             pixels = (pixels.float() * 255).round().to(torch.uint8)
-        image = pixels.contiguous().numpy()
-    elif image.ndim == 2:
+        if pixels.dtype != torch.uint8:
+            raise ValueError(f"expected a tensor of uint8 or floating values, found {pixels.dtype}")
+        return pixels.contiguous().numpy()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"expected a path, a PIL image, an array or a tensor, found {type(image).__name__}")
+    if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"expected uint8 (H, W, 3) or (H, W), found {image.dtype} {image.shape}")
-    return image
+    return np.require(image, requirements=["C", "W"])  # torch takes no negative strides, as of image[..., ::-1]
