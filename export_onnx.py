@@ -60,11 +60,11 @@ def to_onnx(model: QualityModel, opset: int) -> onnx.ModelProto:
         def __init__(self):
             super().__init__()
             self.net = model.net
-            for name, value in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD)):
+            for name, value in (("imagenet_mean", IMAGENET_MEAN), ("imagenet_std", IMAGENET_STD)):
                 self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1))
 
         def forward(self, patches: torch.Tensor) -> torch.Tensor:
-            return self.net((patches.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std)
+            return self.net((patches.permute(0, 3, 1, 2).float() / 255 - self.imagenet_mean) / self.imagenet_std)
 
     side = model.description["patch_size"]
     with warnings.catch_warnings(), torch.no_grad():
@@ -73,7 +73,7 @@ def to_onnx(model: QualityModel, opset: int) -> onnx.ModelProto:
             FromPatches().eval(),
             (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
             dynamo=True,  # torch 2.6 still prefers TorchScript, the newest no longer has it
-            dynamic_shapes={"patches": {0: torch.export.Dim("N")}},
+            dynamic_shapes={"patches": {0: torch.export.Dim("N", max=2**31)}},  # torch 2.6 needs a bound
             input_names=["patches"],
             output_names=["scores"],
             opset_version=opset,
