@@ -5,8 +5,9 @@
     python export_onnx.py koniq_pretrained.pkl koniq.safetensors  # of the public code, now with a description
     python export_onnx.py koniq_pretrained.pkl koniq.pkl          # tensors that the public code loads as well
 
-The format is OUTPUT's suffix, or --format. ONNX needs `pip install onnx onnxscript onnxruntime`. Its graph takes
-patches as they are cut from a decoded image, and normalises them itself, in fp32:
+The format is OUTPUT's suffix, or --format. ONNX needs `pip install onnx onnxscript onnxruntime`, and for ResNets a
+torch newer than 2.6, such as 2.11. Its graph takes patches as they are cut from a decoded image, and normalises them
+itself, in fp32:
 
     input   patches  uint8 (N, P, P, 3), RGB, 0..255; any N, P is the model's patch size
     output  scores   float32 (N,), on the scale of the MOS that the model was trained on
@@ -69,16 +70,21 @@ def to_onnx(model: QualityModel, opset: int) -> onnx.ModelProto:
     side = model.description["patch_size"]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations between torch and onnxscript, none of the user's
-        program = torch.onnx.export(
-            FromPatches().eval(),
-            (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
-            dynamo=True,  # torch 2.6 still prefers TorchScript, the newest no longer has it
-            dynamic_shapes={"patches": {0: torch.export.Dim("N", max=2**31)}},  # torch 2.6 needs a bound
-            input_names=["patches"],
-            output_names=["scores"],
-            opset_version=opset,
-            verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                FromPatches().eval(),
+                (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
+                dynamo=True,  # torch 2.6 would still trace to TorchScript
+                dynamic_shapes={"patches": {0: torch.export.Dim("N", max=2**31)}},  # torch 2.6 needs a bound
+                input_names=["patches"],
+                output_names=["scores"],
+                opset_version=opset,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError:
+            raise UserError(
+                f"torch {torch.__version__} cannot export {model.description['backbone']}: use a newer torch (2.11 can)"
+            ) from None
     proto = program.model_proto
     found = {entry.domain: entry.version for entry in proto.opset_import}
     if found.get("") != opset:
