@@ -56,6 +56,7 @@ class HyperIQASolver:
         self.options = options
         self.device = engine.choose_device(options.device)
         engine.set_backends(options.deterministic)
+        engine.keep_freed_memory()
         self.bf16, self.bf16_reason = engine.choose_bf16(options.precision, self.device)
         self.workers = options.workers if options.workers is not None else (4 if self.device.type == "cuda" else 0)
         self.criterion = QualityLoss(options.ranking_loss_alpha, options.ranking_loss_margin, options.ranking_loss_form)

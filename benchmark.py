@@ -205,6 +205,7 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     from lr_schedules import adam_for_epoch, make_schedule
 
     engine.set_backends(deterministic=not flags.no_deterministic)
+    engine.keep_freed_memory()
     bf16 = engine.choose_bf16(flags.precision, device)[0]
 
     def start() -> dict[str, ImageCache]:

@@ -134,6 +134,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, object], list]:
         options.datasets, description, options.split, options.resize, options.seed, options.lower_is_better
     )
     engine.set_backends(deterministic=True)
+    engine.keep_freed_memory()
     model = inference.load(path, options.device, options.precision, crops=options.crops)
     cache_dir = None if options.no_cache else options.cache_dir or HERE / "cache"
     caches = evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)

@@ -166,8 +166,10 @@ def take_up_output(options, made: str, named: Sequence[str], tally: Tally) -> se
 
 def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> None:
     """Load the model, score what has no score yet, draw the sheet."""
-    from inference import load  # torch: only once the flags and sources are known to be right
+    from engine import keep_freed_memory  # torch: only once the flags and sources are known to be right
+    from inference import load
 
+    keep_freed_memory()
     model = load(
         options.checkpoint, options.device, options.precision, options.resize, options.crops, options.exif_rotate
     )

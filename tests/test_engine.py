@@ -1,3 +1,8 @@
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +17,7 @@ from models import HyperNet, ResNetBackbone
 
 test_patches.__test__ = False
 CPU = torch.device("cpu")
+ROOT = Path(engine.__file__).resolve().parent
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +120,19 @@ def test_bf16_training_stays_near_fp32(cache):
         )
         losses.append(result[0]["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc's malloc")
+def test_freed_memory_is_used_again_instead_of_asked_for_anew():
+    code = """
+import resource, engine, torch
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.zeros(2**24).add_(1)  # 64 MiB: 16,384 pages
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+engine.keep_freed_memory()
+print(faults(), faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    first, second = map(int, done.stdout.split())
+    assert second < 500 and second < first
