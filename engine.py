@@ -58,7 +58,7 @@ def keep_freed_memory() -> None:
     """Let malloc keep what a step frees for the next one, where this system has such a setting (glibc's mallopt).
 
     By default every large tensor is new memory from the kernel, which zeroes it page by page: on two CPU cores
-    a tenth to a fifth of a training step. The process grows no larger than its largest step. For programs, not
+    up to a fifth of a training step. The process grows no larger than its largest step. For programs, not
     for libraries: it holds for the whole process.
     """
     keep_mapped_below, keep_at_top = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
