@@ -131,8 +131,7 @@ def faults():
     torch.zeros(2**24).add_(1)  # 64 MiB: 16,384 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 engine.keep_freed_memory()
-print(faults(), faults())
+print(sum(faults() for _ in range(20)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    first, second = map(int, done.stdout.split())
-    assert second < 500 and second < first
+    assert int(done.stdout) < 5 * 16384  # the heap grows a few times; asked for anew: 20 x 16,384

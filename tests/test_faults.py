@@ -356,7 +356,7 @@ BAD_INPUT = {
     "image a text": (with_koniq(put("test/test_1.jpg", b"hello")), "1 of 18 images cannot be read: ROOT/koniq/test/test_1.jpg: not an image that Pillow can read (--skip_bad_images drops them)"),
     "two bad images": (with_koniq(lambda r: (put("test/test_1.jpg", b"")(r), put("train/train_3.jpg", b"hello")(r))), "2 of 18 images cannot be read: ROOT/koniq/test/test_1.jpg: the file is empty; ROOT/koniq/train/train_3.jpg: not an image that Pillow can read (--skip_bad_images drops them)"),
     "explicit SPAQ missing": (lambda root, data: ["--dataset_path", data[0], "--spaq_path", root / "spaq"], "spaq: no folder ROOT/spaq; expected spaq_test.json with its images beside it or in TestImage/, or the official release: TestImage/ and Annotations/MOS and Image attribute scores.xlsx"),
-    "SPAQ without list": (lambda root, data: ["--dataset_path", data[0], "--spaq_path", root], "ROOT/spaq_test.json: expected a JSON list of {\"image\", \"score\"}; found FileNotFoundError(2, 'No such file or directory')"),
+    "SPAQ without list": (lambda root, data: ["--dataset_path", data[0], "--spaq_path", root], "spaq: no spaq_test.json or Annotations/MOS and Image attribute scores.xlsx in ROOT; expected spaq_test.json with its images beside it or in TestImage/, or the official release: TestImage/ and Annotations/MOS and Image attribute scores.xlsx"),
     "no validation images": (plain_flags("--select_on", "val"), "koniq-10k: KONIQ names no validation images; give --val_fraction F"),
     "validation images not there": (
         with_validation_images_elsewhere,
