@@ -26,7 +26,6 @@ import csv
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -34,7 +33,7 @@ from pathlib import Path
 import plots
 from folders import READERS
 from intervals import RESAMPLES
-from options import Interrupted, Parser, StopSignals, UserError, first_five, parse_resize, run_tool
+from options import Interrupted, Parser, StopSignals, UserError, device_problems, first_five, parse_resize, run_tool
 from records import HERE
 from runs import Estimate, shown_estimate
 
@@ -90,13 +89,11 @@ def check(options: argparse.Namespace) -> None:
         f"--batch_size {options.batch_size}: expected at least 1": options.batch_size < 1,
         f"--workers {options.workers}: expected 0 to 256": not 0 <= (options.workers or 0) <= 256,
         f"--resamples {options.resamples}: expected at least 100": options.resamples < 100,
-        f"--device {options.device}: expected auto, cpu, cuda or cuda:N":
-            not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device),
         "contradictory flags: --markdown and --json": options.markdown and options.json,
         "contradictory flags: --no_cache and --cache_dir": options.no_cache and options.cache_dir,
         f"{options.checkpoint}: no such file or folder": not options.checkpoint.exists(),
     }  # fmt: skip
-    problems = [text for text, wrong in checks.items() if wrong]
+    problems = [text for text, wrong in checks.items() if wrong] + device_problems(options.device)
     for flag in ("csv", "predictions"):
         path = getattr(options, flag)
         if path is not None and (path.is_dir() or not path.parent.is_dir()):
@@ -122,8 +119,11 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, object], list]:
     import inference
     from run_log import versions, write_predictions
 
+    engine.set_backends(deterministic=True)
+    engine.keep_freed_memory()
     path = checkpoints.find_model(options.checkpoint)
-    _, description = checkpoints.load_model(path)
+    model = inference.load(path, options.device, options.precision, crops=options.crops)
+    description = model.description
     if not description["described"]:
         print(
             f"{path} does not say how it is to be used; as in the public code: trained on {description['dataset']}, "
@@ -133,9 +133,6 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, object], list]:
     tests = evaluation.read_sets(
         options.datasets, description, options.split, options.resize, options.seed, options.lower_is_better
     )
-    engine.set_backends(deterministic=True)
-    engine.keep_freed_memory()
-    model = inference.load(path, options.device, options.precision, crops=options.crops)
     cache_dir = None if options.no_cache else options.cache_dir or HERE / "cache"
     caches = evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)
     rows: list[tuple[str, str, float, float]] = []

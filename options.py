@@ -177,6 +177,12 @@ def parse_resize(text: str) -> int | tuple[int, int] | None:
     raise UserError(f"--resize {text}: expected S (shorter side), HxW (height x width) or none")
 
 
+def device_problems(device: str) -> list[str]:
+    """What is wrong with `--device`, if anything; whether the machine has the device is seen later."""
+    known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", device)
+    return [] if known else [f"--device {device}: expected auto, cpu, cuda or cuda:N"]
+
+
 def parse_fixes(text: str) -> tuple[str, ...]:
     """`--training_fixes` -> names out of `FIXES`; `all` = optimizer_state,backbone_lr (they imply filter)."""
     if text == "none":
@@ -399,8 +405,7 @@ def _contradictions(options: argparse.Namespace, given: Mapping[str, tuple[str, 
         problems.append(f"--resume {options.resume}: no such file; expected auto, a run's last.pt or its folder")
     if options.backbone_weights and not options.backbone_weights.is_file():
         problems.append(f"--backbone_weights {options.backbone_weights}: no such file")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
-        problems.append(f"--device {options.device}: expected auto, cpu, cuda or cuda:N")
+    problems += device_problems(options.device)
     if options.run_name is not None and not re.fullmatch(r"[\w.+=-]{1,150}", options.run_name):
         problems.append(f"--run_name {options.run_name!r}: expected letters, digits and _ . + = - alone")
     return problems

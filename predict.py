@@ -23,7 +23,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from image_sources import find_images, once, paths_from, place
-from options import Interrupted, Parser, StopSignals, UserError, first_five, parse_resize, run_tool
+from options import Interrupted, Parser, StopSignals, UserError, device_problems, first_five, parse_resize, run_tool
 from score_files import ScoreFile, take_up
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -71,8 +70,7 @@ def _problems(options) -> Iterator[str]:
         value = getattr(options, name)
         if value is not None and not 1 <= value <= most:
             yield f"--{name} {value}: expected a whole number from 1 to {most}"
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", options.device):
-        yield f"--device {options.device}: expected auto, cpu, cuda or cuda:N"
+    yield from device_problems(options.device)
     try:
         parse_resize(options.resize or "none")
     except UserError as mistake:

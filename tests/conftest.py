@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import sys
 import zlib
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+import checkpoints
+import inference
 from folders import DEFAULT_RESIZE
-from options import train_options
+from options import run_tool, train_options
 
 BACKBONES = {"swin": ("swin_nano", "swin"), "resnet": ("resnet18", None)}
 
@@ -152,6 +155,44 @@ def picture(width=120, height=90, seed=0, channels=3):
     rng = np.random.default_rng(seed)
     smooth = np.kron(rng.integers(0, 256, (height // 10, width // 10, channels)), np.ones((10, 10, 1)))
     return np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+
+
+class Done:
+    """What a tool left: exit code and what it printed."""
+
+    def __init__(self, code, stdout, stderr):
+        self.returncode, self.stdout, self.stderr = code, stdout, stderr
+
+    @property
+    def last_words(self):
+        """What stays on the terminal when the progress bars have gone."""
+        return self.stderr.rpartition("\r")[2]
+
+
+@pytest.fixture
+def run_main(monkeypatch, capsys):
+    """Runs a tool's main in this process, which spares the seconds that importing torch or scipy takes."""
+
+    def run(script, main, *words, code=0):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            run_tool(main)
+        done = Done(left.value.code, *capsys.readouterr())
+        assert done.returncode == code, done.stderr
+        return done
+
+    return run
+
+
+def save_random_model(path, description, spread=1, seed=0):
+    """A checkpoint of random weights whose scores lie around 50; `spread` times what they differ by. Returns its path."""
+    torch.manual_seed(seed)
+    net = inference.build(description)
+    with torch.no_grad():
+        net.fc5b_fc.bias += 50
+        net.fc5w_fc.weight *= spread
+    checkpoints.save(path, checkpoints.portable_state(net, description))
+    return path
 
 
 def jpeg_bytes():

@@ -14,7 +14,6 @@ import compare_logs
 import intervals
 import metrics
 import runs
-from options import run_tool
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = """Training and testing on koniq-10k dataset for 1 rounds...
@@ -28,22 +27,10 @@ SWIN = (
 RESNET = "1\t5.477\t\t0.8613\t\t0.9000\t\t0.9191\t\t0.8575\t\t0.8540\n2\t3.750\t\t0.9339\t\t0.8994\t\t0.9157\t\t0.8516\t\t0.8434\n"
 
 
-class Done:
-    def __init__(self, code, stdout, stderr):
-        self.returncode, self.stdout, self.stderr = code, stdout, stderr
-
-
 @pytest.fixture
-def tool(monkeypatch, capsys):
-    """Runs the tool in this process, which spares the second that importing scipy takes."""
-
+def tool(run_main):
     def run(*words, code=0):
-        monkeypatch.setattr(sys, "argv", ["compare_logs.py", *map(str, words)])
-        with pytest.raises(SystemExit) as left:
-            run_tool(compare_logs.main)
-        done = Done(left.value.code, *capsys.readouterr())
-        assert done.returncode == code, done.stderr
-        return done
+        return run_main("compare_logs.py", compare_logs.main, *words, code=code)
 
     return run
 

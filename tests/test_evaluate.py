@@ -28,7 +28,7 @@ from HyperIQASolver import HyperIQASolver
 from HyperIQASolver_swin import HyperIQASolverSwin
 from models import HyperNet, ResNetBackbone
 from models_swin import SwinBackbone
-from options import UserError, run_tool
+from options import UserError
 from run_log import read_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,29 +83,12 @@ def csiq(tmp_path_factory):
     return redraw(root)
 
 
-class Done:
-    def __init__(self, code, stdout, stderr):
-        self.returncode, self.stdout, self.stderr = code, stdout, stderr
-
-    @property
-    def last_words(self):
-        """What stays on the terminal when the progress bars have gone."""
-        return self.stderr.rpartition("\r")[2]
-
-
 @pytest.fixture
-def tool(monkeypatch, capsys, tmp_path):
-    """Runs the tool in this process, which spares the seconds that importing torch takes."""
-
+def tool(run_main, tmp_path):
     def run(*words, code=0):
         quick = () if "--resamples" in words else ("--resamples", 100)
         place = () if {"--cache_dir", "--no_cache"} & {*words} else ("--cache_dir", tmp_path / "cache")
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, (*words, *quick, *place))])
-        with pytest.raises(SystemExit) as left:
-            run_tool(evaluate.main)
-        done = Done(left.value.code, *capsys.readouterr())
-        assert done.returncode == code, done.stderr
-        return done
+        return run_main("evaluate.py", evaluate.main, *words, *quick, *place, code=code)
 
     return run
 

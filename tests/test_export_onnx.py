@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import fill_by_recipe, picture
+from conftest import fill_by_recipe, picture, save_random_model
 
-import checkpoints
 import export_onnx
 from inference import build, load
 from options import UserError
@@ -26,13 +25,7 @@ TINY = "swin_tiny_patch4_window7_224"
 
 
 def save(path, **changes):
-    torch.manual_seed(0)
-    description = {**DESCRIPTION, **changes}
-    net = build(description)
-    with torch.no_grad():
-        net.fc5b_fc.bias += 50
-    checkpoints.save(path, checkpoints.portable_state(net, description))
-    return path
+    return save_random_model(path, {**DESCRIPTION, **changes})
 
 
 def export(*argv):

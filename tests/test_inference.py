@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from conftest import fill_by_recipe, jpeg_bytes, picture, recipe_images
+from conftest import fill_by_recipe, jpeg_bytes, picture, recipe_images, save_random_model
 from PIL import Image
 
 import checkpoints
@@ -25,15 +25,7 @@ GOLDEN = {"resnet50": [-1.61621, -1.57695, -1.48466, -1.48381], TINY: [-0.99452,
 
 
 def save(path, **changes):
-    """A small model of random weights whose scores lie around 50 and differ by some tenths; returns its path."""
-    torch.manual_seed(0)
-    description = {**DESCRIPTION, **changes}
-    net = build(description)
-    with torch.no_grad():
-        net.fc5b_fc.bias += 50
-        net.fc5w_fc.weight *= 3
-    checkpoints.save(path, checkpoints.portable_state(net, description))
-    return path
+    return save_random_model(path, {**DESCRIPTION, **changes}, spread=3)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from conftest import huge_header, jpeg_bytes, picture
+from conftest import huge_header, jpeg_bytes, picture, save_random_model
 from PIL import Image
 
 import checkpoints
@@ -29,15 +29,7 @@ DESCRIPTION = {
 
 
 def save_model(path, seed=0, **changes):
-    """Random weights whose scores lie around 50 and differ by some points."""
-    torch.manual_seed(seed)
-    description = {**DESCRIPTION, **changes}
-    net = inference.build(description)
-    with torch.no_grad():
-        net.fc5b_fc.bias += 50
-        net.fc5w_fc.weight *= 30
-    checkpoints.save(path, checkpoints.portable_state(net, description))
-    return path
+    return save_random_model(path, {**DESCRIPTION, **changes}, spread=30, seed=seed)
 
 
 @pytest.fixture(scope="module")
