@@ -39,7 +39,7 @@ from losses import QualityLoss
 from lr_schedules import adam_for_epoch, make_schedule
 from models import Backbone, HyperNet, ResNetBackbone
 from options import Interrupted, StopSignals, UserError, figure_settings
-from records import HERE, DataSet, Record, take_validation
+from reading.records import HERE, DataSet, Record, take_validation
 from run_log import epoch_columns, epoch_row, open_run, plain, versions
 
 Figures = dict[str, float]

@@ -117,7 +117,7 @@ def measure_plain(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, f
     from torchvision import transforms as T
 
     from data_loader import IMAGENET_MEAN, IMAGENET_STD
-    from images import resized_size
+    from reading.images import resized_size
 
     torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which the published code runs with
     sets = {"train": koniq.split("train"), "test": koniq.split("test"), "spaq": spaq.split("test")}

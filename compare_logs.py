@@ -27,10 +27,9 @@ from pathlib import Path
 import numpy as np
 
 import intervals
-import plots
-import runs
+from comparing import plots, runs
+from comparing.runs import Entry, Measure, Run
 from options import Parser, UserError, first_five, run_tool
-from runs import Entry, Measure, Run
 
 SORTS = (*runs.METRICS, "train_srcc", "run", "epoch", "minutes", "status")
 FEWEST = 10

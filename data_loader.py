@@ -27,8 +27,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from checkpoints import write_whole
-from images import decode, fitted_size, resize_image
 from options import UserError
+from reading.images import decode, fitted_size, resize_image
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

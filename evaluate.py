@@ -30,12 +30,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import plots
+from comparing import plots
+from comparing.runs import Estimate, shown_estimate
 from folders import READERS
 from intervals import RESAMPLES
 from options import Interrupted, Parser, StopSignals, UserError, device_problems, first_five, parse_resize, run_tool
-from records import HERE
-from runs import Estimate, shown_estimate
+from reading.records import HERE
 
 TITLES = {"srcc": "SRCC", "plcc": "PLCC", "fitted_plcc": "fitted\nPLCC", "krcc": "KRCC", "fitted_rmse": "fitted\nRMSE"}
 BOUNDS = ("value", "low", "high")
@@ -115,9 +115,9 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, object], list]:
     """(what the figures come from, the tests done); the predictions are written after each set."""
     import checkpoints  # torch: only once the flags are known to be right
     import engine
-    import evaluation
     import inference
     from run_log import versions, write_predictions
+    from scoring import evaluation
 
     engine.set_backends(deterministic=True)
     engine.keep_freed_memory()

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from options import UserError, first_five
-from records import (
+from reading.records import (
     HERE,
     Reader,
     Row,

@@ -24,10 +24,10 @@ from PIL import Image
 import checkpoints
 import engine
 from data_loader import SCORE_BATCH, test_patches
-from images import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 from models import HyperNet, ResNetBackbone
 from models_swin import SwinBackbone
 from options import UserError, parse_resize
+from reading.images import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 

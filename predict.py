@@ -30,9 +30,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from image_sources import find_images, once, paths_from, place
 from options import Interrupted, Parser, StopSignals, UserError, device_problems, first_five, parse_resize, run_tool
-from score_files import ScoreFile, take_up
+from scoring.image_sources import find_images, once, paths_from, place
+from scoring.score_files import ScoreFile, take_up
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 SHEET_SUFFIXES = (".png", ".html")
@@ -181,7 +181,7 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
         images, total = itertools.chain(images, once(paths_from(sys.stdin.fileno()), done)), None
     score_images(model, images, total, options, made, signals, tally)
     if options.sheet:
-        import sheets
+        from scoring import sheets
 
         name = options.checkpoint.resolve().name
         sheets.draw(options.sheet, name, model.description, tally.scores, tally.failures, tally.failed)

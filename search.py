@@ -27,10 +27,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-import plots
-import runs
+from comparing import plots, runs
+from comparing.runs import Entry, Measure
 from options import Parser, UserError, run_tool
-from runs import Entry, Measure
 
 VALUED = ("--jobs", "--gpus", "--seeds", "--log_dir", "--plot", "--metric")
 SWITCHES = ("--dry_run", "--help", "-h")

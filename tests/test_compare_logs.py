@@ -13,7 +13,7 @@ from test_runs import write_files
 import compare_logs
 import intervals
 import metrics
-import runs
+from comparing import runs
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = """Training and testing on koniq-10k dataset for 1 rounds...

@@ -24,8 +24,8 @@ from data_loader import (
     to_model_input,
     train_patches,
 )
-from images import decode, read_header, resize_image, resized_size
 from options import UserError
+from reading.images import decode, read_header, resize_image, resized_size
 
 test_patches.__test__ = False  # its name is the field's, not pytest's
 
@@ -136,7 +136,7 @@ def test_two_runs_that_need_the_same_cache_build_it_once(images, tmp_path):
 
 def test_a_damaged_cache_is_rebuilt(images, tmp_path):
     first = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    with (first.folder / "images.u8").open("r+b") as file:
+    with (first.folder / "reading.images.u8").open("r+b") as file:
         file.truncate(100)
     second = ImageCache("set", images, "50", 48, tmp_path / "cache")
     assert not second.was_there and same(second, ImageCache("set", images, "50", 48))
@@ -144,9 +144,9 @@ def test_a_damaged_cache_is_rebuilt(images, tmp_path):
 
 def test_a_stray_write_does_not_reach_the_file(images, tmp_path):
     cache = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    before = (cache.folder / "images.u8").read_bytes()
+    before = (cache.folder / "reading.images.u8").read_bytes()
     cache[0][:] = 0
-    assert (cache.folder / "images.u8").read_bytes() == before
+    assert (cache.folder / "reading.images.u8").read_bytes() == before
 
 
 def test_a_cache_folder_that_cannot_be_made_is_the_users_mistake(images, tmp_path):

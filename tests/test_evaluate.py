@@ -20,9 +20,8 @@ from scipy import optimize, stats
 
 import checkpoints
 import evaluate
-import evaluation
 import intervals
-import runs
+from comparing import runs
 from folders import READERS
 from HyperIQASolver import HyperIQASolver
 from HyperIQASolver_swin import HyperIQASolverSwin
@@ -30,6 +29,7 @@ from models import HyperNet, ResNetBackbone
 from models_swin import SwinBackbone
 from options import UserError
 from run_log import read_records
+from scoring import evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 DESCRIPTION = {

@@ -12,7 +12,7 @@ from releases import CSIQ_HEADER, RELEASES, write_csiq, write_live, write_offici
 
 from folders import DEFAULT_RESIZE, READERS, Demo, KonIQ10k, find_spaq
 from options import UserError
-from records import DataSet
+from reading.records import DataSet
 
 
 def rewrite_csv(root, change):

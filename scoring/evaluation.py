@@ -16,12 +16,12 @@ from tqdm import tqdm
 import engine
 import intervals
 import metrics
+from comparing.runs import SPAQ_SETS, Estimate
 from data_loader import SCORE_BATCH, ImageCache, PatchBatches, make_loader, put_on_gpu, test_patches
 from folders import DEFAULT_RESIZE, READERS, find_spaq
 from inference import QualityModel
 from options import UserError
-from records import HERE, DataSet, Reader, Record
-from runs import SPAQ_SETS, Estimate
+from reading.records import HERE, DataSet, Reader, Record
 
 # `fitted_` before a function of metrics.py: of the scores that the logistic has mapped to the set's scale.
 FIGURES = ("srcc", "plcc", "fitted_plcc", "krcc", "fitted_rmse")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import metrics
-import plots
+from comparing import plots
 from options import UserError
 
 LONG = [f"swin_multiscale_ranking_alpha{a}_20261122_1{s}000" for a in (0, 0.3) for s in (42, 43)]

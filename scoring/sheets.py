@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from checkpoints import write_whole
-from images import from_pillow, read_header
+from reading.images import from_pillow, read_header
 
 SHOWN = 200
 MARGIN, GAP = 24, 12

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from options import UserError
-from records import IMAGE_SUFFIXES
+from reading.records import IMAGE_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES | set(".apng .avif .dib .gif .j2k .jfif .jpe .jpx .pbm .pgm .pnm .ppm .tga".split())
 LONGEST = 1 << 16  # bytes of a path on standard input; more means that it is something else

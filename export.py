@@ -1,9 +1,9 @@
 """Write a trained model as ONNX for deployment, or as safetensors or a portable state dict.
 
-    python export_onnx.py checkpoints/NAME                        # a run's best model -> .onnx beside it
-    python export_onnx.py best_model.pkl koniq.onnx --opset 20
-    python export_onnx.py koniq_pretrained.pkl koniq.safetensors  # of the public code, now with a description
-    python export_onnx.py koniq_pretrained.pkl koniq.pkl          # tensors that the public code loads as well
+    python export.py checkpoints/NAME                        # a run's best model -> .onnx beside it
+    python export.py best_model.pkl koniq.onnx --opset 20
+    python export.py koniq_pretrained.pkl koniq.safetensors  # of the public code, now with a description
+    python export.py koniq_pretrained.pkl koniq.pkl          # tensors that the public code loads as well
 
 The format is OUTPUT's suffix, or --format. ONNX needs `pip install onnx onnxscript onnxruntime`, and for ResNets a
 torch newer than 2.6, such as 2.11. Its graph takes patches as they are cut from a decoded image, and normalises them

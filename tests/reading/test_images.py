@@ -4,8 +4,8 @@ import torchvision.transforms as T
 from conftest import jpeg_bytes, picture
 from PIL import Image, ImageOps
 
-import images
-from images import decode, fitted_size, load_image, read_header, resize_image, resized_size
+from reading import images
+from reading.images import decode, fitted_size, load_image, read_header, resize_image, resized_size
 
 
 @pytest.mark.parametrize(

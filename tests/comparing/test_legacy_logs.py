@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from legacy_logs import read_log
+from comparing.legacy_logs import read_log
 from options import UserError
 
 BAR = "\r{0}:  50%|█████     | 734/1468 [01:48<01:48,  6.80batch/s]\r{0}: 100%|██████████| 1468/1468 [{1}<00:00,  6.78batch/s]\n"

@@ -8,18 +8,18 @@ import pytest
 import torch
 from conftest import fill_by_recipe, picture, save_random_model
 
-import export_onnx
+import export
 from inference import build, load
 from options import UserError
 
-ROOT = Path(export_onnx.__file__).resolve().parent
+ROOT = Path(export.__file__).resolve().parent
 DESCRIPTION = {
     "backbone": "resnet18", "fusion": "none", "patch_size": 64, "resize": "80", "exif_rotate": False, "dataset": "demo",
     "score_range": [10.0, 90.0], "higher_is_better": True, "test_crop": "grid", "test_patch_num": 3,
     "metrics": {"test": {"srcc": float("nan"), "plcc": 0.5}},
 }  # fmt: skip
 needs_onnx = pytest.mark.skipif(
-    bool(export_onnx.missing_packages()), reason=f"not installed: {', '.join(export_onnx.missing_packages())}"
+    bool(export.missing_packages()), reason=f"not installed: {', '.join(export.missing_packages())}"
 )
 TINY = "swin_tiny_patch4_window7_224"
 
@@ -29,7 +29,7 @@ def save(path, **changes):
 
 
 def export(*argv):
-    export_onnx.main([str(word) for word in argv])
+    export.main([str(word) for word in argv])
 
 
 @pytest.fixture(scope="module")
@@ -88,22 +88,22 @@ def test_the_file_scores_as_the_model_does_and_says_how_to_use_it(
 @needs_onnx
 def test_a_file_that_scores_otherwise_is_not_left(checkpoint, tmp_path, monkeypatch):
     model = load(checkpoint, "cpu")
-    proto = export_onnx.to_onnx(model, 18)
-    assert export_onnx.largest_difference(model, proto.SerializeToString()) < 1e-4
+    proto = export.to_onnx(model, 18)
+    assert export.largest_difference(model, proto.SerializeToString()) < 1e-4
     with torch.no_grad():
         model.net.fc5b_fc.bias += 0.009  # more than 1e-4 of the range of 80
-    monkeypatch.setattr(export_onnx, "to_onnx", lambda *_: proto)
+    monkeypatch.setattr(export, "to_onnx", lambda *_: proto)
     with pytest.raises(UserError, match="m.onnx: not written: onnxruntime's scores differ by 0.009 from PyTorch's"):
-        export_onnx.write_onnx(model, tmp_path / "m.onnx", 18)
+        export.write_onnx(model, tmp_path / "m.onnx", 18)
     with torch.no_grad():
         model.net.fc5b_fc.bias += float("nan")
     with pytest.raises(UserError, match="not finite"):
-        export_onnx.write_onnx(model, tmp_path / "m.onnx", 18)
+        export.write_onnx(model, tmp_path / "m.onnx", 18)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_patches_to_compare_on_are_different_and_cover_the_range():
-    patches = export_onnx.sample_patches(64)
+    patches = export.sample_patches(64)
     assert patches.shape == (8, 64, 64, 3) and patches.dtype == np.uint8
     assert len({patch.tobytes() for patch in patches}) == 8
     assert patches[-2].max() == 0 and patches[-1].min() == 255
@@ -152,9 +152,9 @@ def test_mistakes(tmp_path, monkeypatch, argv, message):
         Path(name).write_text("as before")
     for name in ("empty", "folder.onnx"):
         Path(name).mkdir()
-    monkeypatch.setattr(export_onnx, "missing_packages", lambda: [])
+    monkeypatch.setattr(export, "missing_packages", lambda: [])
     with pytest.raises(UserError, match=message):
-        export_onnx.main(argv)
+        export.main(argv)
     assert all(Path(name).read_text() == "as before" for name in ("model.pkl", "there.onnx", "model.safetensors"))
 
 
@@ -162,7 +162,7 @@ def test_missing_packages_are_named_before_the_work(tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnxr") else found(name))
     (tmp_path / "model.pkl").write_text("is never read")
-    missing = ", ".join(name for name in export_onnx.NEEDED if name == "onnxruntime" or found(name) is None)
+    missing = ", ".join(name for name in export.NEEDED if name == "onnxruntime" or found(name) is None)
     expected = f"--format onnx needs {missing}: pip install onnx onnxscript onnxruntime"
     with pytest.raises(UserError, match=expected):
         export(tmp_path / "model.pkl")

@@ -9,7 +9,7 @@ import scipy.io
 from conftest import cells, write_book
 
 from options import UserError
-from records import (
+from reading.records import (
     DataSet,
     Reader,
     Record,

@@ -7,7 +7,7 @@ import pytest
 
 import intervals
 import metrics
-import runs
+from comparing import runs
 from options import UserError
 
 IMAGES, CROSS = 60, 40

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-import sheets
 from options import UserError
+from scoring import sheets
 
 UP = {"dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True}
 DOWN = {**UP, "higher_is_better": False}

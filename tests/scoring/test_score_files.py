@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-import score_files
 from options import UserError
-from score_files import ScoreFile, read_rows, take_up
+from scoring import score_files
+from scoring.score_files import ScoreFile, read_rows, take_up
 
 ODD = [
     "a,b.jpg",

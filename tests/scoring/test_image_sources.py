@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-import image_sources
-from image_sources import find_images, once, paths_from
 from options import UserError
+from scoring import image_sources
+from scoring.image_sources import find_images, once, paths_from
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import numpy as np
 
 import intervals
 import metrics
-from legacy_logs import read_log
+from comparing.legacy_logs import read_log
 from options import NOT_FIGURES, UserError
 
 NAN = float("nan")

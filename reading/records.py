@@ -21,7 +21,7 @@ import numpy as np
 
 from options import UserError, first_five
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent  # where the scripts lie, and users' folders beside them
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
 
 

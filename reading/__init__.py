@@ -1,0 +1,1 @@
+"""Data-set files and images; it imports `common` alone."""

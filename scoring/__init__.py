@@ -1,0 +1,1 @@
+"""Sources of images, score files, sheets, tests on many sets."""
