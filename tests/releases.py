@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import scipy.io
-from conftest import cells, write_book, write_dir, write_images
+from helpers import cells, write_book, write_dir, write_images
 
 Expected = dict[str, tuple[float, str | None, str | None]]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import score_of
+from helpers import score_of
 
 import checkpoints
 import metrics
@@ -225,7 +225,7 @@ def test_run_names(settings):
 
 
 def test_failures_leave_an_end_record(settings, tmp_path, koniq):
-    from conftest import write_koniq
+    from helpers import write_koniq
 
     root = write_koniq(tmp_path / "broken", 4, 2)
     (root / "train" / "train_1.jpg").write_bytes(b"no image")

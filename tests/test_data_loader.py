@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from conftest import huge_header, jpeg_bytes, picture, write_images
+from helpers import huge_header, jpeg_bytes, picture, write_images
 from PIL import Image
 from tqdm import tqdm
 

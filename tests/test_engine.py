@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from helpers import write_images
 from tqdm import tqdm
 
 import engine

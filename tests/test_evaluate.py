@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import score_of, write_images, write_koniq, write_spaq
+from helpers import score_of, write_images, write_koniq, write_spaq
 from releases import write_csiq, write_kadid, write_official_spaq
 from scipy import optimize, stats
 

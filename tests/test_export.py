@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import fill_by_recipe, picture, save_random_model
+from helpers import fill_by_recipe, picture, save_random_model
 
 import export
 from inference import build, load

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import write_images, write_koniq, write_spaq
+from helpers import write_images, write_koniq, write_spaq
 
 ROOT = Path(__file__).resolve().parent.parent
 KILL, INT, TERM = signal.SIGKILL, signal.SIGINT, signal.SIGTERM

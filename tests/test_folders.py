@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import scipy.io
-from conftest import score_of, write_book, write_dir, write_images, write_koniq, write_spaq
+from helpers import score_of, write_book, write_dir, write_images, write_koniq, write_spaq
 from releases import CSIQ_HEADER, RELEASES, write_csiq, write_live, write_official_spaq
 
 from folders import DEFAULT_RESIZE, READERS, Demo, KonIQ10k, find_spaq

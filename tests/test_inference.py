@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from conftest import fill_by_recipe, jpeg_bytes, picture, recipe_images, save_random_model
+from helpers import fill_by_recipe, jpeg_bytes, picture, recipe_images, save_random_model
 from PIL import Image
 
 import checkpoints

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import fill_by_recipe, recipe_images
+from helpers import fill_by_recipe, recipe_images
 
 from losses import QualityLoss
 from lr_schedules import Rates, adam_for_epoch, make_schedule

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from conftest import fill_by_recipe, recipe_images
+from helpers import fill_by_recipe, recipe_images
 
 from models import TARGET_SIZES, HyperNet, ResNetBackbone, TargetNet
 from models_swin import SwinBackbone

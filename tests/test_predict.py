@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from conftest import huge_header, jpeg_bytes, picture, save_random_model
+from helpers import huge_header, jpeg_bytes, picture, save_random_model
 from PIL import Image
 
 import checkpoints

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torchvision.transforms as T
-from conftest import jpeg_bytes, picture
+from helpers import jpeg_bytes, picture
 from PIL import Image, ImageOps
 
 from reading import images

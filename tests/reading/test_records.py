@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
-from conftest import cells, write_book
+from helpers import cells, write_book
 
 from options import UserError
 from reading.records import (

@@ -1,0 +1,142 @@
+"""Tiny real data sets, weights and pictures that the tests share."""
+
+import csv
+import io
+import json
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+import openpyxl
+import torch
+from PIL import Image
+
+import checkpoints
+import inference
+
+
+def write_images(folder: Path, names: list[str], size: tuple[int, int] = (96, 72), seed: int = 0) -> None:
+    """Noise over a gradient whose strength falls from the first name to the last; size = (width, height)."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    y, x = np.mgrid[: size[1], : size[0]]
+    for k, name in enumerate(names):
+        base = 128 + 60 * np.sin(x / (5 + k % 3)) * np.cos(y / 7)
+        noise = rng.normal(0, 60 * (1 - k / len(names)), (size[1], size[0], 3))
+        pixels = np.clip(base[:, :, None] + noise, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / name, quality=95)
+
+
+def write_koniq(root: Path, train: int = 12, test: int = 6, size: tuple[int, int] = (96, 72)) -> Path:
+    """KonIQ-10k's layout with images in train/ and test/ and the JSON lists."""
+    names = {part: [f"{part}_{i}.jpg" for i in range(n)] for part, n in (("train", train), ("test", test))}
+    with (write_dir(root) / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(["image_name", "c1", "MOS", "MOS_zscore"])
+        for part in names.values():
+            writer.writerows([name, 0, 3.0, score_of(i, len(part))] for i, name in enumerate(part))
+    for seed, (part, listed) in enumerate(names.items()):
+        write_images(root / part, listed, size, seed)
+        entries = [{"image": f"koniq_{part}/{name}", "score": -1.0} for name in listed]
+        (root / f"koniq_{part}.json").write_text(json.dumps(entries))
+    return root
+
+
+def write_spaq(root: Path, number: int = 5) -> Path:
+    names = [f"spaq_{i}.jpg" for i in range(number)]
+    write_images(root, names, (80, 110), seed=9)
+    entries = [{"image": f"spaq_test/{name}", "score": score_of(i, number)} for i, name in enumerate(names)]
+    (root / "spaq_test.json").write_text(json.dumps(entries))
+    return root
+
+
+def write_dir(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    return root
+
+
+def write_book(path, **sheets):
+    """An .xlsx file with these sheets, rows of cells each."""
+    write_dir(path.parent)
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for title, rows in sheets.items():
+        sheet = book.create_sheet(title)
+        for row in rows:
+            sheet.append(row)
+    book.save(path)
+    return path
+
+
+def cells(names):
+    """A MATLAB cell array n×1 of text."""
+    return np.array([[name] for name in names], dtype=object)
+
+
+def score_of(i: int, n: int) -> float:
+    return round(10 + 80 * i / n, 4)
+
+
+def fill_by_recipe(model: torch.nn.Module) -> torch.nn.Module:
+    """The golden figures' weights: every floating tensor from a generator seeded with its name."""
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+        draw = torch.randn(tensor.shape, generator=generator)
+        if name.endswith(("running_mean", "running_var")):
+            draw = torch.full_like(tensor, float(name.endswith("running_var")))
+        elif tensor.ndim > 1:
+            draw *= math.sqrt(1 / tensor[0].numel())
+        else:
+            draw = torch.ones_like(tensor) if name.endswith("weight") else 0.01 * draw
+        tensor.copy_(draw)
+    return model
+
+
+def recipe_images(number: int, seed: int) -> torch.Tensor:
+    return torch.randn(number, 3, 224, 224, generator=torch.Generator().manual_seed(seed))
+
+
+def picture(width=120, height=90, seed=0, channels=3):
+    rng = np.random.default_rng(seed)
+    smooth = np.kron(rng.integers(0, 256, (height // 10, width // 10, channels)), np.ones((10, 10, 1)))
+    return np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
+
+
+class Done:
+    """What a tool left: exit code and what it printed."""
+
+    def __init__(self, code, stdout, stderr):
+        self.returncode, self.stdout, self.stderr = code, stdout, stderr
+
+    @property
+    def last_words(self):
+        """What stays on the terminal when the progress bars have gone."""
+        return self.stderr.rpartition("\r")[2]
+
+
+def save_random_model(path, description, spread=1, seed=0):
+    """A checkpoint of random weights whose scores lie around 50; `spread` times what they differ by. Returns its path."""
+    torch.manual_seed(seed)
+    net = inference.build(description)
+    with torch.no_grad():
+        net.fc5b_fc.bias += 50
+        net.fc5w_fc.weight *= spread
+    checkpoints.save(path, checkpoints.portable_state(net, description))
+    return path
+
+
+def jpeg_bytes():
+    data = io.BytesIO()
+    Image.fromarray(picture()).save(data, "JPEG")
+    return data.getvalue()
+
+
+def huge_header():
+    """A BMP header that claims 100,000 x 100,000 pixels."""
+    head = b"BM" + (54).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
+    return (
+        head + (100_000).to_bytes(4, "little") * 2 + (1).to_bytes(2, "little") + (24).to_bytes(2, "little") + bytes(24)
+    )
