@@ -1,0 +1,92 @@
+"""The device that a model computes on: which one, in which precision, with which of torch's switches."""
+
+import contextlib
+import ctypes
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """Where and how a model computes: bf16 is autocast of the forward pass, `workers` processes cut patches."""
+
+    device: torch.device
+    bf16: bool = False
+    workers: int = 0
+
+    @property
+    def fp32(self) -> "Hardware":
+        return replace(self, bf16=False)
+
+    @property
+    def name(self) -> str:
+        found = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
+        return f"{self.device} ({found})"
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def take(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """A batch with its tensors on the device."""
+        return {n: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for n, v in batch.items()}
+
+
+def choose_hardware(device: str, precision: str = "fp32", workers: int | None = None) -> tuple[Hardware, str]:
+    """`--device`, `--precision`, `--workers` -> (hardware, why that precision). Raises UserError."""
+    found = choose_device(device)
+    bf16, reason = choose_bf16(precision, found)
+    default = 4 if found.type == "cuda" else 0
+    return Hardware(found, bf16, default if workers is None else workers), reason
+
+
+def choose_device(name: str) -> torch.device:
+    """`--device` -> device. Raises UserError where there is no such device."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def choose_bf16(precision: str, device: torch.device) -> tuple[bool, str]:
+    """`--precision` -> (whether to train under bf16 autocast, why)."""
+    if precision != "auto":
+        return precision == "bf16", "as asked for"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return major >= 8, f"compute capability {major}.{minor}"
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text().split() if platform.system() == "Linux" and cpuinfo.exists() else []
+    native = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
+    return bool(native), f"this CPU has {native[0]}" if native else "no native bf16 here"
+
+
+def set_backends(deterministic: bool) -> None:
+    """Reproducible kernels, unless the user prefers speed (`--no_deterministic`); call it before the GPU is used."""
+    if deterministic and torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    # fp32 means fp32: cuDNN's default rounds the inputs of convolutions to 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
+
+
+def keep_freed_memory() -> None:
+    """Let malloc keep what a step frees for the next one, where this system has such a setting (glibc's mallopt).
+
+    By default the kernel zeroes the new memory of every large tensor: on two CPU cores up to a fifth of a training
+    step. The process grows no larger than its largest step. For programs, not libraries: it holds for all of it."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD
