@@ -10,7 +10,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from options import parse_resize
+from common.cli import parse_resize
 
 try:
     from torchvision.io import ImageReadMode, decode_image

@@ -1,4 +1,4 @@
-"""What the readers of `folders.py` share: records, the base reader, and the file formats that data sets come in.
+"""Records, data sets, and the base of the readers in `folders.py`.
 
 A reader gives rows (image name, score, split, content group, kind of distortion); the base class finds the images,
 splits what comes without a split, and turns everything that is wrong with a data set into one line for its owner.
@@ -6,22 +6,21 @@ splits what comes without a split, and turns everything that is wrong with a dat
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import math
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from options import UserError, first_five
+from common.errors import UserError, first_five
+from common.files import HERE
+from reading.formats import check_inside
 
-HERE = Path(__file__).resolve().parent.parent  # where the scripts lie, and users' folders beside them
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
 
 
@@ -89,6 +88,8 @@ class Reader:
     names_have_folders = False
     # The names in the set's own files and those of its images differ in case.
     ignore_case = False
+    # Where a set that brings a SPAQ of its own has it.
+    spaq_root: Path | None = None
 
     def __init__(self, root: Path | None = None, seed: int | None = 42, lower_is_better: bool = False):
         """seed: of the split, where it must be drawn; None: not known, which is an error then."""
@@ -115,6 +116,17 @@ class Reader:
         data = self._data_set(rows)
         data.records = [replace(record, split="test") for record in data.records]
         return data
+
+    def read_for_test(self, split: str = "auto", own: bool = False) -> tuple[DataSet, str]:
+        """The set's images to test on, and in words which they are; own: the model was trained on the set.
+
+        split: auto, test or all. auto: the test images of a set that comes with a split, so that figures of all
+        models are of the same images; those of the run's random split of its own set; else all. Raises UserError.
+        """
+        comes_with_one = any(row.split == "test" for row in self.listed)
+        if split == "all" or (split == "auto" and not comes_with_one and not own):
+            return self.read_all_as_test(), "all" + (", its training images among them" if own else "")
+        return self.read(("test",)), "its test split" if comes_with_one else f"random test split, seed {self.seed}"
 
     @cached_property
     def listed(self) -> list[Row]:
@@ -224,142 +236,3 @@ def take_validation(data: DataSet, fraction: float, seed: int) -> None:
         replace(r, split="val") if r.split == "train" and (r.group or r.name) in chosen else r for r in data.records
     ]
     data.notes.append(f"{data.name}: {share} of {len(contents)} training contents held out for validation, seed {seed}")
-
-
-# ----------------------------------------------------------------------------------------------- file formats
-def number(value: object) -> float:
-    """A score as a float; nan where it is no number, so that all bad scores can be reported together."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def check_inside(source: Path, names: Iterable[str]) -> None:
-    """Raises UserError if a name leaves the data folder: a data file may not point at the user's other files."""
-    outside = [n for n in names if PurePosixPath(n).is_absolute() or ".." in n.replace("\\", "/").split("/")]
-    if outside:
-        raise UserError(f"{source}: {len(outside)} image names leave its folder: {first_five(outside)}")
-
-
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not blank. Raises UserError."""
-    try:
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: not a readable text file: {problem}") from None
-
-
-def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file as dicts; UserError where it is unreadable or lacks a column."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [column for column in columns if column not in (reader.fieldnames or [])]
-            if missing:
-                have = ", ".join(reader.fieldnames or []) or "none"
-                raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}, found {have}")
-            yield from reader
-    except (OSError, UnicodeDecodeError, csv.Error) as problem:
-        raise UserError(f"{path}: not a readable CSV file: {problem}") from None
-
-
-def read_json_scores(path: Path) -> dict[str, float]:
-    """A JSON list of {"image", "score"} -> base name -> score. Raises UserError."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        names = [str(e["image"]) for e in entries]
-        scores = [number(e["score"]) for e in entries]
-    except (OSError, ValueError, TypeError, KeyError) as problem:
-        raise UserError(f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}') from None
-    check_inside(path, names)
-    listed = dict(zip((PurePosixPath(name).name for name in names), scores, strict=True))
-    if len(listed) < len(entries):
-        raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
-    return listed
-
-
-def read_mat(path: Path, *variables: str) -> list[tuple]:
-    """Arrays of a MATLAB file (to version 7.2), entry by entry: numbers, and the text of cell arrays of text.
-
-    An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError.
-    """
-    from scipy.io import loadmat  # late: the flags are checked without it
-
-    try:
-        with path.open("rb") as file:
-            content = loadmat(file, variable_names=variables)
-    except OSError as problem:
-        raise UserError(f"{path}: not a readable MAT file: {problem.strerror or problem}") from None
-    except Exception as problem:  # the parser meets a damaged file with whatever comes first
-        raise UserError(f"{path}: not a readable MAT file: {_one_line(problem)}") from None
-    missing = [name for name in variables if name not in content]
-    if missing:
-        raise UserError(f"{path}: no variable {', '.join(missing)}; expected {', '.join(variables)}")
-    return aligned(path, {name: [_entry(x) for x in np.ravel(content[name])] for name in variables})
-
-
-def aligned(source: Path, columns: dict[str, Sequence]) -> list[tuple]:
-    """Rows of columns that must be of one length. Raises UserError."""
-    if len({len(column) for column in columns.values()}) > 1:
-        lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
-        raise UserError(f"{source}: these must be of one length: {lengths}")
-    return list(zip(*columns.values(), strict=True))
-
-
-def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
-    """Rows of a worksheet (None: of the first) of an .xlsx file as tuples of values, without the empty rows.
-
-    `owner` is the data set that needs the file. Raises UserError, also where openpyxl is not installed.
-    """
-    try:
-        from openpyxl import load_workbook  # optional: few data sets come as workbooks
-    except ImportError:
-        raise UserError(f"{owner}: reading {path} needs the package openpyxl: pip install openpyxl") from None
-    try:
-        with warnings.catch_warnings(), path.open("rb") as file:
-            warnings.simplefilter("ignore")  # about styles and extensions, which hold no data
-            book = load_workbook(file, read_only=True, data_only=True)
-            sheets = {found.title: found for found in book.worksheets}
-            chosen = sheets.get(sheet) if sheet else next(iter(sheets.values()), None)
-            if chosen is None:
-                raise UserError(f"{path}: no sheet {sheet or 'in it'}; found {', '.join(sheets) or 'none'}")
-            chosen.reset_dimensions()  # the size that a file states of itself may be wrong
-            rows = list(chosen.iter_rows(values_only=True))
-    except UserError:
-        raise
-    except OSError as problem:
-        raise UserError(f"{path}: not a readable workbook: {problem.strerror or problem}") from None
-    except Exception as problem:  # a damaged archive or XML: the parsers raise what they like
-        raise UserError(f"{path}: not a readable workbook: {_one_line(problem)}") from None
-    return [row for row in rows if any(value is not None for value in row)]
-
-
-def under_header(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> list[tuple]:
-    """The values of these columns below the first row that names them all, wherever it lies. Raises UserError."""
-    for i, row in enumerate(rows):
-        titles = [str(value).strip().lower() for value in row]
-        if all(column.lower() in titles for column in columns):
-            places = [titles.index(column.lower()) for column in columns]
-            found = [tuple(row[p] if p < len(row) else None for p in places) for row in rows[i + 1 :]]
-            return [values for values in found if any(value is not None for value in values)]
-    seen = first_five(value for value in rows[0] if value is not None) if rows else "nothing"
-    raise UserError(f"{path}: no row with the columns {', '.join(columns)}; its first row holds {seen}")
-
-
-def cell_text(value: object) -> str:
-    """A cell's text; whole numbers without a decimal point, however the workbook keeps them."""
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    return "" if value is None else str(value).strip()
-
-
-def _entry(value: object) -> object:
-    """An entry of a MATLAB array as a number or text; empty text for an empty cell."""
-    while isinstance(value, np.ndarray):  # a cell is an array around its content
-        value = value.flat[0] if value.size == 1 else ""
-    return value.strip() if isinstance(value, str) else value
-
-
-def _one_line(problem: Exception) -> str:
-    return " ".join(f"{type(problem).__name__} {problem}".split())

@@ -1,28 +1,11 @@
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import scipy.io
-from helpers import cells, write_book
 
-from options import UserError
-from reading.records import (
-    DataSet,
-    Reader,
-    Record,
-    Row,
-    aligned,
-    cell_text,
-    number,
-    read_mat,
-    read_sheet,
-    read_table,
-    take_validation,
-    under_header,
-)
+from common.errors import UserError
+from reading.records import DataSet, Reader, Record, Row, take_validation
 
 
 def test_a_validation_fraction_takes_whole_groups_of_the_training_images():
@@ -70,97 +53,6 @@ def test_a_test_on_all_images_draws_no_split(tmp_path):
         (f"{i}.png", float(i), "test", f"g{i}", "blur") for i in range(3)
     ]
     assert data.notes == []
-
-
-def test_mat_arrays_of_either_shape(tmp_path):
-    path = tmp_path / "a.mat"
-    scores = np.array([[1.5, 2.0, np.nan]])
-    scipy.io.savemat(path, {"names": cells(["a.bmp", " b.bmp", ""]), "scores": scores, "flags": scores.T > 1.9})
-    rows = read_mat(path, "names", "scores", "flags")
-    assert [row[0] for row in rows] == ["a.bmp", "b.bmp", ""]
-    assert [row[1] for row in rows[:2]] == [1.5, 2.0] and np.isnan(rows[2][1])
-    assert [bool(row[2]) for row in rows] == [False, True, False]
-
-
-def test_what_is_wrong_with_a_mat_file_is_said(tmp_path):
-    path = tmp_path / "a.mat"
-    with pytest.raises(UserError, match=r"a.mat: not a readable MAT file: No such file"):
-        read_mat(path, "x")
-    scipy.io.savemat(path, {"x": [1, 2], "y": [1, 2, 3]})
-    with pytest.raises(UserError, match=r"a.mat: no variable z; expected x, z"):
-        read_mat(path, "x", "z")
-    with pytest.raises(UserError, match=r"a.mat: these must be of one length: x 2, y 3"):
-        read_mat(path, "x", "y")
-    whole = path.read_bytes()
-    version_7_3 = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(400)
-    for damaged in (whole[:150], b"no MAT file at all\n" * 20, b"", version_7_3):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"a.mat: not a readable MAT file: ") as raised:
-            read_mat(path, "x")
-        assert "\n" not in str(raised.value)
-
-
-def test_columns_of_different_length():
-    assert aligned(Path("x"), {"a": [1, 2], "b": "pq"}) == [(1, "p"), (2, "q")]
-    with pytest.raises(UserError, match="x: these must be of one length: a 1, b 2"):
-        aligned(Path("x"), {"a": [1], "b": [1, 2]})
-
-
-def test_a_sheet_and_its_header_wherever_it_lies(tmp_path):
-    rows = [["Results"], [], [None, None, "Image ", "x", "MOS"], [None, None, 1600, "-", 0.5], [], ["note", 1]]
-    path = write_book(tmp_path / "a.xlsx", first=[["a"]], second=rows)
-    found = read_sheet(path, "set", "second")
-    assert under_header(path, found, ("mos", "image")) == [(0.5, 1600)]
-    assert read_sheet(path, "set") == [("a",)]
-    assert [cell_text(value) for value in (1600, 1600.0, " elk ", None, 1.5)] == ["1600", "1600", "elk", "", "1.5"]
-    assert number("3.5") == 3.5 and np.isnan(number("good")) and np.isnan(number(None))
-
-
-def test_a_sheet_that_states_a_wrong_size_is_read_whole(tmp_path):
-    path = write_book(tmp_path / "a.xlsx", only=[["name", "mos"], ["a", 1], ["b", 2]])
-    with zipfile.ZipFile(path) as book:
-        parts = {name: book.read(name) for name in book.namelist()}
-    sheet = "xl/worksheets/sheet1.xml"
-    assert b'<dimension ref="A1:B3"' in parts[sheet]
-    parts[sheet] = parts[sheet].replace(b'<dimension ref="A1:B3"', b'<dimension ref="A1:A2"')
-    with zipfile.ZipFile(path, "w") as book:
-        for name, content in parts.items():
-            book.writestr(name, content)
-    assert read_sheet(path, "set") == [("name", "mos"), ("a", 1), ("b", 2)]
-
-
-def test_what_is_wrong_with_a_workbook_is_said(tmp_path):
-    path = tmp_path / "a.xlsx"
-    with pytest.raises(UserError, match="a.xlsx: not a readable workbook: No such file"):
-        read_sheet(path, "set")
-    write_book(path, first=[["name", "grade"]], second=[])
-    with pytest.raises(UserError, match="a.xlsx: no sheet third; found first, second"):
-        read_sheet(path, "set", "third")
-    with pytest.raises(UserError, match="a.xlsx: no row with the columns name, mos; its first row holds name, grade"):
-        under_header(path, read_sheet(path, "set"), ("name", "mos"))
-    with pytest.raises(UserError, match="its first row holds nothing"):
-        under_header(path, read_sheet(path, "set", "second"), ("name", "mos"))
-    whole = path.read_bytes()
-    with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
-        archive.writestr("a.txt", "an archive, but no workbook")
-    for damaged in (whole[: len(whole) // 2], b"", b"<html>", (tmp_path / "other.zip").read_bytes()):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match="a.xlsx: not a readable workbook: ") as raised:
-            read_sheet(path, "set")
-        assert "\n" not in str(raised.value)
-
-
-def test_a_workbook_without_openpyxl_says_what_to_install(tmp_path, monkeypatch):
-    path = write_book(tmp_path / "a.xlsx", first=[["name"]])
-    monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(UserError, match=r"^bid: reading .*a.xlsx needs the package openpyxl: pip install openpyxl$"):
-        read_sheet(path, "bid")
-
-
-def test_short_lines_of_a_csv_have_empty_fields(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_text("score,image\n3\n4,a.png\n")
-    assert list(read_table(path, ("image", "score"))) == [{"score": "3", "image": ""}, {"score": "4", "image": "a.png"}]
 
 
 def test_readers_are_light_to_import():

@@ -1,0 +1,135 @@
+"""The file formats that data sets come in, each as rows; what is wrong with a file is one line for its owner."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError, first_five, reading
+
+
+def number(value: Any) -> float:
+    """A score as a float; nan where it is no number, so that all bad scores can be reported together."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def check_inside(source: Path, names: Iterable[str]) -> None:
+    """Raises UserError if a name leaves the data folder: a data file may not point at the user's other files."""
+    outside = [n for n in names if PurePosixPath(n).is_absolute() or ".." in n.replace("\\", "/").split("/")]
+    if outside:
+        raise UserError(f"{source}: {len(outside)} image names leave its folder: {first_five(outside)}")
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank. Raises UserError."""
+    with reading(path, "not a readable text file", UnicodeDecodeError):
+        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file as dicts; UserError where it is unreadable or lacks a column."""
+    what = "not a readable CSV file"
+    with reading(path, what, UnicodeDecodeError, csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file, restval="")
+        missing = [column for column in columns if column not in (reader.fieldnames or [])]
+        if missing:
+            have = ", ".join(reader.fieldnames or []) or "none"
+            raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}, found {have}")
+        yield from reader
+
+
+def read_json_scores(path: Path) -> dict[str, float]:
+    """A JSON list of {"image", "score"} -> base name -> score. Raises UserError."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        names = [str(e["image"]) for e in entries]
+        scores = [number(e["score"]) for e in entries]
+    except (OSError, ValueError, TypeError, KeyError) as problem:
+        raise UserError(f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}') from None
+    check_inside(path, names)
+    listed = dict(zip((PurePosixPath(name).name for name in names), scores, strict=True))
+    if len(listed) < len(entries):
+        raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
+    return listed
+
+
+def read_mat(path: Path, *variables: str) -> list[tuple]:
+    """Arrays of a MATLAB file (to version 7.2), entry by entry: numbers, and the text of cell arrays of text.
+
+    An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError.
+    """
+    from scipy.io import loadmat  # late: the flags are checked without it
+
+    # The parser meets a damaged file with whatever comes first.
+    with reading(path, "not a readable MAT file", Exception), path.open("rb") as file:
+        content = loadmat(file, variable_names=variables)
+    missing = [name for name in variables if name not in content]
+    if missing:
+        raise UserError(f"{path}: no variable {', '.join(missing)}; expected {', '.join(variables)}")
+    return aligned(path, {name: [_entry(x) for x in np.ravel(content[name])] for name in variables})
+
+
+def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
+    """Rows of columns that must be of one length. Raises UserError."""
+    if len({len(column) for column in columns.values()}) > 1:
+        lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
+        raise UserError(f"{source}: these must be of one length: {lengths}")
+    return list(zip(*columns.values(), strict=True))
+
+
+def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
+    """Rows of a worksheet (None: of the first) of an .xlsx file as tuples of values, without the empty rows.
+
+    `owner` is the data set that needs the file. Raises UserError, also where openpyxl is not installed.
+    """
+    try:
+        from openpyxl import load_workbook  # optional: few data sets come as workbooks
+    except ImportError:
+        raise UserError(f"{owner}: reading {path} needs the package openpyxl: pip install openpyxl") from None
+    # A damaged archive or XML: the parsers raise what they like.
+    with reading(path, "not a readable workbook", Exception), warnings.catch_warnings(), path.open("rb") as file:
+        warnings.simplefilter("ignore")  # about styles and extensions, which hold no data
+        book = load_workbook(file, read_only=True, data_only=True)
+        sheets = {found.title: found for found in book.worksheets}
+        chosen = sheets.get(sheet) if sheet else next(iter(sheets.values()), None)
+        if chosen is None:
+            raise UserError(f"{path}: no sheet {sheet or 'in it'}; found {', '.join(sheets) or 'none'}")
+        chosen.reset_dimensions()  # the size that a file states of itself may be wrong
+        rows = list(chosen.iter_rows(values_only=True))
+    return [row for row in rows if any(value is not None for value in row)]
+
+
+def under_header(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> list[tuple]:
+    """The values of these columns below the first row that names them all, wherever it lies. Raises UserError."""
+    for i, row in enumerate(rows):
+        titles = [str(value).strip().lower() for value in row]
+        if all(column.lower() in titles for column in columns):
+            places = [titles.index(column.lower()) for column in columns]
+            found = [tuple(row[p] if p < len(row) else None for p in places) for row in rows[i + 1 :]]
+            return [values for values in found if any(value is not None for value in values)]
+    seen = first_five(value for value in rows[0] if value is not None) if rows else "nothing"
+    raise UserError(f"{path}: no row with the columns {', '.join(columns)}; its first row holds {seen}")
+
+
+def cell_text(value: object) -> str:
+    """A cell's text; whole numbers without a decimal point, however the workbook keeps them."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return "" if value is None else str(value).strip()
+
+
+def _entry(value: object) -> object:
+    """An entry of a MATLAB array as a number or text; empty text for an empty cell."""
+    while isinstance(value, np.ndarray):  # a cell is an array around its content
+        value = value.flat[0] if value.size == 1 else ""
+    return value.strip() if isinstance(value, str) else value
