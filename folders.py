@@ -1,6 +1,6 @@
 """Data sets on disk -> records. One small reader per data set, saying only how its layout differs.
 
-What they share, and how a reader's rows become records, is in `records.py`.
+What they share, and how a reader's rows become records, is in `reading/records.py`.
 """
 
 from __future__ import annotations
@@ -8,14 +8,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from options import UserError, first_five
-from reading.records import (
-    HERE,
-    Reader,
-    Row,
+from common.errors import UserError, first_five
+from common.files import HERE
+from reading.formats import (
     aligned,
     cell_text,
     number,
@@ -25,7 +23,8 @@ from reading.records import (
     read_sheet,
     read_table,
     under_header,
-)
+)  # fmt: skip
+from reading.records import DataSet, Reader, Row
 
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
 
@@ -145,32 +144,12 @@ class KADID10k(NamedByContent):
     expects = "kadid_test.json or dmos.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
     kinds = (
-        "gaussian blur",
-        "lens blur",
-        "motion blur",
-        "color diffusion",
-        "color shift",
-        "color quantization",
-        "color saturation in HSV",
-        "color saturation in Lab",
-        "JPEG2000 compression",
-        "JPEG compression",
-        "white noise",
-        "white noise in color components",
-        "impulse noise",
-        "multiplicative noise",
-        "denoising",
-        "brightening",
-        "darkening",
-        "mean shift",
-        "jitter",
-        "non-eccentricity patches",
-        "pixelation",
-        "quantization",
-        "color blocks",
-        "oversharpening",
-        "contrast change",
-    )
+        "gaussian blur", "lens blur", "motion blur", "color diffusion", "color shift", "color quantization",
+        "color saturation in HSV", "color saturation in Lab", "JPEG2000 compression", "JPEG compression",
+        "white noise", "white noise in color components", "impulse noise", "multiplicative noise", "denoising",
+        "brightening", "darkening", "mean shift", "jitter", "non-eccentricity patches", "pixelation", "quantization",
+        "color blocks", "oversharpening", "contrast change",
+    )  # fmt: skip
 
     def rows(self) -> list[Row]:
         path = self._file("kadid_test.json", "dmos.csv")
@@ -306,31 +285,14 @@ class TID2013(NamedByContent):
     expects = "mos_with_names.txt and distorted_images/"
     image_folders = (("distorted_images",),)
     kinds = (
-        "additive gaussian noise",
-        "noise in color components",
-        "spatially correlated noise",
-        "masked noise",
-        "high frequency noise",
-        "impulse noise",
-        "quantization noise",
-        "gaussian blur",
-        "denoising",
-        "JPEG compression",
-        "JPEG2000 compression",
-        "JPEG transmission errors",
-        "JPEG2000 transmission errors",
-        "non-eccentricity pattern noise",
-        "local block-wise distortions",
-        "mean shift",
-        "contrast change",
-        "change of color saturation",
-        "multiplicative gaussian noise",
-        "comfort noise",
-        "lossy compression of noisy images",
-        "color quantization with dither",
-        "chromatic aberrations",
+        "additive gaussian noise", "noise in color components", "spatially correlated noise", "masked noise",
+        "high frequency noise", "impulse noise", "quantization noise", "gaussian blur", "denoising",
+        "JPEG compression", "JPEG2000 compression", "JPEG transmission errors", "JPEG2000 transmission errors",
+        "non-eccentricity pattern noise", "local block-wise distortions", "mean shift", "contrast change",
+        "change of color saturation", "multiplicative gaussian noise", "comfort noise",
+        "lossy compression of noisy images", "color quantization with dither", "chromatic aberrations",
         "sparse sampling and reconstruction",
-    )
+    )  # fmt: skip
 
     def rows(self) -> list[Row]:
         path = self._file("mos_with_names.txt")
@@ -413,8 +375,39 @@ DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
 
 
 def find_spaq(spaq_path: Path | None, beside: Path | None = None) -> Path | None:
-    """SPAQ's folder for the cross test: the user's, else `beside`, else spaq/ or spaq-test/; None if in no place."""
+    """SPAQ's folder for a cross test: the user's, else `beside`, else spaq/ or spaq-test/; None if in no place."""
     if spaq_path is not None:
         return spaq_path
     places = [beside] if beside else [HERE / "spaq", HERE / "spaq-test"]
     return next((place for place in places if place.exists()), None)
+
+
+def open_set(
+    name: str, path: Path | None, seed: int | None, lower_is_better: bool = False, beside: Path | None = None
+) -> Reader:
+    """The reader of a set to test on; path None: its default place, for SPAQ `beside` where that is given.
+
+    lower_is_better: of a CSV file. Raises UserError where SPAQ is in none of its places.
+    """
+    if name == "spaq":
+        path = find_spaq(path, beside)
+        if path is None:
+            places = beside or "spaq/ or spaq-test/ beside the scripts"
+            raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
+    return READERS[name](path, seed, lower_is_better and name == "csv")
+
+
+def read_cross_tests(
+    chosen: Mapping[str, Path | None] | None, seed: int, beside: Path | None
+) -> tuple[dict[str, DataSet], list[str]]:
+    """The sets that every epoch is tested on besides, by name, and what the log owes to the user about them.
+
+    chosen: name -> path or None for its default place; None: SPAQ, where it is found, in `beside` where that is
+    given. Raises UserError for a set that was chosen and is not there.
+    """
+    if chosen is None:
+        if (spaq := find_spaq(None, beside)) is None:
+            return {}, ["SPAQ cross test: skipped, found neither spaq/ nor spaq-test/ (--spaq_path gives it)"]
+        chosen = {"spaq": spaq}
+    sets = {name: open_set(name, path, seed, beside=beside).read_for_test()[0] for name, path in chosen.items()}
+    return sets, [] if sets else ["SPAQ cross test: off"]

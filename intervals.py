@@ -14,6 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+import metrics
+
+NAN = float("nan")
 RESAMPLES = 10_000
 LEVEL = 0.95
 # Resamples worked on at a time: few enough that their arrays stay in the processor's cache.
@@ -21,6 +24,17 @@ _CHUNK = 32
 _PAIR_CHUNK = 512
 
 Figures = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval (nan where unknown) and, over seeds, their standard deviation."""
+
+    value: float
+    low: float = NAN
+    high: float = NAN
+    approximate: bool = False
+    deviation: float = NAN
 
 
 @dataclass(frozen=True)
@@ -41,17 +55,17 @@ def fisher(plcc: float, images: int) -> tuple[float, float]:
 
 
 def bonett_wright(srcc: float, images: int) -> tuple[float, float]:
-    """95 % interval of Spearman's correlation: z with variance (1 + r²/2)/(N-3).
-
-    Bonett & Wright, Sample size requirements for estimating Pearson, Kendall and Spearman correlations,
-    Psychometrika 65 (2000). (nan, nan) below 4 images.
-    """
+    """The same of Spearman's: variance (1 + r²/2)/(N-3) (Bonett & Wright, Sample size requirements for estimating
+    Pearson, Kendall and Spearman correlations, Psychometrika 65, 2000)."""
     return _from_z(srcc, images, 1 + srcc**2 / 2)
+
+
+FORMULAS = {"srcc": bonett_wright, "plcc": fisher}
 
 
 def _from_z(r: float, images: int, variance: float) -> tuple[float, float]:
     if images < 4 or not -1 <= r <= 1:
-        return float("nan"), float("nan")
+        return NAN, NAN
     if abs(r) == 1:
         return r, r
     reach = stats.norm.ppf((1 + LEVEL) / 2) * np.sqrt(variance / (images - 3))
@@ -63,8 +77,8 @@ def unpaired_difference(
 ) -> Difference:
     """Difference of two correlations known by value and number of images alone; interval: fisher or bonett_wright.
 
-    The interval is Zou's (Psychological Methods 12, 2007) for independent samples, and p its inversion. Two
-    runs on the same images err alike, so it is wider than a paired one: it sees fewer differences, not more.
+    The interval is Zou's (Psychological Methods 12, 2007) for independent samples, and p its inversion; on the
+    same images it is wider than a paired one.
     """
     (low_a, high_a), (low_b, high_b) = interval(a, images_a), interval(b, images_b)
     low = a - b - np.hypot(a - low_a, high_b - b)
@@ -92,11 +106,9 @@ def resample_counts(images: int, resamples: int, seed: int, chunk: int = _CHUNK)
 def bootstrap(
     metric: str, predictions: np.ndarray, mos: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """The figure of K runs on each resample of N images: predictions (K, N), mos (N,) -> (resamples, K).
-
-    metric: srcc, plcc, krcc (tau-b) or rmse, as in metrics.py; nan where a resample leaves it undefined.
-    """
-    figures = _FIGURES[metric](np.atleast_2d(predictions).astype(np.float64), np.asarray(mos, np.float64))
+    """A figure of metrics.FIGURES on each resample: predictions (K, N), mos (N,) -> (resamples, K); nan: undefined."""
+    of = _FIGURES.get(metric) or (lambda *scores: _one_by_one(metric, *scores))
+    figures = of(np.atleast_2d(predictions).astype(np.float64), np.asarray(mos, np.float64))
     chunk = _PAIR_CHUNK if metric == "krcc" else _CHUNK
     return np.concatenate([figures(counts).T for counts in resample_counts(len(mos), resamples, seed, chunk)])
 
@@ -126,13 +138,11 @@ def _srcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
     def figures(counts: np.ndarray) -> np.ndarray:
         y = rank_mos(counts)
         weighted = y * counts
-        spread_y = np.einsum("nb,nb->b", weighted, y)
-        result = np.empty((len(rankers), counts.shape[1]))
-        for row, ranker in zip(result, rankers):
-            x = ranker(counts)
-            spread_x = np.einsum("nb,nb,nb->b", x, x, counts)
-            row[:] = _ratio(np.einsum("nb,nb->b", x, weighted), spread_x * spread_y)
-        return result
+        spread = np.einsum("nb,nb->b", weighted, y)
+        ranks = (ranker(counts) for ranker in rankers)
+        return np.stack(
+            [_ratio(np.einsum("nb,nb->b", x, weighted), np.einsum("nb,nb,nb->b", x, x, counts) * spread) for x in ranks]
+        )
 
     return figures
 
@@ -171,16 +181,9 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
     runs = [(order_of_pairs(scores) * order_mos, untied(scores)) for scores in predictions]
 
     def figures(counts: np.ndarray) -> np.ndarray:
-        single = counts.astype(np.float32)
-        pairs_mos = untied_mos(counts)
-        return np.stack(
-            [
-                _ratio(
-                    np.einsum("nb,nb->b", (agreement @ single).astype(np.float64), counts), pairs_mos * pairs(counts)
-                )
-                for agreement, pairs in runs
-            ]
-        )
+        single, pairs_mos = counts.astype(np.float32), untied_mos(counts)
+        sums = (np.einsum("nb,nb->b", (agreement @ single).astype(np.float64), counts) for agreement, _ in runs)
+        return np.stack([_ratio(sum_, pairs_mos * pairs(counts)) for sum_, (_, pairs) in zip(sums, runs)])
 
     return figures
 
@@ -188,6 +191,17 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 def _rmse(predictions: np.ndarray, mos: np.ndarray) -> Figures:
     squares = (predictions - mos) ** 2
     return lambda counts: np.sqrt(squares @ counts / len(mos))
+
+
+def _one_by_one(metric: str, predictions: np.ndarray, mos: np.ndarray) -> Figures:
+    """Any figure of metrics.FIGURES, resample by resample: for those that have no faster form here."""
+    of = metrics.FIGURES[metric].of
+
+    def figures(counts: np.ndarray) -> np.ndarray:
+        drawn = [np.repeat(np.arange(len(mos)), column.astype(int)) for column in counts.T]
+        return np.array([[of(scores[images], mos[images]) for images in drawn] for scores in predictions])
+
+    return figures
 
 
 _FIGURES = {"srcc": _srcc, "plcc": _plcc, "krcc": _krcc, "rmse": _rmse}
@@ -204,9 +218,8 @@ def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
     """95 % interval from bootstrap draws (B,): their 2.5th and 97.5th percentile; (nan, nan) without a defined draw."""
     defined = draws[np.isfinite(draws)]
     if not len(defined):
-        return float("nan"), float("nan")
-    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+        return NAN, NAN
+    return tuple(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
 
 
 def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) -> Difference:
@@ -222,20 +235,15 @@ def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) ->
 
 
 def group_difference(
-    figures_a: Sequence[float],
-    figures_b: Sequence[float],
-    draws_a: np.ndarray,
-    draws_b: np.ndarray,
-    seed: int = 0,
+    figures_a: Sequence[float], figures_b: Sequence[float], draws_a: np.ndarray, draws_b: np.ndarray, seed: int = 0
 ) -> Difference:
     """Difference of the means of two groups of seeds, by a bootstrap over images and seeds together.
 
-    figures (a,), (b,): each seed's figure on all images; draws (B, a), (B, b): on the same resamples of images.
-    Each resample of images also draws seeds with replacement. Two corrections: few seeds drawn from few vary
-    too little by (k-1)/k (Rao & Wu, JASA 83, 1988); and part of the seeds' spread is that finitely many images
-    rank them by chance, which the resampled images bring already, so that it is taken out of the spread. The
-    interval and p-value are Student's with Satterthwaite's degrees of freedom, of which images have no
-    shortage. A group of one seed is taken to spread like the other; two such are only as sure as their images.
+    figures (a,), (b,): each seed's figure on all images; draws (B, a), (B, b): on the same resamples of images,
+    each of which also draws seeds. Two corrections: few seeds drawn from few vary too little by (k-1)/k (Rao & Wu,
+    JASA 83, 1988), and the part of the seeds' spread that finitely many images bring by chance is taken out of it.
+    Interval and p-value are Student's with Satterthwaite's degrees of freedom, of which images have no shortage.
+    A group of one seed is taken to spread like the other; two such are only as sure as their images.
     """
     random = np.random.default_rng([seed, len(figures_a), len(figures_b)])
     sides = [(np.asarray(figures, float), draws) for figures, draws in ((figures_a, draws_a), (figures_b, draws_b))]
@@ -268,17 +276,13 @@ def _seed_deviations(figures: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def welch_difference(figures_a: Sequence[float], figures_b: Sequence[float]) -> Difference:
-    """Difference of the means of two groups of seeds, from the figures alone: Welch's t (Biometrika 34, 1947).
-
-    It knows the spread over seeds and nothing of the images. nan for a group of one.
-    """
-    if min(len(figures_a), len(figures_b)) < 2:
-        nan = float("nan")
-        return Difference(float(np.mean(figures_a) - np.mean(figures_b)), nan, nan, nan, approximate=True)
-    parts = [(np.var(figures, ddof=1) / len(figures), len(figures) - 1) for figures in (figures_a, figures_b)]
-    variance = sum(part for part, _ in parts)
-    squares = sum(part**2 / freedom for part, freedom in parts)
+    """The same from the figures alone: Welch's t (Biometrika 34, 1947), which knows seeds alone; nan for one seed."""
     value = float(np.mean(figures_a) - np.mean(figures_b))
+    if min(len(figures_a), len(figures_b)) < 2:
+        return Difference(value, NAN, NAN, NAN, approximate=True)
+    parts = [(np.var(figures, ddof=1) / len(figures), len(figures) - 1) for figures in (figures_a, figures_b)]
+    variance = float(sum(part for part, _ in parts))
+    squares = float(sum(part**2 / freedom for part, freedom in parts))
     return _student(value, variance, variance**2 / squares if squares else np.inf, approximate=True)
 
 
@@ -291,7 +295,7 @@ def _student(value: float, variance: float, freedom: float, approximate: bool = 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for testing several differences at once (Holm, Scand. J. Statist. 6, 1979), in their order."""
-    corrected, largest = [float("nan")] * len(p_values), 0.0
+    corrected, largest = [NAN] * len(p_values), 0.0
     tested = [i for i in range(len(p_values)) if not np.isnan(p_values[i])]
     for rank, i in enumerate(sorted(tested, key=lambda i: p_values[i])):
         largest = max(largest, min(1.0, (len(tested) - rank) * p_values[i]))

@@ -1,7 +1,8 @@
-"""Training losses: from the model's scores and the batch to named parts, `loss` being what is minimised."""
+"""Training losses: from the model's outputs and the batch to named parts, `loss` being what is minimised."""
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 
 import torch
@@ -25,22 +26,31 @@ def ranking_loss(scores: torch.Tensor, mos: torch.Tensor, margin: float) -> torc
 class QualityLoss:
     """(1 - alpha) * L1 + alpha * ranking loss (`form="convex"`), or L1 + alpha * ranking loss (`"additive"`).
 
-    alpha 0..1, 0 switches ranking off; margin in score units. Called with scores (N,) and a batch that
-    has `mos` (N,); returns `loss`, `l1` and, with ranking, `rank` as scalar tensors in fp32.
+    alpha 0..1, 0 switches ranking off; margin in score units. Called with the model's outputs (`scores` (N,)) and a
+    batch that has `mos` (N,); returns `loss` first, then `l1` and, with ranking, `rank`, scalar tensors in fp32.
     """
 
     def __init__(self, alpha: float = 0.0, margin: float = 0.5, form: str = "convex"):
-        self.alpha, self.margin = alpha, margin
+        self.alpha, self.margin, self.form = alpha, margin, form
         self.l1_weight = 1.0 - alpha if form == "convex" else 1.0
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        return ("loss", "l1", "rank") if self.alpha else ("loss", "l1")
-
-    def __call__(self, scores: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        scores, mos = scores.float(), batch["mos"].float()
+    def __call__(
+        self, outputs: Mapping[str, torch.Tensor], batch: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        scores, mos = outputs["scores"].float(), batch["mos"].float()
         l1 = F.l1_loss(scores, mos)
         if not self.alpha:
             return {"loss": l1, "l1": l1}
         rank = ranking_loss(scores, mos, self.margin)
         return {"loss": self.l1_weight * l1 + self.alpha * rank, "l1": l1, "rank": rank}
+
+    def __str__(self) -> str:
+        """What the log says of it, "" of plain L1."""
+        if not self.alpha:
+            return ""
+        return f"Ranking loss enabled: alpha={self.alpha:g}, margin={self.margin:g}, form={self.form}"
+
+
+def make_criterion(options: Namespace) -> QualityLoss:
+    """The loss that a run's flags ask for."""
+    return QualityLoss(options.ranking_loss_alpha, options.ranking_loss_margin, options.ranking_loss_form)

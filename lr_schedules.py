@@ -7,7 +7,8 @@ rebuilds its optimizer from the epoch number alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,9 @@ class Rates:
 
 class Constant:
     """`--lr_scheduler none`: the same rates in every epoch."""
+
+    # Whether the rates of an epoch are the same in a longer run, so that a finished run can be made longer.
+    extendable = True
 
     def __init__(self, lr: float, lr_ratio: float):
         self.lr, self.lr_ratio = lr, lr_ratio
@@ -48,6 +52,8 @@ class Cosine(Constant):
 
     Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts.
     """
+
+    extendable = False
 
     def __init__(self, lr: float, lr_ratio: float, epochs: int, eta_min: float = 1e-6):
         super().__init__(lr, lr_ratio)
@@ -92,11 +98,16 @@ class Step(Constant):
         return f"step, the published procedure (training fixes: {fixes})"
 
 
-def make_schedule(name: str, lr: float, lr_ratio: float, epochs: int, fixes: Iterable[str] = ()) -> Constant:
-    """The schedule that `--lr_scheduler` names: cosine, step or none."""
-    if name == "cosine":
-        return Cosine(lr, lr_ratio, epochs)
-    return Step(lr, lr_ratio, fixes) if name == "step" else Constant(lr, lr_ratio)
+SCHEDULES: dict[str, Callable[[Namespace], Constant]] = {
+    "cosine": lambda o: Cosine(o.lr, o.lr_ratio, o.epochs),
+    "step": lambda o: Step(o.lr, o.lr_ratio, o.training_fixes),
+    "none": lambda o: Constant(o.lr, o.lr_ratio),
+}
+
+
+def make_schedule(options: Namespace) -> Constant:
+    """The schedule that `--lr_scheduler` names, made from the flags that it takes."""
+    return SCHEDULES[options.lr_scheduler](options)
 
 
 def adam_for_epoch(

@@ -2,9 +2,15 @@
 
 Every figure takes two sequences of N numbers (prediction, MOS) and returns a float. Where the figure
 is undefined (fewer than two images, constant or non-finite predictions) it returns nan and never warns.
+`FIGURES`, at the end, names them: log columns, records, medians, tables and curves follow it.
 """
 
 from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -89,3 +95,45 @@ def fitted(prediction, mos) -> np.ndarray | None:
     """Predictions (N,) mapped to the scale of the MOS by the fitted logistic; None where it is undefined."""
     parameters = fit_logistic(prediction, mos)
     return None if parameters is None else logistic(parameters, prediction)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: how it is computed, whether a run records it of every epoch, which way is good, if a fit changes it."""
+
+    of: Callable[..., float]
+    recorded: bool = False
+    higher_is_better: bool = True
+    fitted: bool = False
+
+
+FIGURES = {
+    "srcc": Figure(srcc, recorded=True),
+    "plcc": Figure(plcc, recorded=True, fitted=True),
+    "krcc": Figure(krcc),
+    "rmse": Figure(rmse, higher_is_better=False, fitted=True),
+}
+RECORDED = tuple(name for name, figure in FIGURES.items() if figure.recorded)
+
+
+def recorded(prediction, mos) -> dict[str, float]:
+    """The figures that a run records."""
+    return {name: FIGURES[name].of(prediction, mos) for name in RECORDED}
+
+
+def figure_of(name: str) -> tuple[str, str]:
+    """`srcc` -> (test, srcc), `spaq_srcc` -> (spaq, srcc): a figure's data set and the figure."""
+    part, _, figure = name.rpartition("_")
+    return part or "test", figure
+
+
+def medians(rounds: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    """Medians over the rounds of their best epochs' figures, by part; undefined figures are left out."""
+    parts = dict.fromkeys(part for each in rounds for part, figures in each.items() if isinstance(figures, Mapping))
+    found: dict[str, dict[str, float]] = {}
+    for part in parts:
+        for name in RECORDED:
+            values = [each[part][name] for each in rounds if part in each and not math.isnan(each[part][name])]
+            if values:
+                found.setdefault(part, {})[name] = statistics.median(values)
+    return found

@@ -2,7 +2,7 @@
 
 Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", CVPR 2020.
 
-    images (N, 3, H, W), ImageNet-normalised
+    images (N, 3, H, W), normalised as the backbone asks
       -> backbone: four stage maps (N, C_i, H/4..H/32, W/4..W/32)
            -> LDA: target_in_vec (N, 224), what the target network sees
            -> fusion: (N, C_last, 7, 7) -> conv1: (N, 112, 7, 7) -> generators: weights and biases per image
@@ -13,8 +13,9 @@ Parameter names are those of the public implementation, so checkpoints travel bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
@@ -28,6 +29,8 @@ HYPER_CHANNELS = 112
 LDA_CHANNELS = (16, 32, 64)
 LDA_GRIDS = (8, 4, 2)
 LDA_WIDTH = 16
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
@@ -35,12 +38,32 @@ class Backbone(nn.Module):
 
     A subclass sets `prefix` (its name in HyperNet's state dict), `hidden` (widths of the hyper network's
     first two convs) and `pretrained_part` (the module an ImageNet state dict belongs to), calls
-    `add_lda(channels)` and implements `stage_maps`.
+    `add_lda(channels)` and implements `stage_maps`; where its pixels are not ImageNet's, `set_normalisation`.
     """
 
     prefix: str
     hidden: tuple[int, int]
     channels: tuple[int, ...]
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Mean and standard deviation of RGB values 0..1; kept on the device: making them anew makes the host wait."""
+        self.normalisation = {"mean": list(mean), "std": list(std)}  # as a checkpoint's description keeps it
+        for name, value in self.normalisation.items():
+            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+
+    def normalised(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches uint8 (N, P, P, 3) -> fp32 (N, 3, P, P), channels last in memory."""
+        return (patches.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+
+    @property
+    def pretrained_part(self) -> nn.Module:
+        raise NotImplementedError
 
     def add_lda(self, channels: Sequence[int]) -> None:
         """Local distortion aware modules for stage maps with these channel counts."""
@@ -83,7 +106,7 @@ class ResNetBackbone(Backbone):
         for child, module in resnet.named_children():
             if child not in ("avgpool", "fc"):
                 self.add_module(child, module)
-        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        stages: Any = (self.layer1, self.layer2, self.layer3, self.layer4)
         # The last block's last batch norm has the stage's width, in basic blocks and in bottlenecks.
         self.add_lda([[m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features for s in stages])
 
@@ -92,9 +115,10 @@ class ResNetBackbone(Backbone):
         return self
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        own: Any = self
+        x = own.maxpool(own.relu(own.bn1(own.conv1(images))))
         maps = []
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+        for stage in (own.layer1, own.layer2, own.layer3, own.layer4):
             x = stage(x)
             maps.append(x)
         return maps
@@ -119,10 +143,14 @@ class TargetNet(nn.Module):
 
 
 class HyperNet(nn.Module):
-    """Images (N, 3, H, W) -> scores (N,), on the scale of the MOS it was trained on. One class for every backbone.
+    """Images (N, 3, H, W) -> `scores` (N,), on the scale of the MOS it was trained on, and pooled `features` (N, C).
 
-    Its halves are public: `target_weights(images)` gives the dict that `target_net(weights)` takes.
+    One class for every backbone; the features are the mean of its last stage map. The two halves are public:
+    `target_weights(images)` gives the dict that `target_net(weights)` takes.
     """
+
+    # Settings that shape the model, beside those that shape its backbone.
+    choices = ("fusion",)
 
     def __init__(self, backbone: Backbone, fusion: str = "none"):
         super().__init__()
@@ -142,7 +170,7 @@ class HyperNet(nn.Module):
         self.fc5b_fc = nn.Linear(HYPER_CHANNELS, 1)
         for name, module in self.named_children():
             if name.startswith("fc"):
-                nn.init.kaiming_normal_(module.weight)
+                nn.init.kaiming_normal_(module.get_parameter("weight"))
         self.target_net = TargetNet()
 
     @property
@@ -157,14 +185,16 @@ class HyperNet(nn.Module):
 
     def target_weights(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images (N, 3, H, W) -> the target network's input and weights, under the public keys."""
-        maps = self.backbone.stage_maps(images)
+        return self._weights_from(self.backbone.stage_maps(images))
+
+    def _weights_from(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
         hyper = self.conv1(self.fusion(maps))
         for i, (n_in, n_out) in enumerate(zip(TARGET_SIZES[:-2], TARGET_SIZES[1:-1]), 1):
             generated = getattr(self, f"fc{i}w_conv")(hyper)
             weights[f"target_fc{i}w"] = generated.reshape(-1, n_out, n_in, 1, 1)
         # Biases and the last layer set the score's level: in bf16 a score of 80 has steps of 0.5.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(hyper.device.type, enabled=False):
             pooled = hyper.float().mean((2, 3))
             for i in range(1, len(TARGET_SIZES) - 1):
                 weights[f"target_fc{i}b"] = getattr(self, f"fc{i}b_fc")(pooled)
@@ -172,5 +202,11 @@ class HyperNet(nn.Module):
             weights["target_fc5b"] = self.fc5b_fc(pooled)
         return weights
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.target_net(self.target_weights(images))
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = self.backbone.stage_maps(images)
+        return {"scores": self.target_net(self._weights_from(maps)), "features": pool_to(maps[-1], 1).flatten(1)}
+
+
+def hypernet(backbone: Backbone, choices: Mapping) -> HyperNet:
+    """The HyperNet of a run's settings or a checkpoint's description; what they do not say takes its default."""
+    return HyperNet(backbone, **{name: choices[name] for name in HyperNet.choices if name in choices})

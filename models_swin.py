@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from typing import Any
 
 import huggingface_hub
 import timm
 import torch
 
 from checkpoints import check_reachable
+from common.errors import UserError
 from models import Backbone
-from options import UserError
 
 # Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.
-OWN_SWINS = {
+OWN_SWINS: dict[str, dict[str, Any]] = {
     "swin_nano": {
         "architecture": "swin_tiny_patch4_window7_224",
         "embed_dim": 32,
@@ -51,7 +52,7 @@ class SwinBackbone(Backbone):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.backbone = timm.create_model(
+                self.backbone: Any = timm.create_model(
                     architecture, pretrained=pretrained, features_only=True, img_size=patch_size, **own
                 )
         except (AssertionError, ValueError) as problem:
@@ -63,7 +64,7 @@ class SwinBackbone(Backbone):
                     torch.nn.init.xavier_uniform_(module.weight)
         # Older timm says it on the wrapped model's class alone; it is never guessed from shapes.
         self.channels_last = str(getattr(self.backbone.output_fmt, "value", self.backbone.output_fmt)) == "NHWC"
-        self.add_lda(self.backbone.feature_info.channels())
+        self.add_lda(self.backbone.feature_info.channels())  # type: ignore[union-attr, operator]
 
     @property
     def pretrained_part(self) -> torch.nn.Module:

@@ -10,8 +10,8 @@ import scipy.io
 from helpers import score_of, write_book, write_dir, write_images, write_koniq, write_spaq
 from releases import CSIQ_HEADER, RELEASES, write_csiq, write_live, write_official_spaq
 
+from common.errors import UserError
 from folders import DEFAULT_RESIZE, READERS, Demo, KonIQ10k, find_spaq
-from options import UserError
 from reading.records import DataSet
 
 
@@ -470,7 +470,7 @@ def test_a_set_that_comes_as_a_workbook_says_what_to_install(form, file, tmp_pat
     RELEASES[form][0](write_dir(tmp_path))
     code = (
         "import sys; sys.modules['openpyxl'] = None\n"
-        "from folders import READERS\nfrom options import run_tool\n"
+        "from folders import READERS\nfrom common.cli import run_tool\n"
         f"run_tool(lambda: READERS[{form.split()[0]!r}]({str(tmp_path)!r}).read())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -35,6 +35,20 @@ def test_every_resample_has_the_figure_that_scipy_gives_it(metric, levels):
         assert row == pytest.approx([SCIPY[metric](p[drawn], mos[drawn]) for p in predictions], abs=1e-12)
 
 
+def test_a_figure_without_a_fast_form_is_resampled_one_by_one(monkeypatch):
+    def largest_error(prediction, mos):
+        return float(np.abs(prediction - mos).max())
+
+    monkeypatch.setitem(metrics.FIGURES, "worst", metrics.Figure(largest_error))
+    predictions, mos = two_runs(20)
+    draws = intervals.bootstrap("worst", predictions, mos, resamples=40, seed=5)
+    counts = np.concatenate([c.T for c in intervals.resample_counts(20, 40, 5)]).astype(int)
+    assert draws.shape == (40, 2) and len(np.unique(draws)) > 2
+    for row, count in zip(draws, counts):
+        drawn = np.repeat(np.arange(20), count)
+        assert row.tolist() == [largest_error(p[drawn], mos[drawn]) for p in predictions]
+
+
 def test_resamples_are_a_multinomial_and_a_function_of_the_seed():
     counts = np.concatenate(list(intervals.resample_counts(20, 5000, 1)), axis=1)
     assert counts.shape == (20, 5000)

@@ -36,7 +36,7 @@ def test_ranking_loss_without_a_pair_is_zero_and_differentiable(n):
 
 
 def test_named_parts_and_both_forms():
-    scores, batch = torch.tensor([10.0, 30.0, 20.0]), {"mos": torch.tensor([12.0, 25.0, 26.0])}
+    scores, batch = {"scores": torch.tensor([10.0, 30.0, 20.0])}, {"mos": torch.tensor([12.0, 25.0, 26.0])}
     l1, rank = (2 + 5 + 6) / 3, plain_ranking_loss([10, 30, 20], [12, 25, 26], 0.5)
     convex = QualityLoss(0.3, 0.5)(scores, batch)
     additive = QualityLoss(0.3, 0.5, "additive")(scores, batch)
@@ -48,5 +48,5 @@ def test_named_parts_and_both_forms():
 
 
 def test_loss_is_taken_in_fp32():
-    scores = torch.tensor([80.2], dtype=torch.bfloat16)
+    scores = {"scores": torch.tensor([80.2], dtype=torch.bfloat16)}
     assert QualityLoss(0.3)(scores, {"mos": torch.tensor([80.0])})["loss"].dtype == torch.float32

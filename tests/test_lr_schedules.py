@@ -1,15 +1,20 @@
 import itertools
+from argparse import Namespace
 
 import pytest
 import torch
 from helpers import fill_by_recipe, recipe_images
 
 from losses import QualityLoss
-from lr_schedules import Rates, adam_for_epoch, make_schedule
+from lr_schedules import SCHEDULES, Rates, adam_for_epoch
 from models import HyperNet, ResNetBackbone
 
 LR, RATIO = 2e-5, 10
 COMBINATIONS = [c for n in range(4) for c in itertools.combinations(("filter", "backbone_lr", "optimizer_state"), n)]
+
+
+def make_schedule(name, lr, lr_ratio, epochs, fixes=()):
+    return SCHEDULES[name](Namespace(lr=lr, lr_ratio=lr_ratio, epochs=epochs, training_fixes=fixes))
 
 
 def a_run(schedule, epochs, steps_per_epoch=3):

@@ -2,8 +2,8 @@ import pytest
 import torch
 from helpers import fill_by_recipe, recipe_images
 
-from models import TARGET_SIZES, HyperNet, ResNetBackbone, TargetNet
-from models_swin import SwinBackbone
+import backbones
+from models import TARGET_SIZES, HyperNet, TargetNet
 
 # Measured on the public implementations: weights by recipe, eval mode, four images, seed 0, fp32.
 GOLDEN = {
@@ -35,8 +35,7 @@ FIRST_BACKBONE_KEYS = {
 
 
 def build(name: str, fusion: str = "none", patch_size: int = 224) -> HyperNet:
-    backbone = SwinBackbone(name, False, patch_size) if name.startswith("swin") else ResNetBackbone(name)
-    return HyperNet(backbone, fusion)
+    return HyperNet(backbones.build(name, patch_size=patch_size), fusion)
 
 
 def public_head(prefix: str, channels: tuple[int, ...], hidden: tuple[int, int]) -> dict[str, tuple[int, ...]]:
@@ -106,7 +105,7 @@ def test_batch_of_one_scores_as_within_a_batch(name, fusion, patch_size):
     model = build(name, fusion, patch_size).eval()
     images = torch.randn(3, 3, patch_size, patch_size)
     with torch.no_grad():
-        together, alone = model(images), torch.cat([model(image[None]) for image in images])
+        together, alone = model(images)["scores"], torch.cat([model(image[None])["scores"] for image in images])
     assert together.shape == (3,)
     assert torch.allclose(together, alone, atol=1e-4)
 
@@ -119,7 +118,8 @@ def test_other_resnets(name, channels):
     model = build(name).eval()
     assert model.backbone.channels == channels
     with torch.no_grad():
-        assert model(torch.zeros(1, 3, 224, 224)).shape == (1,)
+        outputs = model(torch.zeros(1, 3, 224, 224))
+    assert outputs["scores"].shape == (1,) and outputs["features"].shape == (1, channels[-1])
 
 
 def test_parameter_groups_are_the_whole_model_once():
@@ -148,8 +148,8 @@ def test_scores_keep_fp32_under_bf16_autocast():
     torch.nn.init.constant_(model.fc5b_fc.bias, 80.0)
     images = torch.randn(8, 3, 64, 64)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        scores = model(images)
+        scores = model(images)["scores"]
     assert scores.dtype == torch.float32
     assert not torch.equal(scores, scores.bfloat16().float())
     with torch.no_grad():
-        assert torch.allclose(scores, model(images), atol=0.3)
+        assert torch.allclose(scores, model(images)["scores"], atol=0.3)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from common.errors import UserError
 from models import HyperNet
 from models_swin import SwinBackbone
-from options import UserError
 
 FAMILIES = ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "swinv2_cr_tiny_224", "swin_s3_tiny_224"]
 
@@ -16,7 +16,7 @@ def test_every_family_gives_channels_first_maps(name, patch_size):
         maps = backbone.stage_maps(torch.randn(1, 3, patch_size, patch_size))
     sides = [patch_size // s for s in (4, 8, 16, 32)]
     assert [tuple(m.shape[1:]) for m in maps] == [(c, s, s) for c, s in zip(backbone.channels, sides)]
-    assert HyperNet(backbone).eval()(torch.randn(1, 3, patch_size, patch_size)).shape == (1,)
+    assert HyperNet(backbone).eval()(torch.randn(1, 3, patch_size, patch_size))["scores"].shape == (1,)
 
 
 def test_stochastic_depth_is_kept():
