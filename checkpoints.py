@@ -10,20 +10,21 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import threading
 import urllib.error
 import urllib.request
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import safetensors.torch
 import torch
 
-from options import UserError, first_five
+from common.errors import UserError, first_five, reading
+from common.files import write_whole
+from common.run_files import plain
 
 DESCRIPTION_FORMAT = 1
 # What no model can be used without; a description holds more.
@@ -34,67 +35,17 @@ DESCRIBED = (
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
 
 
-class _Watched:
-    """A file for writing that remembers why a write failed: torch.save hides it behind an error of its own."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.problem = file, None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as problem:
-            self.problem = problem
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
-def write_whole(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call `write(file)` on a temporary file beside `path` and move it there once it is safely on the disk.
-
-    A crash leaves the old file or the new one, never a part. Raises UserError naming the file where the
-    disk is full or the folder can't be written.
-    """
-    temporary, watched = None, None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(descriptor, "wb") as file:
-            watched = _Watched(file)
-            write(watched)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes private files; a result is as readable as any other file of the user's.
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except (OSError, RuntimeError) as error:
-        problem = error if isinstance(error, OSError) else getattr(watched, "problem", None)
-        if problem is None:
-            raise
-        raise UserError(f"{path}: cannot be written: {problem.strerror or problem}") from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def portable_state(model: torch.nn.Module, description: Mapping[str, object] | None = None) -> OrderedDict:
+def portable_state(model: torch.nn.Module, description: Mapping[str, Any] | None = None) -> OrderedDict:
     """The model's state dict on the CPU under its public names, with the description in its metadata."""
     state = model.state_dict()
     clean = OrderedDict(
         (_public_name(name), tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
         for name, tensor in state.items()
     )
-    clean._metadata = OrderedDict(version=1)
+    metadata: dict[str, Any] = OrderedDict(version=1)
     if description is not None:
-        clean._metadata["hyperiqa"] = _portable(description)
+        metadata["hyperiqa"] = _portable(description)
+    clean._metadata = metadata  # type: ignore[attr-defined]
     return clean
 
 
@@ -103,14 +54,14 @@ def _public_name(name: str) -> str:
     return re.sub(r"^((module|_orig_mod)\.)+", "", name)
 
 
-def _portable(description: Mapping[str, object]) -> dict[str, object]:
+def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
     """A description as files carry it: with its format, without `load_model`'s note on where it came from."""
     return {"format": DESCRIPTION_FORMAT, **{k: v for k, v in description.items() if k != "described"}}
 
 
-def description_json(description: Mapping[str, object]) -> str:
+def description_json(description: Mapping[str, Any]) -> str:
     """A description as JSON for files that are no pickles; undefined figures (nan) are null."""
-    return json.dumps(json.loads(json.dumps(_portable(description)), parse_constant=lambda _: None))
+    return json.dumps(plain(_portable(description)))
 
 
 def save(path: Path, content: object) -> None:
@@ -118,7 +69,7 @@ def save(path: Path, content: object) -> None:
     write_whole(path, lambda file: torch.save(content, file))
 
 
-def load(path: Path) -> object:
+def load(path: Path) -> Any:
     """What `save` wrote, tensors and plain values alone, on the CPU. Raises UserError for anything else."""
     try:
         with warnings.catch_warnings():
@@ -142,7 +93,7 @@ def _reason(problem: Exception) -> str:
     return getattr(problem, "strerror", None) or (text.splitlines() or [type(problem).__name__])[0]
 
 
-def save_last(folder: Path, state: Mapping[str, object]) -> None:
+def save_last(folder: Path, state: Mapping[str, Any]) -> None:
     """Write `last.pt`; the one before stays as `previous.pt`. At every moment one of them is whole."""
     last, previous = folder / "last.pt", folder / "previous.pt"
     if last.exists():
@@ -156,7 +107,7 @@ def save_last(folder: Path, state: Mapping[str, object]) -> None:
     save(last, state)
 
 
-def load_last(folder: Path) -> tuple[dict[str, object], str]:
+def load_last(folder: Path) -> tuple[dict[str, Any], str]:
     """The state that `save_last` wrote, and what to tell the user where `last.pt` was damaged (else "").
 
     Raises UserError where neither file can be read.
@@ -179,7 +130,14 @@ def newest_round(folder: Path) -> Path:
     return rounds[-1].parent if rounds else folder
 
 
-def description_of(state: object) -> dict[str, object] | None:
+def remove_models(folder: Path, keep: Iterable[str]) -> None:
+    """Remove the best models in a folder that are not named."""
+    for path in folder.glob("best_model_srcc_*.pkl"):
+        if path.name not in keep:
+            path.unlink()
+
+
+def description_of(state: object) -> dict[str, Any] | None:
     """The description that `portable_state` put into a loaded state dict; None if it has none."""
     return getattr(state, "_metadata", {}).get("hyperiqa")
 
@@ -197,12 +155,13 @@ def find_model(path: Path) -> Path:
     return models[-1]
 
 
-def load_model(path: Path) -> tuple[OrderedDict, dict[str, object]]:
+def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     """(state dict under the public names, description) of a model file: ours, the public HyperIQA's or its Swin's.
 
     What carries no description is recognised by its parameter names and described as the public code uses it
     (`described` is False then). Raises UserError for what is no such model.
     """
+    state: Any
     if path.suffix == ".safetensors":
         state, description = _load_safetensors(path)
     else:
@@ -229,7 +188,7 @@ def _unwrapped(path: Path, state: object) -> Mapping[str, torch.Tensor]:
     return state
 
 
-def _check_description(path: Path, description: object) -> None:
+def _check_description(path: Path, description: Any) -> None:
     number = description.get("format") if isinstance(description, Mapping) else None
     if not isinstance(number, int):
         raise UserError(f"{path}: its description is damaged: expected a format number, found {description!r:.60}")
@@ -270,7 +229,7 @@ _SWINS = {
 }
 
 
-def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, object]:
+def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """How the public code uses a model with these parameters; UserError where it is none that we can build."""
 
     def blocks(prefix: str) -> int:
@@ -309,22 +268,22 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
     }
 
 
-def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object] | None]:
-    try:
-        with safetensors.safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("hyperiqa")
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text) if text else None  # noqa: SIM118
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (OSError, ValueError, safetensors.SafetensorError) as problem:
-        raise UserError(f"{path}: not a safetensors file: {problem}") from None
+def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    with (
+        reading(path, "not a safetensors file", ValueError, safetensors.SafetensorError),
+        safetensors.safe_open(path, "pt") as file,
+    ):
+        text = (file.metadata() or {}).get("hyperiqa")
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text) if text else None  # noqa: SIM118
 
 
-def save_safetensors(path: Path, state: Mapping[str, torch.Tensor], description: Mapping[str, object]) -> None:
+def save_safetensors(path: Path, state: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
     """The same content as a best model's: tensors under the public names, the description as JSON in the metadata."""
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     data = safetensors.torch.save(tensors, {"format": "pt", "hyperiqa": description_json(description)})
-    write_whole(path, lambda file: file.write(data))
+    write_whole(path, data)
 
 
 def check_reachable(url: str, seconds: float = 12) -> None:

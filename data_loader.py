@@ -1,284 +1,48 @@
-"""From image files to batches of patches: the image cache, crop positions, loaders.
+"""From records to batches of patches: a data set's decoded images, crop positions, loaders.
 
-Everything random is addressed: an epoch's order, crops and flips are a pure function of (seed, epoch),
-so workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3), and are flipped and
+Everything random is addressed: an epoch's order, crops and augmentations are a pure function of (seed, epoch),
+so workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3), and are augmented and
 normalised where the model is.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-import os
-import shutil
 import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from checkpoints import write_whole
-from options import UserError
-from reading.images import decode, fitted_size, resize_image
+import augmentations
+from common.device import Hardware
+from common.errors import UserError
+from common.files import HERE
+from folders import READERS, read_cross_tests
+from reading.cache import ImageCache, put_on_gpu
+from reading.records import DataSet, Record, take_validation
+from run_log import RunLog
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 # The public code draws its random test crops anew in every run; ours come from this seed.
 TEST_CROP_SEED = 20
 SCORE_BATCH = 64
-CACHE_FORMAT = 1  # raise it when decoding or resizing changes
-COPY_BYTES = 2**28
 
 
-# ----------------------------------------------------------------------------------------------- cache
-class ImageCache:
-    """The resized images of a data set as uint8, one after the other in one buffer: a mapped file, or memory.
-
-    `cache[i]` is image i as (H, W, 3); `sizes` (n, 2) holds heights and widths, `upscaled` how many images
-    were smaller than `min_side`, `index` the number of each path, `bad` why a file could not be read (its
-    image is empty or unfinished). With `cache_dir` the images lie in a file there, keyed by everything that
-    they depend on, which the next run maps into memory instead of decoding; without, they are decoded into
-    memory. Raises UserError where the cache cannot be written.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        paths: Sequence[Path],
-        resize: str,
-        min_side: int,
-        cache_dir: Path | None = None,
-        exif_rotate: bool = False,
-    ):
-        self.name, self.paths, self.resize, self.min_side = name, list(paths), resize, min_side
-        self.exif_rotate = exif_rotate
-        self.index = {path: i for i, path in enumerate(self.paths)}
-        self.on_gpu: torch.Tensor | None = None
-        if cache_dir is None:
-            self.folder = None
-            self._build_in_memory()
-        else:
-            self.files = self._source_files()
-            settings = [CACHE_FORMAT, resize, min_side, exif_rotate, self.files]
-            key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-            self.folder = cache_dir / f"{name}_{resize}_{key[:16]}"
-            self.was_there = self._open() or self._build_in_folder()
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        height, width = self.sizes[i]
-        return self.buffer[self.offsets[i] : self.offsets[i + 1]].reshape(height, width, 3)
-
-    @property
-    def bytes(self) -> int:
-        return int(self.offsets[-1])
-
-    def crops(self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int) -> torch.Tensor:
-        """Crops side x side at (top, left) of the images: uint8 (n, side, side, 3), where the cache lies."""
-        places = zip(images.tolist(), top.tolist(), left.tolist(), strict=True)
-        if self.on_gpu is not None:
-            return torch.stack([self._gpu_image(i)[y : y + side, x : x + side] for i, y, x in places])
-        out = np.empty((len(images), side, side, 3), np.uint8)
-        for k, (i, y, x) in enumerate(places):
-            out[k] = self[i][y : y + side, x : x + side]
-        return torch.from_numpy(out)
-
-    def to_gpu(self, device: torch.device) -> None:
-        """Copy all images to the device, from where crops are taken from now on."""
-        self.on_gpu = torch.empty(self.bytes, dtype=torch.uint8, device=device)
-        for start in range(0, self.bytes, COPY_BYTES):  # piecewise: the mapped file need not fit into memory
-            piece = torch.from_numpy(np.array(self.buffer[start : start + COPY_BYTES]))
-            self.on_gpu[start : start + len(piece)] = piece.to(device)
-
-    def _gpu_image(self, i: int) -> torch.Tensor:
-        height, width = self.sizes[i].tolist()
-        return self.on_gpu[self.offsets[i] : self.offsets[i + 1]].view(height, width, 3)
-
-    # Building: the headers give all sizes, the sizes the place of every image, and all cores fill the places.
-    def _build(self, begin: Callable[[], None], keep: Callable[[int, np.ndarray], None]) -> None:
-        """Decode all images: begin() once their sizes are known, then keep(i, image) for each, from any thread."""
-        self.was_there = False
-        self.bad: dict[Path, str] = {}
-        threads = torch.get_num_threads()
-        # Images are the unit of work: with several threads to an image, too, they would wait for each other.
-        with ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = list(pool.map(partial(self._tried, self._fitted_size), self.paths))
-            self._set_sizes([each[0] if each else (0, 0) for each in found])
-            self.upscaled = sum(each[1] for each in found if each)
-            begin()
-            jobs = pool.map(partial(self._fill, keep), range(len(self)), self.paths)
-            try:
-                for _ in tqdm(jobs, f"Decoding {self.name}", len(self), unit="image", leave=False):
-                    pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-            finally:
-                torch.set_num_threads(threads)
-
-    def _fitted_size(self, path: Path, exif_rotate: bool) -> tuple[tuple[int, int], bool]:
-        return fitted_size(path, self.resize, self.min_side, exif_rotate)
-
-    def _tried(self, work: Callable, path: Path):
-        """`work(path)`; a ValueError is noted as the path's, so that all bad files are found at once."""
-        try:
-            return work(path, self.exif_rotate)
-        except ValueError as problem:
-            self.bad[path] = str(problem)
-
-    def _fill(self, keep: Callable[[int, np.ndarray], None], i: int, path: Path) -> None:
-        if path not in self.bad and (image := self._tried(decode, path)) is not None:
-            keep(i, resize_image(image, *self.sizes[i]))
-
-    def _build_in_memory(self) -> None:
-        def begin() -> None:
-            self.buffer = np.empty(self.bytes, np.uint8)
-
-        def keep(i: int, image: np.ndarray) -> None:
-            self[i][:] = image
-
-        self._build(begin, keep)
-
-    def _set_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
-        self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
-        self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1) * 3)])
-
-    # The file: a folder with the images and their index, which appears under its name only when it is complete.
-    def _source_files(self) -> list[tuple[str, int, int]]:
-        return [(str(path.resolve()), *_size_and_time(path)) for path in self.paths]
-
-    def _open(self) -> bool:
-        """Map the finished cache; False if there is none."""
-        try:
-            index = json.loads((self.folder / "index.json").read_text())
-            self._set_sizes(index["sizes"])
-            self.upscaled, self.bad = index["upscaled"], {Path(p): reason for p, reason in index["bad"].items()}
-            # Mode c: a stray write would change this process's view, never the file. An empty file cannot be mapped.
-            file = self.folder / "images.u8"
-            self.buffer = np.memmap(file, np.uint8, "c", shape=(self.bytes,)) if self.bytes else np.empty(0, np.uint8)
-        except (OSError, ValueError, KeyError):
-            return False
-        return True
-
-    def _build_in_folder(self) -> bool:
-        """Build the cache, or wait for the run that is building it; returns whether another run built it."""
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                print(f"{self.name}: waiting for another run that is decoding the same images", file=sys.stderr)
-                lock.acquire()
-            try:
-                if self._open():
-                    return True
-                self._build_under_lock()
-            finally:
-                lock.release()
-        except OSError as problem:
-            raise UserError(
-                f"{problem.filename or self.folder}: the image cache cannot be written: {problem.strerror}; "
-                "give --cache_dir PATH or --no_cache"
-            ) from None
-        if not self._open():
-            raise RuntimeError(f"{self.folder} cannot be opened though it was just built")
-        return False
-
-    def _build_under_lock(self) -> None:
-        """As no one else is building, half-built folders are those of killed runs."""
-        temporary = self.folder.with_name(f".{self.folder.name}.tmp")
-        for leftover in (temporary, self.folder):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            self._build_file(temporary)
-            temporary.rename(self.folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self._remove_stale()
-
-    def _build_file(self, folder: Path) -> None:
-        # Written, not mapped: on a full disk a write fails, where a mapped page would kill the process.
-        with (folder / "images.u8").open("wb") as file:
-            turn = threading.Lock()
-
-            def keep(i: int, image: np.ndarray) -> None:
-                with turn:
-                    file.seek(self.offsets[i])
-                    file.write(image)
-
-            self._build(lambda: file.truncate(self.bytes), keep)
-            file.flush()
-            os.fsync(file.fileno())
-        bad = {str(path): reason for path, reason in self.bad.items()}
-        index = {"sizes": self.sizes.tolist(), "upscaled": self.upscaled, "bad": bad, "files": self.files}
-        write_whole(folder / "index.json", lambda file: file.write(json.dumps(index).encode()))
-
-    def _remove_stale(self) -> None:
-        """Delete this data set's caches whose source files have changed or gone since they were built."""
-        for folder in self.folder.parent.glob(f"{self.name}_{self.resize}_*"):
-            try:
-                files = json.loads((folder / "index.json").read_text())["files"]
-                fresh = all(_size_and_time(Path(path)) == (size, time) for path, size, time in files)
-            except (OSError, ValueError, KeyError):
-                fresh = False
-            if not fresh:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    """Bytes and nanoseconds; (-1, -1) for what is gone, which decoding will then report."""
-    try:
-        found = path.stat()
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
-
-
-def put_on_gpu(caches: Iterable[ImageCache], choice: str, device: torch.device) -> str:
-    """Move the caches to the GPU where `--cache_device` (auto, cpu, cuda) says so; returns where they are and why.
-
-    auto: on a CUDA device on which they take at most half of the free memory.
-    """
-    caches = list(caches)
-    if device.type != "cuda" or choice == "cpu":
-        return "cpu"
-    need, free = sum(cache.bytes for cache in caches), torch.cuda.mem_get_info(device)[0]
-    if choice == "auto" and need > free / 2:
-        return f"cpu ({need / 2**30:.1f} GiB would take over half of the {free / 2**30:.1f} GiB free on the GPU)"
-    try:
-        for cache in caches:
-            cache.to_gpu(device)
-    except torch.cuda.OutOfMemoryError:
-        raise UserError(f"--cache_device cuda: {need / 2**30:.1f} GiB of images do not fit on {device}") from None
-    return str(device)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-# ---------------------------------------------------------------------------------------------- patches
 @dataclass(frozen=True)
 class Patches:
-    """Where patches lie: image number, top, left and whether flipped, each (n,), in the order of their use."""
+    """Where patches lie: image number, top and left, each (n,), in the order of their use.
+
+    drawn: augmentation -> what it does to each patch, (n, …). address: (seed, epoch) of training patches.
+    """
 
     image: np.ndarray
     top: np.ndarray
     left: np.ndarray
-    flip: np.ndarray
+    drawn: Mapping[str, np.ndarray] = field(default_factory=dict)
+    address: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image)
@@ -289,8 +53,15 @@ def addressed_seed(*address: int) -> np.random.SeedSequence:
     return np.random.SeedSequence(address)
 
 
-def train_patches(sizes: np.ndarray, patch_size: int, per_image: int, seed: int, epoch: int) -> Patches:
-    """`per_image` random crops with random flips of each image, all shuffled together: a function of (seed, epoch).
+def train_patches(
+    sizes: np.ndarray,
+    patch_size: int,
+    per_image: int,
+    seed: int,
+    epoch: int,
+    augment: Iterable[str] = augmentations.DEFAULT,
+) -> Patches:
+    """`per_image` random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
 
     sizes: (n, 2) heights and widths. `seed` is the round's own, so round 2 of seed 7 is round 1 of seed 8.
     """
@@ -298,7 +69,7 @@ def train_patches(sizes: np.ndarray, patch_size: int, per_image: int, seed: int,
     image = rng.permutation(np.repeat(np.arange(len(sizes)), per_image))
     room = sizes[image] - patch_size + 1
     top, left = (rng.random((len(image), 2)) * room).astype(np.int64).T
-    return Patches(image, top, left, rng.random(len(image)) < 0.5)
+    return Patches(image, top, left, augmentations.draw(augment, rng, len(image)), (seed, epoch))
 
 
 def _grid(height: int, width: int, patch_size: int, number: int) -> list[tuple[int, int]]:
@@ -330,47 +101,169 @@ def test_patches(sizes: np.ndarray, patch_size: int, crop: str = "center", numbe
             places = [tuple(p) for p in (rng.random((number, 2)) * (room + 1)).astype(np.int64)]
         rows += [(i, top, left) for top, left in places]
     image, top, left = np.array(rows, np.int64).reshape(-1, 3).T
-    return Patches(image, top, left, np.zeros(len(image), bool))
+    return Patches(image, top, left)
 
 
 class PatchBatches(torch.utils.data.Dataset):
-    """Batch b of a list of patches: `patches` uint8 (B, P, P, 3), `flip` (B,), `mos` (B,), `image` (B,).
+    """Batch b of a list of patches: `patches` uint8 (B, P, P, 3), `mos` (B,), `image` (B,), what augmentations drew.
 
-    images: cache numbers of the images that `patches.image` counts; mos: their scores. The last, smaller
-    batch is kept.
+    Patches with an address also bring `seed`, the torch generators' for the step on this batch. images: cache numbers
+    of the images that `patches.image` counts; mos: their scores. The last, smaller batch is kept.
     """
 
     def __init__(
-        self,
-        cache: ImageCache,
-        images: Sequence[int],
-        mos: Sequence[float],
-        patches: Patches,
-        patch_size: int,
-        batch_size: int,
+        self, cache: ImageCache, images: Sequence[int], mos: Sequence[float], patches: Patches, batch_size: int
     ):
         self.cache, self.images, self.patches = cache, np.asarray(images), patches
-        self.mos = np.asarray(mos, np.float32)
-        self.patch_size, self.batch_size = patch_size, batch_size
+        self.mos, self.batch_size = np.asarray(mos, np.float32), batch_size
 
     def __len__(self) -> int:
         return -(-len(self.patches) // self.batch_size)
 
-    def __getitem__(self, b: int) -> dict[str, torch.Tensor]:
-        rows = slice(b * self.batch_size, (b + 1) * self.batch_size)
-        image = self.patches.image[rows]
-        return {
-            "patches": self.cache.crops(
-                self.images[image], self.patches.top[rows], self.patches.left[rows], self.patch_size
-            ),
-            "flip": torch.from_numpy(self.patches.flip[rows]),
+    def images_of(self, b: int) -> np.ndarray:
+        """Numbers of the images that batch b has patches of, ascending."""
+        return np.unique(self.patches.image[b * self.batch_size : (b + 1) * self.batch_size])
+
+    def __getitem__(self, b: int) -> dict[str, Any]:
+        rows, p = slice(b * self.batch_size, (b + 1) * self.batch_size), self.patches
+        image, side = p.image[rows], self.cache.min_side
+        batch: dict[str, Any] = {
+            "patches": self.cache.crops(self.images[image], p.top[rows], p.left[rows], side),
             "mos": torch.from_numpy(self.mos[image]),
             "image": torch.from_numpy(image),
+            **{name: torch.from_numpy(drawn[rows]) for name, drawn in p.drawn.items()},
         }
+        if p.address:
+            batch["seed"] = int(addressed_seed(*p.address, b).generate_state(1)[0])
+        return batch
 
 
-def make_loader(batches: PatchBatches, workers: int, pin_memory: bool, start: int = 0) -> Iterable[dict]:
-    """The batches from number `start` on, in order, cut by `workers` processes (0: in this one).
+class DecodedSet:
+    """A data set with its images decoded: what batches are cut from, and `bad`, which files cannot be read and why.
+
+    patch_size: side of the patches in pixels, to which smaller images are scaled up. cache_dir None: in memory.
+    """
+
+    def __init__(
+        self, data: DataSet, resize: str, patch_size: int, exif_rotate: bool = False, cache_dir: Path | None = None
+    ):
+        self.data = data
+        paths = [record.path for record in data.records]
+        self.cache = ImageCache(data.name, paths, resize, patch_size, cache_dir, exif_rotate)
+        self.bad = self.cache.bad
+
+    @property
+    def facts(self) -> list[str]:
+        """What a log says of the images."""
+        cache, name = self.cache, self.data.name
+        how, where = "found" if cache.was_there else "decoded", f"cache {cache.folder}" if cache.folder else "memory"
+        facts = [
+            f"{name}: {len(cache)} images {how} in {where}, resize {cache.resize}, {cache.bytes / 2**20:.0f} MiB, "
+            f"{cache.seconds:.1f} s"
+        ]
+        if cache.upscaled:
+            facts.append(f"{name}: {cache.upscaled} images smaller than the patch were scaled up to it")
+        return facts
+
+    def records(self, split: str) -> list[Record]:
+        """The split's images that can be read. Raises UserError where there are none."""
+        records = [record for record in self.data.split(split) if record.path not in self.bad]
+        if not records:
+            raise UserError(f"{self.data.name}: no readable image is left in the {split} split")
+        return records
+
+    def batches(
+        self, records: Sequence[Record], batch_size: int, patches_of: Callable[[np.ndarray], Patches]
+    ) -> PatchBatches:
+        """Batches of the patches that `patches_of(sizes)` chooses in these images."""
+        images = [self.cache.index[record.path] for record in records]
+        patches = patches_of(self.cache.sizes[images])
+        return PatchBatches(self.cache, images, [record.score for record in records], patches, batch_size)
+
+    def test_batches(
+        self, records: Sequence[Record], crop: str, number: int, batch_size: int = SCORE_BATCH
+    ) -> PatchBatches:
+        """Batches of the crops that these images are scored on, as `test_patches` chooses them."""
+        side = self.cache.min_side
+        return self.batches(records, batch_size, lambda sizes: test_patches(sizes, side, crop, number))
+
+
+def drop_bad_images(sets: Iterable[DecodedSet], skip: bool) -> str:
+    """What a log says of the files that cannot be read, "" without any. Raises UserError unless they may be skipped."""
+    bad: dict[Path, str] = {}
+    total = 0
+    for each in sets:
+        bad |= each.bad
+        total += len(each.cache)
+    if not bad:
+        return ""
+    listed = "; ".join(f"{path}: {reason}" for path, reason in sorted(bad.items()))
+    text = f"{len(bad)} of {total} images cannot be read: {listed}"
+    if not skip:
+        raise UserError(f"{text} (--skip_bad_images drops them)")
+    return text
+
+
+class RunData:
+    """The sets of a run: the one that it trains and tests on, and its cross tests, by name.
+
+    Reading takes the records alone; `decode` then takes the images at hand. `tests` are what each epoch is tested on,
+    part -> (images, split); by the first of them the best epoch is chosen. Raises UserError.
+    """
+
+    def __init__(self, options: Namespace, seed: int):
+        self.options = o = options
+        reader = READERS[o.dataset](o.dataset_path, seed, o.lower_is_better)
+        official_validation = o.select_on == "val" and o.val_fraction is None
+        self.main = reader.read(("train", "val", "test") if official_validation else ("train", "test"))
+        if o.val_fraction is not None:
+            take_validation(self.main, o.val_fraction, seed)
+        self.cross, self.said = read_cross_tests(o.cross_test, seed, reader.spaq_root)
+        self.sets = [self.main, *self.cross.values()]
+        self.fingerprint = {data.name: data.fingerprint() for data in self.sets}
+        counts = {part: len(self.main.split(part)) for part in ("train", "val", "test")}
+        self.counts = {part: n for part, n in counts.items() if n} | {n: len(d.records) for n, d in self.cross.items()}
+
+    @property
+    def notes(self) -> list[str]:
+        """What a log says of the sets."""
+        counted = ", ".join(f"{n} {part} images" for part, n in self.counts.items() if part not in self.cross)
+        notes = [note for data in self.sets for note in data.notes] + [f"{self.main.name}: {counted}", *self.said]
+        return notes + [f"{name.upper()} cross test: {self.counts[name]} images" for name in self.cross]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What a model's description says of the set that it was trained on."""
+        mos = [record.score for record in self.main.records]
+        direction = {"higher_is_better": self.main.higher_is_better}
+        return {"dataset": self.main.name, "score_range": [min(mos), max(mos)], **direction}
+
+    def decode(self, device: torch.device, log: RunLog, new: bool) -> None:
+        """Take the images at hand, for all rounds; a run that goes on says what it finds on the screen alone."""
+        o, decoded, say = self.options, {}, log.line if new else log.show
+        cache_dir = (o.cache_dir or HERE / "cache") if o.cache else None
+        for name, data in {o.dataset: self.main, **self.cross}.items():
+            resize = o.cross_resize[name] if name in self.cross else o.resize
+            decoded[name] = DecodedSet(data, resize, o.patch_size, o.exif_rotate, cache_dir)
+            for fact in decoded[name].facts:
+                say(fact)
+        bad = {str(path): reason for each in decoded.values() for path, reason in sorted(each.bad.items())}
+        if bad:
+            say(f"Skipped: {drop_bad_images(decoded.values(), o.skip_bad_images)}")
+            if new:
+                log.record(type="skipped", images=bad)
+        say(f"Patches are cut on: {put_on_gpu([each.cache for each in decoded.values()], o.cache_device, device)}")
+        self.images = decoded.pop(o.dataset)
+        self.tests = {part: (self.images, part) for part in (("val", "test") if o.select_on == "val" else ("test",))}
+        self.tests |= {name: (images, "test") for name, images in decoded.items()}
+
+    def draw_again(self, seed: int) -> None:
+        """Another round: the same images, but a random split is drawn anew."""
+        self.main = self.images.data = RunData(self.options, seed).main
+
+
+def make_loader(batches: PatchBatches, hardware: Hardware, start: int = 0) -> Iterable[dict]:
+    """The batches from number `start` on, in order, cut by `hardware.workers` processes (0: in this one).
 
     Crops of images that lie on the GPU are cut there, by this process, whatever `workers` says.
     """
@@ -380,8 +273,8 @@ def make_loader(batches: PatchBatches, workers: int, pin_memory: bool, start: in
         batches,
         batch_size=None,
         sampler=range(start, len(batches)),
-        num_workers=min(workers, max(len(batches) - start, 0)),
-        pin_memory=pin_memory,
+        num_workers=min(hardware.workers, max(len(batches) - start, 0)),
+        pin_memory=hardware.device.type == "cuda",
         worker_init_fn=_leave_signals_to_the_run,
     )
 
@@ -390,17 +283,3 @@ def _leave_signals_to_the_run(worker: int) -> None:
     """Ctrl-C reaches every process of the terminal; the run decides when its workers stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-@functools.cache
-def _imagenet(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard deviation as (1, 3, 1, 1). Kept, for making them anew makes the host wait for a GPU."""
-    return tuple(torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-
-
-def to_model_input(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Patches uint8 (N, P, P, 3) on any device -> flipped, ImageNet-normalised fp32 (N, 3, P, P), channels last."""
-    patches = batch["patches"].permute(0, 3, 1, 2)
-    patches = torch.where(batch["flip"][:, None, None, None], patches.flip(3), patches)
-    mean, std = _imagenet(patches.device)
-    return (patches.float() / 255 - mean) / std

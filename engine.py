@@ -1,73 +1,26 @@
-"""The two loops that touch a model, `train_one_epoch` and `score`, and the device and precision they run in."""
+"""The two loops that touch a model: `train_one_epoch` and `score`."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_loader import to_model_input
-from losses import QualityLoss
-from options import UserError
+import metrics
+from augmentations import augmented
+from common.device import Hardware
+from data_loader import SCORE_BATCH, DecodedSet, make_loader
+from models import HyperNet
+from reading.records import Record
 
 READ_EVERY = 10  # steps between two looks at the losses on a GPU, where each makes the host wait for the device
 
-
-def choose_device(name: str) -> torch.device:
-    """`--device` -> device. Raises UserError where there is no such device."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
-def choose_bf16(precision: str, device: torch.device) -> tuple[bool, str]:
-    """`--precision` -> (whether to train under bf16 autocast, why)."""
-    if precision != "auto":
-        return precision == "bf16", "as asked for"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        return major >= 8, f"compute capability {major}.{minor}"
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if platform.system() == "Linux" and cpuinfo.exists() else []
-    native = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
-    return bool(native), f"this CPU has {native[0]}" if native else "no native bf16 here"
-
-
-def set_backends(deterministic: bool) -> None:
-    """Reproducible kernels, unless the user prefers speed (`--no_deterministic`); call it before the GPU is used."""
-    if deterministic and torch.cuda.is_available():
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.deterministic = deterministic
-    torch.backends.cudnn.benchmark = not deterministic
-    # fp32 means fp32: cuDNN's default rounds the inputs of convolutions to 10 bits.
-    torch.backends.cudnn.allow_tf32 = False
-
-
-def keep_freed_memory() -> None:
-    """Let malloc keep what a step frees for the next one, where this system has such a setting (glibc's mallopt).
-
-    By default every large tensor is new memory from the kernel, which zeroes it page by page: on two CPU cores
-    up to a fifth of a training step. The process grows no larger than its largest step. For programs, not
-    for libraries: it holds for the whole process.
-    """
-    keep_mapped_below, keep_at_top = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another system's C library
-        return
-    mallopt(keep_mapped_below, 2**30)
-    mallopt(keep_at_top, -1)
+Criterion = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 class NonFiniteLoss(Exception):
@@ -77,116 +30,147 @@ class NonFiniteLoss(Exception):
         super().__init__(f"the loss of step {step + 1} is {loss}")
         self.step, self.loss = step, loss
 
+    def explained(self, epoch: int, last: Path) -> str:
+        """For the user, who is told which images the batch had: ends where their names belong."""
+        kept = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        return f"the loss is {self.loss} in epoch {epoch}, step {self.step + 1}; {kept}; images of this batch: "
+
 
 @dataclass
 class EpochProgress:
     """What an epoch has brought so far: all that is needed to go on with its next step, beside the weights.
 
-    `parts` holds the loss parts of each step, `scores` and `mos` those of its patches.
+    `names` are the loss's parts, `parts` their values in each step, `scores` and `mos` those of its patches.
     """
 
     step: int = 0
     seconds: float = 0.0
+    names: tuple[str, ...] = ()
     parts: list[torch.Tensor] = field(default_factory=list)
     scores: list[torch.Tensor] = field(default_factory=list)
     mos: list[torch.Tensor] = field(default_factory=list)
     checked: int = 0
+    loss: float = float("nan")
 
-    def add(self, parts: torch.Tensor, scores: torch.Tensor, mos: torch.Tensor) -> None:
-        self.parts.append(parts)
-        self.scores.append(scores)
+    def add(self, losses: Mapping[str, torch.Tensor], scores: torch.Tensor, mos: torch.Tensor) -> None:
+        self.names = tuple(losses)
+        self.parts.append(torch.stack([part.detach() for part in losses.values()]))
+        self.scores.append(scores.detach())
         self.mos.append(mos)
         self.step += 1
 
-    def check_finite(self) -> float:
-        """The newest loss; raises NonFiniteLoss for the first one since the last check that is not finite."""
+    def check_finite(self) -> None:
+        """Note the newest `loss`; raises NonFiniteLoss for the first one since the last check that is not finite."""
         losses = torch.stack([parts[0] for parts in self.parts[self.checked :]]).tolist()
         for step, loss in enumerate(losses, self.checked):
             if not np.isfinite(loss):
                 raise NonFiniteLoss(step, loss)
         self.checked = self.step - 1  # the newest may be asked for again
-        return losses[-1]
+        self.loss = losses[-1]
 
-    def state(self) -> dict[str, object]:
+    def figures(self) -> dict[str, float]:
+        """The means over the batches of the loss's parts, and the figures of all patches' scores."""
+        self.check_finite()
+        means = torch.stack(self.parts).double().mean(0).tolist()
+        scores, mos = (torch.cat(v).cpu().numpy() for v in (self.scores, self.mos))
+        return {**dict(zip(self.names, means, strict=True)), **metrics.recorded(scores, mos)}
+
+    def state(self) -> dict[str, Any]:
         """As plain values and tensors on the CPU, for a checkpoint."""
         lists = {name: [t.cpu() for t in getattr(self, name)] for name in ("parts", "scores", "mos")}
-        return {"step": self.step, "seconds": self.seconds, **lists}
+        return {"step": self.step, "seconds": self.seconds, "names": list(self.names), **lists}
 
     @classmethod
-    def from_state(cls, state: dict[str, object], device: torch.device) -> EpochProgress:
-        lists = {name: [t.to(device) for t in state[name]] for name in ("parts", "scores", "mos")}
-        return cls(state["step"], state["seconds"], **lists)
+    def from_state(cls, state: Mapping, device: torch.device) -> EpochProgress:
+        lists: dict[str, Any] = {n: [t.to(device) for t in state[n]] for n in ("parts", "scores", "mos")}
+        # States of versions before 0.8 knew these parts alone.
+        names = state.get("names") or ("loss", "l1", "rank")[: len(lists["parts"][0]) if lists["parts"] else 0]
+        return cls(state["step"], state["seconds"], tuple(names), **lists)
 
 
-def _to_device(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+def to_model_input(model: HyperNet, patches: torch.Tensor) -> torch.Tensor:
+    """Patches uint8 (N, P, P, 3) -> what the model takes: (N, 3, P, P), normalised as its backbone asks."""
+    return model.backbone.normalised(patches)
 
 
 def train_one_epoch(
-    model: torch.nn.Module,
-    criterion: QualityLoss,
+    model: HyperNet,
+    criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     loader: Iterable[dict[str, torch.Tensor]],
-    device: torch.device,
-    reseed: Callable[[int], None],
-    bf16: bool,
-    bar: tqdm,
+    hardware: Hardware,
     progress: EpochProgress,
     after_step: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+) -> dict[str, float]:
     """Train on the loader's batches, which begin at step `progress.step` of the epoch.
 
-    reseed(step) sets the torch generators before each step; bf16: autocast of the forward pass; `bar` counts
-    patches; after_step() may save and may stop the epoch by raising. Returns the means over the batches of
-    the loss's parts, and the scores and MOS of all patches, in order, as (n,) arrays. Raises NonFiniteLoss.
+    A batch's `seed` is that of the torch generators in its step. after_step() shows, averages, saves, and may stop
+    the epoch by raising. Returns the epoch's training figures. Raises NonFiniteLoss.
     """
     model.train()
-    read_every = 1 if device.type == "cpu" else READ_EVERY
+    read_every = 1 if hardware.device.type == "cpu" else READ_EVERY
     for batch in loader:
-        reseed(progress.step)
-        batch = _to_device(batch, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            scores = model(to_model_input(batch))
-        losses = criterion(scores, batch)
+        if "seed" in batch:
+            torch.manual_seed(batch["seed"])
+        batch = hardware.take(batch)
+        with hardware.autocast():
+            outputs = model(to_model_input(model, augmented(batch)))
+        losses = criterion(outputs, batch)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
 
-        parts = torch.stack([losses[part].detach() for part in criterion.parts])
-        progress.add(parts, scores.detach(), batch["mos"])
-        bar.update(len(scores))
+        progress.add(losses, outputs["scores"], batch["mos"])
         if progress.step % read_every == 0:
-            bar.set_postfix(loss=f"{progress.check_finite():.3f}", refresh=False)
+            progress.check_finite()
         after_step()
-    progress.check_finite()
-    means = torch.stack(progress.parts).double().mean(0).tolist()
-    scores, mos = (torch.cat(v).cpu().numpy() for v in (progress.scores, progress.mos))
-    return dict(zip(criterion.parts, means, strict=True)), scores, mos
+    return progress.figures()
 
 
 @torch.no_grad()
 def score(
-    model: torch.nn.Module,
+    model: HyperNet,
     loader: Iterable[dict[str, torch.Tensor]],
     images: int,
-    device: torch.device,
-    bar: tqdm | None = None,
-    after_batch: Callable[[], None] = lambda: None,
-    bf16: bool = False,
+    hardware: Hardware,
+    after_batch: Callable[[int], None] = lambda patches: None,
 ) -> np.ndarray:
-    """Scores (images,) in fp32: the mean over each image's patches, which the batches' `image` assigns.
+    """Scores (images,): the mean over each image's patches, which the batches' `image` assigns.
 
-    `bar` counts patches; after_batch() may stop by raising. bf16: autocast, for scores that need not be exact.
+    after_batch(patches) may show, and may stop by raising. bf16: for scores that need not be exact.
     """
     model.eval()
     scores, image = [], []
     for batch in loader:
-        batch = _to_device(batch, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            scores.append(model(to_model_input(batch)).float())
+        batch = hardware.take(batch)
+        with hardware.autocast():
+            scores.append(model(to_model_input(model, batch["patches"]))["scores"].float())
         image.append(batch["image"])
-        if bar is not None:
-            bar.update(len(batch["image"]))
-        after_batch()
-    scores, image = (torch.cat(v).cpu().numpy() for v in (scores, image))
-    return np.bincount(image, scores, images) / np.bincount(image, minlength=images)
+        after_batch(len(batch["image"]))
+    of, value = (torch.cat(v).cpu().numpy() for v in (image, scores))
+    return np.bincount(of, value, images) / np.bincount(of, minlength=images)
+
+
+def score_set(
+    model: HyperNet,
+    images: DecodedSet,
+    records: Sequence[Record],
+    crops: tuple[str, int],
+    hardware: Hardware,
+    after_batch: Callable[[], None] = lambda: None,
+    batch_size: int = SCORE_BATCH,
+) -> np.ndarray:
+    """Scores (N,) of a data set's records: `crops` are those of `--test_crop` and `--test_patch_num`."""
+    batches = images.test_batches(records, *crops, batch_size)
+    with bar(f"Testing {images.data.name}", len(batches.patches)) as shown:
+
+        def after(patches: int) -> None:
+            shown.update(patches)
+            after_batch()
+
+        return score(model, make_loader(batches, hardware), len(records), hardware, after)
+
+
+def bar(text: str, total: int, done: int = 0) -> tqdm:
+    """A progress bar that counts patches."""
+    return tqdm(total=total, initial=done, desc=text, unit="patch", leave=False, dynamic_ncols=True)

@@ -1,186 +1,121 @@
-"""The command line: every flag of the train scripts, defined once and checked before torch is imported.
+"""The flags of the train scripts, one line each, their contradictions, and what of them a run's figures depend on.
 
-Nothing here knows a backbone, a data set or a fusion: the scripts hand over the names they offer.
-`UserError` is how any floor of the house says that the user, not the program, made a mistake.
-"""
-
-from __future__ import annotations
+All is checked before torch is imported. Nothing here knows a backbone or a data set: the scripts hand over names."""
 
 import argparse
-import difflib
+import functools
 import importlib.util
-import math
 import re
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, named_sets, problem_of
+from common.errors import UserError
+from common.run_files import NOT_FIGURES, plain
+
+AUGMENTATIONS = ("hflip", "none")
+FUSIONS = ("none", "concat")
+SCHEDULES = ("cosine", "step", "none")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
 
 
-class UserError(Exception):
-    """A mistake of the user's: shown as one line `error: …`, exit code 2, without a traceback."""
+@dataclass(frozen=True)
+class Script:
+    """What a train script offers: its backbones, the default first, and what its demo brings.
+
+    any_backbone: a prefix that lets other names through. datasets: name -> its default `--resize`. demo: defaults
+    that `--dataset demo` brings."""
+
+    backbones: tuple[str, ...]
+    datasets: Mapping[str, str]
+    demo: Mapping[str, Any]
+    any_backbone: str | None = None
 
 
-class Interrupted(BaseException):
-    """A signal asked the program to stop, and it has tidied up. Not an Exception: nobody is to swallow it."""
+# fmt: off
+def train_flags(description: str | None, script: Script) -> Flags:
+    """The flags of a train script. Defaults are the seeds'."""
+    flags = Flags(description)
+    value, count, real, path, switch = flags.value, flags.count, flags.real, flags.path, flags.switch
 
-    def __init__(self, signum: int):
-        super().__init__(signal.Signals(signum).name)
-        self.signum = signum
+    flags.group("data")
+    value("--dataset", "koniq-10k", "training and test set", choices=list(script.datasets))
+    path("--dataset_path", None, "its folder (csv: its file; default: a folder of that name beside the scripts)")
+    value("--cross_test", None, "sets to test on besides (default: spaq, from spaq/ or spaq-test/, if there)",
+          nargs="+", metavar="NAME[=PATH]")
+    path("--spaq_path", None, "short for --cross_test spaq=PATH")
+    switch("--no_spaq", "spaq", False, "no cross test on SPAQ")
+    flags.images(resize="default: the data set's own, 384 for KonIQ-10k and SPAQ; the public code: 512x384")
+    switch("--exif_rotate", "exif_rotate", True, "turn images as their EXIF orientation says")
+    flags.skip_bad_images()
+    switch("--lower_is_better", "lower_is_better", True, "the scores of --dataset csv mean badness (DMOS)")
 
+    flags.group("patches")
+    count("--patch_size", 224, "side of a patch in pixels", least=32)
+    count("--train_patch_num", 25, "random crops per training image and epoch")
+    value("--augment", ["hflip"], "of training patches; hflip: half of them mirrored; none: as they are",
+          nargs="+", choices=AUGMENTATIONS)
+    count("--test_patch_num", 25, "crops per test image with --test_crop grid or random")
+    value("--test_crop", "center", "center (scored once), grid or random", choices=["center", "grid", "random"])
+    switch("--test_random_crop", "test_crop", "random", "same as --test_crop random")
 
-class StopSignals:
-    """While active, SIGINT and SIGTERM raise Interrupted, or, while `deferred`, are noted in `received`.
+    flags.group("model")
+    value("--backbone", script.backbones[0], f"one of {', '.join(script.backbones)}", metavar="NAME")
+    switch("--no_pretrained", "pretrained", False, "start the backbone from random weights")
+    path("--backbone_weights", None, "state dict of torchvision or timm to start the backbone from, not a download")
+    value("--fusion", FUSIONS[0], "fusion of the stage maps for the hyper network", choices=FUSIONS)
+    switch("--use_multiscale", "fusion", "concat", "same as --fusion concat")
+    switch("--no_multiscale", "fusion", "none", "same as --fusion none")
 
-    The second SIGINT is the system's again and ends the process at once.
-    """
+    flags.group("loss")
+    real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss; 0: L1 alone, 0.3: recommended", SHARE)
+    real("--ranking_loss_margin", 0.5, "its margin, in score units", NOT_NEGATIVE)
+    value("--ranking_loss_form", "convex", "convex: (1-alpha)*L1 + alpha*rank; additive: L1 + alpha*rank",
+          choices=["convex", "additive"])
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self.deferred = False
+    flags.group("optimisation")
+    real("--lr", 2e-5, "learning rate of the backbone", POSITIVE)
+    real("--lr_ratio", 10, "head lr / backbone lr", POSITIVE)
+    real("--weight_decay", 5e-4, "Adam's weight decay", NOT_NEGATIVE)
+    flags.batch_size(96, "patches per step (over all processes)")
+    count("--epochs", 16, "most epochs per round")
+    value("--lr_scheduler", SCHEDULES[0], "step: the published procedure, defects included", choices=SCHEDULES)
+    switch("--no_lr_scheduler", "lr_scheduler", "none", "same as --lr_scheduler none")
+    value("--training_fixes", "none", f"repairs of --lr_scheduler step: comma list of {', '.join(FIXES)}; all; none",
+          metavar="LIST")
+    count("--patience", 5, "stop after N epochs without a better SRCC")
+    switch("--no_early_stopping", "early_stopping", False, "always run all epochs")
+    value("--select_on", "test", "what early stopping and the best epoch go by; val: the official validation images, "
+          "or --val_fraction", choices=["test", "val"])
+    value("--val_fraction", None, "with --select_on val: this share of the training images, whole contents",
+          ("a number between 0 and 1", lambda x: 0 < x < 1), type=float, metavar="F")
+    count("--train_test_num", 1, "rounds, each with the next seed; medians at the end")
+    count("--seed", 42, "seed of the first round", least=0)
 
-    def __enter__(self) -> StopSignals:
-        self._before = {}
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python does not allow it
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._before[signum] = signal.signal(signum, self._note)
-        return self
+    flags.group("hardware")
+    flags.device()
+    value("--precision", "auto", "of training; auto: bf16 where the hardware has it (scoring is always fp32)",
+          choices=["auto", "fp32", "bf16"])
+    flags.workers()
+    flags.cache()
+    value("--cache_device", "auto", "where the decoded images lie while training; auto: on the GPU where they fit",
+          choices=["auto", "cpu", "cuda"])
+    switch("--compile", "compile", True, "torch.compile the model: slower start, faster steps")
+    switch("--no_deterministic", "deterministic", False, "let cuDNN choose faster, non-deterministic kernels")
 
-    def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-
-    def _note(self, signum: int, frame: object) -> None:
-        self.received = signum
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if not self.deferred:
-            raise Interrupted(signum)
-
-
-def run_tool(main: Callable[[], int | None]) -> None:
-    """Run a script's `main`; a `UserError` becomes one line on stderr and exit code 2, a signal 128 + its number."""
-    try:
-        code = main()
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        code = 2
-    except Interrupted as stop:
-        code = 128 + stop.signum
-    sys.exit(code or 0)
-
-
-def first_five(names: Iterable[object]) -> str:
-    """`a, b, c, d, e, …`: enough of a long list for the user to recognise what it is about."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Each flag's default at the end of its help; the description as it was written."""
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if "default" in text or action.default in (None, argparse.SUPPRESS) or action.nargs == 0:
-            return text
-        return text + " (default: %(default)s)"
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors, no abbreviations, and suggestions for misspelt flags."""
-
-    def __init__(self, description: str):
-        super().__init__(
-            usage="%(prog)s [flags]", description=description, formatter_class=_Formatter, allow_abbrev=False
-        )
-
-    def error(self, message: str) -> None:
-        raise UserError(message)
-
-    def parse_args(self, args=None, namespace=None):
-        options, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            known = list(self._option_string_actions)
-            hints = [difflib.get_close_matches(word.split("=")[0], known, n=1) for word in unknown]
-            said = (f"{word} (did you mean {hint[0]}?)" if hint else word for word, hint in zip(unknown, hints))
-            raise UserError(f"unknown argument: {', '.join(said)}")
-        return options
-
-
-class _Setting(argparse.Action):
-    """Stores a value and which flag gave it, so that two flags that contradict each other are noticed."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        value = self.const if self.nargs == 0 else values
-        given = vars(namespace).setdefault("given", {})
-        flag, earlier = given.setdefault(self.dest, (option_string, value))
-        if flag != option_string and earlier != value:
-            raise UserError(f"contradictory flags: {flag} and {option_string}")
-        given[self.dest] = (option_string, value)
-        setattr(namespace, self.dest, value)
-
-
-@dataclass
-class _Flags:
-    """Adds flags to groups of a parser and keeps the ranges that `check` enforces."""
-
-    parser: Parser
-    ranges: dict[str, tuple[str, Callable[[float], bool]]] = field(default_factory=dict)
-
-    def group(self, title: str) -> None:
-        self.current = self.parser.add_argument_group(title)
-
-    def value(self, name: str, default, text: str, kind=str, ok=None, expected: str = "", **more) -> None:
-        """A flag with a value; `ok` is the test that the value must pass, `expected` says it in words."""
-        action = self.current.add_argument(name, type=kind, default=default, help=text, action=_Setting, **more)
-        if ok is not None:
-            self.ranges[action.dest] = (expected, ok)
-
-    def count(self, name: str, default: int, text: str, least: int = 1) -> None:
-        at_least = f"a whole number of at least {least}"
-        self.value(name, default, text, kind=int, ok=lambda n: n >= least, expected=at_least, metavar="N")
-
-    def real(self, name: str, default: float, text: str, ok, expected: str) -> None:
-        def finite(x: float) -> bool:
-            return math.isfinite(x) and ok(x)
-
-        self.value(name, default, text, kind=float, ok=finite, expected=expected, metavar="X")
-
-    def switch(self, name: str, dest: str, const, text: str) -> None:
-        """A flag without a value that sets `dest` to `const`; the default is the main flag's."""
-        self.current.add_argument(
-            name, dest=dest, action=_Setting, nargs=0, const=const, default=argparse.SUPPRESS, help=text
-        )
-
-    def out_of_range(self, options: argparse.Namespace) -> list[str]:
-        problems = []
-        for dest, (expected, ok) in self.ranges.items():
-            value = getattr(options, dest)
-            if value is not None and not ok(value):
-                problems.append(f"--{dest} {value}: expected {expected}")
-        return problems
-
-
-def parse_resize(text: str) -> int | tuple[int, int] | None:
-    """`"384"` -> 384 (shorter side), `"512x384"` -> (512, 384) (height, width, stretched), `"none"` -> None.
-
-    Raises UserError for anything else, and for sizes below 1.
-    """
-    if text == "none":
-        return None
-    if match := re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text):
-        height, width = match.groups()
-        return (int(height), int(width)) if width else int(height)
-    raise UserError(f"--resize {text}: expected S (shorter side), HxW (height x width) or none")
-
-
-def device_problems(device: str) -> list[str]:
-    """What is wrong with `--device`, if anything; whether the machine has the device is seen later."""
-    known = re.fullmatch(r"auto|cpu|cuda(:\d+)?", device)
-    return [] if known else [f"--device {device}: expected auto, cpu, cuda or cuda:N"]
+    flags.group("output")
+    path("--log_dir", Path("logs"), "where logs and predictions go")
+    path("--checkpoint_dir", Path("checkpoints"), "where models go")
+    value("--resume", None, "auto: go on with the newest unfinished run of the same settings, if there is one; or the "
+          "PATH of a last.pt", metavar="auto|PATH")
+    real("--checkpoint_minutes", 10, "save last.pt within an epoch this often", NOT_NEGATIVE)
+    switch("--tensorboard", "tensorboard", True, "also write the figures as TensorBoard events beside the log")
+    value("--run_name", None, "name of the run (default: from backbone, loss and time)", metavar="NAME",
+          ok=("letters, digits and _ . + = - alone", lambda name: re.fullmatch(r"[\w.+=-]{1,150}", name)))
+    return flags
+# fmt: on
 
 
 def parse_fixes(text: str) -> tuple[str, ...]:
@@ -194,274 +129,100 @@ def parse_fixes(text: str) -> tuple[str, ...]:
     return tuple(name for name in FIXES if name in names)
 
 
-def build_parser(
-    description: str, backbones: tuple[str, ...], datasets: Iterable[str], fusions: tuple[str, ...]
-) -> tuple[Parser, _Flags]:
-    """The parser of the train scripts. `backbones[0]` is the default backbone, `fusions[0]` the default fusion."""
-    parser = Parser(description)
-    flags = _Flags(parser)
-
-    flags.group("data")
-    flags.value("--dataset", "koniq-10k", "training and test set", choices=list(datasets))
-    flags.value(
-        "--dataset_path",
-        None,
-        "its folder (csv: its file; default: a folder of that name beside the scripts)",
-        kind=Path,
-        metavar="PATH",
-    )
-    flags.value(
-        "--spaq_path",
-        None,
-        "folder of SPAQ for the cross test (default: spaq/ or spaq-test/, skipped if absent)",
-        kind=Path,
-        metavar="PATH",
-    )
-    flags.switch("--no_spaq", "spaq", False, "no cross test on SPAQ")
-    flags.value(
-        "--resize",
-        None,
-        "S: shorter side to S; HxW: stretch to height x width (the public code: 512x384); "
-        "none (default: the data set's own, 384 for KonIQ-10k and SPAQ)",
-        metavar="SIZE",
-    )
-    flags.switch("--exif_rotate", "exif_rotate", True, "turn images as their EXIF orientation says")
-    flags.switch("--skip_bad_images", "skip_bad_images", True, "drop images that cannot be read, instead of stopping")
-    flags.switch("--lower_is_better", "lower_is_better", True, "the scores of --dataset csv mean badness (DMOS)")
-
-    flags.group("patches")
-    flags.count("--patch_size", 224, "side of a patch in pixels", least=32)
-    flags.count("--train_patch_num", 25, "random crops per training image and epoch")
-    flags.count("--test_patch_num", 25, "crops per test image with --test_crop grid or random")
-    flags.value("--test_crop", "center", "center (scored once), grid or random", choices=["center", "grid", "random"])
-    flags.switch("--test_random_crop", "test_crop", "random", "same as --test_crop random")
-
-    flags.group("model")
-    flags.value("--backbone", backbones[0], f"one of {', '.join(backbones)}", metavar="NAME")
-    flags.switch("--no_pretrained", "pretrained", False, "start the backbone from random weights")
-    flags.value(
-        "--backbone_weights",
-        None,
-        "state dict (torchvision's or timm's names) to start the backbone from, instead of a download",
-        kind=Path,
-        metavar="PATH",
-    )
-    flags.value("--fusion", fusions[0], "fusion of the stage maps for the hyper network", choices=list(fusions))
-    flags.switch("--use_multiscale", "fusion", "concat", "same as --fusion concat")
-    flags.switch("--no_multiscale", "fusion", "none", "same as --fusion none")
-
-    flags.group("loss")
-    flags.real(
-        "--ranking_loss_alpha",
-        0.0,
-        "weight of the pairwise ranking loss; 0: L1 alone, 0.3: recommended",
-        lambda x: 0 <= x <= 1,
-        "a number from 0 to 1",
-    )
-    flags.real("--ranking_loss_margin", 0.5, "its margin, in score units", lambda x: x >= 0, "a number of at least 0")
-    flags.value(
-        "--ranking_loss_form",
-        "convex",
-        "convex: (1-alpha)*L1 + alpha*rank; additive: L1 + alpha*rank",
-        choices=["convex", "additive"],
-    )
-
-    flags.group("optimisation")
-    flags.real("--lr", 2e-5, "learning rate of the backbone", lambda x: x > 0, "a number above 0")
-    flags.real("--lr_ratio", 10, "head lr / backbone lr", lambda x: x > 0, "a number above 0")
-    flags.real("--weight_decay", 5e-4, "Adam's weight decay", lambda x: x >= 0, "a number of at least 0")
-    flags.count("--batch_size", 96, "patches per step (over all processes)")
-    flags.count("--epochs", 16, "most epochs per round")
-    flags.value(
-        "--lr_scheduler",
-        "cosine",
-        "cosine, step (the published procedure, defects included) or none",
-        choices=["cosine", "step", "none"],
-    )
-    flags.switch("--no_lr_scheduler", "lr_scheduler", "none", "same as --lr_scheduler none")
-    flags.value(
-        "--training_fixes",
-        "none",
-        f"repairs of --lr_scheduler step: comma list of {', '.join(FIXES)}; all; none",
-        metavar="LIST",
-    )
-    flags.count("--patience", 5, "stop after N epochs without a better SRCC")
-    flags.switch("--no_early_stopping", "early_stopping", False, "always run all epochs")
-    flags.value(
-        "--select_on",
-        "test",
-        "what early stopping and the best epoch go by; val: the official validation images, or --val_fraction",
-        choices=["test", "val"],
-    )
-    flags.value(
-        "--val_fraction",
-        None,
-        "with --select_on val: this share of the training images, whole contents, instead of official ones",
-        kind=float,
-        ok=lambda x: 0 < x < 1,
-        expected="a number between 0 and 1",
-        metavar="F",
-    )
-    flags.count("--train_test_num", 1, "rounds, each with the next seed; medians at the end")
-    flags.count("--seed", 42, "seed of the first round", least=0)
-
-    flags.group("hardware")
-    flags.value("--device", "auto", "auto, cpu, cuda or cuda:N", metavar="NAME")
-    flags.value(
-        "--precision",
-        "auto",
-        "of training; auto: bf16 where the hardware has it, else fp32 (scoring is always fp32)",
-        choices=["auto", "fp32", "bf16"],
-    )
-    flags.value(
-        "--workers",
-        None,
-        "processes that cut patches; 0: the training process itself (default: 0 on a CPU, else 4)",
-        kind=int,
-        ok=lambda n: 0 <= n <= 256,
-        expected="0 to 256",
-        metavar="N",
-    )
-
-    flags.value(
-        "--cache_dir",
-        None,
-        "folder of the decoded images, which later runs map instead of decoding (default: cache/ beside the scripts)",
-        kind=Path,
-        metavar="PATH",
-    )
-    flags.switch("--no_cache", "cache", False, "decode into memory, and leave nothing on the disk")
-    flags.value(
-        "--cache_device",
-        "auto",
-        "where the decoded images lie while training; auto: on the GPU where they fit",
-        choices=["auto", "cpu", "cuda"],
-    )
-    flags.switch("--compile", "compile", True, "torch.compile the model: slower start, faster steps")
-    flags.switch("--no_deterministic", "deterministic", False, "let cuDNN choose faster, non-deterministic kernels")
-
-    flags.group("output")
-    flags.value("--log_dir", Path("logs"), "where logs and predictions go", kind=Path, metavar="PATH")
-    flags.value("--checkpoint_dir", Path("checkpoints"), "where models go", kind=Path, metavar="PATH")
-    flags.value(
-        "--resume",
-        None,
-        "auto: go on with the newest unfinished run of the same settings, if there is one; or PATH of its last.pt",
-        metavar="auto|PATH",
-    )
-    flags.real(
-        "--checkpoint_minutes",
-        10,
-        "save last.pt within an epoch this often",
-        lambda x: x >= 0,
-        "a number of at least 0",
-    )
-    flags.switch("--tensorboard", "tensorboard", True, "also write the figures as TensorBoard events beside the log")
-    flags.value("--run_name", None, "name of the run (default: from backbone, loss and time)", metavar="NAME")
-    parser.set_defaults(
-        spaq=True,
-        pretrained=True,
-        early_stopping=True,
-        lower_is_better=False,
-        cache=True,
-        compile=False,
-        deterministic=True,
-        exif_rotate=False,
-        skip_bad_images=False,
-        tensorboard=False,
-    )
-    return parser, flags
+def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
+    path = o.resume if o.resume != "auto" else None
+    checks = {
+        "--training_fixes needs --lr_scheduler step: it repairs that schedule and no other":
+            o.training_fixes != "none" and o.lr_scheduler != "step",
+        "contradictory flags: --no_pretrained and --backbone_weights": o.backbone_weights and not o.pretrained,
+        "contradictory flags: --no_early_stopping and --patience": not o.early_stopping and "patience" in given,
+        "--lower_is_better is for --dataset csv: the direction of the other sets is known":
+            o.lower_is_better and o.dataset != "csv",
+        "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)":
+            o.dataset == "csv" and o.dataset_path is None,
+        "--ranking_loss_margin needs --ranking_loss_alpha above 0":
+            "ranking_loss_margin" in given and o.ranking_loss_alpha == 0,
+        "contradictory flags: --cache_device cuda and --device cpu": o.cache_device == "cuda" and o.device == "cpu",
+        "--tensorboard needs the package tensorboard: pip install tensorboard":
+            o.tensorboard and importlib.util.find_spec("tensorboard") is None,
+        "contradictory: --augment none with others": "none" in o.augment and len(o.augment) > 1,
+        "--val_fraction needs --select_on val": o.val_fraction is not None and o.select_on != "val",
+        "contradictory flags: --resume PATH and --run_name (the run keeps its name)": path and o.run_name is not None,
+        f"--resume {path}: no such file; expected auto, a run's last.pt or its folder":
+            path and not Path(path).exists(),
+        f"--backbone_weights {o.backbone_weights}: no such file":
+            o.backbone_weights and not o.backbone_weights.is_file(),
+    }  # fmt: skip
+    yield from (text for text, wrong in checks.items() if wrong)
+    if problem := problem_of(parse_fixes, o.training_fixes):
+        yield problem
 
 
-def _contradictions(options: argparse.Namespace, given: Mapping[str, tuple[str, object]]) -> list[str]:
-    problems = []
-    if options.training_fixes != "none" and options.lr_scheduler != "step":
-        problems.append("--training_fixes needs --lr_scheduler step: it repairs that schedule and no other")
-    if not options.spaq and options.spaq_path:
-        problems.append("contradictory flags: --no_spaq and --spaq_path")
-    if options.dataset == "spaq" and options.spaq_path:
-        problems.append("--dataset spaq takes its folder from --dataset_path, not --spaq_path")
-    if options.backbone_weights and not options.pretrained:
-        problems.append("contradictory flags: --no_pretrained and --backbone_weights")
-    if not options.early_stopping and "patience" in given:
-        problems.append("contradictory flags: --no_early_stopping and --patience")
-    if options.lower_is_better and options.dataset != "csv":
-        problems.append("--lower_is_better is for --dataset csv: the direction of the other sets is known")
-    if options.dataset == "csv" and options.dataset_path is None:
-        problems.append("--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)")
-    if "ranking_loss_margin" in given and options.ranking_loss_alpha == 0:
-        problems.append("--ranking_loss_margin needs --ranking_loss_alpha above 0")
-    if not options.cache and options.cache_dir:
-        problems.append("contradictory flags: --no_cache and --cache_dir")
-    if options.cache_device == "cuda" and options.device == "cpu":
-        problems.append("contradictory flags: --cache_device cuda and --device cpu")
-    if options.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        problems.append("--tensorboard needs the package tensorboard: pip install tensorboard")
-    if options.val_fraction is not None and options.select_on != "val":
-        problems.append("--val_fraction needs --select_on val")
-    if options.resume not in (None, "auto") and options.run_name is not None:
-        problems.append("contradictory flags: --resume PATH and --run_name (the run keeps its name)")
-    if options.resume not in (None, "auto") and not Path(options.resume).exists():
-        problems.append(f"--resume {options.resume}: no such file; expected auto, a run's last.pt or its folder")
-    if options.backbone_weights and not options.backbone_weights.is_file():
-        problems.append(f"--backbone_weights {options.backbone_weights}: no such file")
-    problems += device_problems(options.device)
-    if options.run_name is not None and not re.fullmatch(r"[\w.+=-]{1,150}", options.run_name):
-        problems.append(f"--run_name {options.run_name!r}: expected letters, digits and _ . + = - alone")
-    return problems
+def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
+    """Fold --spaq_path and --no_spaq into `cross_test`: name -> path, None where it is the default; yields mistakes."""
+    spaq, spaq_path = vars(o).pop("spaq"), vars(o).pop("spaq_path")
+    if not spaq and spaq_path:
+        yield "contradictory flags: --no_spaq and --spaq_path"
+    if o.dataset == "spaq" and spaq_path:
+        yield "--dataset spaq takes its folder from --dataset_path, not --spaq_path"
+    chosen = None
+    if o.cross_test is not None:
+        try:
+            chosen = named_sets("--cross_test", o.cross_test, [name for name in script.datasets if name != "demo"])
+        except UserError as mistake:
+            yield str(mistake)
+    elif not spaq or o.dataset == "spaq":
+        chosen = {}
+    if chosen and "spaq" in chosen and (not spaq or chosen["spaq"]) and (not spaq or spaq_path):
+        yield f"contradictory flags: --cross_test spaq and {'--spaq_path' if spaq else '--no_spaq'}"
+    if chosen and o.dataset in chosen:
+        yield f"--cross_test {o.dataset}: the run tests on its --dataset anyway"
+    o.cross_test = {**(chosen or {}), "spaq": spaq_path} if spaq_path else chosen
+    # An explicit --resize is for all sets; without, each has its own.
+    names = ["spaq"] if o.cross_test is None else list(o.cross_test)
+    o.cross_resize = {name: o.resize or script.datasets.get(name, "384") for name in names}
 
 
-# Flags that change where and how fast a run goes, but none of its figures: a resumed run may differ in them.
-NOT_FIGURES = frozenset(
-    "device workers cache cache_dir cache_device dataset_path spaq_path log_dir checkpoint_dir checkpoint_minutes "
-    "run_name resume demo_defaults tensorboard".split()
-)
-
-
-def figure_settings(options: argparse.Namespace | Mapping[str, object]) -> dict[str, object]:
-    """The settings that a run's figures depend on."""
-    settings = options if isinstance(options, Mapping) else vars(options)
-    return {name: value for name, value in settings.items() if name not in NOT_FIGURES}
-
-
-def train_options(
-    argv: list[str] | None,
-    description: str,
-    backbones: tuple[str, ...],
-    any_backbone: str | None,
-    fusions: tuple[str, ...],
-    datasets: Mapping[str, str],
-    demo: Mapping[str, object],
-) -> argparse.Namespace:
+def train_options(argv: Sequence[str] | None, description: str | None, script: Script) -> argparse.Namespace:
     """Parse and check the flags of a train script.
 
-    backbones: the names offered, the default first; any_backbone: a prefix that lets other names through.
-    datasets: data set name -> its default `--resize`. demo: defaults that `--dataset demo` brings.
-    Returns the settings under their canonical names (aliases folded in), with `demo_defaults` = the
-    flags whose value the demo brought. Raises UserError, naming every problem at once.
-    """
-    parser, flags = build_parser(description, backbones, datasets, fusions)
-    options = parser.parse_args(argv)
-    given = vars(options).pop("given", {})
-    brought = {}
-    if options.dataset == "demo":
-        brought = {name: value for name, value in demo.items() if name not in given}
-        if "backbone_weights" in given:
-            brought.pop("pretrained", None)
-        vars(options).update(brought)
-    options.demo_defaults = brought
-    options.spaq_resize = options.resize or datasets["spaq"]
-    options.resize = options.resize or datasets[options.dataset]
-    problems = flags.out_of_range(options) + _contradictions(options, given)
-    for convert in (lambda: parse_resize(options.resize), lambda: parse_fixes(options.training_fixes)):
-        try:
-            convert()
-        except UserError as mistake:
-            problems.append(str(mistake))
-    if options.backbone not in backbones and not (any_backbone and options.backbone.startswith(any_backbone)):
-        more = f" or another timm model named {any_backbone}…" if any_backbone else ""
-        problems.append(f"--backbone {options.backbone}: expected one of {', '.join(backbones)}{more}")
-    if problems:
-        raise UserError("; ".join(problems))
+    Returns the settings under their canonical names (aliases folded in), with `demo_defaults` = the flags whose value
+    the demo brought, `cross_test` = name -> path, or None for SPAQ where it is found, and `cross_resize` = name -> its
+    `--resize`. Raises UserError, naming every problem at once."""
+    problems: list[str] = []
+
+    def prepare(options: argparse.Namespace, given: Given) -> None:
+        asked = {*given, "pretrained"} if "backbone_weights" in given else given
+        demo = script.demo if options.dataset == "demo" else {}
+        options.demo_defaults = {name: value for name, value in demo.items() if name not in asked}
+        vars(options).update(options.demo_defaults)
+        problems.extend(_cross_tests(options, script))
+        options.resize = options.resize or script.datasets[options.dataset]
+
+    def found(options: argparse.Namespace, given: Given) -> Iterator[str]:
+        yield from problems
+        yield from _contradictions(options, given)
+        names, prefix = script.backbones, script.any_backbone
+        if options.backbone not in names and not (prefix and options.backbone.startswith(prefix)):
+            more = f" or another timm model named {prefix}…" if prefix else ""
+            yield f"--backbone {options.backbone}: expected one of {', '.join(names)}{more}"
+
+    options = train_flags(description, script).parse(argv, found, prepare)
     options.training_fixes = parse_fixes(options.training_fixes)
     return options
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    return vars(train_options([], None, Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})))
+
+
+def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that a run's figures depend on, as JSON knows them, in the form of this version.
+
+    What an older version's run does not know counts as its default here: that is what the run did."""
+    given = dict(options if isinstance(options, Mapping) else vars(options))
+    if "cross_resize" not in given and "spaq" in given:  # before 0.8, SPAQ was the only cross test
+        given["cross_resize"] = {"spaq": given["spaq_resize"]} if given["spaq"] and given["dataset"] != "spaq" else {}
+    settings = {**_defaults(), **given}
+    return plain({name: settings[name] for name in _defaults() if name not in NOT_FIGURES})  # type: ignore[return-value]

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 from filelock import FileLock, Timeout
 
-from checkpoints import load_last, newest_round, write_whole
-from options import UserError, figure_settings
+from common import VERSION
+from common.errors import UserError
+from common.files import HERE
+from common.run_files import Prediction, plain, shown, write_predictions
+from metrics import RECORDED, medians
 
-LOCK_PATIENCE = 8  # seconds; the workers of a killed run hold its lock until they notice
+if TYPE_CHECKING:
+    from common.device import Hardware
+    from data_loader import RunData
 
 
 def versions() -> dict[str, str]:
-    """Versions of what figures depend on, and the git commit of this code (`unknown` outside a checkout)."""
+    """Versions of this program and of what figures depend on, and the git commit (`unknown` outside a checkout)."""
     found = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")}
-    here = Path(__file__).resolve().parent
     try:
-        git = subprocess.run(["git", "-C", here, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+        git = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         commit = git.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = "unknown"
-    return {"python": platform.python_version(), **found, "commit": commit}
-
-
-def plain(value: object) -> object:
-    """A value as JSON knows it: nan becomes null, paths strings, tuples lists."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+    return {"hyperiqa": VERSION, "python": platform.python_version(), **found, "commit": commit}
 
 
 class RunLog:
@@ -100,7 +93,7 @@ class RunLog:
 
     def _open(self, log_dir: Path, folder: Path, wait: float = 0) -> None:
         self.name, self.log_dir, self.checkpoints = folder.name, log_dir, folder
-        self._board = None
+        self._board: Any = None
         self._lock = FileLock(folder / ".lock")
         self._lock.acquire(timeout=wait)
         self._log = self.path(".log").open("a", encoding="utf-8")
@@ -145,14 +138,14 @@ class RunLog:
 
         self._board = SummaryWriter(str(self.path(".tensorboard")), purge_step=first_epoch)
 
-    def _write(self, file: io.TextIOBase, text: str) -> None:
+    def _write(self, file: TextIO, text: str) -> None:
         try:
             file.write(text + "\n")
             file.flush()
         except OSError as problem:
             raise UserError(f"{file.name}: cannot be written: {problem.strerror}") from None
 
-    def predictions(self, round_number: int, rows: Iterable[tuple[str, str, float, float]]) -> None:
+    def predictions(self, round_number: int, rows: Iterable[Prediction]) -> None:
         """Replace the round's predictions file: rows of dataset, image, MOS, score."""
         ending = "_predictions.csv" if round_number == 1 else f"_round{round_number}_predictions.csv"
         write_predictions(self.path(ending), rows)
@@ -165,127 +158,67 @@ class RunLog:
         self._lock.release()
 
 
-def write_predictions(path: Path, rows: Iterable[tuple[str, str, float, float]]) -> None:
-    """A predictions file, whole or not at all: rows of dataset, image, MOS and score as the model gave it."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["dataset", "image", "mos", "score"])
-    writer.writerows(rows)
-    write_whole(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def read_records(path: Path) -> list[dict[str, object]]:
-    """The records of a jsonl; a line that a crash cut off is left out."""
-    records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return [record for record in records if isinstance(record, dict)]
-
-
-def differing(one: Mapping[str, object], other: Mapping[str, object]) -> list[str]:
-    """`name one -> other` for every setting in which two runs differ."""
-    names = sorted(one.keys() | other.keys())
-    return [f"{n} {one.get(n)} -> {other.get(n)}" for n in names if one.get(n) != other.get(n)]
-
-
-def open_run(
-    log_dir: Path,
-    checkpoint_dir: Path,
-    own_name: str | None,
-    default_name: str,
-    resume: str | None,
-    settings: Mapping[str, object],
-) -> tuple[RunLog, dict[str, object] | None]:
-    """A new run's log, or an unfinished run's with the state to go on from (None: from its beginning).
-
-    own_name: the user's `--run_name`; resume: None, `auto` (the newest unfinished run of these settings, a new
-    one if there is none) or the path of a `last.pt` or its folder. settings: those that figures depend on, as
-    `plain` gives them, the records' fingerprint included. Raises UserError.
-    """
-    if resume not in (None, "auto"):
-        folder = Path(resume) if Path(resume).is_dir() else Path(resume).parent
-        return _open_named_run(log_dir, folder.parent if folder.name.startswith("round") else folder, settings)
-    for name in _unfinished_runs(log_dir, settings) if resume else ():
-        folder = checkpoint_dir / name
-        if own_name in (None, name) and folder.is_dir() and (log := RunLog.take_up(log_dir, folder, LOCK_PATIENCE)):
-            if _is_unfinished(log.path(".jsonl"), settings):  # still: its process may have ended it meanwhile
-                return log, _state_to_go_on_from(log, settings)
-            log.close()
-    log = RunLog(log_dir, checkpoint_dir, own_name or default_name, own_name is not None)
-    if resume:
-        log.show("Nothing to resume: starting a new run")
-    return log, None
-
-
-def _open_named_run(
-    log_dir: Path, folder: Path, settings: Mapping[str, object]
-) -> tuple[RunLog, dict[str, object] | None]:
-    """The run that the user named; an error where it is another's, in use, or not readable."""
-    state, note = load_last(newest_round(folder))
-    if not isinstance(state, dict) or "settings" not in state:
-        raise UserError(f"--resume {folder}: expected the last.pt of a run of these scripts, found another checkpoint")
-    if differences := differing(state["settings"], settings):
-        raise UserError(f"--resume {folder}: other settings (the run's -> yours): {'; '.join(differences)}")
-    log = RunLog.take_up(log_dir, folder, LOCK_PATIENCE)
-    if log is None:
-        raise UserError(f"--resume {folder}: another process is going on with this run")
-    return log, _at(log, state, note)
-
-
-def _unfinished_runs(log_dir: Path, settings: Mapping[str, object]) -> Iterator[str]:
-    """Names of the runs in `log_dir` with these settings that did not finish, newest first."""
-    for path in sorted(log_dir.glob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        if _is_unfinished(path, settings):
-            yield path.stem
-
-
-def _is_unfinished(path: Path, settings: Mapping[str, object]) -> bool:
-    records = read_records(path)
-    if not records or records[0].get("type") != "run" or "flags" not in records[0]:
-        return False
-    ended = records[-1].get("status") if records[-1].get("type") == "end" else None
-    theirs = {**figure_settings(records[0]["flags"]), "fingerprint": records[0].get("fingerprint")}
-    return ended not in ("finished", "early_stopped") and theirs == settings
-
-
-def _state_to_go_on_from(log: RunLog, settings: Mapping[str, object]) -> dict[str, object] | None:
-    """The run's newest readable state; None, and an empty log, where it has none."""
-    folder = newest_round(log.checkpoints)
-    try:
-        if (folder / "last.pt").exists():
-            state, note = load_last(folder)
-            if not differing(state["settings"], settings):
-                return _at(log, state, note)
-        log.show(f"Starting {log.name} again: it was stopped before its first checkpoint")
-    except UserError as damage:
-        log.show(f"{damage}; starting {log.name} again")
-    log.cut_back([0, 0])
-    return None
-
-
-def _at(log: RunLog, state: dict[str, object], note: str) -> dict[str, object]:
-    """Cut the log back to where the state was saved, and say what happens."""
-    log.cut_back(state["lengths"])
-    step = f", step {state['progress']['step']}" if state["progress"] else " done"
-    log.show(
-        (note + "\n" if note else "") + f"Resuming {log.name}: round {state['round']}, epoch {state['epoch']}{step}"
-    )
-    return state
+def title(part: str) -> str:
+    """What the figures of a part are called in the log: `Test`, and `SPAQ` or `KADID-10K` of a cross test."""
+    return part.capitalize() if part in ("train", "val", "test") else part.upper()
 
 
 def epoch_columns(parts: Iterable[str]) -> str:
-    """The header of the epoch rows; parts: of train, val, test, spaq those that are measured."""
-    titles = {"train": "Train", "val": "Val", "test": "Test", "spaq": "SPAQ"}
-    return "\t".join(["Epoch", "Train_Loss", *(f"{titles[p]}_{figure}" for p in parts for figure in ("SRCC", "PLCC"))])
+    """The header of the epoch rows; parts: train, val, test and the names of the cross tests that are measured."""
+    figures = [f"{title(part)}_{name.upper()}" for part in parts for name in RECORDED]
+    return "\t".join(["Epoch", "Train_Loss", *figures])
 
 
 def epoch_row(epoch: int, result: Mapping[str, Mapping[str, float]], parts: Iterable[str]) -> str:
-    """An epoch's row under `epoch_columns(parts)`."""
+    """An epoch's row under `epoch_columns(parts)`; a loss of several parts with all of them."""
     train = result["train"]
     loss = f"{train['loss']:.3f}"
-    if "rank" in train:
-        loss += f" (L1:{train['l1']:.3f},Rank:{train['rank']:.3f})"
-    return "\t".join([str(epoch), loss, *(f"{result[p][figure]:.4f}" for p in parts for figure in ("srcc", "plcc"))])
+    losses = [name for name in train if name not in ("loss", *RECORDED)]
+    if len(losses) > 1:
+        loss += f" ({','.join(f'{name.capitalize()}:{train[name]:.3f}' for name in losses)})"
+    return "\t".join([str(epoch), loss, *(f"{result[part][name]:.4f}" for part in parts for name in RECORDED)])
+
+
+def figures_text(figures: Mapping[str, float], between: str = ": ", before: str = "") -> str:
+    """`SRCC: 0.9123, PLCC: 0.9234`."""
+    return ", ".join(f"{before}{name.upper()}{between}{value:.4f}" for name, value in figures.items())
+
+
+def median_lines(rounds: Sequence[Mapping]) -> Iterator[str]:
+    """The medians over the rounds, as the log ends with them."""
+    for part, figures in medians(rounds).items():
+        number = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}"
+        yield f"Median {part} of {number}: {figures_text(figures, ' ')}"
+
+
+def log_start(
+    log: RunLog, o: Namespace, hardware: Hardware, reason: str, data: RunData, criterion: object, schedule: object
+) -> None:
+    """The beginning of a run: its record with all flags `o`, and what the log says before any epoch.
+
+    reason: of the precision; criterion and schedule say of themselves what they are.
+    """
+    flags = {name: value for name, value in sorted(vars(o).items()) if name != "demo_defaults"}
+    started = datetime.now().isoformat(timespec="seconds")
+    precision, training = ("bf16", "bf16 autocast") if hardware.bf16 else ("fp32", "fp32")
+    facts = dict(device=hardware.name, precision=precision, versions=versions(), data=data.counts)
+    log.record(type="run", name=log.name, started=started, flags=flags, **facts, fingerprint=data.fingerprint)
+    brought = " ".join(f"--{name} {shown(value)}" for name, value in o.demo_defaults.items())
+    loose = [flag for flag, on in (("--no_deterministic", not o.deterministic), ("--compile", o.compile)) if on]
+    on_test = "The best epoch is chosen on the test set, as in published results; --select_on val avoids that"
+    on_val = "The best epoch is chosen on validation images; the test figures are those of that epoch"
+    lines = [
+        f"Run: {log.name}",
+        "Settings: " + " ".join(f"{name}={shown(value)}" for name, value in flags.items()),
+        f"The demo brings its own defaults: {brought}" if brought else "",
+        f"Device: {hardware.name}",
+        f"Precision: training {training} ({reason}), scoring fp32",
+        f"Not exactly repeatable, because of {' and '.join(loose)}" if loose else "",
+        *data.notes,
+        f"Learning rate scheduler: {schedule}",
+        f"Early stopping enabled with patience={o.patience}" if o.early_stopping else "Early stopping disabled",
+        str(criterion),
+        on_test if o.select_on == "test" else on_val,
+    ]
+    for line in filter(None, lines):
+        log.line(line)

@@ -4,31 +4,19 @@ python train_resnet.py --dataset demo                          # no data, no net
 python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published baseline
 """
 
+from common.cli import run_tool
 from folders import DEFAULT_RESIZE
-from options import run_tool, train_options
+from options import Script, train_options
 
-BACKBONES = ("resnet50", "resnet18", "resnet34", "resnet101")
-DEMO = {
-    "backbone": "resnet18",
-    "pretrained": False,
-    "lr": 2e-4,
-    "lr_ratio": 1.0,
-    "train_patch_num": 4,
-    "epochs": 6,
-    "batch_size": 16,
-}
+SCRIPT = Script(
+    backbones=("resnet50", "resnet18", "resnet34", "resnet101"),
+    datasets=DEFAULT_RESIZE,
+    demo=dict(backbone="resnet18", pretrained=False, lr=2e-4, lr_ratio=1.0, train_patch_num=4, epochs=6, batch_size=16),
+)
 
 
 def main() -> None:
-    options = train_options(
-        None,
-        __doc__,
-        BACKBONES,
-        any_backbone=None,
-        fusions=("none", "concat"),
-        datasets=DEFAULT_RESIZE,
-        demo=DEMO,
-    )
+    options = train_options(None, __doc__, SCRIPT)
     from HyperIQASolver import HyperIQASolver  # torch: only once the flags are known to be right
 
     HyperIQASolver(options).run()

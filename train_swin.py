@@ -5,36 +5,23 @@ python train_swin.py --dataset koniq-10k --ranking_loss_alpha 0.3 --use_multisca
 python train_swin.py --lr_scheduler step                       # the published procedure
 """
 
+from common.cli import run_tool
 from folders import DEFAULT_RESIZE
-from options import run_tool, train_options
+from options import Script, train_options
 
-BACKBONES = (
-    "swin_tiny_patch4_window7_224",
-    "swin_small_patch4_window7_224",
-    "swin_base_patch4_window7_224",
-    "swin_nano",
+SWINS = tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base"))
+SCRIPT = Script(
+    backbones=(*SWINS, "swin_nano"),
+    any_backbone="swin",
+    datasets=DEFAULT_RESIZE,
+    demo=dict(
+        backbone="swin_nano", pretrained=False, lr=4e-4, lr_ratio=1.0, train_patch_num=5, epochs=10, batch_size=8
+    ),
 )
-DEMO = {
-    "backbone": "swin_nano",
-    "pretrained": False,
-    "lr": 4e-4,
-    "lr_ratio": 1.0,
-    "train_patch_num": 5,
-    "epochs": 10,
-    "batch_size": 8,
-}
 
 
 def main() -> None:
-    options = train_options(
-        None,
-        __doc__,
-        BACKBONES,
-        any_backbone="swin",
-        fusions=("none", "concat"),
-        datasets=DEFAULT_RESIZE,
-        demo=DEMO,
-    )
+    options = train_options(None, __doc__, SCRIPT)
     from HyperIQASolver_swin import HyperIQASolverSwin  # torch: only once the flags are known to be right
 
     HyperIQASolverSwin(options).run()

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 from helpers import Done, write_koniq, write_spaq
 
+from common.cli import run_tool
 from folders import DEFAULT_RESIZE
-from options import run_tool, train_options
+from options import Script, train_options
 
-BACKBONES = {"swin": ("swin_nano", "swin"), "resnet": ("resnet18", None)}
+SCRIPTS = {
+    "swin": Script(("swin_nano",), DEFAULT_RESIZE, {}, "swin"),
+    "resnet": Script(("resnet18",), DEFAULT_RESIZE, {}),
+}
 
 
 @pytest.fixture(scope="session")
@@ -27,18 +31,21 @@ def settings(koniq, spaq, tmp_path):
     """settings("swin", "--epochs", 3): the parsed flags of a run that takes a second or two."""
 
     def make(model: str, *flags: object):
-        default, prefix = BACKBONES[model]
         tiny = ["--no_pretrained", "--patch_size", 64, "--resize", 72, "--train_patch_num", 2, "--batch_size", 8,
                 "--epochs", 2, "--lr", 1e-3, "--precision", "fp32", "--dataset_path", koniq, "--spaq_path", spaq,
                 "--log_dir", tmp_path / "logs", "--checkpoint_dir", tmp_path / "checkpoints"]  # fmt: skip
         tiny += ["--cache_dir", tmp_path / "cache"]
         if "--dataset_path" in flags:
             del tiny[tiny.index("--dataset_path") : tiny.index("--dataset_path") + 2]
-        for switch, own in (("--no_spaq", "--spaq_path"), ("--no_cache", "--cache_dir")):
+        for switch, own in (
+            ("--no_spaq", "--spaq_path"),
+            ("--cross_test", "--spaq_path"),
+            ("--no_cache", "--cache_dir"),
+        ):
             if switch in flags:
                 del tiny[tiny.index(own) : tiny.index(own) + 2]
         argv = [str(word) for word in (*tiny, *flags)]
-        return train_options(argv, "test", (default,), prefix, ("none", "concat"), DEFAULT_RESIZE, {})
+        return train_options(argv, "test", SCRIPTS[model])
 
     return make
 

@@ -9,13 +9,14 @@ import torch
 from helpers import score_of
 
 import checkpoints
+import inference
 import metrics
-from engine import choose_bf16, choose_device
+from common.device import choose_bf16, choose_device
+from common.errors import UserError
 from HyperIQASolver import HyperIQASolver
 from HyperIQASolver_swin import HyperIQASolverSwin
 from models import HyperNet
 from models_swin import SwinBackbone
-from options import UserError
 
 
 def run(options):
@@ -89,7 +90,7 @@ def test_the_best_model_scores_what_the_predictions_say(settings):
     scores = solver.model.eval(), model.eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(scores[0](images), scores[1](images))
+        assert torch.equal(scores[0](images)["scores"], scores[1](images)["scores"])
 
 
 def test_the_same_command_twice_gives_the_same_figures(settings, tmp_path):
@@ -239,7 +240,7 @@ def test_failures_leave_an_end_record(settings, tmp_path, koniq):
 def test_spaq_places(settings, tmp_path, monkeypatch):
     monkeypatch.setattr("folders.HERE", tmp_path)
     options = settings("resnet", "--epochs", 1)
-    options.spaq_path = None
+    options.cross_test = None
     solver = run(options)
     assert "SPAQ cross test: skipped" in solver.log.path(".log").read_text()
     assert "spaq" not in records(solver)[1]
@@ -258,6 +259,69 @@ def test_devices_and_precision():
 
 
 def test_median_of_undefined_rounds_is_left_out():
-    solver = HyperIQASolver.__new__(HyperIQASolver)
-    solver.rounds = [{"test": {"srcc": math.nan, "plcc": 0.5}}, {"test": {"srcc": 0.2, "plcc": 0.7}}]
-    assert solver._medians() == {"test": {"srcc": 0.2, "plcc": pytest.approx(0.6)}}
+    rounds = [{"test": {"srcc": math.nan, "plcc": 0.5}}, {"test": {"srcc": 0.2, "plcc": 0.7}}]
+    assert metrics.medians(rounds) == {"test": {"srcc": 0.2, "plcc": pytest.approx(0.6)}}
+
+
+def test_several_cross_tests_each_have_their_columns_records_and_predictions(settings, tmp_path, koniq, spaq):
+    """A CSV of badness among them: its sign is turned. The figures of a set do not depend on the others."""
+    lines = [f"train/train_{i}.jpg,{100 - score_of(i, 12)}" for i in range(12)]
+    (koniq / "other.csv").write_text("\n".join(["image,mos", *lines]))
+    both = run(settings("resnet", "--cross_test", f"spaq={spaq}", f"csv={koniq / 'other.csv'}"))
+    alone = run(settings("resnet"))
+    log = both.log.path(".log").read_text()
+    assert "\tSPAQ_SRCC\tSPAQ_PLCC\tCSV_SRCC\tCSV_PLCC\n" in log and "\nCSV cross test: 12 images\n" in log
+    first, *epochs, last = records(both)
+    assert first["data"] == {"train": 12, "test": 6, "spaq": 5, "csv": 12}
+    assert set(first["fingerprint"]) == {"koniq-10k", "spaq", "csv"}
+    assert [e["spaq"] for e in epochs] == [e["spaq"] for e in records(alone) if e["type"] == "epoch"]
+    assert list(last["medians"]) == ["test", "spaq", "csv"] and set(epochs[0]["seconds"]) == {
+        "train",
+        "test",
+        "spaq",
+        "csv",
+    }
+    best = epochs[last["rounds"][0]["best_epoch"] - 1]
+    mos, scores = zip(*[(float(m), float(s)) for d, _, m, s in table(both.log.path("_predictions.csv")) if d == "csv"])
+    assert best["csv"]["srcc"] == pytest.approx(metrics.srcc(scores, mos), abs=1e-9)
+
+
+def test_a_new_loss_part_and_figure_appear_everywhere(settings, monkeypatch):
+    """Row, record, medians and TensorBoard follow the criterion's parts and the dictionary of figures."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    import run_log
+
+    monkeypatch.setitem(metrics.FIGURES, "krcc", metrics.Figure(metrics.krcc, recorded=True))
+    for module in (metrics, run_log):
+        monkeypatch.setattr(module, "RECORDED", ("srcc", "plcc", "krcc"))
+    solver = HyperIQASolver(settings("resnet", "--no_spaq", "--tensorboard"))
+    plain = solver.criterion
+    solver.criterion = lambda outputs, batch: {**plain(outputs, batch), "mse": outputs["scores"].var() + 1}
+    solver.run()
+    log = solver.log.path(".log").read_text()
+    assert "Train_SRCC\tTrain_PLCC\tTrain_KRCC\tTest_SRCC\tTest_PLCC\tTest_KRCC\n" in log
+    assert re.search(r"^1\t\d+\.\d{3} \(L1:\d+\.\d{3},Mse:\d+\.\d{3}\)\t", log, re.M)
+    epochs = [r for r in records(solver) if r["type"] == "epoch"]
+    assert set(epochs[0]["train"]) == {"loss", "l1", "mse", "srcc", "plcc", "krcc"} and "krcc" in epochs[0]["test"]
+    assert "krcc" in records(solver)[-1]["medians"]["test"] and ", KRCC 0." in log.replace("KRCC -0", "KRCC 0")
+    events = EventAccumulator(str(solver.log.path(".tensorboard"))).Reload()
+    assert [s.value for s in events.Scalars("round1/train/mse")] == pytest.approx([e["train"]["mse"] for e in epochs])
+
+
+def test_the_description_keeps_every_choice_and_the_backbones_own_normalisation(settings):
+    class OwnPixels(HyperIQASolver):
+        def build_model(self, seed):
+            model = super().build_model(seed)
+            model.backbone.set_normalisation((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+            return model
+
+    solver = OwnPixels(settings("resnet", "--no_spaq", "--epochs", 1, "--weight_decay", 0.25))
+    solver.run()
+    about = checkpoints.description_of(torch.load(next(solver.log.checkpoints.glob("best*")), weights_only=True))
+    assert (about["mean"], about["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    assert about["weight_decay"] == 0.25 and about["lr_scheduler"] == "cosine" and about["versions"]["hyperiqa"]
+    scores = [float(row[3]) for row in table(solver.log.path("_predictions.csv"))]
+    model = inference.load(solver.log.checkpoints)
+    images = [record.path for record in solver.data.main.split("test")]
+    assert [model.score(image) for image in images] == pytest.approx(scores, abs=1e-4)

@@ -15,9 +15,10 @@ import torch
 import torchvision
 
 import checkpoints
+from common.errors import UserError
+from common.files import write_whole
 from models import HyperNet, ResNetBackbone
 from models_swin import SwinBackbone
-from options import UserError
 
 DESCRIPTION = {
     "backbone": "resnet18", "fusion": "none", "patch_size": 64, "resize": "72", "exif_rotate": True,
@@ -45,7 +46,7 @@ def same(one, other):
 
 def test_write_whole_replaces_or_leaves_alone(tmp_path):
     path = tmp_path / "new" / "file"
-    checkpoints.write_whole(path, lambda file: file.write(b"first"))
+    write_whole(path, lambda file: file.write(b"first"))
 
     def broken(file):
         file.write(b"second")
@@ -56,9 +57,9 @@ def test_write_whole_replaces_or_leaves_alone(tmp_path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with pytest.raises(KeyError):
-        checkpoints.write_whole(path, broken)
+        write_whole(path, broken)
     with pytest.raises(UserError, match=r"new/file: cannot be written: No space left on device"):
-        checkpoints.write_whole(path, full)
+        write_whole(path, full)
     assert path.read_bytes() == b"first" and [p.name for p in path.parent.iterdir()] == ["file"]
 
 

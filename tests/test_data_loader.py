@@ -1,207 +1,37 @@
-import io
-import json
-import multiprocessing
-import os
-import signal
-import threading
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from helpers import huge_header, jpeg_bytes, picture, write_images
+from helpers import picture, write_images
 from PIL import Image
-from tqdm import tqdm
 
-import data_loader
-from data_loader import (
-    ImageCache,
-    PatchBatches,
-    make_loader,
-    test_patches,
-    to_model_input,
-    train_patches,
-)
-from options import UserError
-from reading.images import decode, read_header, resize_image, resized_size
+import augmentations
+from common.device import Hardware
+from data_loader import PatchBatches, make_loader, test_patches, train_patches
+from models import Backbone
+from reading.cache import ImageCache
 
 test_patches.__test__ = False  # its name is the field's, not pytest's
 
 
-# ----------------------------------------------------------------------------------------------- cache
-@pytest.fixture
-def images(tmp_path):
-    write_images(tmp_path / "images", ["a.jpg", "b.jpg"], (80, 60))
-    write_images(tmp_path / "images", ["c.png", "small.png"], (40, 100), seed=5)
-    return sorted((tmp_path / "images").iterdir())
-
-
-def same(one, other):
-    return len(one) == len(other) and all(np.array_equal(one[i], other[i]) for i in range(len(one)))
-
-
-def folders_in(path):
-    return [p for p in path.iterdir() if p.is_dir()]
-
-
-def test_a_cached_image_is_the_decoded_and_resized_file(images, tmp_path):
-    memory, built = ImageCache("set", images, "50", 48), ImageCache("set", images, "50", 48, tmp_path / "cache")
-    for i, path in enumerate(images):
-        assert np.array_equal(memory[i], resize_image(decode(path), *resized_size(*read_header(path), "50", 48)))
-    assert same(memory, built) and not built.was_there and memory.upscaled == 0
-    found = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    assert found.was_there and same(found, memory)
-    assert (
-        ImageCache("set", images, "none", 64).upscaled
-        == ImageCache("set", images, "none", 64, tmp_path / "c").upscaled
-        == 4
-    )
-
-
-@pytest.mark.parametrize("change", ["resize", "least side", "a file", "its time", "fewer files"])
-def test_whatever_a_cache_depends_on_makes_another(images, tmp_path, change):
-    first = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    paths, resize, least = images, "50", 48
-    if change == "resize":
-        resize = "51"
-    elif change == "least side":
-        least = 50
-    elif change == "fewer files":
-        paths = images[:3]
-    elif change == "its time":
-        os.utime(images[0], ns=(1, 1))
-    else:
-        write_images(images[0].parent, [images[0].name], (70, 60), seed=7)
-    second = ImageCache("set", paths, resize, least, tmp_path / "cache")
-    assert not second.was_there and second.folder != first.folder
-    assert same(second, ImageCache("set", paths, resize, least))
-    # What no longer matches its files goes; what another setting still needs stays.
-    assert first.folder.exists() == (change not in ("a file", "its time"))
-
-
-def build_in_child(paths, cache_dir, started):
-    """Builds a cache whose second image never finishes decoding."""
-    original = data_loader.decode
-
-    def slow(path, exif_rotate):
-        if path == paths[1]:
-            started.set()
-            time.sleep(60)
-        return original(path, exif_rotate)
-
-    data_loader.decode = slow
-    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, and this process is killed while it holds it
-    ImageCache("set", paths, "50", 48, cache_dir)
-
-
-def test_a_killed_build_leaves_nothing_that_passes_for_a_cache(images, tmp_path):
-    context = multiprocessing.get_context("fork")
-    started = context.Event()
-    child = context.Process(target=build_in_child, args=(images, tmp_path / "cache", started))
-    child.start()
-    assert started.wait(30)
-    os.kill(child.pid, signal.SIGKILL)
-    child.join()
-    assert [p.name for p in folders_in(tmp_path / "cache")][0].endswith(".tmp")
-    cache = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    assert not cache.was_there and same(cache, ImageCache("set", images, "50", 48))
-    assert folders_in(tmp_path / "cache") == [cache.folder]
-
-
-def test_a_failed_build_leaves_nothing(images, tmp_path, monkeypatch):
-    def broken(path, exif_rotate):
-        raise MemoryError("our own bug")
-
-    monkeypatch.setattr(data_loader, "decode", broken)
-    with pytest.raises(MemoryError):
-        ImageCache("set", images, "50", 48, tmp_path / "cache")
-    assert folders_in(tmp_path / "cache") == []
-
-
-def test_two_runs_that_need_the_same_cache_build_it_once(images, tmp_path):
-    made = []
-    threads = [
-        threading.Thread(target=lambda: made.append(ImageCache("set", images, "50", 48, tmp_path / "cache")))
-        for _ in range(4)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(cache.was_there for cache in made) == [False, True, True, True]
-    assert all(same(cache, made[0]) for cache in made)
-
-
-def test_a_damaged_cache_is_rebuilt(images, tmp_path):
-    first = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    with (first.folder / "reading.images.u8").open("r+b") as file:
-        file.truncate(100)
-    second = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    assert not second.was_there and same(second, ImageCache("set", images, "50", 48))
-
-
-def test_a_stray_write_does_not_reach_the_file(images, tmp_path):
-    cache = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    before = (cache.folder / "reading.images.u8").read_bytes()
-    cache[0][:] = 0
-    assert (cache.folder / "reading.images.u8").read_bytes() == before
-
-
-def test_a_cache_folder_that_cannot_be_made_is_the_users_mistake(images, tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(
-        UserError, match="file.*: the image cache cannot be written: .*; give --cache_dir PATH or --no_cache"
-    ):
-        ImageCache("set", images, "50", 48, tmp_path / "file")
-
-
-def test_every_bad_file_is_named_with_its_reason(tmp_path):
-    write_images(tmp_path, ["good.jpg"])
-    bad = {
-        "text.jpg": (b"hello", "not an image that Pillow can read"),
-        "empty.jpg": (b"", "the file is empty"),
-        "huge.bmp": (huge_header(), "absurdly large: 100000x100000 pixels"),
-    }
-    for name, (data, _) in bad.items():
-        (tmp_path / name).write_bytes(data)
-    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    (tmp_path / "cut.jpg").write_bytes(jpeg_bytes()[:900])  # its header is fine
-    png = io.BytesIO()
-    Image.fromarray(picture()).save(png, "PNG")
-    (tmp_path / "cut.png").write_bytes(png.getvalue()[:5000])
-    assert read_header(tmp_path / "cut.jpg") == (90, 120)
-    paths = sorted(tmp_path.iterdir())
-    for _ in range(2):  # found while building, remembered by the finished cache
-        cache = ImageCache("set", paths, "none", 32, tmp_path / "cache")
-        found = {path.name: reason for path, reason in cache.bad.items()}
-        assert set(found) == {*bad, "gone.jpg", "cut.jpg", "cut.png"}
-        assert {name: found[name] for name in bad} == {name: reason for name, (_, reason) in bad.items()}
-        assert "truncated" in found["cut.jpg"] and found["gone.jpg"] == "No such file or directory"
-    assert cache.was_there and np.array_equal(cache[cache.index[tmp_path / "good.jpg"]], decode(tmp_path / "good.jpg"))
-
-
-# --------------------------------------------------------------------------------------------- patches
 SIZES = np.array([[384, 512], [512, 384], [224, 600], [300, 301]])
-
-
-def test_a_set_without_any_readable_image_is_cached_too(tmp_path):
-    (tmp_path / "a.jpg").write_bytes(b"")
-    for was_there in (False, True):
-        cache = ImageCache("set", [tmp_path / "a.jpg"], "384", 64, tmp_path / "cache")
-        assert (cache.bytes, cache.was_there) == (0, was_there)
-        assert cache.bad == {tmp_path / "a.jpg": "the file is empty"}
 
 
 def test_train_patches_are_a_function_of_seed_and_epoch():
     def drawn(*address):
         patches = train_patches(SIZES, 224, 5, *address)
-        return np.stack([patches.image, patches.top, patches.left, patches.flip])
+        return np.stack([patches.image, patches.top, patches.left, patches.drawn["hflip"]])
 
     assert np.array_equal(drawn(42, 3), drawn(42, 3))
     for other in ((42, 4), (43, 3), (3, 42)):
         assert not np.array_equal(drawn(42, 3), drawn(*other))
+
+
+def test_augmentations_change_neither_order_nor_crops():
+    plain, flipped = (train_patches(SIZES, 224, 5, 1, 1, augment) for augment in (("none",), ("hflip",)))
+    assert plain.drawn == {} and flipped.drawn["hflip"].shape == (20,)
+    for name in ("image", "top", "left"):
+        assert np.array_equal(getattr(plain, name), getattr(flipped, name))
 
 
 def test_train_patches_cover_each_image_evenly_and_stay_inside():
@@ -212,7 +42,9 @@ def test_train_patches_cover_each_image_evenly_and_stay_inside():
     assert (patches.left >= 0).all() and (patches.left <= room[:, 1]).all()
     wide = patches.image == 0
     assert patches.top[wide].max() > 150 and patches.left[wide].max() > 270  # the last rows and columns are reached
-    assert patches.top[wide].mean() == pytest.approx(80, abs=8) and patches.flip.mean() == pytest.approx(0.5, abs=0.05)
+    assert patches.top[wide].mean() == pytest.approx(80, abs=8) and patches.drawn["hflip"].mean() == pytest.approx(
+        0.5, abs=0.05
+    )
     assert (patches.image[:20] != np.sort(patches.image[:20])).any()  # images are shuffled together
 
 
@@ -238,11 +70,20 @@ def test_grid_and_random_crops():
     assert len(test_patches(SIZES, 224, "center", 25)) == 4
 
 
-def batches_of(cache, patch_size=40, batch_size=8, per_image=5):
-    patches = train_patches(cache.sizes, patch_size, per_image, 1, 1)
-    return PatchBatches(
-        cache, range(len(cache)), [float(10 * i) for i in range(len(cache))], patches, patch_size, batch_size
-    )
+@pytest.fixture
+def images(tmp_path):
+    write_images(tmp_path / "images", ["a.jpg", "b.jpg"], (80, 60))
+    write_images(tmp_path / "images", ["c.png", "small.png"], (40, 100), seed=5)
+    return sorted((tmp_path / "images").iterdir())
+
+
+def batches_of(cache, batch_size=8, per_image=5):
+    patches = train_patches(cache.sizes, 48, per_image, 1, 1)
+    return PatchBatches(cache, range(len(cache)), [float(10 * i) for i in range(len(cache))], patches, batch_size)
+
+
+def on_cpu(workers=0):
+    return Hardware(torch.device("cpu"), workers=workers)
 
 
 def test_batches_are_the_patches_in_order_whatever_cuts_them(images, tmp_path):
@@ -253,47 +94,24 @@ def test_batches_are_the_patches_in_order_whatever_cuts_them(images, tmp_path):
     plain = []
     for k in range(20):
         i, top, left = (int(v[k]) for v in (expected.patches.image, expected.patches.top, expected.patches.left))
-        plain.append(memory[i][top : top + 40, left : left + 40])
+        plain.append(memory[i][top : top + 48, left : left + 48])
     for cache, workers in ((memory, 0), (memory, 2), (mapped, 0), (mapped, 1), (moved, 0)):
-        loaded = list(make_loader(batches_of(cache), workers, pin_memory=False))
+        loaded = list(make_loader(batches_of(cache), on_cpu(workers)))
         assert [len(b["patches"]) for b in loaded] == [8, 8, 4]
         assert np.array_equal(torch.cat([b["patches"] for b in loaded]).numpy(), np.stack(plain))
         assert np.array_equal(torch.cat([b["image"] for b in loaded]).numpy(), expected.patches.image)
         assert torch.equal(torch.cat([b["mos"] for b in loaded]), 10.0 * torch.cat([b["image"] for b in loaded]))
-    tail = list(make_loader(batches_of(memory), 0, pin_memory=False, start=2))
+    tail = list(make_loader(batches_of(memory), on_cpu(), start=2))
     assert len(tail) == 1 and np.array_equal(tail[0]["patches"].numpy(), np.stack(plain[16:]))
 
 
 def test_model_input_is_torchvisions_totensor_flip_and_normalize():
     pixels = np.stack([picture(60, 60, seed) for seed in range(4)])
     flip = torch.tensor([True, False, True, False])
-    found = to_model_input({"patches": torch.from_numpy(pixels), "flip": flip})
+    found = Backbone().normalised(augmentations.augmented({"patches": torch.from_numpy(pixels), "hflip": flip}))
     normalise = T.Compose([T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
     for image, flipped, result in zip(pixels, flip, found):
         image = Image.fromarray(image)
         expected = normalise(image.transpose(Image.FLIP_LEFT_RIGHT) if flipped else image)
         assert torch.allclose(result, expected, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_a_data_set_larger_than_the_memory_it_may_use(tmp_path):
-    """The mapped cache is not copied: opening it takes next to no memory of the process's own."""
-    write_images(tmp_path, ["a.jpg"], (400, 300))
-    built = ImageCache("set", [tmp_path / "a.jpg"], "3000", 32, tmp_path / "cache")
-    del built
-    before = private_bytes()
-    cache = ImageCache("set", [tmp_path / "a.jpg"], "3000", 32, tmp_path / "cache")
-    assert cache.was_there and cache.bytes == 3000 * 4000 * 3
-    cache.crops(np.array([0]), np.array([1000]), np.array([1000]), 224)
-    assert private_bytes() - before < cache.bytes / 4
-
-
-def private_bytes():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
-
-
-def test_index_names_the_source_files(images, tmp_path):
-    cache = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    files = json.loads((cache.folder / "index.json").read_text())["files"]
-    assert [Path(name).name for name, _, _ in files] == [p.name for p in images]

@@ -43,11 +43,7 @@ class Launcher:
         self.process.stdin.flush()
         code = int(self.process.stdout.readline())
         errors = Path(f"{self.output}.err").read_text().replace("\r", "\n").splitlines()
-        return (
-            code,
-            self.output.read_text(),
-            [line for line in errors if line.strip() and "|" not in line],
-        )
+        return (code, self.output.read_text(), [line for line in errors if line.strip() and "|" not in line])
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +112,7 @@ MOMENTS = [
     *[("os:fsync", n) for n in (1, 2, 3, 4, 9, 14, 15, 16, 17, 20, 26, 28)],  # mid write of states, models, predictions
     *[("pathlib:Path.replace", n) for n in (1, 3, 5, 9, 12, 16)],  # written, not yet in place
     *[("os:link", n) for n in (1, 4, 6)],
-    *[("data_loader:resize_image", n) for n in (1, 9, 20)],  # mid cache build
+    *[("reading.cache:resize_image", n) for n in (1, 9, 20)],  # mid cache build
     *[("pathlib:Path.rename", n) for n in (1, 2)],  # cache complete, not yet published
     *[("run_log:RunLog.line", n) for n in (1, 5, 15, 17, 21)],
     *[("run_log:RunLog.record", n) for n in (1, 2, 3, 4)],
@@ -170,14 +166,13 @@ def test_optimizers_of_the_step_schedule_are_rebuilt(launcher, data, tmp_path, s
     assert_same_results(results(tmp_path / "b"), results(tmp_path / "a"))
 
 
-@pytest.mark.parametrize(("signum", "code"), [(INT, 130), (TERM, 143)])
+@pytest.mark.parametrize("ending", [(INT, 130), (TERM, 143)])
 @pytest.mark.parametrize(
-    ("target", "count"),
-    [("engine:to_model_input", 2), ("engine:to_model_input", 4), ("data_loader:resize_image", 3), ("os:fsync", 9)],
+    "moment",
+    [("engine:to_model_input", 2), ("engine:to_model_input", 4), ("reading.cache:resize_image", 3), ("os:fsync", 9)],
 )
-def test_signals_finish_the_step_and_say_how_to_go_on(
-    launcher, data, undisturbed, tmp_path, signum, code, target, count
-):
+def test_signals_finish_the_step_and_say_how_to_go_on(launcher, data, undisturbed, tmp_path, ending, moment):
+    (signum, code), (target, count) = ending, moment
     flags = flags_for(data, tmp_path)
     found, out, errors = launcher.run("train_swin.py", flags, kill=[target, count, signum])
     assert found == code and errors == []
@@ -338,7 +333,7 @@ JSON_FORM = 'expected a JSON list of {"image", "score"}; found'
 # What is wrong -> (how to make it, the error line; ROOT is the test's folder). Flags are parsed by the real script.
 BAD_INPUT = {
     "no data folder": (lambda root, data: ["--dataset_path", root / "none"], f"koniq-10k: no folder ROOT/none; expected {LAYOUT}"),
-    "no score file": (with_koniq(lambda r: (r / "koniq10k_scores_and_distributions.csv").unlink()), f"ROOT/{SCORES}: not a readable CSV file: [Errno 2] No such file or directory: 'ROOT/{SCORES}'"),
+    "no score file": (with_koniq(lambda r: (r / "koniq10k_scores_and_distributions.csv").unlink()), f"ROOT/{SCORES}: not a readable CSV file: No such file or directory"),
     "score file empty": (with_koniq(table("")), f"ROOT/{SCORES}: no column image_name, MOS_zscore; expected image_name, MOS_zscore, found none"),
     "score file without rows": (with_koniq(table(HEAD)), "koniq-10k: 18 images of the split have no score in koniq10k_scores_and_distributions.csv: train_0.jpg, train_1.jpg, train_2.jpg, train_3.jpg, train_4.jpg, …"),
     "score column missing": (with_koniq(edit_scores("MOS_zscore", "score")), f"ROOT/{SCORES}: no column MOS_zscore; expected image_name, MOS_zscore, found image_name, c1, MOS, score"),

@@ -1,9 +1,16 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from options import Parser, UserError, first_five, parse_fixes, parse_resize, train_options
+import augmentations
+import fusion
+import lr_schedules
+import options
+from common.cli import Flags, parse_resize
+from common.errors import UserError, first_five
+from options import Script, figure_settings, parse_fixes, train_options
 
 DATASETS = {"koniq-10k": "384", "spaq": "384", "csv": "384", "demo": "384", "live": "none"}
 DEMO = {"backbone": "tiny", "pretrained": False, "lr": 1e-3}
@@ -11,7 +18,7 @@ DEMO = {"backbone": "tiny", "pretrained": False, "lr": 1e-3}
 
 def parse(*argv):
     words = [str(word) for word in argv]
-    return train_options(words, "doc", ("big", "tiny"), "swin", ("none", "concat"), DATASETS, DEMO)
+    return train_options(words, "doc", Script(("big", "tiny"), DATASETS, DEMO, "swin"))
 
 
 def test_the_published_defaults():
@@ -19,7 +26,7 @@ def test_the_published_defaults():
     expected = dict(dataset="koniq-10k", train_patch_num=25, test_patch_num=25, lr=2e-5, lr_ratio=10, weight_decay=5e-4,
                     batch_size=96, epochs=16, lr_scheduler="cosine", patience=5, train_test_num=1, seed=42, patch_size=224,
                     test_crop="center", fusion="none", ranking_loss_alpha=0.0, ranking_loss_margin=0.5, resize="384",
-                    spaq_resize="384", backbone="big", pretrained=True, early_stopping=True, spaq=True,
+                    cross_resize={"spaq": "384"}, backbone="big", pretrained=True, early_stopping=True, cross_test=None,
                     training_fixes=(), precision="auto", demo_defaults={})  # fmt: skip
     assert {name: getattr(options, name) for name in expected} == expected
 
@@ -33,11 +40,16 @@ def test_the_published_defaults():
         (["--test_random_crop"], "test_crop", "random"),
         (["--no_early_stopping"], "early_stopping", False),
         (["--no_pretrained"], "pretrained", False),
-        (["--no_spaq"], "spaq", False),
+        (["--no_spaq"], "cross_test", {}),
+        (["--dataset", "spaq"], "cross_test", {}),
+        (["--spaq_path", "x"], "cross_test", {"spaq": Path("x")}),
+        (["--cross_test", "live", "csv=a.csv"], "cross_test", {"live": None, "csv": Path("a.csv")}),
+        (["--cross_test", "live=x", "--spaq_path", "y"], "cross_test", {"live": Path("x"), "spaq": Path("y")}),
+        (["--cross_test", "live", "spaq"], "cross_resize", {"live": "none", "spaq": "384"}),
         (["--fusion", "concat", "--use_multiscale"], "fusion", "concat"),
         (["--lr", "1e-3", "--lr", "1e-4"], "lr", 1e-4),
         (["--lr_scheduler", "step", "--training_fixes", "all"], "training_fixes", ("backbone_lr", "optimizer_state")),
-        (["--resize", "512x384"], "spaq_resize", "512x384"),
+        (["--resize", "512x384"], "cross_resize", {"spaq": "512x384"}),
         (["--backbone", "swinv2_tiny_window8_256"], "backbone", "swinv2_tiny_window8_256"),
         (["--dataset", "live"], "resize", "none"),
     ],
@@ -78,6 +90,13 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         (["--lr_scheduler", "cosine", "--no_lr_scheduler"], "contradictory flags"),
         (["--test_crop", "grid", "--test_random_crop"], "contradictory flags"),
         (["--no_spaq", "--spaq_path", "x"], "contradictory flags: --no_spaq and --spaq_path"),
+        (["--augment", "none", "hflip"], "contradictory: --augment none with others"),
+        (["--cross_test", "liv"], "--cross_test liv: expected NAME or NAME=PATH, NAME one of koniq-10k, spaq"),
+        (["--cross_test", "spaq", "--no_spaq"], "contradictory flags: --cross_test spaq and --no_spaq"),
+        (["--cross_test", "spaq=a", "--spaq_path", "b"], "contradictory flags: --cross_test spaq and --spaq_path"),
+        (["--cross_test", "live", "live=x"], "--cross_test: live is listed twice"),
+        (["--cross_test", "csv"], "--cross_test csv: expected csv=FILE.csv"),
+        (["--cross_test", "koniq-10k"], "--cross_test koniq-10k: the run tests on its --dataset anyway"),
         (["--no_pretrained", "--backbone_weights", "x"], "contradictory flags: --no_pretrained and --backbone_weights"),
         (["--no_early_stopping", "--patience", "3"], "contradictory flags: --no_early_stopping and --patience"),
         (["--backbone_weights", "nowhere.pth"], "--backbone_weights nowhere.pth: no such file"),
@@ -85,7 +104,7 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         (["--dataset", "csv"], "--dataset csv needs --dataset_path FILE.csv"),
         (["--dataset", "spaq", "--spaq_path", "x"], "--dataset spaq takes its folder from --dataset_path"),
         (["--device", "gpu"], "--device gpu: expected auto, cpu, cuda or cuda:N"),
-        (["--run_name", "a/b"], "--run_name 'a/b': expected letters, digits"),
+        (["--run_name", "a/b"], "--run_name a/b: expected letters, digits"),
         (["--ranking_loss_margin", "1"], "--ranking_loss_margin needs --ranking_loss_alpha above 0"),
         (
             ["--epochs", "0", "--lr", "-1", "--training_fixes", "all"],
@@ -131,4 +150,21 @@ def test_a_mistake_ends_the_script_with_one_line_before_torch_is_imported(script
 
 def test_parser_says_errors_as_user_errors():
     with pytest.raises(UserError, match="unknown argument: --x"):
-        Parser("doc").parse_args(["--x"])
+        Flags("doc").parse(["--x"])
+
+
+def test_choices_are_those_of_the_axes():
+    """options.py lists them, since it must not import torch; the dictionaries of the axes are the truth."""
+    assert (*augmentations.AUGMENTATIONS, "none") == options.AUGMENTATIONS
+    assert tuple(fusion.FUSIONS) == options.FUSIONS and tuple(lr_schedules.SCHEDULES) == options.SCHEDULES
+
+
+def test_settings_of_an_older_version_mean_what_they_did():
+    """A run of 0.7 knew SPAQ alone as a cross test, and of later flags nothing: those count as their defaults."""
+    now = figure_settings(parse("--seed", 7, "--lr_scheduler", "step", "--training_fixes", "filter"))
+    older = {**vars(parse("--seed", 7, "--lr_scheduler", "step", "--training_fixes", "filter"))}
+    del older["cross_test"], older["cross_resize"], older["compile"]
+    older |= {"spaq": True, "spaq_path": None, "spaq_resize": "384", "training_fixes": ["filter"]}
+    assert figure_settings(older) == now
+    assert figure_settings({**older, "spaq": False}) == {**now, "cross_resize": {}}
+    assert figure_settings({**older, "lr": 1.0}) == {**now, "lr": 1.0}

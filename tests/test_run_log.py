@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from options import UserError
-from run_log import RunLog, plain, versions
+from common.errors import UserError
+from common.run_files import plain
+from run_log import RunLog, versions
 
 
 def test_a_taken_name_gets_a_suffix_and_an_own_taken_name_is_an_error(tmp_path):
@@ -47,5 +48,5 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
 
 def test_versions_and_plain_values():
     found = versions()
-    assert set(found) == {"python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "commit"}
+    assert set(found) == {"hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "commit"}
     assert json.dumps(plain({"a": float("inf"), "b": (1, None, True)})) == '{"a": null, "b": [1, null, true]}'
