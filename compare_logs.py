@@ -11,7 +11,9 @@ the public HyperIQA code. docs/comparing_runs.md explains the statistics.
 
 from __future__ import annotations
 
+import argparse
 import csv
+import io
 import itertools
 import json
 import math
@@ -20,18 +22,22 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 import intervals
+from common.cli import Flags, Given, printing, run_tool
+from common.errors import UserError, first_five
+from common.files import write_whole
+from common.run_files import plain
 from comparing import plots, runs
-from comparing.runs import Entry, Measure, Run
-from options import Parser, UserError, first_five, run_tool
+from comparing.runs import FIGURE, Entry, Measure, Run
+from metrics import RECORDED
 
-SORTS = (*runs.METRICS, "train_srcc", "run", "epoch", "minutes", "status")
 FEWEST = 10
 
 
@@ -48,46 +54,49 @@ class Comparison:
     refused: str = ""
 
 
-def parse() -> object:
-    parser = Parser(__doc__)
-    parser.add_argument("paths", nargs="*", type=Path, default=[Path("logs")], metavar="PATH",
-                        help="logs or folders of logs (default: logs)")  # fmt: skip
-    add = parser.add_argument_group("table").add_argument
-    add("--metric", default="srcc", choices=runs.METRICS, help="the figure that gets the interval and is compared")
-    add("--sort", choices=SORTS, help="order of the rows (default: the metric, best first)")
-    add("--epoch", default="best", metavar="best|last|N", help="which epoch of each run")
-    add("--logistic", action="store_true", help="PLCC and RMSE after the usual four-parameter logistic fit")
-    add("--group", action="store_true", help="one row for all seeds of a setting")
-    add = parser.add_argument_group("differences").add_argument
-    add("--against", metavar="RUN", help="test every run against this one (its name or a part of it)")
-    add("--pairs", action="store_true", help="test every pair of runs; two runs alone are tested anyway")
-    add("--resamples", type=int, default=intervals.RESAMPLES, metavar="B", help="of the bootstrap")
-    add = parser.add_argument_group("output").add_argument
-    add("--markdown", action="store_true", help="tables as markdown")
-    add("--json", action="store_true", help="everything as JSON")
-    add("--csv", type=Path, metavar="FILE", help="write the table to a CSV file, figures in full")
-    add("--plot", type=Path, metavar="FILE", help="curves over epochs as .png, .svg or .pdf (needs matplotlib)")
-    add("--scatter", type=Path, metavar="FILE", help="scores against MOS of the first run of the table that has them")
-    options = parser.parse_args()
-    if options.epoch not in ("best", "last") and not (options.epoch.isdecimal() and int(options.epoch) > 0):
-        raise UserError(f"--epoch {options.epoch}: expected best, last or a number from 1")
-    if options.resamples < 100:
-        raise UserError(f"--resamples {options.resamples}: expected at least 100")
+OTHER_SORTS = ("train_srcc", "run", "epoch", "minutes", "status")
+
+
+def parse() -> argparse.Namespace:
+    flags = Flags(__doc__)
+    flags.words("paths", "logs or folders of logs (default: logs)", nargs="*", type=Path, default=[Path("logs")],
+                metavar="PATH")  # fmt: skip
+    flags.group("table")
+    flags.value(
+        "--metric", "srcc", "the figure with the interval, which is compared; spaq_srcc: of a cross test", FIGURE
+    )
+    sorts = (f"{FIGURE[0]}, or {', '.join(OTHER_SORTS)}", lambda name: name in OTHER_SORTS or FIGURE[1](name))
+    flags.value("--sort", None, "order of the rows (default: the metric, best first)", sorts)
+    epochs = ("best, last or a number from 1", lambda text: re.fullmatch("best|last|[1-9][0-9]*", text))
+    flags.value("--epoch", "best", "which epoch of each run", epochs, metavar="best|last|N")
+    flags.switch("--logistic", "logistic", True, "PLCC and RMSE after the usual four-parameter logistic fit")
+    flags.switch("--group", "group", True, "one row for all seeds of a setting")
+    flags.group("differences")
+    flags.value("--against", None, "test every run against this one (its name or a part of it)", metavar="RUN")
+    flags.switch("--pairs", "pairs", True, "test every pair of runs; two runs alone are tested anyway")
+    flags.count("--resamples", intervals.RESAMPLES, "of the bootstrap", least=100)
+    flags.group("output")
+    flags.switch("--markdown", "markdown", True, "tables as markdown")
+    flags.switch("--json", "json", True, "everything as JSON")
+    flags.output("--csv", "write the table to a CSV file, figures in full")
+    flags.output("--plot", "curves over epochs (needs matplotlib)", plots.PICTURES)
+    flags.output("--scatter", "scores against MOS of the first run of the table that has them", plots.PICTURES)
+    return flags.parse(None, _problems)
+
+
+def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if options.markdown and options.json:
-        raise UserError("contradictory flags: --markdown and --json")
-    for flag, path in (("--plot", options.plot), ("--scatter", options.scatter)):
-        if path is not None:
-            plots.check_picture(path, flag)
-    missing = [path for path in options.paths if not path.exists()]
-    if missing:
-        raise UserError(f"{first_five(missing)}: no such file or folder")
-    return options
+        yield "contradictory flags: --markdown and --json"
+    drawn = [flag for flag, path in (("--plot", options.plot), ("--scatter", options.scatter)) if path is not None]
+    yield from filter(None, map(plots.drawing_problem, drawn))
+    if missing := [path for path in options.paths if not path.exists()]:
+        yield f"{first_five(missing)}: no such file or folder"
 
 
 # ------------------------------------------------------------------------------------------ differences
 def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
     """A against B by the best method that their files allow."""
-    values = [[measure.value(run) for run in entry.runs] for entry in (a, b)]
+    values: Any = [[measure.value(run) for run in entry.runs] for entry in (a, b)]
     if any(math.isnan(value) for value in sum(values, [])):
         source = "the predictions files" if measure.formula is None else "the logs"
         return Comparison(a, b, refused=f"no {measure.metric} of epoch {measure.epoch} in {source} of both")
@@ -118,8 +127,7 @@ def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
     fewer = min(len(scores_a.keys), len(scores_b.keys))
     if len(keys) < max(FEWEST, fewer / 2):
         return Comparison(a, b, refused=f"only {len(keys)} of {fewer} images are in both predictions files")
-    unequal = int((np.abs(scores_a.on(keys)[1] - scores_b.on(keys)[1]) > 1e-6).sum())
-    if unequal:
+    if unequal := int((np.abs(scores_a.on(keys)[1] - scores_b.on(keys)[1]) > 1e-6).sum()):
         return Comparison(a, b, refused=f"{unequal} of {len(keys)} common images have different MOS")
     subset = None if len(keys) == len(scores_a.keys) == len(scores_b.keys) else keys
     value = measure.value(run_a, subset) - measure.value(run_b, subset)
@@ -142,30 +150,23 @@ def sentence(comparison: Comparison, names: dict[str, str], tests: int, higher_i
     if tests > 1:
         figures += f", corrected {_p(comparison.corrected).removeprefix('= ')}"
     basis = f"{comparison.images} images" if comparison.images else "seeds alone"
-    sizes = sorted((len(comparison.a.runs), len(comparison.b.runs)))
-    if sizes[0] == 1 < sizes[1]:
-        basis += ", a single seed: less sure than it looks"
+    fewest, most = sorted((len(comparison.a.runs), len(comparison.b.runs)))
+    basis += ", a single seed: less sure than it looks" if fewest == 1 < most else ""
     figures = f"{figures} ({'approximate, ' if found.approximate else ''}{basis})".replace("-", "−")
     if comparison.corrected >= 1 - intervals.LEVEL:
         return f"{a} − {b}: no evidence of a difference: {figures}"
-    if (found.value > 0) == higher_is_better:
-        return f"{a} is better than {b}: {figures}"
-    return f"{a} is worse than {b}: {figures}"
+    return f"{a} is {'better' if (found.value > 0) == higher_is_better else 'worse'} than {b}: {figures}"
 
 
 def _p(p: float) -> str:
-    if p < 0.0001:
-        return "< 0.0001"
-    return f"= {p:.2f}" if p >= 0.1 else f"= {p:.2g}"
+    return "< 0.0001" if p < 0.0001 else f"= {p:.2f}" if p >= 0.1 else f"= {p:.2g}"
 
 
 def chosen_pairs(options, entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]:
     if options.against is not None:
         base = _named(options.against, entries)
         return [(entry, base) for entry in entries if entry is not base]
-    if options.pairs or len(entries) == 2:
-        return list(itertools.combinations(entries, 2))
-    return []
+    return list(itertools.combinations(entries, 2)) if options.pairs or len(entries) == 2 else []
 
 
 def _named(wanted: str, entries: Sequence[Entry]) -> Entry:
@@ -182,20 +183,20 @@ def _named(wanted: str, entries: Sequence[Entry]) -> Entry:
 # --------------------------------------------------------------------------------------------- output
 def in_order(entries: Sequence[Entry], measure: Measure, sort: str | None) -> list[Entry]:
     """Best first by a figure; by name, epoch, time or status in ascending order."""
-    if sort in (None, *runs.METRICS):
+    if sort not in OTHER_SORTS:
         return runs.ranked(entries, replace(measure, metric=sort or measure.metric))
+
+    def known_first(value: float) -> float:
+        return math.inf if math.isnan(value) else value
+
     keys = {
-        "train_srcc": lambda e: -_number(np.mean([r.figure("train", "srcc", r.epoch(measure.epoch)) for r in e.runs])),
+        "train_srcc": lambda e: known_first(-e.mean(lambda run: run.figure("train", "srcc", run.epoch(measure.epoch)))),
         "run": lambda e: e.name,
         "epoch": lambda e: e.runs[0].epoch(measure.epoch),
-        "minutes": lambda e: -_number(-np.mean([run.minutes for run in e.runs])),
+        "minutes": lambda e: known_first(e.mean(lambda run: run.minutes)),
         "status": lambda e: e.runs[0].status,
     }
     return sorted(entries, key=keys[sort])
-
-
-def _number(value: float) -> float:
-    return -math.inf if math.isnan(value) else float(value)
 
 
 def footnotes(entries: Sequence[Entry], measure: Measure) -> list[str]:
@@ -224,22 +225,18 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         colours = {i: bad.get(e.runs[0].status, "32" if i == 0 else "") for i, e in enumerate(entries)}
 
     header, rows = runs.table(entries, measure, options.group)
-    names = [entry.name for entry in entries]
-    short = plots.short_names(names, plots.room_for_names(header, rows, wide))
-    if options.markdown:
-        short = {name: name for name in names}
+    short = {entry.name: entry.name for entry in entries}
+    if not options.markdown:
+        short = plots.short_names([entry.name for entry in entries], plots.room_for_names(header, rows, wide))
 
     def show(header: list[str], rows: list[list[str]]) -> None:
         named = [[short[row[0]], *row[1:]] for row in rows]
-        text = (
-            plots.markdown_table(header, named) if options.markdown else plots.text_table(header, named, wide, colours)
-        )
-        print(text + "\n")
+        layout = () if options.markdown else (wide, colours)
+        print((plots.markdown_table if options.markdown else plots.text_table)(header, named, *layout) + "\n")
 
     show(header, rows)
-    legend = [f"  {brief} = {name}" for name, brief in short.items() if brief != name]
-    if legend:
-        print("\n".join(legend) + "\n")
+    if legend := [f"  {brief} = {name}\n" for name, brief in short.items() if brief != name]:
+        print("".join(legend))
     for note in footnotes(entries, measure) + notes:
         print(("- " if options.markdown else "") + note)
     header, rows = runs.settings_table(entries)
@@ -248,9 +245,15 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         show(header, rows)
     elif len(entries) > 1:
         print("\nThe settings known of these runs are the same.")
-    tests = sum(not c.refused for c in comparisons)
     if comparisons:
-        print(f"Differences in {measure.metric}{', p-values corrected (Holm)' if tests > 1 else ''}:\n")
+        print_differences(comparisons, short, measure, wide)
+    elif len(entries) > 2:
+        print("Is a difference real? --against RUN or --pairs tests it.")
+
+
+def print_differences(comparisons: Sequence[Comparison], short: dict[str, str], measure: Measure, wide: int) -> None:
+    tests = sum(not c.refused for c in comparisons)
+    print(f"Differences in {measure.metric}{', p-values corrected (Holm)' if tests > 1 else ''}:\n")
     for comparison in comparisons:
         # What belongs together is kept on one line.
         text = re.sub(
@@ -261,34 +264,27 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
     if any(c.difference and c.method == "number of images" for c in comparisons):
         print("\napproximate: as if on different images. Runs on the same images differ less by chance than this\n"
               "assumes; predictions files of both would show smaller differences.")  # fmt: skip
-    if not comparisons and len(entries) > 2:
-        print("Is a difference real? --against RUN or --pairs tests it.")
 
 
 def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
     """A row with its figures in full, for --json and --csv."""
-    first, estimate = entry.runs[0], measure.estimate(entry)
-    epoch = first.epoch(measure.epoch)
+    first, single = entry.runs[0], len(entry.runs) == 1
     figures = {
         f"{part}_{name}": float(np.mean([run.figure(part, name, run.epoch(measure.epoch)) for run in entry.runs]))
-        for part in ("train", "test", "spaq")
-        for name in ("srcc", "plcc")
+        for part in ("train", "test", *first.cross_tests)
+        for name in RECORDED
     }
     return {
         "run": entry.name,
         "files": [str(run.path) for run in entry.runs],
         "backbone": first.backbone,
         "status": "/".join(dict.fromkeys(run.status for run in entry.runs)),
-        "epoch": epoch if len(entry.runs) == 1 else [run.epoch(measure.epoch) for run in entry.runs],
-        "epochs_run": len(first.epochs) if len(entry.runs) == 1 else [len(run.epochs) for run in entry.runs],
+        "epoch": first.epoch(measure.epoch) if single else [run.epoch(measure.epoch) for run in entry.runs],
+        "epochs_run": len(first.epochs) if single else [len(run.epochs) for run in entry.runs],
         **figures,
         "metric": measure.metric,
-        "value": estimate.value,
-        "low": estimate.low,
-        "high": estimate.high,
-        "approximate": estimate.approximate,
-        "deviation": estimate.deviation,
-        "minutes_per_epoch": float(np.mean([run.minutes for run in entry.runs])),
+        **asdict(measure.estimate(entry)),
+        "minutes_per_epoch": entry.mean(lambda run: run.minutes),
     }
 
 
@@ -296,60 +292,41 @@ def print_json(entries, measure, comparisons, notes) -> None:
     rows = [{**record_of(e, measure), "settings": [run.settings for run in e.runs]} for e in entries]
     pairs = [
         {
-            "a": c.a.name,
-            "b": c.b.name,
-            "method": c.method,
-            "images": c.images,
-            "refused": c.refused,
-            **(
-                {k: getattr(c.difference, k) for k in ("value", "low", "high", "p", "approximate")}
-                if c.difference
-                else {}
-            ),
+            **{"a": c.a.name, "b": c.b.name, "method": c.method, "images": c.images, "refused": c.refused},
+            **(asdict(c.difference) if c.difference else {}),
             "p_corrected": c.corrected,
         }
         for c in comparisons
     ]
-    whole = {"runs": rows, "comparisons": pairs, "notes": notes}
-    print(json.dumps(_defined(whole), indent=1))
-
-
-def _defined(value: object) -> object:
-    """nan, which JSON doesn't know, becomes null."""
-    if isinstance(value, dict):
-        return {key: _defined(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_defined(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    print(json.dumps(plain({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
     names = runs.differences([run for entry in entries for run in entry.runs])
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = None
-            for entry in entries:
-                row = {k: v for k, v in _defined(record_of(entry, measure)).items() if k != "files"}
-                own = [{n: run.settings.get(n, "?") for n in names} for run in entry.runs]
-                row |= {f"setting_{n}": ",".join(dict.fromkeys(settings[n] for settings in own)) for n in names}
-                if writer is None:
-                    writer = csv.DictWriter(file, list(row), lineterminator="\n")
-                    writer.writeheader()
-                writer.writerow(row)
-    except OSError as problem:
-        raise UserError(f"--csv {path}: cannot be written: {problem.strerror}") from None
+    rows = [plain(record_of(e, measure)) | {f"setting_{name}": e.setting(name) for name in names} for e in entries]
+    columns = dict.fromkeys(name for row in rows for name in row if name != "files")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())
 
 
 def plot_curves(path: Path, entries: Sequence[Entry]) -> None:
-    panels = {"test SRCC": ("test", "srcc"), "SPAQ SRCC": ("spaq", "srcc"), "train SRCC": ("train", "srcc"),
-              "train loss": ("train", "loss")}  # fmt: skip
+    """A panel for each figure of each set, and for the training loss and its parts."""
     shown: list[Run] = [run for entry in entries for run in entry.runs]
-    curves = [
-        plots.Curve(run.name, sorted(run.epochs), {
-            title: [run.figure(*what, epoch) for epoch in sorted(run.epochs)] for title, what in panels.items()
-        }, run.best)
-        for run in shown
-    ]  # fmt: skip
+    cross = dict.fromkeys(part for run in shown for part in run.cross_tests)
+    parts = {"test": "test", **{part: part.upper() for part in cross}, "train": "train"}
+    panels = {f"{title} {name.upper()}": (part, name) for part, title in parts.items() for name in RECORDED}
+    trained = [epoch.get("train", {}) for run in shown for epoch in run.epochs.values()]
+    losses = dict.fromkeys(name for train in trained for name in train if name not in RECORDED)
+    # Where the loss has one part, they are the same.
+    panels |= {f"train {name}": ("train", name) for name in (losses if len(losses) != 2 else ["loss"])}
+    curves = []
+    for run in shown:
+        epochs = sorted(run.epochs)
+        figures = {title: [run.figure(*what, epoch) for epoch in epochs] for title, what in panels.items()}
+        curves.append(plots.Curve(run.name, epochs, figures, run.best))
     plots.draw_curves(path, curves, list(panels))
 
 
@@ -357,22 +334,18 @@ def plot_scatter(path: Path, entries: Sequence[Entry]) -> None:
     run = next((run for entry in entries for run in entry.runs if run.scores("test")), None)
     if run is None:
         raise UserError("--scatter: none of these runs has a predictions file that belongs to its best epoch")
-    clouds, captions = [], []
-    for part in ("test", "spaq"):
+    drawn = []
+    for part in ("test", *run.cross_tests):
         if (scores := run.scores(part)) is not None:
-            title = "SPAQ" if part == "spaq" else run.settings.get("dataset", "test")
-            cloud, caption = plots.fitted_cloud(title, scores.score, scores.mos, [name for name, _ in scores.keys])
-            clouds.append(cloud)
-            captions.append(caption)
-    plots.draw_scatter(path, f"{run.name}, epoch {run.best}", clouds, captions)
+            title = run.settings.get("dataset", "test") if part == "test" else part.upper()
+            drawn.append(plots.fitted_cloud(title, scores.score, scores.mos, [name for name, _ in scores.keys]))
+    plots.draw_scatter(path, f"{run.name}, epoch {run.best}", *zip(*drawn))
 
 
 def main() -> None:
-    sys.stdout.reconfigure(errors="replace")
     options = parse()
     found, problems = runs.find(options.paths)
-    for problem in problems:
-        print(f"skipped: {problem}", file=sys.stderr)
+    print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
     if not found:
         raise UserError(f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, found none")
     measure = Measure(options.metric, options.epoch, options.logistic, options.resamples)
@@ -382,14 +355,11 @@ def main() -> None:
     measure.draw_together(entries)
     entries = in_order(entries, measure, options.sort)
     comparisons = compare_all(measure, chosen_pairs(options, entries))
-    try:
+    with printing():
         if options.json:
             print_json(entries, measure, comparisons, notes + problems)
         else:
             print_report(options, entries, measure, comparisons, notes)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; the files are still written
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if options.csv:
         write_csv(options.csv, entries, measure)
     if options.plot:

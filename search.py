@@ -10,7 +10,7 @@ command after an interruption trains what is missing: a run's name is made of it
 
 from __future__ import annotations
 
-import contextlib
+import argparse
 import hashlib
 import itertools
 import os
@@ -20,16 +20,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from common.cli import Flags, Given, printing, run_tool
+from common.errors import UserError
+from common.launching import end, last_error, start
 from comparing import plots, runs
-from comparing.runs import Entry, Measure
-from options import Parser, UserError, run_tool
+from comparing.runs import FIGURE, Entry, Measure
+from intervals import NAN, Estimate
 
 VALUED = ("--jobs", "--gpus", "--seeds", "--log_dir", "--plot", "--metric")
 SWITCHES = ("--dry_run", "--help", "-h")
@@ -44,32 +47,29 @@ class Job:
     name: str
     settings: dict[str, str]
     flags: list[str]
+    log_dir: Path
 
     @property
-    def setting(self) -> tuple[tuple[str, str], ...]:
-        return tuple((flag, value) for flag, value in self.settings.items() if flag != "--seed")
+    def setting(self) -> str:
+        return said({flag: value for flag, value in self.settings.items() if flag != "--seed"})
+
+    def file(self, ending: str) -> Path:
+        return self.log_dir / f"{self.name}{ending}"
 
 
-@dataclass
-class Child:
-    """A run under way in one of the slots."""
-
-    job: Job
-    slot: int
-    process: subprocess.Popen
-    output: Path
+def said(settings: Mapping[str, str], between: str = " ") -> str:
+    return between.join(f"{flag.lstrip('-')}={value}" for flag, value in settings.items())
 
 
 # ---------------------------------------------------------------------------------------- command line
 def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[str]]:
     """The command's words -> (search's own, searched flag -> its values, what goes to every run)."""
     words = list(words)
-    common = words[words.index("--") + 1 :] if "--" in words else []
-    words = words[: words.index("--")] if "--" in words else words
+    end_of_own = words.index("--") if "--" in words else len(words)
     own: list[str] = []
     grid: dict[str, list[str]] = {}
     values = own
-    for word in words:
+    for word in words[:end_of_own]:
         flag, equals, value = word.partition("=")
         if flag in SWITCHES or flag in VALUED:
             own.append(word)
@@ -80,42 +80,41 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[s
             values = grid[flag] = [value] if equals else []
         else:
             values.append(word)
-    return own, grid, common
+    return own, grid, words[end_of_own + 1 :]
 
 
-def parse(words: Sequence[str]):
+def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]], list[str]]:
     """(options, grid, common flags), checked. Raises UserError."""
     own, grid, common = split(words)
-    parser = Parser(__doc__)
-    parser.add_argument("script", type=Path, help="train_swin.py or train_resnet.py")
-    parser.add_argument("--seeds", type=int, default=1, metavar="K", help="repeat each setting with K seeds")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one, or one per GPU of --gpus)")
-    parser.add_argument("--gpus", metavar="LIST", help="GPUs to spread the runs over, such as 0,1")
-    parser.add_argument("--log_dir", type=Path, default=Path("logs"), metavar="PATH", help="where the logs go")
-    parser.add_argument("--metric", default="srcc", choices=runs.METRICS, help="what the settings are ranked by")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="one searched flag: a line; two: a heat map")
-    parser.add_argument("--dry_run", action="store_true", help="print the commands and stop")
-    options = parser.parse_args(own)
-    given = {word.split("=")[0] for word in common if word.startswith("--")}
-    problems = [f"{flag}: expected values to search" for flag, values in grid.items() if not values]
-    problems += [f"{flag}: given both as a searched flag and after --" for flag in grid if flag in given]
-    problems += [f"{flag}: search.py sets it itself" for flag in ("--run_name", "--resume") if flag in {*given, *grid}]
-    problems += ["--log_dir: expected before --"] if "--log_dir" in given else []
-    problems += ["--seeds: contradicts a searched --seed"] if options.seeds > 1 and "--seed" in grid else []
-    for flag, value in (("--seeds", options.seeds), ("--jobs", options.jobs)):
-        if value is not None and value < 1:
-            problems.append(f"{flag} {value}: expected at least 1")
-    if options.gpus is not None and not re.fullmatch(r"\d+(,\d+)*", options.gpus):
-        problems.append(f"--gpus {options.gpus}: expected numbers such as 0,1")
-    if not options.script.is_file():
-        problems.append(f"{options.script}: no such script")
-    if options.plot and len([flag for flag in grid if len(grid[flag]) > 1]) not in (1, 2):
-        problems.append("--plot: expected one or two flags with several values")
-    if problems:
-        raise UserError("; ".join(problems))
-    if options.plot:
-        plots.check_picture(options.plot)
-    return options, grid, common
+    given_to_all = {word.split("=")[0] for word in common if word.startswith("--")}
+
+    def problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
+        yield from (f"{flag}: expected values to search" for flag, values in grid.items() if not values)
+        yield from (f"{flag}: given both as a searched flag and after --" for flag in grid if flag in given_to_all)
+        taken = {*given_to_all, *grid}
+        yield from (f"{flag}: search.py sets it itself" for flag in ("--run_name", "--resume") if flag in taken)
+        if "--log_dir" in given_to_all:
+            yield "--log_dir: expected before --"
+        if options.seeds > 1 and "--seed" in grid:
+            yield "--seeds: contradicts a searched --seed"
+        if not options.script.is_file():
+            yield f"{options.script}: no such script"
+        if options.plot and len([flag for flag in grid if len(grid[flag]) > 1]) not in (1, 2):
+            yield "--plot: expected one or two flags with several values"
+        if options.plot and (problem := plots.drawing_problem("--plot")):
+            yield problem
+
+    flags = Flags(__doc__)
+    flags.words("script", "train_swin.py or train_resnet.py", type=Path)
+    flags.count("--seeds", 1, "repeat each setting with K seeds")
+    flags.count("--jobs", None, "runs at a time (default: one, or one per GPU of --gpus)")
+    numbers = ("numbers such as 0,1", lambda text: re.fullmatch(r"\d+(,\d+)*", text))
+    flags.value("--gpus", None, "GPUs to spread the runs over, such as 0,1", numbers, metavar="LIST")
+    flags.path("--log_dir", Path("logs"), "where the logs go")
+    flags.value("--metric", "srcc", "what the settings are ranked by", FIGURE)
+    flags.output("--plot", "one searched flag: a line; two: a heat map", plots.PICTURES)
+    flags.switch("--dry_run", "dry_run", True, "print the commands and stop")
+    return flags.parse(own, problems), grid, common
 
 
 def plan(script: Path, grid: dict[str, list[str]], seeds: int, common: list[str], log_dir: Path) -> list[Job]:
@@ -131,22 +130,20 @@ def plan(script: Path, grid: dict[str, list[str]], seeds: int, common: list[str]
     jobs = []
     for values in itertools.product(*(dict.fromkeys(v) for v in axes.values())):
         settings = dict(zip(axes, values))
-        readable = "_".join(f"{flag.lstrip('-')}={value}" for flag, value in settings.items())
+        readable = said(settings, "_")
         safe = re.sub(r"[^\w.+=-]", "-", readable)[:100]
         if safe != readable:
             safe += "_" + hashlib.sha256(readable.encode()).hexdigest()[:8]
-        flags = [word for pair in settings.items() for word in pair]
-        name = f"search_{safe}_{digest}"
-        jobs.append(Job(name, settings, [*flags, *common, "--log_dir", str(log_dir)]))
+        flags = [*itertools.chain(*settings.items()), *common, "--log_dir", str(log_dir)]
+        jobs.append(Job(f"search_{safe}_{digest}", settings, flags, log_dir))
     return jobs
 
 
 def _value_of(flags: Sequence[str], name: str, default: str) -> str:
     for word, following in zip(flags, [*flags[1:], ""]):
-        if word == name:
-            return following
-        if word.startswith(name + "="):
-            return word.partition("=")[2]
+        flag, equals, value = word.partition("=")
+        if flag == name:
+            return value if equals else following
     return default
 
 
@@ -161,60 +158,33 @@ def _without(flags: Sequence[str], names: Sequence[str]) -> list[str]:
 
 
 # -------------------------------------------------------------------------------------------- the runs
-def finished(job: Job, log_dir: Path) -> bool:
-    """Whether the job's run came to its end."""
+def finished(job: Job) -> list[runs.Run]:
+    """The rounds of the job's run, if it came to its end."""
     try:
-        return runs.read_runs(log_dir / f"{job.name}.jsonl")[-1].status in runs.DONE
+        found = runs.read_runs(job.file(".jsonl"))
     except UserError:
-        return False
+        return []
+    return found if found[-1].status in runs.DONE else []
 
 
-def start(command: Sequence[str], job: Job, slot: int, slots: int, gpus: Sequence[str], log_dir: Path) -> Child:
+def launch(options: argparse.Namespace, job: Job, slot: int, slots: int) -> subprocess.Popen:
     environment = dict(os.environ)
-    if gpus:
+    if options.gpus:
+        gpus = options.gpus.split(",")
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     elif slots > 1:
         # Every run would otherwise take all cores for itself.
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
-    log_dir.mkdir(parents=True, exist_ok=True)
-    output = log_dir / f"{job.name}.output"
-    with output.open("wb") as file:
-        # A session of its own: Ctrl-C reaches this process alone, which then ends the runs once.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
-        )
-    return Child(job, slot, process, output)
+    command = [sys.executable, str(options.script), *job.flags, "--run_name", job.name, "--resume", "auto"]
+    return start(command, job.file(".output"), environment)
 
 
-def last_error(output: Path) -> str:
-    """The last line that says why a run failed: its `error: …`, else whatever it printed last."""
-    text = output.read_bytes()[-20_000:].decode("utf-8", "replace")
-    lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "no output")
-
-
-def end(children: Sequence[Child], patience: float = 10) -> None:
-    """Interrupt the runs, so that they write their last records, and kill what is left after `patience` seconds."""
-    try:
-        for child in children:
-            child.process.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + patience
-        for child in children:
-            child.process.wait(max(0.1, deadline - time.monotonic()))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        pass
-    for child in children:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.process.pid, signal.SIGKILL)  # its loaders' processes too
-        child.process.wait()
-        child.output.unlink(missing_ok=True)
-
-
-def run_all(options, jobs: Sequence[Job]) -> list[str]:
+def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
     """Run every job; returns what failed, in words. Ends the children on any way out."""
-    gpus = options.gpus.split(",") if options.gpus else []
-    slots = options.jobs or len(gpus) or 1
-    waiting, free, children, failures = list(jobs), list(range(slots)), [], []
+    slots = options.jobs or (options.gpus or "").count(",") + 1
+    waiting = list(jobs)
+    failures: list[str] = []
+    children: dict[int, tuple[Job, subprocess.Popen]] = {}  # by the slots that they take
     with tqdm(total=len(jobs), desc="Search", unit="run") as bar:
 
         def show(changed: bool) -> None:
@@ -224,67 +194,57 @@ def run_all(options, jobs: Sequence[Job]) -> list[str]:
 
         try:
             while waiting or children:
-                while waiting and free:
-                    job = waiting.pop(0)
-                    command = [
-                        sys.executable,
-                        str(options.script),
-                        *job.flags,
-                        *("--run_name", job.name, "--resume", "auto"),
-                    ]
-                    children.append(start(command, job, free.pop(0), slots, gpus, options.log_dir))
-                    show(changed=True)
+                for slot in range(slots):
+                    if waiting and slot not in children:
+                        job = waiting.pop(0)
+                        children[slot] = job, launch(options, job, slot, slots)
+                        show(changed=True)
                 show(changed=False)
                 time.sleep(0.2)
-                for child in [c for c in children if c.process.poll() is not None]:
-                    children.remove(child)
-                    free.append(child.slot)
+                for slot in [slot for slot, (_, process) in children.items() if process.poll() is not None]:
+                    job, process = children.pop(slot)
                     bar.update()
-                    if child.process.returncode == 0:
-                        child.output.unlink()
+                    output = job.file(".output")
+                    if process.returncode == 0:
+                        output.unlink()
                     else:
-                        failures.append(f"{child.job.name}: {last_error(child.output)} (all of it: {child.output})")
-                        bar.write(f"failed: {child.job.name}", file=sys.stderr)
+                        failures.append(f"{job.name}: {last_error(output)} (all of it: {output})")
+                        bar.write(f"failed: {job.name}", file=sys.stderr)
                     show(changed=True)
         finally:
-            end(children)
+            end([process for _, process in children.values()])
+            for job, _ in children.values():
+                job.file(".output").unlink(missing_ok=True)
     return failures
 
 
 # ------------------------------------------------------------------------------------------ the result
-def entries_of(jobs: Sequence[Job], log_dir: Path) -> list[Entry]:
+def entries_of(jobs: Sequence[Job]) -> list[Entry]:
     """The finished runs, the seeds and rounds of a setting in one entry named after it."""
-    found: dict[tuple, list[runs.Run]] = {}
+    found: dict[str, list[runs.Run]] = {}
     for job in jobs:
-        if finished(job, log_dir):
-            found.setdefault(job.setting, []).extend(runs.read_runs(log_dir / f"{job.name}.jsonl"))
-    return [
-        Entry(" ".join(f"{flag.lstrip('-')}={value}" for flag, value in setting) or of_it[0].name, tuple(of_it))
-        for setting, of_it in found.items()
-    ]
+        if rounds := finished(job):
+            found.setdefault(job.setting, []).extend(rounds)
+    return [Entry(setting or of_it[0].name, tuple(of_it)) for setting, of_it in found.items()]
 
 
 def draw(path: Path, grid: dict[str, list[str]], entries: Sequence[Entry], measure: Measure) -> None:
     """The figure over the searched flags that have several values."""
-    axes = [(flag.lstrip("-"), list(dict.fromkeys(values))) for flag, values in grid.items() if len(values) > 1]
-    fixed = {flag.lstrip("-"): values[0] for flag, values in grid.items()}
+    axes = {flag: list(dict.fromkeys(values)) for flag, values in grid.items() if len(values) > 1}
+    fixed = {flag: values[0] for flag, values in grid.items()}
     estimates = {entry.name: measure.estimate(entry) for entry in entries}
-
-    def at(*values: str) -> runs.Estimate:
-        setting = fixed | {name: value for (name, _), value in zip(axes, values)}
-        return estimates.get(" ".join(f"{n}={v}" for n, v in setting.items()), runs.Estimate(float("nan")))
-
-    cells = [at(*values) for values in itertools.product(*(values for _, values in axes))]
-    figures = np.array([cell.value for cell in cells]).reshape([len(values) for _, values in axes])
+    settings = [said(fixed | dict(zip(axes, values))) for values in itertools.product(*axes.values())]
+    cells = [estimates.get(setting, Estimate(NAN)) for setting in settings]
+    figures = np.array([cell.value for cell in cells]).reshape([len(values) for values in axes.values()])
     bounds = np.array([(cell.low, cell.high) for cell in cells]) if len(axes) == 1 else None
-    plots.draw_grid(path, measure.metric, axes, figures, bounds, measure.higher_is_better)
+    named = [(flag.lstrip("-"), values) for flag, values in axes.items()]
+    plots.draw_grid(path, measure.metric, named, figures, bounds, measure.higher_is_better)
 
 
 def report(options, grid: dict[str, list[str]], jobs: Sequence[Job]) -> None:
-    entries = entries_of(jobs, options.log_dir)
+    measure, entries = Measure(options.metric), entries_of(jobs)
     if not entries:
         return
-    measure = Measure(options.metric)
     measure.draw_together(entries)
     entries = runs.ranked(entries, measure)
     header, rows = runs.table(entries, measure, grouped=True)
@@ -298,10 +258,9 @@ def report(options, grid: dict[str, list[str]], jobs: Sequence[Job]) -> None:
 
 
 def main() -> int:
-    sys.stdout.reconfigure(errors="replace")
     options, grid, common = parse(sys.argv[1:])
     jobs = plan(options.script, grid, options.seeds, common, options.log_dir)
-    missing = [job for job in jobs if not finished(job, options.log_dir)]
+    missing = [job for job in jobs if not finished(job)]
     if options.dry_run:
         for job in jobs:
             command = ["python", str(options.script), *job.flags, "--run_name", job.name]
@@ -315,14 +274,12 @@ def main() -> int:
     try:
         failures = run_all(options, missing) if missing else []
     except KeyboardInterrupt:
-        done = sum(finished(job, options.log_dir) for job in jobs)
-        print(
-            f"\ninterrupted: {done} of {len(jobs)} runs finished; the same command goes on from there", file=sys.stderr
-        )
+        done = f"{sum(bool(finished(job)) for job in jobs)} of {len(jobs)} runs finished"
+        print(f"\ninterrupted: {done}; the same command goes on from there", file=sys.stderr)
         return 130
-    report(options, grid, jobs)
-    for failure in failures:
-        print(f"failed: {failure}", file=sys.stderr)
+    with printing():
+        report(options, grid, jobs)
+    print("".join(f"failed: {failure}\n" for failure in failures), end="", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -1,26 +1,33 @@
 """Plain logs as records: what the jsonl of the same run would have held, as far as the log tells.
 
-Two kinds are read: NAME.log of this project, and what the public HyperIQA and Swin code printed, progress
-bars and all. Of the latter the known forms are: rows whose tabs are single or double, losses written
-`5.042 (L1:4.848,Rank:0.646)`, tables with and without SPAQ or validation columns, several rounds in a file,
-and files that end anywhere, in a traceback or in the middle of a row.
+Two kinds are read: NAME.log of this project, and what the public HyperIQA and Swin code printed, progress bars
+and all: tabs single or double, losses `5.042 (L1:4.848,Rank:0.646)`, with and without SPAQ or validation columns,
+several rounds in a file, and files that end anywhere, in a traceback or in the middle of a row.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from options import UserError
+from common.errors import UserError, reading
+from metrics import FIGURES
 
 _ELAPSED = re.compile(rb"\[(?:(\d+):)?(\d+):(\d\d)<")
 _ROW = re.compile(r"(?:^|\])\s*(\d+)\t+(\S.*)$")
-_LOSS = re.compile(r"([-\w.+]+)(?:\s*\(L1:([-\w.+]+),\s*Rank:([-\w.+]+)\))?$")
+_LOSS = re.compile(r"([-\w.+]+)(?:\s*\((\w+:[-\w.+]+(?:,\s*\w+:[-\w.+]+)*)\))?$")
 _BAR = re.compile(r"Epoch \d+/(\d+):")
 _ERROR = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b.*|Killed|Segmentation fault.*)$")
 _PUBLIC_NAME = re.compile(r"(?:swin|resnet\d*)(_multiscale)?(?:_ranking(?:_alpha[\d.]+)?)?_\d{8}_\d{6}$")
+_COUNTS = {
+    "train": r"(\d+) train images|Train: (\d+) images",
+    "test": r"(\d+) test images|Test: (\d+) images",
+    "spaq": r"SPAQ dataset initialized: (\d+) images|Testing on SPAQ dataset \((\d+) images",
+}
 _SETTING = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
-_PARTS = ("train", "val", "test", "spaq")
 # Lines are told apart by how they begin; one longer than this is no line of a log's own.
 _LONGEST = 20_000
 
@@ -28,16 +35,12 @@ _LONGEST = 20_000
 def read_log(path: Path) -> list[dict]:
     """The records of a plain log: one `run`, an `epoch` for every row, one `end`, with the jsonl's fields.
 
-    Seconds per epoch are the sum of the progress bars' times, as {"bars": s}. What a log doesn't say is
-    absent. Raises UserError for a file that can't be read or is no training log.
+    Seconds per epoch are the progress bars' sum, {"bars": s}. What a log doesn't say is absent. Raises UserError.
     """
     reader = _Reader(path.stem)
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                reader.take(line)
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be read: {problem.strerror}") from None
+    with reading(path, "cannot be read"), path.open("rb") as file:
+        for line in file:
+            reader.take(line)
     if not reader.recognised:
         raise UserError(f"{path}: not a training log: expected a line `Epoch  Train_Loss  …`, found none")
     return reader.records()
@@ -54,20 +57,24 @@ class _Reader:
         self.columns: list[str] = []
         self.rows: dict[tuple[int, int], dict] = {}
         self.rounds: dict[int, dict] = {}
-        self.round, self.announced, self.seed = 1, None, None
+        self.round = 1
+        self.announced: int | None = None
+        self.seed: int | None = None
         self.seconds = self.bar = 0
         self.status, self.problem = "cut off", ""
         self.starts = {
             "Epoch": self._epoch_line,
             "Round": self._round_line,
             "Training and testing on": self._public_start,
-            "Run: ": self._own_start,
-            "Settings: ": self._settings,
+            "Run: ": lambda text: vars(self).update(own=True, recognised=True),
+            "Settings: ": lambda text: self._given(_SETTING.findall(text[10:])),
             "Backbone: ": self._backbone,
             "Using Swin": lambda text: self.flags.setdefault("backbone", "swin_tiny_patch4_window7_224"),
             "Device: ": lambda text: self.run.update(device=text[8:]),
             "Precision: training ": lambda text: self.run.update(precision=text.split()[2]),
-            "Ranking loss enabled": self._ranking,
+            "Ranking loss enabled": lambda text: self._given(
+                (f"ranking_loss_{name}", value) for name, value in re.findall(r"(alpha|margin|form)=([\w.]+)", text)
+            ),
             "Best SRCC: ": self._best,
             "Early stopping triggered": lambda text: self._ended("early_stopped"),
             "Testing median SRCC": lambda text: self._ended("finished"),
@@ -81,8 +88,7 @@ class _Reader:
         if b"<" in line:
             self._bars(line)
         # A terminal shows what follows the last carriage return; bars end where the next text begins.
-        shown = line.rstrip()
-        shown = shown[shown.rfind(b"\r") + 1 :]
+        shown = line.rstrip().rpartition(b"\r")[2]
         if not shown or len(shown) > _LONGEST:
             return
         text = shown.decode("utf-8", "replace")
@@ -90,14 +96,11 @@ class _Reader:
             self._row(int(row[1]), row[2], complete=line.endswith((b"\n", b"\r")))
             return
         text = text.strip()
-        for start, action in self.starts.items():
-            if text.startswith(start):
-                action(text)
-                return
-        if self.status == "crashed" and (problem := _ERROR.match(text)):
+        action = next((action for start, action in self.starts.items() if text.startswith(start)), None)
+        if action is not None:
+            action(text)
+        elif (self.status == "crashed" or text == "Killed") and (problem := _ERROR.match(text)):
             self._failed("interrupted" if problem[1].startswith("KeyboardInterrupt") else "crashed", text)
-        elif text == "Killed":
-            self._failed("crashed", text)
         elif "images" in text:
             self._counts(text)
 
@@ -105,14 +108,12 @@ class _Reader:
         """Add up the times of the bars: one that shows less than before is a new one."""
         for hours, minutes, seconds in _ELAPSED.findall(line):
             elapsed = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
-            if elapsed < self.bar:
-                self.seconds += self.bar
+            self.seconds += self.bar if elapsed < self.bar else 0
             self.bar = elapsed
 
     def _epoch_line(self, text: str) -> None:
         if "Train_Loss" in text:
-            self.columns, self.recognised = text.split(), True
-            self.seconds = self.bar = 0
+            self.columns, self.recognised, self.seconds, self.bar = text.split(), True, 0, 0
         elif bar := _BAR.match(text):
             self.flags.setdefault("epochs", int(bar[1]))
 
@@ -124,15 +125,13 @@ class _Reader:
         if not needed <= len(fields) <= len(self.columns) or loss is None or cut:
             return
         self._begin_round(epoch)
-        figures: dict[str, dict] = {"train": {"loss": _number(loss[1])}}
-        if loss[2]:
-            figures["train"].update(l1=_number(loss[2]), rank=_number(loss[3]))
+        losses = re.findall(r"(\w+):([-\w.+]+)", loss[2] or "")
+        figures = {"train": {"loss": _number(loss[1])} | {name.lower(): _number(value) for name, value in losses}}
         for column, field in zip(self.columns[2:], fields[2:]):
-            part, _, name = column.lower().partition("_")
-            if part in _PARTS:
+            part, _, name = column.lower().rpartition("_")
+            if part and name in FIGURES:
                 figures.setdefault(part, {})[name] = _number(field)
-        seconds = self.seconds + self.bar
-        self.seconds = self.bar = 0
+        seconds, self.seconds, self.bar = self.seconds + self.bar, 0, 0
         timing = {"seconds": {"bars": seconds}} if seconds else {}
         self.rows[self.round, epoch] = {"type": "epoch", "round": self.round, "epoch": epoch, **figures, **timing}
         self.status, self.problem = "cut off", ""
@@ -146,8 +145,7 @@ class _Reader:
 
     def _round_line(self, text: str) -> None:
         if found := re.match(r"Round (\d+)(?: of \d+, seed (\d+))?", text):
-            self.announced = int(found[1])
-            self.seed = int(found[2]) if found[2] else None
+            self.announced, self.seed = int(found[1]), int(found[2]) if found[2] else None
 
     def _public_start(self, text: str) -> None:
         self.recognised = True
@@ -155,28 +153,19 @@ class _Reader:
         if name := _PUBLIC_NAME.match(self.stem):
             self.flags["fusion"] = "concat" if name[1] else "none"
 
-    def _own_start(self, text: str) -> None:
-        self.own = self.recognised = True
-
-    def _settings(self, text: str) -> None:
-        self.flags.update({name: _value(value) for name, value in _SETTING.findall(text[len("Settings: ") :])})
+    def _given(self, settings: Iterable[tuple[str, str]]) -> None:
+        self.flags.update((name, _value(value)) for name, value in settings)
 
     def _backbone(self, text: str) -> None:
         if size := re.search(r"Swin Transformer (\w+)", text):
             self.flags["backbone"] = f"swin_{size[1].lower()}_patch4_window7_224"
 
-    def _ranking(self, text: str) -> None:
-        for name, value in re.findall(r"(alpha|margin|form)=([\w.]+)", text):
-            self.flags[f"ranking_loss_{name}"] = _value(value)
-
     def _counts(self, text: str) -> None:
-        for part, pattern in (
-            ("train", r"(\d+) train images|Train: (\d+) images"),
-            ("test", r"(\d+) test images|Test: (\d+) images"),
-            ("spaq", r"SPAQ (?:cross test|dataset initialized): (\d+) images|Testing on SPAQ dataset \((\d+) images"),
-        ):
+        for part, pattern in _COUNTS.items():
             if found := re.search(pattern, text):
                 self.data[part] = int(found[1] or found[2])
+        if found := re.match(r"(\S+) cross test: (\d+) images", text):
+            self.data[found[1].lower()] = int(found[2])
 
     def _best(self, text: str) -> None:
         if (found := re.search(r"\(epoch (\d+)\)", text)) and self.round in self.rounds:
@@ -212,19 +201,16 @@ def _loss_form(epochs: list[dict], flags: dict) -> str | None:
     alpha = flags.get("ranking_loss_alpha")
     for train in (epoch["train"] for epoch in epochs):
         if alpha and train.get("rank"):
-            additive = abs(train["l1"] + alpha * train["rank"] - train["loss"])
-            convex = abs((1 - alpha) * train["l1"] + alpha * train["rank"] - train["loss"])
+            additive, convex = (abs(w * train["l1"] + alpha * train["rank"] - train["loss"]) for w in (1, 1 - alpha))
             return "additive" if additive < convex else "convex"
     return None
 
 
 def _number(text: str) -> float | None:
     """A figure of a row; None, as in the jsonl, where it is undefined or no number."""
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if value == value and abs(value) != float("inf") else None
+    with suppress(ValueError):
+        return value if math.isfinite(value := float(text)) else None
+    return None
 
 
 def _value(text: str) -> object:
@@ -233,8 +219,6 @@ def _value(text: str) -> object:
     if text in words:
         return words[text]
     for kind in (int, float):
-        try:
+        with suppress(ValueError):
             return kind(text)
-        except ValueError:
-            pass
     return text

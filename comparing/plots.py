@@ -5,28 +5,28 @@ Everything here gets plain names and numbers; nothing knows what a run is.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 import metrics
-from options import UserError
+from common.errors import reading
 
 PICTURES = (".png", ".svg", ".pdf")
 WORST = 10
-NAN = float("nan")
+Axis = tuple[str, Sequence[str]]  # a searched flag and its values
 
 
 # ----------------------------------------------------------------------------------------------- text
 def short_names(names: Sequence[str], width: int) -> dict[str, str]:
     """Each name in at most `width` characters and still unlike the others.
 
-    Names that are too long lose their dates where those tell none apart, then the words that all names
-    share, then their middles.
+    Long names lose dates that tell none apart, then the words that all names share, then their middles.
     """
     undated = [re.sub(r"_\d{8}_\d{6}(?=$|_)", "", name) for name in names]
     shared = set.intersection(*(set(re.split("[_ ]", name)) for name in names)) if len(names) > 1 else set()
@@ -70,20 +70,18 @@ def text_table(
             blocks.append([])
         blocks[-1].append(i)
 
-    def line(cells: Sequence[str], block: Sequence[int]) -> str:
+    def line(cells: Sequence[str], block: Sequence[int], code: str | None) -> str:
         numbers = "".join(" " * gap + cells[i].rjust(widths[i]) for i in block)
-        return (cells[0].ljust(widths[0]) + numbers).rstrip()
-
-    def painted(text: str, code: str | None) -> str:
+        text = (cells[0].ljust(widths[0]) + numbers).rstrip()
         return f"\033[{code}m{text}\033[0m" if colours is not None and code else text
 
+    upper, lower = zip(*(title.rpartition("\n")[::2] for title in header))
     lines = []
     for block in blocks:
-        if any("\n" in header[i] for i in block):
-            lines.append(painted(line([t.split("\n")[0] if "\n" in t else "" for t in header], block), "1"))
-        lines.append(painted(line([t.split("\n")[-1] for t in header], block), "1"))
-        for number, row in enumerate(rows):
-            lines.append(painted(line(row, block), (colours or {}).get(number)))
+        lines += [
+            line(titles, block, "1") for titles in (upper, lower) if titles is lower or any(titles[i] for i in block)
+        ]
+        lines += [line(row, block, (colours or {}).get(number)) for number, row in enumerate(rows)]
     return "\n".join(lines)
 
 
@@ -106,17 +104,14 @@ class Curve:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Predictions on one set: scores and MOS (N,), images' names (N,); fit: score -> fitted MOS, or None.
-
-    opinion: what the set calls its scores.
-    """
+    """Predictions on one set: scores and MOS (N,), images' names (N,); fit: score -> fitted MOS, or None."""
 
     title: str
     score: np.ndarray
     mos: np.ndarray
     images: Sequence[str]
-    fit: object = None
-    opinion: str = "MOS"
+    fit: Callable | None = None
+    opinion: str = "MOS"  # what the set calls its scores
 
 
 def fitted_cloud(
@@ -131,43 +126,35 @@ def fitted_cloud(
     return Cloud(title, score, mos, images, curve, opinion), caption + fitted
 
 
-def check_picture(path: Path, flag: str = "--plot") -> None:
-    """Raise UserError unless pictures can be drawn and `path` names one of the formats offered."""
-    if path.suffix.lower() not in PICTURES:
-        raise UserError(f"{flag} {path}: expected a name that ends in {', '.join(PICTURES)}")
-    if not path.parent.is_dir():
-        raise UserError(f"{flag} {path}: no folder {path.parent}")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError(f"{flag} needs matplotlib: pip install matplotlib") from None
-
-
-def _figure(width: float, height: float):
-    # A Figure of its own, not pyplot's: no window system is looked for and nothing global is kept.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
+def drawing_problem(flag: str) -> str | None:
+    """What keeps a picture from being drawn, if anything."""
+    return None if importlib.util.find_spec("matplotlib") else f"{flag} needs matplotlib: pip install matplotlib"
 
 
 def _save(figure, path: Path) -> None:
-    try:
+    with reading(path, "cannot be written"):
         figure.savefig(path, dpi=150)
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be written: {problem.strerror or problem}") from None
+
+
+def _panels(count: int, columns: int, width: float, height: float, below: float = 0.0):
+    """A figure and its `count` panels, each of that size in inches; below: room beneath them all."""
+    # A Figure of its own, not pyplot's: no window system is looked for and nothing global is kept.
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * rows + below), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel in panels[count:]:
+        panel.set_visible(False)
+    return figure, panels[:count]
 
 
 def _styles(count: int) -> list[dict[str, object]]:
     """Line styles that stay apart in print: eight colours (Okabe & Ito's, for every kind of sight) times dashes."""
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#9A8C00")
-    dashes = ("-", "--", ":", "-.")
-    markers = "osD^vPX*"
+    dashes, markers = ("-", "--", ":", "-."), "osD^vPX*"
     return [
-        {
-            "color": colours[i % len(colours)],
-            "linestyle": dashes[i // len(colours) % len(dashes)],
-            "marker": markers[(i + i // len(colours)) % len(markers)],
-        }
+        {"color": colours[i % 8], "linestyle": dashes[i // 8 % 4], "marker": markers[(i + i // 8) % 8]}
         for i in range(count)
     ]
 
@@ -176,57 +163,37 @@ def draw_curves(path: Path, curves: Sequence[Curve], titles: Sequence[str]) -> N
     """One panel per title, two beside each other; a ring marks each best epoch. Raises UserError if unwritable."""
     from matplotlib.ticker import MaxNLocator
 
-    rows = math.ceil(len(titles) / 2)
-    figure = _figure(11, 3.6 * rows + 0.22 * len(curves) + 0.6)
-    panels = figure.subplots(rows, 2, squeeze=False).ravel()
+    figure, panels = _panels(len(titles), 2, 5.5, 3.6, 0.22 * len(curves) + 0.6)
     short = short_names([curve.name for curve in curves], 90)
     for panel, title in zip(panels, titles):
         drawn = False
         for curve, style in zip(curves, _styles(len(curves))):
-            values = np.array(curve.figures.get(title, [NAN] * len(curve.epochs)), dtype=float)
+            values = np.array(curve.figures.get(title, [np.nan] * len(curve.epochs)), dtype=float)
             drawn |= bool(np.isfinite(values).any())
             panel.plot(curve.epochs, values, lw=1.4, markersize=3, **style, label=short[curve.name])
             if curve.best in curve.epochs:
-                at = list(curve.epochs).index(curve.best)
-                ring = {**style, "linestyle": "none"}
-                panel.plot(
-                    [curve.best], [values[at]], markersize=9, markerfacecolor="none", markeredgewidth=1.8, **ring
-                )
-        panel.set_title(title)
-        panel.set_xlabel("epoch")
+                ring = style | {"linestyle": "none", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.8}
+                panel.plot([curve.best], [values[list(curve.epochs).index(curve.best)]], **ring)
+        panel.set(title=title, xlabel="epoch")
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if not drawn:
             panel.text(0.5, 0.5, "not in these logs", ha="center", va="center", transform=panel.transAxes, color="grey")
-    for panel in panels[len(titles) :]:
-        panel.set_visible(False)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside lower center",
-        fontsize=8,
-        ncols=1 if len(curves) < 5 else 2,
-        title="large open marker: best epoch",
-        title_fontsize=8,
-        handlelength=4,
-    )
+    look = dict(ncols=1 if len(curves) < 5 else 2, fontsize=8, title_fontsize=8, handlelength=4)
+    legend = panels[0].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", title="large open marker: best epoch", **look)
     _save(figure, path)
 
 
 def draw_scatter(path: Path, title: str, clouds: Sequence[Cloud], captions: Sequence[str]) -> None:
     """Predicted score against MOS, one panel per set, with the fitted curve and the ten worst images named.
 
-    Worst: the largest distance from the fitted curve (from the MOS where nothing could be fitted). Their
-    names stand in a column beside the panel, near their points but apart, so that no two overlap.
+    Worst: furthest from the fitted curve (from the MOS where nothing could be fitted). Their names stand beside
+    the panel, near their points but apart.
     """
-    columns = min(len(clouds), 2 if len(clouds) < 5 else 3)
-    rows = math.ceil(len(clouds) / columns)
-    figure = _figure(8.2 * columns, 6 * rows)
+    figure, panels = _panels(len(clouds), min(len(clouds), 2 if len(clouds) < 5 else 3), 8.2, 6)
     figure.suptitle(title)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel in panels[len(clouds) :]:
-        panel.set_visible(False)
+    line = {"arrowstyle": "-", "lw": 0.5, "color": "#D55E00", "relpos": (0, 0.5)}
     for panel, cloud, caption in zip(panels, clouds, captions):
         fitted = cloud.fit(cloud.score) if cloud.fit else cloud.score
         worst = np.argsort(-np.abs(fitted - cloud.mos), kind="stable")[:WORST]
@@ -240,19 +207,12 @@ def draw_scatter(path: Path, title: str, clouds: Sequence[Cloud], captions: Sequ
         by_height = worst[np.argsort(cloud.mos[worst], kind="stable")]
         low, high = panel.get_ylim()
         for image, height in zip(by_height, _apart((cloud.mos[by_height] - low) / (high - low), 0.045)):
-            name = str(cloud.images[image])
-            panel.annotate(
-                name if len(name) <= 32 else "…" + name[-31:],
-                (cloud.score[image], cloud.mos[image]),
-                xytext=(1.04, height),
-                textcoords="axes fraction",
-                fontsize=8,
-                va="center",
-                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "#D55E00", "relpos": (0, 0.5)},
-            )
+            name, point = str(cloud.images[image]), (cloud.score[image], cloud.mos[image])
+            text = name if len(name) <= 32 else "…" + name[-31:]
+            look = dict(arrowprops=line, textcoords="axes fraction", fontsize=8, va="center")
+            panel.annotate(text, point, xytext=(1.04, height), **look)
+        panel.set(xlabel="predicted score", ylabel=cloud.opinion)
         panel.set_title(f"{cloud.title}: {caption}", fontsize=10)
-        panel.set_xlabel("predicted score")
-        panel.set_ylabel(cloud.opinion)
         panel.grid(alpha=0.3)
     _save(figure, path)
 
@@ -270,36 +230,27 @@ def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
 
 
 def draw_grid(
-    path: Path,
-    metric: str,
-    axes: Sequence[tuple[str, Sequence[str]]],
-    values: np.ndarray,
-    bounds: np.ndarray | None = None,
-    higher_is_better: bool = True,
+    path: Path, metric: str, axes: Sequence[Axis], values: np.ndarray, bounds=None, higher_is_better: bool = True
 ) -> None:
     """A figure over one searched flag (line with its intervals) or two (heat map, the best cell framed).
 
-    axes: one or two (flag, its values); values (len,) or (len, len), nan where there is none;
-    bounds (len, 2): low and high of each interval, for the line alone.
+    values (len,) or (len, len), nan where there is none; bounds (len, 2): each interval, for the line alone.
     """
     (first, ticks), *more = axes
     if more:
-        figure = _figure(max(6, 1.1 * len(more[0][1]) + 3), max(4, 0.7 * len(ticks) + 2))
-        panel = figure.subplots()
-        _heat_map(figure, panel, metric, ticks, more[0][1], np.asarray(values), higher_is_better)
-        panel.set_xlabel(more[0][0])
-        panel.set_ylabel(first)
+        ((second, columns),) = more
+        figure, (panel,) = _panels(1, 1, max(6, 1.1 * len(columns) + 3), max(4, 0.7 * len(ticks) + 2))
+        _heat_map(figure, panel, metric, ticks, columns, np.asarray(values), higher_is_better)
+        panel.set(xlabel=second, ylabel=first)
     else:
-        figure = _figure(7, 4.5)
-        panel = figure.subplots()
+        figure, (panel,) = _panels(1, 1, 7, 4.5)
         places = np.arange(len(ticks))
         if bounds is not None:
             reach = np.abs(bounds - np.asarray(values)[:, None]).T
             panel.errorbar(places, values, yerr=reach, fmt="none", ecolor="#0072B2", capsize=4, alpha=0.6)
         panel.plot(places, values, "o-", color="#0072B2")
         panel.set_xticks(places, ticks)
-        panel.set_xlabel(first)
-        panel.set_ylabel(f"{metric}, with 95 % intervals" if bounds is not None else metric)
+        panel.set(xlabel=first, ylabel=f"{metric}, with 95 % intervals" if bounds is not None else metric)
         panel.grid(alpha=0.3)
     panel.set_title(f"{metric} of each setting")
     _save(figure, path)
@@ -316,8 +267,7 @@ def _heat_map(figure, panel, metric: str, rows, columns, values: np.ndarray, hig
     known = np.isfinite(values)
     middle = (values[known].min() + values[known].max()) / 2 if known.any() else 0.0
     for (row, column), value in np.ndenumerate(values):
-        bright = math.isnan(value) or (value > middle) == higher_is_better
-        text = "–" if math.isnan(value) else f"{value:.4f}"
+        text, bright = ("–", True) if math.isnan(value) else (f"{value:.4f}", (value > middle) == higher_is_better)
         panel.text(column, row, text, ha="center", va="center", color="black" if bright else "white")
     if known.any():
         row, column = np.unravel_index(np.nanargmax(values if higher_is_better else -values), values.shape)

@@ -5,10 +5,9 @@ A `Run` is one round of one file; an `Entry` is a row of the table: a run, or se
 
 from __future__ import annotations
 
-import csv
-import json
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,18 +16,24 @@ import numpy as np
 
 import intervals
 import metrics
+from common import run_files
+from common.cli import Range
+from common.errors import UserError
+from common.run_files import NOT_FIGURES, read_records
 from comparing.legacy_logs import read_log
-from options import NOT_FIGURES, UserError
+from intervals import NAN, Estimate
 
-NAN = float("nan")
-SPAQ_SETS = ("spaq", "spaq-official")  # the test images of the public code's list, and the whole release
-METRICS = ("srcc", "plcc", "krcc", "rmse", "spaq_srcc", "spaq_plcc")
+OWN_PARTS = ("train", "val", "test")
 UNDER_WAY = "running or killed"
 DONE = ("finished", "early_stopped")
-# `precision` is shown as what it came to.
-_NOT_SETTINGS = NOT_FIGURES | {"precision", "tensorboard"}
+_NOT_SETTINGS = NOT_FIGURES | {"precision"}  # which is shown as what it came to
 _NOT_OF_A_GROUP = {"seed", "device", "code", "images"}
 
+# What `--metric` takes.
+FIGURE: Range = (
+    f"[SET_]FIGURE, FIGURE one of {', '.join(metrics.FIGURES)}",
+    lambda name: metrics.figure_of(name)[1] in metrics.FIGURES,
+)
 Key = tuple[str, int]
 
 
@@ -67,11 +72,15 @@ class Run:
 
     def epoch(self, which: str) -> int:
         """`best`, `last` or a number -> epoch; 0 where the run has none such."""
-        if which == "best":
-            return self.best
-        if which == "last":
-            return max(self.epochs, default=0)
+        if which in ("best", "last"):
+            return self.best if which == "best" else max(self.epochs, default=0)
         return int(which) if int(which) in self.epochs else 0
+
+    @property
+    def cross_tests(self) -> list[str]:
+        """The sets that the epochs were tested on besides, in the order of the records."""
+        parts = {part: None for e in self.epochs.values() for part, found in e.items() if isinstance(found, dict)}
+        return [part for part in parts if part not in (*OWN_PARTS, "lr", "seconds")]
 
     def figure(self, part: str, name: str, epoch: int) -> float:
         value = self.epochs.get(epoch, {}).get(part, {}).get(name)
@@ -84,38 +93,35 @@ class Run:
         return sum(seconds) / len(seconds) / 60 if seconds else NAN
 
     @cached_property
-    def _predicted(self) -> dict[str, Scores]:
+    def _predicted(self) -> tuple[dict[str, Scores], str]:
+        """The predictions by data set, and what keeps them from being read."""
         try:
-            return read_predictions(self.predictions) if self.predictions else {}
-        except UserError:
-            return {}
+            return read_predictions(self.predictions) if self.predictions else {}, ""
+        except UserError as mistake:
+            return {}, str(mistake)
 
     def predictions_problem(self) -> str:
         """Why the predictions beside the run are of no use; empty where they are, or where there are none."""
         if self.predictions is None or self.scores("test") or math.isnan(self.figure("test", "srcc", self.best)):
             return ""
-        try:
-            read_predictions(self.predictions)
-        except UserError as mistake:
-            return str(mistake)
-        return (
-            f"{self.predictions}: left out, the SRCC of its scores is not that of epoch {self.best} in {self.path.name}"
-        )
+        left_out = f"left out, the SRCC of its scores is not that of epoch {self.best} in {self.path.name}"
+        return self._predicted[1] or f"{self.predictions}: {left_out}"
 
     def scores(self, part: str) -> Scores | None:
-        """Predictions on `test` or `spaq` whose SRCC is the recorded one of the best epoch; None without such.
+        """Predictions on `test` or a cross test whose SRCC is the recorded one of the best epoch; None without such.
 
-        A model of badness has its scores on SPAQ negated, which is what the recorded figures are of.
+        A model of badness has its scores on a cross test negated, which is what the recorded figures are of.
         """
-        names = list(self._predicted)
-        test = self.settings.get("dataset") if self.settings.get("dataset") in names else next(iter(names), None)
-        cross = next((name for name in names if name in SPAQ_SETS and name != test), None)
-        found = self._predicted.get(test if part == "test" else cross)
+        sets, own = self._predicted[0], self.settings.get("dataset")
+        test = own if own in sets else next(iter(sets), None)
+        # SPAQ's whole release goes by a name of its own, spaq-official.
+        cross = next((name for name in sets if name != test and name in (part, f"{part}-official")), None)
+        found = sets.get(test if part == "test" else cross)
         recorded = self.figure(part, "srcc", self.best)
         if found is None or math.isnan(recorded):
             return None
         tolerance = 1e-6 if self.exact else 6e-5
-        for sign in (1, -1) if part == "spaq" else (1,):
+        for sign in (1,) if part == "test" else (1, -1):
             if abs(metrics.srcc(sign * found.score, found.mos) - recorded) <= tolerance:
                 return Scores(found.keys, found.mos, sign * found.score)
         return None
@@ -128,16 +134,12 @@ class Entry:
     name: str
     runs: tuple[Run, ...]
 
+    def mean(self, of: Callable[[Run], float]) -> float:
+        return float(np.mean([of(run) for run in self.runs]))
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval (nan where unknown) and, over seeds, their standard deviation."""
-
-    value: float
-    low: float = NAN
-    high: float = NAN
-    approximate: bool = False
-    deviation: float = NAN
+    def setting(self, name: str) -> str:
+        """Its runs' values of a setting; `?` where a log doesn't hold it."""
+        return ",".join(dict.fromkeys(run.settings.get(name, "?") for run in self.runs))
 
 
 # ---------------------------------------------------------------------------------------------- reading
@@ -147,32 +149,29 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     A NAME.log beside its NAME.jsonl is the same run; the jsonl, which holds more, is read.
     """
     files: dict[Path, None] = {}
-    problems = []
+    runs, problems = [], []
     for path in paths:
+        logs = [path]
         if path.is_dir():
             logs = sorted(file for file in path.iterdir() if file.suffix in (".log", ".jsonl"))
-            if not logs:
-                problems.append(f"{path}: no *.log or *.jsonl in it")
-        else:
-            logs = [path]
+            problems += [] if logs else [f"{path}: no *.log or *.jsonl in it"]
         for file in logs:
             records = file.with_suffix(".jsonl")
             files[records if file.suffix == ".log" and records.is_file() else file] = None
-    runs: list[Run] = []
     for file in files:
-        try:
-            found = read_runs(file)
-            problems += [problem for run in found if (problem := run.predictions_problem())]
+        plain = file.with_suffix(".log")
+        for source in (file, plain) if file.suffix == ".jsonl" and plain.is_file() else (file,):
+            try:
+                found = read_runs(source)
+            except UserError as mistake:
+                problems.append(str(mistake))
+                continue
             runs += found
-        except UserError as mistake:
-            problems.append(str(mistake))
-            plain = file.with_suffix(".log")
-            if file.suffix == ".jsonl" and plain.is_file():
-                try:
-                    runs += read_runs(plain)
-                    problems[-1] += f"; read {plain.name} instead"
-                except UserError as second:
-                    problems.append(str(second))
+            if source is file:
+                problems += [problem for run in found if (problem := run.predictions_problem())]
+            else:
+                problems[-1] += f"; read {plain.name} instead"
+            break
     return runs, problems
 
 
@@ -211,26 +210,15 @@ def read_runs(path: Path) -> list[Run]:
 
 
 def _read_jsonl(path: Path) -> list[dict]:
-    """The records; a last line that a crash left unfinished is dropped."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: cannot be read: {getattr(problem, 'strerror', None) or 'not UTF-8 text'}") from None
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            known = {"run": ("flags",), "epoch": ("round", "epoch", "test"), "end": ("status",)}
-            if any(name not in record for name in known.get(record["type"], ())):
-                raise ValueError
-            if record["type"] in known:
-                records.append(record)
-        except (ValueError, TypeError, KeyError):
-            if number < len(lines):
-                raise UserError(f"{path}: line {number} is no record of a run: {line[:40]!r}") from None
+    """The records of a run that are known here, each with what is read of it."""
+    known = {"run": ("flags",), "epoch": ("round", "epoch", "test"), "end": ("status",)}
+    records = read_records(path)
+    for number, record in enumerate(records, 1):
+        if any(name not in record for name in known.get(record["type"], ())):
+            raise UserError(f"{path}: record {number} is no record of a run: {str(record)[:40]!r}")
     if not any(record["type"] == "run" for record in records):
         raise UserError(f"{path}: not a run's records: expected one of type `run`, found {len(records)} others")
-    return records
+    return [record for record in records if record["type"] in known]
 
 
 def _best_epoch(epochs: dict[int, dict]) -> int:
@@ -242,20 +230,19 @@ def _best_epoch(epochs: dict[int, dict]) -> int:
 
 def _settings(run: dict) -> dict[str, str]:
     """Everything of the `run` record that can change figures, as text."""
-    flags = {name: value for name, value in run["flags"].items() if name not in _NOT_SETTINGS}
-    if not flags.get("ranking_loss_alpha"):
-        flags = {
-            name: value for name, value in flags.items() if name not in ("ranking_loss_margin", "ranking_loss_form")
-        }
-    settings = {name: _shown(value) for name, value in flags.items()}
-    settings |= {name: run[name] for name in ("device", "precision") if run.get(name)}
+    flags = run["flags"]
+    unused = () if flags.get("ranking_loss_alpha") else ("ranking_loss_margin", "ranking_loss_form")
+    settings = {name: _shown(value) for name, value in flags.items() if name not in (*_NOT_SETTINGS, *unused)}
     commit = run.get("versions", {}).get("commit", "unknown")
     code = run.get("code") or (commit[:7] if commit != "unknown" else None)
     prints = "+".join(str(value)[:6] for value in run.get("fingerprint", {}).values())
-    return settings | ({"code": code} if code else {}) | ({"images": prints} if prints else {})
+    more = {"device": run.get("device"), "precision": run.get("precision"), "code": code, "images": prints}
+    return settings | {name: value for name, value in more.items() if value}
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, dict):
+        value = [f"{name}={item}" for name, item in value.items()]
     if isinstance(value, (list, tuple)):
         return ",".join(map(_shown, value)) or "none"
     if isinstance(value, bool) or value is None:
@@ -264,29 +251,15 @@ def _shown(value: object) -> str:
 
 
 def read_predictions(path: Path) -> dict[str, Scores]:
-    """A predictions file (dataset,image,mos,score) -> data set -> scores, in the file's order of sets.
-
-    Raises UserError naming the line that is none.
-    """
+    """A predictions file -> data set -> scores, in the file's order of sets. Raises UserError."""
     rows: dict[str, list[tuple[Key, float, float]]] = {}
     seen: dict[tuple[str, str], int] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            lines = csv.reader(file)
-            if next(lines, None) != ["dataset", "image", "mos", "score"]:
-                raise UserError(f"{path}: expected the columns dataset,image,mos,score")
-            for dataset, image, mos, score in lines:
-                # Two folders of a set may hold images of one name: they keep the order of the file.
-                again = seen[dataset, image] = seen.get((dataset, image), -1) + 1
-                rows.setdefault(dataset, []).append(((image, again), float(mos), float(score)))
-    except (OSError, ValueError, csv.Error) as problem:
-        reason = getattr(problem, "strerror", None) or f"line {lines.line_num} is no dataset,image,mos,score"
-        raise UserError(f"{path}: {reason}") from None
-    result = {}
-    for dataset, found in rows.items():
-        keys, mos, score = zip(*sorted(found))
-        result[dataset] = Scores(keys, np.array(mos), np.array(score))
-    return result
+    for dataset, image, mos, score in run_files.read_predictions(path):
+        # Two folders of a set may hold images of one name: they keep the order of the file.
+        again = seen[dataset, image] = seen.get((dataset, image), -1) + 1
+        rows.setdefault(dataset, []).append(((image, again), mos, score))
+    columns = {dataset: zip(*sorted(found)) for dataset, found in rows.items()}
+    return {name: Scores(keys, np.array(mos), np.array(score)) for name, (keys, mos, score) in columns.items()}
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
@@ -295,7 +268,8 @@ def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
     A run that is not done is no seed of a setting, nor is the older of two with the same seed. Logs that
     don't hold their settings (the public code's) are grouped with the other rounds of their file alone.
     """
-    notes, groups = [], {}
+    notes: list[str] = []
+    groups: dict[tuple, dict[str, Run]] = {}
     for run in sorted(runs, key=lambda run: run.path.stat().st_mtime):
         if run.status not in DONE:
             notes.append(f"{run.name}: {run.status}, left out of the groups")
@@ -308,14 +282,11 @@ def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
         if seed in members:
             notes.append(f"{members[seed].name}: seed {seed} once more in {run.name}, left out")
         members[seed] = run
-    members = [tuple(group.values()) for group in groups.values()]
-    differing = [name for name in differences([group[0] for group in members]) if name not in _NOT_OF_A_GROUP]
-    entries = []
-    for runs_of in members:
-        named = " ".join(f"{name}={runs_of[0].settings.get(name, '?')}" for name in differing)
-        entries.append(Entry(named or runs_of[0].name, runs_of))
-    names = [entry.name for entry in entries]
-    return [e if names.count(e.name) == 1 else Entry(e.runs[0].name, e.runs) for e in entries], notes
+    settings = [tuple(members.values()) for members in groups.values()]
+    differing = [name for name in differences([runs_of[0] for runs_of in settings]) if name not in _NOT_OF_A_GROUP]
+    names = [" ".join(f"{name}={of[0].settings.get(name, '?')}" for name in differing) for of in settings]
+    unique = [name if name and names.count(name) == 1 else of[0].name for name, of in zip(names, settings)]
+    return list(map(Entry, unique, settings)), notes
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
@@ -335,44 +306,28 @@ class Measure:
     resamples: int = intervals.RESAMPLES
     _draws: dict = field(default_factory=dict, repr=False)
 
-    @property
-    def part(self) -> str:
-        return "spaq" if self.metric.startswith("spaq_") else "test"
-
-    @property
-    def name(self) -> str:
-        return self.metric.removeprefix("spaq_")
-
-    @property
-    def higher_is_better(self) -> bool:
-        return self.name != "rmse"
-
-    @property
-    def formula(self):
-        """The interval from the number of images alone; None where there is none."""
-        if self.name == "plcc" and self.logistic:
-            return None
-        return {"srcc": intervals.bonett_wright, "plcc": intervals.fisher}.get(self.name)
+    def __post_init__(self) -> None:
+        self.part, self.name = metrics.figure_of(self.metric)
+        self.higher_is_better = metrics.FIGURES[self.name].higher_is_better
+        self.fitted = self.logistic and metrics.FIGURES[self.name].fitted  # the scores, by the logistic
+        # The interval from the number of images alone; None where there is none.
+        self.formula = None if self.fitted else intervals.FORMULAS.get(self.name)
 
     def scores(self, run: Run) -> Scores | None:
         """The predictions behind the figure, mapped by the logistic where asked for; None where there are none."""
         found = run.scores(self.part) if run.epoch(self.epoch) == run.best else None
-        if found is not None and self.logistic and self.name in ("plcc", "rmse"):
-            mapped = metrics.fitted(found.score, found.mos)
-            return None if mapped is None else Scores(found.keys, found.mos, mapped)
-        return found
+        if found is None or not self.fitted:
+            return found
+        mapped = metrics.fitted(found.score, found.mos)
+        return None if mapped is None else replace(found, score=mapped)
 
     def value(self, run: Run, keys: Sequence[Key] | None = None) -> float:
         """The figure, on these images alone if any are given."""
-        recorded = (
-            NAN if self.logistic and self.name == "plcc" else run.figure(self.part, self.name, run.epoch(self.epoch))
-        )
+        recorded = NAN if self.fitted else run.figure(self.part, self.name, run.epoch(self.epoch))
         if keys is None and not math.isnan(recorded):
             return recorded
         found = self.scores(run)
-        if found is None:
-            return NAN
-        return getattr(metrics, self.name)(*found.on(keys or found.keys))
+        return NAN if found is None else metrics.FIGURES[self.name].of(*found.on(keys or found.keys))
 
     def draws(self, run: Run, keys: tuple[Key, ...]) -> np.ndarray:
         """The figure on each resample (B,) of these images; the same resamples for every run that has them."""
@@ -403,10 +358,10 @@ class Measure:
         images = entry.runs[0].images.get(self.part)
         if self.formula is None or images is None or math.isnan(values[0]):
             return Estimate(values[0])
-        return Estimate(values[0], *self.formula(values[0], images), approximate=True)
+        low, high = self.formula(values[0], images)
+        return Estimate(values[0], low, high, approximate=True)
 
     def _over_seeds(self, entry: Entry, values: list[float]) -> Estimate:
-        deviation = float(np.std(values, ddof=1))
         keys = self.common_images(entry.runs)
         if keys is None:
             mean = intervals.welch_difference(values, [0.0, 0.0])
@@ -414,62 +369,52 @@ class Measure:
             draws = np.stack([self.draws(run, keys) for run in entry.runs], 1)
             # Two seeds without any spread: a constant.
             mean = intervals.group_difference(values, [0.0, 0.0], draws, np.zeros((len(draws), 2)))
-        return Estimate(mean.value, mean.low, mean.high, mean.approximate, deviation)
+        return Estimate(mean.value, mean.low, mean.high, mean.approximate, float(np.std(values, ddof=1)))
 
     def common_images(self, runs: Sequence[Run]) -> tuple[Key, ...] | None:
         """The images of all these runs where they have the same ones, else None."""
-        found = [self.scores(run) for run in runs]
-        if any(scores is None or scores.keys != found[0].keys for scores in found):
-            return None
-        return found[0].keys
+        keys = [scores.keys if scores else None for scores in map(self.scores, runs)]
+        return keys[0] if all(of_run == keys[0] for of_run in keys) else None
 
 
 # --------------------------------------------------------------------------------------------- the table
 def ranked(entries: Iterable[Entry], measure: Measure) -> list[Entry]:
     """Best first; entries without the figure last, in the order of their names."""
     sign = -1 if measure.higher_is_better else 1
-    values = {entry: measure.estimate(entry).value for entry in entries}
-    return sorted(
-        values, key=lambda e: (math.isnan(values[e]), 0 if math.isnan(values[e]) else sign * values[e], e.name)
-    )
+    values = {entry: sign * measure.estimate(entry).value for entry in entries}
+    return sorted(values, key=lambda e: (math.inf if math.isnan(values[e]) else values[e], e.name))
 
 
 def table(entries: Sequence[Entry], measure: Measure, grouped: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Header (its words may be on two lines) and rows of the comparison, in the order of the entries.
-
-    grouped: the entries are settings, all done: they show how many seeds they have instead of best epoch and status.
-    """
-    figures = [("SRCC", "srcc"), ("PLCC", "plcc"), ("SPAQ\nSRCC", "spaq_srcc"), ("SPAQ\nPLCC", "spaq_plcc")]
-    if measure.metric in ("krcc", "rmse"):
-        figures.insert(2, (measure.metric.upper(), measure.metric))
+    """Header (of two lines at most) and rows; grouped: of settings, which show seeds instead of epoch and status."""
+    titles = {name: name.upper() for name in metrics.RECORDED}
+    if measure.part == "test":
+        titles.setdefault(measure.name, measure.name.upper())
+    for part in dict.fromkeys(part for entry in entries for run in entry.runs for part in run.cross_tests):
+        titles |= {f"{part}_{name}": f"{part.upper()}\n{name.upper()}" for name in metrics.RECORDED}
+    titles.setdefault(measure.metric, measure.metric.upper().replace("_", "\n"))
     if measure.logistic:
-        of_fit = {"plcc": "fitted\nPLCC", "rmse": "fitted\nRMSE", "spaq_plcc": "SPAQ fit\nPLCC"}
-        figures = [(of_fit.get(name, title), name) for title, name in figures]
+        for name in titles:
+            part, figure = metrics.figure_of(name)
+            if metrics.FIGURES[figure].fitted:
+                titles[name] = f"{'fitted' if part == 'test' else f'{part.upper()} fit'}\n{figure.upper()}"
     header = ["setting" if grouped else "run", "backbone", "seeds" if grouped else "best/\nepochs", "train\nSRCC"]
-    header += [f"{title} [95 %]" if name == measure.metric else title for title, name in figures]
+    header += [f"{title} [95 %]" if name == measure.metric else title for name, title in titles.items()]
     rows = []
     for entry in entries:
-        run = entry.runs[0]
+        run, minutes = entry.runs[0], entry.mean(lambda run: run.minutes)
         count = str(len(entry.runs)) if grouped else f"{run.epoch(measure.epoch) or '–'}/{len(run.epochs)}"
-        cells = [entry.name, run.backbone, count, _mean(entry, "train_srcc", measure)]
-        for _, name in figures:
-            own = name == measure.metric
-            cells.append(shown_estimate(measure.estimate(entry)) if own else _mean(entry, name, measure))
-        minutes = float(np.mean([run.minutes for run in entry.runs]))
-        cells.append("–" if math.isnan(minutes) else f"{minutes:.{1 if minutes >= 1 else 2}f}")
+        means = [_shown_number(entry.mean(replace(measure, metric=name).value), 4) for name in ("train_srcc", *titles)]
+        cells = [entry.name, run.backbone, count, *means]
+        cells[4 + list(titles).index(measure.metric)] = shown_estimate(measure.estimate(entry))
+        cells.append(_shown_number(minutes, 1 if minutes >= 1 else 2))
         status = "running?" if run.status == UNDER_WAY else run.status.replace("_", " ")
         rows.append(cells if grouped else [*cells, status])
     return [*header, "min/\nepoch"] + ([] if grouped else ["status"]), rows
 
 
-def _mean(entry: Entry, metric: str, measure: Measure) -> str:
-    """A figure without its interval, the mean over seeds."""
-    if metric == "train_srcc":
-        values = [run.figure("train", "srcc", run.epoch(measure.epoch)) for run in entry.runs]
-    else:
-        values = [replace(measure, metric=metric).value(run) for run in entry.runs]
-    value = float(np.mean(values))
-    return "–" if math.isnan(value) else f"{value:.4f}"
+def _shown_number(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def shown_estimate(estimate: Estimate) -> str:
@@ -481,18 +426,11 @@ def shown_estimate(estimate: Estimate) -> str:
         text += f" ±{estimate.deviation:.4f}".replace("0.", ".", 1)
     if math.isnan(estimate.low):
         return text
-    low, high = (
-        f"{bound:.3f}".replace("0.", ".", 1) if abs(bound) < 1 else f"{bound:.3f}"
-        for bound in (estimate.low, estimate.high)
-    )
+    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{bound:.3f}") for bound in (estimate.low, estimate.high))
     return f"{text} {'~' if estimate.approximate else ''}[{low} {high}]"
 
 
 def settings_table(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """Only the settings in which the entries differ; `?` where a log doesn't hold one."""
     names = differences([run for entry in entries for run in entry.runs])
-    rows = []
-    for entry in entries:
-        values = [",".join(dict.fromkeys(run.settings.get(name, "?") for run in entry.runs)) for name in names]
-        rows.append([entry.name, *values])
-    return ["run", *names], rows
+    return ["run", *names], [[entry.name, *map(entry.setting, names)] for entry in entries]

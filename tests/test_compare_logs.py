@@ -122,6 +122,24 @@ def test_sorting(tool, logs):
     assert names("--epoch", "1", "--sort", "spaq_srcc")[0].startswith("clean")
 
 
+def test_every_cross_test_has_its_columns_and_can_be_the_metric(tool, logs):
+    for name in ("clean_1", "noisy_1"):
+        path = logs / f"{name}.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for number, record in enumerate(records[1:-1], 1):
+            record["kadid-10k"] = {"srcc": number / 8 + (name == "noisy_1") / 4, "plcc": 0.25}
+        records[0]["data"]["kadid-10k"] = 90
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    words = (logs / "clean_1.jsonl", logs / "noisy_1.jsonl", "--metric", "kadid-10k_srcc")
+    header, _, *rows = tool(*words, "--markdown").stdout.splitlines()[:4]
+    assert "| SPAQ SRCC | SPAQ PLCC | KADID-10K SRCC [95 %] | KADID-10K PLCC |" in header
+    assert [row.split(" | ")[0] for row in rows] == ["| noisy_1", "| clean_1"]
+    low, high = (f"{bound:.3f}".replace("0.", ".") for bound in intervals.bonett_wright(0.5, 90))
+    assert rows[0].split(" | ")[8:10] == [f"0.5000 ~[{low} {high}]", "0.2500"]
+    (pair,) = json.loads(tool(*words, "--json").stdout)["comparisons"]
+    assert (pair["value"], pair["method"], pair["images"]) == (0.25, "number of images", 90)
+
+
 def test_unfinished_and_damaged_files(tool, logs):
     write_files(logs, "dead", end=None)
     (logs / "broken.jsonl").write_text("{")
@@ -140,7 +158,9 @@ def test_unfinished_and_damaged_files(tool, logs):
         (["{logs}", "--epoch", "first"], "expected best, last or a number"),
         (["{logs}", "--plot", "x.jpg"], "--plot x.jpg: expected a name that ends in"),
         (["{logs}", "--resamples", "5"], "at least 100"),
-        (["{logs}", "--metric", "psnr"], "invalid choice"),
+        (["{logs}", "--metric", "psnr"], "--metric psnr: expected [SET_]FIGURE, FIGURE one of srcc, plcc, krcc, rmse"),
+        (["{logs}", "--plot", "x"], "--plot x: expected a name that ends in .png, .svg, .pdf"),
+        (["{logs}", "--plot", "no/x.png"], "--plot no/x.png: no folder no"),
         (["{logs}", "--makrdown"], "did you mean --markdown"),
         (["{empty}"], "expected logs"),
     ],

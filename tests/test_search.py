@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import search
-from options import UserError
+from common.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 # A training script as far as search.py knows one: it takes flags and leaves NAME.jsonl. Its "figure" is its lr.
@@ -86,7 +86,7 @@ def test_split_of_the_command_line():
         ("--lr 1 --run_name x", "--run_name: search.py sets it itself"),
         ("--lr 1 -- --log_dir x", "--log_dir: expected before --"),
         ("--seed 1 2 --seeds 2", "contradicts"),
-        ("--lr 1 --jobs 0", "--jobs 0: expected at least 1"),
+        ("--lr 1 --jobs 0", "--jobs 0: expected a whole number of at least 1"),
         ("--lr 1 --gpus a", "expected numbers such as 0,1"),
         ("--lr 1 --plot x.png", "one or two flags with several values"),
     ],
@@ -189,15 +189,13 @@ def test_an_interrupted_search_ends_its_runs_and_goes_on_later(script, kind):
     assert "2 runs, 2 of them finished already" in tool(script, *words).stdout
 
 
-def test_a_run_that_ignores_the_interrupt_is_killed(tmp_path):
+def test_a_run_that_ignores_the_interrupt_is_killed():
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True, env=dict(os.environ)
     )
     process.stdout.readline()
-    output = tmp_path / "x.output"
-    output.touch()
-    search.end([search.Child(search.Job("x", {}, []), 0, process, output)], patience=0.5)
+    search.end([process], patience=0.5)
     assert process.returncode == -signal.SIGKILL
 
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from common.errors import UserError
 from comparing.legacy_logs import read_log
-from options import UserError
 
 BAR = "\r{0}:  50%|█████     | 734/1468 [01:48<01:48,  6.80batch/s]\r{0}: 100%|██████████| 1468/1468 [{1}<00:00,  6.78batch/s]\n"
 START = """Training and testing on koniq-10k dataset for 1 rounds...
@@ -74,6 +74,12 @@ def test_single_and_double_tabs_and_no_ranking_loss(read):
     assert epoch["train"] == {"loss": 4.850, "srcc": 0.8823}
     assert epoch["test"] == {"srcc": 0.9193, "plcc": 0.9346}
     assert epoch["spaq"] == {"srcc": 0.8621, "plcc": 0.8603}
+
+
+def test_a_loss_of_three_parts(read):
+    row = ROW1.replace("(L1:4.848,Rank:0.646)", "(L1:4.8,Rank:0.6,Plcc:0.1)")
+    _, (epoch,), _ = read(START + RANKING + HEADER + row)
+    assert epoch["train"] == {"loss": 5.042, "l1": 4.8, "rank": 0.6, "plcc": 0.1, "srcc": 0.8834}
 
 
 def test_header_without_spaq_and_resnet_by_default(read):

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import metrics
+from common.errors import UserError
 from comparing import plots
-from options import UserError
 
 LONG = [f"swin_multiscale_ranking_alpha{a}_20261122_1{s}000" for a in (0, 0.3) for s in (42, 43)]
 
@@ -75,16 +75,9 @@ def test_labels_are_moved_apart_and_stay_inside():
     assert plots._apart(np.array([0.1, 0.9]), 0.05).tolist() == [0.1, 0.9]
 
 
-@pytest.mark.parametrize("name", ["x.jpg", "x", "none/x.png"])
-def test_pictures_that_cannot_be_are_refused_before_any_work(tmp_path, name):
-    with pytest.raises(UserError, match="--plot"):
-        plots.check_picture(tmp_path / name)
-
-
-def test_missing_matplotlib_is_said_in_one_line(tmp_path, monkeypatch):
+def test_missing_matplotlib_is_said_in_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match="--scatter needs matplotlib: pip install matplotlib"):
-        plots.check_picture(tmp_path / "x.png", "--scatter")
+    assert plots.drawing_problem("--scatter") == "--scatter needs matplotlib: pip install matplotlib"
 
 
 def written(path: Path) -> bytes:

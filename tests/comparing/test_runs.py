@@ -7,8 +7,8 @@ import pytest
 
 import intervals
 import metrics
+from common.errors import UserError
 from comparing import runs
-from options import UserError
 
 IMAGES, CROSS = 60, 40
 
@@ -39,10 +39,7 @@ def write_files(
             on_cross = sign * (cross + 100 * noise * random.normal(size=CROSS))
             figures = {
                 "test": {"srcc": metrics.srcc(score, mos), "plcc": metrics.plcc(score, mos)},
-                "spaq": {
-                    "srcc": metrics.srcc(sign * on_cross, cross),
-                    "plcc": metrics.plcc(sign * on_cross, cross),
-                },
+                "spaq": {"srcc": metrics.srcc(sign * on_cross, cross), "plcc": metrics.plcc(sign * on_cross, cross)},
             }
             train = {"loss": 9.0 - epoch, "srcc": epoch / 10, "plcc": None}
             seconds = {"train": 60.0, "test": 30.0}
@@ -87,6 +84,13 @@ def test_a_jsonl_as_a_run(write_run):
     assert run.figure("train", "srcc", 3) == 0.3
     assert "log_dir" not in run.settings
     assert run.settings["precision"] == "fp32"
+
+
+def test_a_loss_of_three_parts_is_read_whole(write_run):
+    path = write_run("a")
+    path.write_text(path.read_text().replace('"loss": 8.0', '"loss": 8.0, "l1": 7.0, "rank": 0.5, "huber": 0.25'))
+    (run,) = runs.read_runs(path)
+    assert [run.figure("train", part, 1) for part in ("loss", "l1", "rank", "huber")] == [8.0, 7.0, 0.5, 0.25]
 
 
 def test_rounds_are_runs_with_their_own_seeds_and_predictions(write_run):
@@ -159,7 +163,7 @@ def test_binary_file_and_empty_folder_are_named(write_run, tmp_path):
     found, problems = runs.find([path, tmp_path / "empty"])
     assert found == []
     assert len(problems) == 2
-    assert any("not UTF-8" in problem for problem in problems)
+    assert any("a.jsonl: cannot be read: 'utf-8' codec" in problem for problem in problems)
 
 
 def test_each_run_once_and_the_plain_log_where_the_jsonl_is_damaged(write_run):
@@ -204,7 +208,7 @@ def test_the_plain_log_alone_gives_the_row_of_the_jsonl(write_run):
 
 def test_interval_from_predictions_holds_the_recorded_figure(write_run):
     (run,) = runs.read_runs(write_run("a"))
-    for metric in runs.METRICS:
+    for metric in (*metrics.FIGURES, *(f"spaq_{name}" for name in metrics.FIGURES)):
         found = runs.Measure(metric, resamples=500).estimate(entry(run))
         assert not found.approximate
         assert found.low < found.value < found.high
