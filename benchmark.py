@@ -13,6 +13,7 @@ image. The ratios are what counts: times on a busy or a small machine say little
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import random
@@ -22,58 +23,66 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from options import Parser, UserError, run_tool
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torchvision import transforms as T
+
+import backbones
+import engine
+from common.cli import Flags, Given, run_tool
+from common.device import choose_device, choose_hardware, keep_freed_memory, set_backends
+from common.errors import UserError
+from data_loader import DecodedSet, make_loader, train_patches
+from folders import READERS
+from losses import QualityLoss
+from lr_schedules import Constant, adam_for_epoch
+from models import IMAGENET_MEAN, IMAGENET_STD, HyperNet
+from reading.cache import put_on_gpu
+from reading.images import resized_size
 
 KONIQ_SHAPE, SPAQ_SHAPE = (1024, 768), (3264, 2448)
 PROPORTIONS = {"train": 7046, "test": 2010, "spaq": 2224}
 PICTURES = 12  # different ones; more files are copies, which decoding does not notice
 LR, WEIGHT_DECAY, PATCH = 2e-5, 5e-4, 224
-# (phase, unit, whether more is better)
-PHASES = [
-    ("first start", "s", False),
-    ("second start", "s", False),
-    ("training", "patches/s", True),
-    ("compute only", "patches/s", True),
-    ("testing koniq-10k", "images/s", True),
-    ("testing spaq", "images/s", True),
-    ("whole epoch", "s", False),
-    ("peak memory", "MiB", False),
-    ("peak GPU memory", "MiB", False),
-]
+BACKBONES = {"swin": "swin_tiny_patch4_window7_224", "resnet": "resnet50"}
+# Phase -> unit; of what is counted per second, more is better.
+PHASES = {"first start": "s", "second start": "s", "training": "patches/s", "compute only": "patches/s",
+          "testing koniq-10k": "images/s", "testing spaq": "images/s", "whole epoch": "s", "peak memory": "MiB",
+          "peak GPU memory": "MiB"}  # fmt: skip
 
 
 def parse_flags() -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument("--backbone", choices=["swin", "resnet"], default="swin", help="Swin-T or ResNet-50")
-    parser.add_argument("--images", type=int, default=113, metavar="N", help="generate N images in KonIQ's proportions")
-    parser.add_argument("--dataset_path", type=Path, metavar="PATH", help="a KonIQ-10k folder instead")
-    parser.add_argument("--spaq_path", type=Path, metavar="PATH", help="and a SPAQ folder")
-    parser.add_argument("--train_patch_num", type=int, default=2, metavar="N", help="train patches per image")
-    parser.add_argument("--test_patch_num", type=int, default=20, metavar="N", help="test patches per image")
-    parser.add_argument("--batch_size", type=int, default=96, metavar="N", help="train patches per step")
-    parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    parser.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="of our training")
-    parser.add_argument("--compile", action="store_true", help="torch.compile our training step")
-    parser.add_argument("--no_deterministic", action="store_true", help="let cuDNN choose our kernels")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="runs of each; medians are shown")
-    parser.add_argument(
-        "--plain_steps", type=int, metavar="N", help="measure plain on N training steps and N test images a set at most"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all measurements")
-    parser.add_argument("--child", choices=["plain", "ours"], help=argparse.SUPPRESS)
-    parser.add_argument("--cache_dir", type=Path, help=argparse.SUPPRESS)
-    flags = parser.parse_args()
-    if min(flags.images // 10, flags.train_patch_num, flags.test_patch_num, flags.repeats, flags.batch_size) < 1:
-        raise UserError("expected at least 10 images and numbers of at least 1")
+    flags = Flags(__doc__)
+    flags.value("--backbone", "swin", "Swin-T or ResNet-50", choices=list(BACKBONES))
+    flags.count("--images", 113, "generate N images in KonIQ's proportions", least=10)
+    flags.path("--dataset_path", None, "a KonIQ-10k folder instead")
+    flags.path("--spaq_path", None, "and a SPAQ folder")
+    flags.count("--train_patch_num", 2, "train patches per image")
+    flags.count("--test_patch_num", 20, "test patches per image")
+    flags.batch_size(96, "train patches per step")
+    flags.device()
+    flags.value("--precision", "auto", "of our training", choices=["auto", "fp32", "bf16"])
+    flags.switch("--compile", "compile", True, "torch.compile our training step")
+    flags.switch("--no_deterministic", "no_deterministic", True, "let cuDNN choose our kernels")
+    flags.count("--repeats", 3, "runs of each; medians are shown")
+    flags.count("--plain_steps", None, "measure plain on N training steps and N test images a set at most")
+    flags.output("--json", "write all measurements")
+    flags.value("--child", None, argparse.SUPPRESS, choices=["plain", "ours"])
+    flags.path("--cache_dir", None, argparse.SUPPRESS)
+    return flags.parse(None, _problems)
+
+
+def _problems(flags: argparse.Namespace, given: Given) -> Iterator[str]:
     if bool(flags.dataset_path) != bool(flags.spaq_path):
-        raise UserError("--dataset_path and --spaq_path belong together")
-    return flags
+        yield "--dataset_path and --spaq_path belong together"
 
 
-# ---------------------------------------------------------------------------------------------- pictures
 def make_images(root: Path, number: int) -> None:
     """KonIQ- and SPAQ-shaped JPEGs of 1/f noise in their layouts, in KonIQ's proportions."""
     total = sum(PROPORTIONS.values())
@@ -96,9 +105,6 @@ def make_images(root: Path, number: int) -> None:
 
 
 def _jpeg(shape: tuple[int, int], seed: int) -> bytes:
-    import numpy as np
-    from PIL import Image
-
     rng, canvas = np.random.default_rng(seed), np.zeros((shape[1], shape[0], 3), np.float32)
     for side in (6, 24, 96, 384, 1536):
         layer = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), np.uint8))
@@ -108,33 +114,30 @@ def _jpeg(shape: tuple[int, int], seed: int) -> bytes:
     return data.getvalue()
 
 
-# -------------------------------------------------------------------------------- the published procedure
-def measure_plain(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
+class Plain:
     """The published procedure, phase by phase; see the module's docstring."""
-    import torch
-    import torch.nn.functional as F
-    from PIL import Image
-    from torchvision import transforms as T
 
-    from data_loader import IMAGENET_MEAN, IMAGENET_STD
-    from reading.images import resized_size
+    def __init__(self, flags: argparse.Namespace, device):
+        torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which the published code runs with
+        self.flags, self.device = flags, device
+        normalise = [T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+        self.train_transform = T.Compose([T.RandomHorizontalFlip(), T.RandomCrop(PATCH), *normalise])
+        self.test_transform = T.Compose([T.CenterCrop(PATCH), *normalise])
+        self.predictions: list[float] = []
+        self.losses: list[float] = []
+        self.model = build_model(flags.backbone, device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
 
-    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which the published code runs with
-    sets = {"train": koniq.split("train"), "test": koniq.split("test"), "spaq": spaq.split("test")}
-    limit = flags.plain_steps or sys.maxsize
-
-    def decode_all() -> dict[str, list[Image.Image]]:
-        decoded = {}
-        for part, records in sets.items():
-            decoded[part] = []
-            for record in records:
-                image = Image.open(record.path).convert("RGB")
-                height, width = resized_size(image.height, image.width, "384", PATCH)
-                decoded[part].append(image.resize((width, height), Image.Resampling.BILINEAR))
+    def decode(self, records) -> list:
+        decoded = []
+        for record in records:
+            image = Image.open(record.path).convert("RGB")
+            height, width = resized_size(image.height, image.width, "384", PATCH)
+            decoded.append(image.resize((width, height), Image.Resampling.BILINEAR))
         return decoded
 
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        weights = model.target_weights(images)
+    def forward(self, images):
+        weights = self.model.target_weights(images)
         n, x = len(images), weights["target_in_vec"].reshape(1, -1, 1, 1)
         for i in range(1, 6):
             w, b = weights[f"target_fc{i}w"], weights[f"target_fc{i}b"]
@@ -142,143 +145,97 @@ def measure_plain(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, f
             x = torch.sigmoid(x) if i < 5 else x
         return x.flatten()
 
-    def train(patches: list[tuple[Image.Image, float]]) -> None:
-        model.train()
-        for start in range(0, len(patches), flags.batch_size):
-            batch = patches[start : start + flags.batch_size]
-            images = torch.stack([train_transform(image) for image, _ in batch]).to(device)
-            mos = torch.tensor([score for _, score in batch]).to(device)
-            optimizer.zero_grad()
-            scores = forward(images)
-            predictions.extend(scores.detach().cpu().tolist())
+    def train(self, patches: list) -> None:
+        self.model.train()
+        for start in range(0, len(patches), self.flags.batch_size):
+            batch = patches[start : start + self.flags.batch_size]
+            images = torch.stack([self.train_transform(image) for image, _ in batch]).to(self.device)
+            mos = torch.tensor([score for _, score in batch]).to(self.device)
+            self.optimizer.zero_grad()
+            scores = self.forward(images)
+            self.predictions.extend(scores.detach().cpu().tolist())
             loss = F.l1_loss(scores, mos)
-            losses.append(loss.item())
+            self.losses.append(loss.item())
             loss.backward()
-            optimizer.step()
+            self.optimizer.step()
 
-    @torch.no_grad()
-    def test(images: list[Image.Image]) -> None:
-        model.eval()
-        for image in images:
-            for _ in range(flags.test_patch_num):
-                predictions.append(forward(test_transform(image)[None].to(device)).item())
+    def test(self, images: list) -> None:
+        self.model.eval()
+        with torch.no_grad():
+            for image in (image for image in images for _ in range(self.flags.test_patch_num)):
+                self.predictions.append(self.forward(self.test_transform(image)[None].to(self.device)).item())
 
-    normalise = [T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    train_transform = T.Compose([T.RandomHorizontalFlip(), T.RandomCrop(PATCH), *normalise])
-    test_transform = T.Compose([T.CenterCrop(PATCH), *normalise])
-    predictions: list[float] = []
-    losses: list[float] = []
+
+def measure_plain(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
+    sets = {"train": koniq.split("train"), "test": koniq.split("test"), "spaq": spaq.split("test")}
+    limit = flags.plain_steps or sys.maxsize
+    plain = Plain(flags, device)
+
+    def decode_all() -> dict[str, list]:
+        return {part: plain.decode(records) for part, records in sets.items()}
+
     found: dict[str, float] = {}
     found["first start"], decoded = timed(decode_all, device)
     found["second start"] = timed(decode_all, device)[0]  # nothing was kept: it decodes again
-    model = build_model(flags.backbone, device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
     scores = [record.score for record in sets["train"]]
     patches = [pair for pair in zip(decoded["train"], scores, strict=True) for _ in range(flags.train_patch_num)]
     random.Random(0).shuffle(patches)
-    train(patches[: flags.batch_size])  # warm-up
+    plain.train(patches[: flags.batch_size])  # warm-up
     some = patches[: limit * flags.batch_size]
-    found["training"] = len(some) / timed(lambda: train(some), device)[0]
+    found["training"] = len(some) / timed(lambda: plain.train(some), device)[0]
     for part, name in (("test", "testing koniq-10k"), ("spaq", "testing spaq")):
         images = decoded[part][:limit]
-        found[name] = len(images) / timed(lambda images=images: test(images), device)[0]
+        found[name] = len(images) / timed(functools.partial(plain.test, images), device)[0]
     return found
 
 
-# --------------------------------------------------------------------------------------------------- ours
 def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
     """What train_swin.py and train_resnet.py do, by the same functions."""
-    import torch
-    from tqdm import tqdm
+    set_backends(deterministic=not flags.no_deterministic)
+    keep_freed_memory()
+    hardware = choose_hardware(flags.device, flags.precision)[0]
 
-    import engine
-    from data_loader import (
-        SCORE_BATCH,
-        ImageCache,
-        PatchBatches,
-        make_loader,
-        put_on_gpu,
-        test_patches,
-        train_patches,
-    )
-    from losses import QualityLoss
-    from lr_schedules import adam_for_epoch, make_schedule
-
-    engine.set_backends(deterministic=not flags.no_deterministic)
-    engine.keep_freed_memory()
-    bf16 = engine.choose_bf16(flags.precision, device)[0]
-
-    def start() -> dict[str, ImageCache]:
-        caches = {
-            d.name: ImageCache(d.name, [r.path for r in d.records], "384", PATCH, flags.cache_dir)
-            for d in (koniq, spaq)
-        }
-        put_on_gpu(caches.values(), "auto", device)
-        return caches
-
-    def batches_of(data, split: str, patches_of: Callable, size: int) -> PatchBatches:
-        cache, records = caches[data.name], data.split(split)
-        images = [cache.index[r.path] for r in records]
-        return PatchBatches(cache, images, [r.score for r in records], patches_of(cache.sizes[images]), PATCH, size)
-
-    def load(batches: PatchBatches):
-        return make_loader(batches, 4 if device.type == "cuda" else 0, device.type == "cuda")
+    def start() -> list[DecodedSet]:
+        sets = [DecodedSet(data, "384", PATCH, cache_dir=flags.cache_dir) for data in (koniq, spaq)]
+        put_on_gpu([each.cache for each in sets], "auto", device)
+        return sets
 
     def train(loader) -> None:
-        engine.train_one_epoch(
-            trained,
-            QualityLoss(),
-            optimizer,
-            loader,
-            device,
-            torch.manual_seed,
-            bf16,
-            tqdm(disable=True),
-            engine.EpochProgress(),
-        )
+        engine.train_one_epoch(trained, QualityLoss(), optimizer, loader, hardware, engine.EpochProgress())
 
     found: dict[str, float] = {}
     found["first start"] = timed(start, device)[0]
-    found["second start"], caches = timed(start, device)
+    found["second start"], sets = timed(start, device)
     model = build_model(flags.backbone, device).to(memory_format=torch.channels_last)
-    trained = torch.compile(model) if flags.compile else model
-    optimizer = adam_for_epoch(make_schedule("none", LR, 10, 1), 1, *model.parameter_groups(), WEIGHT_DECAY)
-    batches = batches_of(
-        koniq, "train", lambda sizes: train_patches(sizes, PATCH, flags.train_patch_num, 42, 1), flags.batch_size
+    trained: Any = torch.compile(model) if flags.compile else model
+    head, backbone = model.parameter_groups()
+    optimizer = adam_for_epoch(Constant(LR, 10), 1, head, backbone, WEIGHT_DECAY)
+    batches = sets[0].batches(
+        koniq.split("train"), flags.batch_size, lambda sizes: train_patches(sizes, PATCH, flags.train_patch_num, 42, 1)
     )
-    one = {name: tensor.to(device) for name, tensor in batches[0].items()}
+    one = hardware.take(batches[0])
     train([one] * (4 if flags.compile or flags.no_deterministic else 1))  # warm-up
-    found["training"] = len(batches.patches) / timed(lambda: train(load(batches)), device)[0]
+    found["training"] = len(batches.patches) / timed(lambda: train(make_loader(batches, hardware)), device)[0]
     again = [one] * max(1, min(len(batches), 50))
     found["compute only"] = len(again) * len(one["mos"]) / timed(lambda: train(again), device)[0]
-    for data, name in ((koniq, "testing koniq-10k"), (spaq, "testing spaq")):
-        images = len(data.split("test"))
+    for each, name in zip(sets, ("testing koniq-10k", "testing spaq")):
+        records = each.data.split("test")
 
-        def test(data=data, images=images) -> None:
-            tested = batches_of(data, "test", lambda sizes: test_patches(sizes, PATCH), SCORE_BATCH)
-            engine.score(model, load(tested), images, device)
+        def test(each=each, records=records) -> None:
+            engine.score_set(model, each, records, ("center", 1), hardware.fp32)
 
-        found[name] = images / timed(test, device)[0]
+        found[name] = len(records) / timed(test, device)[0]
     return found
 
 
-# ------------------------------------------------------------------------------------------- measuring both
 def build_model(backbone: str, device):
     """The same model for both, with random weights."""
-    import torch
-
-    from models import HyperNet, ResNetBackbone
-    from models_swin import SwinBackbone
-
     torch.manual_seed(0)
-    swin = backbone == "swin"
-    return HyperNet(SwinBackbone("swin_tiny_patch4_window7_224") if swin else ResNetBackbone("resnet50")).to(device)
+    return HyperNet(backbones.build(BACKBONES[backbone])).to(device)
 
 
-def timed(work: Callable[[], object], device) -> tuple[float, object]:
+def timed(work: Callable[[], object], device) -> tuple[float, Any]:
     """(seconds until the device has finished the work, what it returned)."""
-    import torch
-
     start = time.perf_counter()
     result = work()
     if device.type == "cuda":
@@ -288,11 +245,6 @@ def timed(work: Callable[[], object], device) -> tuple[float, object]:
 
 def measure(flags: argparse.Namespace) -> None:
     """A child process: measure one of the two and print it as JSON, so that peak memory is its own."""
-    import torch
-
-    from engine import choose_device
-    from folders import READERS
-
     device = choose_device(flags.device)
     koniq = READERS["koniq-10k"](flags.dataset_path).read()
     spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()
@@ -323,14 +275,12 @@ def run_child(flags: argparse.Namespace, which: str, cache_dir: Path) -> dict:
 
 def table(plain: dict[str, float], ours: dict[str, float]) -> list[str]:
     lines = [f"{'phase':<20}{'plain':>12}{'ours':>12}  {'unit':<10}{'ratio':>8}", "-" * 64]
-    for phase, unit, more_is_better in PHASES:
+    for phase, unit in PHASES.items():
         a, b = plain.get(phase), ours.get(phase)
-        if b is None:
-            continue
-        if a is None:
+        if b is not None and a is None:
             lines.append(f"{phase:<20}{'':>12}{b:>12.4g}  {unit:<10}")
-        else:
-            ratio = b / a if more_is_better or "memory" in phase else a / b
+        elif b is not None:
+            ratio = b / a if unit != "s" else a / b
             lines.append(f"{phase:<20}{a:>12.4g}{b:>12.4g}  {unit:<10}{ratio:>8.2f}")
     share = ours["training"] / ours["compute only"]
     return [*lines, "-" * 64, f"training / compute only: {share:.3f}   (memory: ours / plain, less is better)"]

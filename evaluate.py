@@ -25,104 +25,81 @@ import argparse
 import csv
 import io
 import json
-import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from common.cli import Flags, Given, named_sets, printing, run_tool
+from common.errors import Interrupted, UserError
+from common.files import HERE, write_whole
+from common.run_files import plain, write_predictions
+from common.signals import StopSignals
 from comparing import plots
-from comparing.runs import Estimate, shown_estimate
+from comparing.runs import shown_estimate
 from folders import READERS
-from intervals import RESAMPLES
-from options import Interrupted, Parser, StopSignals, UserError, device_problems, first_five, parse_resize, run_tool
-from reading.records import HERE
+from intervals import RESAMPLES, Estimate
 
 TITLES = {"srcc": "SRCC", "plcc": "PLCC", "fitted_plcc": "fitted\nPLCC", "krcc": "KRCC", "fitted_rmse": "fitted\nRMSE"}
 BOUNDS = ("value", "low", "high")
 
 
 def parse() -> argparse.Namespace:
-    parser = Parser(__doc__)
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="model file, or the folder of its run")
-    add = parser.add_argument_group("data").add_argument
-    add("--datasets", nargs="+", required=True, metavar="NAME[=PATH]",
-        help=f"out of {', '.join(READERS)} (csv=FILE.csv: columns image,mos and optional split,group)")  # fmt: skip
-    add("--split", choices=["auto", "test", "all"], default="auto", help="which images; auto: see above")
-    add("--seed", type=int, metavar="N", help="of a random split (default: the run's own)")
-    add("--resize", metavar="SIZE", help="S, HxW or none for every set (default: see above)")
-    add("--lower_is_better", action="store_true", help="the scores of csv mean badness (DMOS)")
-    add("--skip_bad_images", action="store_true", help="drop images that cannot be read, instead of stopping")
-    add = parser.add_argument_group("scoring").add_argument
-    add("--crops", type=int, metavar="N", help="1: the centre crop; N on a grid (default: as in the run's own tests)")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="bf16: faster, scores differ by some hundredths")
-    add("--batch_size", type=int, default=64, metavar="N", help="patches per forward pass")
-    add("--workers", type=int, metavar="N", help="processes that cut patches (default: 0 on a CPU, else 4)")
-    add("--cache_dir", type=Path, metavar="PATH", help="decoded images (default: cache/ beside the scripts)")
-    add("--no_cache", action="store_true", help="decode into memory, and leave nothing on the disk")
-    add("--resamples", type=int, default=RESAMPLES, metavar="B", help="of the bootstrap over images")
-    add = parser.add_argument_group("output").add_argument
-    add("--markdown", action="store_true", help="tables as markdown")
-    add("--json", action="store_true", help="everything as JSON instead of tables")
-    add("--csv", type=Path, metavar="FILE", help="write the figures, also those of each kind of distortion")
-    add("--predictions", type=Path, metavar="FILE", help="write dataset,image,mos,score as a run does")
-    add("--scatter", type=Path, metavar="FILE", help="scores against MOS as .png, .svg or .pdf (needs matplotlib)")
-    options = parser.parse_args()
-    check(options)
-    return options
+    """The flags, checked all together; `datasets` becomes name -> path or None. Raises UserError."""
+    flags = Flags(__doc__, "%(prog)s CHECKPOINT --datasets NAME[=PATH] … [flags]")
+    flags.words("checkpoint", "model file, or the folder of its run", type=Path, metavar="CHECKPOINT")
+    flags.group("data")
+    flags.value("--datasets", None, f"out of {', '.join(READERS)} (csv=FILE.csv: columns image,mos and optional "
+                "split,group)", nargs="+", required=True, metavar="NAME[=PATH]")  # fmt: skip
+    flags.value("--split", "auto", "which images; auto: see above", choices=["auto", "test", "all"])
+    flags.count("--seed", None, "of a random split (default: the run's own)", least=0)
+    flags.images(resize="for every set; default: see above")
+    flags.switch("--lower_is_better", "lower_is_better", True, "the scores of csv mean badness (DMOS)")
+    flags.skip_bad_images()
+    flags.group("scoring")
+    flags.count("--crops", None, "1: the centre crop; N on a grid (default: as in the run's own tests)")
+    flags.device()
+    flags.value("--precision", "fp32", "bf16: faster, scores differ by some hundredths", choices=["fp32", "bf16"])
+    flags.batch_size(64)
+    flags.workers()
+    flags.cache()
+    flags.count("--resamples", RESAMPLES, "of the bootstrap over images", least=100)
+    flags.group("output")
+    flags.switch("--markdown", "markdown", True, "tables as markdown")
+    flags.switch("--json", "json", True, "everything as JSON instead of tables")
+    flags.output("--csv", "write the figures, also those of each kind of distortion")
+    flags.output("--predictions", "write dataset,image,mos,score as a run does")
+    flags.output("--scatter", "scores against MOS (needs matplotlib)", plots.PICTURES)
+    return flags.parse(None, _problems)
 
 
-def check(options: argparse.Namespace) -> None:
-    """All flags together; `datasets` becomes name -> path or None. Raises UserError naming every mistake."""
-    named = [(name, path) for name, _, path in (text.partition("=") for text in options.datasets)]
-    names = [name for name, _ in named]
-    unknown = [name for name in names if name not in READERS]
-    twice = dict.fromkeys(name for name in names if names.count(name) > 1)
-    checks = {
-        f"--datasets {first_five(unknown)}: expected NAME or NAME=PATH, NAME one of {', '.join(READERS)}": unknown,
-        f"--datasets: listed twice: {first_five(twice)}": twice,
-        "--datasets csv: expected csv=FILE.csv": ("csv", "") in named,
-        "--lower_is_better is for csv: the direction of the other sets is known":
-            options.lower_is_better and "csv" not in names,
-        f"--seed {options.seed}: expected a whole number of at least 0": (options.seed or 0) < 0,
-        f"--crops {options.crops}: expected at least 1": options.crops is not None and options.crops < 1,
-        f"--batch_size {options.batch_size}: expected at least 1": options.batch_size < 1,
-        f"--workers {options.workers}: expected 0 to 256": not 0 <= (options.workers or 0) <= 256,
-        f"--resamples {options.resamples}: expected at least 100": options.resamples < 100,
-        "contradictory flags: --markdown and --json": options.markdown and options.json,
-        "contradictory flags: --no_cache and --cache_dir": options.no_cache and options.cache_dir,
-        f"{options.checkpoint}: no such file or folder": not options.checkpoint.exists(),
-    }  # fmt: skip
-    problems = [text for text, wrong in checks.items() if wrong] + device_problems(options.device)
-    for flag in ("csv", "predictions"):
-        path = getattr(options, flag)
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            problems.append(f"--{flag} {path}: {'is a folder' if path.is_dir() else f'no folder {path.parent}'}")
-    for test in (
-        lambda: options.resize is None or parse_resize(options.resize),
-        lambda: options.scatter is None or plots.check_picture(options.scatter, "--scatter"),
-    ):
-        try:
-            test()
-        except UserError as mistake:
-            problems.append(str(mistake))
-    if problems:
-        raise UserError("; ".join(problems))
-    options.datasets = {name: Path(path).expanduser() if path else None for name, path in named}
+def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
+    try:
+        options.datasets = named_sets("--datasets", options.datasets, READERS)
+        if options.lower_is_better and "csv" not in options.datasets:
+            yield "--lower_is_better is for csv: the direction of the other sets is known"
+    except UserError as mistake:
+        yield str(mistake)
+    if options.markdown and options.json:
+        yield "contradictory flags: --markdown and --json"
+    if options.scatter and (problem := plots.drawing_problem("--scatter")):
+        yield problem
+    if not options.checkpoint.exists():
+        yield f"{options.checkpoint}: no such file or folder"
 
 
-def evaluate(options: argparse.Namespace) -> tuple[dict[str, object], list]:
+def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
     """(what the figures come from, the tests done); the predictions are written after each set."""
     import checkpoints  # torch: only once the flags are known to be right
-    import engine
     import inference
-    from run_log import versions, write_predictions
+    from common.device import keep_freed_memory, set_backends
+    from run_log import versions
     from scoring import evaluation
 
-    engine.set_backends(deterministic=True)
-    engine.keep_freed_memory()
+    set_backends(deterministic=True)
+    keep_freed_memory()
     path = checkpoints.find_model(options.checkpoint)
-    model = inference.load(path, options.device, options.precision, crops=options.crops)
+    model = inference.load(path, options.device, options.precision, crops=options.crops, workers=options.workers)
     description = model.description
     if not description["described"]:
         print(
@@ -133,11 +110,11 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, object], list]:
     tests = evaluation.read_sets(
         options.datasets, description, options.split, options.resize, options.seed, options.lower_is_better
     )
-    cache_dir = None if options.no_cache else options.cache_dir or HERE / "cache"
-    caches = evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)
+    cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
+    evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)
     rows: list[tuple[str, str, float, float]] = []
-    for test, cache in zip(tests, caches, strict=True):
-        evaluation.score(test, cache, model, options.batch_size, options.workers)
+    for test in tests:
+        evaluation.score(test, model, options.batch_size)
         scored = zip(test.records, test.scores.tolist(), strict=True)
         rows += [(test.data.name, record.name, record.score, score) for record, score in scored]
         if options.predictions:
@@ -147,15 +124,14 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, object], list]:
     return {
         "checkpoint": str(path),
         "model": model.description,
-        "device": str(model.device),
+        "device": str(model.hardware.device),
         "precision": options.precision,
         "resamples": options.resamples,
         "versions": versions(),
     }, tests
 
 
-# ---------------------------------------------------------------------------------------------- output
-def as_text(origin: Mapping[str, object], tests: Sequence, markdown: bool) -> str:
+def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
     d, versions = origin["model"], origin["versions"]
     crops = "centre crop" if d["test_crop"] == "center" else f"{d['test_patch_num']} crops ({d['test_crop']})"
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm"))
@@ -198,7 +174,7 @@ def figures_table(tests: Sequence, two_lines: bool) -> tuple[list[str], list[lis
     return ["data set", "images", *TITLES.values()], rows
 
 
-def as_records(tests: Sequence) -> list[dict[str, object]]:
+def as_records(tests: Sequence) -> list[dict[str, Any]]:
     """The tests with their figures in full."""
     return [
         {
@@ -217,8 +193,6 @@ def as_records(tests: Sequence) -> list[dict[str, object]]:
 
 def write_figures(path: Path, records: Sequence[Mapping]) -> None:
     """A row per set, with an empty `kind`, and one per kind of distortion, which have SRCC and PLCC alone."""
-    from checkpoints import write_whole
-
     columns = [name if b == "value" else f"{name}_{b}" for name in TITLES for b in BOUNDS]
     text = io.StringIO()
     writer = csv.DictWriter(text, ["dataset", "kind", "images", "which", "resize", *columns], lineterminator="\n")
@@ -228,7 +202,7 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
         values = [record["figures"][name][b] for name in TITLES for b in BOUNDS]
         writer.writerow({**same, "images": record["images"], **dict(zip(columns, values))})
         writer.writerows({**same, **kind} for kind in record["kinds"])
-    write_whole(path, lambda file: file.write(text.getvalue().encode()))
+    write_whole(path, text.getvalue())
 
 
 def draw(path: Path, title: str, tests: Sequence) -> None:
@@ -241,13 +215,10 @@ def draw(path: Path, title: str, tests: Sequence) -> None:
 
 
 def main() -> None:
-    sys.stdout.reconfigure(errors="replace")
     options = parse()
     with StopSignals():
         try:
             origin, tests = evaluate(options)
-            from run_log import plain  # torch again
-
             records = plain(as_records(tests))
             if options.csv:
                 write_figures(options.csv, records)
@@ -256,14 +227,11 @@ def main() -> None:
         except Interrupted:
             print("Interrupted", file=sys.stderr)
             raise
-    try:
+    with printing():
         if options.json:
             print(json.dumps({**plain(origin), "datasets": records}, indent=1))
         else:
             print(as_text(origin, tests, options.markdown))
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

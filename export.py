@@ -29,7 +29,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from options import Parser, UserError, run_tool
+from common.cli import Flags, run_tool
+from common.errors import UserError
+from common.files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,17 +57,14 @@ def to_onnx(model: QualityModel, opset: int) -> onnx.ModelProto:
     import torch
 
     from checkpoints import description_json
-    from data_loader import IMAGENET_MEAN, IMAGENET_STD
 
     class FromPatches(torch.nn.Module):
         def __init__(self):
             super().__init__()
             self.net = model.net
-            for name, value in (("imagenet_mean", IMAGENET_MEAN), ("imagenet_std", IMAGENET_STD)):
-                self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1))
 
         def forward(self, patches: torch.Tensor) -> torch.Tensor:
-            return self.net((patches.permute(0, 3, 1, 2).float() / 255 - self.imagenet_mean) / self.imagenet_std)
+            return self.net(self.net.backbone.normalised(patches))["scores"]
 
     side = model.description["patch_size"]
     with warnings.catch_warnings(), torch.no_grad():
@@ -118,13 +117,12 @@ def largest_difference(model: QualityModel, data: bytes) -> float:
     import onnxruntime
     import torch
 
-    from data_loader import to_model_input
+    from engine import to_model_input
 
     patches = sample_patches(model.description["patch_size"])
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        batch = {"patches": torch.from_numpy(patches), "flip": torch.zeros(len(patches), dtype=torch.bool)}
-        expected = model.net(to_model_input(batch)).numpy()
+        expected = model.net(to_model_input(model.net, torch.from_numpy(patches)))["scores"].numpy()
     found = [session.run(["scores"], {"patches": part})[0] for part in np.split(patches, [1, 3])]
     if not np.isfinite(expected).all():
         raise UserError("the model's scores are not finite: its weights are broken")
@@ -133,14 +131,12 @@ def largest_difference(model: QualityModel, data: bytes) -> float:
 
 def write_onnx(model: QualityModel, output: Path, opset: int) -> str:
     """Export, compare, and only then write the file; returns what to tell the user."""
-    from checkpoints import write_whole
-
     data = to_onnx(model, opset).SerializeToString()
     low, high = model.description["score_range"]
     difference, allowed = largest_difference(model, data), TOLERANCE * ((high - low) or 1)
     if not difference <= allowed:
         raise UserError(f"{output}: not written: onnxruntime's scores differ by {difference:.2g} from PyTorch's")
-    write_whole(output, lambda file: file.write(data))
+    write_whole(output, data)
     return f"opset {opset}; largest difference to PyTorch {difference:.2g}, allowed {allowed:.2g}"
 
 
@@ -164,14 +160,13 @@ def chosen_output(checkpoint: Path, output: Path | None, form: str | None, force
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
-    parser.usage = "%(prog)s CHECKPOINT [OUTPUT] [flags]"
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="model file, or the folder of a run")
-    parser.add_argument("output", metavar="OUTPUT", type=Path, nargs="?", help="default: beside the model file")
-    parser.add_argument("--format", choices=FORMATS, help="default: OUTPUT's suffix, else onnx")
-    parser.add_argument("--opset", type=int, default=18, choices=OPSETS, metavar="N", help="of the ONNX operators")
-    parser.add_argument("--force", action="store_true", help="replace OUTPUT if it exists")
-    options = parser.parse_args(argv)
+    flags = Flags(__doc__, "%(prog)s CHECKPOINT [OUTPUT] [flags]")
+    flags.words("checkpoint", "model file, or the folder of a run", metavar="CHECKPOINT", type=Path)
+    flags.words("output", "default: beside the model file", metavar="OUTPUT", type=Path, nargs="?")
+    flags.value("--format", None, "default: OUTPUT's suffix, else onnx", choices=FORMATS)
+    flags.count("--opset", OPSETS[0], "of the ONNX operators", OPSETS[0], OPSETS[-1])
+    flags.switch("--force", "force", True, "replace OUTPUT if it exists")
+    options = flags.parse(argv)
     # torch is imported only once the flags are known to be right.
     from checkpoints import find_model, portable_state, save, save_safetensors
 

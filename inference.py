@@ -12,21 +12,24 @@ from __future__ import annotations
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+import backbones
 import checkpoints
 import engine
+from common.cli import parse_resize
+from common.device import Hardware, choose_hardware
+from common.errors import UserError
 from data_loader import SCORE_BATCH, test_patches
-from models import HyperNet, ResNetBackbone
-from models_swin import SwinBackbone
-from options import UserError, parse_resize
+from models import HyperNet, hypernet
 from reading.images import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
@@ -48,13 +51,14 @@ def load(
     resize: str | None = None,
     crops: int | None = None,
     exif_rotate: bool | None = None,
+    workers: int | None = None,
 ) -> QualityModel:
     """A model ready to score, used as it was trained unless told otherwise.
 
     checkpoint: a best model of ours (or the folder of its run), its .safetensors, or a state dict of the public
     HyperIQA code or its single-scale Swin variant. precision: fp32, or bf16 (autocast: faster where the hardware
     has it, scores differ by some hundredths). resize: as `--resize`. crops: 1 is the centre crop, N a regular grid
-    whose scores are averaged. Raises UserError.
+    whose scores are averaged. workers: processes that cut the patches of a data set. Raises UserError.
     """
     if precision not in ("fp32", "bf16"):
         raise UserError(f"precision {precision}: expected fp32 or bf16")
@@ -64,37 +68,40 @@ def load(
         parse_resize(resize)
     path = checkpoints.find_model(Path(checkpoint))
     state, description = checkpoints.load_model(path)
-    if resize is not None:
-        description["resize"] = resize
-    if exif_rotate is not None:
-        description["exif_rotate"] = exif_rotate
-    if crops is not None:
-        description |= {"test_crop": "center" if crops == 1 else "grid", "test_patch_num": crops}
+    asked = {"resize": resize, "exif_rotate": exif_rotate, "test_patch_num": crops}
+    asked["test_crop"] = None if crops is None else "center" if crops == 1 else "grid"
+    description |= {name: value for name, value in asked.items() if value is not None}
     with torch.random.fork_rng(devices=[]):  # the initial weights, which are replaced, are drawn at random
         net = build(description)
     checkpoints.fill(net, state, path)
-    return QualityModel(net, description, engine.choose_device(device), precision == "bf16")
+    return QualityModel(net, description, choose_hardware(device, precision, workers)[0])
 
 
-def build(description: dict[str, object]) -> HyperNet:
+def build(description: Mapping[str, Any]) -> HyperNet:
     """The untrained model that a checkpoint's description names. Raises UserError where there is none such."""
-    name, fusion = str(description["backbone"]), description["fusion"]
+    d = description
     try:
-        if name.startswith("resnet"):
-            backbone = ResNetBackbone(name)
-        else:
-            backbone = SwinBackbone(name, patch_size=description["patch_size"])
-        return HyperNet(backbone, fusion)
+        backbone = backbones.build(str(d["backbone"]), patch_size=d.get("patch_size", 224))
+        net = hypernet(backbone, d)
     except (KeyError, ValueError):
-        raise UserError(f"the checkpoint's backbone {name} with fusion {fusion} is unknown here") from None
+        choices = ", ".join(f"{name} {d[name]}" for name in HyperNet.choices if name in d)
+        raise UserError(f"the checkpoint's backbone {d['backbone']} with {choices} is unknown here") from None
+    if "mean" in d and "std" in d:
+        backbone.set_normalisation(d["mean"], d["std"])
+    return net
 
 
 class QualityModel:
     """A trained `HyperNet` (`net`) with what is needed to use it (`description`); make one with `load`."""
 
-    def __init__(self, net: HyperNet, description: dict[str, object], device: torch.device, bf16: bool = False):
-        self.net = net.to(device, memory_format=torch.channels_last).eval()
-        self.description, self.device, self.bf16 = description, device, bf16
+    def __init__(self, net: HyperNet, description: dict[str, Any], hardware: Hardware):
+        self.net = net.to(hardware.device).to(memory_format=torch.channels_last).eval()
+        self.description, self.hardware = description, hardware
+
+    @property
+    def crops(self) -> int:
+        """How many patches an image is scored on."""
+        return 1 if self.description["test_crop"] == "center" else self.description["test_patch_num"]
 
     def score(self, image: ImageLike) -> float:
         """The score of one image: a path; a PIL image; uint8 (H, W, 3) or (H, W); a tensor (3, H, W) or (1, H, W),
@@ -112,8 +119,7 @@ class QualityModel:
         pauses may hold None where it does: what came before is then scored without waiting for a full batch.
         """
         workers = workers or os.cpu_count() or 1
-        crops = 1 if self.description["test_crop"] == "center" else self.description["test_patch_num"]
-        ahead = -(-batch_size // crops) + workers  # images decoded while a batch is scored
+        ahead = -(-batch_size // self.crops) + workers  # images decoded while a batch is scored
         waiting: deque = deque()
         ready: list[tuple[ImageLike, np.ndarray | str]] = []
         with ThreadPoolExecutor(workers) as pool:
@@ -156,8 +162,8 @@ class QualityModel:
             reason = str(problem) if isinstance(problem, OSError) else f"{type(problem).__name__} {problem}"
             raise ValueError(reason) from problem
         if pixels is None:
-            pixels = _as_pixels(image)
-        height, width = resized_size(*pixels.shape[:2], resize, side)
+            pixels = _as_pixels(image)  # type: ignore[arg-type]
+        height, width = resized_size(pixels.shape[0], pixels.shape[1], resize, side)
         if height * width > MAX_PIXELS:
             raise ValueError(f"absurdly large once resized to {width}x{height} pixels")
         return resize_image(pixels, height, width)
@@ -170,30 +176,21 @@ class QualityModel:
 
     def _flush(self, ready: list[tuple[ImageLike, np.ndarray | str]], batch_size: int) -> Iterator[Scored]:
         scores = iter(self._score([p for _, p in ready if not isinstance(p, str)], batch_size))
-        for image, patches in ready:
-            if isinstance(patches, str):
-                yield Scored(image, None, patches)
-            else:
-                yield Scored(image, float(next(scores)))
+        for image, found in ready:
+            yield Scored(image, None, found) if isinstance(found, str) else Scored(image, float(next(scores)))
 
     def _score(self, patches: list[np.ndarray], batch_size: int = SCORE_BATCH) -> np.ndarray:
         """Patches of each image -> scores (images,), by the same function that tests a run."""
         if not patches:
             return np.empty(0)
-        flat, image = (
-            torch.from_numpy(np.concatenate(patches)),
-            np.repeat(np.arange(len(patches)), list(map(len, patches))),
-        )
+        flat = torch.from_numpy(np.concatenate(patches))
+        image = torch.from_numpy(np.repeat(np.arange(len(patches)), list(map(len, patches))))
         batches = (
-            {
-                "patches": flat[start : start + batch_size],
-                "flip": torch.zeros(len(flat[start : start + batch_size]), dtype=torch.bool),
-                "image": torch.from_numpy(image[start : start + batch_size]),
-            }
+            {"patches": flat[start : start + batch_size], "image": image[start : start + batch_size]}
             for start in range(0, len(flat), batch_size)
         )
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
-            return engine.score(self.net, batches, len(patches), self.device, bf16=self.bf16)
+            return engine.score(self.net, batches, len(patches), self.hardware)
 
 
 def _patches_in(ready: list[tuple[ImageLike, np.ndarray | str]]) -> int:

@@ -16,25 +16,25 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import itertools
 import json
 import math
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
-import threading
 import uuid
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 from scipy import fft, ndimage
 from tqdm import tqdm
 
-from options import Parser, StopSignals, UserError, run_tool
+from common.cli import Flags, run_tool
+from common.errors import UserError
+from common.launching import mapped
+from common.signals import StopSignals
 
 WIDTH, HEIGHT = 512, 384
 CSV_HEADER = ["image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "MOS_zscore"]
@@ -226,7 +226,7 @@ def make_scene(rng: np.random.Generator, domain: Domain) -> np.ndarray:
     chroma = image - luma
     chroma -= 0.7 * chroma.mean((1, 2), keepdims=True)  # a camera's white balance
     luma = domain.mean + 52 * (luma - luma.mean()) / luma.std()
-    image = (luma + 17 * chroma / chroma.std()) * np.float32(domain.tint)[:, None, None]
+    image = (luma + 17 * chroma / chroma.std()) * np.array(domain.tint, np.float32)[:, None, None]
     return np.ascontiguousarray(np.moveaxis(_to_uint8(image), 0, 2))
 
 
@@ -235,7 +235,7 @@ def _luma(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
     return np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
 
 
-def _recode(image: np.ndarray, **options: object) -> np.ndarray:
+def _recode(image: np.ndarray, **options: Any) -> np.ndarray:
     """The image after a lossy codec, in memory."""
     Image.fromarray(image).save(buffer := io.BytesIO(), **options)
     return np.asarray(Image.open(buffer).convert("RGB"))
@@ -279,7 +279,7 @@ def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) 
         case "jpeg":
             return _recode(image, format="JPEG", quality=int(strength))
         case "jpeg2000":
-            rates = {"quality_mode": "rates", "quality_layers": [strength], "irreversible": True}
+            rates: dict[str, Any] = {"quality_mode": "rates", "quality_layers": [strength], "irreversible": True}
             return _recode(image, format="JPEG2000", **rates)
         case "contrast":
             mean = float(_luma(*np.moveaxis(image, 2, 0)).mean())
@@ -305,29 +305,9 @@ def make_image(task: Task) -> list[float]:
     return [*counts.tolist(), total, round(mos, 6), round(sd, 6), round(25 * (mos - 1), 4)]
 
 
-def _follow_parent() -> None:
-    """In a worker: leave Ctrl-C to the main process, and end when that is killed, not wait for ever."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
 def _make_all(tasks: list[Task], processes: int) -> list[list[float]]:
-    show = {"total": len(tasks), "desc": "making images", "unit": "", "file": sys.stderr}
-    if processes == 1:
-        return list(tqdm(map(make_image, tasks), **show))
-    fresh = multiprocessing.get_context("spawn")  # fork would copy the locks of a caller's threads
-    with ProcessPoolExecutor(processes, mp_context=fresh, initializer=_follow_parent) as pool:
-        try:
-            return list(tqdm(pool.map(make_image, tasks, chunksize=4), **show))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-def _write_list(path: Path, folder: str, names: list[str], rows: list[list[float]]) -> None:
-    entries = [{"image": f"{folder}/{name}", "score": row[-1]} for name, row in zip(names, rows, strict=True)]
-    path.write_text(json.dumps(entries, indent=1) + "\n")
+    made = mapped(make_image, tasks, processes)
+    return list(tqdm(made, desc="making images", total=len(tasks), unit="", file=sys.stderr))
 
 
 def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: int) -> None:
@@ -342,34 +322,24 @@ def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: i
             path = folder / f"{split}_{i:04d}_{kind}_{level}.jpg"
             tasks.append(Task((seed, number, i), domain, kind, level, path))
     rows, names = _make_all(tasks, processes), [task.path.name for task in tasks]
-    tests = slice(train, train + test)
-    _write_list(koniq / "koniq_train.json", "koniq_train", names[:train], rows[:train])
-    _write_list(koniq / "koniq_test.json", "koniq_test", names[tests], rows[tests])
-    _write_list(spaq_root / "spaq_test.json", "spaq_test", names[train + test :], rows[train + test :])
+    made = list(zip(names, rows, strict=True))
+    lists = {koniq / "koniq_train.json": train, koniq / "koniq_test.json": test, spaq_root / "spaq_test.json": spaq}
+    done = iter(made)
+    for path, count in lists.items():
+        entries = [{"image": f"{path.stem}/{name}", "score": row[-1]} for name, row in itertools.islice(done, count)]
+        path.write_text(json.dumps(entries, indent=1) + "\n")
     with (koniq / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(CSV_HEADER)
-        table.writerows([name, *row] for name, row in zip(names[: train + test], rows, strict=False))
+        table.writerows([name, *row] for name, row in made[: train + test])
 
 
-def build(
-    out: Path,
-    seed: int = 7,
-    train: int = 200,
-    test: int = 60,
-    spaq: int = 48,
-    processes: int = 0,
-) -> None:
+def build(out: Path, seed: int = 7, train: int = 200, test: int = 60, spaq: int = 48, processes: int = 0) -> None:
     """Makes the data set in the folder `out`, new or empty; `processes` 0: as many as there are cores.
 
     It appears under its name only when it is complete. Of several builds at once the first one's stays.
-    Raises UserError if the settings cannot be met or `out` is taken, OSError if it cannot be written.
+    Raises UserError if Pillow lacks a codec or `out` is taken, OSError if it cannot be written.
     """
-    for name, count in (("train", train), ("test", test), ("spaq", spaq)):
-        if count < len(KINDS):
-            raise UserError(f"--{name} {count}: expected at least {len(KINDS)}, one of each distortion")
-    if seed < 0:
-        raise UserError(f"--seed {seed}: expected a whole number of at least 0")
     if missing := [name for name in ("jpg_2000", "freetype2") if not features.check(name)]:
         raise UserError(f"expected Pillow built with jpg_2000 and freetype2, found no {', '.join(missing)}")
     out = out.resolve()
@@ -391,13 +361,13 @@ def build(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(__doc__)
+    flags = Flags(__doc__)
     beside = Path(__file__).resolve().with_name("demo")
-    parser.add_argument("out", nargs="?", type=Path, default=beside, help="new folder (default: demo/ here)")
-    parser.add_argument("--seed", type=int, default=7, help="of everything random")
+    flags.words("out", "new folder (default: demo/ here)", nargs="?", type=Path, default=beside)
+    flags.count("--seed", 7, "of everything random", least=0)
     for name, count in (("train", 200), ("test", 60), ("spaq", 48)):
-        parser.add_argument(f"--{name}", type=int, default=count, metavar="N", help="number of images")
-    options = parser.parse_args(argv)
+        flags.count(f"--{name}", count, "number of images, one of each distortion at least", least=len(KINDS))
+    options = flags.parse(argv)
     try:
         with StopSignals():
             build(**vars(options))

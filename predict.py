@@ -20,6 +20,7 @@ settings are never mixed in: that is an error.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import itertools
 import math
@@ -27,61 +28,45 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
-from options import Interrupted, Parser, StopSignals, UserError, device_problems, first_five, parse_resize, run_tool
+from common.cli import Flags, Given, run_tool
+from common.errors import Interrupted, first_five
+from common.signals import StopSignals
 from scoring.image_sources import find_images, once, paths_from, place
 from scoring.score_files import ScoreFile, take_up
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
-SHEET_SUFFIXES = (".png", ".html")
 FAILURES_KEPT = 500  # for the sheet, which lists them
 
 
-def parse(argv: Sequence[str] | None) -> object:
-    parser = Parser(__doc__)
-    parser.usage = "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|- … [flags]"
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="model file, or a run's folder")
-    parser.add_argument("sources", nargs="+", metavar="IMAGE|FOLDER|GLOB|-", help="what to score")
-    add = parser.add_argument_group("scoring").add_argument
-    add("--crops", type=int, metavar="N", help="1: the centre crop; N: a regular grid, averaged (default: as trained)")
-    add("--resize", metavar="SIZE", help="S: shorter side; HxW: stretch; none (default: as trained)")
-    add("--exif_rotate", action="store_true", default=None, help="turn images as EXIF says (default: as trained)")
-    add("--precision", default="fp32", choices=["fp32", "bf16"], help="bf16: faster on some hardware, less exact")
-    add = parser.add_argument_group("hardware").add_argument
-    add("--batch_size", type=int, default=64, metavar="N", help="crops per forward pass")
-    add("--device", default="auto", metavar="NAME", help="auto, cpu, cuda or cuda:N")
-    add("--workers", type=int, metavar="N", help="threads that decode (default: one per core)")
-    add = parser.add_argument_group("output").add_argument
-    add("--output", type=Path, metavar="FILE", help="instead of standard output; appended to")
-    add("--format", choices=["csv", "jsonl"], help="of the rows (default: by --output's suffix, else csv)")
-    add("--sheet", type=Path, metavar="FILE", help="contact sheet of the images sorted by score, .png or .html")
-    options = parser.parse_args(argv)
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    flags = Flags(__doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|- … [flags]")
+    flags.words("checkpoint", "model file, or a run's folder", type=Path, metavar="CHECKPOINT")
+    flags.words("sources", "what to score", nargs="+", metavar="IMAGE|FOLDER|GLOB|-")
+    flags.group("scoring")
+    flags.count("--crops", None, "1: the centre crop; N: a regular grid, averaged (default: as trained)", 1, 10_000)
+    flags.images(resize="default: as trained")
+    flags.switch("--exif_rotate", "exif_rotate", True, "turn images as EXIF says (default: as trained)")
+    flags.value("--precision", "fp32", "bf16: faster on some hardware, less exact", choices=["fp32", "bf16"])
+    flags.group("hardware")
+    flags.batch_size(64, "crops per forward pass")
+    flags.device()
+    flags.workers("threads that decode (default: one per core)", least=1)
+    flags.group("output")
+    flags.output("--output", "instead of standard output; appended to")
+    flags.value("--format", None, "of the rows (default: by --output's suffix, else csv)", choices=["csv", "jsonl"])
+    flags.output("--sheet", "contact sheet of the images sorted by score", [".html"])
+    flags.parser.set_defaults(exif_rotate=None)
+    options = flags.parse(argv, _problems)
     suffix = options.output.suffix.lower() if options.output else ""
     options.format = options.format or ("jsonl" if suffix in JSONL_SUFFIXES else "csv")
-    if problems := list(_problems(options)):
-        raise UserError("; ".join(problems))
     return options
 
 
-def _problems(options) -> Iterator[str]:
-    for name, most in (("crops", 10_000), ("batch_size", 100_000), ("workers", 256)):
-        value = getattr(options, name)
-        if value is not None and not 1 <= value <= most:
-            yield f"--{name} {value}: expected a whole number from 1 to {most}"
-    yield from device_problems(options.device)
-    try:
-        parse_resize(options.resize or "none")
-    except UserError as mistake:
-        yield str(mistake)
-    if options.sheet and options.sheet.suffix.lower() not in SHEET_SUFFIXES:
-        yield f"--sheet {options.sheet}: expected a name that ends in {' or '.join(SHEET_SUFFIXES)}"
-    for flag, path in (("--output", options.output), ("--sheet", options.sheet)):
-        if path and not path.parent.is_dir():
-            yield f"{flag} {path}: no folder {path.parent}"
-        elif path and path.is_dir():
-            yield f"{flag} {path}: a folder; expected a file"
+def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if options.output and options.output == options.sheet:
         yield f"--output and --sheet: the same file {options.sheet}"
     if not options.checkpoint.exists():
@@ -105,24 +90,19 @@ def made_with(model, precision: str) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.net.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    d, turned = model.description, "yes" if model.description.get("exif_rotate") else "no"
+    return (
+        f"weights={digest.hexdigest()[:12]} resize={d['resize']} patch_size={d['patch_size']} "
+        f"crops={model.crops} exif_rotate={turned} precision={precision}"
+    )
+
+
+def assumptions(checkpoint: Path, model) -> str:
     d = model.description
-    settings = {
-        "weights": digest.hexdigest()[:12],
-        "resize": d["resize"],
-        "patch_size": d["patch_size"],
-        "crops": 1 if d["test_crop"] == "center" else d["test_patch_num"],
-        "exif_rotate": "yes" if d.get("exif_rotate") else "no",
-        "precision": precision,
-    }
-    return " ".join(f"{name}={value}" for name, value in settings.items())
-
-
-def assumptions(checkpoint: Path, description: dict[str, object]) -> str:
-    d = description
     low, high = d["score_range"]
     return (
         f"{checkpoint} has no description; assumed: {d['backbone']}, fusion {d['fusion']}, patch {d['patch_size']}, "
-        f"resize {d['resize']}, crops {1 if d['test_crop'] == 'center' else d['test_patch_num']}, "
+        f"resize {d['resize']}, crops {model.crops}, "
         f"scores of {d['dataset']} ({low:g} to {high:g}, {'higher' if d['higher_is_better'] else 'lower'} is better)"
     )
 
@@ -164,7 +144,7 @@ def take_up_output(options, made: str, named: Sequence[str], tally: Tally) -> se
 
 def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> None:
     """Load the model, score what has no score yet, draw the sheet."""
-    from engine import keep_freed_memory  # torch: only once the flags and sources are known to be right
+    from common.device import keep_freed_memory  # torch: only once the flags and sources are known to be right
     from inference import load
 
     keep_freed_memory()
@@ -172,11 +152,11 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
         options.checkpoint, options.device, options.precision, options.resize, options.crops, options.exif_rotate
     )
     if not model.description["described"]:
-        print(assumptions(options.checkpoint, model.description), file=sys.stderr)
+        print(assumptions(options.checkpoint, model), file=sys.stderr)
     made = made_with(model, options.precision)
     done = take_up_output(options, made, named, tally)
-    images = list(once(named, done))
-    total = len(images)
+    images: Any = list(once(named, done))
+    total: int | None = len(images)
     if "-" in options.sources:
         images, total = itertools.chain(images, once(paths_from(sys.stdin.fileno()), done)), None
     score_images(model, images, total, options, made, signals, tally)

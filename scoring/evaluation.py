@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,13 +17,16 @@ from tqdm import tqdm
 import engine
 import intervals
 import metrics
-from comparing.runs import SPAQ_SETS, Estimate
-from data_loader import SCORE_BATCH, ImageCache, PatchBatches, make_loader, put_on_gpu, test_patches
-from folders import DEFAULT_RESIZE, READERS, find_spaq
+from common.errors import UserError
+from common.files import HERE
+from data_loader import SCORE_BATCH, DecodedSet, drop_bad_images
+from folders import DEFAULT_RESIZE, open_set
 from inference import QualityModel
-from options import UserError
-from reading.records import HERE, DataSet, Reader, Record
+from intervals import Estimate
+from reading.cache import put_on_gpu
+from reading.records import DataSet, Reader, Record
 
+SPAQ_SETS = {"spaq", "spaq-official"}  # the test images of the public code's list, and the whole release
 # `fitted_` before a function of metrics.py: of the scores that the logistic has mapped to the set's scale.
 FIGURES = ("srcc", "plcc", "fitted_plcc", "krcc", "fitted_rmse")
 
@@ -39,6 +43,7 @@ class SetTest:
     which: str
     resize: str
     sign: int
+    images: DecodedSet | None = None
     records: list[Record] = field(default_factory=list)
     scores: np.ndarray | None = None
     figures: dict[str, Estimate] = field(default_factory=dict)
@@ -49,10 +54,9 @@ class SetTest:
         return np.array([record.score for record in self.records])
 
 
-# ------------------------------------------------------------------------------------------- what is tested
 def read_sets(
     paths: Mapping[str, Path | None],
-    description: Mapping[str, object],
+    description: Mapping[str, Any],
     split: str = "auto",
     resize: str | None = None,
     seed: int | None = None,
@@ -70,14 +74,10 @@ def read_sets(
     tests, problems = [], []
     for name, path in paths.items():
         try:
-            path = find_spaq(path, beside) if name == "spaq" else path
-            if name == "spaq" and path is None:
-                places = beside or "spaq/ or spaq-test/ beside the scripts"
-                raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
-            reader = READERS[name](path, seed, lower_is_better and name == "csv")
+            reader = open_set(name, path, seed, lower_is_better, beside)
             own = is_training_set(reader, description)
-            data, which = choose_images(reader, split, own)
-            if not own and {reader.name, trained_on} == {*SPAQ_SETS}:
+            data, which = reader.read_for_test(split, own)
+            if not own and {reader.name, trained_on} == SPAQ_SETS:
                 data.notes.append(f"{data.name}: shares images with {trained_on}, which the model was trained on")
             sign = 1 if data.higher_is_better == description["higher_is_better"] else -1
             tests.append(SetTest(data, which, resize or default_resize(name, own, description), sign))
@@ -88,79 +88,50 @@ def read_sets(
     return tests
 
 
-def is_training_set(reader: Reader, description: Mapping[str, object]) -> bool:
+def is_training_set(reader: Reader, description: Mapping[str, Any]) -> bool:
     """By name; a csv also by the range of its scores, because all csv files go by one name."""
     scores = [row.score for row in reader.listed]  # listed first: SPAQ knows its name only then
-    if reader.name != description["dataset"]:
-        return False
-    return reader.name != "csv" or [min(scores), max(scores)] == list(description["score_range"])
+    same_range = reader.name != "csv" or [min(scores), max(scores)] == list(description["score_range"])
+    return reader.name == description["dataset"] and same_range
 
 
-def choose_images(reader: Reader, split: str, own: bool) -> tuple[DataSet, str]:
-    """The set's images to test on, and in words which they are; own: the model was trained on the set.
+def default_resize(name: str, own: bool, description: Mapping[str, Any]) -> str:
+    """The training's size on its own set and its cross tests, and elsewhere too where its user had chosen it.
 
-    auto: the test images of a set that comes with a split, so that figures of all models are of the same images;
-    those of the run's random split of its own set; else all. Raises UserError.
+    Else the set's default. That is how a run treats its cross tests.
     """
-    comes_with_one = any(row.split == "test" for row in reader.listed)
-    if split == "all" or (split == "auto" and not comes_with_one and not own):
-        return reader.read_all_as_test(), "all" + (", its training images among them" if own else "")
-    return reader.read(("test",)), "its test split" if comes_with_one else f"random test split, seed {reader.seed}"
-
-
-def default_resize(name: str, own: bool, description: Mapping[str, object]) -> str:
-    """The training's size on its own set, and elsewhere too where its user had chosen it; else the set's default.
-
-    That is how a run treats SPAQ.
-    """
-    trained = description["resize"]
+    trained, cross = description["resize"], description.get("cross_resize") or {}
+    if name in cross and not own:
+        return cross[name]
     usual = DEFAULT_RESIZE.get(str(description["dataset"]).removesuffix("-official"), trained)
     return trained if own or trained != usual else DEFAULT_RESIZE[name]
 
 
-# ------------------------------------------------------------------------------------------------- scoring
 def load_images(
     tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool = False
-) -> list[ImageCache]:
-    """A cache of each set's images, in memory without `cache_dir`, and the tests' records: those that can be read.
+) -> None:
+    """Decode each set's images, into memory without `cache_dir`, and choose the records that can be scored.
 
     Raises UserError for images that cannot be read, all of them, unless they are to be skipped.
     """
-    d, caches, bad = model.description, [], {}
+    d = model.description
     for test in tests:
-        name, paths = test.data.name, [record.path for record in test.data.records]
-        cache = ImageCache(name, paths, test.resize, d["patch_size"], cache_dir, d.get("exif_rotate", False))
-        caches.append(cache)
-        bad |= cache.bad
-        test.records = [record for record in test.data.records if record.path not in cache.bad]
-        if cache.upscaled:
-            test.data.notes.append(f"{name}: {cache.upscaled} images smaller than the patch were scaled up to it")
-        if cache.bad:
-            listed = "; ".join(f"{path}: {reason}" for path, reason in sorted(cache.bad.items()))
-            test.data.notes.append(f"{name}: {len(cache.bad)} images cannot be read and are left out: {listed}")
-    if bad and not skip_bad_images:
-        listed = "; ".join(f"{path}: {reason}" for path, reason in sorted(bad.items()))
-        raise UserError(f"{len(bad)} images cannot be read: {listed} (--skip_bad_images drops them)")
-    if empty := [test.data.name for test in tests if not test.records]:
-        raise UserError(f"{', '.join(empty)}: no readable image is left")
-    put_on_gpu(caches, "auto", model.device)
-    return caches
+        test.images = DecodedSet(test.data, test.resize, d["patch_size"], d.get("exif_rotate", False), cache_dir)
+        test.data.notes += test.images.facts[1:]
+    drop_bad_images([test.images for test in tests], skip_bad_images)
+    for test in tests:
+        test.records = test.images.records("test")
+        if test.images.bad:
+            test.data.notes.append(f"{test.data.name}: left out: {drop_bad_images([test.images], skip=True)}")
+    put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
 
 
-def score(
-    test: SetTest, cache: ImageCache, model: QualityModel, batch_size: int = SCORE_BATCH, workers: int | None = None
-) -> None:
+def score(test: SetTest, model: QualityModel, batch_size: int = SCORE_BATCH) -> None:
     """The scores of the test's records, by the crops and the function that a run's own test goes by."""
-    d, cuda = model.description, model.device.type == "cuda"
-    images = [cache.index[record.path] for record in test.records]
-    patches = test_patches(cache.sizes[images], d["patch_size"], d["test_crop"], d["test_patch_num"])
-    batches = PatchBatches(cache, images, test.mos, patches, d["patch_size"], batch_size)
-    loader = make_loader(batches, (4 if cuda else 0) if workers is None else workers, cuda)
-    with tqdm(total=len(patches), desc=f"Testing {test.data.name}", unit="patch", leave=False) as bar:
-        test.scores = engine.score(model.net, loader, len(images), model.device, bar, bf16=model.bf16)
+    crops = (model.description["test_crop"], model.description["test_patch_num"])
+    test.scores = engine.score_set(model.net, test.images, test.records, crops, model.hardware, batch_size=batch_size)
 
 
-# ------------------------------------------------------------------------------------------------- figures
 def measure(test: SetTest, resamples: int = intervals.RESAMPLES) -> None:
     """The test's figures with their intervals over images, and those of each kind of distortion.
 
@@ -184,7 +155,7 @@ def measure(test: SetTest, resamples: int = intervals.RESAMPLES) -> None:
 
 
 def _estimate(metric: str, score: np.ndarray | None, mos: np.ndarray, resamples: int) -> Estimate:
-    value = math.nan if score is None else getattr(metrics, metric)(score, mos)
+    value = math.nan if score is None else metrics.FIGURES[metric].of(score, mos)
     if math.isnan(value):
         return Estimate(value)
     return Estimate(value, *intervals.percentile_interval(intervals.bootstrap(metric, score, mos, resamples)[:, 0]))

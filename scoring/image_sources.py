@@ -8,7 +8,7 @@ import select
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from options import UserError
+from common.errors import UserError, said_of
 from reading.records import IMAGE_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES | set(".apng .avif .dib .gif .j2k .jfif .jpe .jpx .pbm .pgm .pnm .ppm .tga".split())
@@ -18,11 +18,11 @@ PAUSE = 0.2  # seconds without a path on standard input after which those before
 
 def find_images(sources: Iterable[str], leave_out: Path | None = None) -> list[str]:
     """The images of all sources but `-`, in order. Raises UserError, naming every source that has none."""
-    found, problems = [], []
-    for source in sources:
+    found: list[str] = []
+    problems: list[str] = []
+    images: Iterable[str]
+    for source in (source for source in sources if source != "-"):
         try:
-            if source == "-":
-                continue
             if Path(source).is_dir():
                 images, none = images_below(source), "no images in this folder"
             elif Path(source).exists():
@@ -31,11 +31,11 @@ def find_images(sources: Iterable[str], leave_out: Path | None = None) -> list[s
                 images, none = images_matching(source), "no images match this pattern"
             else:
                 images, none = [], "no such file or folder"
-            images = [image for image in images if leave_out is None or Path(image) != leave_out]
-            found += images
-            problems += [f"{source}: {none}"] if not images else []
+            kept = [image for image in images if leave_out is None or Path(image) != leave_out]
+            found += kept
+            problems += [f"{source}: {none}"] if not kept else []
         except (OSError, ValueError) as problem:  # a name that is too long, `**` within a name
-            problems.append(f"{source}: {getattr(problem, 'strerror', None) or problem}")
+            problems.append(f"{source}: {said_of(problem)}")
     if problems:
         raise UserError("; ".join(problems[:5]) + ("; …" if len(problems) > 5 else ""))
     return found
@@ -43,7 +43,8 @@ def find_images(sources: Iterable[str], leave_out: Path | None = None) -> list[s
 
 def images_below(folder: str) -> Iterator[str]:
     """Image files in and below a folder, sorted; links are followed, each folder is entered once."""
-    seen, unreadable = set(), []
+    seen: set[tuple[int, int]] = set()
+    unreadable: list[OSError] = []
     for here, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
         status = Path(here).stat()
         if (status.st_dev, status.st_ino) in seen:

@@ -13,7 +13,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from options import UserError
+from common.errors import UserError, said_of
+from common.files import write_whole
 
 COLUMNS = ("image", "score", "error", "made_with")
 STARTS = {"csv": b"image,score", "jsonl": b'{"image": '}  # of every such file
@@ -55,7 +56,7 @@ class ScoreFile:
             data = data[self.file.write(data) :]
 
     def _fail(self, problem: OSError) -> None:
-        raise UserError(f"{self.name}: cannot be written: {problem.strerror or problem}") from None
+        raise UserError(f"{self.name}: cannot be written: {said_of(problem)}") from None
 
 
 def read_rows(path: Path, form: str) -> Iterator[tuple[bytes, dict | None]]:
@@ -108,7 +109,6 @@ def take_up(path: Path, form: str, made_with: str, again: Callable[[str], bool])
         failed += _goes(row, again)
     torn = path.stat().st_size > whole
     if failed or torn:
-        from checkpoints import write_whole  # late: it imports torch
 
         def rest(file) -> None:
             for record, row in read_rows(path, form):

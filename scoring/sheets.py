@@ -1,4 +1,4 @@
-"""Contact sheets: the images sorted by score, best first, as one picture (.png) or one page (.html) to look at.
+"""Contact sheets: the images sorted by score, best first, as one page to look at.
 
 However many images there are, at most `SHOWN` are decoded, one after the other, and only their thumbnails are kept.
 """
@@ -11,17 +11,16 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from tqdm import tqdm
 
-from checkpoints import write_whole
+from common.files import write_whole
 from reading.images import from_pillow, read_header
 
 SHOWN = 200
-MARGIN, GAP = 24, 12
-PAPER, INK, FAINT, MISSING = "#ffffff", "#1c1c1c", "#6b6b6b", "#e4e4e4"
 
 
 @dataclass(frozen=True)
@@ -40,28 +39,24 @@ class Cell:
 def draw(
     path: Path,
     title: str,
-    description: dict[str, object],
+    description: dict[str, Any],
     scores: Sequence[tuple[str, float]],
     failures: Sequence[str] = (),
     failed: int = 0,
 ) -> None:
-    """Write the sheet of these (image, score), its kind by the path's suffix. Raises UserError if unwritable.
+    """Write the sheet of these (image, score) as HTML. Raises UserError if unwritable.
 
     description: the model's; failures: lines about images without a score, all or the first of `failed`.
     """
     cells = chosen(scores, description["higher_is_better"])
     facts = list(_facts(description, scores, len(cells), failed))
     shown = tqdm(cells, "Contact sheet", unit="image", leave=False, dynamic_ncols=True)
-    if path.suffix.lower() == ".png":
-        picture = _picture(f"Scores by {title}", facts, shown)
-        write_whole(path, lambda file: picture.save(file, "PNG"))
-    else:
 
-        def write(file) -> None:
-            for text in _page(f"Scores by {title}", facts, shown, failures, failed):
-                file.write(text.encode())
+    def write(file: BinaryIO) -> None:
+        for text in _page(f"Scores by {title}", facts, shown, failures, failed):
+            file.write(text.encode())
 
-        write_whole(path, write)
+    write_whole(path, write)
 
 
 def chosen(scores: Sequence[tuple[str, float]], higher_is_better: bool) -> list[Cell]:
@@ -71,7 +66,7 @@ def chosen(scores: Sequence[tuple[str, float]], higher_is_better: bool) -> list[
     return [Cell(int(rank) + 1, *scores[order[rank]]) for rank in ranks]
 
 
-def _facts(description: dict[str, object], scores: Sequence, shown: int, failed: int) -> Iterator[str]:
+def _facts(description: dict[str, Any], scores: Sequence, shown: int, failed: int) -> Iterator[str]:
     better = "higher" if description["higher_is_better"] else "lower"
     if scores:
         values = [score for _, score in scores]
@@ -104,50 +99,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-# ------------------------------------------------------------------------------------------ one picture
-BOX = (180, 150)
-LINE, SMALL_LINE = 22, 17
-
-
-def _picture(title: str, facts: Sequence[str], cells: Sequence[Cell]) -> Image.Image:
-    """Rows of thumbnails, each with its score and name below, under the title and facts."""
-    large, bold, small = (ImageFont.load_default(size) for size in (26, 17, 13))
-    columns = max(4, min(10, round((1.6 * len(cells)) ** 0.5)))
-    rows = -(-len(cells) // columns)
-    wide, high = BOX[0] + GAP, BOX[1] + LINE + SMALL_LINE + GAP
-    top = MARGIN + 40 + SMALL_LINE * len(facts) + GAP
-    sheet = Image.new("RGB", (2 * MARGIN + columns * wide - GAP, top + rows * high + MARGIN), PAPER)
-    ink = ImageDraw.Draw(sheet)
-    ink.text((MARGIN, MARGIN), fitted(printable(title), large, sheet.width - 2 * MARGIN), INK, large)
-    for i, fact in enumerate(facts):
-        ink.text((MARGIN, MARGIN + 38 + SMALL_LINE * i), fitted(fact, small, sheet.width - 2 * MARGIN), FAINT, small)
-    for i, cell in enumerate(cells):
-        left, y = MARGIN + i % columns * wide, top + i // columns * high
-        picture = thumbnail(cell.image, BOX)
-        if picture is None:
-            ink.rectangle((left, y, left + BOX[0] - 1, y + BOX[1] - 1), MISSING)
-            ink.text((left + GAP, y + GAP), "cannot be read now", FAINT, small)
-        else:  # upon the line of its score, in the middle of its column
-            sheet.paste(picture, (left + (BOX[0] - picture.width) // 2, y + BOX[1] - picture.height))
-        score, rank = f"{cell.score:.2f}", f"{cell.rank:,}"
-        ink.text((left, y + BOX[1] + 3), score, INK, bold)
-        ink.text((left + BOX[0], y + BOX[1] + 6), rank, FAINT, small, anchor="ra")
-        ink.text((left, y + BOX[1] + LINE + 2), fitted(cell.name, small, BOX[0]), FAINT, small)
-    return sheet
-
-
-def fitted(text: str, font, width: int) -> str:
-    """The text, or what of its two ends fits into `width` pixels: names differ at either."""
-    if font.getlength(text) <= width:
-        return text
-    half = len(text) // 2
-    while half > 1 and font.getlength(f"{text[:half]}…{text[-half:]}") > width:
-        half -= 1
-    return f"{text[:half]}…{text[-half:]}"
-
-
-# -------------------------------------------------------------------------------------------- one page
-PAGE_BOX = (320, 240)
+BOX = (320, 240)
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.4 system-ui, sans-serif; margin: 24px; }
@@ -188,7 +140,7 @@ def _page(
 
 
 def _embedded(cell: Cell) -> str:
-    picture = thumbnail(cell.image, PAGE_BOX)
+    picture = thumbnail(cell.image, BOX)
     if picture is None:
         return '<div class="gone">cannot be read now</div>'
     data = io.BytesIO()

@@ -21,14 +21,14 @@ from scipy import optimize, stats
 import checkpoints
 import evaluate
 import intervals
+from common.errors import UserError
+from common.run_files import read_records
 from comparing import runs
 from folders import READERS
 from HyperIQASolver import HyperIQASolver
 from HyperIQASolver_swin import HyperIQASolverSwin
 from models import HyperNet, ResNetBackbone
 from models_swin import SwinBackbone
-from options import UserError
-from run_log import read_records
 from scoring import evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -326,7 +326,7 @@ def test_the_size_of_each_set(koniq, spaq, csiq, trained_on, trained, asked, exp
 # --------------------------------------------------------------------------------------------------- mistakes
 MISTAKES = {
     "an unknown set": (("--datasets", "kadid"), "--datasets kadid: expected NAME or NAME=PATH, NAME one of koniq-10k, "),
-    "a set twice": (("--datasets", "livec", "livec=x"), "--datasets: listed twice: livec"),
+    "a set twice": (("--datasets", "livec", "livec=x"), "--datasets: livec is listed twice"),
     "a csv without its file": (("--datasets", "csv"), "--datasets csv: expected csv=FILE.csv"),
     "a direction without csv": (
         ("--datasets", "livec", "--lower_is_better"),
@@ -334,8 +334,9 @@ MISTAKES = {
     ),
     "numbers out of range": (
         ("--datasets", "livec", "--crops", 0, "--seed", -1, "--workers", 300, "--batch_size", 0, "--resamples", 9),
-        "--seed -1: expected a whole number of at least 0; --crops 0: expected at least 1; --batch_size 0: expected "
-        "at least 1; --workers 300: expected 0 to 256; --resamples 9: expected at least 100",
+        "--seed -1: expected a whole number of at least 0; --crops 0: expected a whole number of at least 1; "
+        "--batch_size 0: expected a whole number of at least 1; --workers 300: expected 0 to 256; "
+        "--resamples 9: expected a whole number of at least 100",
     ),
     "a strange size": (
         ("--datasets", "livec", "--resize", "big"),
@@ -352,7 +353,7 @@ MISTAKES = {
     ),
     "no place for the output": (
         ("--datasets", "livec", "--csv", "/no/x.csv", "--predictions", "/", "--scatter", "x.jpg"),
-        "--csv /no/x.csv: no folder /no; --predictions /: is a folder; "
+        "--csv /no/x.csv: no folder /no; --predictions /: a folder; expected a file; "
         "--scatter x.jpg: expected a name that ends in .png, .svg, .pdf",
     ),
     "no sets": ((), "the following arguments are required: --datasets"),
@@ -369,7 +370,7 @@ def test_a_mistake_in_the_flags_is_one_line(tool, model, case):
 
 def test_a_missing_checkpoint_is_said_with_the_other_mistakes(tool):
     done = tool("none.pkl", "--datasets", "livec", "--crops", 0, code=2)
-    assert done.stderr == "error: --crops 0: expected at least 1; none.pkl: no such file or folder\n"
+    assert done.stderr == "error: --crops 0: expected a whole number of at least 1; none.pkl: no such file or folder\n"
 
 
 def test_flags_are_checked_without_torch():
@@ -398,10 +399,10 @@ def test_images_that_cannot_be_read(tool, model, tmp_path):
     words = (model, "--datasets", f"spaq={root}", "--predictions", tmp_path / "p.csv")
     done = tool(*words, code=2)
     reasons = f"{root}/spaq_1.jpg: the file is empty; {root}/spaq_3.jpg: not an image that Pillow can read"
-    assert done.last_words == f"error: 2 images cannot be read: {reasons} (--skip_bad_images drops them)\n"
+    assert done.last_words == f"error: 2 of 5 images cannot be read: {reasons} (--skip_bad_images drops them)\n"
     out = tool(*words, "--skip_bad_images").stdout
     assert "spaq: 3 images (all), resize 72\n" in out
-    assert f"spaq: 2 images cannot be read and are left out: {reasons}\n" in out
+    assert f"spaq: left out: 2 of 5 images cannot be read: {reasons}\n" in out
     assert len(scores_and_mos(tmp_path / "p.csv", "spaq")[0]) == 3
 
 
@@ -410,7 +411,7 @@ def test_a_set_without_a_readable_image(tool, model, tmp_path):
     for path in root.glob("*.jpg"):
         path.write_bytes(b"")
     done = tool(model, "--datasets", f"spaq={root}", "--skip_bad_images", code=2)
-    assert done.last_words == "error: spaq: no readable image is left\n"
+    assert done.last_words == "error: spaq: no readable image is left in the test split\n"
 
 
 def test_a_checkpoint_of_the_public_code_is_used_as_there(tool, koniq, tmp_path):
@@ -452,10 +453,7 @@ def test_the_table_keeps_to_100_columns_and_says_where_it_comes_from(tool, model
     assert lines[:2] == [f"Model: {model}", "swin_nano, fusion none, trained on livec, run a_run"]
     assert lines[2] == "Scored in fp32 on cpu: patches of 64, centre crop"
     assert lines[3].startswith(f"torch {torch.__version__.split('+')[0]}")
-    assert lines[4:6] == [
-        "koniq-10k: 6 images (its test split), resize 72",
-        "csiq: 60 images (all), resize 72",
-    ]
+    assert lines[4:6] == ["koniq-10k: 6 images (its test split), resize 72", "csiq: 60 images (all), resize 72"]
     assert lines[8].split() == ["data", "set", "images", "SRCC", "PLCC", "PLCC", "KRCC", "RMSE"]
     first, below = lines[9], lines[10]
     assert first.startswith("koniq-10k       6 ") and len(first.split()) == 7

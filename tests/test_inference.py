@@ -11,9 +11,9 @@ from PIL import Image
 
 import checkpoints
 import inference
-from data_loader import IMAGENET_MEAN, IMAGENET_STD
+from common.errors import UserError
 from inference import build, load
-from options import UserError
+from models import IMAGENET_MEAN, IMAGENET_STD
 
 TINY = "swin_tiny_patch4_window7_224"
 DESCRIPTION = {
@@ -46,12 +46,12 @@ def photos(tmp_path):
     return paths
 
 
-def plain_score(net, image, patch=64, resize=None):
+def plain_score(net, image, patch=64, resize=None, mean=IMAGENET_MEAN, std=IMAGENET_STD):
     """The field's procedure, step by step: Pillow and torchvision's transforms, one image at a time."""
     steps = [T.Resize(resize)] if resize else []
-    steps += [T.CenterCrop(patch), T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
+    steps += [T.CenterCrop(patch), T.ToTensor(), T.Normalize(mean, std)]
     with torch.no_grad():
-        return net(T.Compose(steps)(image.convert("RGB"))[None]).item()
+        return net(T.Compose(steps)(image.convert("RGB"))[None])["scores"].item()
 
 
 # ------------------------------------------------------------------------------------------------- load
@@ -88,7 +88,7 @@ def test_a_file_of_the_public_code_gives_its_scores(tmp_path, name):
     model = load(tmp_path / "public.pkl", "cpu")
     assert model.description["described"] is False and model.description["backbone"] == name
     with torch.no_grad():
-        assert model.net(recipe_images(4, 0)).tolist() == pytest.approx(GOLDEN[name], abs=1e-3)
+        assert model.net(recipe_images(4, 0))["scores"].tolist() == pytest.approx(GOLDEN[name], abs=1e-3)
     assert model.patches(picture(1020, 760)).shape == (1, 224, 224, 3)
 
 
@@ -191,6 +191,13 @@ def test_the_plain_procedure_gives_the_same_score(saved, model, tmp_path):
     images = [Image.fromarray(picture(250, 190, seed=i)) for i in range(4)]
     ours, plain = [resizing.score(i) for i in images], [plain_score(model.net, i, resize=72) for i in images]
     assert ours == pytest.approx(plain, abs=0.02 * np.ptp(plain))
+
+
+def test_pixels_are_normalised_as_the_description_says(model, tmp_path):
+    own = {"mean": [0.3, 0.5, 0.6], "std": [0.4, 0.2, 0.1]}
+    odd, image = load(save(tmp_path / "odd.pkl", **own), "cpu"), Image.fromarray(picture())
+    assert odd.score(image) == pytest.approx(plain_score(odd.net, image, **own), abs=1e-4)
+    assert abs(odd.score(image) - model.score(image)) > 1e-2  # of the same weights
 
 
 def test_a_grid_is_the_mean_of_its_crops(saved, model):

@@ -16,16 +16,12 @@ import pytest
 from PIL import Image
 
 import make_demo_dataset as demo
-from options import run_tool
+from common.cli import run_tool
 
 SCRIPT = Path(demo.__file__)
 COUNTS = {"train": 25, "test": 10, "spaq": 9}
 SPLITS = {"train": "koniq-10k/train", "test": "koniq-10k/test", "spaq": "spaq-test"}
-LISTS = {
-    "train": "koniq-10k/koniq_train.json",
-    "test": "koniq-10k/koniq_test.json",
-    "spaq": "spaq-test/spaq_test.json",
-}
+LISTS = {"train": "koniq-10k/koniq_train.json", "test": "koniq-10k/koniq_test.json", "spaq": "spaq-test/spaq_test.json"}
 FOLDERS = {"train": "koniq_train", "test": "koniq_test", "spaq": "spaq_test"}
 TABLE = "koniq-10k/koniq10k_scores_and_distributions.csv"
 
@@ -199,9 +195,9 @@ def test_what_is_there_already_is_not_touched(tmp_path, capsys, taken):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--train", "7"], "--train 7: expected at least 8"),
-        (["--test", "0"], "--test 0: expected at least 8"),
-        (["--spaq", "-1"], "--spaq -1: expected at least 8"),
+        (["--train", "7"], "--train 7: expected a whole number of at least 8"),
+        (["--test", "0"], "--test 0: expected a whole number of at least 8"),
+        (["--spaq", "-1"], "--spaq -1: expected a whole number of at least 8"),
         (["--seed", "-1"], "--seed -1: expected"),
         (["--seed", "x"], "--seed"),
         (["--sed", "1"], "--sed"),

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from options import UserError
+from common.errors import UserError
 from scoring import image_sources
 from scoring.image_sources import find_images, once, paths_from
 

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from options import UserError
+from common.errors import UserError
 from scoring import score_files
 from scoring.score_files import ScoreFile, read_rows, take_up
 

@@ -5,9 +5,9 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 
-from options import UserError
+from common.errors import UserError
 from scoring import sheets
 
 UP = {"dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True}
@@ -81,27 +81,7 @@ def test_a_page_shows_the_images_best_first(tmp_path, coloured, description, ord
     assert not outside and "url(" not in sheets.STYLE  # readable without a network
 
 
-def test_a_picture_shows_the_images_best_first(tmp_path, coloured):
-    sheets.draw(tmp_path / "s.png", "model", UP, coloured)
-    sheet = np.asarray(Image.open(tmp_path / "s.png"))
-    wide = sheets.BOX[0] + sheets.GAP
-    lefts = [sheets.MARGIN + i * wide for i in range(4)]
-    for left, name, size in zip(lefts, ("blue", "red", "black", "green"), ((180, 12), (180, 135), (40, 30), (22, 150))):
-        column = sheet[:, left : left + sheets.BOX[0]]
-        y, x = np.nonzero((np.abs(column - np.array(COLOURS[name], float)) < 4).all(2))
-        if name == "black":  # so is no text, which is grey
-            assert (x.max() - x.min() + 1, y.max() - y.min() + 1) == size
-        else:
-            assert (x.max() - x.min() + 1, y.max() - y.min() + 1) == pytest.approx(size, abs=1)
-        assert abs((x.max() + x.min()) / 2 - 89.5) <= 1  # in the middle of its column
-    # Below each thumbnail there is dark ink: its score.
-    base = max(np.nonzero((sheet[:, lefts[1] + 5] == (255, 0, 0)).all(1))[0])
-    for left in lefts:
-        assert (sheet[base + 3 : base + 25, left : left + 60].max(2) < 90).sum() > 40
-
-
-@pytest.mark.parametrize("suffix", [".html", ".png"])
-def test_of_many_images_an_even_spread_is_shown(tmp_path, suffix):
+def test_of_many_images_an_even_spread_is_shown(tmp_path):
     images = []
     for i in range(1001):
         images.append((str(tmp_path / f"{i}.png"), (i * 37) % 1001 / 10))
@@ -113,15 +93,10 @@ def test_of_many_images_an_even_spread_is_shown(tmp_path, suffix):
     assert len(cells) == 200 and ranks[0] == 1 and ranks[-1] == 1001
     assert set(np.diff(ranks)) == {5, 6} and all(cell.score == pytest.approx((1001 - cell.rank) / 10) for cell in cells)
     assert [cell.rank for cell in sheets.chosen(images[:200], False)] == list(range(1, 201))
-    sheets.draw(tmp_path / f"s{suffix}", "model", UP, images)
-    if suffix == ".html":
-        page = Page(tmp_path / "s.html")
-        assert len(list(page.images())) == 200 and page.texts["span"][-1] == "1,001"
-        assert (
-            page.texts["p"][2] == "200 of 1,001 shown: an even spread over the ranks, the best and the worst among them"
-        )
-    else:
-        assert Image.open(tmp_path / "s.png").size == (2 * 24 + 10 * 192 - 12, 4171)
+    sheets.draw(tmp_path / "s.html", "model", UP, images)
+    page = Page(tmp_path / "s.html")
+    assert len(list(page.images())) == 200 and page.texts["span"][-1] == "1,001"
+    assert page.texts["p"][2] == "200 of 1,001 shown: an even spread over the ranks, the best and the worst among them"
 
 
 def test_odd_names_and_lost_images(tmp_path):
@@ -136,17 +111,15 @@ def test_odd_names_and_lost_images(tmp_path):
     assert len(list(page.images())) == 5
     assert page.texts["li"] == ["a<b.jpg (no image)", "c.jpg (empty)", "and 5 more"]
     assert page.texts["h2"] == ["Without a score: 7"] and page.texts["title"] == ["Scores by m?<x>"]
-    sheets.draw(tmp_path / "s.png", "m\n<x>", UP, images, [], 7)
-    sheet = np.asarray(Image.open(tmp_path / "s.png"))
-    assert (sheet == (255, 0, 0)).all(2).sum() == 5 * 30 * 20
-    assert (sheet == (0xE4, 0xE4, 0xE4)).all(2).sum() > 0.8 * 180 * 150
+    for image, _ in page.images():
+        assert np.abs(np.asarray(image, float) - (255, 0, 0)).max() < 6
 
 
 def test_a_sheet_without_images_says_so(tmp_path):
-    for name in ("s.html", "s.png"):
-        sheets.draw(tmp_path / name, "model", UP, [], ["a.jpg (empty)"], 1)
-    assert Page(tmp_path / "s.html").texts["p"][0] == "no image has a score"
-    assert Image.open(tmp_path / "s.png").width > 400
+    sheets.draw(tmp_path / "s.html", "model", UP, [], ["a.jpg (empty)"], 1)
+    page = Page(tmp_path / "s.html")
+    assert page.texts["p"][0] == "no image has a score" and not list(page.images())
+    assert page.texts["li"] == ["a.jpg (empty)"]
 
 
 def test_thumbnails_are_upright_and_of_any_kind(tmp_path):
@@ -159,13 +132,6 @@ def test_thumbnails_are_upright_and_of_any_kind(tmp_path):
     assert sheets.thumbnail(str(tmp_path / "cmyk.jpg"), (100, 100)).getpixel((50, 25))[2] > 240
     assert sheets.thumbnail(str(tmp_path / "deep.png"), (100, 100)).getpixel((50, 25)) == (255, 255, 255)
     assert sheets.thumbnail(str(tmp_path), (100, 100)) is None
-
-
-def test_names_keep_both_ends_in_their_width():
-    font = ImageFont.load_default(13)
-    assert sheets.fitted("short.jpg", font, 180) == "short.jpg"
-    text = sheets.fitted("a" * 60 + "17.jpg", font, 180)
-    assert font.getlength(text) <= 180 and text.startswith("aaaa") and text.endswith("a17.jpg") and "…" in text
 
 
 def test_a_sheet_that_cannot_be_written_is_named(tmp_path, coloured):
