@@ -1,7 +1,5 @@
 """One training run, readable top to bottom: build, epochs, schedule, early stopping, best model, records."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import shlex
@@ -86,11 +84,10 @@ class HyperIQASolver:
     def run_name(self) -> str:
         o = self.options
         backbone = self.default_name if o.backbone == self.default_backbone else o.backbone
-        parts = [backbone, "multiscale" if o.fusion == "concat" else ""]
-        if o.ranking_loss_alpha or self.always_names_alpha:
-            parts.append(f"ranking_alpha{o.ranking_loss_alpha:g}")
-        parts.append(datetime.now().strftime("%Y%m%d_%H%M%S"))
-        return "_".join(part for part in parts if part)
+        fusion = "multiscale" if o.fusion == "concat" else ""
+        names_alpha = o.ranking_loss_alpha or self.always_names_alpha
+        alpha = f"ranking_alpha{o.ranking_loss_alpha:g}" if names_alpha else ""
+        return "_".join(filter(None, [backbone, fusion, alpha, datetime.now().strftime("%Y%m%d_%H%M%S")]))
 
     @contextmanager
     def opened(self) -> Iterator[RunState]:
@@ -104,8 +101,7 @@ class HyperIQASolver:
             if self.saved:
                 self.state = RunState.restored(self.saved, settings, self.hardware.device)
             else:
-                facts = self.hardware, self.precision_reason, self.data, self.criterion, self.schedule
-                log_start(self.log, o, *facts)
+                log_start(self.log, o, self.hardware, self.precision_reason, self.data, self.criterion, self.schedule)
             if o.tensorboard:
                 self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)
@@ -207,8 +203,7 @@ class HyperIQASolver:
             raise Interrupted(self.signals.received)
 
     def log_epoch(self, result: dict[str, Figures], seconds: Figures) -> None:
-        epoch, rates = self.state.epoch, self.schedule.rates(self.state.epoch)
-        lr = {"head": rates.head, "backbone": rates.backbone}
+        epoch, lr = self.state.epoch, vars(self.schedule.rates(self.state.epoch))
         self.log.line(epoch_row(epoch, result, ["train", *self.data.tests]))
         self.log.record(type="epoch", round=self.state.round, epoch=epoch, **result, lr=lr, seconds=seconds)
         self.log.line(f"Learning rates: {self.schedule.rates(epoch + 1)}")
@@ -220,9 +215,8 @@ class HyperIQASolver:
         if self.stops_early():
             log.line("Early stopping triggered!")
         state.clear_models(self.folder, keep=1)
-        epoch, result = state.best["epoch"], state.best["result"]
-        log.line(f"{figures_text(result[next(iter(tests))], before='Best ')} (epoch {epoch})")
-        best = {part: result[part] for part in tests}
+        epoch, best = state.best["epoch"], {part: state.best["result"][part] for part in tests}
+        log.line(f"{figures_text(best[next(iter(tests))], before='Best ')} (epoch {epoch})")
         state.rounds.append({"round": state.round, "seed": self.seed, "best_epoch": epoch, **best})
 
     # ------------------------------------------------------------------------------- best model, checkpoints
@@ -234,8 +228,7 @@ class HyperIQASolver:
     def keep_if_best(self, result: dict[str, Figures]) -> None:
         """Keep the epoch's model and predictions where its SRCC is the best so far."""
         state, log, first = self.state, self.log, next(iter(self.data.tests))
-        better = state.is_better(first, result[first]["srcc"])
-        if better is not False:
+        if (better := state.is_better(first, result[first]["srcc"])) is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[first])
             checkpoints.save(self.folder / file, checkpoints.portable_state(self.model, self.description(result)))
             log.predictions(state.round, self.predictions)
@@ -251,8 +244,7 @@ class HyperIQASolver:
         choices = {name: value for name, value in self.state.settings.items() if name != "fingerprint"}
         model = {**self.data.description, **self.model.backbone.normalisation}
         figures = {part: result[part] for part in self.data.tests}
-        origin = {"metrics": figures, "run": self.log.name, "versions": versions()}
-        return {**choices, "seed": self.seed, **model, **origin}
+        return {**choices, "seed": self.seed, **model, "metrics": figures, "run": self.log.name, "versions": versions()}
 
     def save(self) -> None:
         """Everything that the rest of the run depends on, as of now."""

@@ -1,7 +1,5 @@
 """The solver of Swin Transformer runs: how its backbones go by name in a run's name."""
 
-from __future__ import annotations
-
 from HyperIQASolver import HyperIQASolver
 
 

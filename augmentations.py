@@ -1,10 +1,6 @@
 """What is done to training patches, and to no others: a stage of the training step.
-
 An augmentation draws what it does to each patch on the CPU, from the epoch's own generator, and is applied to the
-batch on the device. `AUGMENTATIONS` names them; a batch holds what was drawn under the augmentation's name.
-"""
-
-from __future__ import annotations
+batch on the device. `AUGMENTATIONS` names them; a batch holds what was drawn under the augmentation's name."""
 
 from collections.abc import Iterable, Mapping
 

@@ -7,10 +7,7 @@
 Plain is the published procedure written plainly: every start decodes all images with PIL, every patch is
 flipped, cropped, converted and normalised one by one in the training process, in fp32; the target network
 is a grouped convolution; testing scores one crop at a time, `--test_patch_num` identical centre crops per
-image. The ratios are what counts: times on a busy or a small machine say little.
-"""
-
-from __future__ import annotations
+image. The ratios are what counts: times on a busy or a small machine say little."""
 
 import argparse
 import functools

@@ -1,10 +1,7 @@
 """Checkpoints: tensors alone go in and out, files are written whole or not at all.
 
 A best model is an OrderedDict of tensors under the public parameter names. What is needed to use it sits
-in its `_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any code ignores.
-"""
-
-from __future__ import annotations
+in its `_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any code ignores."""
 
 import json
 import os
@@ -109,9 +106,7 @@ def save_last(folder: Path, state: Mapping[str, Any]) -> None:
 
 def load_last(folder: Path) -> tuple[dict[str, Any], str]:
     """The state that `save_last` wrote, and what to tell the user where `last.pt` was damaged (else "").
-
-    Raises UserError where neither file can be read.
-    """
+    Raises UserError where neither file can be read."""
     try:
         return load(folder / "last.pt"), ""
     except UserError as damage:
@@ -144,9 +139,7 @@ def description_of(state: object) -> dict[str, Any] | None:
 
 def find_model(path: Path) -> Path:
     """The model file that the user means: the file itself, or the best model in the folder of a run (or a round).
-
-    Of several, which a run that was stopped can leave, the newest is the best. Raises UserError.
-    """
+    Of several, which a run that was stopped can leave, the newest is the best. Raises UserError."""
     if not path.is_dir():
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
@@ -157,10 +150,8 @@ def find_model(path: Path) -> Path:
 
 def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     """(state dict under the public names, description) of a model file: ours, the public HyperIQA's or its Swin's.
-
     What carries no description is recognised by its parameter names and described as the public code uses it
-    (`described` is False then). Raises UserError for what is no such model.
-    """
+    (`described` is False then). Raises UserError for what is no such model."""
     state: Any
     if path.suffix == ".safetensors":
         state, description = _load_safetensors(path)
@@ -288,10 +279,8 @@ def save_safetensors(path: Path, state: Mapping[str, torch.Tensor], description:
 
 def check_reachable(url: str, seconds: float = 12) -> None:
     """Raise OSError unless the server of `url` answers, with whatever status, within `seconds`.
-
     Without this, a machine without network waits for minutes: for name look-ups that no socket timeout
-    covers, and for the retries of the download libraries.
-    """
+    covers, and for the retries of the download libraries."""
     answer: list[Exception | None] = []
 
     def ask() -> None:
@@ -315,9 +304,7 @@ def check_reachable(url: str, seconds: float = 12) -> None:
 
 def load_backbone_weights(module: torch.nn.Module, path: Path) -> None:
     """Load a torchvision or timm state dict into a backbone; the classifier's weights are left out.
-
-    Raises UserError naming the tensors that are missing or have another shape.
-    """
+    Raises UserError naming the tensors that are missing or have another shape."""
     state = _unwrapped(path, load(path))
     own = {name: t for name, t in module.state_dict().items() if not name.startswith("lda")}
     # timm's feature extractor joins `layers.0` to `layers_0`; its published files say `layers.0`.

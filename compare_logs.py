@@ -6,10 +6,7 @@ python compare_logs.py --group --pairs                   # seeds of one setting 
 python compare_logs.py --plot curves.png --scatter best_run.png
 
 Reads this project's NAME.jsonl (with NAME_predictions.csv beside it), its NAME.log alone, and the logs of
-the public HyperIQA code. docs/comparing_runs.md explains the statistics.
-"""
-
-from __future__ import annotations
+the public HyperIQA code. docs/comparing_runs.md explains the statistics."""
 
 import argparse
 import csv

@@ -1,11 +1,6 @@
 """From records to batches of patches: a data set's decoded images, crop positions, loaders.
-
-Everything random is addressed: an epoch's order, crops and augmentations are a pure function of (seed, epoch),
-so workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3), and are augmented and
-normalised where the model is.
-"""
-
-from __future__ import annotations
+Everything random is addressed: an epoch's order, crops and augmentations are a pure function of (seed, epoch), so
+workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3), augmented where the model is."""
 
 import signal
 from argparse import Namespace
@@ -17,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-import augmentations
+from augmentations import DEFAULT, draw
 from common.device import Hardware
 from common.errors import UserError
 from common.files import HERE
@@ -26,17 +21,14 @@ from reading.cache import ImageCache, put_on_gpu
 from reading.records import DataSet, Record, take_validation
 from run_log import RunLog
 
-# The public code draws its random test crops anew in every run; ours come from this seed.
-TEST_CROP_SEED = 20
+TEST_CROP_SEED = 20  # the public code draws its random test crops anew in every run; ours come from this seed
 SCORE_BATCH = 64
 
 
 @dataclass(frozen=True)
 class Patches:
     """Where patches lie: image number, top and left, each (n,), in the order of their use.
-
-    drawn: augmentation -> what it does to each patch, (n, …). address: (seed, epoch) of training patches.
-    """
+    drawn: augmentation -> what it does to each patch, (n, …). address: (seed, epoch) of training patches."""
 
     image: np.ndarray
     top: np.ndarray
@@ -54,22 +46,15 @@ def addressed_seed(*address: int) -> np.random.SeedSequence:
 
 
 def train_patches(
-    sizes: np.ndarray,
-    patch_size: int,
-    per_image: int,
-    seed: int,
-    epoch: int,
-    augment: Iterable[str] = augmentations.DEFAULT,
+    sizes: np.ndarray, patch_size: int, per_image: int, seed: int, epoch: int, augment: Iterable[str] = DEFAULT
 ) -> Patches:
     """`per_image` random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
-
-    sizes: (n, 2) heights and widths. `seed` is the round's own, so round 2 of seed 7 is round 1 of seed 8.
-    """
+    sizes: (n, 2) heights and widths. `seed` is the round's own, so round 2 of seed 7 is round 1 of seed 8."""
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch)))
     image = rng.permutation(np.repeat(np.arange(len(sizes)), per_image))
     room = sizes[image] - patch_size + 1
     top, left = (rng.random((len(image), 2)) * room).astype(np.int64).T
-    return Patches(image, top, left, augmentations.draw(augment, rng, len(image)), (seed, epoch))
+    return Patches(image, top, left, draw(augment, rng, len(image)), (seed, epoch))
 
 
 def _grid(height: int, width: int, patch_size: int, number: int) -> list[tuple[int, int]]:
@@ -85,20 +70,17 @@ def _grid(height: int, width: int, patch_size: int, number: int) -> list[tuple[i
 
 def test_patches(sizes: np.ndarray, patch_size: int, crop: str = "center", number: int = 25) -> Patches:
     """The distinct crops that an image is scored on, image by image.
-
-    center: one (all `number` would be the same); grid: `number` on a regular grid; random: `number` from a
-    fixed seed, the same in every run.
-    """
+    center: one (all `number` would be the same); grid: `number` on a regular grid; random: `number` by a fixed seed."""
     rows = []
     for i, (height, width) in enumerate(sizes):
-        room = np.array([height, width]) - patch_size
         if crop == "center":
-            places = [tuple(round(r / 2) for r in room)]
+            places = [(round((height - patch_size) / 2), round((width - patch_size) / 2))]
         elif crop == "grid":
             places = _grid(height, width, patch_size, number)
         else:
             rng = np.random.Generator(np.random.PCG64(addressed_seed(TEST_CROP_SEED, i)))
-            places = [tuple(p) for p in (rng.random((number, 2)) * (room + 1)).astype(np.int64)]
+            room = np.array([height, width]) - patch_size + 1
+            places = [tuple(p) for p in (rng.random((number, 2)) * room).astype(np.int64)]
         rows += [(i, top, left) for top, left in places]
     image, top, left = np.array(rows, np.int64).reshape(-1, 3).T
     return Patches(image, top, left)
@@ -106,10 +88,8 @@ def test_patches(sizes: np.ndarray, patch_size: int, crop: str = "center", numbe
 
 class PatchBatches(torch.utils.data.Dataset):
     """Batch b of a list of patches: `patches` uint8 (B, P, P, 3), `mos` (B,), `image` (B,), what augmentations drew.
-
     Patches with an address also bring `seed`, the torch generators' for the step on this batch. images: cache numbers
-    of the images that `patches.image` counts; mos: their scores. The last, smaller batch is kept.
-    """
+    of the images that `patches.image` counts; mos: their scores. The last, smaller batch is kept."""
 
     def __init__(
         self, cache: ImageCache, images: Sequence[int], mos: Sequence[float], patches: Patches, batch_size: int
@@ -140,15 +120,12 @@ class PatchBatches(torch.utils.data.Dataset):
 
 class DecodedSet:
     """A data set with its images decoded: what batches are cut from, and `bad`, which files cannot be read and why.
-
-    patch_size: side of the patches in pixels, to which smaller images are scaled up. cache_dir None: in memory.
-    """
+    patch_size: side of the patches in pixels, to which smaller images are scaled up. cache_dir None: in memory."""
 
     def __init__(
         self, data: DataSet, resize: str, patch_size: int, exif_rotate: bool = False, cache_dir: Path | None = None
     ):
-        self.data = data
-        paths = [record.path for record in data.records]
+        self.data, paths = data, [record.path for record in data.records]
         self.cache = ImageCache(data.name, paths, resize, patch_size, cache_dir, exif_rotate)
         self.bad = self.cache.bad
 
@@ -157,13 +134,10 @@ class DecodedSet:
         """What a log says of the images."""
         cache, name = self.cache, self.data.name
         how, where = "found" if cache.was_there else "decoded", f"cache {cache.folder}" if cache.folder else "memory"
-        facts = [
-            f"{name}: {len(cache)} images {how} in {where}, resize {cache.resize}, {cache.bytes / 2**20:.0f} MiB, "
-            f"{cache.seconds:.1f} s"
-        ]
-        if cache.upscaled:
-            facts.append(f"{name}: {cache.upscaled} images smaller than the patch were scaled up to it")
-        return facts
+        cost = f"{cache.bytes / 2**20:.0f} MiB, {cache.seconds:.1f} s"
+        fact = f"{name}: {len(cache)} images {how} in {where}, resize {cache.resize}, {cost}"
+        upscaled = f"{name}: {cache.upscaled} images smaller than the patch were scaled up to it"
+        return [fact, upscaled] if cache.upscaled else [fact]
 
     def records(self, split: str) -> list[Record]:
         """The split's images that can be read. Raises UserError where there are none."""
@@ -176,40 +150,25 @@ class DecodedSet:
         self, records: Sequence[Record], batch_size: int, patches_of: Callable[[np.ndarray], Patches]
     ) -> PatchBatches:
         """Batches of the patches that `patches_of(sizes)` chooses in these images."""
-        images = [self.cache.index[record.path] for record in records]
-        patches = patches_of(self.cache.sizes[images])
-        return PatchBatches(self.cache, images, [record.score for record in records], patches, batch_size)
-
-    def test_batches(
-        self, records: Sequence[Record], crop: str, number: int, batch_size: int = SCORE_BATCH
-    ) -> PatchBatches:
-        """Batches of the crops that these images are scored on, as `test_patches` chooses them."""
-        side = self.cache.min_side
-        return self.batches(records, batch_size, lambda sizes: test_patches(sizes, side, crop, number))
+        images, mos = [self.cache.index[record.path] for record in records], [record.score for record in records]
+        return PatchBatches(self.cache, images, mos, patches_of(self.cache.sizes[images]), batch_size)
 
 
 def drop_bad_images(sets: Iterable[DecodedSet], skip: bool) -> str:
     """What a log says of the files that cannot be read, "" without any. Raises UserError unless they may be skipped."""
-    bad: dict[Path, str] = {}
-    total = 0
-    for each in sets:
-        bad |= each.bad
-        total += len(each.cache)
-    if not bad:
-        return ""
-    listed = "; ".join(f"{path}: {reason}" for path, reason in sorted(bad.items()))
-    text = f"{len(bad)} of {total} images cannot be read: {listed}"
-    if not skip:
+    sets = list(sets)
+    bad = {path: f"{path}: {reason}" for each in sets for path, reason in each.bad.items()}
+    listed = "; ".join(bad[path] for path in sorted(bad))
+    text = f"{len(bad)} of {sum(len(each.cache) for each in sets)} images cannot be read: {listed}"
+    if bad and not skip:
         raise UserError(f"{text} (--skip_bad_images drops them)")
-    return text
+    return text if bad else ""
 
 
 class RunData:
     """The sets of a run: the one that it trains and tests on, and its cross tests, by name.
-
     Reading takes the records alone; `decode` then takes the images at hand. `tests` are what each epoch is tested on,
-    part -> (images, split); by the first of them the best epoch is chosen. Raises UserError.
-    """
+    part -> (images, split); by the first of them the best epoch is chosen. Raises UserError."""
 
     def __init__(self, options: Namespace, seed: int):
         self.options = o = options
@@ -235,8 +194,8 @@ class RunData:
     def description(self) -> dict[str, Any]:
         """What a model's description says of the set that it was trained on."""
         mos = [record.score for record in self.main.records]
-        direction = {"higher_is_better": self.main.higher_is_better}
-        return {"dataset": self.main.name, "score_range": [min(mos), max(mos)], **direction}
+        score_range, direction = [min(mos), max(mos)], self.main.higher_is_better
+        return {"dataset": self.main.name, "score_range": score_range, "higher_is_better": direction}
 
     def decode(self, device: torch.device, log: RunLog, new: bool) -> None:
         """Take the images at hand, for all rounds; a run that goes on says what it finds on the screen alone."""
@@ -245,8 +204,7 @@ class RunData:
         for name, data in {o.dataset: self.main, **self.cross}.items():
             resize = o.cross_resize[name] if name in self.cross else o.resize
             decoded[name] = DecodedSet(data, resize, o.patch_size, o.exif_rotate, cache_dir)
-            for fact in decoded[name].facts:
-                say(fact)
+            say("\n".join(decoded[name].facts))
         bad = {str(path): reason for each in decoded.values() for path, reason in sorted(each.bad.items())}
         if bad:
             say(f"Skipped: {drop_bad_images(decoded.values(), o.skip_bad_images)}")
@@ -264,19 +222,13 @@ class RunData:
 
 def make_loader(batches: PatchBatches, hardware: Hardware, start: int = 0) -> Iterable[dict]:
     """The batches from number `start` on, in order, cut by `hardware.workers` processes (0: in this one).
-
-    Crops of images that lie on the GPU are cut there, by this process, whatever `workers` says.
-    """
+    Crops of images that lie on the GPU are cut there, by this process, whatever `workers` says."""
+    numbers = range(start, len(batches))
     if batches.cache.on_gpu is not None:
-        return (batches[b] for b in range(start, len(batches)))
-    return torch.utils.data.DataLoader(
-        batches,
-        batch_size=None,
-        sampler=range(start, len(batches)),
-        num_workers=min(hardware.workers, max(len(batches) - start, 0)),
-        pin_memory=hardware.device.type == "cuda",
-        worker_init_fn=_leave_signals_to_the_run,
-    )
+        return (batches[b] for b in numbers)
+    workers, pinned = min(hardware.workers, len(numbers)), hardware.device.type == "cuda"
+    processes: Any = dict(num_workers=workers, pin_memory=pinned, worker_init_fn=_leave_signals_to_the_run)
+    return torch.utils.data.DataLoader(batches, batch_size=None, sampler=numbers, **processes)
 
 
 def _leave_signals_to_the_run(worker: int) -> None:

@@ -1,7 +1,5 @@
 """The two loops that touch a model: `train_one_epoch` and `score`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +12,7 @@ from tqdm import tqdm
 import metrics
 from augmentations import augmented
 from common.device import Hardware
-from data_loader import SCORE_BATCH, DecodedSet, make_loader
+from data_loader import SCORE_BATCH, DecodedSet, make_loader, test_patches
 from models import HyperNet
 from reading.records import Record
 
@@ -39,9 +37,7 @@ class NonFiniteLoss(Exception):
 @dataclass
 class EpochProgress:
     """What an epoch has brought so far: all that is needed to go on with its next step, beside the weights.
-
-    `names` are the loss's parts, `parts` their values in each step, `scores` and `mos` those of its patches.
-    """
+    `names` are the loss's parts, `parts` their values in each step, `scores` and `mos` those of its patches."""
 
     step: int = 0
     seconds: float = 0.0
@@ -53,11 +49,10 @@ class EpochProgress:
     loss: float = float("nan")
 
     def add(self, losses: Mapping[str, torch.Tensor], scores: torch.Tensor, mos: torch.Tensor) -> None:
-        self.names = tuple(losses)
+        self.step, self.names = self.step + 1, tuple(losses)
         self.parts.append(torch.stack([part.detach() for part in losses.values()]))
         self.scores.append(scores.detach())
         self.mos.append(mos)
-        self.step += 1
 
     def check_finite(self) -> None:
         """Note the newest `loss`; raises NonFiniteLoss for the first one since the last check that is not finite."""
@@ -81,7 +76,7 @@ class EpochProgress:
         return {"step": self.step, "seconds": self.seconds, "names": list(self.names), **lists}
 
     @classmethod
-    def from_state(cls, state: Mapping, device: torch.device) -> EpochProgress:
+    def from_state(cls, state: Mapping, device: torch.device) -> "EpochProgress":
         lists: dict[str, Any] = {n: [t.to(device) for t in state[n]] for n in ("parts", "scores", "mos")}
         # States of versions before 0.8 knew these parts alone.
         names = state.get("names") or ("loss", "l1", "rank")[: len(lists["parts"][0]) if lists["parts"] else 0]
@@ -103,10 +98,8 @@ def train_one_epoch(
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Train on the loader's batches, which begin at step `progress.step` of the epoch.
-
     A batch's `seed` is that of the torch generators in its step. after_step() shows, averages, saves, and may stop
-    the epoch by raising. Returns the epoch's training figures. Raises NonFiniteLoss.
-    """
+    the epoch by raising. Returns the epoch's training figures. Raises NonFiniteLoss."""
     model.train()
     read_every = 1 if hardware.device.type == "cpu" else READ_EVERY
     for batch in loader:
@@ -119,7 +112,6 @@ def train_one_epoch(
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         optimizer.step()
-
         progress.add(losses, outputs["scores"], batch["mos"])
         if progress.step % read_every == 0:
             progress.check_finite()
@@ -136,9 +128,7 @@ def score(
     after_batch: Callable[[int], None] = lambda patches: None,
 ) -> np.ndarray:
     """Scores (images,): the mean over each image's patches, which the batches' `image` assigns.
-
-    after_batch(patches) may show, and may stop by raising. bf16: for scores that need not be exact.
-    """
+    after_batch(patches) may show, and may stop by raising. bf16: for scores that need not be exact."""
     model.eval()
     scores, image = [], []
     for batch in loader:
@@ -161,7 +151,8 @@ def score_set(
     batch_size: int = SCORE_BATCH,
 ) -> np.ndarray:
     """Scores (N,) of a data set's records: `crops` are those of `--test_crop` and `--test_patch_num`."""
-    batches = images.test_batches(records, *crops, batch_size)
+    side = images.cache.min_side
+    batches = images.batches(records, batch_size, lambda sizes: test_patches(sizes, side, *crops))
     with bar(f"Testing {images.data.name}", len(batches.patches)) as shown:
 
         def after(patches: int) -> None:

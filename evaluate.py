@@ -16,10 +16,7 @@ did where that was not its set's default, else by their own default. So a run's 
 
 fitted: after the four-parameter logistic, fitted once to the set's images. It maps to the set's own scale, so that RMSE
 is in units of its MOS; between two scales it would mean nothing. The curve may fall: SRCC, PLCC and KRCC (tau-b) tell
-the sign, which is positive where the model agrees with the opinions, on sets of DMOS too.
-"""
-
-from __future__ import annotations
+the sign, which is positive where the model agrees with the opinions, on sets of DMOS too."""
 
 import argparse
 import csv

@@ -19,8 +19,7 @@ itself, in fp32:
 `about` holds all that is needed to cut them: `patch_size`, `resize` (as --resize, bilinear with antialiasing, done
 first), `test_crop`, `test_patch_num`; and `score_range`, `higher_is_better`, `dataset`, `metrics`. Resize and crop as
 `inference.QualityModel.patches`, and the scores are those of predict.py. The file appears only once onnxruntime's
-scores have been found equal to PyTorch's, to 1e-4 of the score range, for batches of 1, 2 and 5.
-"""
+scores have been found equal to PyTorch's, to 1e-4 of the score range, for batches of 1, 2 and 5."""
 
 from __future__ import annotations
 
@@ -51,9 +50,7 @@ def missing_packages() -> list[str]:
 
 def to_onnx(model: QualityModel, opset: int) -> onnx.ModelProto:
     """The model as an ONNX graph, from uint8 patches (N, P, P, 3) to scores (N,), with its description as metadata.
-
-    Raises UserError where the exporter cannot write this opset.
-    """
+    Raises UserError where the exporter cannot write this opset."""
     import torch
 
     from checkpoints import description_json

@@ -1,9 +1,6 @@
 """Data sets on disk -> records. One small reader per data set, saying only how its layout differs.
 
-What they share, and how a reader's rows become records, is in `reading/records.py`.
-"""
-
-from __future__ import annotations
+What they share, and how a reader's rows become records, is in `reading/records.py`."""
 
 import re
 import subprocess
@@ -91,10 +88,8 @@ class KonIQ10k(Reader):
 
 class SPAQ(Reader):
     """SPAQ (Fang et al., CVPR 2020): photographs by smartphones, MOS 0..100.
-
     Either the 2,224 test images that the public code lists in spaq_test.json, or the whole release of 11,125. The
-    two must not pass for one another in any record, so the release's records go by a name of their own.
-    """
+    two must not pass for one another in any record, so the release's records go by a name of their own."""
 
     name = "spaq"
     expects = (
@@ -136,9 +131,7 @@ class NamedByContent(Reader):
 
 class KADID10k(NamedByContent):
     """KADID-10k (Lin, Hosu and Saupe, QoMEX 2019): 81 contents x 25 distortions x 5 levels.
-
-    What its authors call dmos is the mean of opinions from 1, bad, to 5, excellent.
-    """
+    What its authors call dmos is the mean of opinions from 1, bad, to 5, excellent."""
 
     name = "kadid-10k"
     expects = "kadid_test.json or dmos.csv, and images in images/ or beside it"
@@ -161,9 +154,7 @@ class KADID10k(NamedByContent):
 
 class AGIQA3k(Reader):
     """AGIQA-3K (Li et al., IEEE TCSVT 2024): 2,982 generated images, MOS 0..5 of their quality.
-
-    Images of one prompt show the same content. The JSON form doesn't say the prompts.
-    """
+    Images of one prompt show the same content. The JSON form doesn't say the prompts."""
 
     name = "agiqa-3k"
     expects = "agiqa_test.json or data.csv, and images in images/ or beside it"
@@ -195,10 +186,8 @@ class LIVEC(Reader):
 
 class LIVE(Reader):
     """LIVE release 2 (Sheikh, Sabir and Bovik, IEEE TIP 2006): 779 distorted images of 29 references, DMOS.
-
     The score file lists all folders' images one after the other, undistorted copies (orgs = 1) among them. DMOS:
-    0 and below is undistorted, 100 about the worst; the realigned scores are the authors' own correction.
-    """
+    0 and below is undistorted, 100 about the worst; the realigned scores are the authors' own correction."""
 
     name = "live"
     resize = "none"
@@ -235,9 +224,7 @@ class LIVE(Reader):
 
 class CSIQ(Reader):
     """CSIQ (Larson and Chandler, Journal of Electronic Imaging 2010): 866 distorted images of 30 references.
-
-    DMOS from 0, like the reference, to 1, worst. The workbook calls the distortions otherwise than the images.
-    """
+    DMOS from 0, like the reference, to 1, worst. The workbook calls the distortions otherwise than the images."""
 
     name = "csiq"
     resize = "none"
@@ -275,9 +262,7 @@ class CSIQ(Reader):
 
 class TID2013(NamedByContent):
     """TID2013 (Ponomarenko et al., Signal Processing: Image Communication 2015): 3,000 images, MOS 0..9.
-
-    25 contents x 24 distortions x 5 levels.
-    """
+    25 contents x 24 distortions x 5 levels."""
 
     name = "tid2013"
     resize = "none"
@@ -386,9 +371,7 @@ def open_set(
     name: str, path: Path | None, seed: int | None, lower_is_better: bool = False, beside: Path | None = None
 ) -> Reader:
     """The reader of a set to test on; path None: its default place, for SPAQ `beside` where that is given.
-
-    lower_is_better: of a CSV file. Raises UserError where SPAQ is in none of its places.
-    """
+    lower_is_better: of a CSV file. Raises UserError where SPAQ is in none of its places."""
     if name == "spaq":
         path = find_spaq(path, beside)
         if path is None:
@@ -401,10 +384,8 @@ def read_cross_tests(
     chosen: Mapping[str, Path | None] | None, seed: int, beside: Path | None
 ) -> tuple[dict[str, DataSet], list[str]]:
     """The sets that every epoch is tested on besides, by name, and what the log owes to the user about them.
-
     chosen: name -> path or None for its default place; None: SPAQ, where it is found, in `beside` where that is
-    given. Raises UserError for a set that was chosen and is not there.
-    """
+    given. Raises UserError for a set that was chosen and is not there."""
     if chosen is None:
         if (spaq := find_spaq(None, beside)) is None:
             return {}, ["SPAQ cross test: skipped, found neither spaq/ nor spaq-test/ (--spaq_path gives it)"]

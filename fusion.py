@@ -1,10 +1,6 @@
 """Multi-scale fusion: from the backbone's stage maps to the map that the hyper network looks at.
-
 A fusion is a module that takes the list of stage maps [(N, C_i, H_i, W_i)], coarsest last, and returns
-(N, C_last, 7, 7). Its parameters are saved under `fusion.*`.
-"""
-
-from __future__ import annotations
+(N, C_last, 7, 7). Its parameters are saved under `fusion.*`."""
 
 from collections.abc import Sequence
 
@@ -17,9 +13,7 @@ GRID = 7
 
 def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
     """Average-pool (N, C, H, W) to (N, C, side, side): plain windows where they fit, adaptive ones elsewhere.
-
-    At patch 224 they always fit (the paper's 7x7); unlike adaptive pooling, the gradient is deterministic on CUDA.
-    """
+    At patch 224 they always fit (the paper's 7x7); unlike adaptive pooling, the gradient is deterministic on CUDA."""
     height, width = maps.shape[2:]
     if height % side or width % side:
         return F.adaptive_avg_pool2d(maps, side)
@@ -29,9 +23,6 @@ def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 class NoFusion(nn.Module):
     """The last stage map, pooled to 7x7 (at patch 224 it has that size already)."""
-
-    def __init__(self, channels: Sequence[int]):
-        super().__init__()
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         return pool_to(maps[-1], GRID)
@@ -49,4 +40,4 @@ class ConcatFusion(nn.Module):
         return self.conv(torch.cat([pool_to(m, GRID) for m in maps], 1))
 
 
-FUSIONS = {"none": NoFusion, "concat": ConcatFusion}
+FUSIONS = {"none": lambda channels: NoFusion(), "concat": ConcatFusion}

@@ -4,10 +4,7 @@
     print(load("checkpoints/NAME").score("photo.jpg"))
 
 Scores are on the scale of the MOS that the model was trained on (`model.description["score_range"]`, KonIQ-10k:
-0..100), and mean what they meant there: higher is better unless `description["higher_is_better"]` is False.
-"""
-
-from __future__ import annotations
+0..100), and mean what they meant there: higher is better unless `description["higher_is_better"]` is False."""
 
 import itertools
 import os
@@ -52,14 +49,12 @@ def load(
     crops: int | None = None,
     exif_rotate: bool | None = None,
     workers: int | None = None,
-) -> QualityModel:
+) -> "QualityModel":
     """A model ready to score, used as it was trained unless told otherwise.
-
     checkpoint: a best model of ours (or the folder of its run), its .safetensors, or a state dict of the public
     HyperIQA code or its single-scale Swin variant. precision: fp32, or bf16 (autocast: faster where the hardware
     has it, scores differ by some hundredths). resize: as `--resize`. crops: 1 is the centre crop, N a regular grid
-    whose scores are averaged. workers: processes that cut the patches of a data set. Raises UserError.
-    """
+    whose scores are averaged. workers: processes that cut the patches of a data set. Raises UserError."""
     if precision not in ("fp32", "bf16"):
         raise UserError(f"precision {precision}: expected fp32 or bf16")
     if crops is not None and crops < 1:
@@ -106,18 +101,15 @@ class QualityModel:
     def score(self, image: ImageLike) -> float:
         """The score of one image: a path; a PIL image; uint8 (H, W, 3) or (H, W); a tensor (3, H, W) or (1, H, W),
         uint8 0..255 or floating 0..1, RGB. Any size. Raises ValueError with the reason where it cannot be read, and
-        TypeError for what is none of these.
-        """
+        TypeError for what is none of these."""
         return float(self._score([self.patches(image)])[0])
 
     def score_all(
         self, images: Iterable[ImageLike | None], batch_size: int = SCORE_BATCH, workers: int | None = None
     ) -> Iterator[Scored]:
         """Score a stream of images, in order and in constant memory; what cannot be read does not stop it.
-
         batch_size: patches per forward pass; workers: threads that decode (default: one per core). A stream that
-        pauses may hold None where it does: what came before is then scored without waiting for a full batch.
-        """
+        pauses may hold None where it does: what came before is then scored without waiting for a full batch."""
         workers = workers or os.cpu_count() or 1
         ahead = -(-batch_size // self.crops) + workers  # images decoded while a batch is scored
         waiting: deque = deque()

@@ -3,10 +3,7 @@
 With predictions: the bootstrap over images (Efron & Tibshirani, An Introduction to the Bootstrap, 1993). A
 resample of N images is held as its counts, how often each image was drawn, so that a figure of all resamples
 is a few matrix operations. Duplicated images are ties; every figure treats them as scipy.stats would.
-Without: intervals from the number of images alone, for which the literature's formulas stand.
-"""
-
-from __future__ import annotations
+Without: intervals from the number of images alone, for which the literature's formulas stand."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -76,10 +73,8 @@ def unpaired_difference(
     a: float, b: float, interval: Callable[[float, int], tuple[float, float]], images_a: int, images_b: int
 ) -> Difference:
     """Difference of two correlations known by value and number of images alone; interval: fisher or bonett_wright.
-
     The interval is Zou's (Psychological Methods 12, 2007) for independent samples, and p its inversion; on the
-    same images it is wider than a paired one.
-    """
+    same images it is wider than a paired one."""
     (low_a, high_a), (low_b, high_b) = interval(a, images_a), interval(b, images_b)
     low = a - b - np.hypot(a - low_a, high_b - b)
     high = a - b + np.hypot(high_a - a, b - low_b)
@@ -92,9 +87,7 @@ def unpaired_difference(
 # ------------------------------------------------------------------------------------------- resampling
 def resample_counts(images: int, resamples: int, seed: int, chunk: int = _CHUNK) -> Iterator[np.ndarray]:
     """Counts (images, up to `chunk`) of resamples with replacement: each column sums to `images`.
-
-    A pure function of its arguments, so that two runs on the same images see the same resamples.
-    """
+    A pure function of its arguments, so that two runs on the same images see the same resamples."""
     random = np.random.default_rng(seed)
     for start in range(0, resamples, chunk):
         columns = min(chunk, resamples - start)
@@ -224,10 +217,8 @@ def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
 
 def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) -> Difference:
     """A − B of two runs on the same images; draws (B,) of both on the same resamples; value: A − B as measured.
-
     The p-value is the smallest level at which the percentile interval leaves zero out, counted as
-    (k + 1) / (B + 1) (Davison & Hinkley, Bootstrap Methods and their Application, 1997) so that it is never 0.
-    """
+    (k + 1) / (B + 1) (Davison & Hinkley, Bootstrap Methods and their Application, 1997) so that it is never 0."""
     draws = draws_a - draws_b
     draws = draws[np.isfinite(draws)]
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
@@ -238,13 +229,11 @@ def group_difference(
     figures_a: Sequence[float], figures_b: Sequence[float], draws_a: np.ndarray, draws_b: np.ndarray, seed: int = 0
 ) -> Difference:
     """Difference of the means of two groups of seeds, by a bootstrap over images and seeds together.
-
     figures (a,), (b,): each seed's figure on all images; draws (B, a), (B, b): on the same resamples of images,
     each of which also draws seeds. Two corrections: few seeds drawn from few vary too little by (k-1)/k (Rao & Wu,
     JASA 83, 1988), and the part of the seeds' spread that finitely many images bring by chance is taken out of it.
     Interval and p-value are Student's with Satterthwaite's degrees of freedom, of which images have no shortage.
-    A group of one seed is taken to spread like the other; two such are only as sure as their images.
-    """
+    A group of one seed is taken to spread like the other; two such are only as sure as their images."""
     random = np.random.default_rng([seed, len(figures_a), len(figures_b)])
     sides = [(np.asarray(figures, float), draws) for figures, draws in ((figures_a, draws_a), (figures_b, draws_b))]
     deviations = [_seed_deviations(figures, draws) for figures, draws in sides]

@@ -1,17 +1,15 @@
 """Learning-rate schedules as pure functions of the epoch, and the Adam that belongs to an epoch.
-
-Because a schedule knows every epoch's rates without having lived through the ones before, a resumed run
-rebuilds its optimizer from the epoch number alone.
-"""
-
-from __future__ import annotations
+A resumed run thus rebuilds its optimizer from the epoch number alone."""
 
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
+from torch.nn import Parameter
+from torch.optim import Adam
+
+Weights = list[Parameter]
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,7 @@ class Rates:
 class Constant:
     """`--lr_scheduler none`: the same rates in every epoch."""
 
-    # Whether the rates of an epoch are the same in a longer run, so that a finished run can be made longer.
-    extendable = True
+    extendable = True  # whether an epoch's rates are the same in a longer run: a finished one can be made longer
 
     def __init__(self, lr: float, lr_ratio: float):
         self.lr, self.lr_ratio = lr, lr_ratio
@@ -49,9 +46,7 @@ class Constant:
 
 class Cosine(Constant):
     """`--lr_scheduler cosine`: CosineAnnealingLR(T_max=epochs, eta_min) stepped after every epoch.
-
-    Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts.
-    """
+    Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts."""
 
     extendable = False
 
@@ -61,8 +56,7 @@ class Cosine(Constant):
 
     def rates(self, epoch: int) -> Rates:
         factor = (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
-        head, backbone = (self.eta_min + (lr - self.eta_min) * factor for lr in (self.lr * self.lr_ratio, self.lr))
-        return Rates(head, backbone)
+        return Rates(*(self.eta_min + (lr - self.eta_min) * factor for lr in (self.lr * self.lr_ratio, self.lr)))
 
     def __str__(self) -> str:
         return f"CosineAnnealingLR (T_max={self.epochs}, eta_min={self.eta_min:g})"
@@ -70,12 +64,10 @@ class Cosine(Constant):
 
 class Step(Constant):
     """`--lr_scheduler step`: the published HyperIQA procedure, its three defects included unless fixed.
-
-    After epoch n (t = n - 1) the public code makes a new Adam with head lr lr*ratio/10^(t//6), the ratio
-    being 1 once t > 8, and backbone lr `lr`. Its head parameters come from an iterator that is exhausted
-    by then, so from epoch 2 on the head is in no optimizer. fixes: `filter` keeps the head in,
-    `backbone_lr` decays the backbone like the head, `optimizer_state` keeps one Adam (implies `filter`).
-    """
+    After epoch n (t = n - 1) the public code makes a new Adam with head lr lr*ratio/10^(t//6), the ratio being 1 once
+    t > 8, and backbone lr `lr`. Its head parameters come from an iterator that is exhausted by then, so from epoch 2
+    on the head is in no optimizer. fixes: `filter` keeps the head in, `backbone_lr` decays the backbone like the head,
+    `optimizer_state` keeps one Adam (implies `filter`)."""
 
     def __init__(self, lr: float, lr_ratio: float, fixes: Iterable[str] = ()):
         super().__init__(lr, lr_ratio)
@@ -111,18 +103,11 @@ def make_schedule(options: Namespace) -> Constant:
 
 
 def adam_for_epoch(
-    schedule: Constant,
-    epoch: int,
-    head: list[torch.nn.Parameter],
-    backbone: list[torch.nn.Parameter],
-    weight_decay: float,
-    previous: torch.optim.Adam | None = None,
-) -> torch.optim.Adam:
+    schedule: Constant, epoch: int, head: Weights, backbone: Weights, weight_decay: float, previous: Adam | None = None
+) -> Adam:
     """The Adam of an epoch: `previous` with this epoch's rates, or a new one where the schedule makes one.
-
-    Groups: head (absent while frozen), backbone. A frozen head also stops asking for gradients: they
-    would be computed for nothing. `previous=None` always makes a new one, to load a saved state into.
-    """
+    Groups: head (absent while frozen), backbone. A frozen head also stops asking for gradients: they would be computed
+    for nothing. `previous=None` always makes a new one, to load a saved state into."""
     rates = schedule.rates(epoch)
     for parameter in head:
         parameter.requires_grad_(rates.head is not None)
@@ -130,7 +115,7 @@ def adam_for_epoch(
     if rates.head is not None:
         groups.insert(0, {"params": head, "lr": rates.head, "name": "head"})
     if previous is None or schedule.makes_new_adam(epoch):
-        return torch.optim.Adam(groups, weight_decay=weight_decay, fused=True)
+        return Adam(groups, weight_decay=weight_decay, fused=True)
     for group, new in zip(previous.param_groups, groups, strict=True):
         group["lr"] = new["lr"]
     return previous

@@ -8,10 +8,7 @@ OUT/spaq-test like SPAQ. Every image is a 512x384 JPEG of its own scene with one
 levels (a few have none); the score, 0..100, higher is better, follows from the distortion alone. The scenes
 are dead leaves, a model with the statistics of natural images. The SPAQ-like ones are darker, warmer, coarser
 and rated on another scale, so that the cross test is one. Same seed and counts, same bytes in every file. The
-figures reached on it say nothing about real photos.
-"""
-
-from __future__ import annotations
+figures reached on it say nothing about real photos."""
 
 import csv
 import functools
@@ -69,10 +66,8 @@ PRISTINE, PRISTINE_SCORE = "pristine", 94.0
 
 class Domain(NamedTuple):
     """Where a split's scenes come from.
-
     radii: smallest and largest leaf in pixels; leaves: how many; mean: grey level; tint: factors on RGB;
-    scale: offset and slope of its raters' scores.
-    """
+    scale: offset and slope of its raters' scores."""
 
     radii: tuple[float, float]
     leaves: int
@@ -97,10 +92,8 @@ class Task(NamedTuple):
 
 def plan(count: int) -> list[tuple[str, int]]:
     """(kind, level) of each of `count` images: every 24th is pristine (level 0), the others are balanced.
-
     Eight kinds and five levels have no common divisor, so counting both round and round visits all 40 pairs;
-    any count leaves kinds, levels and pairs each within one of each other.
-    """
+    any count leaves kinds, levels and pairs each within one of each other."""
     names, pairs = list(KINDS), []
     for i in range(count):
         n = i - i // 24
@@ -118,9 +111,7 @@ def expected_score(kind: str, level: int) -> float:
 
 def rate(expected: float, rng: np.random.Generator) -> np.ndarray:
     """How many of about 105 raters chose 1..5: (5,) counts whose mean is 1 + expected/25 on average.
-
-    Binomial, so the mean opinion score scatters by 1 to 2.5 points of 100, as it does with KonIQ-10k's panel.
-    """
+    Binomial, so the mean opinion score scatters by 1 to 2.5 points of 100, as it does with KonIQ-10k's panel."""
     return np.bincount(rng.binomial(4, expected / 100, size=rng.integers(95, 116)), minlength=5)
 
 
@@ -207,9 +198,7 @@ def _looks(rng: np.random.Generator, leaves: int, sky: bool, words: int) -> np.n
 
 def make_scene(rng: np.random.Generator, domain: Domain) -> np.ndarray:
     """A pristine scene, (HEIGHT, WIDTH, 3) uint8: textured, lit dead leaves and lettering, some under a sky.
-
-    Exposure, contrast and colourfulness are brought to the domain's: a distortion shows against any content.
-    """
+    Exposure, contrast and colourfulness are brought to the domain's: a distortion shows against any content."""
     sky, words = rng.random() < 0.3, int(rng.choice([3, 8, 30]))
     labels, looks = _labels(rng, domain, sky, words), _looks(rng, domain.leaves, sky, words)
     # Drawn at double size and averaged: edges without stairs, as sharp as a good lens draws them.
@@ -263,9 +252,7 @@ def _pixelate(image: np.ndarray, side: float) -> np.ndarray:
 
 def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) -> np.ndarray:
     """The (H, W, 3) uint8 image with one distortion, level 1 (barely visible) to 5 (awful); 0 leaves it.
-
-    Kinds and levels after KADID-10k (Lin, Hosu & Saupe, QoMEX 2019), the strengths set for 512x384.
-    """
+    Kinds and levels after KADID-10k (Lin, Hosu & Saupe, QoMEX 2019), the strengths set for 512x384."""
     if level == 0:
         return image
     strength = KINDS[kind].strengths[level - 1]
@@ -336,10 +323,8 @@ def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: i
 
 def build(out: Path, seed: int = 7, train: int = 200, test: int = 60, spaq: int = 48, processes: int = 0) -> None:
     """Makes the data set in the folder `out`, new or empty; `processes` 0: as many as there are cores.
-
     It appears under its name only when it is complete. Of several builds at once the first one's stays.
-    Raises UserError if Pillow lacks a codec or `out` is taken, OSError if it cannot be written.
-    """
+    Raises UserError if Pillow lacks a codec or `out` is taken, OSError if it cannot be written."""
     if missing := [name for name in ("jpg_2000", "freetype2") if not features.check(name)]:
         raise UserError(f"expected Pillow built with jpg_2000 and freetype2, found no {', '.join(missing)}")
     out = out.resolve()

@@ -8,12 +8,10 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
            -> fusion: (N, C_last, 7, 7) -> conv1: (N, 112, 7, 7) -> generators: weights and biases per image
       -> TargetNet 224-112-56-28-14-1 with these weights -> scores (N,), on the training set's own scale
 
-Parameter names are those of the public implementation, so checkpoints travel both ways.
-"""
-
-from __future__ import annotations
+Parameter names are those of the public implementation, so checkpoints travel both ways."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +24,15 @@ from fusion import FUSIONS, GRID, pool_to
 
 TARGET_SIZES = (224, 112, 56, 28, 14, 1)
 HYPER_CHANNELS = 112
-LDA_CHANNELS = (16, 32, 64)
-LDA_GRIDS = (8, 4, 2)
-LDA_WIDTH = 16
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+LDA_CHANNELS, LDA_GRIDS, LDA_WIDTH = (16, 32, 64), (8, 4, 2), 16
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
     """What HyperNet asks of a backbone: stage maps, and the LDA that hangs on them under the same names.
-
-    A subclass sets `prefix` (its name in HyperNet's state dict), `hidden` (widths of the hyper network's
-    first two convs) and `pretrained_part` (the module an ImageNet state dict belongs to), calls
-    `add_lda(channels)` and implements `stage_maps`; where its pixels are not ImageNet's, `set_normalisation`.
-    """
+    A subclass sets `prefix` (its name in HyperNet's state dict) and `hidden` (widths of the hyper network's first two
+    convs), calls `add_lda(channels)` and implements `stage_maps`; where an ImageNet state dict belongs to a part of it,
+    also `pretrained_part`; where its pixels are not ImageNet's, it calls `set_normalisation`."""
 
     prefix: str
     hidden: tuple[int, int]
@@ -63,7 +56,7 @@ class Backbone(nn.Module):
 
     @property
     def pretrained_part(self) -> nn.Module:
-        raise NotImplementedError
+        return self
 
     def add_lda(self, channels: Sequence[int]) -> None:
         """Local distortion aware modules for stage maps with these channel counts."""
@@ -87,15 +80,13 @@ class Backbone(nn.Module):
         for i, grid in enumerate(LDA_GRIDS, 1):
             local = pool_to(getattr(self, f"lda{i}_pool")(maps[i - 1]), grid)
             features.append(getattr(self, f"lda{i}_fc")(local.flatten(1)))
-        features.append(self.lda4_fc(pool_to(maps[3], 1).flatten(1)))
-        return torch.cat(features, 1)
+        return torch.cat([*features, self.lda4_fc(pool_to(maps[3], 1).flatten(1))], 1)
 
 
 class ResNetBackbone(Backbone):
     """torchvision's resnet18/34/50/101 without its classifier; parameters `res.*`."""
 
-    prefix = "res"
-    hidden = (1024, 512)
+    prefix, hidden = "res", (1024, 512)
 
     def __init__(self, name: str = "resnet50", pretrained: bool = False):
         super().__init__()
@@ -110,26 +101,18 @@ class ResNetBackbone(Backbone):
         # The last block's last batch norm has the stage's width, in basic blocks and in bottlenecks.
         self.add_lda([[m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features for s in stages])
 
-    @property
-    def pretrained_part(self) -> nn.Module:
-        return self
-
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         own: Any = self
-        x = own.maxpool(own.relu(own.bn1(own.conv1(images))))
-        maps = []
+        maps = [own.maxpool(own.relu(own.bn1(own.conv1(images))))]
         for stage in (own.layer1, own.layer2, own.layer3, own.layer4):
-            x = stage(x)
-            maps.append(x)
-        return maps
+            maps.append(stage(maps[-1]))
+        return maps[1:]
 
 
 class TargetNet(nn.Module):
     """The small network that scores: four layers linear+sigmoid and a linear one, each image with its own weights.
-
     It has no parameters. `weights` holds, per image, `target_in_vec` (N, 224, 1, 1), `target_fc{i}w`
-    (N, out, in, 1, 1) and `target_fc{i}b` (N, out), i = 1..5. Returns scores (N,) in fp32.
-    """
+    (N, out, in, 1, 1) and `target_fc{i}b` (N, out), i = 1..5. Returns scores (N,) in fp32."""
 
     def forward(self, weights: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast(weights["target_in_vec"].device.type, enabled=False):
@@ -144,26 +127,21 @@ class TargetNet(nn.Module):
 
 class HyperNet(nn.Module):
     """Images (N, 3, H, W) -> `scores` (N,), on the scale of the MOS it was trained on, and pooled `features` (N, C).
-
     One class for every backbone; the features are the mean of its last stage map. The two halves are public:
-    `target_weights(images)` gives the dict that `target_net(weights)` takes.
-    """
+    `target_weights(images)` gives the dict that `target_net(weights)` takes."""
 
-    # Settings that shape the model, beside those that shape its backbone.
-    choices = ("fusion",)
+    choices = ("fusion",)  # settings that shape the model, beside those that shape its backbone
 
     def __init__(self, backbone: Backbone, fusion: str = "none"):
         super().__init__()
         self.prefix = backbone.prefix
         self.add_module(backbone.prefix, backbone)
         self.fusion = FUSIONS[fusion](backbone.channels)
-        layers = []
-        for c_in, c_out in zip(
-            (backbone.channels[-1], *backbone.hidden), (*backbone.hidden, HYPER_CHANNELS), strict=True
-        ):
+        widths, layers = pairwise((backbone.channels[-1], *backbone.hidden, HYPER_CHANNELS)), []
+        for c_in, c_out in widths:
             layers += [nn.Conv2d(c_in, c_out, 1), nn.ReLU(inplace=True)]
         self.conv1 = nn.Sequential(*layers)
-        for i, (n_in, n_out) in enumerate(zip(TARGET_SIZES[:-2], TARGET_SIZES[1:-1]), 1):
+        for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
             self.add_module(f"fc{i}w_conv", nn.Conv2d(HYPER_CHANNELS, n_in * n_out // GRID**2, 3, padding=1))
             self.add_module(f"fc{i}b_fc", nn.Linear(HYPER_CHANNELS, n_out))
         self.fc5w_fc = nn.Linear(HYPER_CHANNELS, TARGET_SIZES[-2])
@@ -190,9 +168,8 @@ class HyperNet(nn.Module):
     def _weights_from(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
         hyper = self.conv1(self.fusion(maps))
-        for i, (n_in, n_out) in enumerate(zip(TARGET_SIZES[:-2], TARGET_SIZES[1:-1]), 1):
-            generated = getattr(self, f"fc{i}w_conv")(hyper)
-            weights[f"target_fc{i}w"] = generated.reshape(-1, n_out, n_in, 1, 1)
+        for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
+            weights[f"target_fc{i}w"] = getattr(self, f"fc{i}w_conv")(hyper).reshape(-1, n_out, n_in, 1, 1)
         # Biases and the last layer set the score's level: in bf16 a score of 80 has steps of 0.5.
         with torch.autocast(hyper.device.type, enabled=False):
             pooled = hyper.float().mean((2, 3))

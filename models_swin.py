@@ -1,9 +1,5 @@
 """The Swin Transformer backbone: any Swin of timm (v1, v2, v2-CR, S3), and a small one of our own.
-
-Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021.
-"""
-
-from __future__ import annotations
+Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021."""
 
 import difflib
 import warnings
@@ -18,25 +14,16 @@ from common.errors import UserError
 from models import Backbone
 
 # Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.
-OWN_SWINS: dict[str, dict[str, Any]] = {
-    "swin_nano": {
-        "architecture": "swin_tiny_patch4_window7_224",
-        "embed_dim": 32,
-        "depths": (1, 1, 2, 1),
-        "num_heads": (2, 4, 8, 16),
-    }
-}
+NANO = dict(architecture="swin_tiny_patch4_window7_224", embed_dim=32, depths=(1, 1, 2, 1), num_heads=(2, 4, 8, 16))
+OWN_SWINS: dict[str, dict[str, Any]] = {"swin_nano": NANO}
 
 
 class SwinBackbone(Backbone):
     """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`.
-
     patch_size: side of the square patches in pixels; the window partition is built for it.
-    Raises UserError where timm has no such Swin, or no Swin of that kind for that patch size.
-    """
+    Raises UserError where timm has no such Swin, or no Swin of that kind for that patch size."""
 
-    prefix = "swin"
-    hidden = (512, 256)
+    prefix, hidden = "swin", (512, 256)
 
     def __init__(self, name: str, pretrained: bool = False, patch_size: int = 224):
         super().__init__()
@@ -52,9 +39,8 @@ class SwinBackbone(Backbone):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                self.backbone: Any = timm.create_model(
-                    architecture, pretrained=pretrained, features_only=True, img_size=patch_size, **own
-                )
+                shape = dict(own, features_only=True, img_size=patch_size)
+                self.backbone: Any = timm.create_model(architecture, pretrained=pretrained, **shape)
         except (AssertionError, ValueError) as problem:
             raise UserError(f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}") from None
         if own:

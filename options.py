@@ -1,5 +1,4 @@
 """The flags of the train scripts, one line each, their contradictions, and what of them a run's figures depend on.
-
 All is checked before torch is imported. Nothing here knows a backbone or a data set: the scripts hand over names."""
 
 import argparse
@@ -24,7 +23,6 @@ FIXES = ("filter", "backbone_lr", "optimizer_state")
 @dataclass(frozen=True)
 class Script:
     """What a train script offers: its backbones, the default first, and what its demo brings.
-
     any_backbone: a prefix that lets other names through. datasets: name -> its default `--resize`. demo: defaults
     that `--dataset demo` brings."""
 
@@ -123,9 +121,8 @@ def parse_fixes(text: str) -> tuple[str, ...]:
     if text == "none":
         return ()
     names = ["optimizer_state", "backbone_lr"] if text == "all" else text.split(",")
-    for name in names:
-        if name not in FIXES:
-            raise UserError(f"--training_fixes {text}: expected all, none or a comma list of {', '.join(FIXES)}")
+    if not set(names) <= set(FIXES):
+        raise UserError(f"--training_fixes {text}: expected all, none or a comma list of {', '.join(FIXES)}")
     return tuple(name for name in FIXES if name in names)
 
 
@@ -165,14 +162,12 @@ def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
         yield "contradictory flags: --no_spaq and --spaq_path"
     if o.dataset == "spaq" and spaq_path:
         yield "--dataset spaq takes its folder from --dataset_path, not --spaq_path"
-    chosen = None
+    chosen: dict[str, Path | None] = {} if not spaq or o.dataset == "spaq" else None
     if o.cross_test is not None:
         try:
             chosen = named_sets("--cross_test", o.cross_test, [name for name in script.datasets if name != "demo"])
         except UserError as mistake:
             yield str(mistake)
-    elif not spaq or o.dataset == "spaq":
-        chosen = {}
     if chosen and "spaq" in chosen and (not spaq or chosen["spaq"]) and (not spaq or spaq_path):
         yield f"contradictory flags: --cross_test spaq and {'--spaq_path' if spaq else '--no_spaq'}"
     if chosen and o.dataset in chosen:
@@ -185,7 +180,6 @@ def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
 
 def train_options(argv: Sequence[str] | None, description: str | None, script: Script) -> argparse.Namespace:
     """Parse and check the flags of a train script.
-
     Returns the settings under their canonical names (aliases folded in), with `demo_defaults` = the flags whose value
     the demo brought, `cross_test` = name -> path, or None for SPAQ where it is found, and `cross_resize` = name -> its
     `--resize`. Raises UserError, naming every problem at once."""
@@ -219,7 +213,6 @@ def _defaults() -> dict[str, Any]:
 
 def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str, Any]:
     """The settings that a run's figures depend on, as JSON knows them, in the form of this version.
-
     What an older version's run does not know counts as its default here: that is what the run did."""
     given = dict(options if isinstance(options, Mapping) else vars(options))
     if "cross_resize" not in given and "spaq" in given:  # before 0.8, SPAQ was the only cross test

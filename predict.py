@@ -15,10 +15,7 @@ with an error, is counted at the end, and makes the exit code 1.
 
 The same command with an --output that exists goes on with it: images that have a score there are skipped, failed
 ones that are named again are tried again, and a row that a crash cut off is dropped. Rows of other weights or
-settings are never mixed in: that is an error.
-"""
-
-from __future__ import annotations
+settings are never mixed in: that is an error."""
 
 import argparse
 import hashlib

@@ -1,7 +1,6 @@
 """The records a run leaves: NAME.log as the user saw it, NAME.jsonl for programs, NAME_predictions.csv."""
 
-from __future__ import annotations
-
+import itertools
 import json
 import os
 import platform
@@ -39,20 +38,16 @@ def versions() -> dict[str, str]:
 
 class RunLog:
     """The log and jsonl of a run, open for appending, and its checkpoint folder. Raises UserError.
-
-    A run's folder is locked as long as its process lives, so that no other process takes the run up.
-    """
+    A run's folder is locked as long as its process lives, so that no other process takes the run up."""
 
     def __init__(self, log_dir: Path, checkpoint_dir: Path, name: str, explicit: bool):
         """Claim a new name. explicit: it is the user's own, so that a taken one is an error, not a suffix."""
-        number = 1
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         try:
-            while not self._claim(log_dir, checkpoint_dir, name if number == 1 else f"{name}_{number}"):
+            while not self._claim(log_dir, checkpoint_dir, next(names)):
                 if explicit:
-                    raise UserError(
-                        f"--run_name {name}: taken in {log_dir} or {checkpoint_dir}; choose another or --resume"
-                    )
-                number += 1
+                    taken = f"taken in {log_dir} or {checkpoint_dir}"
+                    raise UserError(f"--run_name {name}: {taken}; choose another or --resume")
         except OSError as problem:
             raise UserError(f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}") from None
 
@@ -65,21 +60,18 @@ class RunLog:
             return False
         try:
             log.open("x").close()
+            try:
+                folder.mkdir()
+            except OSError:
+                log.unlink()
+                raise
         except FileExistsError:
             return False
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            log.unlink()
-            return False
-        except OSError:
-            log.unlink()
-            raise
         self._open(log_dir, folder)
         return True
 
     @classmethod
-    def take_up(cls, log_dir: Path, folder: Path, wait: float = 0) -> RunLog | None:
+    def take_up(cls, log_dir: Path, folder: Path, wait: float = 0) -> "RunLog | None":
         """The run of a checkpoint folder, to go on with; None while another process has it, after `wait` seconds."""
         log = cls.__new__(cls)
         try:
@@ -101,9 +93,10 @@ class RunLog:
 
     def lengths(self) -> list[int]:
         """Bytes of log and jsonl, which are safely on the disk when this returns."""
-        for file in (self._log, self._records):
-            os.fsync(file.fileno())
-        return [os.fstat(file.fileno()).st_size for file in (self._log, self._records)]
+        files = [self._log.fileno(), self._records.fileno()]
+        for file in files:
+            os.fsync(file)
+        return [os.fstat(file).st_size for file in files]
 
     def cut_back(self, lengths: Iterable[int]) -> None:
         """Forget what was written after `lengths` were asked for."""
@@ -165,8 +158,7 @@ def title(part: str) -> str:
 
 def epoch_columns(parts: Iterable[str]) -> str:
     """The header of the epoch rows; parts: train, val, test and the names of the cross tests that are measured."""
-    figures = [f"{title(part)}_{name.upper()}" for part in parts for name in RECORDED]
-    return "\t".join(["Epoch", "Train_Loss", *figures])
+    return "\t".join(["Epoch", "Train_Loss", *(f"{title(part)}_{name.upper()}" for part in parts for name in RECORDED)])
 
 
 def epoch_row(epoch: int, result: Mapping[str, Mapping[str, float]], parts: Iterable[str]) -> str:
@@ -186,18 +178,15 @@ def figures_text(figures: Mapping[str, float], between: str = ": ", before: str 
 
 def median_lines(rounds: Sequence[Mapping]) -> Iterator[str]:
     """The medians over the rounds, as the log ends with them."""
-    for part, figures in medians(rounds).items():
-        number = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}"
-        yield f"Median {part} of {number}: {figures_text(figures, ' ')}"
+    number = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}"
+    yield from (f"Median {part} of {number}: {figures_text(each, ' ')}" for part, each in medians(rounds).items())
 
 
 def log_start(
-    log: RunLog, o: Namespace, hardware: Hardware, reason: str, data: RunData, criterion: object, schedule: object
+    log: RunLog, o: Namespace, hardware: "Hardware", reason: str, data: "RunData", criterion: object, schedule: object
 ) -> None:
     """The beginning of a run: its record with all flags `o`, and what the log says before any epoch.
-
-    reason: of the precision; criterion and schedule say of themselves what they are.
-    """
+    reason: of the precision; criterion and schedule say of themselves what they are."""
     flags = {name: value for name, value in sorted(vars(o).items()) if name != "demo_defaults"}
     started = datetime.now().isoformat(timespec="seconds")
     precision, training = ("bf16", "bf16 autocast") if hardware.bf16 else ("fp32", "fp32")
@@ -220,5 +209,4 @@ def log_start(
         str(criterion),
         on_test if o.select_on == "test" else on_val,
     ]
-    for line in filter(None, lines):
-        log.line(line)
+    log.line("\n".join(filter(None, lines)))

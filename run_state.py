@@ -1,7 +1,5 @@
 """What a run must remember to go on exactly where it was, and finding the run to go on with."""
 
-from __future__ import annotations
-
 import math
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,10 +23,8 @@ LOCK_PATIENCE = 8  # seconds; the workers of a killed run hold its lock until th
 @dataclass
 class RunState:
     """All that a run must remember: where it is, what its epoch has brought so far, and what was best.
-
     `round` and `epoch` count from 1; `progress` is None between epochs. `best` has the best epoch's number, result,
-    model files and predictions; `rounds` the figures of the finished rounds. Weights and optimizer are saved with it.
-    """
+    model files and predictions; `rounds` the figures of finished rounds. Weights and optimizer are saved with it."""
 
     settings: Mapping[str, Any]
     round: int = 1
@@ -76,7 +72,7 @@ class RunState:
             remove_models(folder, self.best["files"])
 
     @classmethod
-    def restored(cls, saved: Mapping, settings: Mapping[str, Any], device: torch.device) -> RunState:
+    def restored(cls, saved: Mapping, settings: Mapping[str, Any], device: torch.device) -> "RunState":
         """The state that `save` wrote, by this version or an older one."""
         state = cls(settings, **{name: saved[name] for name in ("round", "epoch", "without_gain", "best", "rounds")})
         if saved["progress"]:
@@ -86,14 +82,11 @@ class RunState:
         return state
 
 
-# ------------------------------------------------------------------------------- the run to go on with
 def open_run(options: Namespace, default_name: str, settings: Mapping[str, Any]) -> tuple[RunLog, dict | None]:
     """A new run's log, or an unfinished run's with the state to go on from (None: from its beginning).
-
     By `--resume`: absent, `auto` (the newest unfinished run of these settings, a new one if there is none) or the path
     of a last.pt or its folder. settings: those that figures depend on, the records' fingerprint included. Raises
-    UserError, and NothingToDo where the run that was named is done.
-    """
+    UserError, and NothingToDo where the run that was named is done."""
     o = options
     if o.resume not in (None, "auto"):
         folder = Path(o.resume) if Path(o.resume).is_dir() else Path(o.resume).parent
@@ -103,7 +96,7 @@ def open_run(options: Namespace, default_name: str, settings: Mapping[str, Any])
         if _ended(path):
             return _go_on(o, o.checkpoint_dir / o.run_name, settings, f"--run_name {o.run_name}")
         _check_same(theirs, settings, f"--run_name {o.run_name}")
-    for name in _unfinished(o, settings) if o.resume else ():
+    for name, _ in _unfinished(o, settings) if o.resume else ():
         folder = o.checkpoint_dir / name
         if folder.is_dir() and (log := RunLog.take_up(o.log_dir, folder, LOCK_PATIENCE)):
             path = log.path(".jsonl")  # still: its process may have ended it meanwhile
@@ -122,15 +115,13 @@ def _go_on(o: Namespace, folder: Path, settings: Mapping[str, Any], asked: str) 
     if not isinstance(state, dict) or "settings" not in state:
         raise UserError(f"{asked}: expected the last.pt of a run of these scripts, found another checkpoint")
     theirs = _meaning(state["settings"])
-    if status := _ended(o.log_dir / f"{folder.name}.jsonl"):
-        _check_same({**theirs, "epochs": settings["epochs"]}, settings, asked)
+    status = _ended(o.log_dir / f"{folder.name}.jsonl")
+    _check_same({**theirs, "epochs": settings["epochs"]} if status else theirs, settings, asked)
+    if status:
         _check_longer(o, folder.name, theirs["epochs"], status, asked)
-    else:
-        _check_same(theirs, settings, asked)
-    log = RunLog.take_up(o.log_dir, folder, LOCK_PATIENCE)
-    if log is None:
-        raise UserError(f"{asked}: another process is going on with this run")
-    return log, _at(log, state, note)
+    if log := RunLog.take_up(o.log_dir, folder, LOCK_PATIENCE):
+        return log, _at(log, state, note)
+    raise UserError(f"{asked}: another process is going on with this run")
 
 
 def _check_same(theirs: Mapping[str, Any], settings: Mapping[str, Any], asked: str) -> None:
@@ -156,12 +147,16 @@ def _meaning(settings: Mapping) -> dict[str, Any]:
     return {**figure_settings(settings), "fingerprint": settings.get("fingerprint")}
 
 
+def _records(path: Path) -> list[dict]:
+    try:
+        return read_records(path) or [{}]
+    except UserError:
+        return [{}]
+
+
 def _settings(path: Path) -> dict[str, Any] | None:
     """The settings of the run in a jsonl; None where it holds none."""
-    try:
-        first = next(iter(read_records(path)), {})
-    except UserError:
-        return None
+    first = _records(path)[0]
     if first.get("type") != "run" or not isinstance(first.get("flags"), dict):
         return None
     return _meaning({**first["flags"], "fingerprint": first.get("fingerprint")})
@@ -169,11 +164,8 @@ def _settings(path: Path) -> dict[str, Any] | None:
 
 def _ended(path: Path) -> str | None:
     """How the run in a jsonl came to its end; None where it did not."""
-    try:
-        last = read_records(path)[-1]
-    except (UserError, IndexError):
-        return None
-    return last.get("status") if last.get("status") in ("finished", "early_stopped") else None
+    status = _records(path)[-1].get("status")
+    return status if status in ("finished", "early_stopped") else None
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -182,22 +174,19 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [f"{n} {one.get(n)} -> {other.get(n)}" for n in names if one.get(n) != other.get(n)]
 
 
-def _unfinished(o: Namespace, settings: Mapping[str, Any] | None = None) -> Iterator[str]:
-    """Names of the runs in the log folder that did not finish, newest first: those of these settings, or all."""
+def _unfinished(o: Namespace, settings: Mapping[str, Any] | None = None) -> Iterator[tuple[str, dict]]:
+    """Unfinished runs of the log folder, newest first, and their settings: those of these settings, or all."""
     paths = [o.log_dir / f"{o.run_name}.jsonl"] if o.run_name else o.log_dir.glob("*.jsonl")
     for path in sorted(filter(Path.is_file, paths), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         if not _ended(path) and (theirs := _settings(path)) and settings in (None, theirs):
-            yield path.stem
+            yield path.stem, theirs
 
 
 def _nearest(o: Namespace, settings: Mapping[str, Any], own: str) -> str:
     """Which unfinished run comes nearest to what was asked for, and what differs: likely a flag that was forgotten."""
-    differences = {name: differing(_settings(o.log_dir / f"{name}.jsonl") or {}, settings) for name in _unfinished(o)}
-    differences = {name: found for name, found in differences.items() if found and name != own}
-    if not differences:
-        return ""
-    name = min(differences, key=lambda name: len(differences[name]))
-    return f" (the nearest unfinished one, {name}, has other settings: {'; '.join(differences[name])})"
+    others = [(name, differing(theirs, settings)) for name, theirs in _unfinished(o) if name != own]
+    name, found = min((other for other in others if other[1]), key=lambda other: len(other[1]), default=("", []))
+    return f" (the nearest unfinished one, {name}, has other settings: {'; '.join(found)})" if found else ""
 
 
 def _state_to_go_on_from(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
@@ -219,9 +208,8 @@ def _at(log: RunLog, state: dict, note: str) -> dict:
     """Cut the log back to where the state was saved, and say what happens."""
     log.cut_back(state["lengths"])
     step = f", step {state['progress']['step']}" if state["progress"] else " done"
-    log.show(
-        (note + "\n" if note else "") + f"Resuming {log.name}: round {state['round']}, epoch {state['epoch']}{step}"
-    )
+    note += "\n" if note else ""
+    log.show(f"{note}Resuming {log.name}: round {state['round']}, epoch {state['epoch']}{step}")
     return state
 
 

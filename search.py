@@ -5,10 +5,7 @@ python search.py train_swin.py --lr 1e-5 2e-5 --seeds 3 --jobs 2 --gpus 0,1 --pl
 python search.py train_resnet.py --lr_ratio 5 10 20 --dry_run -- --lr_scheduler step
 
 Any flag of the training script with several values is searched; what follows `--` goes to every run. The same
-command after an interruption trains what is missing: a run's name is made of its settings.
-"""
-
-from __future__ import annotations
+command after an interruption trains what is missing: a run's name is made of its settings."""
 
 import argparse
 import hashlib

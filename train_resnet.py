@@ -1,8 +1,7 @@
 """Train HyperIQA with a ResNet backbone.
 
 python train_resnet.py --dataset demo                          # no data, no network, a few minutes on a CPU
-python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published baseline
-"""
+python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published baseline"""
 
 from common.cli import run_tool
 from folders import DEFAULT_RESIZE

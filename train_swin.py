@@ -2,8 +2,7 @@
 
 python train_swin.py --dataset demo                            # no data, no network, a few minutes on a CPU
 python train_swin.py --dataset koniq-10k --ranking_loss_alpha 0.3 --use_multiscale
-python train_swin.py --lr_scheduler step                       # the published procedure
-"""
+python train_swin.py --lr_scheduler step                       # the published procedure"""
 
 from common.cli import run_tool
 from folders import DEFAULT_RESIZE

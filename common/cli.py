@@ -53,9 +53,8 @@ class _Formatter(RawDescriptionHelpFormatter):
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
-        if "default" in text or action.default in (None, SUPPRESS) or action.nargs == 0:
-            return text
-        return text + " (default: %(default)s)"
+        said = "default" in text or action.default in (None, SUPPRESS) or action.nargs == 0
+        return text if said else text + " (default: %(default)s)"
 
 
 class _Parser(ArgumentParser):
@@ -107,8 +106,7 @@ class Flags:
         """A flag with a value; `ok` says what it must be."""
         dest = self.current.add_argument(name, default=default, help=text, action=_Setting, **more).dest
         if ok is not None:
-            expected, test = ok
-            self._check(dest, lambda value: None if test(value) else f"{name} {value}: expected {expected}")
+            self._check(dest, lambda value: None if ok[1](value) else f"{name} {value}: expected {ok[0]}")
 
     def _check(self, dest: str, problem: Callable[[Any], str | None]) -> None:
         self.checks.append(lambda o: None if (value := getattr(o, dest)) is None else problem(value))
@@ -178,7 +176,6 @@ class Flags:
         prepare: Callable[[Namespace, Given], object] = lambda options, given: None,
     ) -> Namespace:
         """The flags, all checked: ranges first, then the program's own `problems(options, given)`.
-
         given: the settings that the user gave -> (flag, value). prepare(options, given) fills in what follows from
         other flags, before the checks. Raises UserError naming every mistake."""
         options = self.parser.parse_args(argv)

@@ -83,7 +83,6 @@ def set_backends(deterministic: bool) -> None:
 
 def keep_freed_memory() -> None:
     """Let malloc keep what a step frees for the next one, where this system has such a setting (glibc's mallopt).
-
     By default the kernel zeroes the new memory of every large tensor: on two CPU cores up to a fifth of a training
     step. The process grows no larger than its largest step. For programs, not libraries: it holds for all of it."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's C library

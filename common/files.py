@@ -28,7 +28,6 @@ class _Watched:
 
 def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object]) -> None:
     """Write the content, or what `content(file)` writes, to a file beside `path`, and move it there once it is safe.
-
     A crash leaves the old file or the new one, never a part. Raises UserError where it cannot be written."""
     temporary, watched = None, None
     try:

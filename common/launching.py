@@ -15,7 +15,6 @@ from pathlib import Path
 
 def start(command: Sequence[str], output: Path, environment: Mapping[str, str]) -> subprocess.Popen:
     """Start a program that writes all it says into the file `output`, in a session of its own.
-
     Ctrl-C then reaches the one that started it alone, which ends it once."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("wb") as file:
@@ -26,14 +25,12 @@ def start(command: Sequence[str], output: Path, environment: Mapping[str, str]) 
 
 def end(processes: Sequence[subprocess.Popen], patience: float = 10) -> None:
     """Interrupt the programs, so that they write their last records, and kill what is left after `patience` seconds."""
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
         for process in processes:
             process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + patience
         for process in processes:
             process.wait(max(0.1, deadline - time.monotonic()))
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        pass
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)  # its loaders' processes too
@@ -68,6 +65,5 @@ def mapped(work: Callable, items: Iterable, processes: int) -> Iterator:
     with ProcessPoolExecutor(processes, mp_context=fresh, initializer=_follow_parent) as pool:
         try:
             yield from pool.map(work, items, chunksize=4)
-        except BaseException:
+        finally:
             pool.shutdown(cancel_futures=True)
-            raise

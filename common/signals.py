@@ -8,7 +8,6 @@ from common.errors import Interrupted
 
 class StopSignals:
     """While active, SIGINT and SIGTERM raise Interrupted, or, while `deferred`, are noted in `received`.
-
     The second SIGINT is the system's again and ends the process at once."""
 
     def __init__(self) -> None:

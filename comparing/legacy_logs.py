@@ -2,10 +2,7 @@
 
 Two kinds are read: NAME.log of this project, and what the public HyperIQA and Swin code printed, progress bars
 and all: tabs single or double, losses `5.042 (L1:4.848,Rank:0.646)`, with and without SPAQ or validation columns,
-several rounds in a file, and files that end anywhere, in a traceback or in the middle of a row.
-"""
-
-from __future__ import annotations
+several rounds in a file, and files that end anywhere, in a traceback or in the middle of a row."""
 
 import math
 import re
@@ -34,9 +31,7 @@ _LONGEST = 20_000
 
 def read_log(path: Path) -> list[dict]:
     """The records of a plain log: one `run`, an `epoch` for every row, one `end`, with the jsonl's fields.
-
-    Seconds per epoch are the progress bars' sum, {"bars": s}. What a log doesn't say is absent. Raises UserError.
-    """
+    Seconds per epoch are the progress bars' sum, {"bars": s}. What a log doesn't say is absent. Raises UserError."""
     reader = _Reader(path.stem)
     with reading(path, "cannot be read"), path.open("rb") as file:
         for line in file:

@@ -1,9 +1,6 @@
 """How comparisons are shown: tables of text, and pictures (matplotlib, imported only when one is asked for).
 
-Everything here gets plain names and numbers; nothing knows what a run is.
-"""
-
-from __future__ import annotations
+Everything here gets plain names and numbers; nothing knows what a run is."""
 
 import importlib.util
 import math
@@ -25,9 +22,7 @@ Axis = tuple[str, Sequence[str]]  # a searched flag and its values
 # ----------------------------------------------------------------------------------------------- text
 def short_names(names: Sequence[str], width: int) -> dict[str, str]:
     """Each name in at most `width` characters and still unlike the others.
-
-    Long names lose dates that tell none apart, then the words that all names share, then their middles.
-    """
+    Long names lose dates that tell none apart, then the words that all names share, then their middles."""
     undated = [re.sub(r"_\d{8}_\d{6}(?=$|_)", "", name) for name in names]
     shared = set.intersection(*(set(re.split("[_ ]", name)) for name in names)) if len(names) > 1 else set()
     short: dict[str, str] = {}
@@ -58,9 +53,7 @@ def text_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100, colours: Mapping[int, str] | None = None
 ) -> str:
     """A table in `width` characters: first column left, others right; a header may have two lines.
-
-    Columns that don't fit go into a further block. colours: row -> ANSI code, such as "32"; None: plain text.
-    """
+    Columns that don't fit go into a further block. colours: row -> ANSI code, such as "32"; None: plain text."""
     widths = [max(map(len, [*title.split("\n"), *cells])) for title, *cells in zip(header, *rows)]
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
     blocks: list[list[int]] = [[]]
@@ -187,10 +180,8 @@ def draw_curves(path: Path, curves: Sequence[Curve], titles: Sequence[str]) -> N
 
 def draw_scatter(path: Path, title: str, clouds: Sequence[Cloud], captions: Sequence[str]) -> None:
     """Predicted score against MOS, one panel per set, with the fitted curve and the ten worst images named.
-
     Worst: furthest from the fitted curve (from the MOS where nothing could be fitted). Their names stand beside
-    the panel, near their points but apart.
-    """
+    the panel, near their points but apart."""
     figure, panels = _panels(len(clouds), min(len(clouds), 2 if len(clouds) < 5 else 3), 8.2, 6)
     figure.suptitle(title)
     line = {"arrowstyle": "-", "lw": 0.5, "color": "#D55E00", "relpos": (0, 0.5)}
@@ -233,9 +224,7 @@ def draw_grid(
     path: Path, metric: str, axes: Sequence[Axis], values: np.ndarray, bounds=None, higher_is_better: bool = True
 ) -> None:
     """A figure over one searched flag (line with its intervals) or two (heat map, the best cell framed).
-
-    values (len,) or (len, len), nan where there is none; bounds (len, 2): each interval, for the line alone.
-    """
+    values (len,) or (len, len), nan where there is none; bounds (len, 2): each interval, for the line alone."""
     (first, ticks), *more = axes
     if more:
         ((second, columns),) = more

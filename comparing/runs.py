@@ -1,9 +1,6 @@
 """Runs as the comparison tools see them: read from jsonl or plain log, measured with intervals, put into a table.
 
-A `Run` is one round of one file; an `Entry` is a row of the table: a run, or several seeds of one setting.
-"""
-
-from __future__ import annotations
+A `Run` is one round of one file; an `Entry` is a row of the table: a run, or several seeds of one setting."""
 
 import math
 import re
@@ -109,9 +106,7 @@ class Run:
 
     def scores(self, part: str) -> Scores | None:
         """Predictions on `test` or a cross test whose SRCC is the recorded one of the best epoch; None without such.
-
-        A model of badness has its scores on a cross test negated, which is what the recorded figures are of.
-        """
+        A model of badness has its scores on a cross test negated, which is what the recorded figures are of."""
         sets, own = self._predicted[0], self.settings.get("dataset")
         test = own if own in sets else next(iter(sets), None)
         # SPAQ's whole release goes by a name of its own, spaq-official.
@@ -145,9 +140,7 @@ class Entry:
 # ---------------------------------------------------------------------------------------------- reading
 def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Runs of files and folders, each run once, and what could not be read, in words.
-
-    A NAME.log beside its NAME.jsonl is the same run; the jsonl, which holds more, is read.
-    """
+    A NAME.log beside its NAME.jsonl is the same run; the jsonl, which holds more, is read."""
     files: dict[Path, None] = {}
     runs, problems = [], []
     for path in paths:
@@ -264,10 +257,8 @@ def read_predictions(path: Path) -> dict[str, Scores]:
 
 def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
     """Entries of the runs with equal settings but for the seed, and notes on what was left out of them.
-
     A run that is not done is no seed of a setting, nor is the older of two with the same seed. Logs that
-    don't hold their settings (the public code's) are grouped with the other rounds of their file alone.
-    """
+    don't hold their settings (the public code's) are grouped with the other rounds of their file alone."""
     notes: list[str] = []
     groups: dict[tuple, dict[str, Run]] = {}
     for run in sorted(runs, key=lambda run: run.path.stat().st_mtime):

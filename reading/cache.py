@@ -1,7 +1,5 @@
 """The image cache: every image of a data set decoded and resized once, by all cores, for all later runs."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -29,13 +27,11 @@ COPY_BYTES = 2**28
 
 class ImageCache:
     """The resized images of a data set as uint8, one after the other in one buffer: a mapped file, or memory.
-
     `cache[i]` is image i as (H, W, 3); `sizes` (n, 2) holds heights and widths, `upscaled` how many images
     were smaller than `min_side`, `index` the number of each path, `bad` why a file could not be read (its
     image is empty or unfinished). With `cache_dir` the images lie in a file there, keyed by everything that
     they depend on, which the next run maps into memory instead of decoding; without, they are decoded into
-    memory. Raises UserError where the cache cannot be written.
-    """
+    memory. Raises UserError where the cache cannot be written."""
 
     def __init__(
         self,
@@ -238,9 +234,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 def put_on_gpu(caches: Iterable[ImageCache], choice: str, device: torch.device) -> str:
     """Move the caches to the GPU where `--cache_device` (auto, cpu, cuda) says so; returns where they are and why.
-
-    auto: on a CUDA device on which they take at most half of the free memory.
-    """
+    auto: on a CUDA device on which they take at most half of the free memory."""
     caches = list(caches)
     if device.type != "cuda" or choice == "cpu":
         return "cpu"

@@ -1,7 +1,5 @@
 """The file formats that data sets come in, each as rows; what is wrong with a file is one line for its owner."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -65,9 +63,7 @@ def read_json_scores(path: Path) -> dict[str, float]:
 
 def read_mat(path: Path, *variables: str) -> list[tuple]:
     """Arrays of a MATLAB file (to version 7.2), entry by entry: numbers, and the text of cell arrays of text.
-
-    An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError.
-    """
+    An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError."""
     from scipy.io import loadmat  # late: the flags are checked without it
 
     # The parser meets a damaged file with whatever comes first.
@@ -89,9 +85,7 @@ def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
 
 def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
     """Rows of a worksheet (None: of the first) of an .xlsx file as tuples of values, without the empty rows.
-
-    `owner` is the data set that needs the file. Raises UserError, also where openpyxl is not installed.
-    """
+    `owner` is the data set that needs the file. Raises UserError, also where openpyxl is not installed."""
     try:
         from openpyxl import load_workbook  # optional: few data sets come as workbooks
     except ImportError:

@@ -1,7 +1,5 @@
 """Image files -> uint8 pixels, and their resizing: what a patch is cut from, the same for training and for scoring."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 
@@ -71,11 +69,9 @@ def _decode_pillow(path: Path, exif_rotate: bool) -> np.ndarray:
 
 def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
     """An image file as RGB uint8 (H, W, 3), as a viewer shows it. Raises ValueError with the reason.
-
     16-bit values are divided by 257, transparency lies on white. JPEG and PNG go through torchvision,
     bit-identical to Pillow and faster; other formats, and what it has no plain RGB for (CMYK, palettes,
-    transparency), go through Pillow. exif_rotate: turn as the file's EXIF orientation says.
-    """
+    transparency), go through Pillow. exif_rotate: turn as the file's EXIF orientation says."""
     try:
         with Image.open(path) as image:
             kind, mode = image.format, image.mode
@@ -117,9 +113,7 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def fitted_size(path: Path, resize: str, min_side: int, exif_rotate: bool = False) -> tuple[tuple[int, int], bool]:
     """What an image file becomes, before any pixel is decoded: ((height, width), whether it is smaller than a patch).
-
-    Raises ValueError where the file is no image, or would be absurdly large once resized (a long thin strip).
-    """
+    Raises ValueError where the file is no image, or would be absurdly large once resized (a long thin strip)."""
     header = read_header(path, exif_rotate)
     height, width = resized_size(*header, resize, min_side)
     if height * width > MAX_PIXELS:

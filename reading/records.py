@@ -1,10 +1,7 @@
 """Records, data sets, and the base of the readers in `folders.py`.
 
 A reader gives rows (image name, score, split, content group, kind of distortion); the base class finds the images,
-splits what comes without a split, and turns everything that is wrong with a data set into one line for its owner.
-"""
-
-from __future__ import annotations
+splits what comes without a split, and turns everything that is wrong with a data set into one line for its owner."""
 
 import hashlib
 import json
@@ -27,11 +24,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".we
 @dataclass(frozen=True)
 class Record:
     """One image: where it lies, its opinion score on the set's own scale, its split, and what it depicts.
-
     `group` is shared by images of the same content, which must not be torn apart by a split; None: own content.
     `kind` is the kind of distortion in words, where the set says it. `folder` is the folder below the root, in
-    the sets in which base names repeat across folders.
-    """
+    the sets in which base names repeat across folders."""
 
     path: Path
     score: float
@@ -119,10 +114,8 @@ class Reader:
 
     def read_for_test(self, split: str = "auto", own: bool = False) -> tuple[DataSet, str]:
         """The set's images to test on, and in words which they are; own: the model was trained on the set.
-
         split: auto, test or all. auto: the test images of a set that comes with a split, so that figures of all
-        models are of the same images; those of the run's random split of its own set; else all. Raises UserError.
-        """
+        models are of the same images; those of the run's random split of its own set; else all. Raises UserError."""
         comes_with_one = any(row.split == "test" for row in self.listed)
         if split == "all" or (split == "auto" and not comes_with_one and not own):
             return self.read_all_as_test(), "all" + (", its training images among them" if own else "")

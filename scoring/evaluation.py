@@ -1,9 +1,6 @@
 """A model tested on data sets: which images, at which size, what it scores them, and the figures of merit.
 
-`evaluate.py` is the tool. What a run has tested comes out here again, figure by figure.
-"""
-
-from __future__ import annotations
+`evaluate.py` is the tool. What a run has tested comes out here again, figure by figure."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -34,10 +31,8 @@ FIGURES = ("srcc", "plcc", "fitted_plcc", "krcc", "fitted_rmse")
 @dataclass
 class SetTest:
     """A data set, how it is tested, and what came of it: scores (N,) as the model gave them, beside the records.
-
     which: its images, in words. sign -1: the model's scores and the set's opinions point in opposite directions.
-    kinds: (kind of distortion, images, SRCC, PLCC), best first.
-    """
+    kinds: (kind of distortion, images, SRCC, PLCC), best first."""
 
     data: DataSet
     which: str
@@ -63,10 +58,8 @@ def read_sets(
     lower_is_better: bool = False,
 ) -> list[SetTest]:
     """The sets of `paths` (name -> folder, None: its default), read and checked, for a checkpoint's description.
-
     split: auto, test or all. resize: for all sets; None: each as `default_resize` says. seed: of a random split;
-    None: the run's. lower_is_better: of csv. Raises UserError naming what is wrong with every one of the sets.
-    """
+    None: the run's. lower_is_better: of csv. Raises UserError naming what is wrong with every one of the sets."""
     trained_on = description["dataset"]
     # The demo brings a SPAQ of its own, which its runs are tested on.
     beside = (paths.get("demo") or HERE / "demo") / "spaq-test" if trained_on == "demo" else None
@@ -97,9 +90,7 @@ def is_training_set(reader: Reader, description: Mapping[str, Any]) -> bool:
 
 def default_resize(name: str, own: bool, description: Mapping[str, Any]) -> str:
     """The training's size on its own set and its cross tests, and elsewhere too where its user had chosen it.
-
-    Else the set's default. That is how a run treats its cross tests.
-    """
+    Else the set's default. That is how a run treats its cross tests."""
     trained, cross = description["resize"], description.get("cross_resize") or {}
     if name in cross and not own:
         return cross[name]
@@ -111,9 +102,7 @@ def load_images(
     tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool = False
 ) -> None:
     """Decode each set's images, into memory without `cache_dir`, and choose the records that can be scored.
-
-    Raises UserError for images that cannot be read, all of them, unless they are to be skipped.
-    """
+    Raises UserError for images that cannot be read, all of them, unless they are to be skipped."""
     d = model.description
     for test in tests:
         test.images = DecodedSet(test.data, test.resize, d["patch_size"], d.get("exif_rotate", False), cache_dir)
@@ -134,9 +123,7 @@ def score(test: SetTest, model: QualityModel, batch_size: int = SCORE_BATCH) -> 
 
 def measure(test: SetTest, resamples: int = intervals.RESAMPLES) -> None:
     """The test's figures with their intervals over images, and those of each kind of distortion.
-
-    The logistic is fitted once, to all images, and held fixed in the resamples.
-    """
+    The logistic is fitted once, to all images, and held fixed in the resamples."""
     signed, mos = test.sign * test.scores, test.mos
     mapped = metrics.fitted(signed, mos)
     with tqdm(FIGURES, f"Resampling {test.data.name}", unit="figure", leave=False) as bar:

@@ -1,7 +1,5 @@
 """What the user names -> image files: files, folders, patterns, and paths on standard input."""
 
-from __future__ import annotations
-
 import glob
 import os
 import select

@@ -1,10 +1,7 @@
 """Files of scores: a row per image as CSV or JSON lines, written through at once and taken up again after a kill.
 
 A row has the columns image, score, error and made_with; the last names what the score depends on, so that rows of
-different models or settings are never mixed unnoticed.
-"""
-
-from __future__ import annotations
+different models or settings are never mixed unnoticed."""
 
 import csv
 import json
@@ -23,9 +20,7 @@ LONGEST = 1 << 16  # bytes of a row; more means that it is something else
 
 class ScoreFile:
     """Rows to the end of a file, or to standard output (None). Raises UserError where they cannot be written.
-
-    Each is written through at once: nothing is left in a buffer that could fail, or get lost, later.
-    """
+    Each is written through at once: nothing is left in a buffer that could fail, or get lost, later."""
 
     def __init__(self, path: Path | None, form: str):
         self.name, self.form = str(path or "standard output"), form
@@ -90,10 +85,8 @@ def _parse_row(path: Path, form: str, number: int, text: str) -> dict | None:
 
 def take_up(path: Path, form: str, made_with: str, again: Callable[[str], bool]) -> tuple[dict[str, float], str]:
     """Make a file of scores ready to be gone on with: (image -> score of what it holds, what to tell the user).
-
     Rows without a score go where `again(image)` says that the image is tried once more, a row that was cut off goes
-    anyway. Raises UserError where the file is none of predict.py's, or was made with something else.
-    """
+    anyway. Raises UserError where the file is none of predict.py's, or was made with something else."""
     done, failed, whole = {}, 0, 0
     for record, row in read_rows(path, form):
         whole += len(record)

@@ -1,9 +1,6 @@
 """Contact sheets: the images sorted by score, best first, as one page to look at.
 
-However many images there are, at most `SHOWN` are decoded, one after the other, and only their thumbnails are kept.
-"""
-
-from __future__ import annotations
+However many images there are, at most `SHOWN` are decoded, one after the other, and only their thumbnails are kept."""
 
 import base64
 import html
@@ -45,9 +42,7 @@ def draw(
     failed: int = 0,
 ) -> None:
     """Write the sheet of these (image, score) as HTML. Raises UserError if unwritable.
-
-    description: the model's; failures: lines about images without a score, all or the first of `failed`.
-    """
+    description: the model's; failures: lines about images without a score, all or the first of `failed`."""
     cells = chosen(scores, description["higher_is_better"])
     facts = list(_facts(description, scores, len(cells), failed))
     shown = tqdm(cells, "Contact sheet", unit="image", leave=False, dynamic_ncols=True)
