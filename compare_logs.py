@@ -19,7 +19,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +35,6 @@ from comparing import plots, runs
 from comparing.runs import FIGURE, Entry, Measure, Run
 from metrics import RECORDED
 
-FEWEST = 10
-
 
 @dataclass(frozen=True)
 class Comparison:
@@ -51,7 +49,18 @@ class Comparison:
     refused: str = ""
 
 
-OTHER_SORTS = ("train_srcc", "run", "epoch", "minutes", "status")
+def _known_first(value: float) -> float:
+    return math.inf if math.isnan(value) else value
+
+
+# What --sort takes besides figures, which go best first -> (entry, epoch shown) -> its key, in ascending order.
+OTHER_SORTS: dict[str, Callable[[Entry, str], Any]] = {
+    "train_srcc": lambda e, epoch: _known_first(-e.mean(lambda run: run.figure("train", "srcc", run.epoch(epoch)))),
+    "run": lambda e, epoch: e.name,
+    "epoch": lambda e, epoch: e.runs[0].epoch(epoch),
+    "minutes": lambda e, epoch: _known_first(e.mean(lambda run: run.minutes)),
+    "status": lambda e, epoch: e.runs[0].status,
+}
 
 
 def parse() -> argparse.Namespace:
@@ -59,9 +68,8 @@ def parse() -> argparse.Namespace:
     flags.words("paths", "logs or folders of logs (default: logs)", nargs="*", type=Path, default=[Path("logs")],
                 metavar="PATH")  # fmt: skip
     flags.group("table")
-    flags.value(
-        "--metric", "srcc", "the figure with the interval, which is compared; spaq_srcc: of a cross test", FIGURE
-    )
+    compared = "the figure with the interval, which is compared; spaq_srcc: of a cross test"
+    flags.value("--metric", "srcc", compared, FIGURE)
     sorts = (f"{FIGURE[0]}, or {', '.join(OTHER_SORTS)}", lambda name: name in OTHER_SORTS or FIGURE[1](name))
     flags.value("--sort", None, "order of the rows (default: the metric, best first)", sorts)
     epochs = ("best, last or a number from 1", lambda text: re.fullmatch("best|last|[1-9][0-9]*", text))
@@ -90,7 +98,6 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield f"{first_five(missing)}: no such file or folder"
 
 
-# ------------------------------------------------------------------------------------------ differences
 def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
     """A against B by the best method that their files allow."""
     values: Any = [[measure.value(run) for run in entry.runs] for entry in (a, b)]
@@ -122,7 +129,7 @@ def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
         return Comparison(a, b, "number of images", min(counts), found)
     keys = scores_a.keys if scores_a.keys == scores_b.keys else tuple(sorted({*scores_a.keys} & {*scores_b.keys}))
     fewer = min(len(scores_a.keys), len(scores_b.keys))
-    if len(keys) < max(FEWEST, fewer / 2):
+    if len(keys) < max(10, fewer / 2):
         return Comparison(a, b, refused=f"only {len(keys)} of {fewer} images are in both predictions files")
     if unequal := int((np.abs(scores_a.on(keys)[1] - scores_b.on(keys)[1]) > 1e-6).sum()):
         return Comparison(a, b, refused=f"{unequal} of {len(keys)} common images have different MOS")
@@ -177,25 +184,6 @@ def _named(wanted: str, entries: Sequence[Entry]) -> Entry:
     raise UserError(f"--against {wanted}: {what}; expected one of {first_five(entry.name for entry in entries)}")
 
 
-# --------------------------------------------------------------------------------------------- output
-def in_order(entries: Sequence[Entry], measure: Measure, sort: str | None) -> list[Entry]:
-    """Best first by a figure; by name, epoch, time or status in ascending order."""
-    if sort not in OTHER_SORTS:
-        return runs.ranked(entries, replace(measure, metric=sort or measure.metric))
-
-    def known_first(value: float) -> float:
-        return math.inf if math.isnan(value) else value
-
-    keys = {
-        "train_srcc": lambda e: known_first(-e.mean(lambda run: run.figure("train", "srcc", run.epoch(measure.epoch)))),
-        "run": lambda e: e.name,
-        "epoch": lambda e: e.runs[0].epoch(measure.epoch),
-        "minutes": lambda e: known_first(e.mean(lambda run: run.minutes)),
-        "status": lambda e: e.runs[0].status,
-    }
-    return sorted(entries, key=keys[sort])
-
-
 def footnotes(entries: Sequence[Entry], measure: Measure) -> list[str]:
     found = [measure.estimate(entry) for entry in entries]
     notes = []
@@ -227,9 +215,9 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         short = plots.short_names([entry.name for entry in entries], plots.room_for_names(header, rows, wide))
 
     def show(header: list[str], rows: list[list[str]]) -> None:
-        named = [[short[row[0]], *row[1:]] for row in rows]
-        layout = () if options.markdown else (wide, colours)
-        print((plots.markdown_table if options.markdown else plots.text_table)(header, named, *layout) + "\n")
+        rows = [[short[name], *cells] for name, *cells in rows]
+        text = plots.markdown_table(header, rows) if options.markdown else plots.text_table(header, rows, wide, colours)
+        print(text + "\n")
 
     show(header, rows)
     if legend := [f"  {brief} = {name}\n" for name, brief in short.items() if brief != name]:
@@ -252,10 +240,8 @@ def print_differences(comparisons: Sequence[Comparison], short: dict[str, str], 
     tests = sum(not c.refused for c in comparisons)
     print(f"Differences in {measure.metric}{', p-values corrected (Holm)' if tests > 1 else ''}:\n")
     for comparison in comparisons:
-        # What belongs together is kept on one line.
-        text = re.sub(
-            "(p|p [=<]|corrected|\\[.*?,) ", "\\1\xa0", sentence(comparison, short, tests, measure.higher_is_better)
-        )
+        said = sentence(comparison, short, tests, measure.higher_is_better)
+        text = re.sub("(p|p [=<]|corrected|\\[.*?,) ", "\\1\xa0", said)  # what belongs together stays on one line
         wrapped = textwrap.fill(text, wide, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
         print(wrapped.replace("\xa0", " "))
     if any(c.difference and c.method == "number of images" for c in comparisons):
@@ -287,14 +273,10 @@ def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
 
 def print_json(entries, measure, comparisons, notes) -> None:
     rows = [{**record_of(e, measure), "settings": [run.settings for run in e.runs]} for e in entries]
-    pairs = [
-        {
-            **{"a": c.a.name, "b": c.b.name, "method": c.method, "images": c.images, "refused": c.refused},
-            **(asdict(c.difference) if c.difference else {}),
-            "p_corrected": c.corrected,
-        }
-        for c in comparisons
-    ]
+    pairs = []
+    for c in comparisons:
+        pair = {"a": c.a.name, "b": c.b.name, "method": c.method, "images": c.images, "refused": c.refused}
+        pairs.append(pair | (asdict(c.difference) if c.difference else {}) | {"p_corrected": c.corrected})
     print(json.dumps(plain({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
 
 
@@ -303,9 +285,7 @@ def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
     rows = [plain(record_of(e, measure)) | {f"setting_{name}": e.setting(name) for name in names} for e in entries]
     columns = dict.fromkeys(name for row in rows for name in row if name != "files")
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([columns, *([row.get(c) for c in columns] for row in rows)])
     write_whole(path, text.getvalue())
 
 
@@ -350,7 +330,10 @@ def main() -> None:
     if not entries:
         raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
     measure.draw_together(entries)
-    entries = in_order(entries, measure, options.sort)
+    if options.sort in OTHER_SORTS:
+        entries = sorted(entries, key=lambda entry: OTHER_SORTS[options.sort](entry, measure.epoch))
+    else:
+        entries = runs.ranked(entries, replace(measure, metric=options.sort or measure.metric))
     comparisons = compare_all(measure, chosen_pairs(options, entries))
     with printing():
         if options.json:

@@ -16,11 +16,10 @@ import metrics
 NAN = float("nan")
 RESAMPLES = 10_000
 LEVEL = 0.95
-# Resamples worked on at a time: few enough that their arrays stay in the processor's cache.
-_CHUNK = 32
-_PAIR_CHUNK = 512
+_CHUNK, _PAIR_CHUNK = 32, 512  # resamples at a time: few enough that their arrays stay in the processor's cache
 
 Figures = Callable[[np.ndarray], np.ndarray]
+Formula = Callable[[float, int], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,6 @@ class Difference:
     approximate: bool = False
 
 
-# --------------------------------------------------------------------------- from the number of images
 def fisher(plcc: float, images: int) -> tuple[float, float]:
     """95 % interval of Pearson's correlation on N images: Fisher's z, variance 1/(N-3); (nan, nan) below 4."""
     return _from_z(plcc, images, 1.0)
@@ -69,9 +67,7 @@ def _from_z(r: float, images: int, variance: float) -> tuple[float, float]:
     return float(np.tanh(np.arctanh(r) - reach)), float(np.tanh(np.arctanh(r) + reach))
 
 
-def unpaired_difference(
-    a: float, b: float, interval: Callable[[float, int], tuple[float, float]], images_a: int, images_b: int
-) -> Difference:
+def unpaired_difference(a: float, b: float, interval: Formula, images_a: int, images_b: int) -> Difference:
     """Difference of two correlations known by value and number of images alone; interval: fisher or bonett_wright.
     The interval is Zou's (Psychological Methods 12, 2007) for independent samples, and p its inversion; on the
     same images it is wider than a paired one."""
@@ -84,7 +80,6 @@ def unpaired_difference(
     return Difference(a - b, float(low), float(high), float(2 * stats.norm.sf(score)), approximate=True)
 
 
-# ------------------------------------------------------------------------------------------- resampling
 def resample_counts(images: int, resamples: int, seed: int, chunk: int = _CHUNK) -> Iterator[np.ndarray]:
     """Counts (images, up to `chunk`) of resamples with replacement: each column sums to `images`.
     A pure function of its arguments, so that two runs on the same images see the same resamples."""
@@ -106,13 +101,15 @@ def bootstrap(
     return np.concatenate([figures(counts).T for counts in resample_counts(len(mos), resamples, seed, chunk)])
 
 
+def _ties(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each value's place (N,) among the distinct ones, the values' order (N,), and where each distinct one begins."""
+    _, place, sizes = np.unique(values, return_inverse=True, return_counts=True)
+    return place, np.argsort(place, kind="stable"), np.cumsum(sizes) - sizes
+
+
 def _ranker(values: np.ndarray) -> Figures:
     """Counts (N, b) -> each image's mean rank in the resample, less the mean of all ranks."""
-    order = np.argsort(values, kind="stable")
-    in_order = values[order]
-    starts = np.flatnonzero(np.r_[True, in_order[1:] != in_order[:-1]])
-    group = np.empty(len(values), np.intp)
-    group[order] = np.searchsorted(starts, np.arange(len(values)), side="right") - 1
+    place, order, starts = _ties(values)
 
     def ranks(counts: np.ndarray) -> np.ndarray:
         size = counts[order]
@@ -120,7 +117,7 @@ def _ranker(values: np.ndarray) -> Figures:
             size = np.add.reduceat(size, starts, axis=0)
         rank = np.cumsum(size, axis=0)
         rank -= (size - 1) / 2 + (len(values) + 1) / 2
-        return rank[group]
+        return rank[place]
 
     return ranks
 
@@ -133,9 +130,8 @@ def _srcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
         weighted = y * counts
         spread = np.einsum("nb,nb->b", weighted, y)
         ranks = (ranker(counts) for ranker in rankers)
-        return np.stack(
-            [_ratio(np.einsum("nb,nb->b", x, weighted), np.einsum("nb,nb,nb->b", x, x, counts) * spread) for x in ranks]
-        )
+        sums = ((np.einsum("nb,nb->b", x, weighted), np.einsum("nb,nb,nb->b", x, x, counts)) for x in ranks)
+        return np.stack([_ratio(both, own * spread) for both, own in sums])
 
     return figures
 
@@ -156,16 +152,13 @@ def _plcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 
 def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
     def order_of_pairs(values: np.ndarray) -> np.ndarray:
-        _, place = np.unique(values, return_inverse=True)
-        place = place.astype(np.float32)
+        place = _ties(values)[0].astype(np.float32)
         order = place[:, None] - place
         return np.sign(order, out=order)
 
     def untied(values: np.ndarray) -> Figures:
         """Counts -> twice the number of the resample's pairs that differ in value."""
-        _, group = np.unique(values, return_inverse=True)
-        order = np.argsort(group, kind="stable")
-        starts = np.flatnonzero(np.r_[True, np.diff(group[order]) != 0])
+        _, order, starts = _ties(values)
         return lambda counts: len(values) ** 2 - (np.add.reduceat(counts[order], starts, axis=0) ** 2).sum(0)
 
     # Concordant less discordant pairs of a resample are c'Sc / 2, S the product of both orders (N, N). Its
@@ -206,13 +199,10 @@ def _ratio(covariance: np.ndarray, spreads: np.ndarray) -> np.ndarray:
         return np.where(spreads > 1e-24, np.clip(covariance / np.sqrt(spreads), -1, 1), np.nan)
 
 
-# ------------------------------------------------------------------------------------ from the resamples
 def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
     """95 % interval from bootstrap draws (B,): their 2.5th and 97.5th percentile; (nan, nan) without a defined draw."""
     defined = draws[np.isfinite(draws)]
-    if not len(defined):
-        return NAN, NAN
-    return tuple(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+    return tuple(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()) if len(defined) else (NAN, NAN)
 
 
 def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) -> Difference:
@@ -236,27 +226,24 @@ def group_difference(
     A group of one seed is taken to spread like the other; two such are only as sure as their images."""
     random = np.random.default_rng([seed, len(figures_a), len(figures_b)])
     sides = [(np.asarray(figures, float), draws) for figures, draws in ((figures_a, draws_a), (figures_b, draws_b))]
-    deviations = [_seed_deviations(figures, draws) for figures, draws in sides]
     spreads = [np.var(figures, ddof=1) if len(figures) > 1 else 0.0 for figures, _ in sides]
-    difference, uncertain = 0.0, [0.0, 0.0]
-    for i, sign in enumerate((1, -1)):
-        figures, draws = sides[i]
+    deviations = [_seed_deviations(*side, spread) for side, spread in zip(sides, spreads)]
+    means, uncertain = [draws.mean(1) for _, draws in sides], [0.0, 0.0]
+    for i, (figures, draws) in enumerate(sides):
         lender = i if len(figures) > 1 else 1 - i
-        mean = draws.mean(1)
         if len(deviations[lender]) > 1:
-            mean = mean + deviations[lender][random.integers(0, len(deviations[lender]), draws.shape)].mean(1)
+            means[i] += deviations[lender][random.integers(0, len(deviations[lender]), draws.shape)].mean(1)
             uncertain[lender] += spreads[lender] / len(figures)
-        difference = difference + sign * mean
     squares = sum(part**2 / (len(side) - 1) for part, (side, _) in zip(uncertain, sides) if part)
-    value, variance = float(np.mean(figures_a) - np.mean(figures_b)), float(np.nanvar(difference))
+    value, variance = float(np.mean(figures_a) - np.mean(figures_b)), float(np.nanvar(means[0] - means[1]))
     fewest = min(len(side) for side, _ in sides if len(side) > 1) - 1 if squares else np.inf
     return _student(value, variance, max(fewest, variance**2 / squares) if squares else np.inf)
 
 
-def _seed_deviations(figures: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Each seed's deviation (k,) from its group's mean, scaled to the variance that seeds have beyond images'."""
+def _seed_deviations(figures: np.ndarray, draws: np.ndarray, spread: float) -> np.ndarray:
+    """Each seed's deviation (k,) from its group's mean, scaled to the variance that seeds have beyond images'.
+    spread: the variance of the figures (k,), 0 for a single one."""
     count = len(figures)
-    spread = np.var(figures, ddof=1) if count > 1 else 0.0
     if spread == 0:
         return np.zeros(count)
     by_images = np.nanvar(draws - draws.mean(1, keepdims=True), axis=0).sum() / (count - 1)
@@ -285,8 +272,7 @@ def _student(value: float, variance: float, freedom: float, approximate: bool = 
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for testing several differences at once (Holm, Scand. J. Statist. 6, 1979), in their order."""
     corrected, largest = [NAN] * len(p_values), 0.0
-    tested = [i for i in range(len(p_values)) if not np.isnan(p_values[i])]
-    for rank, i in enumerate(sorted(tested, key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[i]))
-        corrected[i] = largest
+    tested = sorted((i for i, p in enumerate(p_values) if not np.isnan(p)), key=p_values.__getitem__)
+    for rank, i in enumerate(tested):
+        corrected[i] = largest = max(largest, min(1.0, (len(tested) - rank) * p_values[i]))
     return corrected

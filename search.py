@@ -31,8 +31,7 @@ from comparing import plots, runs
 from comparing.runs import FIGURE, Entry, Measure
 from intervals import NAN, Estimate
 
-VALUED = ("--jobs", "--gpus", "--seeds", "--log_dir", "--plot", "--metric")
-SWITCHES = ("--dry_run", "--help", "-h")
+OWN = ("--jobs", "--gpus", "--seeds", "--log_dir", "--plot", "--metric", "--dry_run", "--help", "-h")
 # Where things go and how fast, not what is computed: the same run with other values is not repeated.
 PLACES = ("--log_dir", "--checkpoint_dir", "--workers", "--cache_dir")
 
@@ -58,17 +57,15 @@ def said(settings: Mapping[str, str], between: str = " ") -> str:
     return between.join(f"{flag.lstrip('-')}={value}" for flag, value in settings.items())
 
 
-# ---------------------------------------------------------------------------------------- command line
 def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[str]]:
     """The command's words -> (search's own, searched flag -> its values, what goes to every run)."""
-    words = list(words)
-    end_of_own = words.index("--") if "--" in words else len(words)
+    end_of_own = [*words, "--"].index("--")
     own: list[str] = []
     grid: dict[str, list[str]] = {}
     values = own
     for word in words[:end_of_own]:
         flag, equals, value = word.partition("=")
-        if flag in SWITCHES or flag in VALUED:
+        if flag in OWN:
             own.append(word)
             values = own
         elif word.startswith("--"):
@@ -77,7 +74,7 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[s
             values = grid[flag] = [value] if equals else []
         else:
             values.append(word)
-    return own, grid, words[end_of_own + 1 :]
+    return own, grid, list(words[end_of_own + 1 :])
 
 
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]], list[str]]:
@@ -118,7 +115,8 @@ def plan(script: Path, grid: dict[str, list[str]], seeds: int, common: list[str]
     """The runs of the grid, seeds innermost. A name holds the settings and a digest of everything else that counts."""
     axes = dict(grid)
     if "--seed" not in grid:
-        base = _value_of(common, "--seed", "42")
+        following = zip((word.partition("=") for word in common), [*common[1:], ""])
+        base = next((value if equals else word for (flag, equals, value), word in following if flag == "--seed"), "42")
         if not base.isdecimal():
             raise UserError(f"--seed {base}: expected a whole number of at least 0")
         common = _without(common, ("--seed",))
@@ -136,14 +134,6 @@ def plan(script: Path, grid: dict[str, list[str]], seeds: int, common: list[str]
     return jobs
 
 
-def _value_of(flags: Sequence[str], name: str, default: str) -> str:
-    for word, following in zip(flags, [*flags[1:], ""]):
-        flag, equals, value = word.partition("=")
-        if flag == name:
-            return value if equals else following
-    return default
-
-
 def _without(flags: Sequence[str], names: Sequence[str]) -> list[str]:
     kept, skip = [], False
     for word in flags:
@@ -154,7 +144,6 @@ def _without(flags: Sequence[str], names: Sequence[str]) -> list[str]:
     return kept
 
 
-# -------------------------------------------------------------------------------------------- the runs
 def finished(job: Job) -> list[runs.Run]:
     """The rounds of the job's run, if it came to its end."""
     try:
@@ -170,8 +159,7 @@ def launch(options: argparse.Namespace, job: Job, slot: int, slots: int) -> subp
         gpus = options.gpus.split(",")
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     elif slots > 1:
-        # Every run would otherwise take all cores for itself.
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))  # not all cores
     command = [sys.executable, str(options.script), *job.flags, "--run_name", job.name, "--resume", "auto"]
     return start(command, job.file(".output"), environment)
 
@@ -191,11 +179,10 @@ def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
 
         try:
             while waiting or children:
-                for slot in range(slots):
-                    if waiting and slot not in children:
-                        job = waiting.pop(0)
-                        children[slot] = job, launch(options, job, slot, slots)
-                        show(changed=True)
+                for slot in [slot for slot in range(slots) if slot not in children][: len(waiting)]:
+                    job = waiting.pop(0)
+                    children[slot] = job, launch(options, job, slot, slots)
+                    show(changed=True)
                 show(changed=False)
                 time.sleep(0.2)
                 for slot in [slot for slot, (_, process) in children.items() if process.poll() is not None]:
@@ -215,7 +202,6 @@ def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
     return failures
 
 
-# ------------------------------------------------------------------------------------------ the result
 def entries_of(jobs: Sequence[Job]) -> list[Entry]:
     """The finished runs, the seeds and rounds of a setting in one entry named after it."""
     found: dict[str, list[runs.Run]] = {}

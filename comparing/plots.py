@@ -3,6 +3,7 @@
 Everything here gets plain names and numbers; nothing knows what a run is."""
 
 import importlib.util
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,9 @@ import metrics
 from common.errors import reading
 
 PICTURES = (".png", ".svg", ".pdf")
-WORST = 10
 Axis = tuple[str, Sequence[str]]  # a searched flag and its values
 
 
-# ----------------------------------------------------------------------------------------------- text
 def short_names(names: Sequence[str], width: int) -> dict[str, str]:
     """Each name in at most `width` characters and still unlike the others.
     Long names lose dates that tell none apart, then the words that all names share, then their middles."""
@@ -35,11 +34,9 @@ def short_names(names: Sequence[str], width: int) -> dict[str, str]:
         if len(text) > width:
             head = (width - 1) // 3  # what tells runs apart comes late in their names
             text = re.sub("…+", "…", text[:head] + "…" + text[len(text) - (width - 1 - head) :])
-        number, base = 1, text
-        while text in short.values():
-            number += 1
-            text = base[: width - len(f"~{number}")] + f"~{number}"
-        short[name] = text
+        ends = itertools.chain([""], map("~{}".format, itertools.count(2)))
+        tried = (text[: width - len(end)] + end for end in ends)
+        short[name] = next(text for text in tried if text not in short.values())
     return short
 
 
@@ -71,9 +68,8 @@ def text_table(
     upper, lower = zip(*(title.rpartition("\n")[::2] for title in header))
     lines = []
     for block in blocks:
-        lines += [
-            line(titles, block, "1") for titles in (upper, lower) if titles is lower or any(titles[i] for i in block)
-        ]
+        lines += [line(upper, block, "1")] if any(upper[i] for i in block) else []
+        lines.append(line(lower, block, "1"))
         lines += [line(row, block, (colours or {}).get(number)) for number, row in enumerate(rows)]
     return "\n".join(lines)
 
@@ -84,7 +80,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-# ------------------------------------------------------------------------------------------- pictures
 @dataclass(frozen=True)
 class Curve:
     """A run over its epochs: epochs (E,), panel title -> figures (E,) with nan where undefined; best: an epoch or 0."""
@@ -159,10 +154,8 @@ def draw_curves(path: Path, curves: Sequence[Curve], titles: Sequence[str]) -> N
     figure, panels = _panels(len(titles), 2, 5.5, 3.6, 0.22 * len(curves) + 0.6)
     short = short_names([curve.name for curve in curves], 90)
     for panel, title in zip(panels, titles):
-        drawn = False
         for curve, style in zip(curves, _styles(len(curves))):
             values = np.array(curve.figures.get(title, [np.nan] * len(curve.epochs)), dtype=float)
-            drawn |= bool(np.isfinite(values).any())
             panel.plot(curve.epochs, values, lw=1.4, markersize=3, **style, label=short[curve.name])
             if curve.best in curve.epochs:
                 ring = style | {"linestyle": "none", "markersize": 9, "markerfacecolor": "none", "markeredgewidth": 1.8}
@@ -170,11 +163,11 @@ def draw_curves(path: Path, curves: Sequence[Curve], titles: Sequence[str]) -> N
         panel.set(title=title, xlabel="epoch")
         panel.grid(alpha=0.3)
         panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        if not drawn:
+        if not any(np.isfinite(curve.figures.get(title, np.nan)).any() for curve in curves):
             panel.text(0.5, 0.5, "not in these logs", ha="center", va="center", transform=panel.transAxes, color="grey")
     look = dict(ncols=1 if len(curves) < 5 else 2, fontsize=8, title_fontsize=8, handlelength=4)
-    legend = panels[0].get_legend_handles_labels()
-    figure.legend(*legend, loc="outside lower center", title="large open marker: best epoch", **look)
+    labels = panels[0].get_legend_handles_labels()
+    figure.legend(*labels, loc="outside lower center", title="large open marker: best epoch", **look)
     _save(figure, path)
 
 
@@ -187,7 +180,7 @@ def draw_scatter(path: Path, title: str, clouds: Sequence[Cloud], captions: Sequ
     line = {"arrowstyle": "-", "lw": 0.5, "color": "#D55E00", "relpos": (0, 0.5)}
     for panel, cloud, caption in zip(panels, clouds, captions):
         fitted = cloud.fit(cloud.score) if cloud.fit else cloud.score
-        worst = np.argsort(-np.abs(fitted - cloud.mos), kind="stable")[:WORST]
+        worst = np.argsort(-np.abs(fitted - cloud.mos), kind="stable")[:10]
         panel.scatter(cloud.score, cloud.mos, s=9, alpha=0.45, linewidths=0, color="#0072B2", rasterized=True)
         panel.scatter(cloud.score[worst], cloud.mos[worst], s=26, facecolors="none", edgecolors="#D55E00")
         if cloud.fit:
@@ -210,14 +203,9 @@ def draw_scatter(path: Path, title: str, clouds: Sequence[Cloud], captions: Sequ
 
 def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
     """Ascending heights within 0..1, moved as little as needed to be `gap` apart: pushed up, then back down."""
-    places = np.array(heights, dtype=float)
-    for i in range(1, len(places)):
-        places[i] = max(places[i], places[i - 1] + gap)
-    limit = 1.0
-    for i in reversed(range(len(places))):
-        places[i] = min(places[i], limit)
-        limit = places[i] - gap
-    return places
+    raised = list(itertools.accumulate(heights, lambda below, height: max(height, below + gap)))
+    lowered = itertools.accumulate(np.minimum(raised, 1.0)[::-1], lambda above, height: min(height, above - gap))
+    return np.array(list(lowered))[::-1]
 
 
 def draw_grid(
@@ -227,7 +215,7 @@ def draw_grid(
     values (len,) or (len, len), nan where there is none; bounds (len, 2): each interval, for the line alone."""
     (first, ticks), *more = axes
     if more:
-        ((second, columns),) = more
+        second, columns = more[0]
         figure, (panel,) = _panels(1, 1, max(6, 1.1 * len(columns) + 3), max(4, 0.7 * len(ticks) + 2))
         _heat_map(figure, panel, metric, ticks, columns, np.asarray(values), higher_is_better)
         panel.set(xlabel=second, ylabel=first)

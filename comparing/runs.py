@@ -16,21 +16,16 @@ import metrics
 from common import run_files
 from common.cli import Range
 from common.errors import UserError
-from common.run_files import NOT_FIGURES, read_records
 from comparing.legacy_logs import read_log
 from intervals import NAN, Estimate
 
-OWN_PARTS = ("train", "val", "test")
 UNDER_WAY = "running or killed"
 DONE = ("finished", "early_stopped")
-_NOT_SETTINGS = NOT_FIGURES | {"precision"}  # which is shown as what it came to
+_NOT_SETTINGS = run_files.NOT_FIGURES | {"precision"}  # which is shown as what it came to
 _NOT_OF_A_GROUP = {"seed", "device", "code", "images"}
 
-# What `--metric` takes.
-FIGURE: Range = (
-    f"[SET_]FIGURE, FIGURE one of {', '.join(metrics.FIGURES)}",
-    lambda name: metrics.figure_of(name)[1] in metrics.FIGURES,
-)
+_NAMES = f"[SET_]FIGURE, FIGURE one of {', '.join(metrics.FIGURES)}"
+FIGURE: Range = (_NAMES, lambda name: metrics.figure_of(name)[1] in metrics.FIGURES)  # what `--metric` takes
 Key = tuple[str, int]
 
 
@@ -61,7 +56,6 @@ class Run:
     best: int
     status: str
     predictions: Path | None
-    exact: bool
 
     @property
     def backbone(self) -> str:
@@ -69,15 +63,14 @@ class Run:
 
     def epoch(self, which: str) -> int:
         """`best`, `last` or a number -> epoch; 0 where the run has none such."""
-        if which in ("best", "last"):
-            return self.best if which == "best" else max(self.epochs, default=0)
-        return int(which) if int(which) in self.epochs else 0
+        named = {"best": self.best, "last": max(self.epochs, default=0)}
+        return (named | {str(number): number for number in self.epochs}).get(which, 0)
 
     @property
     def cross_tests(self) -> list[str]:
         """The sets that the epochs were tested on besides, in the order of the records."""
         parts = {part: None for e in self.epochs.values() for part, found in e.items() if isinstance(found, dict)}
-        return [part for part in parts if part not in (*OWN_PARTS, "lr", "seconds")]
+        return [part for part in parts if part not in ("train", "val", "test", "lr", "seconds")]
 
     def figure(self, part: str, name: str, epoch: int) -> float:
         value = self.epochs.get(epoch, {}).get(part, {}).get(name)
@@ -113,13 +106,9 @@ class Run:
         cross = next((name for name in sets if name != test and name in (part, f"{part}-official")), None)
         found = sets.get(test if part == "test" else cross)
         recorded = self.figure(part, "srcc", self.best)
-        if found is None or math.isnan(recorded):
-            return None
-        tolerance = 1e-6 if self.exact else 6e-5
-        for sign in (1,) if part == "test" else (1, -1):
-            if abs(metrics.srcc(sign * found.score, found.mos) - recorded) <= tolerance:
-                return Scores(found.keys, found.mos, sign * found.score)
-        return None
+        tolerance = 1e-6 if self.path.suffix == ".jsonl" else 6e-5
+        turned = (replace(found, score=sign * found.score) for sign in ((1,) if part == "test" else (1, -1)) if found)
+        return next((s for s in turned if abs(metrics.srcc(s.score, s.mos) - recorded) <= tolerance), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,17 +126,14 @@ class Entry:
         return ",".join(dict.fromkeys(run.settings.get(name, "?") for run in self.runs))
 
 
-# ---------------------------------------------------------------------------------------------- reading
 def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Runs of files and folders, each run once, and what could not be read, in words.
     A NAME.log beside its NAME.jsonl is the same run; the jsonl, which holds more, is read."""
     files: dict[Path, None] = {}
     runs, problems = [], []
     for path in paths:
-        logs = [path]
-        if path.is_dir():
-            logs = sorted(file for file in path.iterdir() if file.suffix in (".log", ".jsonl"))
-            problems += [] if logs else [f"{path}: no *.log or *.jsonl in it"]
+        logs = sorted(f for f in path.iterdir() if f.suffix in (".log", ".jsonl")) if path.is_dir() else [path]
+        problems += [] if logs else [f"{path}: no *.log or *.jsonl in it"]
         for file in logs:
             records = file.with_suffix(".jsonl")
             files[records if file.suffix == ".log" and records.is_file() else file] = None
@@ -170,42 +156,33 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 
 def read_runs(path: Path) -> list[Run]:
     """The rounds of a NAME.jsonl or a plain log. Raises UserError for a file that is neither."""
-    exact = path.suffix == ".jsonl"
-    records = _read_jsonl(path) if exact else read_log(path)
-    run = [record for record in records if record["type"] == "run"][-1]
-    epochs = [record for record in records if record["type"] == "epoch"]
-    end = records[-1] if records[-1]["type"] == "end" else {"status": UNDER_WAY}
-    chosen = {r["round"]: r for record in records if record["type"] == "end" for r in record.get("rounds", ())}
+    records = _read_jsonl(path) if path.suffix == ".jsonl" else read_log(path)
+    begun, epochs, ends = ([r for r in records if r["type"] == kind] for kind in ("run", "epoch", "end"))
+    run = begun[-1]
+    status = records[-1]["status"] if records[-1]["type"] == "end" else UNDER_WAY
+    chosen = {r["round"]: r for record in ends for r in record.get("rounds", ())}
     numbers = sorted({record["round"] for record in epochs}) or [1]
     several = len(numbers) > 1 or int(run["flags"].get("train_test_num") or 1) > 1
-    settings = _settings(run)
+    images = {part: count for part, count in run.get("data", {}).items() if isinstance(count, int)}
     runs = []
     for number in numbers:
+        name = path.stem + (f"_round{number}" if several else "")
         own = {record["epoch"]: record for record in epochs if record["round"] == number}
+        best = chosen.get(number, {}).get("best_epoch") or _best_epoch(own)
         seed = chosen.get(number, {}).get("seed")
         if seed is None and "seed" in run["flags"]:
             seed = int(run["flags"]["seed"]) + number - 1
-        predictions = path.with_name(path.stem + (f"_round{number}" if number > 1 else "") + "_predictions.csv")
-        runs.append(
-            Run(
-                name=path.stem + (f"_round{number}" if several else ""),
-                path=path,
-                settings=settings | ({"seed": str(seed)} if seed is not None else {}),
-                images={part: count for part, count in run.get("data", {}).items() if isinstance(count, int)},
-                epochs=own,
-                best=chosen.get(number, {}).get("best_epoch") or _best_epoch(own),
-                status=end["status"] if number == numbers[-1] else "finished",
-                predictions=predictions if predictions.is_file() else None,
-                exact=exact,
-            )
-        )
+        settings = _settings(run) | ({"seed": str(seed)} if seed is not None else {})
+        file = path.with_name(path.stem + (f"_round{number}" if number > 1 else "") + "_predictions.csv")
+        ended = status if number == numbers[-1] else "finished"
+        runs.append(Run(name, path, settings, images, own, best, ended, file if file.is_file() else None))
     return runs
 
 
 def _read_jsonl(path: Path) -> list[dict]:
     """The records of a run that are known here, each with what is read of it."""
     known = {"run": ("flags",), "epoch": ("round", "epoch", "test"), "end": ("status",)}
-    records = read_records(path)
+    records = run_files.read_records(path)
     for number, record in enumerate(records, 1):
         if any(name not in record for name in known.get(record["type"], ())):
             raise UserError(f"{path}: record {number} is no record of a run: {str(record)[:40]!r}")
@@ -286,7 +263,6 @@ def differences(runs: Sequence[Run]) -> list[str]:
     return [name for name in names if len({run.settings[name] for run in runs if name in run.settings}) > 1]
 
 
-# -------------------------------------------------------------------------------------------- measuring
 @dataclass
 class Measure:
     """A figure of merit and how it is taken. epoch: `best`, `last` or a number; logistic: PLCC, RMSE after the fit."""
@@ -340,27 +316,21 @@ class Measure:
 
     def estimate(self, entry: Entry) -> Estimate:
         """The entry's figure with its interval: over images, and over seeds too where it has several."""
-        values = [self.value(run) for run in entry.runs]
+        values, keys = [self.value(run) for run in entry.runs], self.common_images(entry.runs)
+        draws = None if keys is None else np.stack([self.draws(run, keys) for run in entry.runs], 1)
         if len(values) > 1:
-            return self._over_seeds(entry, values)
-        found = self.scores(entry.runs[0])
-        if found is not None:
-            return Estimate(values[0], *intervals.percentile_interval(self.draws(entry.runs[0], found.keys)))
+            constant = [0.0, 0.0]  # two seeds without any spread
+            if draws is None:
+                mean = intervals.welch_difference(values, constant)
+            else:
+                mean = intervals.group_difference(values, constant, draws, np.zeros((len(draws), 2)))
+            return Estimate(mean.value, mean.low, mean.high, mean.approximate, float(np.std(values, ddof=1)))
+        if draws is not None:
+            return Estimate(values[0], *intervals.percentile_interval(draws[:, 0]))
         images = entry.runs[0].images.get(self.part)
         if self.formula is None or images is None or math.isnan(values[0]):
             return Estimate(values[0])
-        low, high = self.formula(values[0], images)
-        return Estimate(values[0], low, high, approximate=True)
-
-    def _over_seeds(self, entry: Entry, values: list[float]) -> Estimate:
-        keys = self.common_images(entry.runs)
-        if keys is None:
-            mean = intervals.welch_difference(values, [0.0, 0.0])
-        else:
-            draws = np.stack([self.draws(run, keys) for run in entry.runs], 1)
-            # Two seeds without any spread: a constant.
-            mean = intervals.group_difference(values, [0.0, 0.0], draws, np.zeros((len(draws), 2)))
-        return Estimate(mean.value, mean.low, mean.high, mean.approximate, float(np.std(values, ddof=1)))
+        return Estimate(values[0], *self.formula(values[0], images), approximate=True)
 
     def common_images(self, runs: Sequence[Run]) -> tuple[Key, ...] | None:
         """The images of all these runs where they have the same ones, else None."""
@@ -368,7 +338,6 @@ class Measure:
         return keys[0] if all(of_run == keys[0] for of_run in keys) else None
 
 
-# --------------------------------------------------------------------------------------------- the table
 def ranked(entries: Iterable[Entry], measure: Measure) -> list[Entry]:
     """Best first; entries without the figure last, in the order of their names."""
     sign = -1 if measure.higher_is_better else 1
@@ -378,17 +347,15 @@ def ranked(entries: Iterable[Entry], measure: Measure) -> list[Entry]:
 
 def table(entries: Sequence[Entry], measure: Measure, grouped: bool = False) -> tuple[list[str], list[list[str]]]:
     """Header (of two lines at most) and rows; grouped: of settings, which show seeds instead of epoch and status."""
-    titles = {name: name.upper() for name in metrics.RECORDED}
-    if measure.part == "test":
-        titles.setdefault(measure.name, measure.name.upper())
+    own = [measure.name] if measure.part == "test" else []
+    titles = {name: name.upper() for name in (*metrics.RECORDED, *own)}
     for part in dict.fromkeys(part for entry in entries for run in entry.runs for part in run.cross_tests):
         titles |= {f"{part}_{name}": f"{part.upper()}\n{name.upper()}" for name in metrics.RECORDED}
     titles.setdefault(measure.metric, measure.metric.upper().replace("_", "\n"))
-    if measure.logistic:
-        for name in titles:
-            part, figure = metrics.figure_of(name)
-            if metrics.FIGURES[figure].fitted:
-                titles[name] = f"{'fitted' if part == 'test' else f'{part.upper()} fit'}\n{figure.upper()}"
+    for name in titles if measure.logistic else ():
+        part, figure = metrics.figure_of(name)
+        if metrics.FIGURES[figure].fitted:
+            titles[name] = f"{'fitted' if part == 'test' else f'{part.upper()} fit'}\n{figure.upper()}"
     header = ["setting" if grouped else "run", "backbone", "seeds" if grouped else "best/\nepochs", "train\nSRCC"]
     header += [f"{title} [95 %]" if name == measure.metric else title for name, title in titles.items()]
     rows = []
@@ -398,9 +365,8 @@ def table(entries: Sequence[Entry], measure: Measure, grouped: bool = False) -> 
         means = [_shown_number(entry.mean(replace(measure, metric=name).value), 4) for name in ("train_srcc", *titles)]
         cells = [entry.name, run.backbone, count, *means]
         cells[4 + list(titles).index(measure.metric)] = shown_estimate(measure.estimate(entry))
-        cells.append(_shown_number(minutes, 1 if minutes >= 1 else 2))
         status = "running?" if run.status == UNDER_WAY else run.status.replace("_", " ")
-        rows.append(cells if grouped else [*cells, status])
+        rows.append([*cells, _shown_number(minutes, 1 if minutes >= 1 else 2)] + ([] if grouped else [status]))
     return [*header, "min/\nepoch"] + ([] if grouped else ["status"]), rows
 
 
