@@ -20,28 +20,31 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torchvision import transforms as T
 
-import backbones
-import engine
-from common.cli import Flags, Given, run_tool
-from common.device import choose_device, choose_hardware, keep_freed_memory, set_backends
+from common.cli import Flags, run_tool
 from common.errors import UserError
-from data_loader import DecodedSet, make_loader, train_patches
-from folders import READERS
-from losses import QualityLoss
-from lr_schedules import Constant, adam_for_epoch
-from models import IMAGENET_MEAN, IMAGENET_STD, HyperNet
-from reading.cache import put_on_gpu
-from reading.images import resized_size
+
+if "--child" in sys.argv:  # which measures; the parent, which checks the flags and starts it, needs no torch
+    import torch
+    import torch.nn.functional as F
+    from torchvision import transforms as T
+
+    import backbones
+    import engine
+    from common.device import choose_device, choose_hardware, keep_freed_memory, set_backends
+    from data_loader import DecodedSet, make_loader, train_patches
+    from folders import READERS
+    from losses import QualityLoss
+    from lr_schedules import Constant, adam_for_epoch
+    from models import IMAGENET_MEAN, IMAGENET_STD, HyperNet
+    from reading.cache import put_on_gpu
+    from reading.images import resized_size
 
 KONIQ_SHAPE, SPAQ_SHAPE = (1024, 768), (3264, 2448)
 PROPORTIONS = {"train": 7046, "test": 2010, "spaq": 2224}
@@ -72,32 +75,24 @@ def parse_flags() -> argparse.Namespace:
     flags.output("--json", "write all measurements")
     flags.value("--child", None, argparse.SUPPRESS, choices=["plain", "ours"])
     flags.path("--cache_dir", None, argparse.SUPPRESS)
-    return flags.parse(None, _problems)
-
-
-def _problems(flags: argparse.Namespace, given: Given) -> Iterator[str]:
-    if bool(flags.dataset_path) != bool(flags.spaq_path):
-        yield "--dataset_path and --spaq_path belong together"
+    wrong = ["--dataset_path and --spaq_path belong together"]
+    return flags.parse(None, lambda given, _: wrong if bool(given.dataset_path) != bool(given.spaq_path) else [])
 
 
 def make_images(root: Path, number: int) -> None:
     """KonIQ- and SPAQ-shaped JPEGs of 1/f noise in their layouts, in KonIQ's proportions."""
-    total = sum(PROPORTIONS.values())
-    counts = {part: max(2, round(number * n / total)) for part, n in PROPORTIONS.items()}
     koniq, spaq = root / "koniq-10k", root / "spaq-test"
     pictures = {shape: [_jpeg(shape, seed) for seed in range(PICTURES)] for shape in (KONIQ_SHAPE, SPAQ_SHAPE)}
     rng, rows = random.Random(0), ["image_name,MOS_zscore"]
-    for part, folder in (("train", koniq / "train"), ("test", koniq / "test"), ("spaq", spaq)):
+    for part, home, shape in (("train", koniq, KONIQ_SHAPE), ("test", koniq, KONIQ_SHAPE), ("spaq", spaq, SPAQ_SHAPE)):
+        folder, listing = (home, "spaq_test.json") if home == spaq else (home / part, f"koniq_{part}.json")
         folder.mkdir(parents=True)
-        entries = []
-        for i in range(counts[part]):
-            name, score = f"{part}_{i:05d}.jpg", round(rng.uniform(5, 95), 3)
-            (folder / name).write_bytes(pictures[SPAQ_SHAPE if part == "spaq" else KONIQ_SHAPE][i % PICTURES])
-            entries.append({"image": name, "score": score})
-            if part != "spaq":
-                rows.append(f"{name},{score}")
-        listing = spaq / "spaq_test.json" if part == "spaq" else koniq / f"koniq_{part}.json"
-        listing.write_text(json.dumps(entries))
+        entries: list[dict[str, Any]] = []
+        for i in range(max(2, round(number * PROPORTIONS[part] / sum(PROPORTIONS.values())))):
+            entries.append({"image": f"{part}_{i:05d}.jpg", "score": round(rng.uniform(5, 95), 3)})
+            (folder / entries[i]["image"]).write_bytes(pictures[shape][i % PICTURES])
+        (home / listing).write_text(json.dumps(entries))
+        rows += [f"{entry['image']},{entry['score']}" for entry in entries if home == koniq]
     (koniq / "koniq10k_scores_and_distributions.csv").write_text("\n".join(rows) + "\n")
 
 
@@ -106,8 +101,7 @@ def _jpeg(shape: tuple[int, int], seed: int) -> bytes:
     for side in (6, 24, 96, 384, 1536):
         layer = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), np.uint8))
         canvas += np.asarray(layer.resize(shape, Image.Resampling.BICUBIC), np.float32) * (0.5 if side == 6 else 0.125)
-    data = io.BytesIO()
-    Image.fromarray(canvas.astype(np.uint8)).save(data, "JPEG", quality=92)
+    Image.fromarray(canvas.astype(np.uint8)).save(data := io.BytesIO(), "JPEG", quality=92)
     return data.getvalue()
 
 
@@ -120,18 +114,14 @@ class Plain:
         normalise = [T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
         self.train_transform = T.Compose([T.RandomHorizontalFlip(), T.RandomCrop(PATCH), *normalise])
         self.test_transform = T.Compose([T.CenterCrop(PATCH), *normalise])
-        self.predictions: list[float] = []
-        self.losses: list[float] = []
+        self.found: list[float] = []  # which the published code keeps too: scores and losses
         self.model = build_model(flags.backbone, device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
 
-    def decode(self, records) -> list:
-        decoded = []
-        for record in records:
-            image = Image.open(record.path).convert("RGB")
-            height, width = resized_size(image.height, image.width, "384", PATCH)
-            decoded.append(image.resize((width, height), Image.Resampling.BILINEAR))
-        return decoded
+    def decode(self, record):
+        image = Image.open(record.path).convert("RGB")
+        height, width = resized_size(image.height, image.width, "384", PATCH)
+        return image.resize((width, height), Image.Resampling.BILINEAR)
 
     def forward(self, images):
         weights = self.model.target_weights(images)
@@ -150,9 +140,8 @@ class Plain:
             mos = torch.tensor([score for _, score in batch]).to(self.device)
             self.optimizer.zero_grad()
             scores = self.forward(images)
-            self.predictions.extend(scores.detach().cpu().tolist())
             loss = F.l1_loss(scores, mos)
-            self.losses.append(loss.item())
+            self.found += [*scores.detach().cpu().tolist(), loss.item()]
             loss.backward()
             self.optimizer.step()
 
@@ -160,7 +149,7 @@ class Plain:
         self.model.eval()
         with torch.no_grad():
             for image in (image for image in images for _ in range(self.flags.test_patch_num)):
-                self.predictions.append(self.forward(self.test_transform(image)[None].to(self.device)).item())
+                self.found.append(self.forward(self.test_transform(image)[None].to(self.device)).item())
 
 
 def measure_plain(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
@@ -169,19 +158,18 @@ def measure_plain(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, f
     plain = Plain(flags, device)
 
     def decode_all() -> dict[str, list]:
-        return {part: plain.decode(records) for part, records in sets.items()}
+        return {part: [(plain.decode(record), record.score) for record in records] for part, records in sets.items()}
 
     found: dict[str, float] = {}
     found["first start"], decoded = timed(decode_all, device)
     found["second start"] = timed(decode_all, device)[0]  # nothing was kept: it decodes again
-    scores = [record.score for record in sets["train"]]
-    patches = [pair for pair in zip(decoded["train"], scores, strict=True) for _ in range(flags.train_patch_num)]
+    patches = [pair for pair in decoded["train"] for _ in range(flags.train_patch_num)]
     random.Random(0).shuffle(patches)
     plain.train(patches[: flags.batch_size])  # warm-up
     some = patches[: limit * flags.batch_size]
     found["training"] = len(some) / timed(lambda: plain.train(some), device)[0]
     for part, name in (("test", "testing koniq-10k"), ("spaq", "testing spaq")):
-        images = decoded[part][:limit]
+        images = [image for image, _ in decoded[part][:limit]]
         found[name] = len(images) / timed(functools.partial(plain.test, images), device)[0]
     return found
 
@@ -207,9 +195,8 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     trained: Any = torch.compile(model) if flags.compile else model
     head, backbone = model.parameter_groups()
     optimizer = adam_for_epoch(Constant(LR, 10), 1, head, backbone, WEIGHT_DECAY)
-    batches = sets[0].batches(
-        koniq.split("train"), flags.batch_size, lambda sizes: train_patches(sizes, PATCH, flags.train_patch_num, 42, 1)
-    )
+    patches = functools.partial(train_patches, patch_size=PATCH, per_image=flags.train_patch_num, seed=42, epoch=1)
+    batches = sets[0].batches(koniq.split("train"), flags.batch_size, patches)
     one = hardware.take(batches[0])
     train([one] * (4 if flags.compile or flags.no_deterministic else 1))  # warm-up
     found["training"] = len(batches.patches) / timed(lambda: train(make_loader(batches, hardware)), device)[0]
@@ -217,10 +204,7 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     found["compute only"] = len(again) * len(one["mos"]) / timed(lambda: train(again), device)[0]
     for each, name in zip(sets, ("testing koniq-10k", "testing spaq")):
         records = each.data.split("test")
-
-        def test(each=each, records=records) -> None:
-            engine.score_set(model, each, records, ("center", 1), hardware.fp32)
-
+        test = functools.partial(engine.score_set, model, each, records, ("center", 1), hardware.fp32)
         found[name] = len(records) / timed(test, device)[0]
     return found
 
@@ -247,11 +231,9 @@ def measure(flags: argparse.Namespace) -> None:
     spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()
     found = (measure_plain if flags.child == "plain" else measure_ours)(flags, koniq, spaq, device)
     counts = {"train": len(koniq.split("train")), "test": len(koniq.split("test")), "spaq": len(spaq.records)}
-    found["whole epoch"] = (
-        counts["train"] * flags.train_patch_num / found["training"]
-        + counts["test"] / found["testing koniq-10k"]
-        + counts["spaq"] / found["testing spaq"]
-    )
+    train, test, other = counts.values()
+    work = {"training": train * flags.train_patch_num, "testing koniq-10k": test, "testing spaq": other}
+    found["whole epoch"] = sum(n / found[phase] for phase, n in work.items())
     found["peak memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if device.type == "cuda":
         found["peak GPU memory"] = torch.cuda.max_memory_allocated(device) / 2**20
@@ -274,11 +256,9 @@ def table(plain: dict[str, float], ours: dict[str, float]) -> list[str]:
     lines = [f"{'phase':<20}{'plain':>12}{'ours':>12}  {'unit':<10}{'ratio':>8}", "-" * 64]
     for phase, unit in PHASES.items():
         a, b = plain.get(phase), ours.get(phase)
-        if b is not None and a is None:
-            lines.append(f"{phase:<20}{'':>12}{b:>12.4g}  {unit:<10}")
-        elif b is not None:
-            ratio = b / a if unit != "s" else a / b
-            lines.append(f"{phase:<20}{a:>12.4g}{b:>12.4g}  {unit:<10}{ratio:>8.2f}")
+        if b is not None:
+            known, ratio = ("", "") if a is None else (f"{a:.4g}", f"{b / a if unit != 's' else a / b:>8.2f}")
+            lines.append(f"{phase:<20}{known:>12}{b:>12.4g}  {unit:<10}{ratio}")
     share = ours["training"] / ours["compute only"]
     return [*lines, "-" * 64, f"training / compute only: {share:.3f}   (memory: ours / plain, less is better)"]
 
