@@ -18,6 +18,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError, safe_open
 
 from common.errors import UserError, first_five, reading
 from common.files import write_whole
@@ -25,30 +26,22 @@ from common.run_files import plain
 
 DESCRIPTION_FORMAT = 1
 # What no model can be used without; a description holds more.
-DESCRIBED = (
-    "backbone", "fusion", "patch_size", "resize", "score_range", "higher_is_better", "test_crop", "test_patch_num",
-)  # fmt: skip
+DESCRIBED = "backbone fusion patch_size resize score_range higher_is_better test_crop test_patch_num".split()
 # Buffers that a model computes when it is built; older versions of timm saved them.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+# What DataParallel and torch.compile put in front of a parameter's public name.
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
 def portable_state(model: torch.nn.Module, description: Mapping[str, Any] | None = None) -> OrderedDict:
     """The model's state dict on the CPU under its public names, with the description in its metadata."""
-    state = model.state_dict()
-    clean = OrderedDict(
-        (_public_name(name), tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
-        for name, tensor in state.items()
+    state = OrderedDict(
+        (WRAPPERS.sub("", name), tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
+        for name, tensor in model.state_dict().items()
     )
-    metadata: dict[str, Any] = OrderedDict(version=1)
-    if description is not None:
-        metadata["hyperiqa"] = _portable(description)
-    clean._metadata = metadata  # type: ignore[attr-defined]
-    return clean
-
-
-def _public_name(name: str) -> str:
-    """A parameter's name without what DataParallel and torch.compile put in front."""
-    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
+    described = {} if description is None else {"hyperiqa": _portable(description)}
+    state._metadata = OrderedDict(version=1, **described)  # type: ignore[attr-defined]
+    return state
 
 
 def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,15 +85,14 @@ def _reason(problem: Exception) -> str:
 
 def save_last(folder: Path, state: Mapping[str, Any]) -> None:
     """Write `last.pt`; the one before stays as `previous.pt`. At every moment one of them is whole."""
-    last, previous = folder / "last.pt", folder / "previous.pt"
+    last, spare = folder / "last.pt", folder / ".previous.pt.tmp"
     if last.exists():
-        spare = folder / ".previous.pt.tmp"
         spare.unlink(missing_ok=True)
         try:
             os.link(last, spare)
         except OSError:  # a file system without hard links
             shutil.copyfile(last, spare)
-        spare.replace(previous)
+        spare.replace(folder / "previous.pt")
     save(last, state)
 
 
@@ -154,17 +146,28 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     (`described` is False then). Raises UserError for what is no such model."""
     state: Any
     if path.suffix == ".safetensors":
-        state, description = _load_safetensors(path)
+        if not path.exists():
+            raise UserError(f"{path}: no such file")
+        with reading(path, "not a safetensors file", ValueError, SafetensorError), safe_open(path, "pt") as file:
+            text = (file.metadata() or {}).get("hyperiqa")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            description = json.loads(text) if text else None
     else:
         state = load(path)
         if isinstance(state, Mapping) and {"settings", "optimizer"} <= state.keys():
             raise UserError(f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl")
         state = _unwrapped(path, state)
         description = description_of(state)
-    state = OrderedDict((_public_name(name), tensor) for name, tensor in state.items())
+    state = OrderedDict((WRAPPERS.sub("", name), tensor) for name, tensor in state.items())
     if description is None:
         return state, {**_public_description(path, state), "described": False}
-    _check_description(path, description)
+    number = description.get("format") if isinstance(description, Mapping) else None
+    if not isinstance(number, int):
+        raise UserError(f"{path}: its description is damaged: expected a format number, found {description!r:.60}")
+    if number > DESCRIPTION_FORMAT:
+        raise UserError(f"{path}: of format {number}, newer than this program's {DESCRIPTION_FORMAT}")
+    if missing := [name for name in DESCRIBED if name not in description]:
+        raise UserError(f"{path}: its description is damaged: it lacks {', '.join(missing)}")
     return state, {**description, "described": True}
 
 
@@ -179,31 +182,17 @@ def _unwrapped(path: Path, state: object) -> Mapping[str, torch.Tensor]:
     return state
 
 
-def _check_description(path: Path, description: Any) -> None:
-    number = description.get("format") if isinstance(description, Mapping) else None
-    if not isinstance(number, int):
-        raise UserError(f"{path}: its description is damaged: expected a format number, found {description!r:.60}")
-    if number > DESCRIPTION_FORMAT:
-        raise UserError(f"{path}: of format {number}, newer than this program's {DESCRIPTION_FORMAT}")
-    if missing := [name for name in DESCRIBED if name not in description]:
-        raise UserError(f"{path}: its description is damaged: it lacks {', '.join(missing)}")
-
-
 def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Load `state`, which came from `path`, into the model. Raises UserError naming the parameters that don't fit."""
-
-    def real(names: Iterable[str]) -> list[str]:
-        # num_batches_tracked: unused with our momentum, and absent from the files of old torch versions.
-        return [name for name in names if name.rpartition(".")[2] not in (*COMPUTED, "num_batches_tracked")]
-
-    own = model.state_dict()
+    # num_batches_tracked: unused with our momentum, and absent from the files of old torch versions.
+    idle, both = (*COMPUTED, "num_batches_tracked"), (model.state_dict(), state)
+    own, given = ({name: t for name, t in each.items() if name.rpartition(".")[2] not in idle} for each in both)
     problems = {
-        "missing": real(name for name in own if name not in state),
-        "unknown": real(name for name in state if name not in own),
-        "of another shape": real(name for name in own if name in state and own[name].shape != state[name].shape),
+        "missing": [name for name in own if name not in given],
+        "unknown": [name for name in given if name not in own],
+        "of another shape": [name for name in own if name in given and own[name].shape != given[name].shape],
     }
-    if any(problems.values()):
-        said = (f"{len(names)} {what} ({first_five(names)})" for what, names in problems.items() if names)
+    if said := [f"{len(names)} {what} ({first_five(names)})" for what, names in problems.items() if names]:
         raise UserError(f"{path}: its parameters do not fit the model it should be: {'; '.join(said)}")
     fitting = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COMPUTED}
     model.load_state_dict(fitting, strict=False)
@@ -211,13 +200,8 @@ def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) 
 
 # Blocks of the third stage, and whether they are bottlenecks -> torchvision's name.
 _RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
-# Embedding width and blocks of the third stage -> timm's name.
-_SWINS = {
-    (96, 6): "swin_tiny_patch4_window7_224",
-    (96, 18): "swin_small_patch4_window7_224",
-    (128, 18): "swin_base_patch4_window7_224",
-    (192, 18): "swin_large_patch4_window7_224",
-}
+# Embedding width and blocks of the third stage -> what timm's name calls it.
+_SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
 
 
 def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -231,7 +215,8 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
         backbone = _RESNETS.get((blocks("res.layer3."), "res.layer3.0.conv3.weight" in state))
     elif "swin.backbone.patch_embed.proj.weight" in state:
         prefix, width = "swin", len(state["swin.backbone.patch_embed.proj.weight"])
-        backbone = _SWINS.get((width, blocks("swin.backbone.layers_2.blocks.")))
+        size = _SWINS.get((width, blocks("swin.backbone.layers_2.blocks.")))
+        backbone = size and f"swin_{size}_patch4_window7_224"
     hyper, last = (state.get(name) for name in ("conv1.0.weight", f"{prefix}.lda4_fc.weight"))
     if backbone is None or hyper is None or last is None or min(hyper.ndim, last.ndim) < 2:
         some = ", ".join(list(state)[:3]) or "none"
@@ -246,35 +231,16 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
             "multi-scale model, another architecture than --use_multiscale here; expected a single-scale model"
         )
     return {
-        "backbone": backbone,
-        "fusion": "concat" if multiscale else "none",
-        "patch_size": 224,
-        "resize": "512x384",
-        "exif_rotate": False,
-        "dataset": "koniq-10k",
-        "score_range": [0.0, 100.0],
-        "higher_is_better": True,
-        "test_crop": "center",
-        "test_patch_num": 1,
-    }
-
-
-def _load_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any] | None]:
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    with (
-        reading(path, "not a safetensors file", ValueError, safetensors.SafetensorError),
-        safetensors.safe_open(path, "pt") as file,
-    ):
-        text = (file.metadata() or {}).get("hyperiqa")
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text) if text else None  # noqa: SIM118
+        "backbone": backbone, "fusion": "concat" if multiscale else "none", "patch_size": 224, "resize": "512x384",
+        "exif_rotate": False, "dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True,
+        "test_crop": "center", "test_patch_num": 1,
+    }  # fmt: skip
 
 
 def save_safetensors(path: Path, state: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
     """The same content as a best model's: tensors under the public names, the description as JSON in the metadata."""
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    data = safetensors.torch.save(tensors, {"format": "pt", "hyperiqa": description_json(description)})
-    write_whole(path, data)
+    write_whole(path, safetensors.torch.save(tensors, {"format": "pt", "hyperiqa": description_json(description)}))
 
 
 def check_reachable(url: str, seconds: float = 12) -> None:
@@ -285,13 +251,10 @@ def check_reachable(url: str, seconds: float = 12) -> None:
 
     def ask() -> None:
         try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=seconds).close()
-            answer.append(None)
-        except urllib.error.HTTPError:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
             answer.append(None)
         except Exception as problem:
-            answer.append(problem)
+            answer.append(None if isinstance(problem, urllib.error.HTTPError) else problem)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -308,11 +271,8 @@ def load_backbone_weights(module: torch.nn.Module, path: Path) -> None:
     state = _unwrapped(path, load(path))
     own = {name: t for name, t in module.state_dict().items() if not name.startswith("lda")}
     # timm's feature extractor joins `layers.0` to `layers_0`; its published files say `layers.0`.
-    renamed = {
-        name.replace("layers.", "layers_", 1) if name.startswith("layers.") else name: t for name, t in state.items()
-    }
-    wrong = [name for name, t in own.items() if name not in renamed or renamed[name].shape != t.shape]
-    if wrong:
+    renamed = {re.sub(r"^layers\.", "layers_", name): t for name, t in state.items()}
+    if wrong := [name for name, t in own.items() if name not in renamed or renamed[name].shape != t.shape]:
         raise UserError(
             f"{path}: {len(wrong)} of the backbone's {len(own)} tensors are missing or of another shape, "
             f"such as {wrong[0]}: weights of another backbone?"

@@ -95,37 +95,27 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
 
     set_backends(deterministic=True)
     keep_freed_memory()
-    path = checkpoints.find_model(options.checkpoint)
-    model = inference.load(path, options.device, options.precision, crops=options.crops, workers=options.workers)
-    description = model.description
-    if not description["described"]:
-        print(
-            f"{path} does not say how it is to be used; as in the public code: trained on {description['dataset']}, "
-            f"resize {description['resize']}, patches of {description['patch_size']}",
-            file=sys.stderr,
-        )
-    tests = evaluation.read_sets(
-        options.datasets, description, options.split, options.resize, options.seed, options.lower_is_better
-    )
-    cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
-    evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)
+    o, path = options, checkpoints.find_model(options.checkpoint)
+    model = inference.load(path, o.device, o.precision, crops=o.crops, workers=o.workers)
+    d = model.description
+    if not d["described"]:
+        said = f"trained on {d['dataset']}, resize {d['resize']}, patches of {d['patch_size']}"
+        print(f"{path} does not say how it is to be used; as in the public code: {said}", file=sys.stderr)
+    tests = evaluation.read_sets(o.datasets, d, o.split, o.resize, o.seed, o.lower_is_better)
+    cache_dir = (o.cache_dir or HERE / "cache") if o.cache else None
+    evaluation.load_images(tests, model, cache_dir, o.skip_bad_images)
     rows: list[tuple[str, str, float, float]] = []
     for test in tests:
-        evaluation.score(test, model, options.batch_size)
-        scored = zip(test.records, test.scores.tolist(), strict=True)
-        rows += [(test.data.name, record.name, record.score, score) for record, score in scored]
-        if options.predictions:
-            write_predictions(options.predictions, rows)
+        evaluation.score(test, model, o.batch_size)
+        rows += [(test.data.name, r.name, r.score, s) for r, s in zip(test.records, test.scores.tolist(), strict=True)]
+        if o.predictions:
+            write_predictions(o.predictions, rows)
     for test in tests:
-        evaluation.measure(test, options.resamples)
+        evaluation.measure(test, o.resamples)
     return {
-        "checkpoint": str(path),
-        "model": model.description,
-        "device": str(model.hardware.device),
-        "precision": options.precision,
-        "resamples": options.resamples,
-        "versions": versions(),
-    }, tests
+        "checkpoint": str(path), "model": d, "device": str(model.hardware.device),
+        "precision": o.precision, "resamples": o.resamples, "versions": versions(),
+    }, tests  # fmt: skip
 
 
 def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
@@ -138,54 +128,40 @@ def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
         f"Scored in {origin['precision']} on {origin['device']}: patches of {d['patch_size']}, {crops}",
         f"{packages}, commit {versions['commit'][:10]}",
     ]
+    rows: list[list[str]] = []
     for test in tests:
         said += [f"{test.data.name}: {len(test.records)} images ({test.which}), resize {test.resize}", *test.data.notes]
+        first, cells = [test.data.name, str(len(test.records))], [shown_estimate(test.figures[n]) for n in TITLES]
+        figures, bounds = zip(*(cell.partition(" ")[::2] for cell in cells))
+        # In text the intervals stand below their figures, so that a row keeps to 100 columns.
+        rows += [[*first, *cells]] if markdown else [[*first, *figures], ["", "", *bounds]]
     notes = [
         f"in brackets: 95 % intervals, bootstrap over images, {origin['resamples']} resamples",
         "fitted: after a four-parameter logistic, fitted once to the set; RMSE in units of its MOS",
     ]
     if turned := [test.data.name for test in tests if test.sign < 0]:
         notes.append(f"signs turned, because scores and opinions point in opposite directions: {', '.join(turned)}")
-    table = plots.markdown_table if markdown else plots.text_table
-    point = "- " if markdown else ""
-    lines = [*(point + line for line in said), "", table(*figures_table(tests, two_lines=not markdown)), ""]
+    table, point = (plots.markdown_table, "- ") if markdown else (plots.text_table, "")
+    lines = [*(point + line for line in said), "", table(["data set", "images", *TITLES.values()], rows), ""]
     lines += [point + line for line in notes]
-    for test in tests:
-        if test.kinds:
-            rows = [[kind, str(n), *(shown_estimate(Estimate(x)) for x in figures)] for kind, n, *figures in test.kinds]
-            lines += ["", table([f"{test.data.name} by distortion", "images", "SRCC", "PLCC"], rows)]
+    for test in (test for test in tests if test.kinds):
+        rows = [[kind, str(n), *(shown_estimate(Estimate(x)) for x in found)] for kind, n, *found in test.kinds]
+        lines += ["", table([f"{test.data.name} by distortion", "images", "SRCC", "PLCC"], rows)]
     return "\n".join(lines)
-
-
-def figures_table(tests: Sequence, two_lines: bool) -> tuple[list[str], list[list[str]]]:
-    """Header and rows; two_lines: intervals below their figures, so that a row keeps to 100 columns."""
-    rows = []
-    for test in tests:
-        first = [test.data.name, str(len(test.records))]
-        cells = [shown_estimate(test.figures[name]) for name in TITLES]
-        if two_lines:
-            figures, bounds = zip(*(cell.partition(" ")[::2] for cell in cells))
-            rows += [[*first, *figures], ["", "", *bounds]]
-        else:
-            rows.append([*first, *cells])
-    return ["data set", "images", *TITLES.values()], rows
 
 
 def as_records(tests: Sequence) -> list[dict[str, Any]]:
     """The tests with their figures in full."""
     return [
         {
-            "dataset": test.data.name,
-            "images": len(test.records),
-            "which": test.which,
-            "resize": test.resize,
+            "dataset": test.data.name, "images": len(test.records), "which": test.which, "resize": test.resize,
             "higher_is_better": test.data.higher_is_better,
             "figures": {name: {b: getattr(found, b) for b in BOUNDS} for name, found in test.figures.items()},
             "kinds": [dict(zip(("kind", "images", "srcc", "plcc"), row)) for row in test.kinds],
             "notes": test.data.notes,
         }
         for test in tests
-    ]
+    ]  # fmt: skip
 
 
 def write_figures(path: Path, records: Sequence[Mapping]) -> None:
@@ -225,10 +201,8 @@ def main() -> None:
             print("Interrupted", file=sys.stderr)
             raise
     with printing():
-        if options.json:
-            print(json.dumps({**plain(origin), "datasets": records}, indent=1))
-        else:
-            print(as_text(origin, tests, options.markdown))
+        found = {**plain(origin), "datasets": records}
+        print(json.dumps(found, indent=1) if options.json else as_text(origin, tests, options.markdown))
 
 
 if __name__ == "__main__":

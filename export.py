@@ -28,12 +28,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from common.cli import Flags, run_tool
 from common.errors import UserError
 from common.files import write_whole
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
 
     from inference import QualityModel
@@ -63,7 +64,7 @@ def to_onnx(model: QualityModel, opset: int) -> onnx.ModelProto:
         def forward(self, patches: torch.Tensor) -> torch.Tensor:
             return self.net(self.net.backbone.normalised(patches))["scores"]
 
-    side = model.description["patch_size"]
+    side, backbone = model.description["patch_size"], model.description["backbone"]
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # deprecations between torch and onnxscript, none of the user's
         try:
@@ -78,30 +79,24 @@ def to_onnx(model: QualityModel, opset: int) -> onnx.ModelProto:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError:
-            raise UserError(
-                f"torch {torch.__version__} cannot export {model.description['backbone']}: use a newer torch (2.11 can)"
-            ) from None
+            said = f"torch {torch.__version__} cannot export {backbone}: use a newer torch (2.11 can)"
+            raise UserError(said) from None
     proto = program.model_proto
-    found = {entry.domain: entry.version for entry in proto.opset_import}
-    if found.get("") != opset:
-        raise UserError(f"--opset {opset}: this torch and onnxscript write {found.get('')}")
+    found = {entry.domain: entry.version for entry in proto.opset_import}.get("")
+    if found != opset:
+        raise UserError(f"--opset {opset}: this torch and onnxscript write {found}")
     for part in (*proto.graph.node, *proto.graph.value_info):  # the exporter's stack traces, with this machine's paths
         del part.metadata_props[:]
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = "hyperiqa", description_json(model.description)
+    proto.metadata_props.add(key="hyperiqa", value=description_json(model.description))
     return proto
 
 
 def sample_patches(side: int) -> np.ndarray:
     """Eight patches to compare on: uint8 (8, side, side, 3): noise, scenes with less and less of it, black, white."""
-    import numpy as np
-
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (2, side, side, 3))
-    y, x = np.mgrid[:side, :side] / side
-    waves = [
-        sum(np.sin(rng.normal(0, 3 * k, 2) @ [y.ravel(), x.ravel()] + k) / k for k in range(1, 12)) for _ in "1234"
-    ]
+    places = (np.mgrid[:side, :side] / side).reshape(2, -1)
+    waves = [np.sum([np.sin(rng.normal(0, 3 * k, 2) @ places + k) / k for k in range(1, 12)], 0) for _ in "1234"]
     scenes = [wave.reshape(side, side, 1) * 60 + rng.uniform(60, 190, 3) for wave in waves]
     scenes = [scene + rng.normal(0, 30 / 2**i, (side, side, 3)) for i, scene in enumerate(scenes)]
     flat = [np.full((side, side, 3), value) for value in (0, 255)]
@@ -110,7 +105,6 @@ def sample_patches(side: int) -> np.ndarray:
 
 def largest_difference(model: QualityModel, data: bytes) -> float:
     """Between onnxruntime's scores of the ONNX file `data` and PyTorch's, in batches of 1, 2 and 5 patches."""
-    import numpy as np
     import onnxruntime
     import torch
 

@@ -63,8 +63,8 @@ def load(
         parse_resize(resize)
     path = checkpoints.find_model(Path(checkpoint))
     state, description = checkpoints.load_model(path)
-    asked = {"resize": resize, "exif_rotate": exif_rotate, "test_patch_num": crops}
-    asked["test_crop"] = None if crops is None else "center" if crops == 1 else "grid"
+    crop = None if crops is None else "center" if crops == 1 else "grid"
+    asked = {"resize": resize, "exif_rotate": exif_rotate, "test_patch_num": crops, "test_crop": crop}
     description |= {name: value for name, value in asked.items() if value is not None}
     with torch.random.fork_rng(devices=[]):  # the initial weights, which are replaced, are drawn at random
         net = build(description)
@@ -122,12 +122,10 @@ class QualityModel:
                     while len(waiting) > (0 if image is None else ahead):
                         earlier, future = waiting.popleft()
                         ready.append((earlier, future.result()))
-                        if max(len(ready), _patches_in(ready)) >= batch_size:
+                        if max(len(ready), sum(len(p) for _, p in ready if not isinstance(p, str))) >= batch_size:
                             yield from self._flush(ready, batch_size)
-                            ready = []
                     if image is None:
                         yield from self._flush(ready, batch_size)
-                        ready = []
             finally:
                 pool.shutdown(cancel_futures=True)
 
@@ -170,23 +168,17 @@ class QualityModel:
         scores = iter(self._score([p for _, p in ready if not isinstance(p, str)], batch_size))
         for image, found in ready:
             yield Scored(image, None, found) if isinstance(found, str) else Scored(image, float(next(scores)))
+        ready.clear()
 
     def _score(self, patches: list[np.ndarray], batch_size: int = SCORE_BATCH) -> np.ndarray:
         """Patches of each image -> scores (images,), by the same function that tests a run."""
         if not patches:
             return np.empty(0)
-        flat = torch.from_numpy(np.concatenate(patches))
-        image = torch.from_numpy(np.repeat(np.arange(len(patches)), list(map(len, patches))))
-        batches = (
-            {"patches": flat[start : start + batch_size], "image": image[start : start + batch_size]}
-            for start in range(0, len(flat), batch_size)
-        )
+        flat = torch.from_numpy(np.concatenate(patches)).split(batch_size)
+        image = torch.from_numpy(np.repeat(np.arange(len(patches)), list(map(len, patches)))).split(batch_size)
+        batches = ({"patches": cut, "image": of} for cut, of in zip(flat, image))
         with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             return engine.score(self.net, batches, len(patches), self.hardware)
-
-
-def _patches_in(ready: list[tuple[ImageLike, np.ndarray | str]]) -> int:
-    return sum(len(patches) for _, patches in ready if not isinstance(patches, str))
 
 
 def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -62,6 +62,7 @@ KINDS = {
     "oversaturation": Kind((1.5, 2.1, 3.0, 4.4, 7.0), 86, 22),  # factor on the chroma
 }
 PRISTINE, PRISTINE_SCORE = "pristine", 94.0
+_font = functools.cache(ImageFont.load_default)
 
 
 class Domain(NamedTuple):
@@ -94,18 +95,15 @@ def plan(count: int) -> list[tuple[str, int]]:
     """(kind, level) of each of `count` images: every 24th is pristine (level 0), the others are balanced.
     Eight kinds and five levels have no common divisor, so counting both round and round visits all 40 pairs;
     any count leaves kinds, levels and pairs each within one of each other."""
-    names, pairs = list(KINDS), []
-    for i in range(count):
-        n = i - i // 24
-        pairs.append((PRISTINE, 0) if i % 24 == 23 else (names[n % len(names)], n % 5 + 1))
-    return pairs
+    pairs = zip(itertools.cycle(KINDS), itertools.cycle(range(1, 6)))
+    return [(PRISTINE, 0) if i % 24 == 23 else next(pairs) for i in range(count)]
 
 
 def expected_score(kind: str, level: int) -> float:
     """Mean score, 0..100, of a kind at a level 1..5 (linear between its two ends) or of a pristine image."""
     if kind == PRISTINE:
         return PRISTINE_SCORE
-    best, worst = KINDS[kind].best, KINDS[kind].worst
+    _, best, worst = KINDS[kind]
     return best + (worst - best) * (level - 1) / 4
 
 
@@ -154,11 +152,6 @@ def _leaf(draw: ImageDraw.ImageDraw, at: list[float], radius: float, shape: list
     cos, sin, count = math.cos(math.pi * turn), math.sin(math.pi * turn), 3 + int(4 * corners)
     unit = [(a * math.cos(math.tau * k / count), b * math.sin(math.tau * k / count)) for k in range(count)]
     draw.polygon([(x + u * cos - v * sin, y + u * sin + v * cos) for u, v in unit], fill=label)
-
-
-@functools.lru_cache(maxsize=64)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
 
 
 def _labels(rng: np.random.Generator, domain: Domain, sky: bool, words: int) -> np.ndarray:
@@ -244,12 +237,6 @@ def _motion_blur(image: np.ndarray, length: float, angle: float) -> np.ndarray:
     return blurred[2 * half :, 2 * half :][: image.shape[0], : image.shape[1]]
 
 
-def _pixelate(image: np.ndarray, side: float) -> np.ndarray:
-    height, width = image.shape[:2]
-    blocks = Image.fromarray(image).resize((round(width / side), round(height / side)), Image.Resampling.BOX)
-    return np.asarray(blocks.resize((width, height), Image.Resampling.NEAREST))
-
-
 def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) -> np.ndarray:
     """The (H, W, 3) uint8 image with one distortion, level 1 (barely visible) to 5 (awful); 0 leaves it.
     Kinds and levels after KADID-10k (Lin, Hosu & Saupe, QoMEX 2019), the strengths set for 512x384."""
@@ -266,17 +253,15 @@ def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) 
         case "jpeg":
             return _recode(image, format="JPEG", quality=int(strength))
         case "jpeg2000":
-            rates: dict[str, Any] = {"quality_mode": "rates", "quality_layers": [strength], "irreversible": True}
-            return _recode(image, format="JPEG2000", **rates)
-        case "contrast":
-            mean = float(_luma(*np.moveaxis(image, 2, 0)).mean())
-            return _to_uint8(mean + strength * (image - mean))
+            return _recode(image, format="JPEG2000", quality_mode="rates", quality_layers=[strength], irreversible=True)
         case "pixelation":
-            return _pixelate(image, strength)
-        case "oversaturation":
-            luma = _luma(*np.moveaxis(image, 2, 0))[..., None]
-            return _to_uint8(luma + strength * (image - luma))
-    raise ValueError(f"no such distortion: {kind}")
+            height, width = image.shape[:2]
+            size = round(width / strength), round(height / strength)
+            blocks = Image.fromarray(image).resize(size, Image.Resampling.BOX)
+            return np.asarray(blocks.resize((width, height), Image.Resampling.NEAREST))
+    luma = _luma(*np.moveaxis(image, 2, 0))  # contrast and oversaturation: away from a grey
+    grey = float(luma.mean()) if kind == "contrast" else luma[..., None]
+    return _to_uint8(grey + strength * (image - grey))
 
 
 def make_image(task: Task) -> list[float]:
@@ -293,8 +278,7 @@ def make_image(task: Task) -> list[float]:
 
 
 def _make_all(tasks: list[Task], processes: int) -> list[list[float]]:
-    made = mapped(make_image, tasks, processes)
-    return list(tqdm(made, desc="making images", total=len(tasks), unit="", file=sys.stderr))
+    return list(tqdm(mapped(make_image, tasks, processes), "making images", len(tasks), unit="", file=sys.stderr))
 
 
 def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: int) -> None:
@@ -304,21 +288,17 @@ def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: i
     tasks = []
     for number, (split, folder, count) in enumerate(splits):
         folder.mkdir(parents=True)
-        domain = SPAQ if split == "spaq" else KONIQ
         for i, (kind, level) in enumerate(plan(count)):
             path = folder / f"{split}_{i:04d}_{kind}_{level}.jpg"
-            tasks.append(Task((seed, number, i), domain, kind, level, path))
-    rows, names = _make_all(tasks, processes), [task.path.name for task in tasks]
-    made = list(zip(names, rows, strict=True))
+            tasks.append(Task((seed, number, i), SPAQ if split == "spaq" else KONIQ, kind, level, path))
+    made = [(task.path.name, *row) for task, row in zip(tasks, _make_all(tasks, processes), strict=True)]
     lists = {koniq / "koniq_train.json": train, koniq / "koniq_test.json": test, spaq_root / "spaq_test.json": spaq}
     done = iter(made)
     for path, count in lists.items():
-        entries = [{"image": f"{path.stem}/{name}", "score": row[-1]} for name, row in itertools.islice(done, count)]
+        entries = [{"image": f"{path.stem}/{row[0]}", "score": row[-1]} for row in itertools.islice(done, count)]
         path.write_text(json.dumps(entries, indent=1) + "\n")
     with (koniq / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(CSV_HEADER)
-        table.writerows([name, *row] for name, row in made[: train + test])
+        csv.writer(file).writerows([CSV_HEADER, *made[: train + test]])
 
 
 def build(out: Path, seed: int = 7, train: int = 200, test: int = 60, spaq: int = 48, processes: int = 0) -> None:

@@ -16,12 +16,12 @@ import intervals
 import metrics
 from common.errors import UserError
 from common.files import HERE
-from data_loader import SCORE_BATCH, DecodedSet, drop_bad_images
+from data_loader import DecodedSet, drop_bad_images
 from folders import DEFAULT_RESIZE, open_set
 from inference import QualityModel
 from intervals import Estimate
 from reading.cache import put_on_gpu
-from reading.records import DataSet, Reader, Record
+from reading.records import DataSet, Record
 
 SPAQ_SETS = {"spaq", "spaq-official"}  # the test images of the public code's list, and the whole release
 # `fitted_` before a function of metrics.py: of the scores that the logistic has mapped to the set's scale.
@@ -68,7 +68,10 @@ def read_sets(
     for name, path in paths.items():
         try:
             reader = open_set(name, path, seed, lower_is_better, beside)
-            own = is_training_set(reader, description)
+            scores = [row.score for row in reader.listed]  # listed first: SPAQ knows its name only then
+            # A csv also by the range of its scores, because all csv files go by one name.
+            same_range = reader.name != "csv" or [min(scores), max(scores)] == list(description["score_range"])
+            own = reader.name == trained_on and same_range
             data, which = reader.read_for_test(split, own)
             if not own and {reader.name, trained_on} == SPAQ_SETS:
                 data.notes.append(f"{data.name}: shares images with {trained_on}, which the model was trained on")
@@ -81,13 +84,6 @@ def read_sets(
     return tests
 
 
-def is_training_set(reader: Reader, description: Mapping[str, Any]) -> bool:
-    """By name; a csv also by the range of its scores, because all csv files go by one name."""
-    scores = [row.score for row in reader.listed]  # listed first: SPAQ knows its name only then
-    same_range = reader.name != "csv" or [min(scores), max(scores)] == list(description["score_range"])
-    return reader.name == description["dataset"] and same_range
-
-
 def default_resize(name: str, own: bool, description: Mapping[str, Any]) -> str:
     """The training's size on its own set and its cross tests, and elsewhere too where its user had chosen it.
     Else the set's default. That is how a run treats its cross tests."""
@@ -98,9 +94,7 @@ def default_resize(name: str, own: bool, description: Mapping[str, Any]) -> str:
     return trained if own or trained != usual else DEFAULT_RESIZE[name]
 
 
-def load_images(
-    tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool = False
-) -> None:
+def load_images(tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool) -> None:
     """Decode each set's images, into memory without `cache_dir`, and choose the records that can be scored.
     Raises UserError for images that cannot be read, all of them, unless they are to be skipped."""
     d = model.description
@@ -115,13 +109,13 @@ def load_images(
     put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
 
 
-def score(test: SetTest, model: QualityModel, batch_size: int = SCORE_BATCH) -> None:
+def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
     """The scores of the test's records, by the crops and the function that a run's own test goes by."""
     crops = (model.description["test_crop"], model.description["test_patch_num"])
     test.scores = engine.score_set(model.net, test.images, test.records, crops, model.hardware, batch_size=batch_size)
 
 
-def measure(test: SetTest, resamples: int = intervals.RESAMPLES) -> None:
+def measure(test: SetTest, resamples: int) -> None:
     """The test's figures with their intervals over images, and those of each kind of distortion.
     The logistic is fitted once, to all images, and held fixed in the resamples."""
     signed, mos = test.sign * test.scores, test.mos
@@ -129,20 +123,12 @@ def measure(test: SetTest, resamples: int = intervals.RESAMPLES) -> None:
     with tqdm(FIGURES, f"Resampling {test.data.name}", unit="figure", leave=False) as bar:
         for name in bar:
             metric = name.removeprefix("fitted_")
-            test.figures[name] = _estimate(metric, signed if metric == name else mapped, mos, resamples)
-    of_kind: dict[str, list[int]] = {}
-    for i, record in enumerate(test.records):
-        if record.kind is not None:
-            of_kind.setdefault(record.kind, []).append(i)
-    rows = [
-        (kind, len(own), metrics.srcc(signed[own], mos[own]), metrics.plcc(signed[own], mos[own]))
-        for kind, own in of_kind.items()
-    ]
-    test.kinds = sorted(rows, key=lambda row: (math.isnan(row[2]), 0 if math.isnan(row[2]) else -row[2], row[0]))
-
-
-def _estimate(metric: str, score: np.ndarray | None, mos: np.ndarray, resamples: int) -> Estimate:
-    value = math.nan if score is None else metrics.FIGURES[metric].of(score, mos)
-    if math.isnan(value):
-        return Estimate(value)
-    return Estimate(value, *intervals.percentile_interval(intervals.bootstrap(metric, score, mos, resamples)[:, 0]))
+            scores = signed if metric == name else mapped
+            value = math.nan if scores is None else metrics.FIGURES[metric].of(scores, mos)
+            draws = np.empty(0) if math.isnan(value) else intervals.bootstrap(metric, scores, mos, resamples)[:, 0]
+            test.figures[name] = Estimate(value, *intervals.percentile_interval(draws))
+    rows = []
+    for kind in {record.kind for record in test.records} - {None}:
+        own = [i for i, record in enumerate(test.records) if record.kind == kind]
+        rows.append((kind, len(own), metrics.srcc(signed[own], mos[own]), metrics.plcc(signed[own], mos[own])))
+    test.kinds = sorted(rows, key=lambda row: (math.inf if math.isnan(row[2]) else -row[2], row[0]))
