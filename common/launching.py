@@ -56,9 +56,10 @@ def _follow_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def mapped(work: Callable, items: Iterable, processes: int) -> Iterator:
-    """`work` of each item, in order, by that many processes; they end with this one."""
-    if processes == 1:
+def mapped(work: Callable, items: Iterable, processes: int, apart: bool = False) -> Iterator:
+    """`work` of each item, in order, by that many processes; they end with this one. A single one is this one, unless
+    it is to be `apart`: where it dies, BrokenProcessPool is raised."""
+    if processes == 1 and not apart:
         yield from map(work, items)
         return
     fresh = multiprocessing.get_context("spawn")  # fork would copy the locks of a caller's threads

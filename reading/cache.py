@@ -21,7 +21,7 @@ from common.errors import UserError
 from common.files import write_whole
 from reading.images import decode, fitted_size, resize_image
 
-CACHE_FORMAT = 1  # raise it when decoding or resizing changes
+CACHE_FORMAT = 2  # raise it when decoding or resizing changes
 COPY_BYTES = 2**28
 
 

@@ -1,16 +1,23 @@
 """The file formats that data sets come in, each as rows; what is wrong with a file is one line for its owner."""
 
+import contextlib
 import csv
 import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from common.errors import UserError, first_five, reading
+from common.launching import mapped
+
+# What the parser of a MAT file may use, bytes and seconds; the sets' own files are under 1 MB.
+MAT_MEMORY, MAT_SECONDS = 4 * 2**30, 60
 
 
 def number(value: Any) -> float:
@@ -64,15 +71,33 @@ def read_json_scores(path: Path) -> dict[str, float]:
 def read_mat(path: Path, *variables: str) -> list[tuple]:
     """Arrays of a MATLAB file (to version 7.2), entry by entry: numbers, and the text of cell arrays of text.
     An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError."""
-    from scipy.io import loadmat  # late: the flags are checked without it
-
-    # The parser meets a damaged file with whatever comes first.
-    with reading(path, "not a readable MAT file", Exception), path.open("rb") as file:
-        content = loadmat(file, variable_names=variables)
+    what = "not a readable MAT file"
+    # The parser meets a damaged file with whatever comes first, the end of its process among it.
+    with reading(path, what, Exception):
+        path.open("rb").close()
+        try:
+            (content,) = mapped(partial(_mat, path), [variables], 1, apart=True)
+        except BrokenProcessPool:
+            raise UserError(f"{path}: {what}: it is damaged, the parser crashed") from None
     missing = [name for name in variables if name not in content]
     if missing:
         raise UserError(f"{path}: no variable {', '.join(missing)}; expected {', '.join(variables)}")
-    return aligned(path, {name: [_entry(x) for x in np.ravel(content[name])] for name in variables})
+    return aligned(path, content)
+
+
+def _mat(path: Path, variables: Sequence[str]) -> dict[str, list]:
+    """The variables that the file has, in a process of their own, bounded by MAT_MEMORY and MAT_SECONDS."""
+    from scipy.io import loadmat
+
+    with contextlib.suppress(ImportError, ValueError, OSError):  # another system
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MAT_MEMORY, MAT_MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (MAT_SECONDS, MAT_SECONDS))
+
+    with path.open("rb") as file:
+        content = loadmat(file, variable_names=variables)
+    return {name: [_entry(x) for x in np.ravel(content[name])] for name in variables if name in content}
 
 
 def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:

@@ -398,7 +398,7 @@ def test_images_that_cannot_be_read(tool, model, tmp_path):
     (root / "spaq_3.jpg").write_text("no image")
     words = (model, "--datasets", f"spaq={root}", "--predictions", tmp_path / "p.csv")
     done = tool(*words, code=2)
-    reasons = f"{root}/spaq_1.jpg: the file is empty; {root}/spaq_3.jpg: not an image that Pillow can read"
+    reasons = f"{root}/spaq_1.jpg: the file is empty; {root}/spaq_3.jpg: not an image of a format that is read here"
     assert done.last_words == f"error: 2 of 5 images cannot be read: {reasons} (--skip_bad_images drops them)\n"
     out = tool(*words, "--skip_bad_images").stdout
     assert "spaq: 3 images (all), resize 72\n" in out

@@ -348,8 +348,8 @@ BAD_INPUT = {
     "images missing": (with_koniq(lambda r: (r / "test/test_2.jpg").unlink()), "koniq-10k: 1 of 18 images are not in ROOT/koniq/train and ROOT/koniq/test: test_2.jpg"),
     "no image folder": (with_koniq(lambda r: (r / "test").rename(r / "tset")), "koniq-10k: no images in ROOT/koniq; expected train/+test/ or 1024x768/ or 512x384/"),
     "image empty": (with_koniq(put("test/test_1.jpg", b"")), "1 of 18 images cannot be read: ROOT/koniq/test/test_1.jpg: the file is empty (--skip_bad_images drops them)"),
-    "image a text": (with_koniq(put("test/test_1.jpg", b"hello")), "1 of 18 images cannot be read: ROOT/koniq/test/test_1.jpg: not an image that Pillow can read (--skip_bad_images drops them)"),
-    "two bad images": (with_koniq(lambda r: (put("test/test_1.jpg", b"")(r), put("train/train_3.jpg", b"hello")(r))), "2 of 18 images cannot be read: ROOT/koniq/test/test_1.jpg: the file is empty; ROOT/koniq/train/train_3.jpg: not an image that Pillow can read (--skip_bad_images drops them)"),
+    "image a text": (with_koniq(put("test/test_1.jpg", b"hello")), "1 of 18 images cannot be read: ROOT/koniq/test/test_1.jpg: not an image of a format that is read here (--skip_bad_images drops them)"),
+    "two bad images": (with_koniq(lambda r: (put("test/test_1.jpg", b"")(r), put("train/train_3.jpg", b"hello")(r))), "2 of 18 images cannot be read: ROOT/koniq/test/test_1.jpg: the file is empty; ROOT/koniq/train/train_3.jpg: not an image of a format that is read here (--skip_bad_images drops them)"),
     "explicit SPAQ missing": (lambda root, data: ["--dataset_path", data[0], "--spaq_path", root / "spaq"], "spaq: no folder ROOT/spaq; expected spaq_test.json with its images beside it or in TestImage/, or the official release: TestImage/ and Annotations/MOS and Image attribute scores.xlsx"),
     "SPAQ without list": (lambda root, data: ["--dataset_path", data[0], "--spaq_path", root], "spaq: no spaq_test.json or Annotations/MOS and Image attribute scores.xlsx in ROOT; expected spaq_test.json with its images beside it or in TestImage/, or the official release: TestImage/ and Annotations/MOS and Image attribute scores.xlsx"),
     "no validation images": (plain_flags("--select_on", "val"), "koniq-10k: KONIQ names no validation images; give --val_fraction F"),
@@ -410,7 +410,7 @@ def test_skipped_images_are_counted_and_named(launcher, data, tmp_path):
     assert code == 0 and f"Skipped: 1 of 22 images cannot be read: {koniq}/train/train_3.jpg: not an image" in out
     (jsonl,) = (tmp_path / "logs").glob("*.jsonl")
     records = [json.loads(line) for line in jsonl.read_text().splitlines()]
-    skipped = {str(koniq / "train" / "train_3.jpg"): "not an image that Pillow can read"}
+    skipped = {str(koniq / "train" / "train_3.jpg"): "not an image of a format that is read here"}
     assert [r["images"] for r in records if r["type"] == "skipped"] == [skipped]
     assert "Skipped: 1 of 22 images" in jsonl.with_suffix(".log").read_text()
 

@@ -150,7 +150,7 @@ def test_unreadable_files_do_not_stop_the_rest(checkpoint, photos, capfd):
     assert (
         reasons
         == {
-            "text.jpg": "not an image that Pillow can read",
+            "text.jpg": "not an image of a format that is read here",
             "empty.jpg": "the file is empty",
             "cut.jpg": reasons["cut.jpg"],
             "huge.bmp": "absurdly large: 100000x100000 pixels",

@@ -148,7 +148,7 @@ def test_a_cache_folder_that_cannot_be_made_is_the_users_mistake(images, tmp_pat
 def test_every_bad_file_is_named_with_its_reason(tmp_path):
     write_images(tmp_path, ["good.jpg"])
     bad = {
-        "text.jpg": (b"hello", "not an image that Pillow can read"),
+        "text.jpg": (b"hello", "not an image of a format that is read here"),
         "empty.jpg": (b"", "the file is empty"),
         "huge.bmp": (huge_header(), "absurdly large: 100000x100000 pixels"),
     }

@@ -1,3 +1,10 @@
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import fuzz
 import numpy as np
 import pytest
 import torchvision.transforms as T
@@ -5,7 +12,7 @@ from helpers import jpeg_bytes, picture
 from PIL import Image, ImageOps
 
 from reading import images
-from reading.images import decode, fitted_size, load_image, read_header, resize_image, resized_size
+from reading.images import decode, fitted_size, from_pillow, load_image, read_header, resize_image, resized_size
 
 
 @pytest.mark.parametrize(
@@ -119,3 +126,103 @@ def test_a_thin_strip_is_refused_before_it_is_blown_up(tmp_path):
         fitted_size(tmp_path / "strip.png", "384", 224)
     with pytest.raises(ValueError, match="absurdly large once resized"):
         load_image(tmp_path / "strip.png", "384", 224)
+
+
+def saved(folder, name, image, **options):
+    image.save(folder / name, **options)
+    return decode(folder / name)
+
+
+def grey(image):
+    return np.repeat(np.asarray(image)[:, :, None], 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("mode", "clear"), [("RGB", (0, 0, 0)), ("L", 0), ("P", 0), ("P", bytes([0] + [255] * 9)), ("I;16", 0)]
+)
+def test_a_transparent_colour_of_a_png_lies_on_white(tmp_path, mode, clear):
+    pixels = picture()[..., 0] // 2 + 100
+    pixels[10:30, 20:60] = 0
+    hole = pixels == 0
+    if mode == "I;16":
+        image = Image.fromarray(pixels.astype(np.uint16) * 257)
+    elif mode == "P":
+        image = Image.fromarray(pixels)
+        image.putpalette([v for level in range(256) for v in (level,) * 3])
+    else:
+        image = Image.fromarray(pixels).convert(mode)
+    found = saved(tmp_path, "a.png", image, transparency=clear)
+    assert (found[hole] == 255).all() and np.array_equal(found[~hole], grey(pixels)[~hole])
+    with Image.open(tmp_path / "a.png") as opened:
+        assert np.array_equal(from_pillow(opened), found)
+
+
+def test_floats_are_0_to_1_and_else_refused(tmp_path):
+    pixels = picture()[..., 0]
+    found = saved(tmp_path, "a.tif", Image.fromarray(pixels.astype(np.float32) / 255))
+    assert np.array_equal(found, grey(pixels))
+    for values in (pixels.astype(np.float32), np.full((9, 9), np.nan, np.float32), np.full((9, 9), -0.1, np.float32)):
+        with pytest.raises(ValueError, match="floating pixels from .* expected 0 to 1"):
+            saved(tmp_path, "b.tif", Image.fromarray(values))
+
+
+def test_integers_of_unknown_range_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="32-bit integer pixels, whose range is not known"):
+        saved(tmp_path, "a.tif", Image.fromarray(picture()[..., 0].astype(np.int32)))
+    with pytest.raises(ValueError, match="grey of 16 bits, 0 as white: expected 8 or 16 bits"):
+        saved(tmp_path, "b.tif", Image.fromarray(picture()[..., 0].astype(np.uint16)), tiffinfo={262: 0})
+
+
+def test_sixteen_bits_of_a_pgm_are_divided_by_257(tmp_path):
+    values = np.arange(0, 65536, 8, dtype=np.uint16).reshape(64, 128)
+    (tmp_path / "a.pgm").write_bytes(b"P5 128 64 65535\n" + values.astype(">u2").tobytes())
+    assert np.array_equal(decode(tmp_path / "a.pgm"), grey(np.rint(values / 257).astype(np.uint8)))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "La",
+                                  "PA", "RGBX", "RGBa", "I;16", "I;16L", "I;16B"])  # fmt: skip
+def test_every_mode_gives_pixels_or_a_reason(mode):
+    image = Image.new(mode, (40, 30))
+    if mode in ("LAB", "La", "I"):
+        with pytest.raises(ValueError, match="pixels"):
+            from_pillow(image)
+    else:
+        # Clear, without ink, or (JFIF) Y = 0 with the strongest green.
+        blank = {"RGBA": 255, "LA": 255, "PA": 255, "RGBa": 255, "CMYK": 255, "YCbCr": (0, 135, 0)}.get(mode, 0)
+        assert np.array_equal(from_pillow(image), np.full((30, 40, 3), blank, np.uint8))
+
+
+@pytest.mark.parametrize("value", [b"6\0\0\0", b"\x09\0\0\0", b"\0\0\0\0"])
+def test_an_orientation_that_is_none_is_upright(tmp_path, value):
+    kind, count = (2, 2) if value[0] == ord("6") else (3, 1)
+    tag = struct.pack("<HHI4s", 0x112, kind, count, value)
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", 1) + tag + bytes(4)
+    Image.fromarray(picture()).save(tmp_path / "a.jpg", exif=exif)
+    assert read_header(tmp_path / "a.jpg", exif_rotate=True) == (90, 120)
+    assert np.array_equal(decode(tmp_path / "a.jpg", exif_rotate=True), decode(tmp_path / "a.jpg"))
+
+
+def fates(folder):
+    """What became of each file of a folder in a process that decodes them all; fails where it crashed."""
+    command = [sys.executable, "-W", "ignore", Path(__file__).with_name("fuzz.py"), folder]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": str(root)}, timeout=1200)
+    lines = done.stdout.decode(errors="replace").splitlines()
+    assert done.returncode == 0, f"{done.returncode} at {lines[-1:]}: {done.stderr[-300:]}"
+    return lines
+
+
+def test_no_damaged_file_ends_the_process(tmp_path):
+    for suffix in fuzz.SAVED:
+        fuzz.write(tmp_path, suffix, 24)
+    lines = fates(tmp_path)
+    assert len(lines) == 24 * len(fuzz.SAVED)
+    assert sum(" bad " in line for line in lines) > 50 < sum(" read " in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suffix", fuzz.SAVED)
+def test_no_damaged_file_of_two_thousand_ends_the_process(tmp_path, suffix):
+    fuzz.write(tmp_path, suffix, 2000, seed=1)
+    lines = fates(tmp_path)
+    assert len(lines) == 2000 and sum(" bad " in line for line in lines) > 50 < sum(" read " in line for line in lines)
