@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 import intervals
-from common.cli import Flags, Given, printing, run_tool
+from common.cli import Flags, Given, run_tool
 from common.errors import UserError, first_five
 from common.files import write_whole
 from common.run_files import plain
@@ -335,11 +335,10 @@ def main() -> None:
     else:
         entries = runs.ranked(entries, replace(measure, metric=options.sort or measure.metric))
     comparisons = compare_all(measure, chosen_pairs(options, entries))
-    with printing():
-        if options.json:
-            print_json(entries, measure, comparisons, notes + problems)
-        else:
-            print_report(options, entries, measure, comparisons, notes)
+    if options.json:
+        print_json(entries, measure, comparisons, notes + problems)
+    else:
+        print_report(options, entries, measure, comparisons, notes)
     if options.csv:
         write_csv(options.csv, entries, measure)
     if options.plot:

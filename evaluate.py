@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.cli import Flags, Given, named_sets, printing, run_tool
+from common.cli import Flags, Given, named_sets, run_tool
 from common.errors import Interrupted, UserError
 from common.files import HERE, write_whole
 from common.run_files import plain, write_predictions
@@ -200,9 +200,8 @@ def main() -> None:
         except Interrupted:
             print("Interrupted", file=sys.stderr)
             raise
-    with printing():
-        found = {**plain(origin), "datasets": records}
-        print(json.dumps(found, indent=1) if options.json else as_text(origin, tests, options.markdown))
+    found = {**plain(origin), "datasets": records}
+    print(json.dumps(found, indent=1) if options.json else as_text(origin, tests, options.markdown))
 
 
 if __name__ == "__main__":

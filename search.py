@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.cli import Flags, Given, printing, run_tool
+from common.cli import Flags, Given, run_tool
 from common.errors import UserError
 from common.launching import end, last_error, start
 from comparing import plots, runs
@@ -260,8 +260,7 @@ def main() -> int:
         done = f"{sum(bool(finished(job)) for job in jobs)} of {len(jobs)} runs finished"
         print(f"\ninterrupted: {done}; the same command goes on from there", file=sys.stderr)
         return 130
-    with printing():
-        report(options, grid, jobs)
+    report(options, grid, jobs)
     print("".join(f"failed: {failure}\n" for failure in failures), end="", file=sys.stderr)
     return 1 if failures else 0
 

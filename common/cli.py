@@ -1,7 +1,7 @@
 """The command line of every program here: the parser, flags with the ranges they must keep, and how a program ends."""
 
-import contextlib
 import difflib
+import errno
 import math
 import os
 import re
@@ -24,6 +24,7 @@ SHARE: Range = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main`; a `UserError` becomes one line on stderr and exit code 2, a signal 128 + its number."""
+    sys.stdout, sys.stderr = (stream and _Stream(stream) for stream in (sys.stdout, sys.stderr))
     try:
         sys.exit(main() or 0)
     except UserError as mistake:
@@ -36,16 +37,32 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(128 + stop.signum)
 
 
-@contextlib.contextmanager
-def printing():
-    """While the results are printed: characters that the terminal lacks become ?, and `| head` ends it quietly."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough; what comes after is still done
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+class _Stream:
+    """Standard output or error with a ? for what it cannot show. Once its reader has gone, what is written is dropped:
+    `| head` has seen enough, and a training goes on with its log."""
+
+    def __init__(self, stream: Any):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._unbroken(lambda: self._stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._unbroken(self._stream.flush)
+
+    def _unbroken(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except OSError as problem:
+            if problem.errno not in (errno.EPIPE, errno.EIO):  # closed, or its terminal is gone
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Formatter(RawDescriptionHelpFormatter):

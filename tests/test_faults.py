@@ -425,3 +425,17 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(la
     assert f"the last good checkpoint is {last}; images of this batch: train_" in errors[0]
     state = torch.load(last, weights_only=True)
     assert state["progress"]["step"] == 1 and all(torch.isfinite(p).all() for p in state["progress"]["parts"])
+
+
+def test_a_console_that_lacks_characters_and_goes_away_ends_no_training(data, undisturbed, tmp_path):
+    koniq = tmp_path / "图片"
+    koniq.symlink_to(data[0])
+    flags = flags_for((koniq, data[1]), tmp_path)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "cp1252"}
+    command = [sys.executable, ROOT / "train_swin.py", *map(str, flags)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    first = run.stdout.readline()
+    run.stdout.close()
+    assert run.wait() == 0 and first.startswith(b"Nothing to resume")
+    assert_same_results(results(tmp_path), undisturbed)
+    assert f"dataset_path={koniq}" in next((tmp_path / "logs").glob("*.log")).read_text(encoding="utf-8")
