@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from common.device import choose_hardware, keep_freed_memory, set_backends
 from common.errors import Interrupted, UserError
 from common.run_files import Prediction
 from common.signals import StopSignals
-from data_loader import RunData, make_loader, train_patches
+from data_loader import RunData, fitting_workers, make_loader, train_patches
 from losses import make_criterion
 from lr_schedules import adam_for_epoch, make_schedule
 from models import HyperNet, hypernet
@@ -105,6 +106,9 @@ class HyperIQASolver:
             if o.tensorboard:
                 self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)
+            if (room := fitting_workers(self.hardware.workers, 3 * o.batch_size * o.patch_size**2))[1]:
+                self.log.line(room[1])
+                self.hardware = replace(self.hardware, workers=room[0])
             yield self.state
         except Interrupted:
             self.status = "interrupted"

@@ -2,9 +2,11 @@
 Everything random is addressed: an epoch's order, crops and augmentations are a pure function of (seed, epoch), so
 workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3), augmented where the model is."""
 
+import contextlib
+import shutil
 import signal
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from run_log import RunLog
 
 TEST_CROP_SEED = 20  # the public code draws its random test crops anew in every run; ours come from this seed
 SCORE_BATCH = 64
+SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes hand over
+WORKER_SECONDS = 300  # without a batch, after which the processes that cut them are taken to hang
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,11 @@ class PatchBatches(torch.utils.data.Dataset):
 
     def __len__(self) -> int:
         return -(-len(self.patches) // self.batch_size)
+
+    @property
+    def bytes(self) -> int:
+        """Of a batch's patches."""
+        return min(self.batch_size, len(self.patches)) * self.cache.min_side**2 * 3
 
     def images_of(self, b: int) -> np.ndarray:
         """Numbers of the images that batch b has patches of, ascending."""
@@ -220,14 +229,53 @@ class RunData:
         self.main = self.images.data = RunData(self.options, seed).main
 
 
+def fitting_workers(wanted: int, batch_bytes: int) -> tuple[int, str]:
+    """(how many of the wanted processes have room for their batches, "" or why not all): each holds two batches of
+    `batch_bytes` in shared memory (Docker gives 64 MB), and some twenty open files; one batch more is in use."""
+    limits = [(wanted, "")]
+    if SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        fitting = int(0.9 * free / max(batch_bytes, 1) - 1) // 2
+        limits.append((fitting, f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free"))
+    with contextlib.suppress(ImportError, ValueError, OSError):  # another system
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        limits += [((hard - 100) // 20, f"{hard} files may be open")] if hard >= 0 else []
+    number, why = min(limits)
+    return max(0, number), f"--workers {wanted}: room for {max(0, number)}, as {why}" if why else ""
+
+
+@contextlib.contextmanager
+def workers_watched() -> Iterator[None]:
+    """A process that cuts patches and dies or hangs becomes a UserError."""
+    try:
+        yield
+    except (RuntimeError, OSError) as problem:
+        said = str(problem)
+        ends = {
+            "gave nothing": said.startswith("DataLoader timed out"),
+            "died": said.startswith("DataLoader worker"),
+            "opened too many files": "ancdata" in said or "Too many open files" in said,
+        }
+        if not any(ends.values()):
+            raise
+        how = next(how for how, so in ends.items() if so)
+        hint = "--workers 0 cuts them in the run's own, --resume auto goes on"
+        raise UserError(f"a process that cuts patches {how} ({said.splitlines()[0]}); {hint}") from None
+
+
 def make_loader(batches: PatchBatches, hardware: Hardware, start: int = 0) -> Iterable[dict]:
-    """The batches from number `start` on, in order, cut by `hardware.workers` processes (0: in this one).
-    Crops of images that lie on the GPU are cut there, by this process, whatever `workers` says."""
+    """The batches from number `start` on, in order, cut by `hardware.workers` processes (0: in this one), or as many of
+    them as have room. Crops of images that lie on the GPU are cut there, by this process, whatever `workers` says."""
     numbers = range(start, len(batches))
     if batches.cache.on_gpu is not None:
         return (batches[b] for b in numbers)
-    workers, pinned = min(hardware.workers, len(numbers)), hardware.device.type == "cuda"
-    processes: Any = dict(num_workers=workers, pin_memory=pinned, worker_init_fn=_leave_signals_to_the_run)
+    workers = fitting_workers(min(hardware.workers, len(numbers)), batches.bytes)[0]
+    processes: Any = dict(num_workers=workers, pin_memory=hardware.device.type == "cuda")
+    if workers:
+        processes |= dict(worker_init_fn=_leave_signals_to_the_run, timeout=WORKER_SECONDS)
     return torch.utils.data.DataLoader(batches, batch_size=None, sampler=numbers, **processes)
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 import metrics
 from augmentations import augmented
 from common.device import Hardware
-from data_loader import SCORE_BATCH, DecodedSet, make_loader, test_patches
+from data_loader import SCORE_BATCH, DecodedSet, make_loader, test_patches, workers_watched
 from models import HyperNet
 from reading.records import Record
 
@@ -88,6 +88,7 @@ def to_model_input(model: HyperNet, patches: torch.Tensor) -> torch.Tensor:
     return model.backbone.normalised(patches)
 
 
+@workers_watched()
 def train_one_epoch(
     model: HyperNet,
     criterion: Criterion,
@@ -119,6 +120,7 @@ def train_one_epoch(
     return progress.figures()
 
 
+@workers_watched()
 @torch.no_grad()
 def score(
     model: HyperNet,

@@ -1,3 +1,10 @@
+import os
+import resource
+import shutil
+import signal
+import time
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,8 +13,11 @@ from helpers import picture, write_images
 from PIL import Image
 
 import augmentations
+import data_loader
+import engine
 from common.device import Hardware
-from data_loader import PatchBatches, make_loader, test_patches, train_patches
+from common.errors import UserError
+from data_loader import PatchBatches, fitting_workers, make_loader, test_patches, train_patches
 from models import Backbone
 from reading.cache import ImageCache
 
@@ -115,3 +125,52 @@ def test_model_input_is_torchvisions_totensor_flip_and_normalize():
         expected = normalise(image.transpose(Image.FLIP_LEFT_RIGHT) if flipped else image)
         assert torch.allclose(result, expected, atol=1e-6)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_no_more_workers_than_their_batches_have_room_for():
+    free = shutil.disk_usage(data_loader.SHARED_MEMORY).free
+    for workers in (0, 1, 4, 7):
+        # Two batches each and one in use, in nine tenths of what is free: a byte less fits, a byte more does not.
+        largest = int(0.9 * free / (2 * workers + 1))
+        assert fitting_workers(workers, largest - 2**20) == (workers, "")
+        if workers:
+            fewer, why = fitting_workers(workers, largest + 2**20)
+            assert fewer == workers - 1
+            assert why.startswith(f"--workers {workers}: room for {fewer}, as /dev/shm has ") and why.endswith(
+                "MiB free"
+            )
+
+
+class Failing(torch.utils.data.Dataset):
+    """A batch that ends its process, or never comes."""
+
+    on_gpu, cache, bytes = None, SimpleNamespace(on_gpu=None), 0
+
+    def __init__(self, fail):
+        self.fail = fail
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, b):
+        self.fail()
+
+
+def no_more_files():
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
+    os.open(os.devnull, os.O_RDONLY)
+
+
+@pytest.mark.parametrize(
+    ("fail", "said"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), r"died \(DataLoader worker "),
+        (lambda: time.sleep(60), r"gave nothing \(DataLoader timed out after 1 seconds\)"),
+        (no_more_files, r"opened too many files \(Caught OSError in DataLoader worker process 0"),
+    ],
+)
+def test_a_worker_that_dies_or_hangs_is_one_line(monkeypatch, fail, said):
+    monkeypatch.setattr(data_loader, "WORKER_SECONDS", 1)
+    loader = make_loader(Failing(fail), Hardware(torch.device("cpu"), workers=1))
+    with pytest.raises(UserError, match=f"a process that cuts patches {said}.*--resume auto goes on"):
+        engine.score(torch.nn.Identity(), loader, 1, Hardware(torch.device("cpu")))
