@@ -102,7 +102,7 @@ h1 { font-size: 22px; margin: 0 0 4px; overflow-wrap: anywhere; }
 p, li { color: GrayText; margin: 0; overflow-wrap: anywhere; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 20px 14px; margin: 24px 0; }
 figure { margin: 0; display: flex; flex-direction: column; justify-content: flex-end; }
-img { max-width: 100%; max-height: 240px; margin: auto auto 0; }
+img { max-width: 100%; max-height: 240px; width: auto; height: auto; margin: auto auto 0; }
 figcaption { margin-top: 4px; color: GrayText; font-size: 13px; overflow-wrap: anywhere; }
 figcaption b { color: CanvasText; font-size: 17px; float: left; }
 figcaption span { float: right; }

@@ -1,6 +1,10 @@
 import base64
 import io
+import json
 import os
+import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
@@ -9,6 +13,8 @@ from PIL import Image
 
 from common.errors import UserError
 from scoring import sheets
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 UP = {"dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True}
 DOWN = {**UP, "higher_is_better": False}
@@ -137,3 +143,25 @@ def test_thumbnails_are_upright_and_of_any_kind(tmp_path):
 def test_a_sheet_that_cannot_be_written_is_named(tmp_path, coloured):
     with pytest.raises(UserError, match="s.html: cannot be written"):
         sheets.draw(tmp_path / "black.png" / "s.html", "model", UP, coloured)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium")
+@pytest.mark.parametrize("width", [500, 1600])
+def test_a_browser_shows_pictures_in_their_own_shape(tmp_path, width):
+    """As laid out by a real browser: neither squeezed, nor larger than they are, nor wider than their column."""
+    scores = []
+    for i, size in enumerate([(640, 480), (480, 640), (900, 200), (200, 900), (100, 80), (640, 480)]):
+        Image.new("RGB", size, (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
+        scores.append((str(tmp_path / f"{i}.png"), float(i)))
+    sheets.draw(tmp_path / "a.html", "m", UP, scores)
+    measure = """<script>document.title = JSON.stringify([...document.images].map(i => { const r = i.getBoundingClientRect();
+    return [r.width, r.height, i.naturalWidth, i.naturalHeight, i.parentElement.clientWidth] }))</script></body>"""
+    (tmp_path / "measured.html").write_text((tmp_path / "a.html").read_text().replace("</body>", measure))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--window-size={width},900", "--dump-dom", (tmp_path / "measured.html").as_uri()]
+    page = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    shown = json.loads(re.search("<title>(.*?)</title>", page)[1])
+    assert len(shown) == 6
+    for across, down, natural_width, natural_height, column in shown:
+        assert across / down == pytest.approx(natural_width / natural_height, rel=0.02)
+        assert across <= min(natural_width, column) + 0.5 and down <= natural_height + 0.5
