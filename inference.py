@@ -142,17 +142,9 @@ class QualityModel:
         """An image as RGB uint8 (H, W, 3), resized as in training."""
         d = self.description
         side, resize, rotate = d["patch_size"], d["resize"], d.get("exif_rotate", False)
-        try:
-            if isinstance(image, str | os.PathLike):
-                return load_image(Path(image), resize, side, rotate)
-            pixels = from_pillow(image, rotate) if isinstance(image, Image.Image) else None
-        except (ValueError, UserError):
-            raise
-        except Exception as problem:  # decoders meet a damaged file with whatever comes first
-            reason = str(problem) if isinstance(problem, OSError) else f"{type(problem).__name__} {problem}"
-            raise ValueError(reason) from problem
-        if pixels is None:
-            pixels = _as_pixels(image)  # type: ignore[arg-type]
+        if isinstance(image, str | os.PathLike):
+            return load_image(Path(image), resize, side, rotate)
+        pixels = from_pillow(image, rotate) if isinstance(image, Image.Image) else _as_pixels(image)
         height, width = resized_size(pixels.shape[0], pixels.shape[1], resize, side)
         if height * width > MAX_PIXELS:
             raise ValueError(f"absurdly large once resized to {width}x{height} pixels")
