@@ -20,7 +20,7 @@ from common.errors import UserError
 from common.files import HERE
 from folders import READERS, read_cross_tests
 from reading.cache import ImageCache, put_on_gpu
-from reading.records import DataSet, Record, take_validation
+from reading.records import Columns, DataSet, Record, take_validation
 from run_log import RunLog
 
 TEST_CROP_SEED = 20  # the public code draws its random test crops anew in every run; ours come from this seed
@@ -181,11 +181,12 @@ class RunData:
 
     def __init__(self, options: Namespace, seed: int):
         self.options = o = options
-        reader = READERS[o.dataset](o.dataset_path, seed, o.lower_is_better)
+        reader = READERS[o.dataset](o.dataset_path, seed, o.lower_is_better, Columns.of(o))
         official_validation = o.select_on == "val" and o.val_fraction is None
         self.main = reader.read(("train", "val", "test") if official_validation else ("train", "test"))
         if o.val_fraction is not None:
             take_validation(self.main, o.val_fraction, seed)
+        self.main.note_undefined()
         self.cross, self.said = read_cross_tests(o.cross_test, seed, reader.spaq_root)
         self.sets = [self.main, *self.cross.values()]
         self.fingerprint = {data.name: data.fingerprint() for data in self.sets}

@@ -36,6 +36,8 @@ from comparing import plots
 from comparing.runs import shown_estimate
 from folders import READERS
 from intervals import RESAMPLES, Estimate
+from options import csv_flags, for_csv_alone
+from reading.records import Columns
 
 TITLES = {"srcc": "SRCC", "plcc": "PLCC", "fitted_plcc": "fitted\nPLCC", "krcc": "KRCC", "fitted_rmse": "fitted\nRMSE"}
 BOUNDS = ("value", "low", "high")
@@ -51,8 +53,8 @@ def parse() -> argparse.Namespace:
     flags.value("--split", "auto", "which images; auto: see above", choices=["auto", "test", "all"])
     flags.count("--seed", None, "of a random split (default: the run's own)", least=0)
     flags.images(resize="for every set; default: see above")
-    flags.switch("--lower_is_better", "lower_is_better", True, "the scores of csv mean badness (DMOS)")
     flags.skip_bad_images()
+    csv_flags(flags)
     flags.group("scoring")
     flags.count("--crops", None, "1: the centre crop; N on a grid (default: as in the run's own tests)")
     flags.device()
@@ -73,8 +75,8 @@ def parse() -> argparse.Namespace:
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     try:
         options.datasets = named_sets("--datasets", options.datasets, READERS)
-        if options.lower_is_better and "csv" not in options.datasets:
-            yield "--lower_is_better is for csv: the direction of the other sets is known"
+        if "csv" not in options.datasets:
+            yield from for_csv_alone(given, "csv")
     except UserError as mistake:
         yield str(mistake)
     if options.markdown and options.json:
@@ -101,7 +103,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
     if not d["described"]:
         said = f"trained on {d['dataset']}, resize {d['resize']}, patches of {d['patch_size']}"
         print(f"{path} does not say how it is to be used; as in the public code: {said}", file=sys.stderr)
-    tests = evaluation.read_sets(o.datasets, d, o.split, o.resize, o.seed, o.lower_is_better)
+    tests = evaluation.read_sets(o.datasets, d, o.split, o.resize, o.seed, o.lower_is_better, Columns.of(o))
     cache_dir = (o.cache_dir or HERE / "cache") if o.cache else None
     evaluation.load_images(tests, model, cache_dir, o.skip_bad_images)
     rows: list[tuple[str, str, float, float]] = []

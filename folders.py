@@ -2,11 +2,12 @@
 
 What they share, and how a reader's rows become records, is in `reading/records.py`."""
 
+import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from common.errors import UserError, first_five
 from common.files import HERE
@@ -21,8 +22,13 @@ from reading.formats import (
     read_table,
     under_header,
 )  # fmt: skip
-from reading.records import DataSet, Reader, Row
+from reading.records import USUAL, Columns, DataSet, Reader, Row
 
+SCORES, SETS = "koniq10k_scores_and_distributions.csv", "koniq10k_distributions_sets.csv"
+# What unpacking the authors' archives also leaves: folders of the archives' names around those of the images.
+UNPACKED = tuple(
+    (form.format(size),) for size in ("1024x768", "512x384") for form in ("koniq10k_{0}/{0}", "koniq10k_{0}", "{0}/{0}")
+)
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
 
 
@@ -31,16 +37,13 @@ class KonIQ10k(Reader):
 
     name = "koniq-10k"
     expects = (
-        "koniq10k_scores_and_distributions.csv, images in train/+test/, 1024x768/ or 512x384/, and for the official "
-        "split koniq_train.json+koniq_test.json or koniq10k_distributions_sets.csv"
+        f"{SCORES}, images in train/+test/, 1024x768/ or 512x384/, and for the official split "
+        f"koniq_train.json+koniq_test.json or {SETS}"
     )
-    image_folders = (("train", "test"), ("1024x768",), ("512x384",))
+    image_folders = (("train", "test"), ("1024x768",), ("512x384",), *UNPACKED)
 
     def rows(self) -> list[Row]:
-        path = self.root / "koniq10k_scores_and_distributions.csv"
-        scores = {
-            row["image_name"]: number(row["MOS_zscore"]) for row in read_table(path, ("image_name", "MOS_zscore"))
-        }
+        scores = self._scores()
         split = self._split(scores)
         if split is None:
             return [Row(name, score) for name, score in scores.items()]
@@ -50,14 +53,21 @@ class KonIQ10k(Reader):
         unscored = [name for name in split if name not in scores]
         if unscored:
             raise UserError(
-                f"{self.name}: {len(unscored)} images of the split have no score in "
-                f"koniq10k_scores_and_distributions.csv: {first_five(unscored)}"
+                f"{self.name}: {len(unscored)} images of the split have no score in {SCORES}: {first_five(unscored)}"
             )
         return [Row(name, scores[name], part) for name, part in split.items()]
 
+    def _scores(self) -> dict[str, float]:
+        """Image -> MOS of 0..100: from the score file, else from the sets file, which has them to 12 digits."""
+        path, column, more = self._file(SCORES, SETS), "MOS_zscore", ""
+        if path.name.lower() == SETS:
+            column, more = "MOS", f"; {SCORES} is missing"
+            self.notes.append(f"{self.name}: {SCORES} is missing; scores are the MOS of {SETS}")
+        return {row["image_name"]: number(row[column]) for row in read_table(path, ("image_name", column), (), more)}
+
     def _split(self, scores: dict[str, float]) -> dict[str, str] | None:
         """Image -> split: from the JSON lists, else from the official sets file, else None."""
-        lists = {part: self.root / f"koniq_{part}.json" for part in ("train", "test")}
+        lists = {part: self._there(f"koniq_{part}.json") for part in ("train", "test")}
         there = [path for path in lists.values() if path.exists()]
         if len(there) == 1:
             raise UserError(f"{self.name}: {there[0]} needs its twin; expected koniq_train.json and koniq_test.json")
@@ -75,8 +85,8 @@ class KonIQ10k(Reader):
         return sets
 
     def _official_sets(self) -> dict[str, str] | None:
-        """Image -> split of koniq10k_distributions_sets.csv, None without it."""
-        path = self.root / "koniq10k_distributions_sets.csv"
+        """Image -> split of the sets file, None without it."""
+        path = self._there(SETS)
         if not path.exists():
             return None
         rows = [(row["image_name"], row["set"]) for row in read_table(path, ("image_name", "set"))]
@@ -100,7 +110,7 @@ class SPAQ(Reader):
 
     def rows(self) -> list[Row]:
         path = self._file("spaq_test.json", "Annotations/MOS and Image attribute scores.xlsx")
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             return [Row(name, score) for name, score in read_json_scores(path).items()]
         self.name = "spaq-official"
         self.notes.append("spaq-official: the official release of SPAQ, not the test images of spaq_test.json")
@@ -146,7 +156,7 @@ class KADID10k(NamedByContent):
 
     def rows(self) -> list[Row]:
         path = self._file("kadid_test.json", "dmos.csv")
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             return self._rows_by_name(path, read_json_scores(path).items())
         table = read_table(path, ("dist_img", "dmos"))
         return self._rows_by_name(path, [(line["dist_img"], line["dmos"]) for line in table])
@@ -162,10 +172,10 @@ class AGIQA3k(Reader):
 
     def rows(self) -> list[Row]:
         path = self._file("agiqa_test.json", "data.csv")
-        if path.suffix == ".json":
+        if path.suffix.lower() == ".json":
             return [Row(name, score) for name, score in read_json_scores(path).items()]
         table = read_table(path, ("name", "prompt", "mos_quality"))
-        return [Row(line["name"], number(line["mos_quality"]), None, line["prompt"].strip() or None) for line in table]
+        return [Row(line["name"], number(line["mos_quality"]), None, line["prompt"] or None) for line in table]
 
 
 class LIVEC(Reader):
@@ -209,7 +219,7 @@ class LIVE(Reader):
 
     def rows(self) -> list[Row]:
         path = self._file("dmos_realigned.mat", "dmos.mat")
-        scored = read_mat(path, "dmos_new" if path.name == "dmos_realigned.mat" else "dmos", "orgs")
+        scored = read_mat(path, "dmos_new" if path.name.lower() == "dmos_realigned.mat" else "dmos", "orgs")
         columns = {
             path.name: scored,
             "refnames_all.mat": read_mat(self._file("refnames_all.mat"), "refnames_all"),
@@ -229,7 +239,6 @@ class CSIQ(Reader):
     name = "csiq"
     resize = "none"
     higher_is_better = False
-    ignore_case = True
     expects = "csiq.DMOS.xlsx and dst_imgs/ with awgn/, jpeg/, jpeg2000/, fnoise/, blur/ and contrast/"
     image_folders = (
         tuple(f"dst_imgs/{kind}" for kind in ("awgn", "jpeg", "jpeg2000", "fnoise", "blur", "contrast")),
@@ -266,7 +275,6 @@ class TID2013(NamedByContent):
 
     name = "tid2013"
     resize = "none"
-    ignore_case = True
     expects = "mos_with_names.txt and distorted_images/"
     image_folders = (("distorted_images",),)
     kinds = (
@@ -293,7 +301,6 @@ class BID(Reader):
 
     name = "bid"
     resize = "512x512"
-    ignore_case = True
     expects = "DatabaseGrades.xlsx and DatabaseImage0001.JPG … beside it or in ImageDatabase/"
     image_folders = (("ImageDatabase",), ("",))
 
@@ -308,31 +315,71 @@ class BID(Reader):
 
 
 class CSVTable(Reader):
-    """Any CSV with columns image,mos and optional split (train, val, test) and group; images relative to it."""
+    """Any CSV with columns image,mos and optional split (train, val, test) and group, or as `columns` says.
+    Images are relative to its folder or to `columns.image_root`; absolute paths below that will do as well."""
 
     name = "csv"
     expects = "a CSV file with columns image,mos and optional split,group"
+    form, elsewhere = "file", "; --image_root FOLDER names another folder"
+
+    @property
+    def folder(self) -> Path:
+        """What image paths start from."""
+        return self.columns.image_root or self.root.parent
 
     def rows(self) -> list[Row]:
         if self.root.is_dir():
             raise UserError(f"--dataset_path {self.root}: expected a CSV file, found a folder")
-        rows = []
-        for line in read_table(self.root, ("image", "mos")):
-            split = line.get("split")
-            if split is not None and split.strip().lower() not in SPLIT_NAMES:
-                raise UserError(f"{self.root}: column split: expected train, val or test, found {split!r}")
-            split = SPLIT_NAMES[split.strip().lower()] if split is not None else None
-            rows.append(Row(line["image"], number(line["mos"]), split, line.get("group") or None))
-        return rows
-
-    def _paths(self, rows: list[Row]) -> list[Path]:
-        paths = [self.root.parent / row.image for row in rows]
-        missing = [row.image for row, path in zip(rows, paths, strict=True) if not path.is_file()]
-        if missing:
+        if not self.folder.is_dir():
+            raise UserError(f"{self.place}: no such folder")
+        c = self.columns
+        image, mos, *more = c.image_column, c.score_column, c.split_column, c.group_column
+        named = [column for column in more if column not in (USUAL.split_column, USUAL.group_column)]
+        hint = "; --image_column, --score_column, --split_column and --group_column name others"
+        lines = list(read_table(self.root, (image, mos, *named), more, hint))
+        if not all(line[image] for line in lines):
+            raise UserError(f"{self.root}: column {image} is empty in {sum(not line[image] for line in lines)} rows")
+        if commas := [line[mos] for line in lines if re.fullmatch(r"[-+\d.]*,\d+", line[mos])]:
             raise UserError(
-                f"{self.root}: {len(missing)} of {len(rows)} images are not in its folder: {first_five(missing)}"
+                f"{self.root}: column {mos}: {len(commas)} scores have a decimal comma, such as {commas[0]}; "
+                "expected a point"
             )
-        return paths
+        return [
+            Row(self._name(line[image]), number(line[mos]), self._part(line), line.get(c.group_column) or None)
+            for line in lines
+        ]
+
+    def _part(self, line: Mapping[str, str]) -> str | None:
+        text = line.get(self.columns.split_column)
+        if text is not None and text.lower() not in SPLIT_NAMES:
+            column = self.columns.split_column
+            raise UserError(f"{self.root}: column {column}: expected train, val or test, found {text!r}")
+        return None if text is None else SPLIT_NAMES[text.lower()]
+
+    def _name(self, text: str) -> str:
+        """The normalised path below `folder`; one that is not below it as it is."""
+        path, folder = PurePath(os.path.normpath(text.replace("\\", "/"))), os.path.normpath(self.folder.absolute())
+        return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+
+    def _spelt(self, image: str) -> Path | None:
+        """Where an image is, its suffix in another case where only that is there; None: nowhere."""
+        path = self.folder / image
+        names = (path.name, path.stem + path.suffix.lower(), path.stem + path.suffix.upper())
+        return next(filter(os.path.isfile, (path.parent / name for name in names)), None)
+
+    def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
+        found = {row.image: self._spelt(row.image) for row in rows}
+        if missing := [image for image, path in found.items() if path is None]:
+            raise UserError(
+                f"{self.root}: {len(missing)} of {len(rows)} images are not in {self.place}: {first_five(missing)}"
+                f"{self.elsewhere}"
+            )
+        same: dict[tuple[int, int], list[str]] = {}
+        for image, path in found.items():
+            same.setdefault((path.stat().st_dev, path.stat().st_ino), []).append(image)
+        if twice := [" = ".join(names) for names in same.values() if len(names) > 1]:
+            raise UserError(f"{self.root}: {len(twice)} images are listed by several names: {first_five(twice)}")
+        return [(found[row.image].relative_to(self.folder).as_posix(), found[row.image]) for row in rows]
 
 
 class Demo(KonIQ10k):
@@ -341,8 +388,8 @@ class Demo(KonIQ10k):
     name = "demo"
     expects = "what make_demo_dataset.py makes: koniq-10k/ and spaq-test/"
 
-    def __init__(self, root: Path | None = None, seed: int | None = 42, lower_is_better: bool = False):
-        super().__init__(root, seed, lower_is_better)
+    def __init__(self, root: Path | None = None, *settings, **more):
+        super().__init__(root, *settings, **more)
         if not self.root.exists():
             # A process of its own: the generator is an entry script, and those are never imported.
             made = subprocess.run([sys.executable, HERE / "make_demo_dataset.py", self.root], check=False)
@@ -368,16 +415,21 @@ def find_spaq(spaq_path: Path | None, beside: Path | None = None) -> Path | None
 
 
 def open_set(
-    name: str, path: Path | None, seed: int | None, lower_is_better: bool = False, beside: Path | None = None
+    name: str,
+    path: Path | None,
+    seed: int | None,
+    lower_is_better: bool = False,
+    columns: Columns = USUAL,
+    beside: Path | None = None,
 ) -> Reader:
     """The reader of a set to test on; path None: its default place, for SPAQ `beside` where that is given.
-    lower_is_better: of a CSV file. Raises UserError where SPAQ is in none of its places."""
+    lower_is_better, columns: of a CSV file. Raises UserError where SPAQ is in none of its places."""
     if name == "spaq":
         path = find_spaq(path, beside)
         if path is None:
             places = beside or "spaq/ or spaq-test/ beside the scripts"
             raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
-    return READERS[name](path, seed, lower_is_better and name == "csv")
+    return READERS[name](path, seed, *((lower_is_better, columns) if name == "csv" else ()))
 
 
 def read_cross_tests(

@@ -32,7 +32,26 @@ class Script:
     any_backbone: str | None = None
 
 
+CSV_FLAGS = ("image_column", "score_column", "split_column", "group_column", "image_root", "lower_is_better")
+
+
 # fmt: off
+def csv_flags(flags: Flags) -> None:
+    """How a CSV set is read: the flags of `CSV_FLAGS`, for every program that reads one."""
+    flags.value("--image_column", "image", "csv: the column of image paths", metavar="NAME")
+    flags.value("--score_column", "mos", "csv: the column of scores", metavar="NAME")
+    flags.value("--split_column", "split", "csv: the column of train, val and test, if there is one", metavar="NAME")
+    flags.value("--group_column", "group", "csv: the column that images of one content share, if there is one",
+                metavar="NAME")
+    flags.path("--image_root", None, "csv: the folder that image paths start from (default: that of the file)")
+    flags.switch("--lower_is_better", "lower_is_better", True, "csv: scores mean badness (DMOS)")
+
+
+def for_csv_alone(given: Given, csv: str) -> Iterator[str]:
+    """What is wrong with flags of a CSV set where there is none; csv: what it takes."""
+    yield from (f"--{name} is for {csv}: how the other sets are read is known" for name in CSV_FLAGS if name in given)
+
+
 def train_flags(description: str | None, script: Script) -> Flags:
     """The flags of a train script. Defaults are the seeds'."""
     flags = Flags(description)
@@ -48,7 +67,7 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags.images(resize="default: the data set's own, 384 for KonIQ-10k and SPAQ; the public code: 512x384")
     switch("--exif_rotate", "exif_rotate", True, "turn images as their EXIF orientation says")
     flags.skip_bad_images()
-    switch("--lower_is_better", "lower_is_better", True, "the scores of --dataset csv mean badness (DMOS)")
+    csv_flags(flags)
 
     flags.group("patches")
     count("--patch_size", 224, "side of a patch in pixels", least=32)
@@ -133,8 +152,6 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
             o.training_fixes != "none" and o.lr_scheduler != "step",
         "contradictory flags: --no_pretrained and --backbone_weights": o.backbone_weights and not o.pretrained,
         "contradictory flags: --no_early_stopping and --patience": not o.early_stopping and "patience" in given,
-        "--lower_is_better is for --dataset csv: the direction of the other sets is known":
-            o.lower_is_better and o.dataset != "csv",
         "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)":
             o.dataset == "csv" and o.dataset_path is None,
         "--ranking_loss_margin needs --ranking_loss_alpha above 0":
@@ -151,6 +168,8 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
             o.backbone_weights and not o.backbone_weights.is_file(),
     }  # fmt: skip
     yield from (text for text, wrong in checks.items() if wrong)
+    if o.dataset != "csv":
+        yield from for_csv_alone(given, "--dataset csv")
     if problem := problem_of(parse_fixes, o.training_fixes):
         yield problem
 

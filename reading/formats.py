@@ -2,6 +2,8 @@
 
 import contextlib
 import csv
+import io
+import itertools
 import json
 import math
 import warnings
@@ -28,41 +30,66 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def check_inside(source: Path, names: Iterable[str]) -> None:
-    """Raises UserError if a name leaves the data folder: a data file may not point at the user's other files."""
-    outside = [n for n in names if PurePosixPath(n).is_absolute() or ".." in n.replace("\\", "/").split("/")]
-    if outside:
-        raise UserError(f"{source}: {len(outside)} image names leave its folder: {first_five(outside)}")
+def _text(path: Path) -> str:
+    """A text file in UTF-8 or, as it comes from spreadsheets, UTF-16. Raises OSError, UnicodeDecodeError."""
+    data = path.read_bytes()
+    return data.decode(json.detect_encoding(data))
 
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank. Raises UserError."""
     with reading(path, "not a readable text file", UnicodeDecodeError):
-        return [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        return [line for line in _text(path).splitlines() if line.strip()]
 
 
-def read_table(path: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file as dicts; UserError where it is unreadable or lacks a column."""
-    what = "not a readable CSV file"
-    with reading(path, what, UnicodeDecodeError, csv.Error), path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, restval="")
-        missing = [column for column in columns if column not in (reader.fieldnames or [])]
-        if missing:
-            have = ", ".join(reader.fieldnames or []) or "none"
-            raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}, found {have}")
-        yield from reader
+def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Line numbers and cells of a table's rows, blanks around the cells and empty rows left out."""
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+    for line in lines:
+        cells = [cell.strip() for cell in line]
+        if any(cells):
+            yield lines.line_num, cells
+
+
+def _places(header: list[str], columns: Iterable[str]) -> dict[str, int]:
+    """Where these columns are, in whatever case; without those that are nowhere."""
+    places = {title.lower(): i for i, title in enumerate(header)} | {title: i for i, title in enumerate(header)}
+    return {name: places.get(name, places[name.lower()]) for name in columns if name.lower() in places}
+
+
+def read_table(
+    path: Path, columns: Sequence[str], optional: Sequence[str] = (), more: str = ""
+) -> Iterator[dict[str, str]]:
+    """Rows of a CSV file as dicts: these columns, and the optional ones that are there.
+    The separator is the comma, semicolon or tab; blanks around cells, empty rows and the case of the header do not
+    count. Raises UserError where the file is unreadable, a column is missing (`more`: what helps then) or a row has
+    more cells than the header."""
+    with reading(path, "not a readable CSV file in UTF-8 or UTF-16", UnicodeDecodeError, csv.Error):
+        text = _text(path)
+        headers = {mark: next(_cells(text, mark), (0, []))[1] for mark in ",;\t"}
+        separator, header = max(headers.items(), key=lambda found: len(_places(found[1], columns)))
+        places = _places(header, (*columns, *optional))
+        if missing := [column for column in columns if column not in places]:
+            found = f"expected {', '.join(columns)}, found {', '.join(header) or 'none'}"
+            raise UserError(f"{path}: no column {', '.join(missing)}; {found}{more}")
+        for number, cells in itertools.islice(_cells(text, separator), 1, None):
+            if any(cells[len(header) :]):
+                raise UserError(
+                    f"{path}: line {number} has {len(cells)} cells below {len(header)} column names: a decimal comma, "
+                    "or a comma within a cell that is not in quotes?"
+                )
+            yield {name: cells[i] if i < len(cells) else "" for name, i in places.items()}
 
 
 def read_json_scores(path: Path) -> dict[str, float]:
-    """A JSON list of {"image", "score"} -> base name -> score. Raises UserError."""
+    """A JSON list of {"image", "score"} -> base name -> score, wherever the paths in it point. Raises UserError."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        names = [str(e["image"]) for e in entries]
+        entries = json.loads(path.read_bytes())
+        names = [PurePosixPath(str(e["image"]).replace("\\", "/")).name for e in entries]
         scores = [number(e["score"]) for e in entries]
     except (OSError, ValueError, TypeError, KeyError) as problem:
         raise UserError(f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}') from None
-    check_inside(path, names)
-    listed = dict(zip((PurePosixPath(name).name for name in names), scores, strict=True))
+    listed = dict(zip(names, scores, strict=True))
     if len(listed) < len(entries):
         raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
     return listed

@@ -6,9 +6,10 @@ splits what comes without a split, and turns everything that is wrong with a dat
 import hashlib
 import json
 import math
+from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -16,7 +17,6 @@ import numpy as np
 
 from common.errors import UserError, first_five
 from common.files import HERE
-from reading.formats import check_inside
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
 
@@ -24,21 +24,17 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".we
 @dataclass(frozen=True)
 class Record:
     """One image: where it lies, its opinion score on the set's own scale, its split, and what it depicts.
-    `group` is shared by images of the same content, which must not be torn apart by a split; None: own content.
-    `kind` is the kind of distortion in words, where the set says it. `folder` is the folder below the root, in
-    the sets in which base names repeat across folders."""
+    `name` is what it is called in every record: its path below the folder of the images, normalised, with / between
+    the parts; unique in its set, and the same wherever the set lies. `group` is shared by images of the same content,
+    which must not be torn apart by a split; None: own content. `kind` is the kind of distortion in words, where the
+    set says it."""
 
+    name: str
     path: Path
     score: float
     split: str
     group: str | None = None
     kind: str | None = None
-    folder: str | None = None
-
-    @property
-    def name(self) -> str:
-        """What the image is called in every record: unique in its set, and the same wherever the set lies."""
-        return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
 
 
 @dataclass
@@ -52,6 +48,15 @@ class DataSet:
 
     def split(self, name: str) -> list[Record]:
         return [record for record in self.records if record.split == name]
+
+    def note_undefined(self) -> None:
+        """Add a note for each split whose images leave correlations with their MOS undefined, saying why."""
+        for part in dict.fromkeys(record.split for record in self.records):
+            scores = [record.score for record in self.split(part)]
+            if len(set(scores)) == 1:
+                all_same = f"all {len(scores)} {part} images have the MOS {scores[0]:g}"
+                why = all_same if len(scores) > 1 else f"there is only 1 {part} image"
+                self.notes.append(f"{self.name}: SRCC and PLCC will be nan: {why}")
 
     def fingerprint(self) -> str:
         """Changes when an image name, a score, a split or a group changes; not when the folder moves."""
@@ -70,6 +75,26 @@ class Row:
     kind: str | None = None
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of a CSV set are called, and the folder that its image paths start from (None: the CSV's).
+    Those of split and group may be missing as long as they have their usual names."""
+
+    image_column: str = "image"
+    score_column: str = "mos"
+    split_column: str = "split"
+    group_column: str = "group"
+    image_root: Path | None = None
+
+    @classmethod
+    def of(cls, options: Namespace) -> "Columns":
+        """As the flags say, which have the same names."""
+        return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
+
+
+USUAL = Columns()
+
+
 class Reader:
     """Base of the readers. A subclass implements `rows` and may say where images lie and how scores point."""
 
@@ -81,16 +106,21 @@ class Reader:
     image_folders: tuple[tuple[str, ...], ...] = (("",),)
     # Rows name an image with its folder, because base names repeat across the folders.
     names_have_folders = False
-    # The names in the set's own files and those of its images differ in case.
-    ignore_case = False
+    # What `root` is, and what helps where images lie elsewhere.
+    form, elsewhere = "folder", ""
     # Where a set that brings a SPAQ of its own has it.
     spaq_root: Path | None = None
 
-    def __init__(self, root: Path | None = None, seed: int | None = 42, lower_is_better: bool = False):
-        """seed: of the split, where it must be drawn; None: not known, which is an error then."""
+    def __init__(
+        self, root: Path | None = None, seed: int | None = 42, lower_is_better: bool = False, columns: Columns = USUAL
+    ):
+        """seed: of the split, where it must be drawn; None: not known, which is an error then. columns: of a CSV."""
         self.root = Path(root) if root is not None else HERE / self.name
         self.seed = seed
         self.lower_is_better = lower_is_better
+        self.columns = columns
+        self.place = f"--image_root {columns.image_root}" if columns.image_root else "its folder"
+        self.why_empty = ""
         self.notes: list[str] = []
 
     def rows(self) -> Iterable[Row]:
@@ -118,42 +148,47 @@ class Reader:
         models are of the same images; those of the run's random split of its own set; else all. Raises UserError."""
         comes_with_one = any(row.split == "test" for row in self.listed)
         if split == "all" or (split == "auto" and not comes_with_one and not own):
-            return self.read_all_as_test(), "all" + (", its training images among them" if own else "")
-        return self.read(("test",)), "its test split" if comes_with_one else f"random test split, seed {self.seed}"
+            data, which = self.read_all_as_test(), "all" + (", its training images among them" if own else "")
+        else:
+            data, which = self.read(("test",)), f"random test split, seed {self.seed}"
+            which = "its test split" if comes_with_one else which
+        data.note_undefined()
+        return data, which
 
     @cached_property
     def listed(self) -> list[Row]:
         """All that the set's own files list, of whatever split. Raises UserError."""
         if not self.root.exists():
-            raise UserError(f"{self.name}: no folder {self.root}; expected {self.expects}")
+            raise UserError(f"{self.name}: no {self.form} {self.root}; expected {self.expects}")
         rows = list(self.rows())
         if not rows:
             raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
-        check_inside(self.root, (row.image for row in rows))
+        paths = [(row.image, PurePosixPath(row.image.replace("\\", "/"))) for row in rows]
+        # A data file may not point at the user's other files.
+        if outside := [image for image, path in paths if path.is_absolute() or ".." in path.parts]:
+            names = f"{first_five(outside)}{self.elsewhere}"
+            raise UserError(f"{self.root}: {len(outside)} image names leave {self.place}: {names}")
         return rows
 
     def _data_set(self, rows: list[Row]) -> DataSet:
+        files = self._files(rows)
+        if repeated := [name for name, n in Counter(name for name, _ in files).items() if n > 1]:
+            raise UserError(f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}")
         records = [
-            Record(path, row.score, row.split or "test", row.group, row.kind, self._folder(row))
-            for row, path in zip(rows, self._paths(rows), strict=True)
+            Record(name, path, row.score, row.split or "test", row.group, row.kind)
+            for row, (name, path) in zip(rows, files, strict=True)
         ]
         return DataSet(self.name, records, self.higher_is_better and not self.lower_is_better, self.notes)
-
-    def _folder(self, row: Row) -> str | None:
-        return str(PurePosixPath(row.image).parent) if self.names_have_folders else None
 
     def _check_rows(self, rows: list[Row], splits: tuple[str, ...]) -> None:
         bad = [row.image for row in rows if not math.isfinite(row.score)]
         if bad:
             raise UserError(f"{self.name}: {len(bad)} scores are not numbers: {first_five(bad)}")
-        repeated = [name for name, n in Counter(self._key(row.image) for row in rows).items() if n > 1]
-        if repeated:
-            raise UserError(f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}")
         for split in splits:
             if split == "val" and not any(row.split == "val" for row in rows):
                 raise UserError(f"{self.name}: {self.root} names no validation images; give --val_fraction F")
             if not any(row.split == split for row in rows):
-                raise UserError(f"{self.name}: the {split} split of {self.root} is empty")
+                raise UserError(f"{self.name}: the {split} split of {self.root} is empty{self.why_empty}")
 
     def _drawn(self, rows: list[Row]) -> list[Row]:
         """80 % of the contents into train, the rest into test, by seed."""
@@ -163,6 +198,8 @@ class Reader:
                 "give --seed N or --split all"
             )
         contents = sorted({row.group or row.image for row in rows})
+        if len(contents) == 1:
+            self.why_empty = f": to draw a split takes two contents, and all images are of one, {contents[0]}"
         order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(contents))
         share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
         train = {contents[i] for i in order[:share]}
@@ -172,46 +209,55 @@ class Reader:
         )
         return [replace(row, split="train" if (row.group or row.image) in train else "test") for row in rows]
 
-    def _paths(self, rows: list[Row]) -> list[Path]:
-        """Where the images lie: by name in the first set of `image_folders` that exists."""
-        layouts = [f for f in self.image_folders if all((self.root / folder).is_dir() for folder in f)]
+    def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
+        """Name and path of each row's image: by its name in the first of `image_folders` that holds images."""
+        there = [{folder: self._there(folder) for folder in folders} for folders in self.image_folders]
+        layouts = [layout for layout in there if all(path.is_dir() for path in layout.values())]
         if not layouts:
             choices = " or ".join("+".join(f"{f}/" for f in folders) for folders in self.image_folders)
             raise UserError(f"{self.name}: no images in {self.root}; expected {choices}")
-        found = self._images_in(layouts[0])
-        validation = [row.image for row in rows if row.split == "val" and self._key(row.image) not in found]
-        if validation:  # the public lists leave them out, so they often lie in another layout's folder, or nowhere
-            for layout in layouts[1:]:
-                found = self._images_in(layout) | found
-            gone = [name for name in validation if self._key(name) not in found]
-            if gone:
+        layout = next(filter(self._images_in, layouts), layouts[0])
+        found = self._images_in(layout)
+
+        def missing(rows: list[Row]) -> list[str]:
+            return [row.image for row in rows if row.image not in found and row.image.lower() not in found]
+
+        validation = [row for row in rows if row.split == "val"]
+        if missing(validation):  # the public lists leave them out, so they often lie in another layout's folder
+            for other in layouts:
+                found = self._images_in(other) | found
+            if gone := missing(validation):
                 raise UserError(
                     f"{self.name}: {len(gone)} validation images are not in {self.root}: {first_five(gone)}; "
                     "give --val_fraction F to take some of the training images instead"
                 )
-        missing = [row.image for row in rows if self._key(row.image) not in found]
-        if missing:
-            where = " and ".join(str(self.root / folder) for folder in layouts[0])
-            raise UserError(
-                f"{self.name}: {len(missing)} of {len(rows)} images are not in {where}: {first_five(missing)}"
-            )
-        return [found[self._key(row.image)] for row in rows]
+        if gone := missing(rows):
+            where = " and ".join(map(str, layout.values()))
+            raise UserError(f"{self.name}: {len(gone)} of {len(rows)} images are not in {where}: {first_five(gone)}")
+        return [found.get(row.image) or found[row.image.lower()] for row in rows]
 
-    def _images_in(self, layout: tuple[str, ...]) -> dict[str, Path]:
-        return {
-            self._key(f"{folder}/{path.name}" if self.names_have_folders else path.name): path
-            for folder in layout
-            for path in (self.root / folder).iterdir()
+    def _images_in(self, layout: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
+        """Name and path of the images in these folders, by their names as they are, else in lower case."""
+        images = [
+            (f"{folder}/{path.name}" if self.names_have_folders else path.name, path)
+            for folder, place in layout.items()
+            for path in place.iterdir()
             if path.suffix.lower() in IMAGE_SUFFIXES
-        }
+        ]
+        return {image[0].lower(): image for image in images} | {image[0]: image for image in images}
 
-    def _key(self, name: str) -> str:
-        return name.lower() if self.ignore_case else name
+    def _there(self, name: str) -> Path:
+        """The file or folder of this name below the root; in another case, where only that is there."""
+        path = self.root
+        for part in PurePosixPath(name).parts:
+            exact = path / part
+            others = () if exact.exists() or not path.is_dir() else path.iterdir()
+            path = next((other for other in others if other.name.lower() == part.lower()), exact)
+        return path
 
     def _file(self, *names: str) -> Path:
         """The first of these files that is there: the forms that a data set comes in, best first."""
-        paths = [self.root / name for name in names]
-        there = next((path for path in paths if path.is_file()), None)
+        there = next(filter(Path.is_file, map(self._there, names)), None)
         if there is None:
             raise UserError(f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}")
         return there

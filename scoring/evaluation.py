@@ -21,7 +21,7 @@ from folders import DEFAULT_RESIZE, open_set
 from inference import QualityModel
 from intervals import Estimate
 from reading.cache import put_on_gpu
-from reading.records import DataSet, Record
+from reading.records import USUAL, Columns, DataSet, Record
 
 SPAQ_SETS = {"spaq", "spaq-official"}  # the test images of the public code's list, and the whole release
 # `fitted_` before a function of metrics.py: of the scores that the logistic has mapped to the set's scale.
@@ -56,10 +56,11 @@ def read_sets(
     resize: str | None = None,
     seed: int | None = None,
     lower_is_better: bool = False,
+    columns: Columns = USUAL,
 ) -> list[SetTest]:
     """The sets of `paths` (name -> folder, None: its default), read and checked, for a checkpoint's description.
     split: auto, test or all. resize: for all sets; None: each as `default_resize` says. seed: of a random split;
-    None: the run's. lower_is_better: of csv. Raises UserError naming what is wrong with every one of the sets."""
+    None: the run's. lower_is_better, columns: of csv. Raises UserError naming what is wrong with each of the sets."""
     trained_on = description["dataset"]
     # The demo brings a SPAQ of its own, which its runs are tested on.
     beside = (paths.get("demo") or HERE / "demo") / "spaq-test" if trained_on == "demo" else None
@@ -67,7 +68,7 @@ def read_sets(
     tests, problems = [], []
     for name, path in paths.items():
         try:
-            reader = open_set(name, path, seed, lower_is_better, beside)
+            reader = open_set(name, path, seed, lower_is_better, columns, beside)
             scores = [row.score for row in reader.listed]  # listed first: SPAQ knows its name only then
             # A csv also by the range of its scores, because all csv files go by one name.
             same_range = reader.name != "csv" or [min(scores), max(scores)] == list(description["score_range"])

@@ -330,7 +330,7 @@ MISTAKES = {
     "a csv without its file": (("--datasets", "csv"), "--datasets csv: expected csv=FILE.csv"),
     "a direction without csv": (
         ("--datasets", "livec", "--lower_is_better"),
-        "--lower_is_better is for csv: the direction of the other sets is known",
+        "--lower_is_better is for csv: how the other sets are read is known",
     ),
     "numbers out of range": (
         ("--datasets", "livec", "--crops", 0, "--seed", -1, "--workers", 300, "--batch_size", 0, "--resamples", 9),
@@ -344,7 +344,7 @@ MISTAKES = {
     ),
     "a device of another kind": (
         ("--datasets", "livec", "--device", "tpu"),
-        "--device tpu: expected auto, cpu, cuda or cuda:N",
+        "--device tpu: expected auto, cpu, cuda, cuda:N or mps",
     ),
     "two outputs at once": (("--datasets", "livec", "--json", "--markdown"), "contradictory flags: --markdown and --json"),
     "two places at once": (

@@ -12,7 +12,7 @@ from releases import CSIQ_HEADER, RELEASES, write_csiq, write_live, write_offici
 
 from common.errors import UserError
 from folders import DEFAULT_RESIZE, READERS, Demo, KonIQ10k, find_spaq
-from reading.records import DataSet
+from reading.records import Columns, DataSet, take_validation
 
 
 def rewrite_csv(root, change):
@@ -53,9 +53,12 @@ def test_koniq_with_json_lists_takes_the_csvs_scores(root):
     assert all(r.path.parent.name == r.split and r.path.is_file() for r in data.records)
 
 
-@pytest.mark.parametrize("folder", ["1024x768", "512x384"])
+@pytest.mark.parametrize(
+    "folder",
+    ["1024x768", "512x384", "koniq10k_1024x768", "512x384/512x384", "koniq10k_512x384/512x384", "1024X768/1024x768"],
+)
 def test_koniq_with_one_image_folder(root, folder):
-    (root / folder).mkdir()
+    (root / folder).mkdir(parents=True)
     for part in ("train", "test"):
         for path in (root / part).iterdir():
             path.rename(root / folder / path.name)
@@ -70,6 +73,30 @@ def test_koniq_with_the_official_sets_needs_no_validation_images(root):
         (root / "train" / name).unlink()
     data = KonIQ10k(root).read()
     assert names(data, "train") == TRAIN[:8] and names(data, "test") == TEST and not data.split("val")
+
+
+def test_koniq_in_another_case_is_the_same(root):
+    expected = KonIQ10k(root).read().fingerprint()
+    for path in [*root.glob("*.*"), root / "train"]:
+        path.rename(root / path.name.upper())
+    assert KonIQ10k(root).read().fingerprint() == expected
+    (root / "test" / "test_3.jpg").rename(root / "test" / "test_3.JPG")
+    assert names(KonIQ10k(root).read(), "test") == sorted([*TEST[:3], "test_3.JPG", "test_4.jpg"])
+
+
+def test_koniq_with_the_sets_file_alone(root):
+    """Its MOS is the other file's MOS_zscore."""
+    scores = {r.name: r.score for r in KonIQ10k(root).read().records}
+    drop_json(root)
+    (root / "koniq10k_scores_and_distributions.csv").unlink()
+    sets_csv(root, training=TRAIN, test=TEST)
+    with pytest.raises(UserError, match="no column MOS; .*; koniq10k_scores_and_distributions.csv is missing"):
+        KonIQ10k(root).read()
+    lines = [f"{name},{score},0.5,{'test' if name in TEST else 'training'}" for name, score in scores.items()]
+    (root / "koniq10k_distributions_sets.csv").write_text("image_name,MOS,SD,set\n" + "\n".join(lines))
+    data = KonIQ10k(root).read()
+    assert {r.name: r.score for r in data.records} == scores and names(data, "test") == TEST
+    assert "scores_and_distributions.csv is missing; scores are the MOS of koniq10k_distributions_s" in data.notes[0]
 
 
 def test_koniq_without_a_split_is_drawn_by_seed_and_says_so(root):
@@ -127,7 +154,7 @@ BROKEN_KONIQ = {
     ),
     "no score file": (
         lambda root: (root / "koniq10k_scores_and_distributions.csv").unlink(),
-        "koniq10k_scores_and_distributions.csv: not a readable CSV file: .*No such file",
+        "no koniq10k_scores_and_distributions.csv or koniq10k_distributions_sets.csv in .*; expected koniq10k_scores",
     ),
     "no column": (
         lambda root: rewrite_csv(root, lambda rows: rows[0].__setitem__(3, "score")),
@@ -230,12 +257,89 @@ def test_csv_groups_are_not_torn_apart(tmp_path):
         ("image,mos,split\npictures/a.png,1,exam\n", "column split: expected train, val or test, found 'exam'"),
         ("image,mos\npictures/a.png,1\npictures/z.png,2\n", "1 of 2 images are not in its folder: pictures/z.png"),
         ("image,mos,split\npictures/a.png,1,train\n", "the test split of .* is empty"),
-        ("image,mos\npictures/a.png,1\npictures/a.png,1\n", "1 images are listed twice: pictures/a.png"),
+        (
+            "image,mos\npictures/a.png,1\n.\\pictures//a.png,1\npictures/b.png,1\n",
+            "1 images are listed twice: pictures/a.png",
+        ),
+        (
+            "image,mos\npictures/a.png,1\npictures/a.PNG,1\npictures/b.png,1\n",
+            "several names: pictures/a.png = pictures/a.PNG",
+        ),
+        ("image,mos\npictures/a.png,1\n,2\n", "column image is empty in 1 rows"),
+        ("image;mos\npictures/a.png;1,5\npictures/b.png;2\n", "column mos: 1 scores have a decimal comma, such as 1,5"),
+        (
+            "image,mos,group\npictures/a.png,1,g\npictures/b.png,2,g\n",
+            "the train split of .* is empty: to draw a split takes two contents, and all images are of one, g",
+        ),
+        ("image,mos\npictures/a.png,1\n", "takes two contents, and all images are of one, pictures/a.png"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_said(tmp_path, text, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as raised:
         READERS["csv"](write_table(tmp_path / "mine.csv", text)).read()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_csv_is_called_missing(tmp_path):
+    with pytest.raises(UserError, match=r"csv: no file .*mine.csv; expected a CSV file"):
+        READERS["csv"](tmp_path / "mine.csv").read()
+
+
+def named(data):
+    return {r.name: (r.path, r.score, r.split, r.group) for r in data.records}
+
+
+def test_equal_base_names_in_a_csvs_folders_are_different_images(tmp_path):
+    for folder in "ab":
+        write_images(tmp_path / folder, [f"{i}.png" for i in range(4)], (20, 20))
+    images = [f"{folder}/{i}.png" for folder in "ab" for i in range(4)]
+    lines = [f"{name},{i},{'test' if i > 6 else 'train'}\n" for i, name in enumerate(images)]
+    (tmp_path / "mine.csv").write_text("image,mos,split\n" + "".join(lines))
+    data = READERS["csv"](tmp_path / "mine.csv").read()
+    assert [r.name for r in data.records] == images
+    take_validation(data, 0.5, 1)
+    assert len(data.split("val")) == 4 and "4 of 7 training contents" in data.notes[0]
+
+
+def test_however_a_csv_spells_an_image_it_has_one_name(tmp_path):
+    spelt = ["pictures/a.png", "./pictures/b.png", "pictures\\c.png", "pictures//x/../d.png", "pictures/e.PNG"]
+    spelt.append(str(tmp_path / "pictures" / "f.png"))
+    path = write_table(tmp_path / "mine.csv", "image,mos\n" + "".join(f"{name},{i}\n" for i, name in enumerate(spelt)))
+    data = READERS["csv"](path).read_all_as_test()
+    assert [r.name for r in data.records] == [f"pictures/{c}.png" for c in "abcdef"]
+    assert [r.path for r in data.records] == [tmp_path / "pictures" / f"{c}.png" for c in "abcdef"]
+
+
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_one_file_by_two_names_is_found(tmp_path, link):
+    path = write_table(tmp_path / "mine.csv", "image,mos,split\npictures/a.png,1,train\npictures/z.png,1,test\n")
+    getattr(tmp_path / "pictures" / "z.png", link)(tmp_path / "pictures" / "a.png")
+    with pytest.raises(UserError, match="1 images are listed by several names: pictures/a.png = pictures/z.png"):
+        READERS["csv"](path).read()
+
+
+def test_a_csv_with_other_columns_and_images_elsewhere(tmp_path):
+    write_table(tmp_path / "there" / "x.csv", "")
+    path = tmp_path / "meta.csv"
+    place = tmp_path / "there" / "pictures"
+    path.write_text(f"img_name,MOS,part,scene,mos\na.png,1.5,train,s,9\n{place}/b.png,2,test,t,9\n")
+    columns = Columns("img_name", "MOS", "part", "scene", place)
+    assert named(READERS["csv"](path, columns=columns).read()) == {
+        "a.png": (place / "a.png", 1.5, "train", "s"),
+        "b.png": (place / "b.png", 2.0, "test", "t"),
+    }
+    for change, message in (
+        ({"split_column": "fold"}, "no column fold; expected img_name, MOS, fold, scene, found img_name, MOS, part"),
+        ({"image_column": "image"}, "no column image; .*; --image_column, --score_column"),
+        ({"image_root": place / "deeper"}, "--image_root .*deeper: no such folder"),
+        ({"image_root": tmp_path}, "1 of 2 images are not in --image_root .*: a.png; --image_root FOLDER names"),
+        ({"image_root": None}, "1 of 2 images are not in its folder: a.png; --image_root FOLDER names another folder"),
+    ):
+        with pytest.raises(UserError, match=message):
+            READERS["csv"](path, columns=replace(columns, **change)).read()
+    path.write_text(f"image,mos\na.png,1\n{tmp_path}/b.png,2\n")
+    with pytest.raises(UserError, match=f"1 image names leave --image_root .*: {tmp_path}/b.png; --image_root FOLDER"):
+        READERS["csv"](path, columns=Columns(image_root=place)).read()
 
 
 def test_demo_is_made_on_first_use_and_read_as_koniq_and_spaq(tmp_path):
@@ -426,8 +530,8 @@ BROKEN_RELEASES = {
     ),
     "tid2013 with one image twice": (
         "tid2013",
-        lambda root: (root / "mos_with_names.txt").write_text("5.5 I01_01_1.bmp\n5.5 i01_01_1.BMP\n"),
-        "tid2013: 1 images are listed twice: i01_01_1.bmp",
+        lambda root: (root / "mos_with_names.txt").write_text("5.5 I01_01_1.bmp\n5 I02_01_1.bmp\n5.5 i01_01_1.BMP\n"),
+        "tid2013: 1 images are listed twice: I01_01_1.bmp",
     ),
     "bid with other numbers": (
         "bid",

@@ -11,6 +11,7 @@ import options
 from common.cli import Flags, parse_resize
 from common.errors import UserError, first_five
 from options import Script, figure_settings, parse_fixes, train_options
+from reading.records import USUAL, Columns
 
 DATASETS = {"koniq-10k": "384", "spaq": "384", "csv": "384", "demo": "384", "live": "none"}
 DEMO = {"backbone": "tiny", "pretrained": False, "lr": 1e-3}
@@ -101,9 +102,11 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         (["--no_early_stopping", "--patience", "3"], "contradictory flags: --no_early_stopping and --patience"),
         (["--backbone_weights", "nowhere.pth"], "--backbone_weights nowhere.pth: no such file"),
         (["--lower_is_better"], "--lower_is_better is for --dataset csv"),
+        (["--image_column", "file"], "--image_column is for --dataset csv: how the other sets are read is known"),
+        (["--dataset", "live", "--image_root", "."], "--image_root is for --dataset csv"),
         (["--dataset", "csv"], "--dataset csv needs --dataset_path FILE.csv"),
         (["--dataset", "spaq", "--spaq_path", "x"], "--dataset spaq takes its folder from --dataset_path"),
-        (["--device", "gpu"], "--device gpu: expected auto, cpu, cuda or cuda:N"),
+        (["--device", "gpu"], "--device gpu: expected auto, cpu, cuda, cuda:N or mps"),
         (["--run_name", "a/b"], "--run_name a/b: expected letters, digits"),
         (["--ranking_loss_margin", "1"], "--ranking_loss_margin needs --ranking_loss_alpha above 0"),
         (
@@ -157,6 +160,17 @@ def test_choices_are_those_of_the_axes():
     """options.py lists them, since it must not import torch; the dictionaries of the axes are the truth."""
     assert (*augmentations.AUGMENTATIONS, "none") == options.AUGMENTATIONS
     assert tuple(fusion.FUSIONS) == options.FUSIONS and tuple(lr_schedules.SCHEDULES) == options.SCHEDULES
+
+
+def test_the_columns_of_a_csv_are_settings_of_the_run_but_not_where_its_images_lie():
+    named = ["--image_column", "file", "--score_column", "q", "--split_column", "part", "--group_column", "scene"]
+    csv = ["--dataset", "csv", "--dataset_path", "a.csv"]
+    there, here = parse(*csv, *named, "--image_root", "x"), parse(*csv, *named)
+    assert Columns.of(there) == Columns("file", "q", "part", "scene", Path("x"))
+    assert figure_settings(there) == figure_settings(here)
+    changed = {n for n, v in figure_settings(here).items() if v != figure_settings(parse(*csv))[n]}
+    assert changed == {"image_column", "score_column", "split_column", "group_column"}
+    assert Columns.of(parse()) == USUAL
 
 
 def test_settings_of_an_older_version_mean_what_they_did():

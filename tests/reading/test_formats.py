@@ -9,7 +9,17 @@ import scipy.io
 from helpers import cells, write_book
 
 from common.errors import UserError
-from reading.formats import aligned, cell_text, number, read_mat, read_sheet, read_table, under_header
+from reading.formats import (
+    aligned,
+    cell_text,
+    number,
+    read_json_scores,
+    read_lines,
+    read_mat,
+    read_sheet,
+    read_table,
+    under_header,
+)  # fmt: skip
 
 
 def test_mat_arrays_of_either_shape(tmp_path):
@@ -121,3 +131,56 @@ def test_no_damaged_mat_file_ends_the_process(tmp_path, every):
                 told.append(str(problem))
     assert all(line.startswith(f"{path}: ") for line in told) and len(told) >= 1000 / every
     assert sum("it is damaged, the parser crashed" in line for line in told) >= len(CRASHING)
+
+
+TABLES = {  # the same table as people have it
+    "blanks": "image , mos\n a.png, 1.5 \nb.png ,2\n",
+    "blanks before quotes": 'image, mos\na.png, "1.5"\n"b.png", 2\n',
+    "empty rows": "\nimage,mos\n,\na.png,1.5\n , \n\nb.png,2\n,,,\n",
+    "semicolons": "image;mos\na.png;1.5\nb.png;2\n",
+    "tabs": "image\tmos\na.png\t1.5\nb.png\t2\n",
+    "capitals": "Image,MOS\na.png,1.5\nb.png,2\n",
+    "another column in another case": "MOS,image,mos\n7,a.png,1.5\n8,b.png,2\n",
+    "DOS": "image,mos\r\na.png,1.5\r\nb.png,2\r\n",
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("form", TABLES)
+def test_a_table_as_people_have_it(tmp_path, form, encoding):
+    path = tmp_path / "a.csv"
+    path.write_bytes(TABLES[form].encode(encoding))
+    assert list(read_table(path, ("image", "mos"), ("split",))) == [
+        {"image": "a.png", "mos": "1.5"},
+        {"image": "b.png", "mos": "2"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("img_name;mos\n", "a.csv: no column image; expected image, mos, found img_name, mos; more"),
+        ("", "a.csv: no column image, mos; expected image, mos, found none; more"),
+        ("image,mos\na.png,1\n\nb.png,4,5\n", "a.csv: line 4 has 3 cells below 2 column names: a decimal comma, or"),
+        ("image,mos\nGrün.png,1\n".encode("latin-1"), "a.csv: not a readable CSV file in UTF-8 or UTF-16: 'utf-8'"),
+    ],
+)
+def test_what_is_wrong_with_a_table_is_said(tmp_path, content, message):
+    path = tmp_path / "a.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=message) as raised:
+        list(read_table(path, ("image", "mos"), more="; more"))
+    assert "\n" not in str(raised.value)
+
+
+def test_text_files_in_utf_16(tmp_path):
+    (tmp_path / "a.txt").write_text("5.5 ä.bmp\n\n6 b.bmp\n", encoding="utf-16")
+    assert read_lines(tmp_path / "a.txt") == ["5.5 ä.bmp", "6 b.bmp"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_json_lists_go_by_base_names_wherever_their_paths_point(tmp_path, encoding):
+    places = ("{}", "/data/spaq/{}", "../spaq/{}", "C:\\\\spaq\\\\{}", "spaq_test/./{}")
+    entries = ", ".join(f'{{"image": "{p.format(f"{i}.jpg")}", "score": {i}}}' for i, p in enumerate(places))
+    (tmp_path / "a.json").write_text(f"[{entries}]", encoding=encoding)
+    assert read_json_scores(tmp_path / "a.json") == {f"{i}.jpg": i for i in range(5)}

@@ -9,7 +9,9 @@ from reading.records import DataSet, Reader, Record, Row, take_validation
 
 
 def test_a_validation_fraction_takes_whole_groups_of_the_training_images():
-    records = [Record(Path(f"{i}.png"), i, "train" if i < 16 else "test", f"scene{i // 2}") for i in range(20)]
+    records = [
+        Record(f"{i}.png", Path(f"{i}.png"), i, "train" if i < 16 else "test", f"scene{i // 2}") for i in range(20)
+    ]
     drawn = []
     for seed in (1, 1, 2):
         data = DataSet("set", list(records))
@@ -24,19 +26,31 @@ def test_a_validation_fraction_takes_whole_groups_of_the_training_images():
 
 def test_fingerprint_tells_folders_apart_where_names_repeat_but_not_kinds():
     def fingerprint(scores, folders, kind=None):
-        records = [Record(Path(f"/x/{f}/1.bmp"), s, "test", "g", kind, f) for f, s in zip(folders, scores)]
+        records = [Record(f"{f}/1.bmp", Path("/x/1.bmp"), s, "test", "g", kind) for f, s in zip(folders, scores)]
         return DataSet("set", records).fingerprint()
 
     assert fingerprint((1.0, 2.0), ("a", "b")) != fingerprint((2.0, 1.0), ("a", "b"))
     assert fingerprint((1.0, 2.0), ("a", "b")) == fingerprint((1.0, 2.0), ("a", "b"), "blur")
-    assert Record(Path("/x/a/1.bmp"), 1.0, "test", folder="a").name == "a/1.bmp"
-    assert Record(Path("/x/a/1.bmp"), 1.0, "test").name == "1.bmp"
 
 
 def test_fingerprint_of_records_without_folders_stays_what_it_was():
     """A run that is resumed, or compared, must find its data set unchanged."""
-    records = [Record(Path(f"/x/{i}.jpg"), i / 3, "train" if i else "test", "g" if i > 1 else None) for i in range(4)]
+    records = [
+        Record(f"{i}.jpg", Path(f"/x/{i}.jpg"), i / 3, "train" if i else "test", "g" if i > 1 else None)
+        for i in range(4)
+    ]
     assert DataSet("set", records).fingerprint() == "6397ee2325e0f693"
+
+
+def test_why_a_splits_correlations_are_undefined_is_noted():
+    scores = {"train": (1.0, 2.0), "val": (50.0, 50.0, 50.0), "test": (7.5,)}
+    records = [Record(f"{p}{i}", Path(), s, p) for p, found in scores.items() for i, s in enumerate(found)]
+    data = DataSet("set", records)
+    data.note_undefined()
+    assert data.notes == [
+        "set: SRCC and PLCC will be nan: all 3 val images have the MOS 50",
+        "set: SRCC and PLCC will be nan: there is only 1 test image",
+    ]
 
 
 def test_a_test_on_all_images_draws_no_split(tmp_path):
