@@ -32,10 +32,11 @@ from tqdm import tqdm
 from common.cli import Flags, Given, run_tool
 from common.errors import Interrupted, first_five
 from common.signals import StopSignals
-from scoring.image_sources import find_images, once, paths_from, place
+from scoring.image_sources import find_images, once, passed_over, paths_from, place
 from scoring.score_files import ScoreFile, take_up
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+NO_ROWS = set(".xlsx .xls .ods .parquet .feather .pdf .zip .gz .npy .mat .pkl .db".split())
 FAILURES_KEPT = 500  # for the sheet, which lists them
 
 
@@ -66,6 +67,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if options.output and options.output == options.sheet:
         yield f"--output and --sheet: the same file {options.sheet}"
+    if options.output and options.output.suffix.lower() in NO_ROWS:
+        yield f"--output {options.output}: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl"
     if not options.checkpoint.exists():
         yield f"{options.checkpoint}: no such file; expected a model file or a run's folder"
     if "-" in options.sources and sys.stdin is None:
@@ -166,7 +169,8 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
 
 def main(argv: Sequence[str] | None = None) -> int:
     options, tally = parse(argv), Tally()
-    named = list(once(find_images(options.sources, options.sheet), set()))
+    passed: list[str] = []
+    named = list(once(find_images(options.sources, options.sheet, passed), set()))
     try:
         with StopSignals() as signals:
             run(options, named, signals, tally)
@@ -178,6 +182,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.output:
         print(f"{options.output}: {tally.scored} images scored", file=sys.stderr)
+    if passed:
+        print(passed_over(passed), file=sys.stderr)
     if tally.failed:
         total = tally.scored + tally.failed
         print(f"{tally.failed} of {total} images could not be scored: {first_five(tally.failures)}", file=sys.stderr)

@@ -7,8 +7,10 @@ import csv
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from common.errors import UserError, said_of
 from common.files import write_whole
@@ -24,8 +26,10 @@ class ScoreFile:
 
     def __init__(self, path: Path | None, form: str):
         self.name, self.form = str(path or "standard output"), form
+        self.file: Any = sys.stdout
         try:
-            self.file = path.open("ab", buffering=0) if path else os.fdopen(1, "wb", buffering=0, closefd=False)
+            if path or _is_real_output():
+                self.file = path.open("ab", buffering=0) if path else os.fdopen(1, "wb", buffering=0, closefd=False)
             if form == "csv" and not (path and path.stat().st_size):
                 self._write(",".join(COLUMNS) + "\n")
         except OSError as problem:
@@ -46,12 +50,24 @@ class ScoreFile:
             self._fail(problem)
 
     def _write(self, text: str) -> None:
+        if self.file is sys.stdout:
+            self.file.write(text.encode("utf-8", "replace").decode())
+            self.file.flush()
+            return
         data = text.encode("utf-8", "surrogateescape")
         while data:
             data = data[self.file.write(data) :]
 
     def _fail(self, problem: OSError) -> None:
         raise UserError(f"{self.name}: cannot be written: {said_of(problem)}") from None
+
+
+def _is_real_output() -> bool:
+    """Whether standard output is the process's own, not what a notebook or a capture has put into its place."""
+    try:
+        return sys.stdout is None or sys.stdout.fileno() == 1
+    except (AttributeError, OSError, ValueError):
+        return False
 
 
 def read_rows(path: Path, form: str) -> Iterator[tuple[bytes, dict | None]]:

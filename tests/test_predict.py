@@ -1,4 +1,6 @@
+import contextlib
 import csv
+import io
 import json
 import os
 import re
@@ -259,13 +261,15 @@ def test_the_sheet_shows_earlier_runs_too(checkpoint, photos):
         (["nosuch.pkl", "a.jpg"], "nosuch.pkl: no such file; expected a model file or a run's folder"),
         (["CK", "-", "--crops", "0", "--workers", "-1", "--batch_size", "0", "--resize", "0", "--device", "gpu"],
          "--crops 0: expected 1 to 10000; --resize 0: expected S (shorter side), HxW (height x width) or none; "
-         "--batch_size 0: expected a whole number of at least 1; --device gpu: expected auto, cpu, cuda or cuda:N; "
+         "--batch_size 0: expected a whole number of at least 1; --device gpu: expected auto, cpu, cuda, cuda:N or mps; "
          "--workers -1: expected 1 to 256"),
         (["CK", "-", "--sheet", "s.jpg", "--output", "no/o.csv"],
          "--output no/o.csv: no folder no; --sheet s.jpg: expected a name that ends in .html"),
         (["CK", "-", "--sheet", "s.PNG"], "--sheet s.PNG: expected a name that ends in .html"),
         (["CK", "-", "--sheet", "x.html", "--output", "x.html"], "--output and --sheet: the same file x.html"),
         (["CK", "-", "--output", "p"], "--output p: a folder; expected a file"),
+        (["CK", "-", "--output", "s.xlsx"],
+         "--output s.xlsx: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl"),
     ],
 )  # fmt: skip
 def test_mistakes_are_found_before_torch_is_loaded(checkpoint, tmp_path, words, message):
@@ -360,3 +364,32 @@ def test_a_long_stretch_of_unreadable_files_is_reported_as_it_goes(checkpoint, p
     results = model.score_all((named.append(i) or f"no{i}.jpg" for i in range(1000)), batch_size=4, workers=1)
     assert next(results).problem == "No such file or directory" and len(named) < 20
     assert sum(result.score is None for result in results) == 999
+
+
+def test_a_capture_of_standard_output_gets_the_rows(checkpoint, photos):
+    with contextlib.redirect_stdout(io.StringIO()) as captured:
+        assert run(checkpoint, "photos/a.png") == 0
+    (row,) = csv.DictReader(captured.getvalue().splitlines())
+    assert row["image"] == "photos/a.png" and float(row["score"]) == pytest.approx(
+        plain_score(checkpoint, "photos/a.png"), abs=0.02
+    )
+
+
+def test_pictures_that_are_passed_over_are_named(checkpoint, photos, capfd):
+    for name in ("IMG_1.HEIC", "sub/IMG_2.dng", ".hidden.heic", "notes.txt"):
+        (photos / name).write_bytes(b"x")
+    assert run(checkpoint, "photos", "--output", "out.csv") == 0
+    said = "passed over 2 pictures of formats that are not read here (.dng, .heic): photos/IMG_1.HEIC, photos/sub/IMG_2.dng"
+    assert said in capfd.readouterr().err and len(read("out.csv")) == 6
+    (photos / "only").mkdir()
+    (photos / "only" / "x.cr2").touch()
+    with pytest.raises(
+        UserError, match=r"no images in this folder, passed over 1 pictures .*\(.cr2\): photos/only/x.cr2"
+    ):
+        run(checkpoint, "photos/only")
+
+
+def test_several_processes_are_refused(checkpoint, photos, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="WORLD_SIZE is 2, as of torchrun; expected one process"):
+        run(checkpoint, "photos")

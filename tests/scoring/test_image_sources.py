@@ -69,6 +69,15 @@ def test_what_is_named_itself_is_tried_whatever_its_suffix(photos):
     assert find_images(["photos/notes.txt", "photos/really[1].jpg"]) == ["photos/notes.txt", "photos/really[1].jpg"]
 
 
+def test_a_folder_with_brackets_in_its_name_is_no_pattern(photos):
+    (photos / "a[1]").mkdir()
+    (photos / "a[1]" / "x.png").touch()
+    (photos / "a1").mkdir()
+    (photos / "a1" / "y.png").touch()
+    assert find_images(["photos/a[1]/*.png"]) == ["photos/a[1]/x.png"]
+    assert find_images(["photos/a[12]/*.png"]) == ["photos/a1/y.png"]
+
+
 def test_results_do_not_become_sources(photos, tmp_path):
     assert find_images(["photos"], tmp_path / "photos/a.png") == BELOW
     assert find_images(["photos"], image_sources.Path("photos/a.png")) == BELOW[1:]
