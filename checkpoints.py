@@ -30,6 +30,8 @@ DESCRIBED = "backbone fusion patch_size resize score_range higher_is_better test
 # Buffers that a model computes when it is built; older versions of timm saved them.
 COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
 # What DataParallel and torch.compile put in front of a parameter's public name.
+# Where other code keeps the weights to use, best first: averaged ones (params_ema) before the others.
+USUAL_KEYS = ("state_dict", "model", "params_ema", "params", "model_state_dict", "net")
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 
@@ -67,7 +69,10 @@ def load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except Exception as problem:  # torch reports damaged files with half a dozen exception types
+    except Exception as problem:
+        if path.is_file() and path.stat().st_size == 0:
+            raise UserError(f"{path}: the file is empty; expected a checkpoint") from None
+        # torch reports damaged files with half a dozen exception types
         raise UserError(f"{path}: not a checkpoint of tensors: {_reason(problem)}") from None
 
 
@@ -172,14 +177,23 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
 
 
 def _unwrapped(path: Path, state: object) -> Mapping[str, torch.Tensor]:
-    """The state dict in what a file holds: all of it, or an entry of it. Raises UserError where there is none."""
-    if isinstance(state, Mapping):
-        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), Mapping)), state)
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
-    ):
+    """The state dict in what a file holds: all of it, or its one entry that is a state dict, whatever its key; of
+    several that of a usual key. Raises UserError where there is none, or no way to choose."""
+    if _is_state_dict(state):
+        return state  # type: ignore[return-value]
+    entries = state.items() if isinstance(state, Mapping) else ()
+    found = {key: entry for key, entry in entries if _is_state_dict(entry)}
+    if not found:
         raise UserError(f"{path}: expected a state dict (parameter name -> tensor)")
-    return state
+    usual = [key for key in USUAL_KEYS if key in found] if len(found) > 1 else list(found)
+    if not usual:
+        raise UserError(f"{path}: expected one state dict, found {', '.join(map(str, found))}")
+    return found[usual[0]]
+
+
+def _is_state_dict(value: object) -> bool:
+    items = value.items() if isinstance(value, Mapping) else ()
+    return bool(items) and all(isinstance(name, str) and isinstance(found, torch.Tensor) for name, found in items)
 
 
 def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:

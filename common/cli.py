@@ -161,8 +161,8 @@ class Flags:
 
     # Flags that several programs have, each declared here alone.
     def device(self) -> None:
-        names = "auto, cpu, cuda or cuda:N"  # whether the machine has it is seen later
-        known: Range = (names, lambda name: re.fullmatch(r"auto|cpu|cuda(:\d+)?", name))
+        names = "auto, cpu, cuda, cuda:N or mps"  # whether the machine has it is seen later
+        known: Range = (names, lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name))
         self.value("--device", "auto", names, known, metavar="NAME")
 
     def workers(self, text: str = "processes that cut patches (default: 0 on a CPU, else 4)", least: int = 0) -> None:
@@ -195,6 +195,8 @@ class Flags:
         """The flags, all checked: ranges first, then the program's own `problems(options, given)`.
         given: the settings that the user gave -> (flag, value). prepare(options, given) fills in what follows from
         other flags, before the checks. Raises UserError naming every mistake."""
+        if (processes := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
+            raise UserError(f"WORLD_SIZE is {processes}, as of torchrun; expected one process: each would do it all")
         options = self.parser.parse_args(argv)
         given = vars(options).pop("given", {})
         prepare(options, given)

@@ -106,7 +106,7 @@ class Bomb:
         ("code, old format", "not a checkpoint of tensors: it holds"),
         ("whole module", "not a checkpoint of tensors: it holds torch.nn.modules.linear.Linear"),
         ("text", "not a checkpoint of tensors: damaged, or not written by torch.save"),
-        ("empty", "not a checkpoint of tensors: "),
+        ("empty", "the file is empty; expected a checkpoint"),
         ("missing", "no such file"),
         ("folder", "not a checkpoint of tensors: Is a directory"),
     ],
@@ -186,7 +186,23 @@ def test_models_without_description_are_recognised_by_their_names(tmp_path, name
     assert description["score_range"] == [0.0, 100.0] and description["higher_is_better"] is True
 
 
-@pytest.mark.parametrize("kind", ["plain", "state_dict", "model", "module", "compiled", "old format", "all", "ours"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "plain",
+        "state_dict",
+        "model",
+        "params",
+        "net",
+        "student",
+        "ema",
+        "module",
+        "compiled",
+        "old format",
+        "all",
+        "ours",
+    ],
+)
 def test_wrapped_state_dicts_are_found(tmp_path, model, kind):
     state = checkpoints.portable_state(model, DESCRIPTION if kind == "ours" else None)
     if kind in ("module", "all"):
@@ -195,7 +211,9 @@ def test_wrapped_state_dicts_are_found(tmp_path, model, kind):
         state = OrderedDict((f"module._orig_mod.{name}", tensor) for name, tensor in state.items())
     if kind == "all":
         state = {"epoch": 3, "model": "HyperIQA", "state_dict": state}
-    elif kind in ("state_dict", "model", "ours"):
+    elif kind == "ema":
+        state = {"params": {name: tensor + 1 for name, tensor in state.items()}, "params_ema": state}
+    elif kind in ("state_dict", "model", "params", "net", "student", "ours"):
         state = {"epoch": 3, "model" if kind == "ours" else kind: state}
     torch.save(state, tmp_path / "model.pth", _use_new_zipfile_serialization=kind not in ("old format", "all"))
     found, description = checkpoints.load_model(tmp_path / "model.pth")
@@ -248,7 +266,13 @@ def foreign(kind):
         return {name: tensor for name, tensor in state.items() if not name.startswith("res.layer3.1")}
     if kind == "flat":
         return {**state, "conv1.0.weight": torch.zeros(512)}
-    return {"list": [torch.zeros(2)], "numbers": {0: torch.zeros(2)}, "empty": {}, "tensor": torch.zeros(3)}[kind]
+    return {
+        "list": [torch.zeros(2)],
+        "numbers": {0: torch.zeros(2)},
+        "empty": {},
+        "two": {"student": state, "teacher": state},
+        "tensor": torch.zeros(3),
+    }[kind]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +289,8 @@ def foreign(kind):
         ("no lda", "not a HyperIQA model with a known backbone"),
         ("odd depth", "not a HyperIQA model with a known backbone"),
         ("flat", "not a HyperIQA model with a known backbone"),
-        ("empty", "not a HyperIQA model with a known backbone: .*; found none"),
+        ("empty", "expected a state dict"),
+        ("two", "expected one state dict, found student, teacher"),
         ("list", "expected a state dict"),
         ("numbers", "expected a state dict"),
         ("tensor", "expected a state dict"),
