@@ -22,7 +22,7 @@ from common.device import choose_hardware, keep_freed_memory, set_backends
 from common.errors import Interrupted, UserError
 from common.run_files import Prediction
 from common.signals import StopSignals
-from data_loader import RunData, fitting_workers, make_loader, train_patches
+from data_loader import SCORE_BATCH, RunData, fitting_workers, make_loader, train_patches
 from losses import make_criterion
 from lr_schedules import adam_for_epoch, make_schedule
 from models import HyperNet, hypernet
@@ -106,7 +106,8 @@ class HyperIQASolver:
             if o.tensorboard:
                 self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)
-            if (room := fitting_workers(self.hardware.workers, 3 * o.batch_size * o.patch_size**2))[1]:
+            batch = 3 * max(o.batch_size, SCORE_BATCH) * o.patch_size**2
+            if (room := fitting_workers(self.hardware.workers, batch))[1]:
                 self.log.line(room[1])
                 self.hardware = replace(self.hardware, workers=room[0])
             yield self.state

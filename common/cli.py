@@ -24,8 +24,8 @@ SHARE: Range = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
     """Run a script's `main`; a `UserError` becomes one line on stderr and exit code 2, a signal 128 + its number.
-    `main` imports torch itself, after this: OpenMP's threads then spin only shortly while they wait, or two trainings on
-    one machine would take each other's cores (docs/performance.md). A setting of the user's stays."""
+    `main` imports torch itself, after this: OpenMP's threads then spin only shortly while they wait, or two trainings
+    on one machine would take each other's cores (docs/performance.md). A setting of the user's stays."""
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
     sys.stdout, sys.stderr = (stream and _Stream(stream) for stream in (sys.stdout, sys.stderr))
