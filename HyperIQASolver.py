@@ -7,14 +7,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import backbones
 import checkpoints
 import engine
 import metrics
@@ -22,10 +21,11 @@ from common.device import choose_hardware, keep_freed_memory, set_backends
 from common.errors import Interrupted, UserError
 from common.run_files import Prediction
 from common.signals import StopSignals
-from data_loader import SCORE_BATCH, RunData, fitting_workers, make_loader, train_patches
+from data_loader import SCORE_BATCH, RunData, fewer_workers, make_loader
+from inference import Initial, new_model
 from losses import make_criterion
 from lr_schedules import adam_for_epoch, make_schedule
-from models import HyperNet, hypernet
+from models import HyperNet
 from run_log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
 from run_state import RunState, open_run, settings_of
 
@@ -41,6 +41,7 @@ class HyperIQASolver:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
+        self.initial = Initial.of(options) if options.init else None
         self.hardware, self.precision_reason = choose_hardware(options.device, options.precision, options.workers)
         set_backends(options.deterministic)
         keep_freed_memory()
@@ -75,12 +76,14 @@ class HyperIQASolver:
 
     # ------------------------------------------------------------------------------------------ building
     def build_model(self, seed: int) -> HyperNet:
-        """A new model with weights from `seed`, and pretrained or given ones for the backbone."""
+        """A new model with weights from `seed`, and pretrained or given ones for the backbone; or that of `--init`."""
         o = self.options
         torch.manual_seed(seed)
-        backbone = backbones.build(o.backbone, o.pretrained, o.patch_size, o.backbone_weights)
+        model = self.initial.model(self.data.main, o.patch_size) if self.initial else new_model(o)
+        if o.freeze_backbone:
+            model.backbone.freeze()
         # Patches arrive channels last; weights in that layout too save the convolutions a copy.
-        return hypernet(backbone, vars(o)).to(self.hardware.device).to(memory_format=torch.channels_last)
+        return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
     def run_name(self) -> str:
         o = self.options
@@ -88,7 +91,8 @@ class HyperIQASolver:
         fusion = "multiscale" if o.fusion == "concat" else ""
         names_alpha = o.ranking_loss_alpha or self.always_names_alpha
         alpha = f"ranking_alpha{o.ranking_loss_alpha:g}" if names_alpha else ""
-        return "_".join(filter(None, [backbone, fusion, alpha, datetime.now().strftime("%Y%m%d_%H%M%S")]))
+        name = "_".join(filter(None, [backbone, fusion, alpha, datetime.now().strftime("%Y%m%d_%H%M%S")]))
+        return re.sub(r"[^\w.+=-]", "-", name)  # hf-hub:USER/NAME
 
     @contextmanager
     def opened(self) -> Iterator[RunState]:
@@ -103,13 +107,13 @@ class HyperIQASolver:
                 self.state = RunState.restored(self.saved, settings, self.hardware.device)
             else:
                 log_start(self.log, o, self.hardware, self.precision_reason, self.data, self.criterion, self.schedule)
+                if self.initial:
+                    self.log.line(self.initial.explained(self.data.main))
             if o.tensorboard:
                 self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)
-            batch = 3 * max(o.batch_size, SCORE_BATCH) * o.patch_size**2
-            if (room := fitting_workers(self.hardware.workers, batch))[1]:
-                self.log.line(room[1])
-                self.hardware = replace(self.hardware, workers=room[0])
+            if fewer := fewer_workers(self.hardware, max(o.batch_size, SCORE_BATCH), o.patch_size):
+                self.log.line(fewer)
             yield self.state
         except Interrupted:
             self.status = "interrupted"
@@ -137,16 +141,18 @@ class HyperIQASolver:
         # The compiled model shares the plain one's parameters; scoring and saving use the plain one.
         self.trained_model: Any = torch.compile(self.model) if o.compile else self.model
         self.optimizer: torch.optim.Adam | None = None
-        if self.saved:
+        if not (new := self.saved is None):
             self.model.load_state_dict(self.saved["model"])
             self.optimizer = self.adam(state.epoch)
             self.optimizer.load_state_dict(self.saved["optimizer"])
             self.saved = None
             if state.best:
                 self.log.predictions(number, state.best["predictions"])
-        else:
-            if o.train_test_num > 1:
-                self.log.line(f"Round {number} of {o.train_test_num}, seed {self.seed}")
+        elif o.train_test_num > 1:
+            self.log.line(f"Round {number} of {o.train_test_num}, seed {self.seed}")
+        compute = partial(engine.stage_maps, self.model, self.hardware.fp32)
+        self.data.prepare_features(self.model, self.seed, compute, self.log.line if new else self.log.show)
+        if new:
             self.log.line(epoch_columns(["train", *self.data.tests]))
         self.saved_at, self.signals.deferred = time.monotonic(), True
 
@@ -164,10 +170,8 @@ class HyperIQASolver:
 
     def train(self) -> Figures:
         """Train the epoch, or the rest of it."""
-        o, epoch, progress, images = self.options, self.state.epoch, self.state.progress, self.data.images
-        address = (o.patch_size, o.train_patch_num, self.seed, epoch, o.augment)
-        records = images.records("train")
-        batches = images.batches(records, o.batch_size, lambda sizes: train_patches(sizes, *address))
+        o, epoch, progress = self.options, self.state.epoch, self.state.progress
+        batches = self.data.train_batches(self.seed, epoch, o.batch_size)
         loader = make_loader(batches, self.hardware, progress.step)
         started = time.perf_counter() - progress.seconds
         with engine.bar(f"Epoch {epoch}/{o.epochs}", len(batches.patches), progress.step * o.batch_size) as bar:
@@ -185,8 +189,8 @@ class HyperIQASolver:
                     self.trained_model, self.criterion, self.optimizer, loader, self.hardware, progress, after_step
                 )
             except engine.NonFiniteLoss as problem:
-                names = sorted(records[i].name for i in batches.images_of(problem.step))
-                raise UserError(f"{problem.explained(epoch, self.folder / 'last.pt')}{', '.join(names)}") from None
+                names = self.data.names_of(batches, problem.step)
+                raise UserError(f"{problem.explained(epoch, self.folder / 'last.pt')}{names}") from None
         progress.seconds = time.perf_counter() - started
         return result
 
@@ -239,15 +243,13 @@ class HyperIQASolver:
             log.predictions(state.round, self.predictions)
             state.keep(result, file, self.predictions)
         state.without_gain = 0 if better else state.without_gain + 1
-        if better:
-            log.line(f"New best model saved! {figures_text(result[first])}")
-        else:
-            log.line(f"No improvement for {state.without_gain} epoch{'s' if state.without_gain > 1 else ''}")
+        epochs = f"{state.without_gain} epoch{'s' if state.without_gain > 1 else ''}"
+        log.line(f"New best model saved! {figures_text(result[first])}" if better else f"No improvement for {epochs}")
 
     def description(self, result: dict[str, Figures]) -> dict[str, Any]:
         """What is needed to use the model without repeating a flag, and every choice that made it."""
         choices = {name: value for name, value in self.state.settings.items() if name != "fingerprint"}
-        model = {**self.data.description, **self.model.backbone.normalisation}
+        model = {**self.data.description, **self.model.backbone.described}
         figures = {part: result[part] for part in self.data.tests}
         return {**choices, "seed": self.seed, **model, "metrics": figures, "run": self.log.name, "versions": versions()}
 

@@ -1,24 +1,41 @@
 """The backbones by name: the only place that knows which family a name belongs to."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import checkpoints
 from common.errors import UserError
 from models import Backbone, ResNetBackbone
 from models_swin import SwinBackbone
+from models_timm import TimmBackbone
+
+RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
-def build(name: str, pretrained: bool = False, patch_size: int = 224, weights: Path | None = None) -> Backbone:
-    """The backbone of that name, for square patches of that side in pixels.
-    It starts from random weights, from ImageNet's (pretrained), or from the state dict in the file `weights`. Raises
-    UserError where there is no such backbone, or its weights cannot be had."""
+def build(
+    name: str,
+    pretrained: bool = False,
+    patch_size: int = 224,
+    weights: Path | None = None,
+    architecture: Mapping[str, Any] | None = None,
+) -> Backbone:
+    """The backbone of that name, for square patches of that side in pixels: torchvision's where `RESNETS` names it.
+    It starts from random weights, from ImageNet's (pretrained), or from the state dict in the file `weights`.
+    architecture: what a model of a hub is, as a checkpoint's description keeps it. Raises UserError where there is no
+    such backbone, or its weights cannot be had."""
     downloaded = pretrained and weights is None
-    resnet = name.startswith("resnet")
+    backbone: Backbone
     try:
-        backbone = ResNetBackbone(name, downloaded) if resnet else SwinBackbone(name, downloaded, patch_size)
+        if name in RESNETS:
+            backbone = ResNetBackbone(name, downloaded)
+        elif name.startswith("swin"):
+            backbone = SwinBackbone(name, downloaded, patch_size)
+        else:
+            backbone = TimmBackbone(name, downloaded, patch_size, architecture)
     except OSError as problem:
         advice = "give --backbone_weights PATH or --no_pretrained"
         raise UserError(f"the pretrained weights of {name} cannot be downloaded ({problem}); {advice}") from None
     if weights is not None:
-        checkpoints.load_backbone_weights(backbone.pretrained_part, weights)
+        checkpoints.load_backbone_weights(backbone, weights)
     return backbone

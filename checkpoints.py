@@ -3,6 +3,7 @@
 A best model is an OrderedDict of tensors under the public parameter names. What is needed to use it sits
 in its `_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any code ignores."""
 
+import hashlib
 import json
 import os
 import re
@@ -54,6 +55,16 @@ def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
 def description_json(description: Mapping[str, Any]) -> str:
     """A description as JSON for files that are no pickles; undefined figures (nan) are null."""
     return json.dumps(plain(_portable(description)))
+
+
+def digest(state: Mapping[str, torch.Tensor]) -> str:
+    """Changes when a tensor, its name or its shape changes; counters of batches, which nothing depends on, aside."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        if not name.endswith("num_batches_tracked"):
+            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+            found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 def save(path: Path, content: object) -> None:
@@ -149,20 +160,7 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     """(state dict under the public names, description) of a model file: ours, the public HyperIQA's or its Swin's.
     What carries no description is recognised by its parameter names and described as the public code uses it
     (`described` is False then). Raises UserError for what is no such model."""
-    state: Any
-    if path.suffix == ".safetensors":
-        if not path.exists():
-            raise UserError(f"{path}: no such file")
-        with reading(path, "not a safetensors file", ValueError, SafetensorError), safe_open(path, "pt") as file:
-            text = (file.metadata() or {}).get("hyperiqa")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            description = json.loads(text) if text else None
-    else:
-        state = load(path)
-        if isinstance(state, Mapping) and {"settings", "optimizer"} <= state.keys():
-            raise UserError(f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl")
-        state = _unwrapped(path, state)
-        description = description_of(state)
+    state, description = _read(path)
     state = OrderedDict((WRAPPERS.sub("", name), tensor) for name, tensor in state.items())
     if description is None:
         return state, {**_public_description(path, state), "described": False}
@@ -174,6 +172,21 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     if missing := [name for name in DESCRIBED if name not in description]:
         raise UserError(f"{path}: its description is damaged: it lacks {', '.join(missing)}")
     return state, {**description, "described": True}
+
+
+def _read(path: Path) -> tuple[Mapping[str, torch.Tensor], Any]:
+    """The state dict in a file of torch or of safetensors, and its description, if it has one. Raises UserError."""
+    if path.suffix != ".safetensors":
+        content = load(path)
+        if isinstance(content, Mapping) and {"settings", "optimizer"} <= content.keys():
+            raise UserError(f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl")
+        state = _unwrapped(path, content)
+        return state, description_of(state)
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    with reading(path, "not a safetensors file", ValueError, SafetensorError), safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("hyperiqa")
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text) if text else None  # noqa: SIM118
 
 
 def _unwrapped(path: Path, state: object) -> Mapping[str, torch.Tensor]:
@@ -279,16 +292,23 @@ def check_reachable(url: str, seconds: float = 12) -> None:
         raise OSError(f"{url}: {getattr(answer[0], 'reason', answer[0])}")
 
 
-def load_backbone_weights(module: torch.nn.Module, path: Path) -> None:
-    """Load a torchvision or timm state dict into a backbone; the classifier's weights are left out.
-    Raises UserError naming the tensors that are missing or have another shape."""
-    state = _unwrapped(path, load(path))
-    own = {name: t for name, t in module.state_dict().items() if not name.startswith("lda")}
-    # timm's feature extractor joins `layers.0` to `layers_0`; its published files say `layers.0`.
-    renamed = {re.sub(r"^layers\.", "layers_", name): t for name, t in state.items()}
-    if wrong := [name for name, t in own.items() if name not in renamed or renamed[name].shape != t.shape]:
+def load_backbone_weights(backbone: Any, path: Path) -> None:
+    """Load weights into a `models.Backbone`: a state dict of torchvision or timm, or one of our models, whose
+    backbone it takes; the classifier's, and our LDA's, are left out. Raises UserError naming what is missing."""
+    state = {WRAPPERS.sub("", name): tensor for name, tensor in _read(find_model(path))[0].items()}
+    own = {n: t for n, t in backbone.pretrained_part.state_dict().items() if not n.startswith("lda")}
+    inside = f"{backbone.prefix}." if backbone.pretrained_part is backbone else f"{backbone.prefix}.backbone."
+    if any(name.startswith(inside) for name in state):  # a model of ours
+        state = {name.removeprefix(inside): t for name, t in state.items() if name.startswith(inside)}
+    idle = (*COMPUTED, "num_batches_tracked")
+    try:
+        state = backbone.adapted(state)
+        fits = {n for n, t in own.items() if n in state and state[n].shape == t.shape}
+    except Exception:  # the translation of timm meets names that it does not expect
+        fits = set()
+    if wrong := [name for name in own if name not in fits and name.rpartition(".")[2] not in idle]:
         raise UserError(
             f"{path}: {len(wrong)} of the backbone's {len(own)} tensors are missing or of another shape, "
             f"such as {wrong[0]}: weights of another backbone?"
         )
-    module.load_state_dict({name: renamed[name] for name in own}, strict=False)
+    backbone.pretrained_part.load_state_dict({name: state[name] for name in fits}, strict=False)

@@ -3,25 +3,35 @@ Everything random is addressed: an epoch's order, crops and augmentations are a 
 workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3), augmented where the model is."""
 
 import contextlib
+import hashlib
 import shutil
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import timm
 import torch
+import torchvision
 
+import checkpoints
 from augmentations import DEFAULT, draw
 from common.device import Hardware
 from common.errors import UserError
 from common.files import HERE
+from common.run_files import plain
+from feature_cache import Features, check_room
 from folders import READERS, read_cross_tests
 from reading.cache import ImageCache, put_on_gpu
 from reading.records import Columns, DataSet, Record, take_validation
 from run_log import RunLog
+
+if TYPE_CHECKING:
+    from models import HyperNet
 
 TEST_CROP_SEED = 20  # the public code draws its random test crops anew in every run; ours come from this seed
 SCORE_BATCH = 64
@@ -32,16 +42,23 @@ WORKER_SECONDS = 300  # without a batch, after which the processes that cut them
 @dataclass(frozen=True)
 class Patches:
     """Where patches lie: image number, top and left, each (n,), in the order of their use.
-    drawn: augmentation -> what it does to each patch, (n, …). address: (seed, epoch) of training patches."""
+    drawn: augmentation -> what it does to each patch, (n, …). address: (seed, epoch) of training patches. row: of
+    patches that stay the same in all epochs, the number of each among them."""
 
     image: np.ndarray
     top: np.ndarray
     left: np.ndarray
     drawn: Mapping[str, np.ndarray] = field(default_factory=dict)
     address: tuple[int, ...] = ()
+    row: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.image)
+
+    def digest(self) -> str:
+        """Changes when a patch or its place in the order changes."""
+        arrays = [self.image, self.top, self.left, *(self.drawn[name] for name in sorted(self.drawn))]
+        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
 def addressed_seed(*address: int) -> np.random.SeedSequence:
@@ -50,11 +67,23 @@ def addressed_seed(*address: int) -> np.random.SeedSequence:
 
 
 def train_patches(
-    sizes: np.ndarray, patch_size: int, per_image: int, seed: int, epoch: int, augment: Iterable[str] = DEFAULT
+    sizes: np.ndarray,
+    patch_size: int,
+    per_image: int,
+    seed: int,
+    epoch: int,
+    augment: Iterable[str] = DEFAULT,
+    fixed: bool = False,
 ) -> Patches:
     """`per_image` random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
-    sizes: (n, 2) heights and widths. `seed` is the round's own, so round 2 of seed 7 is round 1 of seed 8."""
+    sizes: (n, 2) heights and widths. `seed` is the round's own, so round 2 of seed 7 is round 1 of seed 8.
+    fixed: the crops of epoch 0, which is no epoch, in the order of this one."""
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch)))
+    if fixed and epoch:
+        same = train_patches(sizes, patch_size, per_image, seed, 0, augment)
+        row = rng.permutation(len(same))
+        drawn = {name: each[row] for name, each in same.drawn.items()}
+        return Patches(same.image[row], same.top[row], same.left[row], drawn, (seed, epoch), row)
     image = rng.permutation(np.repeat(np.arange(len(sizes)), per_image))
     room = sizes[image] - patch_size + 1
     top, left = (rng.random((len(image), 2)) * room).astype(np.int64).T
@@ -93,12 +122,19 @@ def test_patches(sizes: np.ndarray, patch_size: int, crop: str = "center", numbe
 class PatchBatches(torch.utils.data.Dataset):
     """Batch b of a list of patches: `patches` uint8 (B, P, P, 3), `mos` (B,), `image` (B,), what augmentations drew.
     Patches with an address also bring `seed`, the torch generators' for the step on this batch. images: cache numbers
-    of the images that `patches.image` counts; mos: their scores. The last, smaller batch is kept."""
+    of the images that `patches.image` counts; mos: their scores. The last, smaller batch is kept. With `features` of
+    the patches, batches hold those, (B, F), in place of the patches."""
 
     def __init__(
-        self, cache: ImageCache, images: Sequence[int], mos: Sequence[float], patches: Patches, batch_size: int
+        self,
+        cache: ImageCache,
+        images: Sequence[int],
+        mos: Sequence[float],
+        patches: Patches,
+        batch_size: int,
+        features: Features | None = None,
     ):
-        self.cache, self.images, self.patches = cache, np.asarray(images), patches
+        self.cache, self.images, self.patches, self.features = cache, np.asarray(images), patches, features
         self.mos, self.batch_size = np.asarray(mos, np.float32), batch_size
 
     def __len__(self) -> int:
@@ -106,8 +142,14 @@ class PatchBatches(torch.utils.data.Dataset):
 
     @property
     def bytes(self) -> int:
-        """Of a batch's patches."""
-        return min(self.batch_size, len(self.patches)) * self.cache.min_side**2 * 3
+        """Of a batch's patches, or their features."""
+        each = self.cache.min_side**2 * 3 if self.features is None else self.features.bytes // self.features.shape[0]
+        return min(self.batch_size, len(self.patches)) * each
+
+    @property
+    def on_device(self) -> bool:
+        """Whether batches come from the device, by this process."""
+        return self.cache.on_gpu is not None and self.features is None
 
     def images_of(self, b: int) -> np.ndarray:
         """Numbers of the images that batch b has patches of, ascending."""
@@ -116,12 +158,12 @@ class PatchBatches(torch.utils.data.Dataset):
     def __getitem__(self, b: int) -> dict[str, Any]:
         rows, p = slice(b * self.batch_size, (b + 1) * self.batch_size), self.patches
         image, side = p.image[rows], self.cache.min_side
-        batch: dict[str, Any] = {
-            "patches": self.cache.crops(self.images[image], p.top[rows], p.left[rows], side),
-            "mos": torch.from_numpy(self.mos[image]),
-            "image": torch.from_numpy(image),
-            **{name: torch.from_numpy(drawn[rows]) for name, drawn in p.drawn.items()},
-        }
+        batch: dict[str, Any] = {"mos": torch.from_numpy(self.mos[image]), "image": torch.from_numpy(image)}
+        if self.features is not None:
+            batch["features"] = self.features[np.arange(len(p))[rows] if p.row is None else p.row[rows]]
+        else:
+            batch["patches"] = self.cache.crops(self.images[image], p.top[rows], p.left[rows], side)
+            batch |= {name: torch.from_numpy(drawn[rows]) for name, drawn in p.drawn.items()}
         if p.address:
             batch["seed"] = int(addressed_seed(*p.address, b).generate_state(1)[0])
         return batch
@@ -137,6 +179,7 @@ class DecodedSet:
         self.data, paths = data, [record.path for record in data.records]
         self.cache = ImageCache(data.name, paths, resize, patch_size, cache_dir, exif_rotate)
         self.bad = self.cache.bad
+        self.features: dict[str, Features] = {}
 
     @property
     def facts(self) -> list[str]:
@@ -158,9 +201,18 @@ class DecodedSet:
     def batches(
         self, records: Sequence[Record], batch_size: int, patches_of: Callable[[np.ndarray], Patches]
     ) -> PatchBatches:
-        """Batches of the patches that `patches_of(sizes)` chooses in these images."""
+        """Batches of the patches that `patches_of(sizes)` chooses in these images, of one split; of their features,
+        where `add_features` has made them."""
         images, mos = [self.cache.index[record.path] for record in records], [record.score for record in records]
-        return PatchBatches(self.cache, images, mos, patches_of(self.cache.sizes[images]), batch_size)
+        patches, features = patches_of(self.cache.sizes[images]), self.features.get(records[0].split)
+        return PatchBatches(self.cache, images, mos, patches, batch_size, features)
+
+    def add_features(self, split: str, batches: PatchBatches, width: int, dtype: str, encoder: Mapping) -> Features:
+        """Features of the split's patches, `width` values each, still to be filled. encoder: all that they depend on
+        beside these patches."""
+        depends_on = {"images": batches.images.tolist(), "patches": batches.patches.digest(), **encoder}
+        self.features[split] = Features(self.cache, split, (len(batches.patches), width), dtype, depends_on)
+        return self.features[split]
 
 
 def drop_bad_images(sets: Iterable[DecodedSet], skip: bool) -> str:
@@ -205,7 +257,8 @@ class RunData:
         """What a model's description says of the set that it was trained on."""
         mos = [record.score for record in self.main.records]
         score_range, direction = [min(mos), max(mos)], self.main.higher_is_better
-        return {"dataset": self.main.name, "score_range": score_range, "higher_is_better": direction}
+        about = {"dataset": self.main.name, "score_range": score_range, "higher_is_better": direction}
+        return {**about, "nominal_range": list(self.main.range)}
 
     def decode(self, device: torch.device, log: RunLog, new: bool) -> None:
         """Take the images at hand, for all rounds; a run that goes on says what it finds on the screen alone."""
@@ -224,6 +277,43 @@ class RunData:
         self.images = decoded.pop(o.dataset)
         self.tests = {part: (self.images, part) for part in (("val", "test") if o.select_on == "val" else ("test",))}
         self.tests |= {name: (images, "test") for name, images in decoded.items()}
+
+    def train_batches(self, seed: int, epoch: int, batch_size: int) -> PatchBatches:
+        """The batches of an epoch, a function of (seed, epoch)."""
+        o = self.options
+        address = (o.patch_size, o.train_patch_num, seed, epoch, o.augment, o.fixed_crops)
+        records = self.images.records("train")
+        return self.images.batches(records, batch_size, lambda sizes: train_patches(sizes, *address))
+
+    def names_of(self, batches: PatchBatches, b: int) -> str:
+        """The images that training batch b has patches of."""
+        records = self.images.records("train")
+        return ", ".join(sorted(records[i].name for i in batches.images_of(b)))
+
+    def prepare_features(self, model: "HyperNet", seed: int, compute: Callable, say: Callable[[str], None]) -> None:
+        """Where a frozen encoder meets fixed crops, take its stage maps of the round's patches at hand, all of them.
+        compute(batches, start): rows (n, F) for each of these batches from number `start` on. Raises UserError."""
+        o, backbone = self.options, model.backbone
+        if not (o.freeze_backbone and o.fixed_crops) or o.feature_dtype == "none":
+            return
+        encoder = {
+            "encoder": checkpoints.digest(backbone.encoder_state()),
+            "described": [o.backbone, o.patch_size, plain(backbone.described), [*model.pools]],
+            "versions": [torch.__version__, torchvision.__version__, timm.__version__],
+        }
+        parts = {"train": (self.images, "train"), **self.tests}
+        for images, _ in parts.values():
+            images.features = {}
+        crops = (o.patch_size, o.test_crop, o.test_patch_num)
+        jobs = {"train": self.train_batches(seed, 0, SCORE_BATCH)}
+        for part, (images, split) in self.tests.items():
+            jobs[part] = images.batches(images.records(split), SCORE_BATCH, lambda sizes: test_patches(sizes, *crops))
+        for part, (images, split) in parts.items():
+            images.add_features(split, jobs[part], sum(model.pools.values()), o.feature_dtype, encoder)
+        features = {part: images.features[split] for part, (images, split) in parts.items()}
+        say("\n".join(check_room(features)))
+        for part, batches in jobs.items():
+            features[part].fill(partial(compute, batches), SCORE_BATCH)
 
     def draw_again(self, seed: int) -> None:
         """Another round: the same images, but a random split is drawn anew."""
@@ -246,6 +336,11 @@ def fitting_workers(wanted: int, batch_bytes: int) -> tuple[int, str]:
         limits += [((hard - 100) // 20, f"{hard} files may be open")] if hard >= 0 else []
     number, why = min(limits)
     return max(0, number), f"--workers {wanted}: room for {max(0, number)}, as {why}" if why else ""
+
+
+def fewer_workers(hardware: Hardware, batch_size: int, patch_size: int) -> str:
+    """Where fewer processes than wanted have room for batches of patches: how many, and why; else ""."""
+    return fitting_workers(hardware.workers, 3 * batch_size * patch_size**2)[1]
 
 
 @contextlib.contextmanager
@@ -271,7 +366,7 @@ def make_loader(batches: PatchBatches, hardware: Hardware, start: int = 0) -> It
     """The batches from number `start` on, in order, cut by `hardware.workers` processes (0: in this one), or as many of
     them as have room. Crops of images that lie on the GPU are cut there, by this process, whatever `workers` says."""
     numbers = range(start, len(batches))
-    if batches.cache.on_gpu is not None:
+    if batches.on_device:
         return (batches[b] for b in numbers)
     workers = fitting_workers(min(hardware.workers, len(numbers)), batches.bytes)[0]
     processes: Any = dict(num_workers=workers, pin_memory=hardware.device.type == "cuda")

@@ -1,6 +1,6 @@
 """The two loops that touch a model: `train_one_epoch` and `score`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from tqdm import tqdm
 import metrics
 from augmentations import augmented
 from common.device import Hardware
-from data_loader import SCORE_BATCH, DecodedSet, make_loader, test_patches, workers_watched
+from data_loader import SCORE_BATCH, DecodedSet, PatchBatches, make_loader, test_patches, workers_watched
+from fusion import StageMaps
 from models import HyperNet
 from reading.records import Record
 
@@ -83,9 +84,10 @@ class EpochProgress:
         return cls(state["step"], state["seconds"], tuple(names), **lists)
 
 
-def to_model_input(model: HyperNet, patches: torch.Tensor) -> torch.Tensor:
-    """Patches uint8 (N, P, P, 3) -> what the model takes: (N, 3, P, P), normalised as its backbone asks."""
-    return model.backbone.normalised(patches)
+def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | StageMaps:
+    """What the model takes of a batch: its augmented patches (N, 3, P, P), normalised as the backbone asks; or the
+    stage maps of a frozen encoder, which were computed before."""
+    return model.unpack(batch["features"]) if "features" in batch else model.backbone.normalised(augmented(batch))
 
 
 @workers_watched()
@@ -108,7 +110,7 @@ def train_one_epoch(
             torch.manual_seed(batch["seed"])
         batch = hardware.take(batch)
         with hardware.autocast():
-            outputs = model(to_model_input(model, augmented(batch)))
+            outputs = model(to_model_input(model, batch))
         losses = criterion(outputs, batch)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
@@ -136,11 +138,23 @@ def score(
     for batch in loader:
         batch = hardware.take(batch)
         with hardware.autocast():
-            scores.append(model(to_model_input(model, batch["patches"]))["scores"].float())
+            scores.append(model(to_model_input(model, batch))["scores"].float())
         image.append(batch["image"])
         after_batch(len(batch["image"]))
     of, value = (torch.cat(v).cpu().numpy() for v in (image, scores))
     return np.bincount(of, value, images) / np.bincount(of, minlength=images)
+
+
+@workers_watched()
+@torch.no_grad()
+def stage_maps(model: HyperNet, hardware: Hardware, batches: PatchBatches, start: int = 0) -> Iterator[np.ndarray]:
+    """What the model looks at of its encoder's stage maps, (N, F) in fp32: of each batch of patches from `start` on."""
+    model.eval()
+    with bar("Computing features", len(batches.patches), start * batches.batch_size) as shown:
+        for batch in make_loader(batches, hardware, start):
+            images = model.backbone.normalised(augmented(hardware.take(batch)))
+            yield model.pack(model.backbone.stage_maps(images)).cpu().numpy()
+            shown.update(len(images))
 
 
 def score_set(

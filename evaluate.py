@@ -92,7 +92,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
     import checkpoints  # torch: only once the flags are known to be right
     import inference
     from common.device import keep_freed_memory, set_backends
-    from data_loader import fitting_workers
+    from data_loader import fewer_workers
     from run_log import versions
     from scoring import evaluation
 
@@ -107,8 +107,8 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
     tests = evaluation.read_sets(o.datasets, d, o.split, o.resize, o.seed, o.lower_is_better, Columns.of(o))
     cache_dir = (o.cache_dir or HERE / "cache") if o.cache else None
     evaluation.load_images(tests, model, cache_dir, o.skip_bad_images)
-    if why := fitting_workers(model.hardware.workers, 3 * o.batch_size * d["patch_size"] ** 2)[1]:
-        print(why, file=sys.stderr)
+    if fewer := fewer_workers(model.hardware, o.batch_size, d["patch_size"]):
+        print(fewer, file=sys.stderr)
     rows: list[tuple[str, str, float, float]] = []
     for test in tests:
         evaluation.score(test, model, o.batch_size)

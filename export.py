@@ -108,12 +108,10 @@ def largest_difference(model: QualityModel, data: bytes) -> float:
     import onnxruntime
     import torch
 
-    from engine import to_model_input
-
     patches = sample_patches(model.description["patch_size"])
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = model.net(to_model_input(model.net, torch.from_numpy(patches)))["scores"].numpy()
+        expected = model.net(model.net.backbone.normalised(torch.from_numpy(patches)))["scores"].numpy()
     found = [session.run(["scores"], {"patches": part})[0] for part in np.split(patches, [1, 3])]
     if not np.isfinite(expected).all():
         raise UserError("the model's scores are not finite: its weights are broken")

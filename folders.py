@@ -144,6 +144,7 @@ class KADID10k(NamedByContent):
     What its authors call dmos is the mean of opinions from 1, bad, to 5, excellent."""
 
     name = "kadid-10k"
+    nominal_range = (1.0, 5.0)
     expects = "kadid_test.json or dmos.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
     kinds = (
@@ -167,6 +168,7 @@ class AGIQA3k(Reader):
     Images of one prompt show the same content. The JSON form doesn't say the prompts."""
 
     name = "agiqa-3k"
+    nominal_range = (0.0, 5.0)
     expects = "agiqa_test.json or data.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
 
@@ -237,6 +239,7 @@ class CSIQ(Reader):
     DMOS from 0, like the reference, to 1, worst. The workbook calls the distortions otherwise than the images."""
 
     name = "csiq"
+    nominal_range = (0.0, 1.0)
     resize = "none"
     higher_is_better = False
     expects = "csiq.DMOS.xlsx and dst_imgs/ with awgn/, jpeg/, jpeg2000/, fnoise/, blur/ and contrast/"
@@ -274,6 +277,7 @@ class TID2013(NamedByContent):
     25 contents x 24 distortions x 5 levels."""
 
     name = "tid2013"
+    nominal_range = (0.0, 9.0)
     resize = "none"
     expects = "mos_with_names.txt and distorted_images/"
     image_folders = (("distorted_images",),)
@@ -300,6 +304,7 @@ class BID(Reader):
     """BID (Ciancio et al., IEEE TIP 2011): 586 blurred photographs, MOS 0..5."""
 
     name = "bid"
+    nominal_range = (0.0, 5.0)
     resize = "512x512"
     expects = "DatabaseGrades.xlsx and DatabaseImage0001.JPG … beside it or in ImageDatabase/"
     image_folders = (("ImageDatabase",), ("",))
@@ -319,6 +324,7 @@ class CSVTable(Reader):
     Images are relative to its folder or to `columns.image_root`; absolute paths below that will do as well."""
 
     name = "csv"
+    nominal_range = None
     expects = "a CSV file with columns image,mos and optional split,group"
     form, elsewhere = "file", "; --image_root FOLDER names another folder"
 

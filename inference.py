@@ -8,6 +8,7 @@ Scores are on the scale of the MOS that the model was trained on (`model.descrip
 
 import itertools
 import os
+from argparse import Namespace
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -26,8 +27,10 @@ from common.cli import parse_resize
 from common.device import Hardware, choose_hardware
 from common.errors import UserError
 from data_loader import SCORE_BATCH, test_patches
+from folders import READERS
 from models import HyperNet, hypernet
 from reading.images import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
+from reading.records import DataSet
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
@@ -72,11 +75,66 @@ def load(
     return QualityModel(net, description, choose_hardware(device, precision, workers)[0])
 
 
+def new_model(options: Namespace) -> HyperNet:
+    """The untrained model that a run's flags ask for, with pretrained or given weights for the backbone."""
+    o = options
+    return hypernet(backbones.build(o.backbone, o.pretrained, o.patch_size, o.backbone_weights), vars(o))
+
+
+class Initial:
+    """What `--init` starts from: a whole trained model, anything that `load` reads."""
+
+    def __init__(self, path: Path):
+        self.path = checkpoints.find_model(path)
+        self.state, self.description = checkpoints.load_model(self.path)
+        self.digest = checkpoints.digest(self.state)
+
+    @classmethod
+    def of(cls, options: Namespace) -> "Initial":
+        """As the flags say; what they leave to the checkpoint is set in them. Raises UserError."""
+        initial = cls(options.init)
+        for name in ("backbone", "patch_size", *HyperNet.choices):
+            own, asked = initial.description.get(name), getattr(options, name)
+            if asked not in (None, own) and name != "patch_size":
+                raise UserError(f"--{name} {asked}: the model of --init {options.init} has {own}")
+            setattr(options, name, own if asked is None else asked)
+        options.init_digest = initial.digest
+        return initial
+
+    def model(self, data: DataSet, patch_size: int) -> HyperNet:
+        """The model, its scores brought to the scale of the data set that it is trained on next."""
+        net = build({**self.description, "patch_size": patch_size})
+        checkpoints.fill(net, self.state, self.path)
+        net.rescale(*self.scale(data))
+        return net
+
+    def scale(self, data: DataSet) -> tuple[float, float]:
+        """(a, b): a·score + b of a score is the same on the data set's nominal range, and points its way."""
+        d = self.description
+        known = d["dataset"] in READERS and READERS[d["dataset"]].nominal_range
+        low, high = d.get("nominal_range") or known or d["score_range"]
+        to_low, to_high = data.range
+        if low == high or to_low == to_high:
+            return 1.0, 0.0
+        if d["higher_is_better"] != data.higher_is_better:
+            to_low, to_high = to_high, to_low
+        factor = (to_high - to_low) / (high - low)
+        return factor, to_low - factor * low
+
+    def explained(self, data: DataSet) -> str:
+        """What a log says of the start."""
+        (a, b), d = self.scale(data), self.description
+        where = f"{d['dataset']} to {data.name}"
+        scale = "scores stay as they are" if (a, b) == (1, 0) else f"scores become {a:g} * score {b:+g}, from {where}"
+        return f"Starting from {self.path} (weights {self.digest}): {scale}"
+
+
 def build(description: Mapping[str, Any]) -> HyperNet:
     """The untrained model that a checkpoint's description names. Raises UserError where there is none such."""
     d = description
     try:
-        backbone = backbones.build(str(d["backbone"]), patch_size=d.get("patch_size", 224))
+        patch_size, architecture = d.get("patch_size", 224), d.get("architecture")
+        backbone = backbones.build(str(d["backbone"]), patch_size=patch_size, architecture=architecture)
         net = hypernet(backbone, d)
     except (KeyError, ValueError):
         choices = ", ".join(f"{name} {d[name]}" for name in HyperNet.choices if name in d)

@@ -20,11 +20,12 @@ import torchvision
 from torch import nn
 
 from checkpoints import check_reachable
-from fusion import FUSIONS, GRID, pool_to
+from fusion import FUSIONS, GRID, StageMaps, at, pool_to
 
 TARGET_SIZES = (224, 112, 56, 28, 14, 1)
 HYPER_CHANNELS = 112
 LDA_CHANNELS, LDA_GRIDS, LDA_WIDTH = (16, 32, 64), (8, 4, 2), 16
+LDA_POOLS = ((0, 8), (1, 4), (2, 2), (3, 1))  # (stage, side) of what the LDA looks at
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -32,13 +33,14 @@ class Backbone(nn.Module):
     """What HyperNet asks of a backbone: stage maps, and the LDA that hangs on them under the same names.
     A subclass sets `prefix` (its name in HyperNet's state dict) and `hidden` (widths of the hyper network's first two
     convs), calls `add_lda(channels)` and implements `stage_maps`; where an ImageNet state dict belongs to a part of it,
-    also `pretrained_part`; where its pixels are not ImageNet's, it calls `set_normalisation`."""
+    also `pretrained_part` and `adapted`; where its pixels are not ImageNet's, it calls `set_normalisation`."""
 
     prefix: str
     hidden: tuple[int, int]
     channels: tuple[int, ...]
     mean: torch.Tensor
     std: torch.Tensor
+    frozen = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,8 +57,17 @@ class Backbone(nn.Module):
         return (patches.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
 
     @property
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint's description says of it, beside its name: all that rebuilding it takes."""
+        return dict(self.normalisation)
+
+    @property
     def pretrained_part(self) -> nn.Module:
         return self
+
+    def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights as their authors publish them, under the names and in the shapes of `pretrained_part`."""
+        return state
 
     def add_lda(self, channels: Sequence[int]) -> None:
         """Local distortion aware modules for stage maps with these channel counts."""
@@ -74,13 +85,31 @@ class Backbone(nn.Module):
         """(N, 3, H, W) -> four maps (N, C_i, H_i, W_i), finest first."""
         raise NotImplementedError
 
-    def target_in_vec(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+    def encoder_state(self) -> dict[str, torch.Tensor]:
+        """The encoder's own tensors, without the LDA's."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("lda")}
+
+    def freeze(self) -> None:
+        """Leave the encoder as it is: in eval mode, without gradients. The LDA goes on training."""
+        self.frozen = True
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("lda"))
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        for name, child in self.named_children():
+            if self.frozen and not name.startswith("lda"):
+                child.eval()
+        return self
+
+    def target_in_vec(self, maps: StageMaps) -> torch.Tensor:
         """Stage maps -> (N, 224): three times 16 local features and 176 global ones."""
         features = []
         for i, grid in enumerate(LDA_GRIDS, 1):
-            local = pool_to(getattr(self, f"lda{i}_pool")(maps[i - 1]), grid)
+            # A 1x1 conv and an average commute: maps that are averaged already come out the same.
+            local = pool_to(getattr(self, f"lda{i}_pool")(at(maps, i - 1, grid)), grid)
             features.append(getattr(self, f"lda{i}_fc")(local.flatten(1)))
-        return torch.cat([*features, self.lda4_fc(pool_to(maps[3], 1).flatten(1))], 1)
+        return torch.cat([*features, self.lda4_fc(pool_to(at(maps, 3, 1), 1).flatten(1))], 1)
 
 
 class ResNetBackbone(Backbone):
@@ -128,7 +157,8 @@ class TargetNet(nn.Module):
 class HyperNet(nn.Module):
     """Images (N, 3, H, W) -> `scores` (N,), on the scale of the MOS it was trained on, and pooled `features` (N, C).
     One class for every backbone; the features are the mean of its last stage map. The two halves are public:
-    `target_weights(images)` gives the dict that `target_net(weights)` takes."""
+    `target_weights(images)` gives the dict that `target_net(weights)` takes. In place of images it takes the stage maps
+    of a frozen encoder, averaged to the sides of `pools`: `unpack` of what `pack` made of them."""
 
     choices = ("fusion",)  # settings that shape the model, beside those that shape its backbone
 
@@ -156,16 +186,39 @@ class HyperNet(nn.Module):
         return getattr(self, self.prefix)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """(head, backbone): everything else, and the backbone with its LDA."""
+        """(head, backbone): everything else, and what is trained of the backbone with its LDA."""
         backbone = list(self.backbone.parameters())
         inside = {id(p) for p in backbone}
-        return [p for p in self.parameters() if id(p) not in inside], backbone
+        return [p for p in self.parameters() if id(p) not in inside], [p for p in backbone if p.requires_grad]
+
+    @property
+    def pools(self) -> dict[tuple[int, int], int]:
+        """(stage, side) of the averaged stage maps that the model looks at -> values of each."""
+        sides = dict.fromkeys([*LDA_POOLS, *self.fusion.pools])
+        return {(stage, side): self.backbone.channels[stage] * side**2 for stage, side in sides}
+
+    def pack(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Whole stage maps -> (N, F): all that the model looks at of them."""
+        return torch.cat([pool_to(maps[stage], side).flatten(1) for stage, side in self.pools], 1)
+
+    def unpack(self, packed: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
+        """(N, F) of whatever precision -> averaged stage maps in fp32."""
+        parts = packed.float().split(list(self.pools.values()), 1)
+        return {(stage, side): part.unflatten(1, (-1, side, side)) for (stage, side), part in zip(self.pools, parts)}
+
+    def rescale(self, factor: float, offset: float) -> None:
+        """Make every score factor·score + offset: that is a change of the last layer alone."""
+        with torch.no_grad():
+            for layer in (self.fc5w_fc, self.fc5b_fc):
+                layer.weight.mul_(factor)
+                layer.bias.mul_(factor)
+            self.fc5b_fc.bias.add_(offset)
 
     def target_weights(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """Images (N, 3, H, W) -> the target network's input and weights, under the public keys."""
         return self._weights_from(self.backbone.stage_maps(images))
 
-    def _weights_from(self, maps: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    def _weights_from(self, maps: StageMaps) -> dict[str, torch.Tensor]:
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
         hyper = self.conv1(self.fusion(maps))
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
@@ -179,9 +232,10 @@ class HyperNet(nn.Module):
             weights["target_fc5b"] = self.fc5b_fc(pooled)
         return weights
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        maps = self.backbone.stage_maps(images)
-        return {"scores": self.target_net(self._weights_from(maps)), "features": pool_to(maps[-1], 1).flatten(1)}
+    def forward(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
+        maps = self.backbone.stage_maps(images) if isinstance(images, torch.Tensor) else images
+        features = pool_to(at(maps, 3, 1), 1).flatten(1)
+        return {"scores": self.target_net(self._weights_from(maps)), "features": features}
 
 
 def hypernet(backbone: Backbone, choices: Mapping) -> HyperNet:

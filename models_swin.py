@@ -1,17 +1,16 @@
 """The Swin Transformer backbone: any Swin of timm (v1, v2, v2-CR, S3), and a small one of our own.
 Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021."""
 
-import difflib
-import warnings
+import re
 from typing import Any
 
 import huggingface_hub
-import timm
 import torch
 
 from checkpoints import check_reachable
 from common.errors import UserError
 from models import Backbone
+from models_timm import create, in_hub_cache
 
 # Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.
 NANO = dict(architecture="swin_tiny_patch4_window7_224", embed_dim=32, depths=(1, 1, 2, 1), num_heads=(2, 4, 8, 16))
@@ -31,16 +30,12 @@ class SwinBackbone(Backbone):
         if own and pretrained:
             raise UserError(f"--backbone {name} has no pretrained weights: add --no_pretrained")
         architecture = own.pop("architecture", name)
-        if not timm.is_model(architecture):
-            near = difflib.get_close_matches(name, timm.list_models("swin*"), n=3)
-            raise UserError(f"--backbone {name}: timm {timm.__version__} has no such model; near: {', '.join(near)}")
-        if pretrained and not _in_hub_cache(timm.get_pretrained_cfg(architecture)):
+        if pretrained and not in_hub_cache(architecture):
             check_reachable(huggingface_hub.constants.ENDPOINT)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                shape = dict(own, features_only=True, img_size=patch_size)
-                self.backbone: Any = timm.create_model(architecture, pretrained=pretrained, **shape)
+            self.backbone: Any = create(architecture, pretrained, features_only=True, img_size=patch_size, **own)
+        except UserError as problem:
+            raise UserError(f"--backbone {name}: {problem}") from None
         except (AssertionError, ValueError) as problem:
             raise UserError(f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}") from None
         if own:
@@ -56,15 +51,10 @@ class SwinBackbone(Backbone):
     def pretrained_part(self) -> torch.nn.Module:
         return self.backbone
 
+    def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """timm's feature extractor joins `layers.0` to `layers_0`; its published files say `layers.0`."""
+        return {re.sub(r"^layers\.", "layers_", name): tensor for name, tensor in state.items()}
+
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         maps = self.backbone(images)
         return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
-
-
-def _in_hub_cache(config: timm.models.PretrainedCfg | None) -> bool:
-    """Whether timm's weights of a model were downloaded before."""
-    if config is None or not config.hf_hub_id:
-        return False
-    repository = f"{config.hf_hub_id}{config.architecture}.{config.tag}"
-    files = ("model.safetensors", "pytorch_model.bin")
-    return any(isinstance(huggingface_hub.try_to_load_from_cache(repository, file), str) for file in files)

@@ -16,6 +16,7 @@ from common.run_files import NOT_FIGURES, plain
 
 AUGMENTATIONS = ("hflip", "none")
 FUSIONS = ("none", "concat")
+FEATURE_DTYPES = ("fp16", "fp32", "none")
 SCHEDULES = ("cosine", "step", "none")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
 
@@ -23,8 +24,8 @@ FIXES = ("filter", "backbone_lr", "optimizer_state")
 @dataclass(frozen=True)
 class Script:
     """What a train script offers: its backbones, the default first, and what its demo brings.
-    any_backbone: a prefix that lets other names through. datasets: name -> its default `--resize`. demo: defaults
-    that `--dataset demo` brings."""
+    any_backbone: a prefix that lets other names of timm through. datasets: name -> its default `--resize`. demo:
+    defaults that `--dataset demo` brings."""
 
     backbones: tuple[str, ...]
     datasets: Mapping[str, str]
@@ -72,6 +73,10 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags.group("patches")
     count("--patch_size", 224, "side of a patch in pixels", least=32)
     count("--train_patch_num", 25, "random crops per training image and epoch")
+    switch("--fixed_crops", "fixed_crops", True, "the same crops in all epochs; with --freeze_backbone the encoder "
+           "then computes its features once, for this and later runs")
+    value("--feature_dtype", FEATURE_DTYPES[0], "of those features on the disk; none: go through the pixels",
+          choices=FEATURE_DTYPES)
     value("--augment", ["hflip"], "of training patches; hflip: half of them mirrored; none: as they are",
           nargs="+", choices=AUGMENTATIONS)
     count("--test_patch_num", 25, "crops per test image with --test_crop grid or random")
@@ -81,7 +86,11 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags.group("model")
     value("--backbone", script.backbones[0], f"one of {', '.join(script.backbones)}", metavar="NAME")
     switch("--no_pretrained", "pretrained", False, "start the backbone from random weights")
-    path("--backbone_weights", None, "state dict of torchvision or timm to start the backbone from, not a download")
+    path("--backbone_weights", None, "start the backbone from this file, not a download: a state dict of torchvision "
+         "or timm (.safetensors too), or one of our models")
+    path("--init", None, "start from this whole trained model, head included: anything that predict.py reads; its "
+         "scores are brought to the set's scale")
+    switch("--freeze_backbone", "freeze_backbone", True, "leave the encoder as it is; the LDA and the head train")
     value("--fusion", FUSIONS[0], "fusion of the stage maps for the hyper network", choices=FUSIONS)
     switch("--use_multiscale", "fusion", "concat", "same as --fusion concat")
     switch("--no_multiscale", "fusion", "none", "same as --fusion none")
@@ -151,6 +160,10 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         "--training_fixes needs --lr_scheduler step: it repairs that schedule and no other":
             o.training_fixes != "none" and o.lr_scheduler != "step",
         "contradictory flags: --no_pretrained and --backbone_weights": o.backbone_weights and not o.pretrained,
+        "contradictory flags: --init brings its own weights; no --backbone_weights, no --no_pretrained":
+            o.init and (o.backbone_weights or "pretrained" in given),
+        "--feature_dtype needs --freeze_backbone and --fixed_crops":
+            "feature_dtype" in given and not (o.freeze_backbone and o.fixed_crops),
         "contradictory flags: --no_early_stopping and --patience": not o.early_stopping and "patience" in given,
         "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)":
             o.dataset == "csv" and o.dataset_path is None,
@@ -165,7 +178,8 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         f"--resume {path}: no such file; expected auto, a run's last.pt or its folder":
             path and not Path(path).exists(),
         f"--backbone_weights {o.backbone_weights}: no such file":
-            o.backbone_weights and not o.backbone_weights.is_file(),
+            o.backbone_weights and not o.backbone_weights.exists(),
+        f"--init {o.init}: no such file or folder": o.init and not o.init.exists(),
     }  # fmt: skip
     yield from (text for text, wrong in checks.items() if wrong)
     if o.dataset != "csv":
@@ -206,7 +220,12 @@ def train_options(argv: Sequence[str] | None, description: str | None, script: S
 
     def prepare(options: argparse.Namespace, given: Given) -> None:
         asked = {*given, "pretrained"} if "backbone_weights" in given else given
-        demo = script.demo if options.dataset == "demo" else {}
+        demo = dict(script.demo) if options.dataset == "demo" else {}
+        options.init_digest = None  # of the weights of --init, where they are read
+        if options.init:
+            for name in ("backbone", "fusion", "patch_size"):  # the checkpoint's, which is read later
+                demo.pop(name, None)
+                vars(options).update({} if name in given else {name: None})
         options.demo_defaults = {name: value for name, value in demo.items() if name not in asked}
         vars(options).update(options.demo_defaults)
         problems.extend(_cross_tests(options, script))
@@ -216,7 +235,8 @@ def train_options(argv: Sequence[str] | None, description: str | None, script: S
         yield from problems
         yield from _contradictions(options, given)
         names, prefix = script.backbones, script.any_backbone
-        if options.backbone not in names and not (prefix and options.backbone.startswith(prefix)):
+        any_other = prefix is not None and (options.backbone or prefix).startswith(prefix)
+        if options.backbone and options.backbone not in names and not any_other:
             more = f" or another timm model named {prefix}…" if prefix else ""
             yield f"--backbone {options.backbone}: expected one of {', '.join(names)}{more}"
 

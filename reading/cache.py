@@ -158,41 +158,11 @@ class ImageCache:
 
     def _build_in_folder(self) -> bool:
         """Build the cache, or wait for the run that is building it; returns whether another run built it."""
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.folder.with_name(f".{self.folder.name}.lock"))
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                print(f"{self.name}: waiting for another run that is decoding the same images", file=sys.stderr)
-                lock.acquire()
-            try:
-                if self._open():
-                    return True
-                self._build_under_lock()
-            finally:
-                lock.release()
-        except OSError as problem:
-            raise UserError(
-                f"{problem.filename or self.folder}: the image cache cannot be written: {problem.strerror}; "
-                "give --cache_dir PATH or --no_cache"
-            ) from None
-        if not self._open():
-            raise RuntimeError(f"{self.folder} cannot be opened though it was just built")
-        return False
-
-    def _build_under_lock(self) -> None:
-        """As no one else is building, half-built folders are those of killed runs."""
-        temporary = self.folder.with_name(f".{self.folder.name}.tmp")
-        for leftover in (temporary, self.folder):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary.mkdir()
-        try:
-            self._build_file(temporary)
-            temporary.rename(self.folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        self._remove_stale()
+        waiting = f"{self.name}: waiting for another run that is decoding the same images"
+        built = build_once(self.folder, self._open, self._build_file, waiting, "image cache")
+        if built:
+            self._remove_stale()
+        return not built
 
     def _build_file(self, folder: Path) -> None:
         # Written, not mapped: on a full disk a write fails, where a mapped page would kill the process.
@@ -230,6 +200,51 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return found.st_size, found.st_mtime_ns
+
+
+def build_once(
+    folder: Path,
+    opened: Callable[[], bool],
+    build: Callable[[Path], None],
+    waiting: str,
+    what: str,
+    goes_on: bool = False,
+) -> bool:
+    """Make a folder that appears under its name only when it is complete; returns whether this process made it.
+    opened: opens it where it is complete; build(temporary): fills it, under a lock: who comes meanwhile says `waiting`
+    and waits. goes_on: what a killed process had built is handed to `build`, not removed. Raises UserError."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(waiting, file=sys.stderr)
+            lock.acquire()
+        try:
+            if opened():
+                return False
+            # As no one else is building, half-built folders are those of killed runs.
+            for leftover in (folder,) if goes_on else (temporary, folder):
+                shutil.rmtree(leftover, ignore_errors=True)
+            temporary.mkdir(exist_ok=goes_on)
+            try:
+                build(temporary)
+                temporary.rename(folder)
+            finally:
+                if not goes_on:
+                    shutil.rmtree(temporary, ignore_errors=True)
+        finally:
+            lock.release()
+    except OSError as problem:
+        raise UserError(
+            f"{problem.filename or folder}: the {what} cannot be written: {problem.strerror}; "
+            "give --cache_dir PATH or --no_cache"
+        ) from None
+    if not opened():
+        raise RuntimeError(f"{folder} cannot be opened though it was just built")
+    return True
 
 
 def put_on_gpu(caches: Iterable[ImageCache], choice: str, device: torch.device) -> str:

@@ -45,6 +45,13 @@ class DataSet:
     records: list[Record]
     higher_is_better: bool = True
     notes: list[str] = field(default_factory=list)
+    nominal_range: tuple[float, float] | None = None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The smallest and the largest score that the set's scale has, else that its training images have."""
+        scores = [record.score for record in self.split("train") or self.records]
+        return self.nominal_range or (min(scores), max(scores))
 
     def split(self, name: str) -> list[Record]:
         return [record for record in self.records if record.split == name]
@@ -101,6 +108,8 @@ class Reader:
     name: str
     resize = "384"
     higher_is_better = True
+    # Of the scores; None: what the images have.
+    nominal_range: tuple[float, float] | None = (0.0, 100.0)
     expects: str
     # Folders below the root that may hold the images, best first; "" is the root itself.
     image_folders: tuple[tuple[str, ...], ...] = (("",),)
@@ -178,7 +187,8 @@ class Reader:
             Record(name, path, row.score, row.split or "test", row.group, row.kind)
             for row, (name, path) in zip(rows, files, strict=True)
         ]
-        return DataSet(self.name, records, self.higher_is_better and not self.lower_is_better, self.notes)
+        better = self.higher_is_better and not self.lower_is_better
+        return DataSet(self.name, records, better, self.notes, self.nominal_range)
 
     def _check_rows(self, rows: list[Row], splits: tuple[str, ...]) -> None:
         bad = [row.image for row in rows if not math.isfinite(row.score)]

@@ -354,7 +354,7 @@ def test_backbone_weights_of_torchvision_and_timm(tmp_path):
     torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
     backbone = ResNetBackbone("resnet18")
     lda = backbone.lda1_fc.weight.clone()
-    checkpoints.load_backbone_weights(backbone.pretrained_part, tmp_path / "resnet.pth")
+    checkpoints.load_backbone_weights(backbone, tmp_path / "resnet.pth")
     assert torch.equal(backbone.layer4[1].conv2.weight, resnet.layer4[1].conv2.weight)
     assert torch.equal(backbone.bn1.running_mean, resnet.bn1.running_mean)
     assert torch.equal(backbone.lda1_fc.weight, lda)
@@ -362,15 +362,15 @@ def test_backbone_weights_of_torchvision_and_timm(tmp_path):
     swin = timm.create_model("swin_tiny_patch4_window7_224")
     torch.save({"model": swin.state_dict()}, tmp_path / "swin.pth")
     backbone = SwinBackbone("swin_tiny_patch4_window7_224")
-    checkpoints.load_backbone_weights(backbone.pretrained_part, tmp_path / "swin.pth")
+    checkpoints.load_backbone_weights(backbone, tmp_path / "swin.pth")
     theirs = swin.layers[3].blocks[1].mlp.fc2.weight
     assert torch.equal(backbone.backbone.layers_3.blocks[1].mlp.fc2.weight, theirs)
 
     with pytest.raises(UserError, match=r"swin.pth: \d+ of the backbone's \d+ tensors are missing or of another shape"):
-        checkpoints.load_backbone_weights(ResNetBackbone("resnet18").pretrained_part, tmp_path / "swin.pth")
+        checkpoints.load_backbone_weights(ResNetBackbone("resnet18"), tmp_path / "swin.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="list.pth: expected a state dict"):
-        checkpoints.load_backbone_weights(backbone.pretrained_part, tmp_path / "list.pth")
+        checkpoints.load_backbone_weights(backbone, tmp_path / "list.pth")
 
 
 def test_a_server_that_never_answers_is_noticed_in_time():

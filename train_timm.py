@@ -1,0 +1,28 @@
+"""Train HyperIQA on any encoder of timm, by its name there, with or without tag.
+
+python train_timm.py --dataset demo                            # no data, no network, ImageNet weights, two minutes
+python train_timm.py --dataset koniq-10k --backbone convnext_tiny
+python train_timm.py --backbone vit_base_patch16_siglip_224.v2_webli --freeze_backbone --fixed_crops
+python train_timm.py --init checkpoints/NAME --dataset csv --dataset_path mine.csv  # train further on own images"""
+
+from common.cli import run_tool
+from folders import DEFAULT_RESIZE
+from options import Script, train_options
+
+SCRIPT = Script(
+    backbones=("tf_efficientnet_lite0",),
+    any_backbone="",
+    datasets=DEFAULT_RESIZE,
+    demo=dict(lr=1e-4, lr_ratio=5.0, train_patch_num=4, epochs=2, batch_size=16),
+)
+
+
+def main() -> None:
+    options = train_options(None, __doc__, SCRIPT)
+    from HyperIQASolver import HyperIQASolver  # torch: only once the flags are known to be right
+
+    HyperIQASolver(options).run()
+
+
+if __name__ == "__main__":
+    run_tool(main)
