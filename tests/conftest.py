@@ -13,6 +13,7 @@ from options import Script, train_options
 SCRIPTS = {
     "swin": Script(("swin_nano",), DEFAULT_RESIZE, {}, "swin"),
     "resnet": Script(("resnet18",), DEFAULT_RESIZE, {}),
+    "timm": Script(("test_convnext",), DEFAULT_RESIZE, {}, ""),
 }
 
 
@@ -37,6 +38,8 @@ def settings(koniq, spaq, tmp_path):
         tiny += ["--cache_dir", tmp_path / "cache"]
         if "--dataset_path" in flags:
             del tiny[tiny.index("--dataset_path") : tiny.index("--dataset_path") + 2]
+        if "--init" in flags:
+            tiny = [word for word in tiny if word != "--no_pretrained"]
         for switch, own in (
             ("--no_spaq", "--spaq_path"),
             ("--cross_test", "--spaq_path"),

@@ -3,7 +3,6 @@ import resource
 import shutil
 import signal
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,6 +41,21 @@ def test_augmentations_change_neither_order_nor_crops():
     assert plain.drawn == {} and flipped.drawn["hflip"].shape == (20,)
     for name in ("image", "top", "left"):
         assert np.array_equal(getattr(plain, name), getattr(flipped, name))
+
+
+def test_fixed_crops_are_the_same_in_every_epoch_in_another_order():
+    first, second = (train_patches(SIZES, 224, 5, 7, epoch, fixed=True) for epoch in (1, 2))
+    rows = [
+        sorted(zip(p.row.tolist(), p.image.tolist(), p.top.tolist(), p.left.tolist(), p.drawn["hflip"].tolist()))
+        for p in (first, second)
+    ]
+    assert rows[0] == rows[1] and [row[0] for row in rows[0]] == list(range(20))
+    assert first.row.tolist() != second.row.tolist() and (first.address, second.address) == ((7, 1), (7, 2))
+    base = train_patches(SIZES, 224, 5, 7, 0, fixed=True)
+    assert base.top[first.row].tolist() == first.top.tolist()
+    assert len({p.digest() for p in (base, first, second, train_patches(SIZES, 224, 5, 8, 0, fixed=True))}) == 4
+    # Of one distribution with crops that are drawn anew: no image is short of crops.
+    assert np.bincount(first.image).tolist() == [5] * 4
 
 
 def test_train_patches_cover_each_image_evenly_and_stay_inside():
@@ -144,7 +158,7 @@ def test_no_more_workers_than_their_batches_have_room_for():
 class Failing(torch.utils.data.Dataset):
     """A batch that ends its process, or never comes."""
 
-    on_gpu, cache, bytes = None, SimpleNamespace(on_gpu=None), 0
+    on_device, bytes = False, 0
 
     def __init__(self, fail):
         self.fail = fail

@@ -153,3 +153,32 @@ def test_scores_keep_fp32_under_bf16_autocast():
     assert not torch.equal(scores, scores.bfloat16().float())
     with torch.no_grad():
         assert torch.allclose(scores, model(images)["scores"], atol=0.3)
+
+
+@pytest.mark.parametrize("fusion", ["none", "concat"])
+@pytest.mark.parametrize(("name", "patch_size"), [("resnet18", 224), ("resnet18", 150), ("vit_tiny_patch16_224", 80)])
+def test_averaged_stage_maps_score_as_the_images_do(name, fusion, patch_size):
+    torch.manual_seed(0)
+    model, images = build(name, fusion, patch_size).eval(), torch.randn(3, 3, patch_size, patch_size)
+    with torch.no_grad():
+        packed = model.pack(model.backbone.stage_maps(images))
+        found, expected = model(model.unpack(packed)), model(images)
+    assert packed.shape == (3, sum(model.pools.values()))
+    for key in ("scores", "features"):
+        assert torch.allclose(found[key], expected[key], rtol=1e-5, atol=1e-5)
+
+
+def test_averaged_stage_maps_of_swin_t_are_as_few_as_stated():
+    with torch.device("meta"):
+        model = HyperNet(backbones.build("swin_tiny_patch4_window7_224"))
+    assert sum(model.pools.values()) == 96 * 64 + 192 * 16 + 384 * 4 + 768 * 50 == 49152
+
+
+def test_rescaling_is_a_change_of_the_last_layer():
+    model, images = build("resnet18", patch_size=64).eval(), torch.randn(3, 3, 64, 64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    scores = model(images)["scores"]
+    model.rescale(-0.04, 5)
+    assert torch.allclose(model(images)["scores"], 5 - 0.04 * scores, atol=1e-5)
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"fc5{kind}_fc.{part}" for kind in "wb" for part in ("weight", "bias")}

@@ -1,0 +1,71 @@
+"""What scoring an image costs: a model's parameters, operations and latency, part by part."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import inference
+from common.errors import UserError
+from fusion import FUSIONS
+from models import HyperNet
+
+BATCHES, WARM_UP, PASSES = (1, 32), 3, 30  # images at a time, passes before measuring, passes measured
+
+
+def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
+    """Parameters and multiply-accumulates by part, seconds per image at each of `BATCHES`, and the patch's side.
+    name: a backbone's, NAME+FUSION, or a checkpoint's path. patch_size: of what is no checkpoint. Raises UserError."""
+    backbone, plus, fusion = name.partition("+")
+    if Path(name).exists():
+        model = inference.load(name, str(device))
+        net, side = model.net, model.description["patch_size"]
+    elif plus and fusion not in FUSIONS:
+        raise UserError(f"--model {name}: expected one of {', '.join(FUSIONS)} after the +")
+    else:
+        net, side = inference.build(dict(backbone=backbone, patch_size=patch_size, fusion=fusion or "none")), patch_size
+    net = net.to(device).to(memory_format=torch.channels_last).eval()
+    found: dict[str, Any] = {**operations(net, side), "patch_size": side, "seconds": {}}
+    images = torch.zeros(BATCHES[-1], 3, side, side, device=device)
+    with torch.no_grad():
+        for batch in BATCHES:
+            times = [_seconds(net, images[:batch]) for _ in range(WARM_UP + PASSES)]
+            found["seconds"][str(batch)] = [each / batch for each in times[WARM_UP:]]
+    return found
+
+
+def operations(net: HyperNet, side: int) -> dict[str, dict[str, int]]:
+    """Parameters and multiply-accumulates of one patch of that side, by part; on the meta device too."""
+    image = torch.zeros(1, 3, side, side, device=next(net.parameters()).device)
+    inside = {"backbone": net.backbone, "fusion": net.fusion, "target": net.target_net}
+    parameters = {part: sum(p.numel() for p in module.parameters()) for part, module in inside.items()}
+    parameters["hyper"] = sum(p.numel() for p in net.parameters()) - sum(parameters.values())
+    with torch.no_grad():
+        maps, weights = net.backbone.stage_maps(image), net.target_weights(image)
+        macs = {
+            "backbone": _multiplications(lambda: net.backbone.target_in_vec(net.backbone.stage_maps(image))),
+            "fusion": _multiplications(lambda: net.fusion(maps)),
+            "target": _multiplications(lambda: net.target_net(weights)),
+        }
+        macs["hyper"] = _multiplications(lambda: net(image)) - sum(macs.values())
+    return {"parameters": parameters, "macs": macs}
+
+
+def _multiplications(work: Callable[[], object]) -> int:
+    """Multiply-accumulates of `work`; attention as matrix products, of which torch's counter knows no fused form."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        work()
+    return counter.get_total_flops() // 2
+
+
+def _seconds(net: torch.nn.Module, images: torch.Tensor) -> float:
+    """Until the device has passed the images forward."""
+    start = time.perf_counter()
+    net(images)
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)
+    return time.perf_counter() - start
