@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import shutil
 import signal
+import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -313,7 +314,10 @@ class RunData:
         features = {part: images.features[split] for part, (images, split) in parts.items()}
         say("\n".join(check_room(features)))
         for part, batches in jobs.items():
+            start, there = time.perf_counter(), features[part].was_there
             features[part].fill(partial(compute, batches), SCORE_BATCH)
+            if not there:
+                say(f"Features of {part} computed in {time.perf_counter() - start:.1f} s")
 
     def draw_again(self, seed: int) -> None:
         """Another round: the same images, but a random split is drawn anew."""

@@ -42,7 +42,45 @@ def test_both_procedures_run_and_are_measured(tmp_path):
     assert all(value > 0 for medians in found.values() for value in medians.values())
 
 
-@pytest.mark.parametrize("words", [["--images", "3"], ["--dataset_path", "x"], ["--backbone", "vgg"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--images", "3"],
+        ["--dataset_path", "x"],
+        ["--backbone", "vgg"],
+        ["--latex", "x.tex"],
+        ["--model", "resnet18", "--images", "30"],
+        ["--model", "no_such_net"],
+        ["--model", "resnet18+sum"],
+    ],
+)
 def test_mistakes_are_one_line(words):
     done = subprocess.run([sys.executable, "benchmark.py", *words], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    said = [line for line in done.stderr.splitlines() if not line.startswith("Measuring ")]
+    assert done.returncode == 2 and len(said) == 1 and said[0].startswith("error: ")
+
+
+def test_a_models_costs_are_a_table_of_its_parts(tmp_path):
+    words = [
+        "--model",
+        "test_vit+concat",
+        "--patch_size",
+        "64",
+        "--latex",
+        tmp_path / "c.tex",
+        "--json",
+        tmp_path / "c.json",
+    ]
+    done = subprocess.run([sys.executable, "benchmark.py", *map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    header, whole, *parts = done.stdout.splitlines()[3:]
+    assert whole.split()[:3] == ["test_vit+concat", "@64", "all"]
+    assert [line.split()[0] for line in parts] == ["backbone", "fusion", "hyper", "target"]
+    assert float(whole.split()[3]) == pytest.approx(sum(float(line.split()[1]) for line in parts), rel=1e-2)
+    found = json.loads((tmp_path / "c.json").read_text())["test_vit+concat"]["found"]
+    assert all(len(times) == 30 and min(times) > 0 for times in found["seconds"].values()) and set(
+        found["seconds"]
+    ) == {"1", "32"}
+    table = (tmp_path / "c.tex").read_text().splitlines()
+    assert table[0] == r"\begin{tabular}{llrrrrrr}" and table[-1] == r"\end{tabular}" and len(table) == 10
+    assert all(line.count("&") == 7 and line.endswith(r"\\") for line in table if "&" in line)

@@ -101,6 +101,12 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         (["--no_pretrained", "--backbone_weights", "x"], "contradictory flags: --no_pretrained and --backbone_weights"),
         (["--no_early_stopping", "--patience", "3"], "contradictory flags: --no_early_stopping and --patience"),
         (["--backbone_weights", "nowhere.pth"], "--backbone_weights nowhere.pth: no such file"),
+        (["--init", "nowhere"], "--init nowhere: no such file or folder"),
+        (["--init", ".", "--no_pretrained"], "contradictory flags: --init brings its own weights"),
+        (["--init", ".", "--backbone_weights", "."], "contradictory flags: --init brings its own weights"),
+        (["--feature_dtype", "fp32"], "--feature_dtype needs --freeze_backbone and --fixed_crops"),
+        (["--feature_dtype", "fp32", "--fixed_crops"], "--feature_dtype needs --freeze_backbone and --fixed_crops"),
+        (["--backbone", "convnext_tiny"], "--backbone convnext_tiny: expected one of big, tiny or another timm model"),
         (["--lower_is_better"], "--lower_is_better is for --dataset csv"),
         (["--image_column", "file"], "--image_column is for --dataset csv: how the other sets are read is known"),
         (["--dataset", "live", "--image_root", "."], "--image_root is for --dataset csv"),
@@ -132,13 +138,25 @@ def test_help_shows_every_flag_grouped_with_its_default(capsys):
         assert default in text
 
 
+def test_init_leaves_to_the_checkpoint_what_no_flag_says():
+    options = parse("--init", ".", "--dataset", "demo", "--patch_size", 64)
+    assert (options.backbone, options.fusion, options.patch_size) == (None, None, 64)
+    assert options.demo_defaults == {"pretrained": False, "lr": 1e-3}
+
+
+def test_a_script_may_take_any_backbone():
+    script = Script(("big",), DATASETS, DEMO, "")
+    assert train_options(["--backbone", "vit.tag"], "doc", script).backbone == "vit.tag"
+    assert train_options([], "doc", script).backbone == "big"
+
+
 def test_parsers_of_values():
     assert [parse_resize(t) for t in ("384", "512x384", "none")] == [384, (512, 384), None]
     assert parse_fixes("backbone_lr,filter") == ("filter", "backbone_lr") and parse_fixes("none") == ()
     assert first_five(range(7)) == "0, 1, 2, 3, 4, …" and first_five("ab") == "a, b"
 
 
-@pytest.mark.parametrize("script", ["train_swin.py", "train_resnet.py"])
+@pytest.mark.parametrize("script", ["train_swin.py", "train_resnet.py", "train_timm.py"])
 def test_a_mistake_ends_the_script_with_one_line_before_torch_is_imported(script):
     code = (
         "import sys, runpy\n"
