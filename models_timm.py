@@ -1,7 +1,7 @@
 """Any encoder of timm as the backbone: convolutional nets, hierarchical and plain transformers.
 
 A pyramid gives its four last stages. A plain encoder, whose maps all have one size, gives four evenly spaced blocks
-(3, 6, 9 and 12 of 12) as ViTDet and DPT take them, without its prefix tokens and through its final norm. Which of the
+(3, 6, 9 and 12 of 12), as DPT takes them, without its prefix tokens and through its final norm. Which of the
 two an encoder is, and its stage maps' sizes, are seen on one empty picture when it is built.
 Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, section 3."""
 
@@ -61,10 +61,9 @@ class TimmBackbone(Backbone):
         except REFUSALS as problem:
             raise UserError(_refusal(name, patch_size, make, problem)) from None
         if packaged is not None:
+            # In one order; the classifier's, which are last, find no name.
             names = [own for own in self.backbone.state_dict() if not own.endswith("num_batches_tracked")]
-            self.backbone.load_state_dict(
-                dict(zip(names, packaged)), strict=False
-            )  # the classifier's, last, are left out
+            self.backbone.load_state_dict(dict(zip(names, packaged)), strict=False)
         self.backbone.prune_intermediate_layers(self.stages, prune_norm=not self.normed, prune_head=True)
         pixels = timm.data.resolve_data_config({}, model=self.backbone)
         self.set_normalisation(pixels["mean"], pixels["std"])
@@ -177,12 +176,15 @@ def _hub_architecture(name: str) -> dict[str, Any] | None:
     source, colon, place = name.partition(":")
     if not colon:
         return None
-    if source == "local-dir":
-        config = json.loads((Path(place) / "config.json").read_text())
-        return {"name": config["architecture"], "args": config.get("model_args") or {}}
     if not in_hub_cache(name, ("config.json",)):
         checkpoints.check_reachable(huggingface_hub.constants.ENDPOINT)
-    _, architecture, args = timm.models.load_model_config_from_hf(place)
+    try:
+        if source == "local-dir":
+            config = json.loads((Path(place) / "config.json").read_text())
+            return {"name": config["architecture"], "args": config.get("model_args") or {}}
+        _, architecture, args = timm.models.load_model_config_from_hf(place)
+    except (KeyError, TypeError, ValueError, AssertionError):
+        raise UserError(f"--backbone {name}: its config.json describes no encoder of timm") from None
     return {"name": architecture, "args": args or {}}
 
 

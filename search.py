@@ -99,7 +99,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
             yield problem
 
     flags = Flags(__doc__)
-    flags.words("script", "train_swin.py or train_resnet.py", type=Path)
+    flags.words("script", "train_swin.py, train_resnet.py or train_timm.py", type=Path)
     flags.count("--seeds", 1, "repeat each setting with K seeds")
     flags.count("--jobs", None, "runs at a time (default: one, or one per GPU of --gpus)")
     numbers = ("numbers such as 0,1", lambda text: re.fullmatch(r"\d+(,\d+)*", text))

@@ -22,7 +22,7 @@ def test_threads_spin_shortly_unless_the_user_has_said_otherwise(own, expected):
 
 
 @pytest.mark.parametrize(
-    "script", ["train_swin", "train_resnet", "predict", "evaluate", "export", "search", "benchmark"]
+    "script", ["train_swin", "train_resnet", "train_timm", "predict", "evaluate", "export", "search", "benchmark"]
 )
 def test_no_program_imports_torch_before_its_main(script):
     """Else what run_tool sets for its threads would come too late."""

@@ -119,6 +119,13 @@ def test_a_model_of_a_hub_is_rebuilt_without_it(tmp_path):
     assert again.backbone.normalisation == backbone.normalisation
 
 
+@pytest.mark.parametrize("config", ['{"architectures": ["SiglipModel"]}', "[]", "{"])
+def test_a_model_of_a_hub_that_is_not_timms_is_said_in_one_line(tmp_path, config):
+    (tmp_path / "config.json").write_text(config)
+    with pytest.raises(UserError, match="local-dir:.*: its config.json describes no encoder of timm"):
+        backbones.build(f"local-dir:{tmp_path}")
+
+
 def test_weights_of_timm_of_another_grid_and_of_our_models_start_an_encoder(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=7)
     save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
