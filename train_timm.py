@@ -13,7 +13,7 @@ SCRIPT = Script(
     backbones=("tf_efficientnet_lite0",),
     any_backbone="",
     datasets=DEFAULT_RESIZE,
-    demo=dict(lr=1e-4, lr_ratio=5.0, train_patch_num=4, epochs=2, batch_size=16),
+    demo=dict(lr=1e-4, lr_ratio=5.0, train_patch_num=4, epochs=3, batch_size=16),
 )
 
 

@@ -39,7 +39,7 @@ def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
 
 
 def operations(net: HyperNet, side: int) -> dict[str, dict[str, int]]:
-    """Parameters and multiply-accumulates of one patch of that side, by part; on the meta device too."""
+    """Parameters and multiply-accumulates of one patch of that side, by part."""
     image = torch.zeros(1, 3, side, side, device=next(net.parameters()).device)
     inside = {"backbone": net.backbone, "fusion": net.fusion, "target": net.target_net}
     parameters = {part: sum(p.numel() for p in module.parameters()) for part, module in inside.items()}

@@ -82,5 +82,5 @@ def test_a_models_costs_are_a_table_of_its_parts(tmp_path):
         found["seconds"]
     ) == {"1", "32"}
     table = (tmp_path / "c.tex").read_text().splitlines()
-    assert table[0] == r"\begin{tabular}{llrrrrrr}" and table[-1] == r"\end{tabular}" and len(table) == 10
+    assert table[0] == r"\begin{tabular}{llrrrrrr}" and table[-1] == r"\end{tabular}" and len(table) == 11
     assert all(line.count("&") == 7 and line.endswith(r"\\") for line in table if "&" in line)

@@ -368,7 +368,7 @@ BAD_INPUT = {
     "several flags wrong": (plain_flags("--epochs", "0", "--lr", "-1"), "--lr -1.0: expected a number above 0; --epochs 0: expected a whole number of at least 1"),
     "fixes without step": (plain_flags("--training_fixes", "all"), "--training_fixes needs --lr_scheduler step: it repairs that schedule and no other"),
     "device not there": (plain_flags("--device", "cuda:77"), f"--device cuda:77: this machine has {torch.cuda.device_count()} CUDA devices"),
-    "unknown Swin": (plain_flags("--no_pretrained", "--backbone", "swin_nana"), "--backbone swin_nana: timm VERSION has no such model; near: "),
+    "unknown Swin": (plain_flags("--no_pretrained", "--backbone", "swin_nana"), "--backbone swin_nana: timm VERSION has no such model"),
     "weights no checkpoint": (saved(b"hello"), "ROOT/weights.pth: not a checkpoint of tensors: "),
     "weights a pickle with code": (saved(b"cposix\nsystem\n(S'touch PWNED'\ntR."), "ROOT/weights.pth: not a checkpoint of tensors: "),
     "resume from nowhere": (plain_flags("--resume", "none/last.pt"), "--resume none/last.pt: no such file; expected auto, a run's last.pt or its folder"),
