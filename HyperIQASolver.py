@@ -88,7 +88,7 @@ class HyperIQASolver:
     def run_name(self) -> str:
         o = self.options
         backbone = self.default_name if o.backbone == self.default_backbone else o.backbone
-        fusion = "multiscale" if o.fusion == "concat" else ""
+        fusion = {"none": "", "concat": "multiscale"}.get(o.fusion, o.fusion)
         names_alpha = o.ranking_loss_alpha or self.always_names_alpha
         alpha = f"ranking_alpha{o.ranking_loss_alpha:g}" if names_alpha else ""
         name = "_".join(filter(None, [backbone, fusion, alpha, datetime.now().strftime("%Y%m%d_%H%M%S")]))

@@ -251,14 +251,18 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
             f"{path}: not a HyperIQA model with a known backbone: expected parameters res.*, conv1.* or "
             f"swin.backbone.*, conv1.*; found {some}, …"
         )
-    multiscale = "fusion.conv.weight" in state
-    if not multiscale and hyper.shape[1] != last.shape[1]:
+    stages = [state.get(f"{prefix}.lda{i}_pool.0.weight", last).shape[1:2].numel() for i in (1, 2, 3)]
+    stages.append(last.shape[1])
+    if hyper.shape[1] not in (last.shape[1], sum(stages)):
         raise UserError(
-            f"{path}: conv1.0.weight takes {hyper.shape[1]} channels, the backbone gives {last.shape[1]}: the public "
-            "multi-scale model, another architecture than --use_multiscale here; expected a single-scale model"
+            f"{path}: conv1.0.weight takes {hyper.shape[1]} channels; expected {last.shape[1]}, those of the last "
+            f"stage, or {sum(stages)}, those of all stages"
         )
+    fusion = "none" if hyper.shape[1] == last.shape[1] else "direct"
+    for name, found in (("concat", "fusion.conv.weight"), ("attention", "multiscale_attention.attention_net.0.weight")):
+        fusion = name if found in state else fusion
     return {
-        "backbone": backbone, "fusion": "concat" if multiscale else "none", "patch_size": 224, "resize": "512x384",
+        "backbone": backbone, "fusion": fusion, "patch_size": 224, "resize": "512x384",
         "exif_rotate": False, "dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True,
         "test_crop": "center", "test_patch_num": 1,
     }  # fmt: skip

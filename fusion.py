@@ -1,7 +1,7 @@
 """Multi-scale fusion: from the backbone's stage maps to the map that the hyper network looks at.
 A fusion is a module that takes the list of stage maps [(N, C_i, H_i, W_i)], coarsest last, and returns
-(N, C_last, 7, 7). Its parameters are saved under `fusion.*`. `pools` are the (stage, side) at which it looks at maps
-that are averaged already, such as those of a frozen encoder that are computed once."""
+(N, out_channels, 7, 7). Its parameters are saved under `place.*`. `pools` are the (stage, side) at which it looks at
+maps that are averaged already, such as those of a frozen encoder that are computed once."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -41,9 +41,14 @@ def at(maps: StageMaps, stage: int, side: int) -> torch.Tensor:
 
 
 class Fusion(nn.Module):
-    """Base of the fusions."""
+    """Base of the fusions, made for stage maps with these channel counts."""
 
+    place = "fusion"
     pools: Sequence[tuple[int, int]]
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        self.out_channels = channels[-1]
 
 
 class NoFusion(Fusion):
@@ -61,7 +66,7 @@ class ConcatFusion(Fusion):
     pools = tuple((stage, GRID) for stage in range(4))
 
     def __init__(self, channels: Sequence[int]):
-        super().__init__()
+        super().__init__(channels)
         self.conv = nn.Conv2d(sum(channels), channels[-1], 1)
         nn.init.kaiming_normal_(self.conv.weight)
 
@@ -69,4 +74,45 @@ class ConcatFusion(Fusion):
         return self.conv(torch.cat([pool_to(at(maps, stage, GRID), GRID) for stage in range(4)], 1))
 
 
-FUSIONS: dict[str, Callable[[Sequence[int]], Fusion]] = {"none": lambda channels: NoFusion(), "concat": ConcatFusion}
+class DirectFusion(Fusion):
+    """Every stage map pooled to 7x7, concatenated: the hyper network's first conv takes them all.
+    As in the multi-scale models of SMART-IQA's public code."""
+
+    pools = tuple((stage, GRID) for stage in range(4))
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__(channels)
+        self.out_channels = sum(channels)
+
+    def forward(self, maps: StageMaps) -> torch.Tensor:
+        return torch.cat([pool_to(at(maps, stage, GRID), GRID) for stage in range(4)], 1)
+
+
+class AttentionFusion(DirectFusion):
+    """`direct` with one weight a stage and image, a softmax of what the last stage's mean says.
+    Names and layers are those of SMART-IQA's public code."""
+
+    place = "multiscale_attention"
+    pools = (*DirectFusion.pools, (3, 1))
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__(channels)
+        self.attention_net = nn.Sequential(
+            nn.Linear(channels[3], 256), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(256, 4)
+        )
+
+    def weights(self, maps: StageMaps) -> torch.Tensor:
+        """How much of each stage: (N, 4), summing to 1."""
+        return self.attention_net(pool_to(at(maps, 3, 1), 1).flatten(1)).softmax(1)
+
+    def forward(self, maps: StageMaps) -> torch.Tensor:
+        weights = self.weights(maps)[:, :, None, None, None]
+        return torch.cat([weights[:, k] * pool_to(at(maps, k, GRID), GRID) for k in range(4)], 1)
+
+
+FUSIONS: dict[str, Callable[[Sequence[int]], Fusion]] = {
+    "none": NoFusion,
+    "concat": ConcatFusion,
+    "direct": DirectFusion,
+    "attention": AttentionFusion,
+}

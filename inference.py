@@ -55,7 +55,7 @@ def load(
 ) -> "QualityModel":
     """A model ready to score, used as it was trained unless told otherwise.
     checkpoint: a best model of ours (or the folder of its run), its .safetensors, or a state dict of the public
-    HyperIQA code or its single-scale Swin variant. precision: fp32, or bf16 (autocast: faster where the hardware
+    HyperIQA code or of SMART-IQA's. precision: fp32, or bf16 (autocast: faster where the hardware
     has it, scores differ by some hundredths). resize: as `--resize`. crops: 1 is the centre crop, N a regular grid
     whose scores are averaged. workers: processes that cut the patches of a data set. Raises UserError."""
     if precision not in ("fp32", "bf16"):

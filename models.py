@@ -5,7 +5,7 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
     images (N, 3, H, W), normalised as the backbone asks
       -> backbone: four stage maps (N, C_i, H/4..H/32, W/4..W/32)
            -> LDA: target_in_vec (N, 224), what the target network sees
-           -> fusion: (N, C_last, 7, 7) -> conv1: (N, 112, 7, 7) -> generators: weights and biases per image
+           -> fusion: (N, C, 7, 7) -> conv1: (N, 112, 7, 7) -> generators: weights and biases per image
       -> TargetNet 224-112-56-28-14-1 with these weights -> scores (N,), on the training set's own scale
 
 Parameter names are those of the public implementation, so checkpoints travel both ways."""
@@ -20,7 +20,7 @@ import torchvision
 from torch import nn
 
 from checkpoints import check_reachable
-from fusion import FUSIONS, GRID, StageMaps, at, pool_to
+from fusion import FUSIONS, GRID, Fusion, StageMaps, at, pool_to
 
 TARGET_SIZES = (224, 112, 56, 28, 14, 1)
 HYPER_CHANNELS = 112
@@ -166,8 +166,10 @@ class HyperNet(nn.Module):
         super().__init__()
         self.prefix = backbone.prefix
         self.add_module(backbone.prefix, backbone)
-        self.fusion = FUSIONS[fusion](backbone.channels)
-        widths, layers = pairwise((backbone.channels[-1], *backbone.hidden, HYPER_CHANNELS)), []
+        fuse = FUSIONS[fusion](backbone.channels)
+        self.fusion_place = fuse.place
+        self.add_module(fuse.place, fuse)
+        widths, layers = pairwise((fuse.out_channels, *backbone.hidden, HYPER_CHANNELS)), []
         for c_in, c_out in widths:
             layers += [nn.Conv2d(c_in, c_out, 1), nn.ReLU(inplace=True)]
         self.conv1 = nn.Sequential(*layers)
@@ -185,6 +187,10 @@ class HyperNet(nn.Module):
     def backbone(self) -> Backbone:
         return getattr(self, self.prefix)
 
+    @property
+    def fuse(self) -> Fusion:
+        return getattr(self, self.fusion_place)
+
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(head, backbone): everything else, and what is trained of the backbone with its LDA."""
         backbone = list(self.backbone.parameters())
@@ -194,7 +200,7 @@ class HyperNet(nn.Module):
     @property
     def pools(self) -> dict[tuple[int, int], int]:
         """(stage, side) of the averaged stage maps that the model looks at -> values of each."""
-        sides = dict.fromkeys([*LDA_POOLS, *self.fusion.pools])
+        sides = dict.fromkeys([*LDA_POOLS, *self.fuse.pools])
         return {(stage, side): self.backbone.channels[stage] * side**2 for stage, side in sides}
 
     def pack(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -220,7 +226,7 @@ class HyperNet(nn.Module):
 
     def _weights_from(self, maps: StageMaps) -> dict[str, torch.Tensor]:
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
-        hyper = self.conv1(self.fusion(maps))
+        hyper = self.conv1(self.fuse(maps))
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
             weights[f"target_fc{i}w"] = getattr(self, f"fc{i}w_conv")(hyper).reshape(-1, n_out, n_in, 1, 1)
         # Biases and the last layer set the score's level: in bf16 a score of 80 has steps of 0.5.

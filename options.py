@@ -15,7 +15,7 @@ from common.errors import UserError
 from common.run_files import NOT_FIGURES, plain
 
 AUGMENTATIONS = ("hflip", "none")
-FUSIONS = ("none", "concat")
+FUSIONS = ("none", "concat", "direct", "attention")
 FEATURE_DTYPES = ("fp16", "fp32", "none")
 SCHEDULES = ("cosine", "step", "none")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
@@ -91,7 +91,8 @@ def train_flags(description: str | None, script: Script) -> Flags:
     path("--init", None, "start from this whole trained model, head included: anything that predict.py reads; its "
          "scores are brought to the set's scale")
     switch("--freeze_backbone", "freeze_backbone", True, "leave the encoder as it is; the LDA and the head train")
-    value("--fusion", FUSIONS[0], "fusion of the stage maps for the hyper network", choices=FUSIONS)
+    value("--fusion", FUSIONS[0], "fusion of the stage maps for the hyper network; direct, attention: as SMART-IQA",
+          choices=FUSIONS)
     switch("--use_multiscale", "fusion", "concat", "same as --fusion concat")
     switch("--no_multiscale", "fusion", "none", "same as --fusion none")
 

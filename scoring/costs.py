@@ -41,14 +41,14 @@ def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
 def operations(net: HyperNet, side: int) -> dict[str, dict[str, int]]:
     """Parameters and multiply-accumulates of one patch of that side, by part."""
     image = torch.zeros(1, 3, side, side, device=next(net.parameters()).device)
-    inside = {"backbone": net.backbone, "fusion": net.fusion, "target": net.target_net}
+    inside = {"backbone": net.backbone, "fusion": net.fuse, "target": net.target_net}
     parameters = {part: sum(p.numel() for p in module.parameters()) for part, module in inside.items()}
     parameters["hyper"] = sum(p.numel() for p in net.parameters()) - sum(parameters.values())
     with torch.no_grad():
         maps, weights = net.backbone.stage_maps(image), net.target_weights(image)
         macs = {
             "backbone": _multiplications(lambda: net.backbone.target_in_vec(net.backbone.stage_maps(image))),
-            "fusion": _multiplications(lambda: net.fusion(maps)),
+            "fusion": _multiplications(lambda: net.fuse(maps)),
             "target": _multiplications(lambda: net.target_net(weights)),
         }
         macs["hyper"] = _multiplications(lambda: net(image)) - sum(macs.values())

@@ -177,7 +177,7 @@ def test_undefined_figures_are_null_in_the_description_of_safetensors():
         TINY.replace("tiny", "base"),
     ],
 )
-@pytest.mark.parametrize("fusion", ["none", "concat"])
+@pytest.mark.parametrize("fusion", ["none", "concat", "direct", "attention"])
 def test_models_without_description_are_recognised_by_their_names(tmp_path, name, fusion):
     torch.save(shapes_of(name, fusion), tmp_path / "public.pkl")
     _, description = checkpoints.load_model(tmp_path / "public.pkl")
@@ -252,9 +252,7 @@ def foreign(kind):
     state = dict(shapes_of("resnet18"))
     if kind == "last":
         return {"settings": {}, "optimizer": {}, "model": state, "epoch": 3}
-    if kind == "multi-scale swin":
-        return {**shapes_of(TINY), "conv1.0.weight": torch.zeros(512, 1440, 1, 1)}
-    if kind == "multi-scale resnet":
+    if kind == "other channels":
         return {**state, "conv1.0.weight": torch.zeros(512, 3840, 1, 1)}
     if kind == "torchvision":
         return torchvision.models.resnet18().state_dict()
@@ -280,10 +278,9 @@ def foreign(kind):
     [
         ("last", "a run's state, for --resume; expected its best_model_srcc_….pkl"),
         (
-            "multi-scale swin",
-            "conv1.0.weight takes 1440 channels, the backbone gives 768: the public multi-scale model",
+            "other channels",
+            "conv1.0.weight takes 3840 channels; expected 512, those of the last stage, or 960, those of all stages",
         ),
-        ("multi-scale resnet", "conv1.0.weight takes 3840 channels, the backbone gives 512: the public multi-scale"),
         ("torchvision", r"not a HyperIQA model with a known backbone: expected .*; found conv1.weight, bn1.weight"),
         ("no head", "not a HyperIQA model with a known backbone"),
         ("no lda", "not a HyperIQA model with a known backbone"),

@@ -3,6 +3,7 @@ import torch
 from helpers import fill_by_recipe, recipe_images
 
 import backbones
+import inference
 from models import TARGET_SIZES, HyperNet, TargetNet
 
 # Measured on the public implementations: weights by recipe, eval mode, four images, seed 0, fp32.
@@ -23,6 +24,21 @@ GOLDEN = {
         "parameters": 28979523, "keys": 206, "prefix": "swin",
         "channels": (96, 192, 384, 768), "hidden": (512, 256),
     },
+}  # fmt: skip
+# The same of SMART-IQA's public code: size of the Swin, fusion -> scores, parameters, keys, attention of each stage.
+GOLDEN_SMART = {
+    ("tiny", "direct"): ([2.58804, 1.54787, 2.32902, 2.41664], 29323587, 206, None),
+    ("tiny", "attention"): (
+        [1.17321, 0.71843, 1.2409, 1.04749], 29521479, 210,
+        [[0.198699, 0.069948, 0.475774, 0.255579], [0.306307, 0.043027, 0.427362, 0.223304],
+         [0.19204, 0.060551, 0.510854, 0.236556], [0.222689, 0.051696, 0.471473, 0.254142]],
+    ),
+    ("base", "attention"): (
+        [1.6117, 1.01329, 1.21634, 1.26932], 89111941, 366,
+        [[0.013532, 0.059266, 0.606197, 0.321005], [0.010782, 0.044101, 0.381081, 0.564036],
+         [0.009023, 0.048187, 0.443003, 0.499787], [0.008195, 0.049683, 0.437197, 0.504925]],
+    ),
+    ("small", "none"): ([0.77684, 0.95695, 0.742, 0.77483], 50297427, 362, None),
 }  # fmt: skip
 FIRST_BACKBONE_KEYS = {
     "resnet50": ["res.conv1.weight", "res.bn1.weight", "res.bn1.bias", "res.bn1.running_mean", "res.bn1.running_var",
@@ -80,6 +96,30 @@ def test_golden_scores_weights_and_names(name):
     rest = [n for n in state if n not in head]
     assert all(n.startswith((f"{golden['prefix']}.", "swin.backbone.")) for n in rest)
     assert rest[:6] == FIRST_BACKBONE_KEYS[name]
+
+
+@pytest.mark.parametrize(
+    "model", [pytest.param(m, marks=() if m[0] == "tiny" else pytest.mark.slow, id="-".join(m)) for m in GOLDEN_SMART]
+)
+def test_golden_scores_of_smart_iqa_and_its_checkpoints(model, tmp_path):
+    (size, fusion), (scores, parameters, keys, attention) = model, GOLDEN_SMART[model]
+    net = fill_by_recipe(build(f"swin_{size}_patch4_window7_224", fusion)).eval()
+    assert (sum(p.numel() for p in net.parameters()), len(net.state_dict())) == (parameters, keys)
+    images = recipe_images(4, 0)
+    with torch.no_grad():
+        assert net(images)["scores"].tolist() == pytest.approx(scores, abs=1e-3)
+        if attention:
+            weights = net.fuse.weights(net.backbone.stage_maps(images))
+            assert torch.allclose(weights, torch.tensor(attention), atol=1e-4)
+    # Its checkpoints, which describe nothing, load; the names are the keys that its own code asks for.
+    torch.save(dict(net.state_dict()), tmp_path / "theirs.pth")
+    again = inference.load(tmp_path / "theirs.pth", "cpu")
+    assert (again.description["fusion"], again.description["backbone"]) == (fusion, f"swin_{size}_patch4_window7_224")
+    names = {name for name in net.state_dict() if not name.startswith(("swin.", "conv1.", "fc"))}
+    extra = {f"multiscale_attention.attention_net.{i}.{part}" for i in (0, 3) for part in ("weight", "bias")}
+    assert names == (extra if fusion == "attention" else set())
+    with torch.no_grad():
+        assert torch.allclose(again.net(images)["scores"], net(images)["scores"], atol=1e-5)
 
 
 def test_target_net_gives_each_image_its_own_weights():
@@ -155,7 +195,7 @@ def test_scores_keep_fp32_under_bf16_autocast():
         assert torch.allclose(scores, model(images)["scores"], atol=0.3)
 
 
-@pytest.mark.parametrize("fusion", ["none", "concat"])
+@pytest.mark.parametrize("fusion", ["none", "concat", "attention"])
 @pytest.mark.parametrize(("name", "patch_size"), [("resnet18", 224), ("resnet18", 150), ("vit_tiny_patch16_224", 80)])
 def test_averaged_stage_maps_score_as_the_images_do(name, fusion, patch_size):
     torch.manual_seed(0)
