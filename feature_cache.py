@@ -4,6 +4,7 @@ values per patch, in a mapped file beside the image cache, or in memory."""
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,11 +15,10 @@ import torch
 
 from common.errors import UserError
 from common.files import write_whole
-from reading.cache import ImageCache, build_once
+from reading.cache import ImageCache, build_once, half_built
 
 FEATURE_FORMAT = 1  # raise it when what a row holds changes
 DTYPES: dict[str, type[np.floating]] = {"fp16": np.float16, "fp32": np.float32}
-SYNC_BYTES = 2**28
 
 # Rows (n, F) in fp32 of the patches from number `start` on, batch by batch.
 Compute = Callable[[int], Iterator[np.ndarray]]
@@ -26,8 +26,7 @@ Compute = Callable[[int], Iterator[np.ndarray]]
 
 class Features:
     """Rows of F values for a list of patches; `features[rows]` is a tensor (n, F).
-    depends_on: all that the rows depend on beside the images: patches, encoder, layout; it becomes the key. batch: rows
-    that `compute` makes at a time: a build that was stopped goes on at a multiple of it. Raises UserError."""
+    depends_on: all that the rows depend on beside the images: patches, encoder, layout; it becomes the key."""
 
     def __init__(self, cache: ImageCache, split: str, shape: tuple[int, int], dtype: str, depends_on: Mapping):
         self.cache, self.split, self.shape, self.dtype = cache, split, shape, dtype
@@ -44,7 +43,8 @@ class Features:
         return torch.from_numpy(self.data[rows])
 
     def fill(self, compute: Compute, batch: int) -> None:
-        """Compute the rows, unless they are there or another run computes them."""
+        """Compute the rows, unless they are there or another run computes them. What a stopped run had computed stays.
+        batch: rows that `compute` makes at a time. Raises UserError."""
         if self.was_there:
             return
         if self.folder is None:
@@ -57,6 +57,14 @@ class Features:
         self.was_there = not build_once(self.folder, self._open, build, waiting, "feature cache", goes_on=True)
         if not self.was_there:
             self._remove_stale()
+
+    @property
+    def missing(self) -> int:
+        """Bytes that the disk has still to take."""
+        if self.was_there or self.folder is None:
+            return 0
+        started = half_built(self.folder) / "features.bin"
+        return self.bytes - (started.stat().st_size if started.exists() else 0)
 
     def _narrowed(self, rows: np.ndarray) -> np.ndarray:
         limit = np.finfo(DTYPES[self.dtype]).max
@@ -73,9 +81,14 @@ class Features:
                 row = self.bytes // self.shape[0]
                 done = file.tell() // (row * batch) * batch
                 file.truncate(done * row)
-                for rows in compute(done):
-                    file.write(self._narrowed(rows).tobytes())
+                try:
+                    for rows in compute(done):
+                        file.write(self._narrowed(rows).tobytes())
+                except UserError:
+                    shutil.rmtree(folder)  # which would fail again
+                    raise
                 file.flush()
+                os.fsync(file.fileno())
             write_whole(folder / "index.json", json.dumps({"images": self.cache.folder.name}))
 
         return build
@@ -101,13 +114,11 @@ class Features:
 
 def check_room(parts: Mapping[str, Features]) -> list[str]:
     """What a log says of features before they are computed. Raises UserError where the disk has no room for them."""
-    missing = [each for each in parts.values() if not each.was_there]
-    need = sum(each.bytes for each in missing if each.folder is not None)
-    if need and need > (free := shutil.disk_usage(next(each.folder.parent for each in missing)).free):
-        folder = missing[0].folder.parent
+    need, folder = sum(each.missing for each in parts.values()), next(iter(parts.values())).folder
+    if need and need > (free := shutil.disk_usage(folder.parent).free):
         raise UserError(
-            f"the features need {need / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB free; give --cache_dir "
-            "PATH, fewer --train_patch_num, or --feature_dtype none to go through the pixels"
+            f"the features need {need / 1e9:.1f} GB in {folder.parent}, which has {free / 1e9:.1f} GB free; "
+            "give --cache_dir PATH, fewer --train_patch_num, or --feature_dtype none to go through the pixels"
         )
     facts = []
     for name, each in parts.items():

@@ -202,6 +202,11 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def half_built(folder: Path) -> Path:
+    """Where `build_once` builds a folder."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
 def build_once(
     folder: Path,
     opened: Callable[[], bool],
@@ -213,7 +218,7 @@ def build_once(
     """Make a folder that appears under its name only when it is complete; returns whether this process made it.
     opened: opens it where it is complete; build(temporary): fills it, under a lock: who comes meanwhile says `waiting`
     and waits. goes_on: what a killed process had built is handed to `build`, not removed. Raises UserError."""
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = half_built(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))

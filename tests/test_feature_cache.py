@@ -77,6 +77,7 @@ def test_a_build_that_was_stopped_goes_on_at_a_whole_batch(cache, monkeypatch):
     assert not features(cache).was_there
     partial = next(features(cache).folder.parent.glob(".set_features_*.tmp")) / "features.bin"
     partial.write_bytes(partial.read_bytes()[:-5])  # as a crash may leave it
+    assert features(cache).missing == (ROWS - 8) * WIDTH * 4 + 5
     whole = features(cache)
     whole.fill(compute(seen), BATCH)
     assert seen == [0, 4, 4, 8]
