@@ -26,6 +26,7 @@ def find_images(sources: Iterable[str], leave_out: Path | None = None, passed: l
     problems: list[str] = []
     images: Iterable[str]
     for source in (source for source in sources if source != "-"):
+        before = len(passed)
         try:
             if Path(source).is_dir():
                 images, none = images_below(source, passed), "no images in this folder"
@@ -37,7 +38,7 @@ def find_images(sources: Iterable[str], leave_out: Path | None = None, passed: l
                 images, none = [], "no such file or folder"
             kept = [image for image in images if leave_out is None or Path(image) != leave_out]
             found += kept
-            problems += [f"{source}: {none}{passed_over(passed, ', ')}"] if not kept else []
+            problems += [f"{source}: {none}{passed_over(passed[before:], ', ')}"] if not kept else []
         except (OSError, ValueError) as problem:  # a name that is too long, `**` within a name
             problems.append(f"{source}: {said_of(problem)}")
     if problems:
