@@ -300,7 +300,7 @@ def load_backbone_weights(backbone: Any, path: Path) -> None:
     """Load weights into a `models.Backbone`: a state dict of torchvision or timm, or one of our models, whose
     backbone it takes; the classifier's, and our LDA's, are left out. Raises UserError naming what is missing."""
     state = {WRAPPERS.sub("", name): tensor for name, tensor in _read(find_model(path))[0].items()}
-    own = {n: t for n, t in backbone.pretrained_part.state_dict().items() if not n.startswith("lda")}
+    own = backbone.encoder_state()
     inside = f"{backbone.prefix}." if backbone.pretrained_part is backbone else f"{backbone.prefix}.backbone."
     if any(name.startswith(inside) for name in state):  # a model of ours
         state = {name.removeprefix(inside): t for name, t in state.items() if name.startswith(inside)}

@@ -86,8 +86,8 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def encoder_state(self) -> dict[str, torch.Tensor]:
-        """The encoder's own tensors, without the LDA's."""
-        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("lda")}
+        """The tensors of `pretrained_part`, without the LDA's."""
+        return {n: tensor for n, tensor in self.pretrained_part.state_dict().items() if not n.startswith("lda")}
 
     def freeze(self) -> None:
         """Leave the encoder as it is: in eval mode, without gradients. The LDA goes on training."""

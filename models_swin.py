@@ -4,13 +4,11 @@ Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Win
 import re
 from typing import Any
 
-import huggingface_hub
 import torch
 
-from checkpoints import check_reachable
 from common.errors import UserError
 from models import Backbone
-from models_timm import create, in_hub_cache
+from models_timm import create
 
 # Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.
 NANO = dict(architecture="swin_tiny_patch4_window7_224", embed_dim=32, depths=(1, 1, 2, 1), num_heads=(2, 4, 8, 16))
@@ -30,8 +28,6 @@ class SwinBackbone(Backbone):
         if own and pretrained:
             raise UserError(f"--backbone {name} has no pretrained weights: add --no_pretrained")
         architecture = own.pop("architecture", name)
-        if pretrained and not in_hub_cache(architecture):
-            check_reachable(huggingface_hub.constants.ENDPOINT)
         try:
             self.backbone: Any = create(architecture, pretrained, features_only=True, img_size=patch_size, **own)
         except UserError as problem:

@@ -45,8 +45,6 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.architecture = architecture or _hub_architecture(name)
         packaged = packaged_weights(name) if pretrained else None
-        if pretrained and packaged is None and not in_hub_cache(name):
-            checkpoints.check_reachable(huggingface_hub.constants.ENDPOINT)
         built = self.architecture or {"name": name, "args": {}}
 
         def make(side: int, pretrained: bool = False) -> Any:
@@ -89,11 +87,14 @@ class TimmBackbone(Backbone):
 
 def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
     """timm's model of that name, for pictures of side `img_size` where it is made for one size.
-    Raises UserError where timm has no such model, and what timm raises where the arguments do not suit it."""
+    Raises UserError where timm has no such model, OSError where its weights can soon be seen not to come, and what timm
+    raises where the arguments do not suit it."""
     if ":" not in name and not timm.is_model(name):
         stem = name.partition(".")[0]
         near = difflib.get_close_matches(stem, timm.list_models(f"{stem[:3]}*") or timm.list_models(), n=3)
         raise UserError(f"timm {timm.__version__} has no such model{'; near: ' if near else ''}{', '.join(near)}")
+    if pretrained and not in_hub_cache(name):
+        checkpoints.check_reachable(huggingface_hub.constants.ENDPOINT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -37,5 +37,7 @@ def test_layout_follows_output_fmt_not_shapes():
 def test_unknown_and_unpretrained_names_are_the_users_mistakes():
     with pytest.raises(UserError, match="swin_tony.*no such model; near: "):
         SwinBackbone("swin_tony_patch4_window7_224")
+    with pytest.raises(UserError, match="swin_tony.*no such model; near: "):  # seen before its weights are asked for
+        SwinBackbone("swin_tony_patch4_window7_224", pretrained=True)
     with pytest.raises(UserError, match="swin_nano has no pretrained weights: add --no_pretrained"):
         SwinBackbone("swin_nano", pretrained=True)
