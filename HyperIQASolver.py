@@ -24,8 +24,9 @@ from common.signals import StopSignals
 from data_loader import SCORE_BATCH, RunData, fewer_workers, make_loader
 from inference import Initial, new_model
 from losses import make_criterion
-from lr_schedules import adam_for_epoch, make_schedule
+from lr_schedules import make_schedule
 from models import HyperNet
+from optimizers import adam_for_epoch
 from run_log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
 from run_state import RunState, open_run, settings_of
 

@@ -50,8 +50,9 @@ if "--child" in sys.argv:  # which measures; the parent, which checks the flags 
     from data_loader import DecodedSet, make_loader, train_patches
     from folders import READERS
     from losses import QualityLoss
-    from lr_schedules import Constant, adam_for_epoch
+    from lr_schedules import Constant
     from models import IMAGENET_MEAN, IMAGENET_STD, HyperNet
+    from optimizers import adam_for_epoch
     from reading.cache import put_on_gpu
     from reading.images import resized_size
     from scoring import costs

@@ -1,15 +1,9 @@
-"""Learning-rate schedules as pure functions of the epoch, and the Adam that belongs to an epoch.
-A resumed run thus rebuilds its optimizer from the epoch number alone."""
+"""Learning-rate schedules as pure functions of the epoch."""
 
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
-from torch.nn import Parameter
-from torch.optim import Adam
-
-Weights = list[Parameter]
 
 
 @dataclass(frozen=True)
@@ -100,22 +94,3 @@ SCHEDULES: dict[str, Callable[[Namespace], Constant]] = {
 def make_schedule(options: Namespace) -> Constant:
     """The schedule that `--lr_scheduler` names, made from the flags that it takes."""
     return SCHEDULES[options.lr_scheduler](options)
-
-
-def adam_for_epoch(
-    schedule: Constant, epoch: int, head: Weights, backbone: Weights, weight_decay: float, previous: Adam | None = None
-) -> Adam:
-    """The Adam of an epoch: `previous` with this epoch's rates, or a new one where the schedule makes one.
-    Groups: head (absent while frozen), backbone. A frozen head also stops asking for gradients: they would be computed
-    for nothing. `previous=None` always makes a new one, to load a saved state into."""
-    rates = schedule.rates(epoch)
-    for parameter in head:
-        parameter.requires_grad_(rates.head is not None)
-    groups = [{"params": backbone, "lr": rates.backbone, "name": "backbone"}]
-    if rates.head is not None:
-        groups.insert(0, {"params": head, "lr": rates.head, "name": "head"})
-    if previous is None or schedule.makes_new_adam(epoch):
-        return Adam(groups, weight_decay=weight_decay, fused=True)
-    for group, new in zip(previous.param_groups, groups, strict=True):
-        group["lr"] = new["lr"]
-    return previous

@@ -6,8 +6,9 @@ import torch
 from helpers import fill_by_recipe, recipe_images
 
 from losses import QualityLoss
-from lr_schedules import SCHEDULES, Rates, adam_for_epoch
+from lr_schedules import SCHEDULES, Rates
 from models import HyperNet, ResNetBackbone
+from optimizers import adam_for_epoch
 
 LR, RATIO = 2e-5, 10
 COMBINATIONS = [c for n in range(4) for c in itertools.combinations(("filter", "backbone_lr", "optimizer_state"), n)]
