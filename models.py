@@ -5,7 +5,7 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
     images (N, 3, H, W), normalised as the backbone asks
       -> backbone: four stage maps (N, C_i, H/4..H/32, W/4..W/32)
            -> LDA: target_in_vec (N, 224), what the target network sees
-           -> fusion: (N, C, 7, 7) -> conv1: (N, 112, 7, 7) -> generators: weights and biases per image
+           -> fusion: (N, C, 7, 7) -> hyper network: (N, 112, 7, 7) -> generators: weights and biases per image
       -> TargetNet 224-112-56-28-14-1 with these weights -> scores (N,), on the training set's own scale
 
 Parameter names are those of the public implementation, so checkpoints travel both ways."""
@@ -21,9 +21,9 @@ from torch import nn
 
 from checkpoints import check_reachable
 from fusion import FUSIONS, GRID, Fusion, StageMaps, at, pool_to
+from hyper import HYPER_CHANNELS, HYPERS
 
 TARGET_SIZES = (224, 112, 56, 28, 14, 1)
-HYPER_CHANNELS = 112
 LDA_CHANNELS, LDA_GRIDS, LDA_WIDTH = (16, 32, 64), (8, 4, 2), 16
 LDA_POOLS = ((0, 8), (1, 4), (2, 2), (3, 1))  # (stage, side) of what the LDA looks at
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -160,19 +160,18 @@ class HyperNet(nn.Module):
     `target_weights(images)` gives the dict that `target_net(weights)` takes. In place of images it takes the stage maps
     of a frozen encoder, averaged to the sides of `pools`: `unpack` of what `pack` made of them."""
 
-    choices = ("fusion",)  # settings that shape the model, beside those that shape its backbone
+    choices = ("fusion", "hyper")  # settings that shape the model, beside those that shape its backbone
 
-    def __init__(self, backbone: Backbone, fusion: str = "none"):
+    def __init__(self, backbone: Backbone, fusion: str = "none", hyper: str = "conv"):
         super().__init__()
         self.prefix = backbone.prefix
         self.add_module(backbone.prefix, backbone)
         fuse = FUSIONS[fusion](backbone.channels)
         self.fusion_place = fuse.place
         self.add_module(fuse.place, fuse)
-        widths, layers = pairwise((fuse.out_channels, *backbone.hidden, HYPER_CHANNELS)), []
-        for c_in, c_out in widths:
-            layers += [nn.Conv2d(c_in, c_out, 1), nn.ReLU(inplace=True)]
-        self.conv1 = nn.Sequential(*layers)
+        body = HYPERS[hyper](backbone.channels, fuse.out_channels, backbone.hidden)
+        self.body_place = body.place
+        self.add_module(body.place, body)
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
             self.add_module(f"fc{i}w_conv", nn.Conv2d(HYPER_CHANNELS, n_in * n_out // GRID**2, 3, padding=1))
             self.add_module(f"fc{i}b_fc", nn.Linear(HYPER_CHANNELS, n_out))
@@ -190,6 +189,10 @@ class HyperNet(nn.Module):
     @property
     def fuse(self) -> Fusion:
         return getattr(self, self.fusion_place)
+
+    @property
+    def body(self) -> nn.Module:
+        return getattr(self, self.body_place)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """(head, backbone): everything else, and what is trained of the backbone with its LDA."""
@@ -226,7 +229,7 @@ class HyperNet(nn.Module):
 
     def _weights_from(self, maps: StageMaps) -> dict[str, torch.Tensor]:
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
-        hyper = self.conv1(self.fuse(maps))
+        hyper = self.body(maps, self.fuse(maps))
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
             weights[f"target_fc{i}w"] = getattr(self, f"fc{i}w_conv")(hyper).reshape(-1, n_out, n_in, 1, 1)
         # Biases and the last layer set the score's level: in bf16 a score of 80 has steps of 0.5.
