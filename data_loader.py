@@ -27,6 +27,7 @@ from common.files import HERE
 from common.run_files import plain
 from feature_cache import Features, check_room
 from folders import READERS, read_cross_tests
+from options import stored_features
 from reading.cache import ImageCache, put_on_gpu
 from reading.records import Columns, DataSet, Record, take_validation
 from run_log import RunLog
@@ -295,7 +296,7 @@ class RunData:
         """Where a frozen encoder meets fixed crops, take its stage maps of the round's patches at hand, all of them.
         compute(batches, start): rows (n, F) for each of these batches from number `start` on. Raises UserError."""
         o, backbone = self.options, model.backbone
-        if not (o.freeze_backbone and o.fixed_crops) or o.feature_dtype == "none":
+        if not stored_features(o):
             return
         encoder = {
             "encoder": checkpoints.digest(backbone.encoder_state()),

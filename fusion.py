@@ -1,13 +1,15 @@
 """Multi-scale fusion: from the backbone's stage maps to the map that the hyper network looks at.
 A fusion is a module that takes the list of stage maps [(N, C_i, H_i, W_i)], coarsest last, and returns
 (N, out_channels, 7, 7). Its parameters are saved under `place.*`. `pools` are the (stage, side) at which it looks at
-maps that are averaged already, such as those of a frozen encoder that are computed once."""
+maps that are averaged already, such as those of a frozen encoder that are computed once; (): it needs whole ones."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torchvision.ops import FeaturePyramidNetwork
 
 GRID = 7
 # Stage maps: all four whole, or (stage, side) -> (N, C, side, side), averaged to the sides at which they are looked at.
@@ -110,9 +112,49 @@ class AttentionFusion(DirectFusion):
         return torch.cat([weights[:, k] * pool_to(at(maps, k, GRID), GRID) for k in range(4)], 1)
 
 
+class PyramidFusion(Fusion):
+    """A feature pyramid of width 128, its four levels pooled to 7x7 and concatenated.
+    Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017: 1x1 convs, summed from the top down, 3x3
+    convs. torchvision's own, under its names."""
+
+    WIDTH = 128
+    pools = ()
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__(channels)
+        self.pyramid = FeaturePyramidNetwork(list(channels), self.WIDTH)
+        self.out_channels = len(channels) * self.WIDTH
+
+    def forward(self, maps: StageMaps) -> torch.Tensor:
+        levels = self.pyramid({str(stage): at(maps, stage, 0) for stage in range(4)})
+        return torch.cat([pool_to(level, GRID) for level in levels.values()], 1)
+
+
+class ProgressiveFusion(Fusion):
+    """From the finest map to the coarsest: averaged to the next one's size, joined with it, mixed by a 1x1 conv to its
+    channels and ReLU."""
+
+    pools = ()
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__(channels)
+        self.mix = nn.ModuleList(nn.Conv2d(below + own, own, 1) for below, own in pairwise(channels))
+        for conv in self.mix:
+            nn.init.kaiming_normal_(conv.get_parameter("weight"))
+
+    def forward(self, maps: StageMaps) -> torch.Tensor:
+        x = at(maps, 0, 0)
+        for stage, mix in enumerate(self.mix, 1):
+            own = at(maps, stage, 0)
+            x = F.relu(mix(torch.cat([pool_to(x, own.shape[-1]), own], 1)))
+        return pool_to(x, GRID)
+
+
 FUSIONS: dict[str, Callable[[Sequence[int]], Fusion]] = {
     "none": NoFusion,
     "concat": ConcatFusion,
     "direct": DirectFusion,
     "attention": AttentionFusion,
+    "fpn": PyramidFusion,
+    "progressive": ProgressiveFusion,
 }

@@ -29,6 +29,7 @@ from common.errors import UserError
 from data_loader import SCORE_BATCH, test_patches
 from folders import READERS
 from models import HyperNet, hypernet
+from options import needs_pixels
 from reading.images import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 from reading.records import DataSet
 
@@ -98,6 +99,8 @@ class Initial:
             if asked not in (None, own) and name != "patch_size":
                 raise UserError(f"--{name} {asked}: the model of --init {options.init} has {own}")
             setattr(options, name, own if asked is None else asked)
+        for problem in needs_pixels(options):
+            raise UserError(problem)
         options.init_digest = initial.digest
         return initial
 

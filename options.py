@@ -15,7 +15,8 @@ from common.errors import UserError
 from common.run_files import NOT_FIGURES, plain
 
 AUGMENTATIONS = ("hflip", "none")
-FUSIONS = ("none", "concat", "direct", "attention")
+FUSIONS = ("none", "concat", "direct", "attention", "fpn", "progressive")
+WHOLE_MAPS = ("fpn", "progressive")  # fusions for which averaged stage maps do not do
 FEATURE_DTYPES = ("fp16", "fp32", "none")
 SCHEDULES = ("cosine", "step", "none")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
@@ -91,7 +92,8 @@ def train_flags(description: str | None, script: Script) -> Flags:
     path("--init", None, "start from this whole trained model, head included: anything that predict.py reads; its "
          "scores are brought to the set's scale")
     switch("--freeze_backbone", "freeze_backbone", True, "leave the encoder as it is; the LDA and the head train")
-    value("--fusion", FUSIONS[0], "fusion of the stage maps for the hyper network; direct, attention: as SMART-IQA",
+    value("--fusion", FUSIONS[0], "of the stage maps for the hyper network; direct, attention: as SMART-IQA; fpn: a "
+          "feature pyramid; progressive: from the finest to the coarsest",
           choices=FUSIONS)
     switch("--use_multiscale", "fusion", "concat", "same as --fusion concat")
     switch("--no_multiscale", "fusion", "none", "same as --fusion none")
@@ -145,6 +147,19 @@ def train_flags(description: str | None, script: Script) -> Flags:
 # fmt: on
 
 
+def stored_features(o: argparse.Namespace) -> bool:
+    """Whether the run looks at stored stage maps of a frozen encoder in place of pixels."""
+    return o.freeze_backbone and o.fixed_crops and o.feature_dtype != "none"
+
+
+def needs_pixels(o: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with stored features beside flags that need the pixels, or whole stage maps, in every epoch."""
+    wanting = {f"--fusion {o.fusion} looks at whole stage maps": o.fusion in WHOLE_MAPS}
+    for reason, wanted in wanting.items():
+        if wanted and stored_features(o):
+            yield f"--freeze_backbone --fixed_crops stores averaged features, but {reason}: add --feature_dtype none"
+
+
 def parse_fixes(text: str) -> tuple[str, ...]:
     """`--training_fixes` -> names out of `FIXES`; `all` = optimizer_state,backbone_lr (they imply filter)."""
     if text == "none":
@@ -185,6 +200,7 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
     yield from (text for text, wrong in checks.items() if wrong)
     if o.dataset != "csv":
         yield from for_csv_alone(given, "--dataset csv")
+    yield from needs_pixels(o)
     if problem := problem_of(parse_fixes, o.training_fixes):
         yield problem
 
