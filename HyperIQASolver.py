@@ -90,9 +90,10 @@ class HyperIQASolver:
         o = self.options
         backbone = self.default_name if o.backbone == self.default_backbone else o.backbone
         fusion = {"none": "", "concat": "multiscale"}.get(o.fusion, o.fusion)
+        hyper = "" if o.hyper == "conv" else o.hyper
         names_alpha = o.ranking_loss_alpha or self.always_names_alpha
         alpha = f"ranking_alpha{o.ranking_loss_alpha:g}" if names_alpha else ""
-        name = "_".join(filter(None, [backbone, fusion, alpha, datetime.now().strftime("%Y%m%d_%H%M%S")]))
+        name = "_".join(filter(None, [backbone, fusion, hyper, alpha, datetime.now().strftime("%Y%m%d_%H%M%S")]))
         return re.sub(r"[^\w.+=-]", "-", name)  # hf-hub:USER/NAME
 
     @contextmanager

@@ -191,7 +191,7 @@ class HyperNet(nn.Module):
         return getattr(self, self.fusion_place)
 
     @property
-    def body(self) -> nn.Module:
+    def body(self) -> Any:
         return getattr(self, self.body_place)
 
     def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -203,7 +203,7 @@ class HyperNet(nn.Module):
     @property
     def pools(self) -> dict[tuple[int, int], int]:
         """(stage, side) of the averaged stage maps that the model looks at -> values of each."""
-        sides = dict.fromkeys([*LDA_POOLS, *self.fuse.pools])
+        sides = dict.fromkeys([*LDA_POOLS, *self.fuse.pools, *self.body.pools])
         return {(stage, side): self.backbone.channels[stage] * side**2 for stage, side in sides}
 
     def pack(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:

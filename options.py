@@ -17,6 +17,7 @@ from common.run_files import NOT_FIGURES, plain
 AUGMENTATIONS = ("hflip", "none")
 FUSIONS = ("none", "concat", "direct", "attention", "fpn", "progressive")
 WHOLE_MAPS = ("fpn", "progressive")  # fusions for which averaged stage maps do not do
+HYPERS = ("conv", "transformer")
 FEATURE_DTYPES = ("fp16", "fp32", "none")
 SCHEDULES = ("cosine", "step", "none")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
@@ -97,6 +98,8 @@ def train_flags(description: str | None, script: Script) -> Flags:
           choices=FUSIONS)
     switch("--use_multiscale", "fusion", "concat", "same as --fusion concat")
     switch("--no_multiscale", "fusion", "none", "same as --fusion none")
+    value("--hyper", HYPERS[0], "body of the hyper network: three 1x1 convs, or self-attention over all stages",
+          choices=HYPERS)
 
     flags.group("loss")
     real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss; 0: L1 alone, 0.3: recommended", SHARE)
@@ -240,7 +243,7 @@ def train_options(argv: Sequence[str] | None, description: str | None, script: S
         demo = dict(script.demo) if options.dataset == "demo" else {}
         options.init_digest = None  # of the weights of --init, where they are read
         if options.init:
-            for name in ("backbone", "fusion", "patch_size"):  # the checkpoint's, which is read later
+            for name in ("backbone", "patch_size", "fusion", "hyper"):  # the checkpoint's, which is read later
                 demo.pop(name, None)
                 vars(options).update({} if name in given else {name: None})
         options.demo_defaults = {name: value for name, value in demo.items() if name not in asked}
