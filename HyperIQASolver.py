@@ -27,6 +27,7 @@ from losses import make_criterion
 from lr_schedules import make_schedule
 from models import HyperNet
 from optimizers import adam_for_epoch
+from options import named_choices
 from run_log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
 from run_state import RunState, open_run, settings_of
 
@@ -90,10 +91,10 @@ class HyperIQASolver:
         o = self.options
         backbone = self.default_name if o.backbone == self.default_backbone else o.backbone
         fusion = {"none": "", "concat": "multiscale"}.get(o.fusion, o.fusion)
-        hyper = "" if o.hyper == "conv" else o.hyper
         names_alpha = o.ranking_loss_alpha or self.always_names_alpha
         alpha = f"ranking_alpha{o.ranking_loss_alpha:g}" if names_alpha else ""
-        name = "_".join(filter(None, [backbone, fusion, hyper, alpha, datetime.now().strftime("%Y%m%d_%H%M%S")]))
+        now = datetime.now().strftime("%Y%m%d_%H%M%S")
+        name = "_".join(filter(None, [backbone, fusion, *named_choices(o), alpha, now]))
         return re.sub(r"[^\w.+=-]", "-", name)  # hf-hub:USER/NAME
 
     @contextmanager

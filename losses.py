@@ -1,10 +1,15 @@
-"""Training losses: from the model's outputs and the batch to named parts, `loss` being what is minimised."""
+"""Training losses: from the model's outputs and the batch to named parts, `loss` being what is minimised.
+`LOSSES` are what a score is fitted to its MOS by: functions of scores and MOS (N,), in score units, to a scalar."""
 
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.special import log_ndtr
+
+SOFT_RANK = 0.1  # width of a step from one rank to the next, in standard deviations of the batch's MOS
 
 
 def ranking_loss(scores: Tensor, mos: Tensor, margin: float) -> Tensor:
@@ -19,29 +24,77 @@ def ranking_loss(scores: Tensor, mos: Tensor, margin: float) -> Tensor:
     return (hinge * different).sum() / different.sum().clamp(min=1)
 
 
-class QualityLoss:
-    """(1 - alpha) * L1 + alpha * ranking loss (`form="convex"`), or L1 + alpha * ranking loss (`"additive"`).
-    alpha 0..1, 0 switches ranking off; margin in score units. Called with the model's outputs (`scores` (N,)) and a
-    batch that has `mos` (N,); returns `loss` first, then `l1` and, with ranking, `rank`, scalar tensors in fp32."""
+def plcc_loss(scores: Tensor, mos: Tensor) -> Tensor:
+    """(1 - PLCC) / 2, from 0 to 1; 1/2 where the PLCC is undefined. Scores are determined up to a linear map alone."""
+    return (1 - F.cosine_similarity(scores - scores.mean(), mos - mos.mean(), dim=0)) / 2
 
-    def __init__(self, alpha: float = 0.0, margin: float = 0.5, form: str = "convex"):
-        self.alpha, self.margin, self.form = alpha, margin, form
-        self.l1_weight = 1.0 - alpha if form == "convex" else 1.0
+
+def srcc_loss(scores: Tensor, mos: Tensor) -> Tensor:
+    """(1 - SRCC) / 2 with differentiable ranks of the scores: rank_i = 1/2 + sum_j sigmoid((s_i - s_j) / t).
+    Qin, Liu & Li, "A general approximation framework for direct optimization of information retrieval measures",
+    Information Retrieval 2010, equation 9; t is `SOFT_RANK` standard deviations of the batch's MOS. As t falls, the
+    ranks become the exact ones, ties averaged."""
+    step = (SOFT_RANK * mos.std(correction=0)).clamp(min=torch.finfo(mos.dtype).tiny)
+    ranks = torch.sigmoid((scores[:, None] - scores[None, :]) / step).sum(1)
+    return plcc_loss(ranks, (mos[:, None] - mos[None, :]).sign().sum(1))
+
+
+def fidelity_loss(scores: Tensor, mos: Tensor) -> Tensor:
+    """1 - sqrt(p q) - sqrt((1 - p) (1 - q)), from 0 to 1, averaged over all pairs.
+    Tsai et al., "FRank: a ranking method with fidelity loss", SIGIR 2007, equation 6. p and q are the probabilities
+    that the first image is preferred, by the MOS and by the scores: Thurstone's (1927, case V), the normal
+    distribution of the difference over sqrt(2) sigma. sigma, the spread of one opinion, is taken to be the standard
+    deviation of the batch's MOS. 0, still differentiable, where all MOS are equal."""
+    sigma = mos.std(correction=0)
+    scale = 2**0.5 * torch.where(sigma > 0, sigma, 1)
+    # In logarithms: a square root of a probability that underflows has no gradient.
+    d, e = ((x[:, None] - x[None, :]) / scale for x in (mos, scores))
+    both = [torch.exp((log_ndtr(sign * d) + log_ndtr(sign * e)) / 2) for sign in (1, -1)]
+    pairs = (1 - both[0] - both[1]).triu(1).sum() / max(len(mos) * (len(mos) - 1) // 2, 1)
+    return pairs * (sigma > 0)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": F.l1_loss,
+    "mse": F.mse_loss,
+    "smooth_l1": F.smooth_l1_loss,
+    "plcc": plcc_loss,
+    "srcc": srcc_loss,
+    "fidelity": fidelity_loss,
+}
+
+
+class QualityLoss:
+    """(1 - alpha) * fit + alpha * ranking loss (`form="convex"`), or fit + alpha * ranking loss (`"additive"`), fit
+    being one of `LOSSES`. alpha 0..1, 0 switches ranking off; margin in score units. Called with the model's outputs
+    (`scores` (N,)) and a batch that has `mos` (N,); returns `loss` first, then its parts (`l1`; with ranking, `rank`),
+    scalar tensors in fp32."""
+
+    def __init__(self, alpha: float = 0.0, margin: float = 0.5, form: str = "convex", fit: str = "l1"):
+        self.alpha, self.margin, self.form, self.fit = alpha, margin, form, fit
+        self.fit_weight = 1.0 - alpha if form == "convex" else 1.0
+        # A part must not be called like a figure.
+        self.part = f"{fit}_loss" if fit in ("plcc", "srcc") else fit
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scores, mos = outputs["scores"].float(), batch["mos"].float()
-        l1 = F.l1_loss(scores, mos)
+        fit = LOSSES[self.fit](scores, mos)
         if not self.alpha:
-            return {"loss": l1, "l1": l1}
+            return {"loss": fit, self.part: fit}
         rank = ranking_loss(scores, mos, self.margin)
-        return {"loss": self.l1_weight * l1 + self.alpha * rank, "l1": l1, "rank": rank}
+        return {"loss": self.fit_weight * fit + self.alpha * rank, self.part: fit, "rank": rank}
 
     def __str__(self) -> str:
         """What the log says of it, "" of plain L1."""
-        said = f"Ranking loss enabled: alpha={self.alpha:g}, margin={self.margin:g}, form={self.form}"
-        return said if self.alpha else ""
+        lines = [f"Loss: {self.fit}"] if self.fit != "l1" else []
+        if self.fit in ("plcc", "srcc"):
+            lines.append("Its scores are on no scale: it compares images alone")
+        if self.alpha:
+            lines.append(f"Ranking loss enabled: alpha={self.alpha:g}, margin={self.margin:g}, form={self.form}")
+        return "\n".join(lines)
 
 
 def make_criterion(options: Namespace) -> QualityLoss:
     """The loss that a run's flags ask for."""
-    return QualityLoss(options.ranking_loss_alpha, options.ranking_loss_margin, options.ranking_loss_form)
+    o = options
+    return QualityLoss(o.ranking_loss_alpha, o.ranking_loss_margin, o.ranking_loss_form, o.loss)

@@ -19,8 +19,11 @@ FUSIONS = ("none", "concat", "direct", "attention", "fpn", "progressive")
 WHOLE_MAPS = ("fpn", "progressive")  # fusions for which averaged stage maps do not do
 HYPERS = ("conv", "transformer")
 FEATURE_DTYPES = ("fp16", "fp32", "none")
+LOSSES = ("l1", "mse", "smooth_l1", "plcc", "srcc", "fidelity")
 SCHEDULES = ("cosine", "step", "none")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
+
+IN_RUN_NAME = ("hyper", "loss")  # choices that a run's name says where they are not the default
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,11 @@ def train_flags(description: str | None, script: Script) -> Flags:
           choices=HYPERS)
 
     flags.group("loss")
-    real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss; 0: L1 alone, 0.3: recommended", SHARE)
+    value("--loss", LOSSES[0], "fits scores to their MOS; plcc, srcc, fidelity compare the batch's images",
+          choices=LOSSES)
+    real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss; 0: none, 0.3: recommended", SHARE)
     real("--ranking_loss_margin", 0.5, "its margin, in score units", NOT_NEGATIVE)
-    value("--ranking_loss_form", "convex", "convex: (1-alpha)*L1 + alpha*rank; additive: L1 + alpha*rank",
+    value("--ranking_loss_form", "convex", "convex: (1-alpha)*loss + alpha*rank; additive: loss + alpha*rank",
           choices=["convex", "additive"])
 
     flags.group("optimisation")
@@ -268,6 +273,11 @@ def train_options(argv: Sequence[str] | None, description: str | None, script: S
 @functools.cache
 def _defaults() -> dict[str, Any]:
     return vars(train_options([], None, Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})))
+
+
+def named_choices(options: argparse.Namespace) -> list[str]:
+    """What a run's name says of the choices of `IN_RUN_NAME`."""
+    return [value for name in IN_RUN_NAME if (value := getattr(options, name)) != _defaults()[name]]
 
 
 def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str, Any]:

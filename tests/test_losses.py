@@ -1,9 +1,13 @@
 import math
+import statistics
 
 import pytest
 import torch
+from scipy import stats
 
-from losses import QualityLoss, ranking_loss
+import losses
+import options
+from losses import LOSSES, QualityLoss, ranking_loss
 
 
 def plain_ranking_loss(scores, mos, margin):
@@ -50,3 +54,77 @@ def test_named_parts_and_both_forms():
 def test_loss_is_taken_in_fp32():
     scores = {"scores": torch.tensor([80.2], dtype=torch.bfloat16)}
     assert QualityLoss(0.3)(scores, {"mos": torch.tensor([80.0])})["loss"].dtype == torch.float32
+
+
+def scores_and_mos(n=30):
+    torch.manual_seed(0)
+    mos = torch.rand(n, dtype=torch.float64) * 100
+    mos[3] = mos[4]
+    return (0.3 * mos + 10 * torch.randn(n, dtype=torch.float64)).requires_grad_(), mos
+
+
+def plain_fidelity(scores, mos):
+    """Tsai et al.'s equation 6 pair by pair, with Thurstone's probabilities written out."""
+    spread = statistics.pstdev(mos)
+
+    def preferred(a, b):
+        return statistics.NormalDist(0, math.sqrt(2) * spread).cdf(a - b)
+
+    terms = []
+    for i in range(len(mos)):
+        for j in range(i):
+            p, q = preferred(mos[i], mos[j]), preferred(scores[i], scores[j])
+            terms.append(1 - math.sqrt(p * q) - math.sqrt((1 - p) * (1 - q)))
+    return sum(terms) / len(terms)
+
+
+EXPECTED = {
+    "l1": lambda s, m: sum(abs(a - b) for a, b in zip(s, m)) / len(m),
+    "mse": lambda s, m: sum((a - b) ** 2 for a, b in zip(s, m)) / len(m),
+    "smooth_l1": lambda s, m: (
+        sum(abs(a - b) - 0.5 if abs(a - b) > 1 else (a - b) ** 2 / 2 for a, b in zip(s, m)) / len(m)
+    ),
+    "plcc": lambda s, m: (1 - stats.pearsonr(s, m)[0]) / 2,
+    "srcc": lambda s, m: (1 - stats.spearmanr(s, m)[0]) / 2,
+    "fidelity": plain_fidelity,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_loss_is_its_definition_with_right_gradients(name, monkeypatch):
+    scores, mos = scores_and_mos()
+    assert torch.autograd.gradcheck(lambda s: LOSSES[name](s, mos), scores)
+    assert torch.autograd.gradcheck(lambda s: ranking_loss(s, mos, 0.5), scores)
+    monkeypatch.setattr(losses, "SOFT_RANK", 1e-6)  # hard ranks
+    assert LOSSES[name](scores, mos).item() == pytest.approx(EXPECTED[name](scores.tolist(), mos.tolist()), rel=1e-9)
+
+
+def test_soft_ranks_by_hand():
+    """Three images a tenth of the MOS's spread apart: each rank is a sum of sigmoids of 0, 1 and 2."""
+    mos = torch.tensor([10.0, 20.0, 60.0], dtype=torch.float64)
+    scores = torch.arange(3, dtype=torch.float64) * losses.SOFT_RANK * statistics.pstdev(mos.tolist())
+    one, two = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
+    ranks = [0.5 + 1 - one + 1 - two, 0.5 + one + 1 - one, 0.5 + one + two]
+    assert losses.srcc_loss(scores, mos).item() == pytest.approx((1 - stats.pearsonr(ranks, [1, 2, 3])[0]) / 2)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("scores", [[3.0], [3.0, 3.0, 3.0], [1.0, 2.0, 5.0]])
+def test_a_batch_that_says_nothing_of_order_breaks_no_loss(name, scores):
+    scores = torch.tensor(scores, requires_grad=True)
+    loss = LOSSES[name](scores, torch.full((len(scores),), 5.0))
+    loss.backward()
+    assert loss.isfinite() and scores.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_goes_beside_the_ranking_loss_by_a_name_of_its_own(name):
+    scores, mos = (x.float().detach() for x in scores_and_mos())
+    parts = QualityLoss(0.3, 0.5, fit=name)({"scores": scores}, {"mos": mos})
+    loss, fit, rank = parts.values()
+    assert loss.item() == pytest.approx(0.7 * fit.item() + 0.3 * rank.item())
+    assert not parts.keys() & {"srcc", "plcc", "krcc", "rmse"} and name in list(parts)[1]
+
+
+def test_choices_are_those_of_the_flag():
+    assert tuple(LOSSES) == options.LOSSES
