@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.special import log_ndtr
 
 SOFT_RANK = 0.1  # width of a step from one rank to the next, in standard deviations of the batch's MOS
+CONTRAST_TEMPERATURE = 2.0
 
 
 def ranking_loss(scores: Tensor, mos: Tensor, margin: float) -> Tensor:
@@ -54,6 +55,21 @@ def fidelity_loss(scores: Tensor, mos: Tensor) -> Tensor:
     return pairs * (sigma > 0)
 
 
+def rank_n_contrast(features: Tensor, mos: Tensor) -> Tensor:
+    """Zha et al., "Rank-N-Contrast: learning continuous representations for regression", NeurIPS 2023, equation 2.
+    features (N, C), mos (N,). For each anchor i and other image j: j is to be closer to i than all images k whose MOS
+    lie at least as far from i's, by the softmax of -|v_i - v_k| / t over these k; t = 2 as there. Takes N^3 floats.
+    0, still differentiable, for a single image."""
+    n, distance = len(mos), (mos[:, None] - mos[None, :]).abs()
+    others = ~torch.eye(n, dtype=torch.bool, device=mos.device)
+    likeness = -torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist") / CONTRAST_TEMPERATURE
+    farther = (distance[:, None, :] >= distance[:, :, None]) & others[:, None, :]
+    # Finite, not infinite, where nothing is farther: there is no other image then, and nothing is summed.
+    low = torch.finfo(likeness.dtype).min
+    among = torch.where(farther, likeness[:, None, :], low).logsumexp(2)
+    return ((among - likeness) * others).sum() / max(n * (n - 1), 1)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l1": F.l1_loss,
     "mse": F.mse_loss,
@@ -66,35 +82,44 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 class QualityLoss:
     """(1 - alpha) * fit + alpha * ranking loss (`form="convex"`), or fit + alpha * ranking loss (`"additive"`), fit
-    being one of `LOSSES`. alpha 0..1, 0 switches ranking off; margin in score units. Called with the model's outputs
-    (`scores` (N,)) and a batch that has `mos` (N,); returns `loss` first, then its parts (`l1`; with ranking, `rank`),
-    scalar tensors in fp32."""
+    being one of `LOSSES`; plus `contrastive` times Rank-N-Contrast. alpha 0..1; a weight of 0 switches its part off;
+    margin in score units. Called with the model's outputs (`scores` (N,), `features` (N, C)) and a batch that has `mos`
+    (N,); returns `loss` first, then its parts (`l1`; `rank`, `contrastive`), scalar tensors in fp32."""
 
-    def __init__(self, alpha: float = 0.0, margin: float = 0.5, form: str = "convex", fit: str = "l1"):
+    def __init__(
+        self, alpha: float = 0.0, margin: float = 0.5, form: str = "convex", fit: str = "l1", contrastive: float = 0.0
+    ):
         self.alpha, self.margin, self.form, self.fit = alpha, margin, form, fit
         self.fit_weight = 1.0 - alpha if form == "convex" else 1.0
+        self.contrastive = contrastive
         # A part must not be called like a figure.
         self.part = f"{fit}_loss" if fit in ("plcc", "srcc") else fit
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scores, mos = outputs["scores"].float(), batch["mos"].float()
-        fit = LOSSES[self.fit](scores, mos)
-        if not self.alpha:
-            return {"loss": fit, self.part: fit}
-        rank = ranking_loss(scores, mos, self.margin)
-        return {"loss": self.fit_weight * fit + self.alpha * rank, self.part: fit, "rank": rank}
+        loss = fit = LOSSES[self.fit](scores, mos)
+        parts = {self.part: fit}
+        if self.alpha:
+            parts["rank"] = ranking_loss(scores, mos, self.margin)
+            loss = self.fit_weight * fit + self.alpha * parts["rank"]
+        if self.contrastive:
+            parts["contrastive"] = rank_n_contrast(outputs["features"].float(), mos)
+            loss = loss + self.contrastive * parts["contrastive"]
+        return {"loss": loss, **parts}
 
     def __str__(self) -> str:
         """What the log says of it, "" of plain L1."""
-        lines = [f"Loss: {self.fit}"] if self.fit != "l1" else []
-        if self.fit in ("plcc", "srcc"):
-            lines.append("Its scores are on no scale: it compares images alone")
-        if self.alpha:
-            lines.append(f"Ranking loss enabled: alpha={self.alpha:g}, margin={self.margin:g}, form={self.form}")
-        return "\n".join(lines)
+        said = {
+            f"Loss: {self.fit}": self.fit != "l1",
+            "Its scores are on no scale: it compares images alone": self.fit in ("plcc", "srcc"),
+            f"Ranking loss enabled: alpha={self.alpha:g}, margin={self.margin:g}, form={self.form}": self.alpha,
+            f"Rank-N-Contrast on the features: weight {self.contrastive:g}": self.contrastive,
+        }
+        return "\n".join(line for line, so in said.items() if so)
 
 
 def make_criterion(options: Namespace) -> QualityLoss:
     """The loss that a run's flags ask for."""
     o = options
-    return QualityLoss(o.ranking_loss_alpha, o.ranking_loss_margin, o.ranking_loss_form, o.loss)
+    ranking = o.ranking_loss_alpha, o.ranking_loss_margin, o.ranking_loss_form
+    return QualityLoss(*ranking, o.loss, o.contrastive_weight)

@@ -111,6 +111,8 @@ def train_flags(description: str | None, script: Script) -> Flags:
     real("--ranking_loss_margin", 0.5, "its margin, in score units", NOT_NEGATIVE)
     value("--ranking_loss_form", "convex", "convex: (1-alpha)*loss + alpha*rank; additive: loss + alpha*rank",
           choices=["convex", "additive"])
+    real("--contrastive_weight", 0.0, "weight of Rank-N-Contrast on the encoder's pooled features; 0: none",
+         NOT_NEGATIVE)
 
     flags.group("optimisation")
     real("--lr", 2e-5, "learning rate of the backbone", POSITIVE)
@@ -188,6 +190,8 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
             o.init and (o.backbone_weights or "pretrained" in given),
         "--feature_dtype needs --freeze_backbone and --fixed_crops":
             "feature_dtype" in given and not (o.freeze_backbone and o.fixed_crops),
+        "contradictory flags: --contrastive_weight trains the encoder, which --freeze_backbone leaves as it is":
+            o.contrastive_weight and o.freeze_backbone,
         "contradictory flags: --no_early_stopping and --patience": not o.early_stopping and "patience" in given,
         "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)":
             o.dataset == "csv" and o.dataset_path is None,

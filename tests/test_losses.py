@@ -126,5 +126,34 @@ def test_every_loss_goes_beside_the_ranking_loss_by_a_name_of_its_own(name):
     assert not parts.keys() & {"srcc", "plcc", "krcc", "rmse"} and name in list(parts)[1]
 
 
+def plain_rank_n_contrast(features, mos):
+    """Zha et al.'s equation 2 as it stands, with loops."""
+    n, total = len(mos), 0.0
+    likeness = [[-math.dist(a, b) / 2 for b in features] for a in features]
+    for i in range(n):
+        for j in range(n):
+            if i != j:
+                farther = [k for k in range(n) if k != i and abs(mos[i] - mos[k]) >= abs(mos[i] - mos[j])]
+                among = sum(math.exp(likeness[i][k]) for k in farther)
+                total -= math.log(math.exp(likeness[i][j]) / among) / (n * (n - 1))
+    return total
+
+
+def test_rank_n_contrast_is_its_definition_with_right_gradients():
+    _, mos = scores_and_mos(9)
+    features = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    expected = plain_rank_n_contrast(features.tolist(), mos.tolist())
+    assert losses.rank_n_contrast(features, mos).item() == pytest.approx(expected)
+    assert torch.autograd.gradcheck(lambda f: losses.rank_n_contrast(f, mos), features)
+    for n in (1, 3):  # a single image; images that are all alike
+        same = torch.ones(n, 4, requires_grad=True)
+        losses.rank_n_contrast(same, torch.ones(n)).backward()
+        assert same.grad.isfinite().all()
+    outputs, batch = {"scores": mos + 1, "features": features}, {"mos": mos}
+    parts = QualityLoss(0.3, contrastive=0.25)(outputs, batch)
+    assert list(parts) == ["loss", "l1", "rank", "contrastive"]
+    assert parts["loss"].item() == pytest.approx(0.7 + 0.3 * parts["rank"].item() + 0.25 * expected, rel=1e-5)
+
+
 def test_choices_are_those_of_the_flag():
     assert tuple(LOSSES) == options.LOSSES
