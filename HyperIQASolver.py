@@ -26,7 +26,7 @@ from inference import Initial, new_model
 from losses import make_criterion
 from lr_schedules import make_schedule
 from models import HyperNet
-from optimizers import adam_for_epoch
+from optimizers import optimizer_for
 from options import named_choices
 from run_log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
 from run_state import RunState, open_run, settings_of
@@ -143,10 +143,10 @@ class HyperIQASolver:
         self.model = self.build_model(self.seed)
         # The compiled model shares the plain one's parameters; scoring and saving use the plain one.
         self.trained_model: Any = torch.compile(self.model) if o.compile else self.model
-        self.optimizer: torch.optim.Adam | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
         if not (new := self.saved is None):
             self.model.load_state_dict(self.saved["model"])
-            self.optimizer = self.adam(state.epoch)
+            self.optimizer = self.optimizer_of(state.epoch)
             self.optimizer.load_state_dict(self.saved["optimizer"])
             self.saved = None
             if state.best:
@@ -165,11 +165,11 @@ class HyperIQASolver:
     def begin_epoch(self, epoch: int) -> None:
         if self.state.progress is None:
             self.state.epoch, self.state.progress = epoch, engine.EpochProgress()
-            self.optimizer = self.adam(epoch)
+            self.optimizer = self.optimizer_of(epoch)
 
-    def adam(self, epoch: int) -> torch.optim.Adam:
-        head, backbone = self.model.parameter_groups()
-        return adam_for_epoch(self.schedule, epoch, head, backbone, self.options.weight_decay, self.optimizer)
+    def optimizer_of(self, epoch: int) -> torch.optim.Optimizer:
+        previous = None if self.schedule.makes_new(epoch) else self.optimizer
+        return optimizer_for(self.options, self.schedule.rates(epoch), self.model.parameter_groups(), previous)
 
     def train(self) -> Figures:
         """Train the epoch, or the rest of it."""

@@ -50,9 +50,9 @@ if "--child" in sys.argv:  # which measures; the parent, which checks the flags 
     from data_loader import DecodedSet, make_loader, train_patches
     from folders import READERS
     from losses import QualityLoss
-    from lr_schedules import Constant
+    from lr_schedules import Rates
     from models import IMAGENET_MEAN, IMAGENET_STD, HyperNet
-    from optimizers import adam_for_epoch
+    from optimizers import optimizer_for
     from reading.cache import put_on_gpu
     from reading.images import resized_size
     from scoring import costs
@@ -222,8 +222,8 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     found["second start"], sets = timed(start, device)
     model = build_model(flags.backbone, device).to(memory_format=torch.channels_last)
     trained: Any = torch.compile(model) if flags.compile else model
-    head, backbone = model.parameter_groups()
-    optimizer = adam_for_epoch(Constant(LR, 10), 1, head, backbone, WEIGHT_DECAY)
+    adam = argparse.Namespace(optimizer="adam", weight_decay=WEIGHT_DECAY, clip_grad=None)
+    optimizer = optimizer_for(adam, Rates(10 * LR, LR), model.parameter_groups())
     patches = functools.partial(train_patches, patch_size=PATCH, per_image=flags.train_patch_num, seed=42, epoch=1)
     batches = sets[0].batches(koniq.split("train"), flags.batch_size, patches)
     one = hardware.take(batches[0])

@@ -30,8 +30,8 @@ class Constant:
         """Rates of epoch 1, 2, …"""
         return Rates(self.lr * self.lr_ratio, self.lr)
 
-    def makes_new_adam(self, epoch: int) -> bool:
-        """Whether the epoch starts with a new Adam: no moments, step count 0."""
+    def makes_new(self, epoch: int) -> bool:
+        """Whether the epoch starts with a new optimizer: no moments, step count 0."""
         return epoch == 1
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class Step(Constant):
         trained = self.fixes & {"filter", "optimizer_state"}
         return Rates(head if trained else None, self.lr / decay if "backbone_lr" in self.fixes else self.lr)
 
-    def makes_new_adam(self, epoch: int) -> bool:
+    def makes_new(self, epoch: int) -> bool:
         return epoch == 1 or "optimizer_state" not in self.fixes
 
     def __str__(self) -> str:

@@ -194,11 +194,12 @@ class HyperNet(nn.Module):
     def body(self) -> Any:
         return getattr(self, self.body_place)
 
-    def parameter_groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """(head, backbone): everything else, and what is trained of the backbone with its LDA."""
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """`backbone`: what is trained of it, with its LDA; `head`: everything else."""
         backbone = list(self.backbone.parameters())
         inside = {id(p) for p in backbone}
-        return [p for p in self.parameters() if id(p) not in inside], [p for p in backbone if p.requires_grad]
+        head = [p for p in self.parameters() if id(p) not in inside]
+        return {"head": head, "backbone": [p for p in backbone if p.requires_grad]}
 
     @property
     def pools(self) -> dict[tuple[int, int], int]:

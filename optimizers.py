@@ -1,27 +1,60 @@
-"""The optimizer that belongs to an epoch, which a resumed run thus rebuilds from the epoch number alone."""
+"""The optimizers by name, and the one that belongs to an epoch, which a resumed run thus rebuilds from its number."""
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch.nn import Parameter
-from torch.optim import Adam
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from lr_schedules import Constant
+from lr_schedules import Rates
 
-Weights = list[Parameter]
+Groups = list[dict[str, Any]]
 
 
-def adam_for_epoch(
-    schedule: Constant, epoch: int, head: Weights, backbone: Weights, weight_decay: float, previous: Adam | None = None
-) -> Adam:
-    """The Adam of an epoch: `previous` with this epoch's rates, or a new one where the schedule makes one.
-    Groups: head (absent while frozen), backbone. A frozen head also stops asking for gradients: they would be computed
-    for nothing. `previous=None` always makes a new one, to load a saved state into."""
-    rates = schedule.rates(epoch)
-    for parameter in head:
+def _decay_where_it_belongs(groups: Groups) -> Groups:
+    """Each group in two: what has more than one dimension, and biases and norms, which do not decay."""
+    split = []
+    for group in groups:
+        matrices = [p for p in group["params"] if p.ndim > 1]
+        vectors = [p for p in group["params"] if p.ndim <= 1]
+        split += [{**group, "params": matrices}, {**group, "params": vectors, "weight_decay": 0.0}]
+    return split
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
+    "adam": lambda groups, decay: Adam(groups, weight_decay=decay, fused=True),
+    "adamw": lambda groups, decay: AdamW(_decay_where_it_belongs(groups), weight_decay=decay, fused=True),
+    "sgd": lambda groups, decay: SGD(groups, momentum=0.9, weight_decay=decay, fused=True),
+}
+
+
+def set_rates(optimizer: Optimizer, rates: Rates) -> None:
+    """Give each group of an optimizer of `optimizer_for` its rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = getattr(rates, group["name"])
+
+
+def optimizer_for(
+    options: Namespace, rates: Rates, weights: Mapping[str, list[Parameter]], previous: Optimizer | None = None
+) -> Optimizer:
+    """The optimizer of an epoch with these rates: `previous`, or a new one where there is none.
+    weights: of `head` and `backbone`; the head is in no optimizer while its rate is None, and then asks for no
+    gradients, which would be computed for nothing. Its steps clip gradients as `--clip_grad` says."""
+    for parameter in weights["head"]:
         parameter.requires_grad_(rates.head is not None)
-    groups = [{"params": backbone, "lr": rates.backbone, "name": "backbone"}]
-    if rates.head is not None:
-        groups.insert(0, {"params": head, "lr": rates.head, "name": "head"})
-    if previous is None or schedule.makes_new_adam(epoch):
-        return Adam(groups, weight_decay=weight_decay, fused=True)
-    for group, new in zip(previous.param_groups, groups, strict=True):
-        group["lr"] = new["lr"]
-    return previous
+    if previous is not None:
+        set_rates(previous, rates)
+        return previous
+    trained = [name for name in ("head", "backbone") if getattr(rates, name) is not None]
+    groups = [{"params": weights[name], "lr": getattr(rates, name), "name": name} for name in trained]
+    optimizer = OPTIMIZERS[options.optimizer](groups, options.weight_decay)
+    if options.clip_grad is not None:
+        everything = [p for group in groups for p in group["params"]]
+
+        def clip(*step: object) -> None:
+            clip_grad_norm_(everything, options.clip_grad)
+
+        optimizer.register_step_pre_hook(clip)
+    return optimizer

@@ -20,10 +20,11 @@ WHOLE_MAPS = ("fpn", "progressive")  # fusions for which averaged stage maps do 
 HYPERS = ("conv", "transformer")
 FEATURE_DTYPES = ("fp16", "fp32", "none")
 LOSSES = ("l1", "mse", "smooth_l1", "plcc", "srcc", "fidelity")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("cosine", "step", "none")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
 
-IN_RUN_NAME = ("hyper", "loss")  # choices that a run's name says where they are not the default
+IN_RUN_NAME = ("hyper", "loss", "optimizer")  # choices that a run's name says where they are not the default
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,10 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags.group("optimisation")
     real("--lr", 2e-5, "learning rate of the backbone", POSITIVE)
     real("--lr_ratio", 10, "head lr / backbone lr", POSITIVE)
-    real("--weight_decay", 5e-4, "Adam's weight decay", NOT_NEGATIVE)
+    value("--optimizer", OPTIMIZERS[0], "adamw: decay apart from the gradient, none of biases and norms; sgd: with "
+          "momentum 0.9, wants a higher --lr", choices=OPTIMIZERS)
+    real("--weight_decay", 5e-4, "the optimizer's weight decay", NOT_NEGATIVE)
+    real("--clip_grad", None, "scale gradients down to this norm (default: as they are)", POSITIVE)
     flags.batch_size(96, "patches per step (over all processes)")
     count("--epochs", 16, "most epochs per round")
     value("--lr_scheduler", SCHEDULES[0], "step: the published procedure, defects included", choices=SCHEDULES)

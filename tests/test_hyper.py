@@ -35,7 +35,7 @@ def test_each_body_is_a_model_that_trains_all_of_itself_and_scores_stored_maps_a
         model = HyperNet(backbones.build("resnet18", patch_size=64), "concat", name)
         images = torch.randn(4, 3, 64, 64)
         model(images)["scores"].square().sum().backward()
-        head, _ = model.parameter_groups()
+        head = model.parameter_groups()["head"]
         assert all(p.grad.abs().sum() > 0 for p in model.body.parameters()), name
         assert {id(p) for p in model.body.parameters()} <= {id(p) for p in head}
         model.eval()

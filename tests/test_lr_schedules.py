@@ -8,7 +8,7 @@ from helpers import fill_by_recipe, recipe_images
 from losses import QualityLoss
 from lr_schedules import SCHEDULES, Rates
 from models import HyperNet, ResNetBackbone
-from optimizers import adam_for_epoch
+from optimizers import optimizer_for
 
 LR, RATIO = 2e-5, 10
 COMBINATIONS = [c for n in range(4) for c in itertools.combinations(("filter", "backbone_lr", "optimizer_state"), n)]
@@ -18,12 +18,18 @@ def make_schedule(name, lr, lr_ratio, epochs, fixes=()):
     return SCHEDULES[name](Namespace(lr=lr, lr_ratio=lr_ratio, epochs=epochs, training_fixes=fixes))
 
 
+def of_epoch(schedule, epoch, weights, previous):
+    """As the solver asks for it."""
+    adam = Namespace(optimizer="adam", weight_decay=5e-4, clip_grad=None)
+    return optimizer_for(adam, schedule.rates(epoch), weights, None if schedule.makes_new(epoch) else previous)
+
+
 def a_run(schedule, epochs, steps_per_epoch=3):
     """Per epoch: (head lr or None, backbone lr, whether the head moved, Adam's step count before the epoch)."""
     head, backbone = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))
     optimizer, seen = None, []
     for epoch in range(1, epochs + 1):
-        optimizer = adam_for_epoch(schedule, epoch, [head], [backbone], 5e-4, optimizer)
+        optimizer = of_epoch(schedule, epoch, {"head": [head], "backbone": [backbone]}, optimizer)
         state = optimizer.state.get(backbone, {})
         before, lrs = head.detach().clone(), {group["name"]: group["lr"] for group in optimizer.param_groups}
         count = int(state["step"]) if state else 0
@@ -95,10 +101,9 @@ def test_golden_trajectory(name):
     schedule, criterion = make_schedule("step", LR, RATIO, 13, fixes), QualityLoss()
     batches = [(recipe_images(4, 100 + i), {"mos": torch.tensor([20.0, 40, 60, 80]) + 5 * i}) for i in (0, 1)]
     model = fill_by_recipe(HyperNet(ResNetBackbone("resnet50"))).train()
-    head, backbone = model.parameter_groups()
     optimizer, losses = None, []
     for epoch in range(1, len(GOLDEN[name]) // 2 + 1):
-        optimizer = adam_for_epoch(schedule, epoch, head, backbone, 5e-4, optimizer)
+        optimizer = of_epoch(schedule, epoch, model.parameter_groups(), optimizer)
         for images, batch in batches:
             loss = criterion(model(images), batch)["loss"]
             optimizer.zero_grad()

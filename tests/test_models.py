@@ -164,7 +164,7 @@ def test_other_resnets(name, channels):
 
 def test_parameter_groups_are_the_whole_model_once():
     model = build("resnet18", "concat")
-    head, backbone = model.parameter_groups()
+    head, backbone = model.parameter_groups().values()
     names = {id(p): n for n, p in model.named_parameters()}
     assert sorted(names.values()) == sorted(names[id(p)] for p in head + backbone)
     assert {names[id(p)].split(".")[0] for p in backbone} == {"res"}

@@ -153,7 +153,7 @@ def test_a_frozen_encoder_stays_as_it_is_while_the_rest_trains():
     model = HyperNet(backbones.build("tf_efficientnet_lite0", patch_size=64))
     model.backbone.freeze()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    head, backbone = model.parameter_groups()
+    head, backbone = model.parameter_groups().values()
     assert {n for n, p in model.backbone.named_parameters() if any(p is q for q in backbone)} == {
         n for n, _ in model.backbone.named_parameters() if n.startswith("lda")
     }
