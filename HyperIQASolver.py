@@ -24,9 +24,9 @@ from common.signals import StopSignals
 from data_loader import SCORE_BATCH, RunData, fewer_workers, make_loader
 from inference import Initial, new_model
 from losses import make_criterion
-from lr_schedules import make_schedule
+from lr_schedules import Rates, make_schedule
 from models import HyperNet
-from optimizers import optimizer_for
+from optimizers import optimizer_for, set_rates
 from options import named_choices
 from run_log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
 from run_state import RunState, open_run, settings_of
@@ -169,7 +169,10 @@ class HyperIQASolver:
 
     def optimizer_of(self, epoch: int) -> torch.optim.Optimizer:
         previous = None if self.schedule.makes_new(epoch) else self.optimizer
-        return optimizer_for(self.options, self.schedule.rates(epoch), self.model.parameter_groups(), previous)
+        return optimizer_for(self.options, self.rates(epoch), self.model.parameter_groups(), previous)
+
+    def rates(self, epoch: int, done: float = 0.0) -> Rates:
+        return self.schedule.rates(epoch, done, self.state.history)
 
     def train(self) -> Figures:
         """Train the epoch, or the rest of it."""
@@ -182,6 +185,7 @@ class HyperIQASolver:
             def after_step() -> None:
                 bar.update(len(progress.scores[-1]))
                 bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
+                set_rates(self.optimizer, self.rates(epoch, progress.step / len(batches)))
                 progress.seconds = time.perf_counter() - started
                 if time.monotonic() - self.saved_at >= 60 * o.checkpoint_minutes:
                     self.save()
@@ -215,10 +219,11 @@ class HyperIQASolver:
             raise Interrupted(self.signals.received)
 
     def log_epoch(self, result: dict[str, Figures], seconds: Figures) -> None:
-        epoch, lr = self.state.epoch, vars(self.schedule.rates(self.state.epoch))
+        epoch, lr = self.state.epoch, vars(self.rates(self.state.epoch))
+        self.state.history.append(result[next(iter(self.data.tests))]["srcc"])
         self.log.line(epoch_row(epoch, result, ["train", *self.data.tests]))
         self.log.record(type="epoch", round=self.state.round, epoch=epoch, **result, lr=lr, seconds=seconds)
-        self.log.line(f"Learning rates: {self.schedule.rates(epoch + 1)}")
+        self.log.line(f"Learning rates: {self.rates(epoch + 1)}")
 
     def end_round(self) -> None:
         state, log, tests = self.state, self.log, self.data.tests

@@ -1,8 +1,9 @@
-"""Learning-rate schedules as pure functions of the epoch."""
+"""Learning-rate schedules as pure functions of the epoch, of how much of it is done, and of the figures so far.
+Nothing here remembers anything: a resumed run asks again and gets the same."""
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -26,8 +27,9 @@ class Constant:
     def __init__(self, lr: float, lr_ratio: float):
         self.lr, self.lr_ratio = lr, lr_ratio
 
-    def rates(self, epoch: int) -> Rates:
-        """Rates of epoch 1, 2, …"""
+    def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
+        """Rates of epoch 1, 2, … for its next step, when this share of its steps (0..1) is done.
+        history: the SRCC of each epoch before, by which the best one is chosen."""
         return Rates(self.lr * self.lr_ratio, self.lr)
 
     def makes_new(self, epoch: int) -> bool:
@@ -48,7 +50,7 @@ class Cosine(Constant):
         super().__init__(lr, lr_ratio)
         self.epochs, self.eta_min = epochs, eta_min
 
-    def rates(self, epoch: int) -> Rates:
+    def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         factor = (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
         return Rates(*(self.eta_min + (lr - self.eta_min) * factor for lr in (self.lr * self.lr_ratio, self.lr)))
 
@@ -67,7 +69,7 @@ class Step(Constant):
         super().__init__(lr, lr_ratio)
         self.fixes = frozenset(fixes)
 
-    def rates(self, epoch: int) -> Rates:
+    def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         if epoch == 1:
             return super().rates(1)
         t = epoch - 2
