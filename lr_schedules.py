@@ -14,6 +14,9 @@ class Rates:
     head: float | None
     backbone: float
 
+    def times(self, factor: float) -> "Rates":
+        return Rates(None if self.head is None else self.head * factor, self.backbone * factor)
+
     def __str__(self) -> str:
         head = "frozen" if self.head is None else f"{self.head:.2e}"
         return f"HyperNet={head}, Backbone={self.backbone:.2e}"
@@ -51,11 +54,78 @@ class Cosine(Constant):
         self.epochs, self.eta_min = epochs, eta_min
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
-        factor = (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
+        return self._after(epoch - 1)
+
+    def _after(self, epochs: float) -> Rates:
+        factor = (1 + math.cos(math.pi * epochs / self.epochs)) / 2
         return Rates(*(self.eta_min + (lr - self.eta_min) * factor for lr in (self.lr * self.lr_ratio, self.lr)))
 
     def __str__(self) -> str:
         return f"CosineAnnealingLR (T_max={self.epochs}, eta_min={self.eta_min:g})"
+
+
+class CosineByStep(Cosine):
+    """`--lr_scheduler cosine_step`: the same cosine, followed within the epochs too: each step has its own rate."""
+
+    def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
+        return self._after(epoch - 1 + done)
+
+    def __str__(self) -> str:
+        return f"cosine per step (T_max={self.epochs} epochs, eta_min={self.eta_min:g})"
+
+
+class MultiStep(Constant):
+    """`--lr_scheduler multistep`: MultiStepLR(milestones, gamma=0.1): a tenth of the rates after each of these epochs.
+    None: after 60 and 85 % of all epochs."""
+
+    def __init__(self, lr: float, lr_ratio: float, epochs: int, milestones: Sequence[int] | None):
+        super().__init__(lr, lr_ratio)
+        self.extendable = milestones is not None
+        self.milestones = milestones or [max(1, round(share * epochs)) for share in (0.6, 0.85)]
+
+    def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
+        return super().rates(epoch).times(0.1 ** sum(epoch > milestone for milestone in self.milestones))
+
+    def __str__(self) -> str:
+        return f"MultiStepLR (milestones={list(self.milestones)}, gamma=0.1)"
+
+
+class Plateau(Constant):
+    """`--lr_scheduler plateau`: ReduceLROnPlateau(mode="max", factor=0.1, patience, threshold=0) of the SRCC by which
+    the best epoch is chosen: a tenth of the rates after more than `patience` epochs without a better one."""
+
+    def __init__(self, lr: float, lr_ratio: float, patience: int):
+        super().__init__(lr, lr_ratio)
+        self.patience = patience
+
+    def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
+        best, bad, drops = -math.inf, 0, 0
+        for srcc in history[: epoch - 1]:
+            best, bad = (srcc, 0) if srcc > best else (best, bad + 1)
+            if bad > self.patience:
+                drops, bad = drops + 1, 0
+        return super().rates(epoch).times(0.1**drops)
+
+    def __str__(self) -> str:
+        return f"ReduceLROnPlateau (of the SRCC, factor=0.1, patience={self.patience})"
+
+
+class Warmup(Constant):
+    """`--warmup_epochs`: another schedule's rates times a factor that rises linearly, step by step, from 1 % at the
+    first one to 1 after these epochs (Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.2)."""
+
+    def __init__(self, schedule: Constant, epochs: int):
+        self.schedule, self.epochs, self.extendable = schedule, epochs, schedule.extendable
+
+    def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
+        share = min((epoch - 1 + done) / self.epochs, 1.0)
+        return self.schedule.rates(epoch, done, history).times(0.01 + 0.99 * share)
+
+    def makes_new(self, epoch: int) -> bool:
+        return self.schedule.makes_new(epoch)
+
+    def __str__(self) -> str:
+        return f"{self.schedule}, after a warm-up of {self.epochs} epoch{'s' if self.epochs > 1 else ''}"
 
 
 class Step(Constant):
@@ -90,9 +160,13 @@ SCHEDULES: dict[str, Callable[[Namespace], Constant]] = {
     "cosine": lambda o: Cosine(o.lr, o.lr_ratio, o.epochs),
     "step": lambda o: Step(o.lr, o.lr_ratio, o.training_fixes),
     "none": lambda o: Constant(o.lr, o.lr_ratio),
+    "multistep": lambda o: MultiStep(o.lr, o.lr_ratio, o.epochs, o.milestones),
+    "plateau": lambda o: Plateau(o.lr, o.lr_ratio, o.plateau_patience),
+    "cosine_step": lambda o: CosineByStep(o.lr, o.lr_ratio, o.epochs),
 }
 
 
 def make_schedule(options: Namespace) -> Constant:
-    """The schedule that `--lr_scheduler` names, made from the flags that it takes."""
-    return SCHEDULES[options.lr_scheduler](options)
+    """The schedule that `--lr_scheduler` names, made from the flags that it takes, with its warm-up."""
+    schedule = SCHEDULES[options.lr_scheduler](options)
+    return Warmup(schedule, options.warmup_epochs) if options.warmup_epochs else schedule

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, named_sets, problem_of
 from common.errors import UserError
-from common.run_files import NOT_FIGURES, plain
+from common.run_files import NOT_FIGURES, plain, shown
 
 AUGMENTATIONS = ("hflip", "none")
 FUSIONS = ("none", "concat", "direct", "attention", "fpn", "progressive")
@@ -21,7 +21,7 @@ HYPERS = ("conv", "transformer")
 FEATURE_DTYPES = ("fp16", "fp32", "none")
 LOSSES = ("l1", "mse", "smooth_l1", "plcc", "srcc", "fidelity")
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("cosine", "step", "none")
+SCHEDULES = ("cosine", "step", "none", "multistep", "plateau", "cosine_step")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
 
 IN_RUN_NAME = ("hyper", "loss", "optimizer")  # choices that a run's name says where they are not the default
@@ -124,10 +124,15 @@ def train_flags(description: str | None, script: Script) -> Flags:
     real("--clip_grad", None, "scale gradients down to this norm (default: as they are)", POSITIVE)
     flags.batch_size(96, "patches per step (over all processes)")
     count("--epochs", 16, "most epochs per round")
-    value("--lr_scheduler", SCHEDULES[0], "step: the published procedure, defects included", choices=SCHEDULES)
+    value("--lr_scheduler", SCHEDULES[0], "step: the published procedure, defects included; multistep, plateau: a "
+          "tenth after --milestones, or where the SRCC stays; cosine_step: anew for each step", choices=SCHEDULES)
     switch("--no_lr_scheduler", "lr_scheduler", "none", "same as --lr_scheduler none")
     value("--training_fixes", "none", f"repairs of --lr_scheduler step: comma list of {', '.join(FIXES)}; all; none",
           metavar="LIST")
+    value("--milestones", None, "of multistep: epochs after which the rates fall (default: 60 and 85 %% of --epochs)",
+          nargs="+", type=int, metavar="N")
+    count("--plateau_patience", 2, "of plateau: epochs without a better SRCC before the rates fall", least=0)
+    count("--warmup_epochs", 0, "let the rates rise from 1 %%, step by step, for so many epochs", least=0)
     count("--patience", 5, "stop after N epochs without a better SRCC")
     switch("--no_early_stopping", "early_stopping", False, "always run all epochs")
     value("--select_on", "test", "what early stopping and the best epoch go by; val: the official validation images, "
@@ -189,6 +194,14 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
     checks = {
         "--training_fixes needs --lr_scheduler step: it repairs that schedule and no other":
             o.training_fixes != "none" and o.lr_scheduler != "step",
+        "--milestones needs --lr_scheduler multistep": o.milestones and o.lr_scheduler != "multistep",
+        f"--milestones {shown(o.milestones)}: expected rising numbers from 1 to {o.epochs - 1}, below --epochs":
+            o.milestones and o.milestones != sorted({n for n in o.milestones if 0 < n < o.epochs}),
+        "--plateau_patience needs --lr_scheduler plateau": "plateau_patience" in given and o.lr_scheduler != "plateau",
+        "contradictory flags: --warmup_epochs and --lr_scheduler step, the published procedure":
+            o.warmup_epochs and o.lr_scheduler == "step",
+        f"--warmup_epochs {o.warmup_epochs}: expected fewer than --epochs {o.epochs}":
+            o.warmup_epochs and o.warmup_epochs >= o.epochs,
         "contradictory flags: --no_pretrained and --backbone_weights": o.backbone_weights and not o.pretrained,
         "contradictory flags: --init brings its own weights; no --backbone_weights, no --no_pretrained":
             o.init and (o.backbone_weights or "pretrained" in given),

@@ -1,10 +1,12 @@
 import itertools
+import math
 from argparse import Namespace
 
 import pytest
 import torch
 from helpers import fill_by_recipe, recipe_images
 
+import lr_schedules
 from losses import QualityLoss
 from lr_schedules import SCHEDULES, Rates
 from models import HyperNet, ResNetBackbone
@@ -14,8 +16,9 @@ LR, RATIO = 2e-5, 10
 COMBINATIONS = [c for n in range(4) for c in itertools.combinations(("filter", "backbone_lr", "optimizer_state"), n)]
 
 
-def make_schedule(name, lr, lr_ratio, epochs, fixes=()):
-    return SCHEDULES[name](Namespace(lr=lr, lr_ratio=lr_ratio, epochs=epochs, training_fixes=fixes))
+def make_schedule(name, lr, lr_ratio, epochs, fixes=(), milestones=None, plateau_patience=2):
+    more = Namespace(training_fixes=fixes, milestones=milestones, plateau_patience=plateau_patience)
+    return SCHEDULES[name](Namespace(lr=lr, lr_ratio=lr_ratio, epochs=epochs, **vars(more)))
 
 
 def of_epoch(schedule, epoch, weights, previous):
@@ -53,6 +56,66 @@ def test_step_exactly_per_epoch(fixes):
         assert head_moved == (epoch == 1 or trained)
         assert head_lr == (pytest.approx(head_lrs[epoch - 1], rel=1e-12) if head_moved else None)
         assert count == (3 * (epoch - 1) if "optimizer_state" in fixes else 0)
+
+
+def torchs(make, epochs, seen=None):
+    """Rates of head and backbone that a scheduler of torch gives, epoch by epoch; seen: what it is told after each."""
+    parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
+    adam = torch.optim.Adam([{"params": parameters[:1], "lr": LR * RATIO}, {"params": parameters[1:], "lr": LR}])
+    scheduler, rates = make(adam), []
+    for n in range(epochs):
+        rates.append([group["lr"] for group in adam.param_groups])
+        adam.step()
+        scheduler.step(*([seen[n]] if seen else []))
+    return rates
+
+
+def as_rows(schedule, epochs, **more):
+    found = [schedule.rates(epoch, **more) for epoch in range(1, epochs + 1)]
+    return [pytest.approx([rates.head, rates.backbone], rel=1e-9) for rates in found]
+
+
+@pytest.mark.parametrize(("given", "milestones"), [(None, [6, 8]), ([2, 3, 9], [2, 3, 9])])
+def test_multistep_is_torchs(given, milestones):
+    def theirs(adam):
+        return torch.optim.lr_scheduler.MultiStepLR(adam, milestones)
+
+    assert torchs(theirs, 10) == as_rows(make_schedule("multistep", LR, RATIO, 10, milestones=given), 10)
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_plateau_is_torchs(patience):
+    srcc = [0.1, 0.4, 0.4, 0.3, 0.2, 0.5, math.nan, 0.4, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6]
+
+    def theirs(adam):
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+        return plateau(adam, mode="max", factor=0.1, patience=patience, threshold=0, threshold_mode="abs", eps=0)
+
+    ours = make_schedule("plateau", LR, RATIO, 14, plateau_patience=patience)
+    assert torchs(theirs, 14, srcc) == as_rows(ours, 14, history=srcc)
+    assert len({ours.rates(epoch, 0.5, srcc[: epoch - 1]).head for epoch in range(1, 15)}) > 2
+
+
+def test_cosine_by_step_is_torchs_with_a_step_for_each_batch():
+    ours, steps = make_schedule("cosine_step", LR, RATIO, 4), 5
+
+    def theirs(adam):
+        return torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=4 * steps, eta_min=1e-6)
+
+    found = [vars(ours.rates(1 + k // steps, k % steps / steps)) for k in range(4 * steps)]
+    assert torchs(theirs, 4 * steps) == [pytest.approx([r["head"], r["backbone"]], rel=1e-9) for r in found]
+
+
+def test_a_warm_up_rises_by_steps_to_what_the_schedule_says():
+    plain = make_schedule("multistep", LR, RATIO, 10, milestones=[4])
+    warm = lr_schedules.Warmup(plain, 2)
+
+    def theirs(adam):
+        return torch.optim.lr_scheduler.LinearLR(adam, 0.01, 1.0, total_iters=2 * 5)
+
+    rises = [vars(warm.rates(1 + k // 5, k % 5 / 5)) for k in range(12)]
+    assert torchs(theirs, 12) == [pytest.approx([r["head"], r["backbone"]], rel=1e-9) for r in rises]
+    assert all(warm.rates(epoch) == plain.rates(epoch) for epoch in range(3, 11))
 
 
 def test_cosine_is_torchs_cosine_annealing():
