@@ -81,7 +81,7 @@ class HyperIQASolver:
         """A new model with weights from `seed`, and pretrained or given ones for the backbone; or that of `--init`."""
         o = self.options
         torch.manual_seed(seed)
-        model = self.initial.model(self.data.main, o.patch_size) if self.initial else new_model(o)
+        model = self.initial.model(self.data.main, o) if self.initial else new_model(o)
         if o.freeze_backbone:
             model.backbone.freeze()
         # Patches arrive channels last; weights in that layout too save the convolutions a copy.

@@ -18,21 +18,23 @@ def build(
     pretrained: bool = False,
     patch_size: int = 224,
     weights: Path | None = None,
+    drop_path: float | None = None,
     architecture: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """The backbone of that name, for square patches of that side in pixels: torchvision's where `RESNETS` names it.
     It starts from random weights, from ImageNet's (pretrained), or from the state dict in the file `weights`.
-    architecture: what a model of a hub is, as a checkpoint's description keeps it. Raises UserError where there is no
-    such backbone, or its weights cannot be had."""
+    drop_path: share of images for which a block is left out while training, rising linearly to it at the last block;
+    None: the encoder's own. architecture: what a model of a hub is, as a checkpoint's description keeps it. Raises
+    UserError where there is no such backbone, or its weights cannot be had."""
     downloaded = pretrained and weights is None
     backbone: Backbone
     try:
         if name in RESNETS:
-            backbone = ResNetBackbone(name, downloaded)
+            backbone = ResNetBackbone(name, downloaded, drop_path)
         elif name.startswith("swin"):
-            backbone = SwinBackbone(name, downloaded, patch_size)
+            backbone = SwinBackbone(name, downloaded, patch_size, drop_path)
         else:
-            backbone = TimmBackbone(name, downloaded, patch_size, architecture)
+            backbone = TimmBackbone(name, downloaded, patch_size, drop_path, architecture)
     except OSError as problem:
         advice = "give --backbone_weights PATH or --no_pretrained"
         raise UserError(f"the pretrained weights of {name} cannot be downloaded ({problem}); {advice}") from None

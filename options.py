@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, named_sets, problem_of
+from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, Range, named_sets, problem_of
 from common.errors import UserError
 from common.run_files import NOT_FIGURES, plain, shown
 
@@ -25,6 +25,7 @@ SCHEDULES = ("cosine", "step", "none", "multistep", "plateau", "cosine_step")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
 
 IN_RUN_NAME = ("hyper", "loss", "optimizer")  # choices that a run's name says where they are not the default
+PART: Range = ("a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,10 @@ def train_flags(description: str | None, script: Script) -> Flags:
     switch("--no_multiscale", "fusion", "none", "same as --fusion none")
     value("--hyper", HYPERS[0], "body of the hyper network: three 1x1 convs, or self-attention over all stages",
           choices=HYPERS)
+
+    flags.group("regularisation")
+    real("--dropout", 0.0, "before the generators and after the target network's first three layers: SMART-IQA", PART)
+    real("--drop_path", None, "stochastic depth of the encoder (default: its own; Swin 0.1, others none)", PART)
 
     flags.group("loss")
     value("--loss", LOSSES[0], "fits scores to their MOS; plcc, srcc, fidelity compare the batch's images",
@@ -209,6 +214,8 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
             "feature_dtype" in given and not (o.freeze_backbone and o.fixed_crops),
         "contradictory flags: --contrastive_weight trains the encoder, which --freeze_backbone leaves as it is":
             o.contrastive_weight and o.freeze_backbone,
+        "contradictory flags: --drop_path and --freeze_backbone, which leaves no path out":
+            o.drop_path and o.freeze_backbone,
         "contradictory flags: --no_early_stopping and --patience": not o.early_stopping and "patience" in given,
         "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)":
             o.dataset == "csv" and o.dataset_path is None,

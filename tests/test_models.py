@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from helpers import fill_by_recipe, recipe_images
 
@@ -222,3 +223,65 @@ def test_rescaling_is_a_change_of_the_last_layer():
     assert torch.allclose(model(images)["scores"], 5 - 0.04 * scores, atol=1e-5)
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {f"fc5{kind}_fc.{part}" for kind in "wb" for part in ("weight", "bias")}
+
+
+def test_dropout_lies_where_smart_iqa_has_it():
+    """Against the model in parts: a mask on what the generators see, and one after each of three layers."""
+    torch.manual_seed(0)
+    model = HyperNet(backbones.build("resnet18", patch_size=64), dropout=0.3)
+    model.backbone.eval()
+    images = torch.randn(4, 3, 64, 64)
+    maps = model.backbone.stage_maps(images)
+    torch.manual_seed(5)
+    found = model(images)["scores"]
+
+    torch.manual_seed(5)
+
+    def dropped(x):
+        return x * torch.empty_like(x).bernoulli_(0.7) / 0.7
+
+    hyper = dropped(model.body(maps, model.fuse(maps)))
+    x = model.backbone.target_in_vec(maps)
+    for i in range(1, 5):
+        w = getattr(model, f"fc{i}w_conv")(hyper).reshape(-1, TARGET_SIZES[i], TARGET_SIZES[i - 1])
+        x = torch.sigmoid(torch.einsum("noi,ni->no", w, x) + getattr(model, f"fc{i}b_fc")(hyper.mean((2, 3))))
+        x = dropped(x[:, :, None])[:, :, 0] if i <= 3 else x
+    pooled = hyper.mean((2, 3))
+    expected = (model.fc5w_fc(pooled) * x).sum(1) + model.fc5b_fc(pooled)[:, 0]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert model.state_dict().keys() == build("resnet18", patch_size=64).state_dict().keys()
+    model.eval()
+    assert torch.equal(model(images)["scores"], model(images)["scores"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "swin_nano", "test_convnext"])
+def test_drop_path_leaves_blocks_out_by_image_while_training(name):
+    """Copies of one image come out alike without it and not with it; scoring leaves nothing out."""
+    torch.manual_seed(0)
+    plain, dropping = (backbones.build(name, patch_size=64, drop_path=rate) for rate in (0.0, 0.9))
+    dropping.load_state_dict(plain.state_dict())
+    images = torch.randn(1, 3, 64, 64).repeat(8, 1, 1, 1)
+    for backbone in (plain, dropping):
+        backbone.eval()
+    assert torch.equal(plain.stage_maps(images)[3], dropping.stage_maps(images)[3])
+    for backbone in (plain, dropping):
+        backbone.train()
+    maps = dropping.stage_maps(images)[3].detach().flatten(1)
+    assert len({tuple(row.tolist()) for row in maps}) > 1  # the same image, other paths
+    same = plain.stage_maps(images)[3].detach().flatten(1)
+    assert torch.allclose(same, same[:1].expand_as(same), atol=1e-5)
+
+
+def test_stochastic_depth_of_a_resnet_is_timms():
+    """Of the same block outputs: the same share of images, scaled up the same, as timm's own ResNet drops."""
+    theirs = timm.create_model("resnet50", drop_path_rate=0.7)
+    theirs = [b for s in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4) for b in s]
+    rates = [block.drop_path.drop_prob if block.drop_path else 0.0 for block in theirs]
+    blocks = [b for s in (1, 2, 3, 4) for b in getattr(backbones.build("resnet50", drop_path=0.7), f"layer{s}")]
+    assert len(rates) == len(blocks) == 16
+    for rate, block in zip(rates, blocks):
+        (hook,) = block.bn3._forward_hooks.values()
+        block.bn3.train()
+        kept = hook(block.bn3, (), torch.ones(4000, 1, 1, 1)).flatten()
+        assert (kept == 0).float().mean().item() == pytest.approx(rate, abs=0.04)
+        assert torch.allclose(kept[kept > 0], torch.tensor(1 / (1 - rate)))
