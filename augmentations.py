@@ -2,10 +2,12 @@
 An augmentation draws what it does to each patch on the CPU, from the epoch's own generator, and is applied to the
 batch on the device. `AUGMENTATIONS` names them; a batch holds what was drawn under the augmentation's name."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
+
+from reading.records import Record
 
 
 class HorizontalFlip:
@@ -36,3 +38,10 @@ def augmented(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if name in batch:
             patches = augmentation(patches, batch[name])
     return patches
+
+
+def label_noise(records: Sequence[Record], score_range: tuple[float, float], strength: float) -> np.ndarray:
+    """The standard deviation of the noise on each record's MOS: `strength` standard errors where it is known, else
+    per cent of the set's score range."""
+    low, high = score_range
+    return strength * np.array([(high - low) / 100 if r.error is None else r.error for r in records])

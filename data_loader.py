@@ -9,7 +9,7 @@ import signal
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import torch
 import torchvision
 
 import checkpoints
-from augmentations import DEFAULT, draw
+from augmentations import DEFAULT, draw, label_noise
 from common.device import Hardware
 from common.errors import UserError
 from common.files import HERE
@@ -160,7 +160,8 @@ class PatchBatches(torch.utils.data.Dataset):
     def __getitem__(self, b: int) -> dict[str, Any]:
         rows, p = slice(b * self.batch_size, (b + 1) * self.batch_size), self.patches
         image, side = p.image[rows], self.cache.min_side
-        batch: dict[str, Any] = {"mos": torch.from_numpy(self.mos[image]), "image": torch.from_numpy(image)}
+        mos = self.mos[image] + p.drawn["label_noise"][rows] if "label_noise" in p.drawn else self.mos[image]
+        batch: dict[str, Any] = {"mos": torch.from_numpy(mos), "image": torch.from_numpy(image)}
         if self.features is not None:
             batch["features"] = self.features[np.arange(len(p))[rows] if p.row is None else p.row[rows]]
         else:
@@ -243,7 +244,7 @@ class RunData:
         self.main.note_undefined()
         self.cross, self.said = read_cross_tests(o.cross_test, seed, reader.spaq_root)
         self.sets = [self.main, *self.cross.values()]
-        self.fingerprint = {data.name: data.fingerprint() for data in self.sets}
+        self.fingerprint = {data.name: data.fingerprint(errors=o.label_noise > 0) for data in self.sets}
         counts = {part: len(self.main.split(part)) for part in ("train", "val", "test")}
         self.counts = {part: n for part, n in counts.items() if n} | {n: len(d.records) for n, d in self.cross.items()}
 
@@ -252,6 +253,12 @@ class RunData:
         """What a log says of the sets."""
         counted = ", ".join(f"{n} {part} images" for part, n in self.counts.items() if part not in self.cross)
         notes = [note for data in self.sets for note in data.notes] + [f"{self.main.name}: {counted}", *self.said]
+        if strength := self.options.label_noise:
+            known = sum(r.error is not None for r in self.main.split("train"))
+            low, high = self.main.range
+            rest = f"{strength:g} % of {low:g}..{high:g}"
+            of = f"{strength:g} standard errors of {known} images' MOS, else {rest}" if known else rest
+            notes.append(f"Label noise: {of}; training figures are against the noisy MOS")
         return notes + [f"{name.upper()} cross test: {self.counts[name]} images" for name in self.cross]
 
     @property
@@ -285,7 +292,17 @@ class RunData:
         o = self.options
         address = (o.patch_size, o.train_patch_num, seed, epoch, o.augment, o.fixed_crops)
         records = self.images.records("train")
-        return self.images.batches(records, batch_size, lambda sizes: train_patches(sizes, *address))
+        # Drawn apart from the crops, which are the same with and without it.
+        rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch, 0, 1)))
+
+        def patches_of(sizes: np.ndarray) -> Patches:
+            patches, drawn = train_patches(sizes, *address), {}
+            if o.label_noise:
+                sd = label_noise(records, self.main.range, o.label_noise)[patches.image]
+                drawn["label_noise"] = (sd * rng.standard_normal(len(patches))).astype(np.float32)
+            return replace(patches, drawn={**patches.drawn, **drawn})
+
+        return self.images.batches(records, batch_size, patches_of)
 
     def names_of(self, batches: PatchBatches, b: int) -> str:
         """The images that training batch b has patches of."""

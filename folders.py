@@ -2,8 +2,10 @@
 
 What they share, and how a reader's rows become records, is in `reading/records.py`."""
 
+import math
 import os
 import re
+import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -43,10 +45,10 @@ class KonIQ10k(Reader):
     image_folders = (("train", "test"), ("1024x768",), ("512x384",), *UNPACKED)
 
     def rows(self) -> list[Row]:
-        scores = self._scores()
+        scores, errors = self._scores(), self._errors()
         split = self._split(scores)
         if split is None:
-            return [Row(name, score) for name, score in scores.items()]
+            return [Row(name, score, error=errors.get(name)) for name, score in scores.items()]
         unlisted = len(scores.keys() - split.keys())
         if unlisted:
             self.notes.append(f"{self.name}: {unlisted} images of the CSV are in no split and left out")
@@ -55,7 +57,7 @@ class KonIQ10k(Reader):
             raise UserError(
                 f"{self.name}: {len(unscored)} images of the split have no score in {SCORES}: {first_five(unscored)}"
             )
-        return [Row(name, scores[name], part) for name, part in split.items()]
+        return [Row(name, scores[name], part, error=errors.get(name)) for name, part in split.items()]
 
     def _scores(self) -> dict[str, float]:
         """Image -> MOS of 0..100: from the score file, else from the sets file, which has them to 12 digits."""
@@ -64,6 +66,18 @@ class KonIQ10k(Reader):
             column, more = "MOS", f"; {SCORES} is missing"
             self.notes.append(f"{self.name}: {SCORES} is missing; scores are the MOS of {SETS}")
         return {row["image_name"]: number(row[column]) for row in read_table(path, ("image_name", column), (), more)}
+
+    def _errors(self) -> dict[str, float]:
+        """Image -> standard error of its MOS of 0..100: the SD / sqrt(votes) of the score file, of its MOS of 1..5,
+        times the slope of MOS_zscore on that; {} where the file lacks these columns."""
+        path, columns = self._there(SCORES), ("image_name", "MOS_zscore", "MOS", "SD", "c_total")
+        try:
+            rows = list(read_table(path, columns[:1], columns[1:])) if path.exists() else []
+            scores, mos, sd, votes = ([float(row[column]) for row in rows] for column in columns[1:])
+            slope = statistics.linear_regression(mos, scores).slope
+            return {row["image_name"]: slope * s / math.sqrt(n) for row, s, n in zip(rows, sd, votes)}
+        except (KeyError, ValueError, ZeroDivisionError):  # a column is missing, or is none of numbers
+            return {}
 
     def _split(self, scores: dict[str, float]) -> dict[str, str] | None:
         """Image -> split: from the JSON lists, else from the official sets file, else None."""

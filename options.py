@@ -109,6 +109,8 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags.group("regularisation")
     real("--dropout", 0.0, "before the generators and after the target network's first three layers: SMART-IQA", PART)
     real("--drop_path", None, "stochastic depth of the encoder (default: its own; Swin 0.1, others none)", PART)
+    real("--label_noise", 0.0, "Gaussian noise on the MOS of each patch: X standard errors where the set gives votes, "
+         "else X %% of the score range", NOT_NEGATIVE)
 
     flags.group("loss")
     value("--loss", LOSSES[0], "fits scores to their MOS; plcc, srcc, fidelity compare the batch's images",

@@ -27,7 +27,7 @@ class Record:
     `name` is what it is called in every record: its path below the folder of the images, normalised, with / between
     the parts; unique in its set, and the same wherever the set lies. `group` is shared by images of the same content,
     which must not be torn apart by a split; None: own content. `kind` is the kind of distortion in words, where the
-    set says it."""
+    set says it; `error` the standard error of the score, in its units, where the set gives votes."""
 
     name: str
     path: Path
@@ -35,6 +35,7 @@ class Record:
     split: str
     group: str | None = None
     kind: str | None = None
+    error: float | None = None
 
 
 @dataclass
@@ -65,9 +66,12 @@ class DataSet:
                 why = all_same if len(scores) > 1 else f"there is only 1 {part} image"
                 self.notes.append(f"{self.name}: SRCC and PLCC will be nan: {why}")
 
-    def fingerprint(self) -> str:
-        """Changes when an image name, a score, a split or a group changes; not when the folder moves."""
-        rows = sorted((r.split, r.name, repr(r.score), r.group or "") for r in self.records)
+    def fingerprint(self, errors: bool = False) -> str:
+        """Changes when an image name, a score, a split or a group changes, and with `errors` when a standard error
+        does; not when the folder moves."""
+        rows = sorted(
+            (r.split, r.name, repr(r.score), r.group or "", *([repr(r.error)] if errors else [])) for r in self.records
+        )
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
@@ -80,6 +84,7 @@ class Row:
     split: str | None = None
     group: str | None = None
     kind: str | None = None
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -184,7 +189,7 @@ class Reader:
         if repeated := [name for name, n in Counter(name for name, _ in files).items() if n > 1]:
             raise UserError(f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}")
         records = [
-            Record(name, path, row.score, row.split or "test", row.group, row.kind)
+            Record(name, path, row.score, row.split or "test", row.group, row.kind, row.error)
             for row, (name, path) in zip(rows, files, strict=True)
         ]
         better = self.higher_is_better and not self.lower_is_better

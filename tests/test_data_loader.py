@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 import torch
 import torchvision.transforms as T
-from helpers import picture, write_images
+from helpers import picture, score_of, write_images, write_koniq
 from PIL import Image
+from scipy import stats
 
 import augmentations
 import data_loader
 import engine
 from common.device import Hardware
 from common.errors import UserError
-from data_loader import PatchBatches, fitting_workers, make_loader, test_patches, train_patches
+from data_loader import PatchBatches, RunData, fitting_workers, make_loader, test_patches, train_patches
 from models import Backbone
 from reading.cache import ImageCache
+from run_log import RunLog
 
 test_patches.__test__ = False  # its name is the field's, not pytest's
 
@@ -188,3 +190,41 @@ def test_a_worker_that_dies_or_hangs_is_one_line(monkeypatch, fail, said):
     loader = make_loader(Failing(fail), Hardware(torch.device("cpu"), workers=1))
     with pytest.raises(UserError, match=f"a process that cuts patches {said}.*--resume auto goes on"):
         engine.score(torch.nn.Identity(), loader, 1, Hardware(torch.device("cpu")))
+
+
+@pytest.fixture
+def training(settings):
+    """training(*flags)(epoch): the batch of all patches of an epoch, and where they lie, of a run with these flags."""
+
+    def of_a_run(*flags):
+        options = settings("resnet", "--no_spaq", "--batch_size", 10**6, *flags)
+        data, log = RunData(options, 42), RunLog(options.log_dir, options.checkpoint_dir, "data", False)
+        data.decode(torch.device("cpu"), log, new=True)
+        log.close()
+        return lambda epoch: ((batches := data.train_batches(42, epoch, options.batch_size))[0], batches.patches)
+
+    return of_a_run
+
+
+@pytest.mark.parametrize("votes", [False, True])
+def test_label_noise_is_gaussian_of_the_stated_width_and_moves_nothing_else(training, tmp_path, votes):
+    root = write_koniq(tmp_path / "koniq-10k")
+    if votes:  # SD 0.2 of 1..5 and 4·(i+1) votes, on a scale of 20 per step
+        scores = {f"train_{i}.jpg": score_of(i, 12) for i in range(12)} | {
+            f"test_{i}.jpg": score_of(i, 6) for i in range(6)
+        }
+        rows = [f"{name},{4 * (k + 1)},{s / 20},0.2,{s}" for k, (name, s) in enumerate(scores.items())]
+        (root / "koniq10k_scores_and_distributions.csv").write_text(
+            "\n".join(["image_name,c_total,MOS,SD,MOS_zscore", *rows])
+        )
+    flags = ("--train_patch_num", 300, "--dataset_path", root)
+    noisy, plain = training(*flags, "--label_noise", 2), training(*flags)
+    (batch, patches), (same, there) = noisy(1), plain(1)
+    assert torch.equal(batch["patches"], same["patches"]) and np.array_equal(patches.image, there.image)
+    noise = (batch["mos"] - same["mos"]).numpy()
+    for i in range(12):
+        expected = 2 * 20 * 0.2 / (4 * (i + 1)) ** 0.5 if votes else 2.0  # of 0..100
+        assert stats.kstest(noise[patches.image == i] / expected, "norm").pvalue > 1e-3
+    assert torch.equal(noisy(1)[0]["mos"], batch["mos"]) and not torch.equal(
+        noisy(2)[0]["mos"] - plain(2)[0]["mos"], torch.from_numpy(noise)
+    )

@@ -75,6 +75,24 @@ def test_koniq_with_the_official_sets_needs_no_validation_images(root):
     assert names(data, "train") == TRAIN[:8] and names(data, "test") == TEST and not data.split("val")
 
 
+def test_koniq_gives_standard_errors_on_the_scale_of_its_scores(root):
+    """MOS_zscore 20·MOS - 13: SD/sqrt(votes) of 1..5 becomes twenty times as much."""
+    path = root / "koniq10k_scores_and_distributions.csv"
+    names = [line.split(",")[0].strip('"') for line in path.read_text().splitlines()[1:]]
+    header = "image_name,c1,c2,c3,c4,c5,c_total,MOS,SD,MOS_zscore"
+    values = [(name, 1.5 + 0.2 * k, 0.3 + 0.05 * k, 25 * (k + 1)) for k, name in enumerate(names)]
+    rows = [f"{name},0,0,0,0,0,{votes},{mos},{sd},{20 * mos - 13}" for name, mos, sd, votes in values]
+    path.write_text("\n".join([header, *rows]))
+    data = KonIQ10k(root).read()
+    expected = {name: 20 * sd / votes**0.5 for name, _, sd, votes in values}
+    assert {r.name: r.error for r in data.records} == pytest.approx(expected)
+    plain = [replace(r, error=None) for r in data.records]
+    assert replace(data, records=plain).fingerprint() == data.fingerprint()  # which is what it was before
+    assert replace(data, records=plain).fingerprint(errors=True) != data.fingerprint(errors=True)
+    path.write_text("\n".join([header, *(row.replace(",0.3,", ",?,") for row in rows)]))
+    assert {r.error for r in KonIQ10k(root).read().records} == {None}
+
+
 def test_koniq_in_another_case_is_the_same(root):
     expected = KonIQ10k(root).read().fingerprint()
     for path in [*root.glob("*.*"), root / "train"]:
