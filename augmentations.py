@@ -1,11 +1,14 @@
-"""What is done to training patches, and to no others: a stage of the training step.
+"""What is done to training patches and their MOS, and to no others: a stage of the training step.
 An augmentation draws what it does to each patch on the CPU, from the epoch's own generator, and is applied to the
-batch on the device. `AUGMENTATIONS` names them; a batch holds what was drawn under the augmentation's name."""
+batch on the device. `AUGMENTATIONS` names them, in the order of drawing and applying; a batch holds what was drawn
+under the augmentation's name."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torchvision.transforms.v2 import functional as tv
 
 from reading.records import Record
 
@@ -13,7 +16,7 @@ from reading.records import Record
 class HorizontalFlip:
     """Mirrors half of the patches."""
 
-    def draw(self, rng: np.random.Generator, number: int) -> np.ndarray:
+    def draw(self, rng: np.random.Generator, number: int, strength: float) -> np.ndarray:
         """Whether each of `number` patches is mirrored: bool (number,)."""
         return rng.random(number) < 0.5
 
@@ -22,13 +25,69 @@ class HorizontalFlip:
         return torch.where(flip[:, None, None, None], patches.flip(2), patches)
 
 
-AUGMENTATIONS = {"hflip": HorizontalFlip()}
-DEFAULT = ("hflip",)
+class VerticalFlip(HorizontalFlip):
+    """Turns half of the patches upside down."""
+
+    def __call__(self, patches: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
+        return torch.where(flip[:, None, None, None], patches.flip(1), patches)
 
 
-def draw(names: Iterable[str], rng: np.random.Generator, number: int) -> dict[str, np.ndarray]:
-    """What each of these augmentations, but `none`, does to `number` patches: arrays (number, …)."""
-    return {name: AUGMENTATIONS[name].draw(rng, number) for name in names if name != "none"}
+class QuarterTurns:
+    """Turns each patch by 0, 90, 180 or 270 degrees."""
+
+    def draw(self, rng: np.random.Generator, number: int, strength: float) -> np.ndarray:
+        return rng.integers(0, 4, number)
+
+    def __call__(self, patches: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        for k in (1, 2, 3):
+            patches = torch.where((turns == k)[:, None, None, None], patches.rot90(k, (1, 2)), patches)
+        return patches
+
+
+class Color:
+    """Changes brightness, contrast and saturation by up to the share `strength`, as torchvision does."""
+
+    def draw(self, rng: np.random.Generator, number: int, strength: float) -> np.ndarray:
+        """A factor of each: (number, 3)."""
+        return (1 + strength * rng.uniform(-1, 1, (number, 3))).astype(np.float32)
+
+    def __call__(self, patches: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+        """Patches uint8, factors (N, 3) -> patches."""
+        changed = list(patches.permute(0, 3, 1, 2))
+        for change, each in zip((tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation), factors.T.tolist()):
+            changed = [change(patch, factor) for patch, factor in zip(changed, each)]
+        return torch.stack(changed).permute(0, 2, 3, 1)
+
+
+class Blur:
+    """Blurs half of the patches by a Gaussian of up to ten times `strength` pixels."""
+
+    def draw(self, rng: np.random.Generator, number: int, strength: float) -> np.ndarray:
+        """The Gaussian's sigma in pixels, 0: no blur: (number,)."""
+        return (10 * strength * rng.random(number) * (rng.random(number) < 0.5)).astype(np.float32)
+
+    def __call__(self, patches: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        """Patches uint8, sigmas (N,) -> patches."""
+        blurred = [
+            tv.gaussian_blur(patch, 2 * int(np.ceil(3 * sigma)) + 1, sigma) if sigma > 0 else patch
+            for patch, sigma in zip(patches.permute(0, 3, 1, 2), sigmas.tolist())
+        ]
+        return torch.stack(blurred).permute(0, 2, 3, 1)
+
+
+AUGMENTATIONS: dict[str, Any] = {
+    "hflip": HorizontalFlip(),
+    "vflip": VerticalFlip(),
+    "rot90": QuarterTurns(),
+    "color": Color(),
+    "blur": Blur(),
+}
+DEFAULT = {"hflip": 1.0}
+
+
+def draw(strengths: Mapping[str, float], rng: np.random.Generator, number: int) -> dict[str, np.ndarray]:
+    """What each of the named augmentations, but `none`, does to `number` patches: arrays (number, …)."""
+    return {name: a.draw(rng, number, strengths[name]) for name, a in AUGMENTATIONS.items() if name in strengths}
 
 
 def augmented(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:

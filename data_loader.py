@@ -74,12 +74,12 @@ def train_patches(
     per_image: int,
     seed: int,
     epoch: int,
-    augment: Iterable[str] = DEFAULT,
+    augment: Mapping[str, float] = DEFAULT,
     fixed: bool = False,
 ) -> Patches:
     """`per_image` random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
     sizes: (n, 2) heights and widths. `seed` is the round's own, so round 2 of seed 7 is round 1 of seed 8.
-    fixed: the crops of epoch 0, which is no epoch, in the order of this one."""
+    augment: name -> strength. fixed: the crops of epoch 0, which is no epoch, in the order of this one."""
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch)))
     if fixed and epoch:
         same = train_patches(sizes, patch_size, per_image, seed, 0, augment)
@@ -290,7 +290,8 @@ class RunData:
     def train_batches(self, seed: int, epoch: int, batch_size: int) -> PatchBatches:
         """The batches of an epoch, a function of (seed, epoch)."""
         o = self.options
-        address = (o.patch_size, o.train_patch_num, seed, epoch, o.augment, o.fixed_crops)
+        augment = dict.fromkeys(o.augment, o.augment_strength)
+        address = (o.patch_size, o.train_patch_num, seed, epoch, augment, o.fixed_crops)
         records = self.images.records("train")
         # Drawn apart from the crops, which are the same with and without it.
         rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch, 0, 1)))

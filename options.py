@@ -14,7 +14,7 @@ from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, Range, named
 from common.errors import UserError
 from common.run_files import NOT_FIGURES, plain, shown
 
-AUGMENTATIONS = ("hflip", "none")
+AUGMENTATIONS = ("hflip", "vflip", "rot90", "color", "blur", "none")
 FUSIONS = ("none", "concat", "direct", "attention", "fpn", "progressive")
 WHOLE_MAPS = ("fpn", "progressive")  # fusions for which averaged stage maps do not do
 HYPERS = ("conv", "transformer")
@@ -84,8 +84,11 @@ def train_flags(description: str | None, script: Script) -> Flags:
            "then computes its features once, for this and later runs")
     value("--feature_dtype", FEATURE_DTYPES[0], "of those features on the disk; none: go through the pixels",
           choices=FEATURE_DTYPES)
-    value("--augment", ["hflip"], "of training patches; hflip: half of them mirrored; none: as they are",
+    value("--augment", ["hflip"], "of training patches; hflip, vflip: half of them mirrored; rot90: quarter turns; "
+          "color: brightness, contrast, saturation; blur: half of them; none: as they are",
           nargs="+", choices=AUGMENTATIONS)
+    real("--augment_strength", 0.2, "color: at most this share more or less; blur: a sigma of up to ten times as many "
+         "pixels", SHARE)
     count("--test_patch_num", 25, "crops per test image with --test_crop grid or random")
     value("--test_crop", "center", "center (scored once), grid or random", choices=["center", "grid", "random"])
     switch("--test_random_crop", "test_crop", "random", "same as --test_crop random")
@@ -226,6 +229,8 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         "contradictory flags: --cache_device cuda and --device cpu": o.cache_device == "cuda" and o.device == "cpu",
         "--tensorboard needs the package tensorboard: pip install tensorboard":
             o.tensorboard and importlib.util.find_spec("tensorboard") is None,
+        "--augment_strength needs --augment color or blur":
+            "augment_strength" in given and not {"color", "blur"} & {*o.augment},
         "contradictory: --augment none with others": "none" in o.augment and len(o.augment) > 1,
         "--val_fraction needs --select_on val": o.val_fraction is not None and o.select_on != "val",
         "contradictory flags: --resume PATH and --run_name (the run keeps its name)": path and o.run_name is not None,
@@ -285,6 +290,7 @@ def train_options(argv: Sequence[str] | None, description: str | None, script: S
         vars(options).update(options.demo_defaults)
         problems.extend(_cross_tests(options, script))
         options.resize = options.resize or script.datasets[options.dataset]
+        options.augment = [name for name in AUGMENTATIONS if name in options.augment]  # in one order, each once
 
     def found(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield from problems

@@ -39,7 +39,7 @@ def test_train_patches_are_a_function_of_seed_and_epoch():
 
 
 def test_augmentations_change_neither_order_nor_crops():
-    plain, flipped = (train_patches(SIZES, 224, 5, 1, 1, augment) for augment in (("none",), ("hflip",)))
+    plain, flipped = (train_patches(SIZES, 224, 5, 1, 1, augment) for augment in ({"none": 1}, {"hflip": 1}))
     assert plain.drawn == {} and flipped.drawn["hflip"].shape == (20,)
     for name in ("image", "top", "left"):
         assert np.array_equal(getattr(plain, name), getattr(flipped, name))

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-import augmentations
 import fusion
 import lr_schedules
 import options
@@ -176,7 +175,6 @@ def test_parser_says_errors_as_user_errors():
 
 def test_choices_are_those_of_the_axes():
     """options.py lists them, since it must not import torch; the dictionaries of the axes are the truth."""
-    assert (*augmentations.AUGMENTATIONS, "none") == options.AUGMENTATIONS
     assert tuple(fusion.FUSIONS) == options.FUSIONS and tuple(lr_schedules.SCHEDULES) == options.SCHEDULES
 
 
