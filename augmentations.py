@@ -104,3 +104,41 @@ def label_noise(records: Sequence[Record], score_range: tuple[float, float], str
     per cent of the set's score range."""
     low, high = score_range
     return strength * np.array([(high - low) / 100 if r.error is None else r.error for r in records])
+
+
+def draw_mixing(rng: np.random.Generator, number: int, mixup: float, cutmix: float, side: int) -> dict[str, np.ndarray]:
+    """How each patch is mixed with the one before it in its batch, the first with the last; {} where not at all.
+    mixup, cutmix: the parameters of the Beta distributions of what is kept; 0: never; with both, half of the patches
+    each. `blend` (number,): what is kept of each pixel (Zhang et al., "mixup", ICLR 2018); `box` (number, 4): top,
+    bottom, left and right of what the other patch covers (Yun et al., "CutMix", ICCV 2019); `share` (number,): what is
+    kept of the MOS."""
+    if not (mixup or cutmix):
+        return {}
+    cut = rng.random(number) < (0.5 if mixup else 1) if cutmix else np.zeros(number, bool)
+    beta = np.where(cut, cutmix or 1, mixup or 1)
+    keep = rng.beta(beta, beta)
+    half = np.where(cut, side * np.sqrt(1 - keep) / 2, 0)
+    y, x = rng.uniform(0, side, (2, number))
+    box = np.stack([y - half, y + half, x - half, x + half], 1).round().astype(np.int64).clip(0, side)
+    covered = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2]) / side**2
+    blend, share = np.where(cut, 1, keep), np.where(cut, 1 - covered, keep)
+    return {"blend": blend.astype(np.float32), "box": box, "share": share.astype(np.float32)}
+
+
+def mixed(images: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Images (N, 3, P, P) after the mixing that was drawn for the batch."""
+    if "blend" not in batch:
+        return images
+    other, place = images.roll(1, 0), torch.arange(images.shape[-1], device=images.device)
+    top, bottom, left, right = batch["box"].T[:, :, None]
+    rows, columns = (place >= top) & (place < bottom), (place >= left) & (place < right)
+    blended = torch.lerp(other, images, batch["blend"][:, None, None, None])
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], other, blended)
+
+
+def trained_mos(mos: np.ndarray, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The MOS (N,) that a batch is trained on: with the noise and mixed as was drawn for it."""
+    if "label_noise" in drawn:
+        mos = mos + drawn["label_noise"]
+    share = drawn.get("share")
+    return mos if share is None else share * mos + (1 - share) * np.roll(mos, 1)

@@ -20,7 +20,7 @@ import torch
 import torchvision
 
 import checkpoints
-from augmentations import DEFAULT, draw, label_noise
+from augmentations import DEFAULT, draw, draw_mixing, label_noise, trained_mos
 from common.device import Hardware
 from common.errors import UserError
 from common.files import HERE
@@ -160,13 +160,14 @@ class PatchBatches(torch.utils.data.Dataset):
     def __getitem__(self, b: int) -> dict[str, Any]:
         rows, p = slice(b * self.batch_size, (b + 1) * self.batch_size), self.patches
         image, side = p.image[rows], self.cache.min_side
-        mos = self.mos[image] + p.drawn["label_noise"][rows] if "label_noise" in p.drawn else self.mos[image]
+        drawn = {name: each[rows] for name, each in p.drawn.items()}
+        mos = trained_mos(self.mos[image], drawn)
         batch: dict[str, Any] = {"mos": torch.from_numpy(mos), "image": torch.from_numpy(image)}
         if self.features is not None:
             batch["features"] = self.features[np.arange(len(p))[rows] if p.row is None else p.row[rows]]
         else:
             batch["patches"] = self.cache.crops(self.images[image], p.top[rows], p.left[rows], side)
-            batch |= {name: torch.from_numpy(drawn[rows]) for name, drawn in p.drawn.items()}
+            batch |= {name: torch.from_numpy(each) for name, each in drawn.items()}
         if p.address:
             batch["seed"] = int(addressed_seed(*p.address, b).generate_state(1)[0])
         return batch
@@ -301,7 +302,8 @@ class RunData:
             if o.label_noise:
                 sd = label_noise(records, self.main.range, o.label_noise)[patches.image]
                 drawn["label_noise"] = (sd * rng.standard_normal(len(patches))).astype(np.float32)
-            return replace(patches, drawn={**patches.drawn, **drawn})
+            mixing = draw_mixing(rng, len(patches), o.mixup, o.cutmix, o.patch_size)
+            return replace(patches, drawn={**patches.drawn, **drawn, **mixing})
 
         return self.images.batches(records, batch_size, patches_of)
 

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 import metrics
-from augmentations import augmented
+from augmentations import augmented, mixed
 from common.device import Hardware
 from data_loader import SCORE_BATCH, DecodedSet, PatchBatches, make_loader, test_patches, workers_watched
 from fusion import StageMaps
@@ -85,9 +85,11 @@ class EpochProgress:
 
 
 def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | StageMaps:
-    """What the model takes of a batch: its augmented patches (N, 3, P, P), normalised as the backbone asks; or the
-    stage maps of a frozen encoder, which were computed before."""
-    return model.unpack(batch["features"]) if "features" in batch else model.backbone.normalised(augmented(batch))
+    """What the model takes of a batch: its augmented and mixed patches (N, 3, P, P), normalised as the backbone asks;
+    or the stage maps of a frozen encoder, which were computed before."""
+    if "features" in batch:
+        return model.unpack(batch["features"])
+    return mixed(model.backbone.normalised(augmented(batch)), batch)
 
 
 @workers_watched()

@@ -114,6 +114,10 @@ def train_flags(description: str | None, script: Script) -> Flags:
     real("--drop_path", None, "stochastic depth of the encoder (default: its own; Swin 0.1, others none)", PART)
     real("--label_noise", 0.0, "Gaussian noise on the MOS of each patch: X standard errors where the set gives votes, "
          "else X %% of the score range", NOT_NEGATIVE)
+    real("--mixup", 0.0, "Beta parameter of blending each patch and its MOS with another of the batch; 0: never",
+         NOT_NEGATIVE)
+    real("--cutmix", 0.0, "the same of covering a part of it with another; with both, half of the patches each",
+         NOT_NEGATIVE)
 
     flags.group("loss")
     value("--loss", LOSSES[0], "fits scores to their MOS; plcc, srcc, fidelity compare the batch's images",

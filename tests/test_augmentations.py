@@ -3,7 +3,7 @@ import pytest
 import torch
 from helpers import picture
 from PIL import Image, ImageEnhance
-from scipy import ndimage
+from scipy import ndimage, stats
 
 import augmentations
 import options
@@ -75,6 +75,36 @@ def test_what_is_drawn_for_one_does_not_depend_on_the_order_of_names():
     assert all(np.array_equal(one[name], other[name]) for name in one)
     # hflip comes first, so that it is what it is without the others.
     assert np.array_equal(one["hflip"], augmentations.draw({"hflip": 1.0}, np.random.default_rng(1), N)["hflip"])
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
+def test_mixing_keeps_of_the_mos_what_it_keeps_of_the_pixels(mixup, cutmix):
+    """Patches of one grey level each, equal to their MOS: the mean of what comes out is the mixed MOS."""
+    number = 400
+    drawn = augmentations.draw_mixing(np.random.default_rng(0), number, mixup, cutmix, 32)
+    mos = np.random.default_rng(1).uniform(0, 100, number).astype(np.float32)
+    images = torch.from_numpy(mos)[:, None, None, None].expand(-1, 3, 32, 32)
+    found = augmentations.mixed(images, {name: torch.from_numpy(each) for name, each in drawn.items()})
+    assert torch.allclose(found.mean((1, 2, 3)), torch.from_numpy(augmentations.trained_mos(mos, drawn)), atol=1e-3)
+    cut = drawn["blend"] == 1
+    assert cut.mean() == pytest.approx(cutmix and (0.5 if mixup else 1), abs=0.1)
+    for i in range(number):  # each as its paper has it: pixel by pixel, with the patch before
+        expected, other = np.full((32, 32), mos[i]), mos[i - 1]
+        top, bottom, left, right = drawn["box"][i]
+        expected[top:bottom, left:right] = other
+        if not cut[i]:
+            expected = drawn["share"][i] * mos[i] + (1 - drawn["share"][i]) * other
+        assert np.allclose(found[i].numpy(), expected, atol=1e-3)
+    if not cut.all():
+        assert stats.kstest(drawn["share"][~cut], stats.beta(mixup, mixup).cdf).pvalue > 1e-3
+
+
+def test_a_cut_box_covers_what_beta_says_where_it_lies_inside():
+    drawn = augmentations.draw_mixing(np.random.default_rng(0), 4000, 0, 1.0, 1000)
+    top, bottom, left, right = drawn["box"].T
+    inside = (top > 0) & (left > 0) & (bottom < 1000) & (right < 1000)
+    assert np.allclose((bottom - top)[inside], (right - left)[inside], atol=1) and inside.sum() > 500
+    assert augmentations.draw_mixing(np.random.default_rng(0), 5, 0, 0, 32) == {}
 
 
 def test_choices_are_those_of_the_flag():
