@@ -26,7 +26,7 @@ from inference import Initial, new_model
 from losses import make_criterion
 from lr_schedules import Rates, make_schedule
 from models import HyperNet
-from optimizers import optimizer_for, set_rates
+from optimizers import moving_average, optimizer_for, set_rates
 from options import named_choices
 from run_log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
 from run_state import RunState, open_run, settings_of
@@ -87,6 +87,11 @@ class HyperIQASolver:
         # Patches arrive channels last; weights in that layout too save the convolutions a copy.
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
+    @property
+    def tested(self) -> HyperNet:
+        """The model that is tested and kept: with `--ema` the average."""
+        return self.model if self.average is None else self.average.module
+
     def run_name(self) -> str:
         o = self.options
         backbone = self.default_name if o.backbone == self.default_backbone else o.backbone
@@ -144,10 +149,13 @@ class HyperIQASolver:
         # The compiled model shares the plain one's parameters; scoring and saving use the plain one.
         self.trained_model: Any = torch.compile(self.model) if o.compile else self.model
         self.optimizer: torch.optim.Optimizer | None = None
+        self.average: Any = moving_average(self.model, o.ema) if o.ema else None
         if not (new := self.saved is None):
             self.model.load_state_dict(self.saved["model"])
             self.optimizer = self.optimizer_of(state.epoch)
             self.optimizer.load_state_dict(self.saved["optimizer"])
+            if self.average is not None:
+                self.average.load_state_dict(self.saved["average"])
             self.saved = None
             if state.best:
                 self.log.predictions(number, state.best["predictions"])
@@ -185,6 +193,8 @@ class HyperIQASolver:
             def after_step() -> None:
                 bar.update(len(progress.scores[-1]))
                 bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
+                if self.average is not None:
+                    self.average.update_parameters(self.model)
                 set_rates(self.optimizer, self.rates(epoch, progress.step / len(batches)))
                 progress.seconds = time.perf_counter() - started
                 if time.monotonic() - self.saved_at >= 60 * o.checkpoint_minutes:
@@ -205,7 +215,7 @@ class HyperIQASolver:
         """Score a set; the scores of all sets but validation's make the epoch's predictions."""
         o, (images, split) = self.options, self.data.tests[part]
         data, records, crops = images.data, images.records(split), (o.test_crop, o.test_patch_num)
-        scores = engine.score_set(self.model, images, records, crops, self.hardware.fp32, self.stop_if_asked)
+        scores = engine.score_set(self.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked)
         if part != "val":
             rows = zip(records, scores.tolist(), strict=True)
             self.predictions += [(data.name, r.name, r.score, score) for r, score in rows]
@@ -247,7 +257,7 @@ class HyperIQASolver:
         state, log, first = self.state, self.log, next(iter(self.data.tests))
         if (better := state.is_better(first, result[first]["srcc"])) is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[first])
-            checkpoints.save(self.folder / file, checkpoints.portable_state(self.model, self.description(result)))
+            checkpoints.save(self.folder / file, checkpoints.portable_state(self.tested, self.description(result)))
             log.predictions(state.round, self.predictions)
             state.keep(result, file, self.predictions)
         state.without_gain = 0 if better else state.without_gain + 1
@@ -263,5 +273,8 @@ class HyperIQASolver:
 
     def save(self) -> None:
         """Everything that the rest of the run depends on, as of now."""
-        self.state.save(self.folder, self.model, self.optimizer, self.log)
+        parts = {"model": checkpoints.portable_state(self.model), "optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            parts["average"] = self.average.state_dict()
+        self.state.save(self.folder, parts, self.log)
         self.saved_at = time.monotonic()

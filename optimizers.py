@@ -1,12 +1,15 @@
-"""The optimizers by name, and the one that belongs to an epoch, which a resumed run thus rebuilds from its number."""
+"""The optimizers by name, and the one that belongs to an epoch, which a resumed run thus rebuilds from its number; the
+average of the weights that they make."""
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch.nn import Parameter
+import torch
+from torch.nn import Module, Parameter
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lr_schedules import Rates
 
@@ -58,3 +61,19 @@ def optimizer_for(
 
         optimizer.register_step_pre_hook(clip)
     return optimizer
+
+
+def moving_average(model: Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's weights and statistics, for `update_parameters` after each step: of
+    all that came before it keeps `decay`, in the n-th update at most (1 + n) / (10 + n), so that the first weights are
+    soon forgotten. Whole numbers are the newest ones."""
+
+    def update(averages: Any, newest: Any, updates: torch.Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            kept = min(decay, (1 + int(updates)) / (10 + int(updates)))
+            get_ema_multi_avg_fn(kept)(averages, newest, updates)
+        else:
+            for average, new in zip(averages, newest):
+                average.copy_(new)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

@@ -138,6 +138,7 @@ def train_flags(description: str | None, script: Script) -> Flags:
     real("--clip_grad", None, "scale gradients down to this norm (default: as they are)", POSITIVE)
     flags.batch_size(96, "patches per step (over all processes)")
     count("--epochs", 16, "most epochs per round")
+    real("--ema", 0.0, "test and keep a moving average of the weights; each step keeps this share of it; 0: no", PART)
     value("--lr_scheduler", SCHEDULES[0], "step: the published procedure, defects included; multistep, plateau: a "
           "tenth after --milestones, or where the SRCC stays; cosine_step: anew for each step", choices=SCHEDULES)
     switch("--no_lr_scheduler", "lr_scheduler", "none", "same as --lr_scheduler none")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from checkpoints import load_last, newest_round, portable_state, remove_models, save_last
+from checkpoints import load_last, newest_round, remove_models, save_last
 from common.errors import NothingToDo, UserError
 from common.run_files import Prediction, plain, read_records
 from engine import EpochProgress
@@ -58,13 +58,13 @@ class RunState:
         """The epochs to run: the counter starts elsewhere in a run that goes on."""
         return range(self.epoch + (self.progress is None), epochs + 1)
 
-    def save(self, folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, log: RunLog) -> None:
-        """Write everything that the rest of the run depends on, as of now. Raises NonFiniteLoss."""
+    def save(self, folder: Path, parts: Mapping[str, Any], log: RunLog) -> None:
+        """Write everything that the rest of the run depends on, as of now. parts: the state dicts of model, optimizer
+        and average. Raises NonFiniteLoss."""
         if self.progress is not None:
             self.progress.check_finite()
         saved = {**vars(self), "progress": self.progress.state() if self.progress else None}
-        parts = {"model": portable_state(model), "optimizer": optimizer.state_dict(), "lengths": log.lengths()}
-        save_last(folder, saved | parts)
+        save_last(folder, {**saved, **parts, "lengths": log.lengths()})
         # The state before this one, previous.pt, may still name the best model before this one.
         self.clear_models(folder, keep=2)
 

@@ -5,7 +5,7 @@ import torch
 
 import options
 from lr_schedules import Rates
-from optimizers import OPTIMIZERS, optimizer_for, set_rates
+from optimizers import OPTIMIZERS, moving_average, optimizer_for, set_rates
 
 LR, DECAY = {"head": 0.1, "backbone": 0.01}, 0.3
 
@@ -83,6 +83,27 @@ def test_rates_reach_every_group_and_a_head_without_one_is_left_alone(name):
     frozen = optimizer_for(Namespace(optimizer=name, weight_decay=DECAY, clip_grad=None), Rates(None, 2.0), groups)
     assert {g["name"] for g in frozen.param_groups} == {"backbone"}
     assert not any(p.requires_grad for p in groups["head"])
+
+
+def test_the_moving_average_is_the_plain_one_of_weights_and_statistics():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    model.register_buffer("table", torch.arange(4) + 5)
+    average, expected = moving_average(model, 0.5), None
+    for n in range(12):
+        for tensor in model.state_dict().values():
+            tensor.copy_(tensor * 0.7 + n if tensor.is_floating_point() else tensor)
+        model[1].num_batches_tracked += 1
+        average.update_parameters(model)
+        new = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        kept = min(0.5, (1 + n) / (10 + n))
+        expected = (
+            {k: kept * expected[k] + (1 - kept) * v if v.is_floating_point() else v for k, v in new.items()}
+            if n
+            else new
+        )
+    found = average.module.state_dict()
+    assert all(torch.allclose(found[name], tensor) for name, tensor in expected.items())
+    assert found["table"].tolist() == [5, 6, 7, 8] and found["1.num_batches_tracked"] == 12
 
 
 def test_choices_are_those_of_the_flag():
