@@ -44,6 +44,8 @@ class HyperIQASolver:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.initial = Initial.of(options) if options.init else None
+        self.master = Initial(options.teacher) if options.teacher else None
+        options.teacher_digest = self.master.digest if self.master else None
         self.hardware, self.precision_reason = choose_hardware(options.device, options.precision, options.workers)
         set_backends(options.deterministic)
         keep_freed_memory()
@@ -115,8 +117,9 @@ class HyperIQASolver:
                 self.state = RunState.restored(self.saved, settings, self.hardware.device)
             else:
                 log_start(self.log, o, self.hardware, self.precision_reason, self.data, self.criterion, self.schedule)
-                if self.initial:
-                    self.log.line(self.initial.explained(self.data.main))
+                for model, how in ((self.initial, "Starting from"), (self.master, "Learning from")):
+                    if model is not None:
+                        self.log.line(model.explained(self.data.main, how))
             if o.tensorboard:
                 self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)
@@ -146,6 +149,7 @@ class HyperIQASolver:
         if number > 1:
             self.data.draw_again(self.seed)
         self.model = self.build_model(self.seed)
+        self.teacher = self.master.model(self.data.main, o).to(self.hardware.device).eval() if self.master else None
         # The compiled model shares the plain one's parameters; scoring and saving use the plain one.
         self.trained_model: Any = torch.compile(self.model) if o.compile else self.model
         self.optimizer: torch.optim.Optimizer | None = None
@@ -187,6 +191,8 @@ class HyperIQASolver:
         o, epoch, progress = self.options, self.state.epoch, self.state.progress
         batches = self.data.train_batches(self.seed, epoch, o.batch_size)
         loader = make_loader(batches, self.hardware, progress.step)
+        if self.teacher is not None:
+            loader = engine.taught(loader, self.teacher, self.hardware)
         started = time.perf_counter() - progress.seconds
         with engine.bar(f"Epoch {epoch}/{o.epochs}", len(batches.patches), progress.step * o.batch_size) as bar:
 

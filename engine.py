@@ -92,6 +92,16 @@ def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.
     return mixed(model.backbone.normalised(augmented(batch)), batch)
 
 
+@torch.no_grad()
+def taught(loader: Iterable[dict], teacher: HyperNet, hardware: Hardware) -> Iterator[dict]:
+    """The loader's batches with `teacher` (N,): the scores that another model, in eval mode, gives the same patches."""
+    for batch in loader:
+        batch = hardware.take(batch)
+        with hardware.autocast():
+            batch["teacher"] = teacher(to_model_input(teacher, batch))["scores"].float()
+        yield batch
+
+
 @workers_watched()
 def train_one_epoch(
     model: HyperNet,

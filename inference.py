@@ -83,7 +83,7 @@ def new_model(options: Namespace) -> HyperNet:
 
 
 class Initial:
-    """What `--init` starts from: a whole trained model, anything that `load` reads."""
+    """What `--init` starts from, or `--teacher` learns from: a whole trained model, anything that `load` reads."""
 
     def __init__(self, path: Path):
         self.path = checkpoints.find_model(path)
@@ -125,12 +125,12 @@ class Initial:
         factor = (to_high - to_low) / (high - low)
         return factor, to_low - factor * low
 
-    def explained(self, data: DataSet) -> str:
-        """What a log says of the start."""
+    def explained(self, data: DataSet, how: str) -> str:
+        """What a log says of it; how: what the run does with the model."""
         (a, b), d = self.scale(data), self.description
         where = f"{d['dataset']} to {data.name}"
         scale = "scores stay as they are" if (a, b) == (1, 0) else f"scores become {a:g} * score {b:+g}, from {where}"
-        return f"Starting from {self.path} (weights {self.digest}): {scale}"
+        return f"{how} {self.path} (weights {self.digest}): {scale}"
 
 
 def build(description: Mapping[str, Any]) -> HyperNet:

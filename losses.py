@@ -82,16 +82,23 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 class QualityLoss:
     """(1 - alpha) * fit + alpha * ranking loss (`form="convex"`), or fit + alpha * ranking loss (`"additive"`), fit
-    being one of `LOSSES`; plus `contrastive` times Rank-N-Contrast. alpha 0..1; a weight of 0 switches its part off;
-    margin in score units. Called with the model's outputs (`scores` (N,), `features` (N, C)) and a batch that has `mos`
-    (N,); returns `loss` first, then its parts (`l1`; `rank`, `contrastive`), scalar tensors in fp32."""
+    being one of `LOSSES`; plus `contrastive` times Rank-N-Contrast, and `distill` times the L1 distance to a teacher's
+    scores. alpha 0..1; a weight of 0 switches its part off; margin in score units. Called with the model's outputs
+    (`scores` (N,), `features` (N, C)) and a batch that has `mos` (N,), and `teacher` (N,) for distillation; returns
+    `loss` first, then its parts (`l1`; `rank`, `contrastive`, `distill`), scalar tensors in fp32."""
 
     def __init__(
-        self, alpha: float = 0.0, margin: float = 0.5, form: str = "convex", fit: str = "l1", contrastive: float = 0.0
+        self,
+        alpha: float = 0.0,
+        margin: float = 0.5,
+        form: str = "convex",
+        fit: str = "l1",
+        contrastive: float = 0.0,
+        distill: float = 0.0,
     ):
         self.alpha, self.margin, self.form, self.fit = alpha, margin, form, fit
         self.fit_weight = 1.0 - alpha if form == "convex" else 1.0
-        self.contrastive = contrastive
+        self.contrastive, self.distill = contrastive, distill
         # A part must not be called like a figure.
         self.part = f"{fit}_loss" if fit in ("plcc", "srcc") else fit
 
@@ -105,6 +112,9 @@ class QualityLoss:
         if self.contrastive:
             parts["contrastive"] = rank_n_contrast(outputs["features"].float(), mos)
             loss = loss + self.contrastive * parts["contrastive"]
+        if self.distill:
+            parts["distill"] = F.l1_loss(scores, batch["teacher"].float())
+            loss = loss + self.distill * parts["distill"]
         return {"loss": loss, **parts}
 
     def __str__(self) -> str:
@@ -114,12 +124,13 @@ class QualityLoss:
             "Its scores are on no scale: it compares images alone": self.fit in ("plcc", "srcc"),
             f"Ranking loss enabled: alpha={self.alpha:g}, margin={self.margin:g}, form={self.form}": self.alpha,
             f"Rank-N-Contrast on the features: weight {self.contrastive:g}": self.contrastive,
+            f"Distillation: weight {self.distill:g} on the distance to the teacher's scores": self.distill,
         }
         return "\n".join(line for line, so in said.items() if so)
 
 
 def make_criterion(options: Namespace) -> QualityLoss:
     """The loss that a run's flags ask for."""
-    o = options
+    o, distill = options, options.distill_weight if options.teacher else 0.0
     ranking = o.ranking_loss_alpha, o.ranking_loss_margin, o.ranking_loss_form
-    return QualityLoss(*ranking, o.loss, o.contrastive_weight)
+    return QualityLoss(*ranking, o.loss, o.contrastive_weight, distill)

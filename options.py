@@ -128,6 +128,8 @@ def train_flags(description: str | None, script: Script) -> Flags:
           choices=["convex", "additive"])
     real("--contrastive_weight", 0.0, "weight of Rank-N-Contrast on the encoder's pooled features; 0: none",
          NOT_NEGATIVE)
+    path("--teacher", None, "learn this trained model's scores of the same patches too: anything that predict.py reads")
+    real("--distill_weight", 1.0, "weight of the distance to its scores", POSITIVE)
 
     flags.group("optimisation")
     real("--lr", 2e-5, "learning rate of the backbone", POSITIVE)
@@ -188,7 +190,12 @@ def stored_features(o: argparse.Namespace) -> bool:
 
 def needs_pixels(o: argparse.Namespace) -> Iterator[str]:
     """What is wrong with stored features beside flags that need the pixels, or whole stage maps, in every epoch."""
-    wanting = {f"--fusion {o.fusion} looks at whole stage maps": o.fusion in WHOLE_MAPS}
+    wanting = {
+        f"--fusion {o.fusion} looks at whole stage maps": o.fusion in WHOLE_MAPS,
+        f"--augment {' '.join(o.augment)} is for new patches in each epoch": not {*o.augment} <= {"hflip", "none"},
+        "--mixup and --cutmix change the pixels": o.mixup or o.cutmix,
+        "--teacher scores the patches": o.teacher,
+    }
     for reason, wanted in wanting.items():
         if wanted and stored_features(o):
             yield f"--freeze_backbone --fixed_crops stores averaged features, but {reason}: add --feature_dtype none"
@@ -243,6 +250,8 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
             path and not Path(path).exists(),
         f"--backbone_weights {o.backbone_weights}: no such file":
             o.backbone_weights and not o.backbone_weights.exists(),
+        "--distill_weight needs --teacher": "distill_weight" in given and not o.teacher,
+        f"--teacher {o.teacher}: no such file or folder": o.teacher and not o.teacher.exists(),
         f"--init {o.init}: no such file or folder": o.init and not o.init.exists(),
     }  # fmt: skip
     yield from (text for text, wrong in checks.items() if wrong)
@@ -286,7 +295,7 @@ def train_options(argv: Sequence[str] | None, description: str | None, script: S
     def prepare(options: argparse.Namespace, given: Given) -> None:
         asked = {*given, "pretrained"} if "backbone_weights" in given else given
         demo = dict(script.demo) if options.dataset == "demo" else {}
-        options.init_digest = None  # of the weights of --init, where they are read
+        options.init_digest = options.teacher_digest = None  # of the weights, where they are read
         if options.init:
             for name in ("backbone", "patch_size", "fusion", "hyper"):  # the checkpoint's, which is read later
                 demo.pop(name, None)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import write_images
 
+import backbones
 import engine
 import metrics
 from augmentations import augmented
@@ -123,3 +124,31 @@ print(sum(faults() for _ in range(20)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert int(done.stdout) < 5 * 16384  # the heap grows a few times; asked for anew: 20 x 16,384
+
+
+def test_a_teacher_scores_the_students_patches_in_its_own_way(cache):
+    batches = batches_of(cache, train_patches(cache.sizes, 64, 2, 1, 1), 8)
+    torch.manual_seed(1)
+    teacher = HyperNet(backbones.build("test_vit", patch_size=64)).eval()
+    teacher.backbone.set_normalisation((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
+    weights = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    student, seen = model_of(), []
+    criterion = QualityLoss(distill=1.0)
+
+    def remembering(outputs, batch):
+        seen.append(batch)
+        return criterion(outputs, batch)
+
+    optimizer = torch.optim.Adam(student.parameters(), 1e-3)
+    loader = engine.taught(make_loader(batches, CPU), teacher, CPU)
+    figures = engine.train_one_epoch(student, remembering, optimizer, loader, CPU, engine.EpochProgress())
+    for b, batch in enumerate(seen):
+        pixels = batches[b]["patches"].numpy().astype(np.float32)
+        for i in np.flatnonzero(batches[b]["hflip"].numpy()):
+            pixels[i] = pixels[i][:, ::-1]
+        images = (pixels / 255 - np.float32([0.5, 0.4, 0.3])) / np.float32([0.2, 0.2, 0.3])
+        with torch.no_grad():
+            expected = teacher(torch.from_numpy(images).permute(0, 3, 1, 2))["scores"]
+        assert torch.allclose(batch["teacher"], expected, atol=1e-5)
+    assert len(seen) == len(batches) and figures["distill"] > 0
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in teacher.state_dict().items())

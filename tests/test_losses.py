@@ -155,5 +155,13 @@ def test_rank_n_contrast_is_its_definition_with_right_gradients():
     assert parts["loss"].item() == pytest.approx(0.7 + 0.3 * parts["rank"].item() + 0.25 * expected, rel=1e-5)
 
 
+def test_distillation_is_the_distance_to_the_teachers_scores():
+    scores, mos, teacher = (torch.tensor(x) for x in ([10.0, 30], [12.0, 25], [11.0, 34]))
+    parts = QualityLoss(distill=2.0)({"scores": scores}, {"mos": mos, "teacher": teacher})
+    assert {name: part.item() for name, part in parts.items()} == pytest.approx(
+        {"loss": 3.5 + 2 * 2.5, "l1": 3.5, "distill": 2.5}
+    )
+
+
 def test_choices_are_those_of_the_flag():
     assert tuple(LOSSES) == options.LOSSES

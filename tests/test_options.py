@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 import fusion
+import hyper
 import lr_schedules
 import options
 from common.cli import Flags, parse_resize
@@ -90,6 +91,44 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         (["--lr_scheduler", "cosine", "--no_lr_scheduler"], "contradictory flags"),
         (["--test_crop", "grid", "--test_random_crop"], "contradictory flags"),
         (["--no_spaq", "--spaq_path", "x"], "contradictory flags: --no_spaq and --spaq_path"),
+        (["--augment_strength", "0.5"], "--augment_strength needs --augment color or blur"),
+        (
+            ["--freeze_backbone", "--fixed_crops", "--fusion", "fpn"],
+            "stores averaged features, but --fusion fpn looks at whole",
+        ),
+        (
+            ["--freeze_backbone", "--fixed_crops", "--augment", "blur"],
+            "but --augment blur is for new patches in each epoch",
+        ),
+        (
+            ["--freeze_backbone", "--fixed_crops", "--mixup", "1"],
+            "but --mixup and --cutmix change the pixels: add --feature_dtype none",
+        ),
+        (["--freeze_backbone", "--fixed_crops", "--teacher", "README.md"], "but --teacher scores the patches"),
+        (["--freeze_backbone", "--drop_path", ".1"], "contradictory flags: --drop_path and --freeze_backbone"),
+        (
+            ["--freeze_backbone", "--contrastive_weight", "1"],
+            "contradictory flags: --contrastive_weight trains the encoder",
+        ),
+        (["--dropout", "1"], "--dropout 1.0: expected a number from 0 to below 1"),
+        (["--ema", "1"], "--ema 1.0: expected a number from 0 to below 1"),
+        (["--milestones", "3"], "--milestones needs --lr_scheduler multistep"),
+        (
+            ["--lr_scheduler", "multistep", "--milestones", "5", "3"],
+            "--milestones 5,3: expected rising numbers from 1 to 15",
+        ),
+        (
+            ["--lr_scheduler", "multistep", "--milestones", "16"],
+            "--milestones 16: expected rising numbers from 1 to 15",
+        ),
+        (["--plateau_patience", "1"], "--plateau_patience needs --lr_scheduler plateau"),
+        (["--warmup_epochs", "16"], "--warmup_epochs 16: expected fewer than --epochs 16"),
+        (
+            ["--warmup_epochs", "2", "--lr_scheduler", "step"],
+            "contradictory flags: --warmup_epochs and --lr_scheduler step",
+        ),
+        (["--distill_weight", "2"], "--distill_weight needs --teacher"),
+        (["--teacher", "nowhere.pkl"], "--teacher nowhere.pkl: no such file or folder"),
         (["--augment", "none", "hflip"], "contradictory: --augment none with others"),
         (["--cross_test", "liv"], "--cross_test liv: expected NAME or NAME=PATH, NAME one of koniq-10k, spaq"),
         (["--cross_test", "spaq", "--no_spaq"], "contradictory flags: --cross_test spaq and --no_spaq"),
@@ -176,6 +215,7 @@ def test_parser_says_errors_as_user_errors():
 def test_choices_are_those_of_the_axes():
     """options.py lists them, since it must not import torch; the dictionaries of the axes are the truth."""
     assert tuple(fusion.FUSIONS) == options.FUSIONS and tuple(lr_schedules.SCHEDULES) == options.SCHEDULES
+    assert tuple(hyper.HYPERS) == options.HYPERS
 
 
 def test_the_columns_of_a_csv_are_settings_of_the_run_but_not_where_its_images_lie():
