@@ -3,8 +3,10 @@
 python search.py train_swin.py --ranking_loss_alpha 0.1 0.3 0.5 --ranking_loss_margin 0.3 0.5 -- --epochs 5
 python search.py train_swin.py --lr 1e-5 2e-5 --seeds 3 --jobs 2 --gpus 0,1 --plot grid.png -- --dataset koniq-10k
 python search.py train_resnet.py --lr_ratio 5 10 20 --dry_run -- --lr_scheduler step
+python search.py --each train_timm.py --loss l1 mse plcc --ema 0 0.99 --augment hflip "hflip blur" -- --epochs 5
 
-Any flag of the training script with several values is searched; what follows `--` goes to every run. The same
+Any flag of the training script with several values is searched; what follows `--` goes to every run. With --each, the
+first values together are one setting, and every other value takes its flag's place in it alone: an ablation. The same
 command after an interruption trains what is missing: a run's name is made of its settings."""
 
 import argparse
@@ -31,7 +33,7 @@ from comparing import plots, runs
 from comparing.runs import FIGURE, Entry, Measure
 from intervals import NAN, Estimate
 
-OWN = ("--jobs", "--gpus", "--seeds", "--log_dir", "--plot", "--metric", "--dry_run", "--help", "-h")
+OWN = ("--each", "--jobs", "--gpus", "--seeds", "--log_dir", "--plot", "--metric", "--dry_run", "--help", "-h")
 # Where things go and how fast, not what is computed: the same run with other values is not repeated.
 PLACES = ("--log_dir", "--checkpoint_dir", "--workers", "--cache_dir")
 
@@ -47,7 +49,7 @@ class Job:
 
     @property
     def setting(self) -> str:
-        return said({flag: value for flag, value in self.settings.items() if flag != "--seed"})
+        return said({flag: value for flag, value in self.settings.items() if flag != "--seed"}) or "default"
 
     def file(self, ending: str) -> Path:
         return self.log_dir / f"{self.name}{ending}"
@@ -93,13 +95,16 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
             yield "--seeds: contradicts a searched --seed"
         if not options.script.is_file():
             yield f"{options.script}: no such script"
-        if options.plot and len([flag for flag in grid if len(grid[flag]) > 1]) not in (1, 2):
+        if options.plot and options.each:
+            yield "contradictory flags: --plot and --each: there is no grid to draw"
+        elif options.plot and len([flag for flag in grid if len(grid[flag]) > 1]) not in (1, 2):
             yield "--plot: expected one or two flags with several values"
         if options.plot and (problem := plots.drawing_problem("--plot")):
             yield problem
 
     flags = Flags(__doc__)
     flags.words("script", "train_swin.py, train_resnet.py or train_timm.py", type=Path)
+    flags.switch("--each", "each", True, "change one flag at a time: the first value of each flag is its default")
     flags.count("--seeds", 1, "repeat each setting with K seeds")
     flags.count("--jobs", None, "runs at a time (default: one, or one per GPU of --gpus)")
     numbers = ("numbers such as 0,1", lambda text: re.fullmatch(r"\d+(,\d+)*", text))
@@ -111,26 +116,34 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
     return flags.parse(own, problems), grid, common
 
 
-def plan(script: Path, grid: dict[str, list[str]], seeds: int, common: list[str], log_dir: Path) -> list[Job]:
+def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[str]) -> list[Job]:
     """The runs of the grid, seeds innermost. A name holds the settings and a digest of everything else that counts."""
-    axes = dict(grid)
-    if "--seed" not in grid:
+    axes = {flag: list(dict.fromkeys(values)) for flag, values in grid.items()}
+    seeds, base = axes.pop("--seed", None), {}
+    if seeds is None:
         following = zip((word.partition("=") for word in common), [*common[1:], ""])
-        base = next((value if equals else word for (flag, equals, value), word in following if flag == "--seed"), "42")
-        if not base.isdecimal():
-            raise UserError(f"--seed {base}: expected a whole number of at least 0")
+        first = next((value if equals else word for (flag, equals, value), word in following if flag == "--seed"), "42")
+        if not first.isdecimal():
+            raise UserError(f"--seed {first}: expected a whole number of at least 0")
         common = _without(common, ("--seed",))
-        axes["--seed"] = [str(int(base) + k) for k in range(seeds)]
-    digest = hashlib.sha256("\0".join([script.name, *_without(common, PLACES)]).encode()).hexdigest()[:8]
+        seeds = [str(int(first) + k) for k in range(options.seeds)]
+    if options.each:
+        base = {flag: values[0] for flag, values in axes.items()}
+        found: list[dict[str, str]] = [{}, *({flag: value} for flag in axes for value in axes[flag][1:])]
+    else:
+        found = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    counts = [options.script.name, *_without(common, PLACES), *itertools.chain(*base.items())]
+    digest = hashlib.sha256("\0".join(counts).encode()).hexdigest()[:8]
     jobs = []
-    for values in itertools.product(*(dict.fromkeys(v) for v in axes.values())):
-        settings = dict(zip(axes, values))
+    for setting, seed in itertools.product(found, seeds):
+        settings = {**setting, "--seed": seed}
         readable = said(settings, "_")
         safe = re.sub(r"[^\w.+=-]", "-", readable)[:100]
         if safe != readable:
             safe += "_" + hashlib.sha256(readable.encode()).hexdigest()[:8]
-        flags = [*itertools.chain(*settings.items()), *common, "--log_dir", str(log_dir)]
-        jobs.append(Job(f"search_{safe}_{digest}", settings, flags, log_dir))
+        searched = [word for flag, value in {**base, **settings}.items() for word in (flag, *shlex.split(value))]
+        flags = [*searched, *common, "--log_dir", str(options.log_dir)]
+        jobs.append(Job(f"search_{safe}_{digest}", settings, flags, options.log_dir))
     return jobs
 
 
@@ -242,7 +255,7 @@ def report(options, grid: dict[str, list[str]], jobs: Sequence[Job]) -> None:
 
 def main() -> int:
     options, grid, common = parse(sys.argv[1:])
-    jobs = plan(options.script, grid, options.seeds, common, options.log_dir)
+    jobs = plan(options, grid, common)
     missing = [job for job in jobs if not finished(job)]
     if options.dry_run:
         for job in jobs:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -100,7 +101,8 @@ def test_mistakes(script, words, said):
 
 def test_names_are_a_function_of_what_is_computed(tmp_path):
     def names(grid, common=(), seeds=1):
-        return [job.name for job in search.plan(Path("train_swin.py"), grid, seeds, list(common), tmp_path)]
+        options = Namespace(script=Path("train_swin.py"), seeds=seeds, log_dir=tmp_path, each=False)
+        return [job.name for job in search.plan(options, grid, list(common))]
 
     grid = {"--lr": ["1", "2"], "--fusion": ["none", "concat"]}
     assert len(set(names(grid))) == 4
@@ -221,3 +223,21 @@ def test_the_real_train_script_takes_the_flags(tmp_path):
     )
     assert done.returncode == 1
     assert "error: --ranking_loss_alpha 7.0: expected a number from 0 to 1; --lr -1.0: expected" in done.stderr
+
+
+def test_each_changes_one_flag_at_a_time(script):
+    grid = ("--lr", "0.1", "0.3", "--augment", "hflip", "hflip blur", "--seeds", 2)
+    shown = tool(script, "--each", *grid, "--dry_run").stdout.splitlines()
+    told = [
+        re.search(r"(--lr.*) --log_dir", line)[1].replace(" --seed 42", "") for line in shown if "--seed 42" in line
+    ]
+    assert told == ["--lr 0.1 --augment hflip", "--lr 0.3 --augment hflip", "--lr 0.1 --augment hflip blur"]
+    table = tool(script, "--each", "--lr", "0.1", "0.3", "--margin", "1", "2", "--seeds", 2).stdout
+    rows = [line.split()[0] for line in table.splitlines() if re.match(r"\S+ .*0\.\d{4}", line)]
+    assert rows[0] == "lr=0.3" and {*rows[1:]} == {"default", "margin=2"}
+    assert len(ran(script)) == 6
+    assert tool(script, "--each", "--lr", "0.1", "0.3", "--margin", "1", "2", "--seeds", 2).stdout.startswith(
+        "6 runs, 6 of"
+    )
+    # Another default is another set of runs.
+    assert tool(script, "--each", "--lr", "0.3", "0.1", "--seeds", 2).stdout.startswith("4 runs, 0 of")
