@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,8 @@ from inference import Initial, new_model
 from losses import make_criterion
 from lr_schedules import Rates, make_schedule
 from models import HyperNet
-from optimizers import moving_average, optimizer_for, set_rates
-from options import named_choices
+from optimizers import TrainedModel
+from options import default_run_name
 from run_log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
 from run_state import RunState, open_run, settings_of
 
@@ -44,8 +43,8 @@ class HyperIQASolver:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.initial = Initial.of(options) if options.init else None
-        self.master = Initial(options.teacher) if options.teacher else None
-        options.teacher_digest = self.master.digest if self.master else None
+        self.taught_by = Initial(options.teacher) if options.teacher else None
+        options.teacher_digest = self.taught_by.digest if self.taught_by else None
         self.hardware, self.precision_reason = choose_hardware(options.device, options.precision, options.workers)
         set_backends(options.deterministic)
         keep_freed_memory()
@@ -89,20 +88,8 @@ class HyperIQASolver:
         # Patches arrive channels last; weights in that layout too save the convolutions a copy.
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
-    @property
-    def tested(self) -> HyperNet:
-        """The model that is tested and kept: with `--ema` the average."""
-        return self.model if self.average is None else self.average.module
-
     def run_name(self) -> str:
-        o = self.options
-        backbone = self.default_name if o.backbone == self.default_backbone else o.backbone
-        fusion = {"none": "", "concat": "multiscale"}.get(o.fusion, o.fusion)
-        names_alpha = o.ranking_loss_alpha or self.always_names_alpha
-        alpha = f"ranking_alpha{o.ranking_loss_alpha:g}" if names_alpha else ""
-        now = datetime.now().strftime("%Y%m%d_%H%M%S")
-        name = "_".join(filter(None, [backbone, fusion, *named_choices(o), alpha, now]))
-        return re.sub(r"[^\w.+=-]", "-", name)  # hf-hub:USER/NAME
+        return default_run_name(self.options, self.default_backbone, self.default_name, self.always_names_alpha)
 
     @contextmanager
     def opened(self) -> Iterator[RunState]:
@@ -117,9 +104,8 @@ class HyperIQASolver:
                 self.state = RunState.restored(self.saved, settings, self.hardware.device)
             else:
                 log_start(self.log, o, self.hardware, self.precision_reason, self.data, self.criterion, self.schedule)
-                for model, how in ((self.initial, "Starting from"), (self.master, "Learning from")):
-                    if model is not None:
-                        self.log.line(model.explained(self.data.main, how))
+                for model, how in ((self.initial, "Starting from"), (self.taught_by, "Learning from")):
+                    self.log.line(model.explained(self.data.main, how)) if model else None
             if o.tensorboard:
                 self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)
@@ -149,17 +135,12 @@ class HyperIQASolver:
         if number > 1:
             self.data.draw_again(self.seed)
         self.model = self.build_model(self.seed)
-        self.teacher = self.master.model(self.data.main, o).to(self.hardware.device).eval() if self.master else None
+        self.teacher: Any = self.taught_by and self.taught_by.model(self.data.main, o).to(self.hardware.device).eval()
         # The compiled model shares the plain one's parameters; scoring and saving use the plain one.
-        self.trained_model: Any = torch.compile(self.model) if o.compile else self.model
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.average: Any = moving_average(self.model, o.ema) if o.ema else None
+        self.compiled: Any = torch.compile(self.model) if o.compile else self.model
+        self.trained = TrainedModel(self.model, o)
         if not (new := self.saved is None):
-            self.model.load_state_dict(self.saved["model"])
-            self.optimizer = self.optimizer_of(state.epoch)
-            self.optimizer.load_state_dict(self.saved["optimizer"])
-            if self.average is not None:
-                self.average.load_state_dict(self.saved["average"])
+            self.trained.restore(self.saved, self.rates(state.epoch))
             self.saved = None
             if state.best:
                 self.log.predictions(number, state.best["predictions"])
@@ -177,11 +158,7 @@ class HyperIQASolver:
     def begin_epoch(self, epoch: int) -> None:
         if self.state.progress is None:
             self.state.epoch, self.state.progress = epoch, engine.EpochProgress()
-            self.optimizer = self.optimizer_of(epoch)
-
-    def optimizer_of(self, epoch: int) -> torch.optim.Optimizer:
-        previous = None if self.schedule.makes_new(epoch) else self.optimizer
-        return optimizer_for(self.options, self.rates(epoch), self.model.parameter_groups(), previous)
+            self.trained.begin_epoch(self.rates(epoch), self.schedule.makes_new(epoch))
 
     def rates(self, epoch: int, done: float = 0.0) -> Rates:
         return self.schedule.rates(epoch, done, self.state.history)
@@ -199,9 +176,7 @@ class HyperIQASolver:
             def after_step() -> None:
                 bar.update(len(progress.scores[-1]))
                 bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
-                if self.average is not None:
-                    self.average.update_parameters(self.model)
-                set_rates(self.optimizer, self.rates(epoch, progress.step / len(batches)))
+                self.trained.after_step(self.rates(epoch, progress.step / len(batches)))
                 progress.seconds = time.perf_counter() - started
                 if time.monotonic() - self.saved_at >= 60 * o.checkpoint_minutes:
                     self.save()
@@ -209,7 +184,7 @@ class HyperIQASolver:
 
             try:
                 result = engine.train_one_epoch(
-                    self.trained_model, self.criterion, self.optimizer, loader, self.hardware, progress, after_step
+                    self.compiled, self.criterion, self.trained.optimizer, loader, self.hardware, progress, after_step
                 )
             except engine.NonFiniteLoss as problem:
                 names = self.data.names_of(batches, problem.step)
@@ -221,7 +196,7 @@ class HyperIQASolver:
         """Score a set; the scores of all sets but validation's make the epoch's predictions."""
         o, (images, split) = self.options, self.data.tests[part]
         data, records, crops = images.data, images.records(split), (o.test_crop, o.test_patch_num)
-        scores = engine.score_set(self.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked)
+        scores = engine.score_set(self.trained.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked)
         if part != "val":
             rows = zip(records, scores.tolist(), strict=True)
             self.predictions += [(data.name, r.name, r.score, score) for r, score in rows]
@@ -263,7 +238,8 @@ class HyperIQASolver:
         state, log, first = self.state, self.log, next(iter(self.data.tests))
         if (better := state.is_better(first, result[first]["srcc"])) is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[first])
-            checkpoints.save(self.folder / file, checkpoints.portable_state(self.tested, self.description(result)))
+            best = checkpoints.portable_state(self.trained.tested, self.description(result))
+            checkpoints.save(self.folder / file, best)
             log.predictions(state.round, self.predictions)
             state.keep(result, file, self.predictions)
         state.without_gain = 0 if better else state.without_gain + 1
@@ -279,8 +255,5 @@ class HyperIQASolver:
 
     def save(self) -> None:
         """Everything that the rest of the run depends on, as of now."""
-        parts = {"model": checkpoints.portable_state(self.model), "optimizer": self.optimizer.state_dict()}
-        if self.average is not None:
-            parts["average"] = self.average.state_dict()
-        self.state.save(self.folder, parts, self.log)
+        self.state.save(self.folder, self.trained.state(), self.log)
         self.saved_at = time.monotonic()

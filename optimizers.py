@@ -1,5 +1,5 @@
-"""The optimizers by name, and the one that belongs to an epoch, which a resumed run thus rebuilds from its number; the
-average of the weights that they make."""
+"""The optimizers by name, the one that belongs to an epoch, the average of the weights that it makes; and all of that
+together with the model, as a run saves it and takes it up."""
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from checkpoints import portable_state
 from lr_schedules import Rates
 
 Groups = list[dict[str, Any]]
@@ -77,3 +78,41 @@ def moving_average(model: Module, decay: float) -> AveragedModel:
                 average.copy_(new)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+class TrainedModel:
+    """A model in training: with the optimizer of its epoch, and with `--ema` the average of its weights."""
+
+    def __init__(self, model: Any, options: Namespace):
+        self.model, self.options = model, options
+        self.optimizer: Optimizer | None = None
+        self.average: Any = moving_average(model, options.ema) if options.ema else None
+
+    @property
+    def tested(self) -> Any:
+        """The model that is tested and kept."""
+        return self.model if self.average is None else self.average.module
+
+    def begin_epoch(self, rates: Rates, new: bool) -> None:
+        """Give the optimizer the epoch's rates; new: make another one, which remembers nothing."""
+        previous = None if new else self.optimizer
+        self.optimizer = optimizer_for(self.options, rates, self.model.parameter_groups(), previous)
+
+    def after_step(self, rates: Rates) -> None:
+        """Average, and get ready for a step at these rates."""
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        set_rates(self.optimizer, rates)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, for a checkpoint."""
+        average = {"average": self.average.state_dict()} if self.average is not None else {}
+        return {"model": portable_state(self.model), "optimizer": self.optimizer.state_dict(), **average}
+
+    def restore(self, saved: Mapping[str, Any], rates: Rates) -> None:
+        """Back to what `state` gave, in an epoch of these rates."""
+        self.model.load_state_dict(saved["model"])
+        self.begin_epoch(rates, new=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])

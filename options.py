@@ -7,6 +7,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def train_flags(description: str | None, script: Script) -> Flags:
           choices=FEATURE_DTYPES)
     value("--augment", ["hflip"], "of training patches; hflip, vflip: half of them mirrored; rot90: quarter turns; "
           "color: brightness, contrast, saturation; blur: half of them; none: as they are",
-          nargs="+", choices=AUGMENTATIONS)
+          nargs="+", choices=AUGMENTATIONS, metavar="NAME")
     real("--augment_strength", 0.2, "color: at most this share more or less; blur: a sigma of up to ten times as many "
          "pixels", SHARE)
     count("--test_patch_num", 25, "crops per test image with --test_crop grid or random")
@@ -325,9 +326,16 @@ def _defaults() -> dict[str, Any]:
     return vars(train_options([], None, Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})))
 
 
-def named_choices(options: argparse.Namespace) -> list[str]:
-    """What a run's name says of the choices of `IN_RUN_NAME`."""
-    return [value for name in IN_RUN_NAME if (value := getattr(options, name)) != _defaults()[name]]
+def default_run_name(options: argparse.Namespace, backbone: str, called: str, alpha_too: bool) -> str:
+    """A run's name where the user gives none: its choices and the time. backbone: one that is `called` otherwise.
+    alpha_too: name alpha 0 as well."""
+    o, defaults = options, _defaults()
+    fusion = {"none": "", "concat": "multiscale"}.get(o.fusion, o.fusion)
+    others = [getattr(o, name) for name in IN_RUN_NAME if getattr(o, name) != defaults[name]]
+    alpha = f"ranking_alpha{o.ranking_loss_alpha:g}" if o.ranking_loss_alpha or alpha_too else ""
+    now = datetime.now().strftime("%Y%m%d_%H%M%S")
+    name = "_".join(filter(None, [called if o.backbone == backbone else o.backbone, fusion, *others, alpha, now]))
+    return re.sub(r"[^\w.+=-]", "-", name)  # hf-hub:USER/NAME
 
 
 def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str, Any]:

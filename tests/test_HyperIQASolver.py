@@ -220,6 +220,11 @@ def test_run_names(settings):
         (HyperIQASolverSwin, (), "swin_nano_ranking_alpha0"),
         (HyperIQASolver, (), "resnet18"),
         (HyperIQASolver, ("--ranking_loss_alpha", 0.3), "resnet18_ranking_alpha0.3"),
+        (
+            HyperIQASolver,
+            ("--loss", "plcc", "--hyper", "transformer", "--fusion", "fpn"),
+            "resnet18_fpn_transformer_plcc",
+        ),
     ):
         options = settings("swin" if solver is HyperIQASolverSwin else "resnet", *flags)
         assert re.fullmatch(expected + stamp, solver(options).run_name())
