@@ -43,8 +43,7 @@ class HyperIQASolver:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.initial = Initial.of(options) if options.init else None
-        self.taught_by = Initial(options.teacher) if options.teacher else None
-        options.teacher_digest = self.taught_by.digest if self.taught_by else None
+        self.taught_by = Initial.teacher_of(options) if options.teacher else None
         self.hardware, self.precision_reason = choose_hardware(options.device, options.precision, options.workers)
         set_backends(options.deterministic)
         keep_freed_memory()

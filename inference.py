@@ -28,6 +28,7 @@ from common.device import Hardware, choose_hardware
 from common.errors import UserError
 from data_loader import SCORE_BATCH, test_patches
 from folders import READERS
+from losses import SCALELESS
 from models import HyperNet, hypernet
 from options import needs_pixels
 from reading.images import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
@@ -94,8 +95,9 @@ class Initial:
     def of(cls, options: Namespace) -> "Initial":
         """As the flags say; what they leave to the checkpoint is set in them. Raises UserError."""
         initial = cls(options.init)
+        known = {"hyper": "conv", **initial.description}  # before there was another, models did not say it
         for name in ("backbone", "patch_size", *HyperNet.choices):
-            own, asked = initial.description.get(name), getattr(options, name)
+            own, asked = known.get(name), getattr(options, name)
             if asked not in (None, own) and name != "patch_size":
                 raise UserError(f"--{name} {asked}: the model of --init {options.init} has {own}")
             setattr(options, name, own if asked is None else asked)
@@ -103,6 +105,15 @@ class Initial:
             raise UserError(problem)
         options.init_digest = initial.digest
         return initial
+
+    @classmethod
+    def teacher_of(cls, options: Namespace) -> "Initial":
+        """The model of `--teacher`. Raises UserError where its scores are on no scale that could be learnt."""
+        teacher = cls(options.teacher)
+        if (loss := teacher.description.get("loss")) in SCALELESS:
+            raise UserError(f"--teacher {options.teacher}: trained with --loss {loss}, so its scores are on no scale")
+        options.teacher_digest = teacher.digest
+        return teacher
 
     def model(self, data: DataSet, options: Namespace) -> HyperNet:
         """The model, its scores brought to the scale of the data set that it is trained on next, as the flags say."""

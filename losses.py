@@ -78,6 +78,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "srcc": srcc_loss,
     "fidelity": fidelity_loss,
 }
+SCALELESS = ("plcc", "srcc")  # losses that any rising linear map of the scores leaves as they are
 
 
 class QualityLoss:
@@ -121,7 +122,7 @@ class QualityLoss:
         """What the log says of it, "" of plain L1."""
         said = {
             f"Loss: {self.fit}": self.fit != "l1",
-            "Its scores are on no scale: it compares images alone": self.fit in ("plcc", "srcc"),
+            "Its scores are on no scale: it compares images alone": self.fit in SCALELESS,
             f"Ranking loss enabled: alpha={self.alpha:g}, margin={self.margin:g}, form={self.form}": self.alpha,
             f"Rank-N-Contrast on the features: weight {self.contrastive:g}": self.contrastive,
             f"Distillation: weight {self.distill:g} on the distance to the teacher's scores": self.distill,

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import inference
 from common.errors import UserError
 from fusion import FUSIONS
+from hyper import HYPERS
 from models import HyperNet
 
 BATCHES, WARM_UP, PASSES = (1, 32), 3, 30  # images at a time, passes before measuring, passes measured
@@ -19,15 +20,18 @@ BATCHES, WARM_UP, PASSES = (1, 32), 3, 30  # images at a time, passes before mea
 
 def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
     """Parameters and multiply-accumulates by part, seconds per image at each of `BATCHES`, and the patch's side.
-    name: a backbone's, NAME+FUSION, or a checkpoint's path. patch_size: of what is no checkpoint. Raises UserError."""
-    backbone, plus, fusion = name.partition("+")
+    name: a backbone's, with choices of its head as in NAME+FUSION+HYPER, or a checkpoint's path. patch_size: of what is
+    no checkpoint. Raises UserError."""
+    backbone, *choices = name.split("+")
+    axes = {**dict.fromkeys(HYPERS, "hyper"), **dict.fromkeys(FUSIONS, "fusion")}
     if Path(name).exists():
         model = inference.load(name, str(device))
         net, side = model.net, model.description["patch_size"]
-    elif plus and fusion not in FUSIONS:
-        raise UserError(f"--model {name}: expected one of {', '.join(FUSIONS)} after the +")
+    elif not axes.keys() >= {*choices}:
+        raise UserError(f"--model {name}: expected {', '.join(FUSIONS)} or {', '.join(HYPERS)} after a +")
     else:
-        net, side = inference.build(dict(backbone=backbone, patch_size=patch_size, fusion=fusion or "none")), patch_size
+        head = {axes[choice]: choice for choice in choices}
+        net, side = inference.build({"backbone": backbone, "patch_size": patch_size, **head}), patch_size
     net = net.to(device).to(memory_format=torch.channels_last).eval()
     found: dict[str, Any] = {**operations(net, side), "patch_size": side, "seconds": {}}
     images = torch.zeros(BATCHES[-1], 3, side, side, device=device)

@@ -9,6 +9,7 @@ import torch
 from helpers import write_images
 
 import checkpoints
+import engine
 import evaluate
 import inference
 import predict
@@ -101,6 +102,7 @@ def test_init_goes_on_from_a_whole_model_on_another_scale(settings, trained, tmp
     flags = ("--dataset", "csv", "--dataset_path", table, "--init", trained.log.checkpoints, "--no_spaq")
     solver = HyperIQASolver(settings("timm", *flags, "--run_name", "tuned"))
     assert (solver.options.backbone, solver.options.patch_size, solver.options.fusion) == ("test_vit", 64, "none")
+    assert solver.options.hyper == "conv"
     with solver.opened():
         solver.begin_round(1)
     old = inference.load(trained.log.checkpoints)
@@ -132,6 +134,48 @@ def test_init_refuses_flags_that_say_otherwise(settings, trained):
         HyperIQASolver(settings("timm", "--init", trained.log.checkpoints, "--backbone", "test_convnext"))
     with pytest.raises(UserError, match="--fusion concat: the model of --init .* has none"):
         HyperIQASolver(settings("timm", "--init", trained.log.checkpoints, "--fusion", "concat"))
+
+
+def test_init_of_a_model_that_says_nothing_of_its_hyper_network(settings, trained, tmp_path):
+    state, description = checkpoints.load_model(checkpoints.find_model(trained.log.checkpoints))
+    older = {name: value for name, value in description.items() if name not in ("hyper", "dropout", "drop_path")}
+    net = inference.build(older)
+    net.load_state_dict(state)
+    checkpoints.save(tmp_path / "older.pkl", checkpoints.portable_state(net, older))
+    solver = HyperIQASolver(settings("timm", "--init", tmp_path / "older.pkl", "--dropout", 0.2))
+    assert solver.options.hyper == "conv"
+    with solver.opened():
+        solver.begin_round(1)
+        assert solver.model.dropout.p == 0.2
+
+
+def test_a_teachers_scores_are_learnt_on_the_scale_of_the_set(settings, trained, tmp_path):
+    """From KonIQ's 0..100 to 1..5: the student's first batch is compared with what the teacher says of its patches."""
+    table = write_csv(tmp_path / "own" / "own.csv")
+    flags = ("--dataset", "csv", "--dataset_path", table, "--no_spaq", "--teacher", trained.log.checkpoints)
+    solver = run(settings("timm", *flags, "--backbone", "test_convnext", "--distill_weight", 0.5, "--epochs", 1))
+    teacher = inference.load(trained.log.checkpoints)
+    batch = solver.data.train_batches(42, 1, 8)[0]
+    batch["patches"] = torch.where(batch.pop("hflip")[:, None, None, None], batch["patches"].flip(2), batch["patches"])
+    found = next(iter(engine.taught([batch], solver.teacher, solver.hardware)))["teacher"]
+    with torch.no_grad():
+        expected = 1 + 0.04 * teacher.net(teacher.net.backbone.normalised(batch["patches"]))["scores"]
+    assert torch.allclose(found, expected, atol=1e-4)
+    row = epochs(solver)[0]["train"]
+    assert row["loss"] == pytest.approx(row["l1"] + 0.5 * row["distill"], rel=1e-5)
+    log, digest = solver.log.path(".log").read_text(), checkpoints.digest(teacher.net.state_dict())
+    assert f"Learning from {checkpoints.find_model(trained.log.checkpoints)} (weights {digest})" in log
+    assert solver.state.settings["teacher_digest"] == digest and "teacher" not in solver.state.settings
+    student = inference.load(solver.log.checkpoints)
+    assert student.description["teacher_digest"] == digest and student.description["backbone"] == "test_convnext"
+
+
+def test_a_teacher_whose_scores_are_on_no_scale_is_refused(settings, trained, tmp_path):
+    state, description = checkpoints.load_model(checkpoints.find_model(trained.log.checkpoints))
+    net = inference.build(description)
+    checkpoints.save(tmp_path / "plcc.pkl", checkpoints.portable_state(net, {**description, "loss": "plcc"}))
+    with pytest.raises(UserError, match="trained with --loss plcc, so its scores are on no scale"):
+        HyperIQASolver(settings("timm", "--teacher", tmp_path / "plcc.pkl"))
 
 
 @pytest.mark.parametrize("flags", [FROZEN, ("--init", "trained"), ("--freeze_backbone", "--train_test_num", 2)])

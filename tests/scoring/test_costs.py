@@ -44,3 +44,14 @@ def test_parts_are_counted_as_done_by_hand():
     hyper = (512 * 1024 + 1024 * 512 + 512 * 112) * 49 + sum(map(sum, generators)) + 112 * 14 + 112
     assert found["macs"]["hyper"] == hyper
     assert sum(found["parameters"].values()) == sum(p.numel() for p in net.parameters())
+
+
+def test_a_pyramid_and_attention_are_counted_as_done_by_hand():
+    found = costs.operations(HyperNet(backbones.build("resnet18"), "fpn", "transformer").eval(), 224)
+    channels, sides = (64, 128, 256, 512), (56, 28, 14, 7)
+    assert found["macs"]["fusion"] == sum(side**2 * (c * 128 + 9 * 128 * 128) for c, side in zip(channels, sides))
+    tokens, width = 4 * 49, 256
+    layer = tokens * (4 * width**2 + 2 * width * 2 * width) + 2 * tokens**2 * width  # qkv, out, MLP; two products
+    body = 49 * width * (64 + 128 + 256 + 4 * 128) + 2 * layer + 49 * width * 112
+    generators = costs.operations(HyperNet(backbones.build("resnet18"), "none").eval(), 224)["macs"]["hyper"]
+    assert found["macs"]["hyper"] == generators - (512 * 1024 + 1024 * 512 + 512 * 112) * 49 + body
