@@ -43,6 +43,9 @@ def checkpoint(tmp_path_factory):
     [
         ("resnet18", "concat", 80, 18),  # 80: no stage map divides into 7x7, so the pools are adaptive
         ("swin_nano", "concat", 224, 20),
+        ("test_convnext", "fpn+transformer", 64, 18),
+        pytest.param("resnet18", "progressive", 80, 18, marks=pytest.mark.slow),
+        pytest.param("resnet18", "attention+transformer", 64, 20, marks=pytest.mark.slow),
         pytest.param("swin_nano", "none", 64, 18, marks=pytest.mark.slow),
         pytest.param("resnet18", "none", 256, 23, marks=pytest.mark.slow),
         pytest.param("resnet50", "concat", 224, 18, marks=pytest.mark.slow),
@@ -57,7 +60,9 @@ def test_the_file_scores_as_the_model_does_and_says_how_to_use_it(
     import onnx
     import onnxruntime
 
+    fusion, _, hyper = fusion.partition("+")
     changes = {"backbone": backbone, "fusion": fusion, "patch_size": patch_size, "resize": "none"}
+    changes |= {"hyper": hyper or "conv", "dropout": 0.3, "drop_path": 0.1}  # which scoring does not see
     changes |= {"mean": [0.3, 0.5, 0.6], "std": [0.4, 0.2, 0.1]}  # which the graph applies, as `score` does
     best = save(tmp_path / "run" / "best_model_srcc_0.9000_plcc_0.8000.pkl", **changes)
     run(best.parent, "--opset", opset)
