@@ -95,6 +95,9 @@ class HyperIQASolver:
         """The run's data, log and state, new or taken up; however the run ends, its records say so."""
         o = self.options
         self.data = RunData(o, o.seed)
+        # Before what takes long and leaves files: the flags may still name a model that there is not.
+        self.model = self.build_model(o.seed)
+        self.teacher: Any = self.taught_by and self.taught_by.model(self.data.main, o).to(self.hardware.device).eval()
         settings = settings_of(o, self.data.fingerprint)
         self.log, self.saved = open_run(o, self.run_name(), settings)
         self.state, self.status = RunState(settings), "failed"
@@ -133,8 +136,7 @@ class HyperIQASolver:
         self.seed, self.status = o.seed + number - 1, "failed"
         if number > 1:
             self.data.draw_again(self.seed)
-        self.model = self.build_model(self.seed)
-        self.teacher: Any = self.taught_by and self.taught_by.model(self.data.main, o).to(self.hardware.device).eval()
+            self.model = self.build_model(self.seed)
         # The compiled model shares the plain one's parameters; scoring and saving use the plain one.
         self.compiled: Any = torch.compile(self.model) if o.compile else self.model
         self.trained = TrainedModel(self.model, o)

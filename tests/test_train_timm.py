@@ -199,3 +199,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_bit(settings, trained, flags):
 def test_run_names_hold_what_file_names_take(settings):
     options = settings("timm", "--backbone", "hf-hub:timm/test_vit.r160_in1k@main")
     assert HyperIQASolver(options).run_name().startswith("hf-hub-timm-test_vit.r160_in1k-main_2")
+
+
+def test_a_model_that_there_is_not_is_said_before_anything_is_decoded_or_left(settings, tmp_path):
+    with pytest.raises(UserError, match="--backbone convnext_nope: timm .* has no such model"):
+        run(settings("timm", "--backbone", "convnext_nope", "--run_name", "mine"))
+    assert not [path for name in ("logs", "checkpoints", "cache") for path in (tmp_path / name).glob("*")]
