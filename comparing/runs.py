@@ -252,9 +252,17 @@ def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
         members[seed] = run
     settings = [tuple(members.values()) for members in groups.values()]
     differing = [name for name in differences([runs_of[0] for runs_of in settings]) if name not in _NOT_OF_A_GROUP]
-    names = [" ".join(f"{name}={of[0].settings.get(name, '?')}" for name in differing) for of in settings]
+    names = [_name_of(of[0], differing, [each[0] for each in settings]) for of in settings]
     unique = [name if name and names.count(name) == 1 else of[0].name for name, of in zip(names, settings)]
     return list(map(Entry, unique, settings)), notes
+
+
+def _name_of(run: Run, differing: Iterable[str], others: Sequence[Run]) -> str:
+    """The settings that tell a group from the others; what most of them have goes without saying."""
+    values = {name: [other.settings.get(name, "?") for other in others] for name in differing}
+    own = {name: run.settings.get(name, "?") for name in values}
+    told = [f"{name}={own[name]}" for name in values if 2 * values[name].count(own[name]) <= len(others)]
+    return " ".join(told) or ("as most" if own else "")
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
