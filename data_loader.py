@@ -245,7 +245,9 @@ class RunData:
         self.main.note_undefined()
         self.cross, self.said = read_cross_tests(o.cross_test, seed, reader.spaq_root)
         self.sets = [self.main, *self.cross.values()]
-        self.fingerprint = {data.name: data.fingerprint(errors=o.label_noise > 0) for data in self.sets}
+        self.fingerprint = {data.name: data.fingerprint() for data in self.sets}
+        if o.label_noise:
+            self.fingerprint["votes"] = self.main.votes()
         counts = {part: len(self.main.split(part)) for part in ("train", "val", "test")}
         self.counts = {part: n for part, n in counts.items() if n} | {n: len(d.records) for n, d in self.cross.items()}
 

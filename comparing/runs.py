@@ -205,7 +205,7 @@ def _settings(run: dict) -> dict[str, str]:
     settings = {name: _shown(value) for name, value in flags.items() if name not in (*_NOT_SETTINGS, *unused)}
     commit = run.get("versions", {}).get("commit", "unknown")
     code = run.get("code") or (commit[:7] if commit != "unknown" else None)
-    prints = "+".join(str(value)[:6] for value in run.get("fingerprint", {}).values())
+    prints = "+".join(str(value)[:6] for name, value in run.get("fingerprint", {}).items() if name != "votes")
     more = {"device": run.get("device"), "precision": run.get("precision"), "code": code, "images": prints}
     return settings | {name: value for name, value in more.items() if value}
 

@@ -66,13 +66,17 @@ class DataSet:
                 why = all_same if len(scores) > 1 else f"there is only 1 {part} image"
                 self.notes.append(f"{self.name}: SRCC and PLCC will be nan: {why}")
 
-    def fingerprint(self, errors: bool = False) -> str:
-        """Changes when an image name, a score, a split or a group changes, and with `errors` when a standard error
-        does; not when the folder moves."""
-        rows = sorted(
-            (r.split, r.name, repr(r.score), r.group or "", *([repr(r.error)] if errors else [])) for r in self.records
-        )
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+    def fingerprint(self) -> str:
+        """Changes when an image name, a score, a split or a group changes; not when the folder moves."""
+        return _digest(sorted((r.split, r.name, repr(r.score), r.group or "") for r in self.records))
+
+    def votes(self) -> str:
+        """Changes when a standard error does."""
+        return _digest(sorted((r.name, repr(r.error)) for r in self.records))
+
+
+def _digest(rows: list[tuple]) -> str:
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def test_koniq_gives_standard_errors_on_the_scale_of_its_scores(root):
     assert {r.name: r.error for r in data.records} == pytest.approx(expected)
     plain = [replace(r, error=None) for r in data.records]
     assert replace(data, records=plain).fingerprint() == data.fingerprint()  # which is what it was before
-    assert replace(data, records=plain).fingerprint(errors=True) != data.fingerprint(errors=True)
+    assert replace(data, records=plain).votes() != data.votes()
     path.write_text("\n".join([header, *(row.replace(",0.3,", ",?,") for row in rows)]))
     assert {r.error for r in KonIQ10k(root).read().records} == {None}
 
