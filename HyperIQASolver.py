@@ -20,13 +20,14 @@ from common.device import choose_hardware, keep_freed_memory, set_backends
 from common.errors import Interrupted, UserError
 from common.run_files import Prediction
 from common.signals import StopSignals
-from data_loader import SCORE_BATCH, RunData, fewer_workers, make_loader
+from data_loader import SCORE_BATCH, fewer_workers, make_loader
 from inference import Initial, new_model
 from losses import make_criterion
 from lr_schedules import Rates, make_schedule
 from models import HyperNet
 from optimizers import TrainedModel
 from options import default_run_name
+from run_data import RunData
 from run_log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
 from run_state import RunState, open_run, settings_of
 

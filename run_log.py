@@ -22,7 +22,7 @@ from metrics import RECORDED, medians
 
 if TYPE_CHECKING:
     from common.device import Hardware
-    from data_loader import RunData
+    from run_data import RunData
 
 
 def versions() -> dict[str, str]:

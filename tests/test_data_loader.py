@@ -17,9 +17,10 @@ import data_loader
 import engine
 from common.device import Hardware
 from common.errors import UserError
-from data_loader import PatchBatches, RunData, fitting_workers, make_loader, test_patches, train_patches
+from data_loader import PatchBatches, fitting_workers, make_loader, test_patches, train_patches
 from models import Backbone
 from reading.cache import ImageCache
+from run_data import RunData
 from run_log import RunLog
 
 test_patches.__test__ = False  # its name is the field's, not pytest's
