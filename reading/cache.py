@@ -21,15 +21,15 @@ from common.errors import UserError
 from common.files import write_whole
 from reading.images import decode, fitted_size, resize_image
 
-CACHE_FORMAT = 2  # raise it when decoding or resizing changes
+CACHE_FORMAT = 3  # raise it when decoding, resizing or the index changes
 COPY_BYTES = 2**28
 
 
 class ImageCache:
     """The resized images of a data set as uint8, one after the other in one buffer: a mapped file, or memory.
     `cache[i]` is image i as (H, W, 3); `sizes` (n, 2) holds heights and widths, `upscaled` how many images
-    were smaller than `min_side`, `index` the number of each path, `bad` why a file could not be read (its
-    image is empty or unfinished). With `cache_dir` the images lie in a file there, keyed by everything that
+    were smaller than `min_side`, `index` the number of each path, `digests` tell images of other pixels apart, as they
+    were decoded and before any resizing, `bad` why a file could not be read (its image is empty or unfinished). With `cache_dir` the images lie in a file there, keyed by everything that
     they depend on, which the next run maps into memory instead of decoding; without, they are decoded into
     memory. Raises UserError where the cache cannot be written."""
 
@@ -95,6 +95,7 @@ class ImageCache:
         """Decode all images: begin() once their sizes are known, then keep(i, image) for each, from any thread."""
         self.was_there = False
         self.bad: dict[Path, str] = {}
+        self.digests = [""] * len(self)
         threads = torch.get_num_threads()
         # Images are the unit of work: with several threads to an image, too, they would wait for each other.
         with ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -124,6 +125,7 @@ class ImageCache:
 
     def _fill(self, keep: Callable[[int, np.ndarray], None], i: int, path: Path) -> None:
         if path not in self.bad and (image := self._tried(decode, path)) is not None:
+            self.digests[i] = _digest(image)
             keep(i, resize_image(image, *self.sizes[i]))
 
     def _build_in_memory(self) -> None:
@@ -148,6 +150,7 @@ class ImageCache:
         try:
             index = json.loads((self.folder / "index.json").read_text())
             self._set_sizes(index["sizes"])
+            self.digests = index["digests"]
             self.upscaled, self.bad = index["upscaled"], {Path(p): reason for p, reason in index["bad"].items()}
             # Mode c: a stray write would change this process's view, never the file. An empty file cannot be mapped.
             file = self.folder / "images.u8"
@@ -179,18 +182,27 @@ class ImageCache:
             os.fsync(file.fileno())
         bad = {str(path): reason for path, reason in self.bad.items()}
         index = {"sizes": self.sizes.tolist(), "upscaled": self.upscaled, "bad": bad, "files": self.files}
+        index |= {"format": CACHE_FORMAT, "digests": self.digests}
         write_whole(folder / "index.json", json.dumps(index))
 
     def _remove_stale(self) -> None:
-        """Delete this data set's caches whose source files have changed or gone since they were built."""
+        """Delete this data set's caches of an older format, or whose source files have changed or gone since."""
         for folder in self.folder.parent.glob(f"{self.name}_{self.resize}_*"):
             try:
-                files = json.loads((folder / "index.json").read_text())["files"]
-                fresh = all(_size_and_time(Path(path)) == (size, time) for path, size, time in files)
+                index = json.loads((folder / "index.json").read_text())
+                same = all(_size_and_time(Path(path)) == (size, time) for path, size, time in index["files"])
+                fresh = same and index["format"] >= CACHE_FORMAT
             except (OSError, ValueError, KeyError):
                 fresh = False
             if not fresh:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _digest(image: np.ndarray) -> str:
+    """Of an image's pixels and shape; collisions are a matter of 2^-64."""
+    found = hashlib.sha256(repr(image.shape).encode())
+    found.update(np.ascontiguousarray(image).data)
+    return found.hexdigest()[:16]
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
