@@ -3,6 +3,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -79,13 +80,24 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "fidelity": fidelity_loss,
 }
 SCALELESS = ("plcc", "srcc")  # losses that any rising linear map of the scores leaves as they are
+COMPARING = (*SCALELESS, "fidelity")  # losses that compare images, which must be of one data set
+
+
+def within_sets(loss: Callable[[Tensor, Tensor], Tensor], found: Tensor, mos: Tensor, sets: Tensor | None) -> Tensor:
+    """A loss of what the model found (N, …) and the MOS (N,), taken within each data set alone: the mean over the
+    sets by their patches. sets: the number of each patch's set (N,); None: all are of one."""
+    if sets is None:
+        return loss(found, mos)
+    own = [sets == number for number in sets.unique()]
+    return torch.stack([loss(found[each], mos[each]) * each.sum() for each in own]).sum() / len(mos)
 
 
 class QualityLoss:
     """(1 - alpha) * fit + alpha * ranking loss (`form="convex"`), or fit + alpha * ranking loss (`"additive"`), fit
     being one of `LOSSES`; plus `contrastive` times Rank-N-Contrast, and `distill` times the L1 distance to a teacher's
     scores. alpha 0..1; a weight of 0 switches its part off; margin in score units. Called with the model's outputs
-    (`scores` (N,), `features` (N, C)) and a batch that has `mos` (N,), and `teacher` (N,) for distillation; returns
+    (`scores` (N,), `features` (N, C)) and a batch that has `mos` (N,), `set` (N,) where its images are of several data
+    sets, which are compared within their own alone, and `teacher` (N,) for distillation; returns
     `loss` first, then its parts (`l1`; `rank`, `contrastive`, `distill`), scalar tensors in fp32."""
 
     def __init__(
@@ -104,14 +116,14 @@ class QualityLoss:
         self.part = f"{fit}_loss" if fit in ("plcc", "srcc") else fit
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        scores, mos = outputs["scores"].float(), batch["mos"].float()
-        loss = fit = LOSSES[self.fit](scores, mos)
+        scores, mos, sets = outputs["scores"].float(), batch["mos"].float(), batch.get("set")
+        loss = fit = within_sets(LOSSES[self.fit], scores, mos, sets if self.fit in COMPARING else None)
         parts = {self.part: fit}
         if self.alpha:
-            parts["rank"] = ranking_loss(scores, mos, self.margin)
+            parts["rank"] = within_sets(partial(ranking_loss, margin=self.margin), scores, mos, sets)
             loss = self.fit_weight * fit + self.alpha * parts["rank"]
         if self.contrastive:
-            parts["contrastive"] = rank_n_contrast(outputs["features"].float(), mos)
+            parts["contrastive"] = within_sets(rank_n_contrast, outputs["features"].float(), mos, sets)
             loss = loss + self.contrastive * parts["contrastive"]
         if self.distill:
             parts["distill"] = F.l1_loss(scores, batch["teacher"].float())
