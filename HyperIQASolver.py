@@ -69,6 +69,7 @@ class HyperIQASolver:
                         start = time.perf_counter()
                         result[part] = self.test(part)
                         seconds[part] = time.perf_counter() - start
+                    result = self.data.with_means(result)
                     self.log_epoch(result, seconds)
                     self.keep_if_best(result)
                     state.progress = None
@@ -151,7 +152,7 @@ class HyperIQASolver:
         compute = partial(engine.stage_maps, self.model, self.hardware.fp32)
         self.data.prepare_features(self.model, self.seed, compute, self.log.line if new else self.log.show)
         if new:
-            self.log.line(epoch_columns(["train", *self.data.tests]))
+            self.log.line(epoch_columns(["train", *self.data.parts]))
         self.saved_at, self.signals.deferred = time.monotonic(), True
 
     def stops_early(self) -> bool:
@@ -199,12 +200,11 @@ class HyperIQASolver:
         o, (images, split) = self.options, self.data.tests[part]
         data, records, crops = images.data, images.records(split), (o.test_crop, o.test_patch_num)
         scores = engine.score_set(self.trained.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked)
-        if part != "val":
+        scores, agreeing = self.data.agreeing(data, scores)
+        if split != "val":
             rows = zip(records, scores.tolist(), strict=True)
             self.predictions += [(data.name, r.name, r.score, score) for r, score in rows]
-        # A model of badness agrees with opinions of goodness when its scores fall as they rise.
-        sign = 1 if data.higher_is_better == self.data.main.higher_is_better else -1
-        return metrics.recorded(sign * scores, [r.score for r in records])
+        return metrics.recorded(agreeing, [r.score for r in records])
 
     def stop_if_asked(self) -> None:
         if self.signals.received:
@@ -213,20 +213,20 @@ class HyperIQASolver:
 
     def log_epoch(self, result: dict[str, Figures], seconds: Figures) -> None:
         epoch, lr = self.state.epoch, vars(self.rates(self.state.epoch))
-        self.state.history.append(result[next(iter(self.data.tests))]["srcc"])
-        self.log.line(epoch_row(epoch, result, ["train", *self.data.tests]))
+        self.state.history.append(result[self.data.chosen]["srcc"])
+        self.log.line(epoch_row(epoch, result, ["train", *self.data.parts]))
         self.log.record(type="epoch", round=self.state.round, epoch=epoch, **result, lr=lr, seconds=seconds)
         self.log.line(f"Learning rates: {self.rates(epoch + 1)}")
 
     def end_round(self) -> None:
-        state, log, tests = self.state, self.log, self.data.tests
+        state, log, data = self.state, self.log, self.data
         self.signals.deferred = False
         self.status = "early_stopped" if self.stops_early() else "finished"
         if self.stops_early():
             log.line("Early stopping triggered!")
         state.clear_models(self.folder, keep=1)
-        epoch, best = state.best["epoch"], {part: state.best["result"][part] for part in tests}
-        log.line(f"{figures_text(best[next(iter(tests))], before='Best ')} (epoch {epoch})")
+        epoch, best = state.best["epoch"], {part: state.best["result"][part] for part in data.parts}
+        log.line(f"{figures_text(best[data.chosen], before='Best ')} (epoch {epoch})")
         state.rounds.append({"round": state.round, "seed": self.seed, "best_epoch": epoch, **best})
 
     # ------------------------------------------------------------------------------- best model, checkpoints
@@ -237,7 +237,7 @@ class HyperIQASolver:
 
     def keep_if_best(self, result: dict[str, Figures]) -> None:
         """Keep the epoch's model and predictions where its SRCC is the best so far."""
-        state, log, first = self.state, self.log, next(iter(self.data.tests))
+        state, log, first = self.state, self.log, self.data.chosen
         if (better := state.is_better(first, result[first]["srcc"])) is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[first])
             best = checkpoints.portable_state(self.trained.tested, self.description(result))
@@ -252,7 +252,7 @@ class HyperIQASolver:
         """What is needed to use the model without repeating a flag, and every choice that made it."""
         choices = {name: value for name, value in self.state.settings.items() if name != "fingerprint"}
         model = {**self.data.description, **self.model.backbone.described}
-        figures = {part: result[part] for part in self.data.tests}
+        figures = {part: result[part] for part in self.data.parts}
         return {**choices, "seed": self.seed, **model, "metrics": figures, "run": self.log.name, "versions": versions()}
 
     def save(self) -> None:

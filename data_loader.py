@@ -60,15 +60,16 @@ def addressed_seed(*address: int) -> np.random.SeedSequence:
 def train_patches(
     sizes: np.ndarray,
     patch_size: int,
-    per_image: int,
+    per_image: int | np.ndarray,
     seed: int,
     epoch: int,
     augment: Mapping[str, float] = DEFAULT,
     fixed: bool = False,
 ) -> Patches:
     """`per_image` random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
-    sizes: (n, 2) heights and widths. `seed` is the round's own, so round 2 of seed 7 is round 1 of seed 8.
-    augment: name -> strength. fixed: the crops of epoch 0, which is no epoch, in the order of this one."""
+    sizes: (n, 2) heights and widths. per_image: of all, or of each (n,). `seed` is the round's own, so round 2 of seed
+    7 is round 1 of seed 8. augment: name -> strength. fixed: the crops of epoch 0, which is no epoch, in the order of
+    this one."""
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch)))
     if fixed and epoch:
         same = train_patches(sizes, patch_size, per_image, seed, 0, augment)
@@ -110,6 +111,30 @@ def test_patches(sizes: np.ndarray, patch_size: int, crop: str = "center", numbe
     return Patches(image, top, left)
 
 
+class JoinedCache:
+    """Several image caches as one: their images are numbered one set after the other."""
+
+    def __init__(self, caches: Sequence[ImageCache]):
+        self.caches, self.min_side = list(caches), caches[0].min_side
+        self.first = np.cumsum([0, *map(len, caches)])
+        self.sizes = np.concatenate([cache.sizes for cache in caches])
+
+    @property
+    def on_gpu(self) -> torch.Tensor | None:
+        return self.caches[0].on_gpu  # all are, or none
+
+    def crops(self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int) -> torch.Tensor:
+        """As `ImageCache.crops`."""
+        parts, rows = [], []
+        for cache, first, end in zip(self.caches, self.first, self.first[1:]):
+            own = np.flatnonzero((images >= first) & (images < end))
+            parts.append(cache.crops(images[own] - first, top[own], left[own], side) if len(own) else None)
+            rows.append(own)
+        cut = torch.cat([part for part in parts if part is not None])
+        order = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable"))
+        return cut[order.to(cut.device)]
+
+
 class PatchBatches(torch.utils.data.Dataset):
     """Batch b of a list of patches: `patches` uint8 (B, P, P, 3), `mos` (B,), `image` (B,), what augmentations drew.
     Patches with an address also bring `seed`, the torch generators' for the step on this batch. images: cache numbers
@@ -118,9 +143,9 @@ class PatchBatches(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        cache: ImageCache,
+        cache: ImageCache | JoinedCache,
         images: Sequence[int],
-        mos: Sequence[float],
+        mos: Sequence[float] | np.ndarray,
         patches: Patches,
         batch_size: int,
         features: Features | None = None,

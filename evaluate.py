@@ -36,7 +36,7 @@ from comparing import plots
 from comparing.runs import shown_estimate
 from folders import READERS
 from intervals import RESAMPLES, Estimate
-from options import csv_flags, for_csv_alone
+from options import csv_flags, for_csv_alone, lower_sets
 from reading.records import Columns
 
 TITLES = {"srcc": "SRCC", "plcc": "PLCC", "fitted_plcc": "fitted\nPLCC", "krcc": "KRCC", "fitted_rmse": "fitted\nRMSE"}
@@ -75,8 +75,9 @@ def parse() -> argparse.Namespace:
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     try:
         options.datasets = named_sets("--datasets", options.datasets, READERS)
-        if "csv" not in options.datasets:
+        if not any(name.startswith("csv") for name in options.datasets):
             yield from for_csv_alone(given, "csv")
+        lower_sets(options.lower_is_better, options.datasets)
     except UserError as mistake:
         yield str(mistake)
     if options.markdown and options.json:

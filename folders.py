@@ -449,7 +449,8 @@ def open_set(
         if path is None:
             places = beside or "spaq/ or spaq-test/ beside the scripts"
             raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
-    return READERS[name](path, seed, *((lower_is_better, columns) if name == "csv" else ()))
+    kind = name.partition(":")[0]
+    return READERS[kind](path, seed, *((lower_is_better, columns) if kind == "csv" else ()))
 
 
 def read_cross_tests(
@@ -462,5 +463,9 @@ def read_cross_tests(
         if (spaq := find_spaq(None, beside)) is None:
             return {}, ["SPAQ cross test: skipped, found neither spaq/ nor spaq-test/ (--spaq_path gives it)"]
         chosen = {"spaq": spaq}
-    sets = {name: open_set(name, path, seed, beside=beside).read_for_test()[0] for name, path in chosen.items()}
+    sets = {}
+    for name, path in chosen.items():
+        data, own = open_set(name, path, seed, beside=beside).read_for_test()[0], name.partition(":")[2]
+        data.name = own or data.name
+        sets[own or name] = data
     return sets, [] if sets else ["SPAQ cross test: off"]

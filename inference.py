@@ -171,6 +171,17 @@ class QualityModel:
         """How many patches an image is scored on."""
         return 1 if self.description["test_crop"] == "center" else self.description["test_patch_num"]
 
+    def use_scale(self, name: str) -> None:
+        """Score on the own scale of one of the sets that the model was trained on. Raises UserError."""
+        d = self.description
+        scales = d.get("scales") or {d["dataset"]: {"factor": 1.0, "offset": 0.0, "nominal_range": d["score_range"]}}
+        if name not in scales:
+            raise UserError(f"--scale {name}: the model was trained on {', '.join(scales)}")
+        factor, offset = scales[name]["factor"], scales[name]["offset"]
+        self.net.rescale(1 / factor, -offset / factor)
+        better = d["higher_is_better"] == (factor > 0)
+        self.description = {**d, "score_range": scales[name]["nominal_range"], "higher_is_better": better}
+
     def score(self, image: ImageLike) -> float:
         """The score of one image: a path; a PIL image; uint8 (H, W, 3) or (H, W); a tensor (3, H, W) or (1, H, W),
         uint8 0..255 or floating 0..1, RGB. Any size. Raises ValueError with the reason where it cannot be read, and

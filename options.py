@@ -5,7 +5,7 @@ import argparse
 import functools
 import importlib.util
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ AUGMENTATIONS = ("hflip", "vflip", "rot90", "color", "blur", "none")
 FUSIONS = ("none", "concat", "direct", "attention", "fpn", "progressive")
 WHOLE_MAPS = ("fpn", "progressive")  # fusions for which averaged stage maps do not do
 HYPERS = ("conv", "transformer")
+MIX_SCALES = ("first", "range", "none")
 FEATURE_DTYPES = ("fp16", "fp32", "none")
 LOSSES = ("l1", "mse", "smooth_l1", "plcc", "srcc", "fidelity")
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -53,7 +54,8 @@ def csv_flags(flags: Flags) -> None:
     flags.value("--group_column", "group", "csv: the column that images of one content share, if there is one",
                 metavar="NAME")
     flags.path("--image_root", None, "csv: the folder that image paths start from (default: that of the file)")
-    flags.switch("--lower_is_better", "lower_is_better", True, "csv: scores mean badness (DMOS)")
+    flags.value("--lower_is_better", False, "csv: scores mean badness (DMOS); of several CSV sets these, or all",
+                nargs="*", metavar="NAME")
 
 
 def for_csv_alone(given: Given, csv: str) -> Iterator[str]:
@@ -67,8 +69,18 @@ def train_flags(description: str | None, script: Script) -> Flags:
     value, count, real, path, switch = flags.value, flags.count, flags.real, flags.path, flags.switch
 
     flags.group("data")
-    value("--dataset", "koniq-10k", "training and test set", choices=list(script.datasets))
-    path("--dataset_path", None, "its folder (csv: its file; default: a folder of that name beside the scripts)")
+    value("--dataset", ["koniq-10k"], "training and test sets, of "
+          f"{', '.join(script.datasets)}; several CSV sets: csv:NAME=FILE.csv", nargs="+", metavar="NAME[=PATH]")
+    path("--dataset_path", None, "the folder of a single one (csv: its file; default: a folder of that name beside the "
+         "scripts)")
+    value("--mix_scale", None, "how scores of several sets meet: first: with the mean and spread of the first set's; "
+          "range: each nominal range as 0..100; none: as they are (default: first)", choices=MIX_SCALES)
+    value("--mix_patches", None, "of several sets: patches per image of each, or balanced: as many of each set "
+          "(default: --train_patch_num of all)", nargs="+", metavar="N|balanced")
+    value("--select_set", None, "of several sets: the one by whose SRCC the best epoch is chosen (default: their mean)",
+          metavar="NAME")
+    switch("--allow_overlap", "allow_overlap", True, "train although images of a test split are among another set's "
+           "training images")
     value("--cross_test", None, "sets to test on besides (default: spaq, from spaq/ or spaq-test/, if there)",
           nargs="+", metavar="NAME[=PATH]")
     path("--spaq_path", None, "short for --cross_test spaq=PATH")
@@ -196,6 +208,7 @@ def needs_pixels(o: argparse.Namespace) -> Iterator[str]:
         f"--augment {' '.join(o.augment)} is for new patches in each epoch": not {*o.augment} <= {"hflip", "none"},
         "--mixup and --cutmix change the pixels": o.mixup or o.cutmix,
         "--teacher scores the patches": o.teacher,
+        "they are of one data set": len(o.trained) > 1,
     }
     for reason, wanted in wanting.items():
         if wanted and stored_features(o):
@@ -235,8 +248,6 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         "contradictory flags: --drop_path and --freeze_backbone, which leaves no path out":
             o.drop_path and o.freeze_backbone,
         "contradictory flags: --no_early_stopping and --patience": not o.early_stopping and "patience" in given,
-        "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)":
-            o.dataset == "csv" and o.dataset_path is None,
         "--ranking_loss_margin needs --ranking_loss_alpha above 0":
             "ranking_loss_margin" in given and o.ranking_loss_alpha == 0,
         "contradictory flags: --cache_device cuda and --device cpu": o.cache_device == "cuda" and o.device == "cpu",
@@ -256,11 +267,52 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         f"--init {o.init}: no such file or folder": o.init and not o.init.exists(),
     }  # fmt: skip
     yield from (text for text, wrong in checks.items() if wrong)
-    if o.dataset != "csv":
+    if not any(name.startswith("csv") for name in o.trained):
         yield from for_csv_alone(given, "--dataset csv")
+    elif problem := problem_of(lower_sets, o.lower_is_better, o.trained):
+        yield problem
     yield from needs_pixels(o)
     if problem := problem_of(parse_fixes, o.training_fixes):
         yield problem
+
+
+def lower_sets(flag: bool | list[str], names: Iterable[str]) -> set[str]:
+    """The CSV sets of these whose scores mean badness, as `--lower_is_better` says. Raises UserError."""
+    csv = {name.removeprefix("csv:"): name for name in names if name.startswith("csv")}
+    if isinstance(flag, bool) or not flag:
+        return set(csv.values()) if flag is not False else set()
+    if unknown := [name for name in flag if name not in csv]:
+        raise UserError(f"--lower_is_better {' '.join(unknown)}: expected CSV sets of this run: {', '.join(csv)}")
+    return {csv[name] for name in flag}
+
+
+def _trained_sets(o: argparse.Namespace, script: Script, given: Given) -> Iterator[str]:
+    """Make `trained`, name -> path or None for its default place, out of --dataset and --dataset_path, `dataset` the
+    names, and of what mixes several sets what holds where it is not given; yields mistakes."""
+    words = [f"{o.dataset[0]}={o.dataset_path}"] if o.dataset_path and len(o.dataset) == 1 else o.dataset
+    o.trained = {"koniq-10k": None}
+    if words == ["csv"]:
+        yield "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)"
+    elif problem := problem_of(lambda: vars(o).update(trained=named_sets("--dataset", words, script.datasets))):
+        yield problem
+    several, o.dataset = len(o.trained) > 1, "+".join(o.trained)
+    if o.dataset_path and (several or "=" in words[0].partition(f"={o.dataset_path}")[0]):
+        yield "--dataset_path is of a single set, without a path of its own; several: --dataset NAME=PATH NAME=PATH"
+    if several and "demo" in o.trained:
+        yield "--dataset demo: trained alone, it brings its own cross test and defaults"
+    if not several:
+        flags = [name for name in ("mix_scale", "mix_patches", "select_set") if name in given]
+        yield from (f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH" for name in flags)
+        return
+    o.mix_scale = o.mix_scale or MIX_SCALES[0]
+    if o.select_set is not None and o.select_set not in o.trained:
+        yield f"--select_set {o.select_set}: expected one of {', '.join(o.trained)}"
+    counts = o.mix_patches or ["balanced"]
+    numbers = len(counts) == len(o.trained) and all(re.fullmatch(r"[1-9]\d*", count) for count in counts)
+    if counts != ["balanced"] and not numbers:
+        yield f"--mix_patches {' '.join(counts)}: expected a number for each of {', '.join(o.trained)}, or balanced"
+    o.mix_resize = {name: o.resize or script.datasets[name.partition(":")[0]] for name in o.trained}
+    o.dataset_path = o.trained  # for the record
 
 
 def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
@@ -268,9 +320,9 @@ def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
     spaq, spaq_path = vars(o).pop("spaq"), vars(o).pop("spaq_path")
     if not spaq and spaq_path:
         yield "contradictory flags: --no_spaq and --spaq_path"
-    if o.dataset == "spaq" and spaq_path:
+    if "spaq" in o.trained and spaq_path:
         yield "--dataset spaq takes its folder from --dataset_path, not --spaq_path"
-    chosen: dict[str, Path | None] = {} if not spaq or o.dataset == "spaq" else None
+    chosen: dict[str, Path | None] = {} if not spaq or "spaq" in o.trained else None
     if o.cross_test is not None:
         try:
             chosen = named_sets("--cross_test", o.cross_test, [name for name in script.datasets if name != "demo"])
@@ -278,23 +330,30 @@ def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
             yield str(mistake)
     if chosen and "spaq" in chosen and (not spaq or chosen["spaq"]) and (not spaq or spaq_path):
         yield f"contradictory flags: --cross_test spaq and {'--spaq_path' if spaq else '--no_spaq'}"
-    if chosen and o.dataset in chosen:
-        yield f"--cross_test {o.dataset}: the run tests on its --dataset anyway"
+    for name in chosen or ():
+        if name in o.trained:
+            yield f"--cross_test {name}: the run tests on its --dataset anyway"
     o.cross_test = {**(chosen or {}), "spaq": spaq_path} if spaq_path else chosen
     # An explicit --resize is for all sets; without, each has its own.
     names = ["spaq"] if o.cross_test is None else list(o.cross_test)
-    o.cross_resize = {name: o.resize or script.datasets.get(name, "384") for name in names}
+    o.cross_resize = {
+        name.removeprefix("csv:"): o.resize or script.datasets.get(name.partition(":")[0], "384") for name in names
+    }
 
 
 def train_options(argv: Sequence[str] | None, description: str | None, script: Script) -> argparse.Namespace:
     """Parse and check the flags of a train script.
     Returns the settings under their canonical names (aliases folded in), with `demo_defaults` = the flags whose value
-    the demo brought, `cross_test` = name -> path, or None for SPAQ where it is found, and `cross_resize` = name -> its
-    `--resize`. Raises UserError, naming every problem at once."""
+    the demo brought, `trained` = name -> path or None, `dataset` = their names joined by +, `cross_test` = name ->
+    path, or None for SPAQ where it is found, `mix_resize` and `cross_resize` = name -> its `--resize`. Raises
+    UserError, naming every problem at once."""
     problems: list[str] = []
 
     def prepare(options: argparse.Namespace, given: Given) -> None:
         asked = {*given, "pretrained"} if "backbone_weights" in given else given
+        options.mix_resize = {}
+        options.lower_is_better = True if options.lower_is_better == [] else options.lower_is_better
+        problems.extend(_trained_sets(options, script, given))
         demo = dict(script.demo) if options.dataset == "demo" else {}
         options.init_digest = options.teacher_digest = None  # of the weights, where they are read
         if options.init:
@@ -304,7 +363,7 @@ def train_options(argv: Sequence[str] | None, description: str | None, script: S
         options.demo_defaults = {name: value for name, value in demo.items() if name not in asked}
         vars(options).update(options.demo_defaults)
         problems.extend(_cross_tests(options, script))
-        options.resize = options.resize or script.datasets[options.dataset]
+        options.resize = options.resize or script.datasets[next(iter(options.trained)).partition(":")[0]]
         options.augment = [name for name in AUGMENTATIONS if name in options.augment]  # in one order, each once
 
     def found(options: argparse.Namespace, given: Given) -> Iterator[str]:

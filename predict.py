@@ -49,6 +49,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.images(resize="default: as trained")
     flags.switch("--exif_rotate", "exif_rotate", True, "turn images as EXIF says (default: as trained)")
     flags.value("--precision", "fp32", "bf16: faster on some hardware, less exact", choices=["fp32", "bf16"])
+    flags.value(
+        "--scale",
+        None,
+        "of a model that was trained on several sets: the one on whose scale it scores "
+        "(default: the scale on which they met)",
+        metavar="NAME",
+    )
     flags.group("hardware")
     flags.batch_size(64, "crops per forward pass")
     flags.device()
@@ -151,6 +158,8 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
     model = load(
         options.checkpoint, options.device, options.precision, options.resize, options.crops, options.exif_rotate
     )
+    if options.scale is not None:
+        model.use_scale(options.scale)
     if not model.description["described"]:
         print(assumptions(options.checkpoint, model), file=sys.stderr)
     made = made_with(model, options.precision)

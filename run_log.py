@@ -187,7 +187,7 @@ def log_start(
 ) -> None:
     """The beginning of a run: its record with all flags `o`, and what the log says before any epoch.
     reason: of the precision; criterion and schedule say of themselves what they are."""
-    flags = {name: value for name, value in sorted(vars(o).items()) if name != "demo_defaults"}
+    flags = {name: value for name, value in sorted(vars(o).items()) if name not in ("demo_defaults", "trained")}
     started = datetime.now().isoformat(timespec="seconds")
     precision, training = ("bf16", "bf16 autocast") if hardware.bf16 else ("fp32", "fp32")
     facts = dict(device=hardware.name, precision=precision, versions=versions(), data=data.counts)

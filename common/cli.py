@@ -231,16 +231,22 @@ def parse_resize(text: str) -> int | tuple[int, int] | None:
 
 
 def named_sets(flag: str, words: Sequence[str], known: Iterable[str]) -> dict[str, Path | None]:
-    """`NAME[=PATH] …` of a flag -> name -> path. Raises UserError for unknown and repeated names."""
+    """`NAME[=PATH] …` of a flag -> name -> path; a CSV set may be given a name of its own, as in csv:NAME=PATH.
+    Raises UserError for unknown and repeated names."""
     known, sets, problems = list(known), {}, []
     for word in words:
         name, _, path = word.partition("=")
-        if name not in known:
+        kind, colon, own = name.partition(":")
+        if kind == "csv" and colon and not (re.fullmatch(r"[\w.-]+", own) and own not in known):
+            problems.append(
+                f"{flag} {word}: expected csv:NAME=FILE.csv, with letters, digits and _ . + -, no set's name"
+            )
+        elif (kind if kind == "csv" else name) not in known:
             problems.append(f"{flag} {word}: expected NAME or NAME=PATH, NAME one of {', '.join(known)}")
         elif name in sets:
             problems.append(f"{flag}: {name} is listed twice")
-        elif name == "csv" and not path:
-            problems.append(f"{flag} csv: expected csv=FILE.csv")
+        elif kind == "csv" and not path:
+            problems.append(f"{flag} {name}: expected {name}=FILE.csv")
         sets[name] = Path(path).expanduser() if path else None
     if problems:
         raise UserError("; ".join(problems))

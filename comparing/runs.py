@@ -90,10 +90,17 @@ class Run:
         except UserError as mistake:
             return {}, str(mistake)
 
+    @property
+    def trained_on_several(self) -> bool:
+        """Whether its test figures are means over several sets, which no one list of scores has."""
+        return "+" in (self.settings.get("dataset") or "")
+
     def predictions_problem(self) -> str:
         """Why the predictions beside the run are of no use; empty where they are, or where there are none."""
         if self.predictions is None or self.scores("test") or math.isnan(self.figure("test", "srcc", self.best)):
             return ""
+        if self.trained_on_several:
+            return self._predicted[1]
         left_out = f"left out, the SRCC of its scores is not that of epoch {self.best} in {self.path.name}"
         return self._predicted[1] or f"{self.predictions}: {left_out}"
 
@@ -101,7 +108,7 @@ class Run:
         """Predictions on `test` or a cross test whose SRCC is the recorded one of the best epoch; None without such.
         A model of badness has its scores on a cross test negated, which is what the recorded figures are of."""
         sets, own = self._predicted[0], self.settings.get("dataset")
-        test = own if own in sets else next(iter(sets), None)
+        test = own if own in sets or self.trained_on_several else next(iter(sets), None)
         # SPAQ's whole release goes by a name of its own, spaq-official.
         cross = next((name for name in sets if name != test and name in (part, f"{part}-official")), None)
         found = sets.get(test if part == "test" else cross)

@@ -28,10 +28,10 @@ COPY_BYTES = 2**28
 class ImageCache:
     """The resized images of a data set as uint8, one after the other in one buffer: a mapped file, or memory.
     `cache[i]` is image i as (H, W, 3); `sizes` (n, 2) holds heights and widths, `upscaled` how many images
-    were smaller than `min_side`, `index` the number of each path, `digests` tell images of other pixels apart, as they
-    were decoded and before any resizing, `bad` why a file could not be read (its image is empty or unfinished). With `cache_dir` the images lie in a file there, keyed by everything that
-    they depend on, which the next run maps into memory instead of decoding; without, they are decoded into
-    memory. Raises UserError where the cache cannot be written."""
+    were smaller than `min_side`, `index` the number of each path, `digests` what tells the pixels of each from others',
+    as they were decoded, `bad` why a file could not be read (its image is empty or unfinished). With `cache_dir` the
+    images lie in a file there, keyed by everything that they depend on, which the next run maps into memory instead of
+    decoding; without, they are decoded into memory. Raises UserError where the cache cannot be written."""
 
     def __init__(
         self,

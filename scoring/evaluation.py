@@ -20,6 +20,7 @@ from data_loader import DecodedSet, drop_bad_images
 from folders import DEFAULT_RESIZE, open_set
 from inference import QualityModel
 from intervals import Estimate
+from options import lower_sets
 from reading.cache import put_on_gpu
 from reading.records import USUAL, Columns, DataSet, Record
 
@@ -31,13 +32,15 @@ FIGURES = ("srcc", "plcc", "fitted_plcc", "krcc", "fitted_rmse")
 @dataclass
 class SetTest:
     """A data set, how it is tested, and what came of it: scores (N,) as the model gave them, beside the records.
-    which: its images, in words. sign -1: the model's scores and the set's opinions point in opposite directions.
+    which: its images, in words. sign -1: the model's scores and the set's opinions point in opposite directions. scale:
+    (factor, offset) from the set's own scores to the model's, where it was trained on several.
     kinds: (kind of distortion, images, SRCC, PLCC), best first."""
 
     data: DataSet
     which: str
     resize: str
     sign: int
+    scale: tuple[float, float] = (1.0, 0.0)
     images: DecodedSet | None = None
     records: list[Record] = field(default_factory=list)
     scores: np.ndarray | None = None
@@ -55,7 +58,7 @@ def read_sets(
     split: str = "auto",
     resize: str | None = None,
     seed: int | None = None,
-    lower_is_better: bool = False,
+    lower_is_better: bool | list[str] = False,
     columns: Columns = USUAL,
 ) -> list[SetTest]:
     """The sets of `paths` (name -> folder, None: its default), read and checked, for a checkpoint's description.
@@ -65,19 +68,24 @@ def read_sets(
     # The demo brings a SPAQ of its own, which its runs are tested on.
     beside = (paths.get("demo") or HERE / "demo") / "spaq-test" if trained_on == "demo" else None
     seed = description.get("seed") if seed is None else seed
-    tests, problems = [], []
+    tests, problems, lower = [], [], lower_sets(lower_is_better, paths)
     for name, path in paths.items():
         try:
-            reader = open_set(name, path, seed, lower_is_better, columns, beside)
+            reader = open_set(name, path, seed, name in lower, columns, beside)
             scores = [row.score for row in reader.listed]  # listed first: SPAQ knows its name only then
             # A csv also by the range of its scores, because all csv files go by one name.
             same_range = reader.name != "csv" or [min(scores), max(scores)] == list(description["score_range"])
-            own = reader.name == trained_on and same_range
+            scales = description.get("scales") or {}
+            called = name.removeprefix("csv:")
+            own = called in scales or (reader.name == trained_on and same_range)
             data, which = reader.read_for_test(split, own)
             if not own and {reader.name, trained_on} == SPAQ_SETS:
                 data.notes.append(f"{data.name}: shares images with {trained_on}, which the model was trained on")
-            sign = 1 if data.higher_is_better == description["higher_is_better"] else -1
-            tests.append(SetTest(data, which, resize or default_resize(name, own, description), sign))
+            data.name = called if name.startswith("csv:") else data.name
+            scale = scales.get(called, {"factor": 1.0, "offset": 0.0})
+            agrees = (data.higher_is_better == description["higher_is_better"]) == (scale["factor"] > 0)
+            size = resize or default_resize(name, own, description)
+            tests.append(SetTest(data, which, size, 1 if agrees else -1, (scale["factor"], scale["offset"])))
         except UserError as mistake:
             problems.append(str(mistake))
     if problems:
@@ -88,11 +96,12 @@ def read_sets(
 def default_resize(name: str, own: bool, description: Mapping[str, Any]) -> str:
     """The training's size on its own set and its cross tests, and elsewhere too where its user had chosen it.
     Else the set's default. That is how a run treats its cross tests."""
-    trained, cross = description["resize"], description.get("cross_resize") or {}
-    if name in cross and not own:
-        return cross[name]
+    trained = (description.get("mix_resize") or {}).get(name, description["resize"])
+    cross = description.get("cross_resize") or {}
+    if name.removeprefix("csv:") in cross and not own:
+        return cross[name.removeprefix("csv:")]
     usual = DEFAULT_RESIZE.get(str(description["dataset"]).removesuffix("-official"), trained)
-    return trained if own or trained != usual else DEFAULT_RESIZE[name]
+    return trained if own or trained != usual else DEFAULT_RESIZE[name.partition(":")[0]]
 
 
 def load_images(tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool) -> None:
@@ -113,7 +122,8 @@ def load_images(tests: Sequence[SetTest], model: QualityModel, cache_dir: Path |
 def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
     """The scores of the test's records, by the crops and the function that a run's own test goes by."""
     crops = (model.description["test_crop"], model.description["test_patch_num"])
-    test.scores = engine.score_set(model.net, test.images, test.records, crops, model.hardware, batch_size=batch_size)
+    found = engine.score_set(model.net, test.images, test.records, crops, model.hardware, batch_size=batch_size)
+    test.scores = (found - test.scale[1]) / test.scale[0]
 
 
 def measure(test: SetTest, resamples: int) -> None:

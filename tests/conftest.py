@@ -36,7 +36,8 @@ def settings(koniq, spaq, tmp_path):
                 "--epochs", 2, "--lr", 1e-3, "--precision", "fp32", "--dataset_path", koniq, "--spaq_path", spaq,
                 "--log_dir", tmp_path / "logs", "--checkpoint_dir", tmp_path / "checkpoints"]  # fmt: skip
         tiny += ["--cache_dir", tmp_path / "cache"]
-        if "--dataset_path" in flags:
+        named = "--dataset" in flags and "=" in str(flags[flags.index("--dataset") + 1])
+        if "--dataset_path" in flags or named:
             del tiny[tiny.index("--dataset_path") : tiny.index("--dataset_path") + 2]
         if "--init" in flags:
             tiny = [word for word in tiny if word != "--no_pretrained"]
@@ -45,7 +46,7 @@ def settings(koniq, spaq, tmp_path):
             ("--cross_test", "--spaq_path"),
             ("--no_cache", "--cache_dir"),
         ):
-            if switch in flags:
+            if switch in flags and own in tiny:
                 del tiny[tiny.index(own) : tiny.index(own) + 2]
         argv = [str(word) for word in (*tiny, *flags)]
         return train_options(argv, "test", SCRIPTS[model])

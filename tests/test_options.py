@@ -80,7 +80,14 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         (["--lr", "0"], "--lr 0.0: expected a number above 0"),
         (["--lr", "inf"], "--lr inf: expected a number above 0"),
         (["--seed", "-1"], "--seed -1"),
-        (["--dataset", "koniq"], "argument --dataset: invalid choice: 'koniq'"),
+        (
+            ["--dataset", "koniq"],
+            "--dataset koniq: expected NAME or NAME=PATH, NAME one of koniq-10k, spaq, csv, demo, live",
+        ),
+        (
+            ["--dataset", "spaq=a", "--dataset_path", "b"],
+            "--dataset_path is of a single set, without a path of its own",
+        ),
         (["--backbone", "vgg16"], "--backbone vgg16: expected one of big, tiny or another timm model named swin"),
         (["--resize", "0"], "--resize 0: expected S"),
         (["--resize", "384x"], "--resize 384x: expected S"),
