@@ -8,17 +8,19 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 from common.errors import UserError, first_five
 from common.files import HERE
+from folders_synthetic import CSIQ, LIVE, TID2013, KADID10k
+from reading.collected import Listed
 from reading.formats import (
     aligned,
     cell_text,
     number,
     read_json_scores,
-    read_lines,
     read_mat,
     read_sheet,
     read_table,
@@ -43,6 +45,7 @@ class KonIQ10k(Reader):
         f"koniq_train.json+koniq_test.json or {SETS}"
     )
     image_folders = (("train", "test"), ("1024x768",), ("512x384",), *UNPACKED)
+    table, word = "KonIQ10k", "koniq"
 
     def rows(self) -> list[Row]:
         scores, errors = self._scores(), self._errors()
@@ -58,6 +61,12 @@ class KonIQ10k(Reader):
                 f"{self.name}: {len(unscored)} images of the split have no score in {SCORES}: {first_five(unscored)}"
             )
         return [Row(name, scores[name], part, error=errors.get(name)) for name, part in split.items()]
+
+    def _collected(self) -> list[Row] | None:
+        rows = super()._collected()
+        if rows and max(row.score for row in rows) <= 5:  # a list of the mean opinions, not of MOS_zscore
+            self.nominal_range = (1.0, 5.0)
+        return rows
 
     def _scores(self) -> dict[str, float]:
         """Image -> MOS of 0..100: from the score file, else from the sets file, which has them to 12 digits."""
@@ -121,6 +130,12 @@ class SPAQ(Reader):
         "Annotations/MOS and Image attribute scores.xlsx"
     )
     image_folders = (("TestImage",), ("",))
+    table, word = "SPAQ", "spaq"
+
+    def _collected(self) -> list[Row] | None:
+        if rows := super()._collected():
+            self.name = self.name if self.placed else "spaq-official"  # pyiqa's table is of the whole release
+        return rows
 
     def rows(self) -> list[Row]:
         path = self._file("spaq_test.json", "Annotations/MOS and Image attribute scores.xlsx")
@@ -132,57 +147,13 @@ class SPAQ(Reader):
         return [Row(cell_text(name), number(score)) for name, score in cells]
 
 
-class NamedByContent(Reader):
-    """Base of the sets whose image names are CONTENT_KIND_LEVEL, such as I01_02_3.bmp; `kinds` from number 1 on."""
-
-    kinds: tuple[str, ...]
-
-    def _rows_by_name(self, path: Path, scores: Iterable[tuple[str, object]]) -> list[Row]:
-        rows, strange = [], []
-        for name, score in scores:
-            parts = re.fullmatch(r"(I\d+)_(\d+)_\d+\.\w+", name, re.IGNORECASE)
-            if parts and 1 <= int(parts[2]) <= len(self.kinds):
-                rows.append(Row(name, number(score), None, parts[1].upper(), self.kinds[int(parts[2]) - 1]))
-            else:
-                strange.append(name)
-        if strange:
-            raise UserError(
-                f"{path}: {len(strange)} image names are not CONTENT_KIND_LEVEL with a kind of 1 to "
-                f"{len(self.kinds)}, such as I01_02_3: {first_five(strange)}"
-            )
-        return rows
-
-
-class KADID10k(NamedByContent):
-    """KADID-10k (Lin, Hosu and Saupe, QoMEX 2019): 81 contents x 25 distortions x 5 levels.
-    What its authors call dmos is the mean of opinions from 1, bad, to 5, excellent."""
-
-    name = "kadid-10k"
-    nominal_range = (1.0, 5.0)
-    expects = "kadid_test.json or dmos.csv, and images in images/ or beside it"
-    image_folders = (("images",), ("",))
-    kinds = (
-        "gaussian blur", "lens blur", "motion blur", "color diffusion", "color shift", "color quantization",
-        "color saturation in HSV", "color saturation in Lab", "JPEG2000 compression", "JPEG compression",
-        "white noise", "white noise in color components", "impulse noise", "multiplicative noise", "denoising",
-        "brightening", "darkening", "mean shift", "jitter", "non-eccentricity patches", "pixelation", "quantization",
-        "color blocks", "oversharpening", "contrast change",
-    )  # fmt: skip
-
-    def rows(self) -> list[Row]:
-        path = self._file("kadid_test.json", "dmos.csv")
-        if path.suffix.lower() == ".json":
-            return self._rows_by_name(path, read_json_scores(path).items())
-        table = read_table(path, ("dist_img", "dmos"))
-        return self._rows_by_name(path, [(line["dist_img"], line["dmos"]) for line in table])
-
-
 class AGIQA3k(Reader):
     """AGIQA-3K (Li et al., IEEE TCSVT 2024): 2,982 generated images, MOS 0..5 of their quality.
     Images of one prompt show the same content. The JSON form doesn't say the prompts."""
 
     name = "agiqa-3k"
     nominal_range = (0.0, 5.0)
+    word, votes = "agi", 21
     expects = "agiqa_test.json or data.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
 
@@ -190,8 +161,17 @@ class AGIQA3k(Reader):
         path = self._file("agiqa_test.json", "data.csv")
         if path.suffix.lower() == ".json":
             return [Row(name, score) for name, score in read_json_scores(path).items()]
-        table = read_table(path, ("name", "prompt", "mos_quality"))
-        return [Row(line["name"], number(line["mos_quality"]), None, line["prompt"] or None) for line in table]
+        table = read_table(path, ("name", "prompt", "mos_quality"), ("std_quality",))
+        return [
+            Row(
+                line["name"],
+                number(line["mos_quality"]),
+                None,
+                line["prompt"] or None,
+                error=self.error(number(line["std_quality"]) if "std_quality" in line else None),
+            )
+            for line in table
+        ]
 
 
 class LIVEC(Reader):
@@ -201,117 +181,26 @@ class LIVEC(Reader):
     resize = "none"
     expects = "Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/"
     image_folders = (("Images",),)
+    table, word, votes = "LIVEChallenge", "livec", 175  # votes: on average
 
     def rows(self) -> list[Row]:
-        names, scores = (f"All{what}_release" for what in ("Images", "MOS"))
-        columns = {v: [x for (x,) in read_mat(self._file(f"Data/{v}.mat"), v)] for v in (names, scores)}
-        listed = [(str(name), number(score)) for name, score in aligned(self.root / "Data", columns)]
-        # t1 to t7 are what the observers were trained on.
-        return [Row(name, score) for name, score in listed if not re.fullmatch(r"t[1-7]\.bmp", name, re.IGNORECASE)]
-
-
-class LIVE(Reader):
-    """LIVE release 2 (Sheikh, Sabir and Bovik, IEEE TIP 2006): 779 distorted images of 29 references, DMOS.
-    The score file lists all folders' images one after the other, undistorted copies (orgs = 1) among them. DMOS:
-    0 and below is undistorted, 100 about the worst; the realigned scores are the authors' own correction."""
-
-    name = "live"
-    resize = "none"
-    higher_is_better = False
-    names_have_folders = True
-    expects = (
-        "jp2k/, jpeg/, wn/, gblur/ and fastfading/ with img1.bmp …, refnames_all.mat, and "
-        "dmos_realigned.mat or dmos.mat"
-    )
-    images = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
-    image_folders = (tuple(images),)
-    kinds = {
-        "jp2k": "JPEG2000 compression",
-        "jpeg": "JPEG compression",
-        "wn": "white noise",
-        "gblur": "gaussian blur",
-        "fastfading": "fast fading",
-    }
-
-    def rows(self) -> list[Row]:
-        path = self._file("dmos_realigned.mat", "dmos.mat")
-        scored = read_mat(path, "dmos_new" if path.name.lower() == "dmos_realigned.mat" else "dmos", "orgs")
-        columns = {
-            path.name: scored,
-            "refnames_all.mat": read_mat(self._file("refnames_all.mat"), "refnames_all"),
-            "images of the release": [(folder, i) for folder, n in self.images.items() for i in range(1, n + 1)],
-        }
-        return [
-            Row(f"{folder}/img{i}.bmp", number(dmos), None, str(reference), self.kinds[folder])
-            for (dmos, undistorted), (reference,), (folder, i) in aligned(self.root, columns)
-            if undistorted != 1
+        files = {f"All{v}_release": self._file(f"Data/All{v}_release.mat") for v in ("Images", "MOS")}
+        deviations = self._there("Data/AllStdDev_release.mat")
+        files |= {"AllStdDev_release": deviations} if deviations.exists() else {}
+        columns = {v: [x for (x,) in read_mat(path, v)] for v, path in files.items()}
+        rows = [
+            Row(str(name), number(score), error=self.error(number(deviation[0]) if deviation else None))
+            for name, score, *deviation in aligned(self.root / "Data", columns)
         ]
+        return [row for row in rows if self._is_tested(row.image)]
 
+    def row_of(self, listed: Listed) -> Row | None:
+        return super().row_of(listed) if self._is_tested(listed.name) else None
 
-class CSIQ(Reader):
-    """CSIQ (Larson and Chandler, Journal of Electronic Imaging 2010): 866 distorted images of 30 references.
-    DMOS from 0, like the reference, to 1, worst. The workbook calls the distortions otherwise than the images."""
-
-    name = "csiq"
-    nominal_range = (0.0, 1.0)
-    resize = "none"
-    higher_is_better = False
-    expects = "csiq.DMOS.xlsx and dst_imgs/ with awgn/, jpeg/, jpeg2000/, fnoise/, blur/ and contrast/"
-    image_folders = (
-        tuple(f"dst_imgs/{kind}" for kind in ("awgn", "jpeg", "jpeg2000", "fnoise", "blur", "contrast")),
-        ("dst_imgs_all",),
-    )
-    # The workbook's dst_type, letters and digits alone -> the word in image names, the distortion.
-    kinds = {
-        "noise": ("awgn", "white noise"),
-        "awgn": ("awgn", "white noise"),
-        "jpeg": ("jpeg", "JPEG compression"),
-        "jpeg2000": ("jpeg2000", "JPEG2000 compression"),
-        "fnoise": ("fnoise", "pink noise"),
-        "blur": ("blur", "gaussian blur"),
-        "contrast": ("contrast", "contrast decrease"),
-    }
-
-    def rows(self) -> list[Row]:
-        path = self._file("csiq.DMOS.xlsx")
-        sheet = read_sheet(path, self.name, "all_by_image")
-        rows = []
-        for image, kind, level, dmos in under_header(path, sheet, ("image", "dst_type", "dst_lev", "dmos")):
-            reference, known = cell_text(image), self.kinds.get(re.sub(r"[\W_]", "", cell_text(kind).lower()))
-            if known is None:
-                raise UserError(f"{path}: column dst_type: expected {', '.join(self.kinds)}, found {kind!r}")
-            rows.append(
-                Row(f"{reference}.{known[0]}.{cell_text(level)}.png", number(dmos), None, reference.lower(), known[1])
-            )
-        return rows
-
-
-class TID2013(NamedByContent):
-    """TID2013 (Ponomarenko et al., Signal Processing: Image Communication 2015): 3,000 images, MOS 0..9.
-    25 contents x 24 distortions x 5 levels."""
-
-    name = "tid2013"
-    nominal_range = (0.0, 9.0)
-    resize = "none"
-    expects = "mos_with_names.txt and distorted_images/"
-    image_folders = (("distorted_images",),)
-    kinds = (
-        "additive gaussian noise", "noise in color components", "spatially correlated noise", "masked noise",
-        "high frequency noise", "impulse noise", "quantization noise", "gaussian blur", "denoising",
-        "JPEG compression", "JPEG2000 compression", "JPEG transmission errors", "JPEG2000 transmission errors",
-        "non-eccentricity pattern noise", "local block-wise distortions", "mean shift", "contrast change",
-        "change of color saturation", "multiplicative gaussian noise", "comfort noise",
-        "lossy compression of noisy images", "color quantization with dither", "chromatic aberrations",
-        "sparse sampling and reconstruction",
-    )  # fmt: skip
-
-    def rows(self) -> list[Row]:
-        path = self._file("mos_with_names.txt")
-        lines = [line.split() for line in read_lines(path)]
-        strange = [" ".join(words) for words in lines if len(words) != 2]
-        if strange:
-            raise UserError(f"{path}: expected lines of MOS and image name, found {first_five(strange)}")
-        return self._rows_by_name(path, [(name, mos) for mos, name in lines])
+    @staticmethod
+    def _is_tested(name: str) -> bool:
+        """t1 to t7 are what the observers were trained on."""
+        return not re.fullmatch(r"t[1-7]\.bmp", name, re.IGNORECASE)
 
 
 class BID(Reader):
@@ -331,6 +220,88 @@ class BID(Reader):
         if strange:
             raise UserError(f"{path}: column 1: expected image numbers, found {first_five(strange)}")
         return [Row(f"DatabaseImage{int(number(image)):04d}.JPG", number(grade)) for image, grade in cells]
+
+
+class FLIVE(Reader):
+    """FLIVE, PaQ-2-PiQ's data set (Ying et al., CVPR 2020): 39,810 photographs of many sizes, MOS 0..100.
+    The official test images are those of labels640.csv, those for validation the valid ones of labels=640_padded.csv;
+    the patches are not read."""
+
+    name = "flive"
+    expects = "labels_image.csv, for the official split labels640.csv and labels=640_padded.csv, and their images"
+    names_have_folders = True
+    image_folders = (("voc_emotic_ava", "blur_dataset", "EE371R"),)
+
+    def rows(self) -> list[Row]:
+        inside = self._there("database")
+        self.root = inside if inside.is_dir() else self.root
+        test, padded = self._there("labels640.csv"), self._there("labels=640_padded.csv")
+        part: dict[str, str] = {}
+        if test.exists():
+            part = {row["name_image"]: "test" for row in read_table(test, ("name_image",))}
+        if part and padded.exists():
+            for row in read_table(padded, ("name_image", "is_valid")):
+                part[row["name_image"]] = "val" if row["is_valid"].lower() in ("true", "1") else "train"
+        rest = "train" if part else None
+        listed = read_table(self._file("labels_image.csv"), ("name", "mos"))
+        return [Row(row["name"], number(row["mos"]), part.get(row["name"], rest)) for row in listed]
+
+
+class UHDIQA(Reader):
+    """UHD-IQA (Hosu et al., ECCV 2024 workshops): 6,073 photographs of 4K size, MOS 0..1, with a split."""
+
+    name = "uhd-iqa"
+    nominal_range = (0.0, 1.0)
+    expects = (
+        "uhd-iqa-metadata.csv (or the challenge's uhd-iqa-training-metadata.csv) and training/, validation/, test/"
+    )
+    names_have_folders = True
+    image_folders = (("training", "validation", "test"), ("training", "validation"), ("training",))
+
+    def rows(self) -> list[Row]:
+        path = self._file("uhd-iqa-metadata.csv", "uhd-iqa-training-metadata.csv")
+        rows = list(read_table(path, ("image_name", "quality_mos", "set")))
+        if strange := sorted({row["set"] for row in rows} - SPLIT_NAMES.keys()):
+            raise UserError(f"{path}: column set: expected training, validation or test, found {first_five(strange)}")
+        alone = len({row["set"] for row in rows}) == 1  # the challenge's table: to be split
+        return [
+            Row(
+                f"{row['set']}/{row['image_name']}",
+                number(row["quality_mos"]),
+                None if alone else SPLIT_NAMES[row["set"]],
+            )
+            for row in rows
+        ]
+
+
+class AGIQA20k(Reader):
+    """AIGIQA-20K (Li et al., CVPR 2024 workshops, NTIRE's challenge): 20,000 generated images, MOS 0..5.
+    Tables without scores, as the challenge's for validation, are passed over; images of one prompt stay together."""
+
+    name = "agiqa-20k"
+    nominal_range = (0.0, 5.0)
+    expects = (
+        "info_train.xlsx or .csv (and _val, _test) with name, prompt, mos, and images in train/, val/, test/ or images/"
+    )
+    image_folders = (("train", "val", "test"), ("train", "val"), ("train",), ("images",))
+
+    def rows(self) -> list[Row]:
+        rows, first = [], self._file("info_train.csv", "info_train.xlsx")
+        for part in ("train", "val", "test"):
+            path = self._there(f"info_{part}{first.suffix}")
+            if path.exists():
+                rows += [Row(name, number(mos), part, prompt or None) for name, prompt, mos in self._scored(path)]
+        parts = {row.split for row in rows}
+        return rows if {"train", "test"} <= parts else [replace(row, split=None) for row in rows]
+
+    def _scored(self, path: Path) -> list[tuple[str, str, object]]:
+        if path.suffix.lower() == ".csv":
+            lines = list(read_table(path, ("name", "prompt"), ("mos",)))
+            return [(line["name"], line["prompt"], line["mos"]) for line in lines if "mos" in line]
+        sheet = read_sheet(path, self.name)
+        if not any(str(cell).strip().lower() == "mos" for cell in sheet[0]):
+            return []
+        return [(cell_text(n), cell_text(p), m) for n, p, m in under_header(path, sheet, ("name", "prompt", "mos"))]
 
 
 class CSVTable(Reader):
@@ -421,7 +392,22 @@ class Demo(KonIQ10k):
 
 READERS: dict[str, type[Reader]] = {
     reader.name: reader
-    for reader in (KonIQ10k, SPAQ, KADID10k, AGIQA3k, LIVEC, LIVE, CSIQ, TID2013, BID, CSVTable, Demo)
+    for reader in (
+        KonIQ10k,
+        SPAQ,
+        KADID10k,
+        AGIQA3k,
+        AGIQA20k,
+        LIVEC,
+        LIVE,
+        CSIQ,
+        TID2013,
+        BID,
+        FLIVE,
+        UHDIQA,
+        CSVTable,
+        Demo,
+    )
 }
 DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
 

@@ -95,6 +95,22 @@ def read_json_scores(path: Path) -> dict[str, float]:
     return listed
 
 
+def read_json_list(path: Path) -> list[tuple[str, float, float | None]]:
+    """(image path, score, standard deviation or None) of a JSON list of objects, or of the one under `files`. The image
+    is `image` or `img_path`; the score `gt_score` or `score`, else what follows -> in `id`. Raises UserError."""
+    rows = []
+    try:
+        entries = json.loads(path.read_bytes())
+        for entry in entries["files"] if isinstance(entries, Mapping) else entries:
+            image = entry["image"] if "image" in entry else entry["img_path"]
+            score = entry.get("gt_score", entry.get("score", str(entry.get("id", "")).rpartition("->")[2]))
+            rows.append((str(image), number(score), number(entry["std"]) if "std" in entry else None))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+        wanted = '{"image", "gt_score"}, or with the score in "id"'
+        raise UserError(f"{path}: expected a JSON list of {wanted}; found {problem!r}") from None
+    return rows
+
+
 def read_mat(path: Path, *variables: str) -> list[tuple]:
     """Arrays of a MATLAB file (to version 7.2), entry by entry: numbers, and the text of cell arrays of text.
     An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError."""

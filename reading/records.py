@@ -17,6 +17,7 @@ import numpy as np
 
 from common.errors import UserError, first_five
 from common.files import HERE
+from reading.collected import Listed, json_lists, pyiqa
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
 
@@ -111,8 +112,13 @@ class Columns:
 USUAL = Columns()
 
 
+class MissingFile(UserError):
+    """None of the files that a set comes with is there."""
+
+
 class Reader:
-    """Base of the readers. A subclass implements `rows` and may say where images lie and how scores point."""
+    """Base of the readers. A subclass implements `rows` and may say where images lie and how scores point; `table` and
+    `word` are what collections call the set (`reading/collected.py`), whose rows `row_of` turns into the reader's."""
 
     name: str
     resize = "384"
@@ -126,6 +132,10 @@ class Reader:
     names_have_folders = False
     # What `root` is, and what helps where images lie elsewhere.
     form, elsewhere = "folder", ""
+    table: str | None = None
+    word: str | None = None
+    # Opinions per image, where the set gives their deviation but not their number; 1: it gives the standard error.
+    votes: float | None = None
     # Where a set that brings a SPAQ of its own has it.
     spaq_root: Path | None = None
 
@@ -140,9 +150,35 @@ class Reader:
         self.place = f"--image_root {columns.image_root}" if columns.image_root else "its folder"
         self.why_empty = ""
         self.notes: list[str] = []
+        self.placed: dict[str, Path] = {}
 
     def rows(self) -> Iterable[Row]:
         raise NotImplementedError
+
+    def row_of(self, listed: Listed) -> Row | None:
+        """A collection's row as this set's; None: it is none of its images."""
+        return Row(listed.name, listed.score, listed.split, listed.reference)
+
+    def _collected(self) -> list[Row] | None:
+        """The rows of the set as a collection has it; None where there is none."""
+        found = (self.table and pyiqa(self.root, self.table)) or (self.word and json_lists(self.root, self.word))
+        if not found:
+            return None
+        self.notes.append(f"{self.name}: read from {found[0]}")
+        rows = []
+        for listed in found[1]:
+            if (row := self.row_of(listed)) is not None:
+                error = self.error(listed.deviation, listed.votes)
+                rows.append(replace(row, split=listed.split, error=error if row.error is None else row.error))
+                if listed.path is not None:
+                    self.placed[row.image] = listed.path
+        return rows
+
+    def error(self, deviation: float | None, votes: float | None = None) -> float | None:
+        """The standard error of a mean of opinions with this standard deviation; None where something is not known."""
+        votes = votes or self.votes
+        known = deviation is not None and votes and math.isfinite(deviation)
+        return deviation / math.sqrt(votes) if known else None
 
     def read(self, splits: tuple[str, ...] = ("train", "test")) -> DataSet:
         """Records of these splits. Images of other splits need not exist. Raises UserError."""
@@ -178,7 +214,11 @@ class Reader:
         """All that the set's own files list, of whatever split. Raises UserError."""
         if not self.root.exists():
             raise UserError(f"{self.name}: no {self.form} {self.root}; expected {self.expects}")
-        rows = list(self.rows())
+        try:
+            rows = list(self.rows())
+        except MissingFile:
+            if (rows := self._collected()) is None:
+                raise
         if not rows:
             raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
         paths = [(row.image, PurePosixPath(row.image.replace("\\", "/"))) for row in rows]
@@ -229,7 +269,13 @@ class Reader:
         return [replace(row, split="train" if (row.group or row.image) in train else "test") for row in rows]
 
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
-        """Name and path of each row's image: by its name in the first of `image_folders` that holds images."""
+        """Name and path of each row's image: where a collection says, or by its name in the first of `image_folders`
+        that holds images."""
+        if self.placed:
+            if gone := [row.image for row in rows if not self.placed[row.image].is_file()]:
+                place = self.placed[gone[0]].parent
+                raise UserError(f"{self.name}: {len(gone)} of {len(rows)} images, not in {place}: {first_five(gone)}")
+            return [(row.image, self.placed[row.image]) for row in rows]
         there = [{folder: self._there(folder) for folder in folders} for folders in self.image_folders]
         layouts = [layout for layout in there if all(path.is_dir() for path in layout.values())]
         if not layouts:
@@ -278,7 +324,7 @@ class Reader:
         """The first of these files that is there: the forms that a data set comes in, best first."""
         there = next(filter(Path.is_file, map(self._there, names)), None)
         if there is None:
-            raise UserError(f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}")
+            raise MissingFile(f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}")
         return there
 
 
