@@ -8,7 +8,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 
@@ -440,18 +440,19 @@ def open_set(
 
 
 def read_cross_tests(
-    chosen: Mapping[str, Path | None] | None, seed: int, beside: Path | None
+    chosen: Mapping[str, Path | None] | None, seed: int, beside: Path | None, lower: Container[str], columns: Columns
 ) -> tuple[dict[str, DataSet], list[str]]:
     """The sets that every epoch is tested on besides, by name, and what the log owes to the user about them.
     chosen: name -> path or None for its default place; None: SPAQ, where it is found, in `beside` where that is
-    given. Raises UserError for a set that was chosen and is not there."""
+    given. lower: those of CSV files of badness. Raises UserError for a set that was chosen and is not there."""
     if chosen is None:
         if (spaq := find_spaq(None, beside)) is None:
             return {}, ["SPAQ cross test: skipped, found neither spaq/ nor spaq-test/ (--spaq_path gives it)"]
         chosen = {"spaq": spaq}
     sets = {}
     for name, path in chosen.items():
-        data, own = open_set(name, path, seed, beside=beside).read_for_test()[0], name.partition(":")[2]
+        data = open_set(name, path, seed, name in lower, columns, beside).read_for_test()[0]
+        own = name.partition(":")[2]
         data.name = own or data.name
         sets[own or name] = data
     return sets, [] if sets else ["SPAQ cross test: off"]

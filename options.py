@@ -267,9 +267,10 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         f"--init {o.init}: no such file or folder": o.init and not o.init.exists(),
     }  # fmt: skip
     yield from (text for text, wrong in checks.items() if wrong)
-    if not any(name.startswith("csv") for name in o.trained):
+    names = [*o.trained, *(o.cross_test or ())]
+    if not any(name.startswith("csv") for name in names):
         yield from for_csv_alone(given, "--dataset csv")
-    elif problem := problem_of(lower_sets, o.lower_is_better, o.trained):
+    elif problem := problem_of(lower_sets, o.lower_is_better, names):
         yield problem
     yield from needs_pixels(o)
     if problem := problem_of(parse_fixes, o.training_fixes):

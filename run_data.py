@@ -83,7 +83,7 @@ class RunData:
         self.options = o = options
         official_validation = o.select_on == "val" and o.val_fraction is None
         splits = ("train", "val", "test") if official_validation else ("train", "test")
-        lower, beside = lower_sets(o.lower_is_better, o.trained), None
+        lower, beside = lower_sets(o.lower_is_better, [*o.trained, *(o.cross_test or ())]), None
         self.trained: dict[str, DataSet] = {}
         for name, path in o.trained.items():
             kind, _, own = name.partition(":")
@@ -97,7 +97,7 @@ class RunData:
         self.main = next(iter(self.trained.values()))
         self.scales = {name: scale_of(data, self.main, o.mix_scale) for name, data in self.trained.items()}
         self.higher_is_better = o.mix_scale == "range" or self.main.higher_is_better
-        self.cross, self.said = read_cross_tests(o.cross_test, seed, beside)
+        self.cross, self.said = read_cross_tests(o.cross_test, seed, beside, lower, Columns.of(o))
         self.sets = [*self.trained.values(), *self.cross.values()]
         self.fingerprint = {data.name: data.fingerprint() for data in self.sets}
         if o.label_noise:

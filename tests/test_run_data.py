@@ -198,6 +198,24 @@ def test_images_that_one_set_tests_and_another_trains_on_are_refused(several, se
     assert said in solver.log.path(".log").read_text()
 
 
+def test_a_cross_test_of_badness_is_turned(settings, place):
+    sets = [f"csv:{name}={place / name / 'list.csv'}" for name in ("bad", "own")]
+    flags = (
+        "--no_spaq",
+        "--dataset",
+        f"koniq-10k={place / 'koniq'}",
+        "--cross_test",
+        *sets,
+        "--lower_is_better",
+        "bad",
+    )
+    solver = run(settings("resnet", *flags, "--epochs", 1))
+    rows = list(csv.reader(solver.log.path("_predictions.csv").open()))[1:]
+    for name, sign in (("bad", -1), ("own", 1)):
+        mos, score = np.array([[float(row[2]), float(row[3])] for row in rows if row[0] == name]).T
+        assert metrics.srcc(sign * score, mos) == pytest.approx(solver.state.rounds[0][name]["srcc"])
+
+
 def test_a_run_over_several_sets_goes_on_to_the_bit(several):
     class Stops(HyperIQASolver):
         def stop_if_asked(self):
