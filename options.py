@@ -304,6 +304,7 @@ def _trained_sets(o: argparse.Namespace, script: Script, given: Given) -> Iterat
     if not several:
         flags = [name for name in ("mix_scale", "mix_patches", "select_set") if name in given]
         yield from (f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH" for name in flags)
+        o.dataset_path = next(iter(o.trained.values()))
         return
     o.mix_scale = o.mix_scale or MIX_SCALES[0]
     if o.select_set is not None and o.select_set not in o.trained:

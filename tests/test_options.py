@@ -53,6 +53,7 @@ def test_the_published_defaults():
         (["--resize", "512x384"], "cross_resize", {"spaq": "512x384"}),
         (["--backbone", "swinv2_tiny_window8_256"], "backbone", "swinv2_tiny_window8_256"),
         (["--dataset", "live"], "resize", "none"),
+        (["--dataset", "live=x"], "dataset_path", Path("x")),
     ],
 )
 def test_flags_and_aliases(flags, setting, value):
