@@ -308,14 +308,16 @@ def plot_curves(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def plot_scatter(path: Path, entries: Sequence[Entry]) -> None:
-    run = next((run for entry in entries for run in entry.runs if run.scores("test")), None)
-    if run is None:
-        raise UserError("--scatter: none of these runs has a predictions file that belongs to its best epoch")
     drawn = []
-    for part in ("test", *run.cross_tests):
-        if (scores := run.scores(part)) is not None:
-            title = run.settings.get("dataset", "test") if part == "test" else part.upper()
-            drawn.append(plots.fitted_cloud(title, scores.score, scores.mos, [name for name, _ in scores.keys]))
+    for run in (run for entry in entries for run in entry.runs):
+        for part in ("test", *run.cross_tests):
+            if (scores := run.scores(part)) is not None:
+                title = run.settings.get("dataset", "test") if part == "test" else part.upper()
+                drawn.append(plots.fitted_cloud(title, scores.score, scores.mos, [name for name, _ in scores.keys]))
+        if drawn:
+            break
+    else:
+        raise UserError("--scatter: none of these runs has a predictions file that belongs to its best epoch")
     plots.draw_scatter(path, f"{run.name}, epoch {run.best}", *zip(*drawn))
 
 

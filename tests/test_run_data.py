@@ -9,6 +9,7 @@ import torch
 from helpers import write_images, write_koniq
 from PIL import Image
 
+import compare_logs
 import evaluate
 import inference
 import metrics
@@ -141,6 +142,11 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
     for name in ("koniq-10k", "bad", "own"):
         mos, score = np.array([[float(row[2]), float(row[3])] for row in rows if row[0] == name]).T
         assert metrics.srcc(score, mos) == pytest.approx(best[name]["srcc"])
+
+    pytest.importorskip("matplotlib")
+    words = (solver.log.log_dir, "--metric", "bad_srcc", "--resamples", 100, "--scatter", tmp_path / "s.png")
+    table = run_main("compare_logs.py", compare_logs.main, *words).stdout
+    assert f"{best['bad']['srcc']:.4f} [" in table and (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
 
     # evaluate.py gives each set its own scale back, and the same scores; predict.py where it is asked.
     sets = [f"koniq-10k={place / 'koniq'}", *(f"csv:{name}={place / name / 'list.csv'}" for name in ("bad", "own"))]
