@@ -46,7 +46,12 @@ def test_the_same_command_again_says_that_the_run_is_done(settings, capsys):
 
 
 @pytest.mark.parametrize(
-    "schedule", [("--lr_scheduler", "none"), ("--lr_scheduler", "step", "--training_fixes", "all")]
+    "schedule",
+    [
+        ("--lr_scheduler", "none"),
+        ("--lr_scheduler", "step", "--training_fixes", "all"),
+        ("--lr_scheduler", "plateau", "--plateau_patience", 0, "--ema", 0.5),
+    ],
 )
 def test_a_finished_run_made_longer_is_the_run_that_was_longer_from_the_start(settings, schedule):
     flags = ("--no_spaq", *schedule, "--no_early_stopping")
