@@ -120,10 +120,10 @@ def faults():
     torch.zeros(2**24).add_(1)  # 64 MiB: 16,384 pages
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 device.keep_freed_memory()
-print(sum(faults() for _ in range(20)))
+print(sum([faults() for _ in range(40)][20:]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert int(done.stdout) < 5 * 16384  # the heap grows a few times; asked for anew: 20 x 16,384
+    assert int(done.stdout) < 2 * 16384  # the heap has grown by then; asked for anew: 20 x 16,384
 
 
 def test_a_teacher_scores_the_students_patches_in_its_own_way(cache):
