@@ -83,7 +83,7 @@ class HyperIQASolver:
         """A new model with weights from `seed`, and pretrained or given ones for the backbone; or that of `--init`."""
         o = self.options
         torch.manual_seed(seed)
-        model = self.initial.model(self.data.main, o) if self.initial else new_model(o)
+        model = self.initial.model(self.data.common, o) if self.initial else new_model(o)
         if o.freeze_backbone:
             model.backbone.freeze()
         # Patches arrive channels last; weights in that layout too save the convolutions a copy.
@@ -99,7 +99,7 @@ class HyperIQASolver:
         self.data = RunData(o, o.seed)
         # Before what takes long and leaves files: the flags may still name a model that there is not.
         self.model = self.build_model(o.seed)
-        self.teacher: Any = self.taught_by and self.taught_by.model(self.data.main, o).to(self.hardware.device).eval()
+        self.teacher: Any = self.taught_by and self.taught_by.model(self.data.common, o).to(self.hardware.device).eval()
         settings = settings_of(o, self.data.fingerprint)
         self.log, self.saved = open_run(o, self.run_name(), settings)
         self.state, self.status = RunState(settings), "failed"
@@ -109,7 +109,7 @@ class HyperIQASolver:
             else:
                 log_start(self.log, o, self.hardware, self.precision_reason, self.data, self.criterion, self.schedule)
                 for model, how in ((self.initial, "Starting from"), (self.taught_by, "Learning from")):
-                    self.log.line(model.explained(self.data.main, how)) if model else None
+                    self.log.line(model.explained(self.data.common, how)) if model else None
             if o.tensorboard:
                 self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)

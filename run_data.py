@@ -112,6 +112,12 @@ class RunData:
         return len(self.trained) > 1
 
     @property
+    def common(self) -> DataSet:
+        """The first set, on the scale that is trained on."""
+        whole = self.options.mix_scale == "range"
+        return replace(self.main, higher_is_better=True, nominal_range=(0.0, 100.0)) if whole else self.main
+
+    @property
     def notes(self) -> list[str]:
         """What a log says of the sets."""
         notes = [note for data in self.sets for note in data.notes]

@@ -204,6 +204,29 @@ def test_images_that_one_set_tests_and_another_trains_on_are_refused(several, se
     assert said in solver.log.path(".log").read_text()
 
 
+def test_a_start_and_a_teacher_come_to_the_scale_on_which_the_sets_meet(several, settings, place):
+    flags = (
+        "--dataset",
+        f"csv:bad={place / 'bad' / 'list.csv'}",
+        "--lower_is_better",
+        "bad",
+        "--no_spaq",
+        "--epochs",
+        1,
+    )
+    start = run(settings("resnet", *flags, "--run_name", "start"))
+    solver = HyperIQASolver(
+        several("--mix_scale", "range", "--init", start.log.checkpoints, "--teacher", start.log.checkpoints)
+    )
+    with solver.opened():
+        solver.begin_round(1)
+        images = torch.rand(3, 3, 64, 64)
+        with torch.no_grad():
+            theirs, *ours = (m.eval()(images)["scores"] for m in (start.model, solver.model, solver.teacher))
+    for scores in ours:  # badness 1..5 becomes quality 100..0
+        assert torch.allclose(scores, 125 - 25 * theirs, atol=1e-3)
+
+
 def test_a_cross_test_of_badness_is_turned(settings, place):
     sets = [f"csv:{name}={place / name / 'list.csv'}" for name in ("bad", "own")]
     flags = (
