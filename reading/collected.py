@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from common.errors import UserError
-from reading.formats import number, read_json_list, read_table
+from common.errors import UserError, first_five
+from reading.formats import leaves_its_folder, number, read_json_list, read_table
 
 RATIO = "ratio802_seed123_split_01"
 SPLITS = {"0": "train", "1": "val", "2": "test", "train": "train", "val": "val", "test": "test"}
@@ -97,7 +97,10 @@ def _of_lists(lists: Mapping[str, list[Path]], base: Path) -> list[Listed]:
     both, rows = all(lists.values()), []
     for split, paths in lists.items():
         for path in paths:
-            for image, score, deviation in read_json_list(path):
+            listed = read_json_list(path)
+            if outside := [image for image, _, _ in listed if leaves_its_folder(image)]:
+                raise UserError(f"{path}: {len(outside)} image names leave {base}: {first_five(outside)}")
+            for image, score, deviation in listed:
                 place = PurePosixPath(image.replace("\\", "/"))
                 # A list of test images alone is a set to test on, or to split.
                 rows.append(Listed(place.name, score, split if both else None, base / place, None, deviation))

@@ -95,6 +95,12 @@ def read_json_scores(path: Path) -> dict[str, float]:
     return listed
 
 
+def leaves_its_folder(name: str) -> bool:
+    """Whether a path that a data file names points at something else of the user's."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts
+
+
 def read_json_list(path: Path) -> list[tuple[str, float, float | None]]:
     """(image path, score, standard deviation or None) of a JSON list of objects, or of the one under `files`. The image
     is `image` or `img_path`; the score `gt_score` or `score`, else what follows -> in `id`. Raises UserError."""

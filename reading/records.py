@@ -18,6 +18,7 @@ import numpy as np
 from common.errors import UserError, first_five
 from common.files import HERE
 from reading.collected import Listed, json_lists, pyiqa
+from reading.formats import leaves_its_folder
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
 
@@ -221,9 +222,7 @@ class Reader:
                 raise
         if not rows:
             raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
-        paths = [(row.image, PurePosixPath(row.image.replace("\\", "/"))) for row in rows]
-        # A data file may not point at the user's other files.
-        if outside := [image for image, path in paths if path.is_absolute() or ".." in path.parts]:
+        if outside := [row.image for row in rows if leaves_its_folder(row.image)]:
             names = f"{first_five(outside)}{self.elsewhere}"
             raise UserError(f"{self.root}: {len(outside)} image names leave {self.place}: {names}")
         return rows

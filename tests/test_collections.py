@@ -171,6 +171,8 @@ def test_the_lists_of_q_align(tmp_path):
         ("[{}]", "expected a JSON list of"),
         ('[{"image": "a.jpg", "gt_score": "x"}]', "1 scores are not numbers: a.jpg"),
         ("{", "expected a JSON list"),
+        ('[{"image": "../../secret.jpg", "gt_score": 1}]', "1 image names leave .*: ../../secret.jpg"),
+        ('[{"image": "/etc/secret.jpg", "gt_score": 1}]', "1 image names leave .*: /etc/secret.jpg"),
     ],
 )
 def test_broken_lists_are_one_line(tmp_path, content, said):
