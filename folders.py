@@ -12,6 +12,7 @@ from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
 
+from common.cli import called, kind_of
 from common.errors import UserError, first_five
 from common.files import HERE
 from folders_synthetic import CSIQ, LIVE, TID2013, KADID10k
@@ -420,6 +421,17 @@ def find_spaq(spaq_path: Path | None, beside: Path | None = None) -> Path | None
     return next((place for place in places if place.exists()), None)
 
 
+def reader_of(
+    name: str, path: Path | None, seed: int | None, lower_is_better: bool = False, columns: Columns = USUAL
+) -> Reader:
+    """The reader of a set of `named_sets`, under the name that records call it by; path None: its default place.
+    lower_is_better, columns: of a CSV file."""
+    kind = kind_of(name)
+    reader = READERS[kind](path, seed, *((lower_is_better, columns) if kind == "csv" else ()))
+    reader.name = called(name)
+    return reader
+
+
 def open_set(
     name: str,
     path: Path | None,
@@ -435,8 +447,7 @@ def open_set(
         if path is None:
             places = beside or "spaq/ or spaq-test/ beside the scripts"
             raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
-    kind = name.partition(":")[0]
-    return READERS[kind](path, seed, *((lower_is_better, columns) if kind == "csv" else ()))
+    return reader_of(name, path, seed, lower_is_better, columns)
 
 
 def read_cross_tests(
@@ -449,10 +460,8 @@ def read_cross_tests(
         if (spaq := find_spaq(None, beside)) is None:
             return {}, ["SPAQ cross test: skipped, found neither spaq/ nor spaq-test/ (--spaq_path gives it)"]
         chosen = {"spaq": spaq}
-    sets = {}
-    for name, path in chosen.items():
-        data = open_set(name, path, seed, name in lower, columns, beside).read_for_test()[0]
-        own = name.partition(":")[2]
-        data.name = own or data.name
-        sets[own or name] = data
+    sets = {
+        called(name): open_set(name, path, seed, name in lower, columns, beside).read_for_test()[0]
+        for name, path in chosen.items()
+    }
     return sets, [] if sets else ["SPAQ cross test: off"]

@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, Range, named_sets, problem_of
+from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, Range, called, kind_of, named_sets, problem_of
 from common.errors import UserError
 from common.run_files import NOT_FIGURES, plain, shown
 
@@ -279,7 +279,7 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
 
 def lower_sets(flag: bool | list[str], names: Iterable[str]) -> set[str]:
     """The CSV sets of these whose scores mean badness, as `--lower_is_better` says. Raises UserError."""
-    csv = {name.removeprefix("csv:"): name for name in names if name.startswith("csv")}
+    csv = {called(name): name for name in names if name.startswith("csv")}
     if isinstance(flag, bool) or not flag:
         return set(csv.values()) if flag is not False else set()
     if unknown := [name for name in flag if name not in csv]:
@@ -290,15 +290,19 @@ def lower_sets(flag: bool | list[str], names: Iterable[str]) -> set[str]:
 def _trained_sets(o: argparse.Namespace, script: Script, given: Given) -> Iterator[str]:
     """Make `trained`, name -> path or None for its default place, out of --dataset and --dataset_path, `dataset` the
     names, and of what mixes several sets what holds where it is not given; yields mistakes."""
-    words = [f"{o.dataset[0]}={o.dataset_path}"] if o.dataset_path and len(o.dataset) == 1 else o.dataset
-    o.trained = {"koniq-10k": None}
+    words, o.trained = o.dataset, {"koniq-10k": None}
+    if o.dataset_path and len(words) == 1 and "=" not in words[0]:
+        words = [f"{words[0]}={o.dataset_path}"]
+    elif o.dataset_path:
+        yield "--dataset_path is of a single set, without a path of its own; several: --dataset NAME=PATH NAME=PATH"
     if words == ["csv"]:
         yield "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)"
-    elif problem := problem_of(lambda: vars(o).update(trained=named_sets("--dataset", words, script.datasets))):
-        yield problem
+    else:
+        try:
+            o.trained = named_sets("--dataset", words, script.datasets)
+        except UserError as mistake:
+            yield str(mistake)
     several, o.dataset = len(o.trained) > 1, "+".join(o.trained)
-    if o.dataset_path and (several or "=" in words[0].partition(f"={o.dataset_path}")[0]):
-        yield "--dataset_path is of a single set, without a path of its own; several: --dataset NAME=PATH NAME=PATH"
     if several and "demo" in o.trained:
         yield "--dataset demo: trained alone, it brings its own cross test and defaults"
     if not several:
@@ -313,7 +317,7 @@ def _trained_sets(o: argparse.Namespace, script: Script, given: Given) -> Iterat
     numbers = len(counts) == len(o.trained) and all(re.fullmatch(r"[1-9]\d*", count) for count in counts)
     if counts != ["balanced"] and not numbers:
         yield f"--mix_patches {' '.join(counts)}: expected a number for each of {', '.join(o.trained)}, or balanced"
-    o.mix_resize = {name: o.resize or script.datasets[name.partition(":")[0]] for name in o.trained}
+    o.mix_resize = {name: o.resize or script.datasets[kind_of(name)] for name in o.trained}
     o.dataset_path = o.trained  # for the record
 
 
@@ -338,9 +342,7 @@ def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
     o.cross_test = {**(chosen or {}), "spaq": spaq_path} if spaq_path else chosen
     # An explicit --resize is for all sets; without, each has its own.
     names = ["spaq"] if o.cross_test is None else list(o.cross_test)
-    o.cross_resize = {
-        name.removeprefix("csv:"): o.resize or script.datasets.get(name.partition(":")[0], "384") for name in names
-    }
+    o.cross_resize = {called(name): o.resize or script.datasets.get(kind_of(name), "384") for name in names}
 
 
 def train_options(argv: Sequence[str] | None, description: str | None, script: Script) -> argparse.Namespace:
@@ -365,7 +367,7 @@ def train_options(argv: Sequence[str] | None, description: str | None, script: S
         options.demo_defaults = {name: value for name, value in demo.items() if name not in asked}
         vars(options).update(options.demo_defaults)
         problems.extend(_cross_tests(options, script))
-        options.resize = options.resize or script.datasets[next(iter(options.trained)).partition(":")[0]]
+        options.resize = options.resize or script.datasets[kind_of(next(iter(options.trained)))]
         options.augment = [name for name in AUGMENTATIONS if name in options.augment]  # in one order, each once
 
     def found(options: argparse.Namespace, given: Given) -> Iterator[str]:
@@ -387,15 +389,15 @@ def _defaults() -> dict[str, Any]:
     return vars(train_options([], None, Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})))
 
 
-def default_run_name(options: argparse.Namespace, backbone: str, called: str, alpha_too: bool) -> str:
-    """A run's name where the user gives none: its choices and the time. backbone: one that is `called` otherwise.
+def default_run_name(options: argparse.Namespace, backbone: str, short: str, alpha_too: bool) -> str:
+    """A run's name where the user gives none: its choices and the time. backbone: one that is called `short`.
     alpha_too: name alpha 0 as well."""
     o, defaults = options, _defaults()
     fusion = {"none": "", "concat": "multiscale"}.get(o.fusion, o.fusion)
     others = [getattr(o, name) for name in IN_RUN_NAME if getattr(o, name) != defaults[name]]
     alpha = f"ranking_alpha{o.ranking_loss_alpha:g}" if o.ranking_loss_alpha or alpha_too else ""
     now = datetime.now().strftime("%Y%m%d_%H%M%S")
-    name = "_".join(filter(None, [called if o.backbone == backbone else o.backbone, fusion, *others, alpha, now]))
+    name = "_".join(filter(None, [short if o.backbone == backbone else o.backbone, fusion, *others, alpha, now]))
     return re.sub(r"[^\w.+=-]", "-", name)  # hf-hub:USER/NAME
 
 

@@ -29,7 +29,7 @@ from data_loader import (
     train_patches,
 )
 from feature_cache import check_room
-from folders import READERS, read_cross_tests
+from folders import read_cross_tests, reader_of
 from options import lower_sets, stored_features
 from reading.cache import put_on_gpu
 from reading.records import Columns, DataSet, take_validation
@@ -86,17 +86,14 @@ class RunData:
         lower, beside = lower_sets(o.lower_is_better, [*o.trained, *(o.cross_test or ())]), None
         self.trained: dict[str, DataSet] = {}
         for name, path in o.trained.items():
-            kind, _, own = name.partition(":")
-            reader = READERS[kind](path, seed, name in lower, Columns.of(o))
+            reader = reader_of(name, path, seed, name in lower, Columns.of(o))
             data, beside = reader.read(splits), reader.spaq_root
-            data.name = own or data.name
             if o.val_fraction is not None:
                 take_validation(data, o.val_fraction, seed)
             data.note_undefined()
             self.trained[data.name] = data
         self.main = next(iter(self.trained.values()))
         self.scales = {name: scale_of(data, self.main, o.mix_scale) for name, data in self.trained.items()}
-        self.higher_is_better = o.mix_scale == "range" or self.main.higher_is_better
         self.cross, self.said = read_cross_tests(o.cross_test, seed, beside, lower, Columns.of(o))
         self.sets = [*self.trained.values(), *self.cross.values()]
         self.fingerprint = {data.name: data.fingerprint() for data in self.sets}
@@ -141,9 +138,9 @@ class RunData:
     def description(self) -> dict[str, Any]:
         """What a model's description says of the sets that it was trained on; `scales` leads to each one's own."""
         mos = [record.score for record in self.main.records]
-        whole = self.options.mix_scale == "range"
-        score_range, nominal = ([0.0, 100.0],) * 2 if whole else ([min(mos), max(mos)], list(self.main.range))
-        about = {"score_range": score_range, "higher_is_better": self.higher_is_better, "nominal_range": nominal}
+        nominal, direction = list(self.common.range), self.common.higher_is_better
+        score_range = nominal if self.options.mix_scale == "range" else [min(mos), max(mos)]
+        about = {"score_range": score_range, "higher_is_better": direction, "nominal_range": nominal}
         if not self.several:
             return {"dataset": self.main.name, **about}
         scales = {
@@ -205,7 +202,7 @@ class RunData:
         if self.trained.get(data.name) is data:
             own = self.scales[data.name].own(scores)
             return own, own
-        return scores, scores if data.higher_is_better == self.higher_is_better else -scores
+        return scores, scores if data.higher_is_better == self.common.higher_is_better else -scores
 
     def train_batches(self, seed: int, epoch: int, batch_size: int) -> PatchBatches:
         """The batches of an epoch, a function of (seed, epoch)."""

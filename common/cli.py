@@ -230,6 +230,16 @@ def parse_resize(text: str) -> int | tuple[int, int] | None:
     raise UserError(f"--resize {text}: expected S (shorter side), HxW (height x width) or none")
 
 
+def kind_of(name: str) -> str:
+    """What reads a set of `named_sets`: csv of csv:NAME, else the name."""
+    return name.partition(":")[0]
+
+
+def called(name: str) -> str:
+    """What a set of `named_sets` is called in records: NAME of csv:NAME, else the name."""
+    return name.removeprefix("csv:")
+
+
 def named_sets(flag: str, words: Sequence[str], known: Iterable[str]) -> dict[str, Path | None]:
     """`NAME[=PATH] …` of a flag -> name -> path; a CSV set may be given a name of its own, as in csv:NAME=PATH.
     Raises UserError for unknown and repeated names."""

@@ -14,6 +14,7 @@ from tqdm import tqdm
 import engine
 import intervals
 import metrics
+from common.cli import called, kind_of
 from common.errors import UserError
 from common.files import HERE
 from data_loader import DecodedSet, drop_bad_images
@@ -76,13 +77,11 @@ def read_sets(
             # A csv also by the range of its scores, because all csv files go by one name.
             same_range = reader.name != "csv" or [min(scores), max(scores)] == list(description["score_range"])
             scales = description.get("scales") or {}
-            called = name.removeprefix("csv:")
-            own = called in scales or (reader.name == trained_on and same_range)
+            own = reader.name in scales or (reader.name == trained_on and same_range)
             data, which = reader.read_for_test(split, own)
             if not own and {reader.name, trained_on} == SPAQ_SETS:
                 data.notes.append(f"{data.name}: shares images with {trained_on}, which the model was trained on")
-            data.name = called if name.startswith("csv:") else data.name
-            scale = scales.get(called, {"factor": 1.0, "offset": 0.0})
+            scale = scales.get(reader.name, {"factor": 1.0, "offset": 0.0})
             agrees = (data.higher_is_better == description["higher_is_better"]) == (scale["factor"] > 0)
             size = resize or default_resize(name, own, description)
             tests.append(SetTest(data, which, size, 1 if agrees else -1, (scale["factor"], scale["offset"])))
@@ -98,10 +97,10 @@ def default_resize(name: str, own: bool, description: Mapping[str, Any]) -> str:
     Else the set's default. That is how a run treats its cross tests."""
     trained = (description.get("mix_resize") or {}).get(name, description["resize"])
     cross = description.get("cross_resize") or {}
-    if name.removeprefix("csv:") in cross and not own:
-        return cross[name.removeprefix("csv:")]
+    if called(name) in cross and not own:
+        return cross[called(name)]
     usual = DEFAULT_RESIZE.get(str(description["dataset"]).removesuffix("-official"), trained)
-    return trained if own or trained != usual else DEFAULT_RESIZE[name.partition(":")[0]]
+    return trained if own or trained != usual else DEFAULT_RESIZE[kind_of(name)]
 
 
 def load_images(tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool) -> None:

@@ -89,7 +89,7 @@ def test_scores_meet_on_one_scale_and_part_again(several, how):
         assert np.allclose(data.scales[name].own(common), scores, rtol=1e-12)
         trained = np.unique(batch["mos"][batch["set"] == number].numpy())
         assert np.allclose(trained, np.sort(common), rtol=1e-6)
-    assert data.higher_is_better
+    assert data.common.higher_is_better
 
 
 def test_patches_are_those_of_their_own_sets_images(several, place):
