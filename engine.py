@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 import metrics
-from augmentations import augmented, mixed
+from augmentations import AUGMENTATIONS, augmented, mixed
 from common.device import Hardware
 from data_loader import SCORE_BATCH, DecodedSet, PatchBatches, make_loader, test_patches, workers_watched
 from fusion import StageMaps
@@ -97,6 +97,9 @@ def taught(loader: Iterable[dict], teacher: HyperNet, hardware: Hardware) -> Ite
     """The loader's batches with `teacher` (N,): the scores that another model, in eval mode, gives the same patches."""
     for batch in loader:
         batch = hardware.take(batch)
+        # Augmented once, for both models.
+        patches = augmented(batch)
+        batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS} | {"patches": patches}
         with hardware.autocast():
             batch["teacher"] = teacher(to_model_input(teacher, batch))["scores"].float()
         yield batch
