@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers import Done, write_koniq, write_spaq
+from processes import Launcher
 
 from common.cli import run_tool
 from folders import DEFAULT_RESIZE
@@ -25,6 +26,15 @@ def koniq(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def spaq(tmp_path_factory) -> Path:
     return write_spaq(tmp_path_factory.mktemp("data") / "spaq-test")
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory):
+    """One process that has imported torch, from which the real scripts are forked."""
+    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
+    yield launcher
+    launcher.process.stdin.close()
+    launcher.process.wait()
 
 
 @pytest.fixture

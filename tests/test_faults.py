@@ -14,44 +14,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import write_images, write_koniq, write_spaq
+from processes import assert_same_results, results
 
 ROOT = Path(__file__).resolve().parent.parent
 KILL, INT, TERM = signal.SIGKILL, signal.SIGINT, signal.SIGTERM
-
-
-class Launcher:
-    """The process of tests/launcher.py; `run` starts a real script in a fork of it."""
-
-    def __init__(self, scratch):
-        command = [sys.executable, ROOT / "tests" / "launcher.py"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-        self.output = scratch / "output"
-        assert self.process.stdout.readline() == "ready\n"
-
-    def run(self, script, flags, kill=None, fsize=None):
-        """(exit code, stdout, the error lines of stderr)."""
-        request = {
-            "argv": [str(ROOT / script), *map(str, flags)],
-            "output": str(self.output),
-            "kill": kill,
-            "fsize": fsize,
-        }
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        code = int(self.process.stdout.readline())
-        errors = Path(f"{self.output}.err").read_text().replace("\r", "\n").splitlines()
-        return (code, self.output.read_text(), [line for line in errors if line.strip() and "|" not in line])
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory):
-    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
-    yield launcher
-    launcher.process.stdin.close()
-    launcher.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -66,35 +32,6 @@ def flags_for(data, folder, *more):
             "--resize", 72, "--train_patch_num", 2, "--batch_size", 8, "--epochs", 2, "--lr", 1e-3, "--precision", "fp32",
             "--ranking_loss_alpha", 0.3, "--log_dir", folder / "logs", "--checkpoint_dir", folder / "checkpoints",
             "--cache_dir", folder / "cache", "--resume", "auto", "--checkpoint_minutes", 0, *more]  # fmt: skip
-
-
-def results(folder):
-    """All that a finished run leaves, without the times."""
-    # Killed before its first record, a run leaves nothing to take up but its empty files.
-    (jsonl,) = [path for path in (folder / "logs").glob("*.jsonl") if path.stat().st_size]
-    records = [json.loads(line) for line in jsonl.read_text().splitlines()]
-    for record in records:
-        record.pop("seconds", None)
-    rows = jsonl.with_suffix(".log").read_text()
-    models = sorted((folder / "checkpoints").rglob("best*.pkl"))
-    return {
-        "records": [r for r in records if r["type"] != "run"],
-        "runs": sum(r["type"] == "run" for r in records),
-        "rows": rows[rows.index("Epoch\t") :],
-        "heads": rows.count("Run: "),
-        "predictions": [p.read_text() for p in sorted((folder / "logs").glob("*.csv"))],
-        "models": [
-            (p.relative_to(folder / "checkpoints" / jsonl.stem), torch.load(p, weights_only=True)) for p in models
-        ],
-    }
-
-
-def assert_same_results(found, expected):
-    for name in ("records", "runs", "rows", "heads", "predictions"):
-        assert found[name] == expected[name], name
-    assert [path for path, _ in found["models"]] == [path for path, _ in expected["models"]]
-    for (_, one), (_, other) in zip(found["models"], expected["models"]):
-        assert all(torch.equal(one[name], other[name]) for name in other) and one.keys() == other.keys()
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,12 @@
 for bit with the same run undisturbed. By default a dozen rows; `--runslow` runs all."""
 
 import itertools
+import signal
 
 import covering
 import pytest
 from helpers import save_random_model, write_koniq
-from test_faults import KILL, Launcher, assert_same_results, results
+from processes import assert_same_results, results
 
 import augmentations
 import fusion
@@ -17,14 +18,6 @@ import optimizers
 
 ROWS = covering.covering_array()
 IN_CI = range(0, len(ROWS), -(-len(ROWS) // 12))
-
-
-@pytest.fixture(scope="module")
-def launcher(tmp_path_factory):
-    launcher = Launcher(tmp_path_factory.mktemp("launcher"))
-    yield launcher
-    launcher.process.stdin.close()
-    launcher.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +49,8 @@ def test_killed_within_an_epoch_and_taken_up_again_nothing_differs(launcher, pla
     whole, cut = (command(place, row, tmp_path / name) for name in ("whole", "cut"))
     code, _, errors = launcher.run("train_timm.py", whole)
     assert code == 0 and errors == [], (row, errors)
-    kill = ["engine:EpochProgress.add", step, KILL]
-    assert launcher.run("train_timm.py", cut, kill=kill)[0] == -KILL
+    kill = ["engine:EpochProgress.add", step, signal.SIGKILL]
+    assert launcher.run("train_timm.py", cut, kill=kill)[0] == -signal.SIGKILL
     code, out, errors = launcher.run("train_timm.py", cut)
     assert code == 0 and errors == [] and f"epoch {(step - 1) // 3 + 1}, step {(step - 1) % 3}" in out, (
         row,
