@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import checkpoints
+import distributed
 import engine
 import metrics
 from common.device import choose_hardware, keep_freed_memory, set_backends
@@ -45,11 +46,12 @@ class HyperIQASolver:
         self.options = options
         self.initial = Initial.of(options) if options.init else None
         self.taught_by = Initial.teacher_of(options) if options.teacher else None
-        self.hardware, self.precision_reason = choose_hardware(options.device, options.precision, options.workers)
+        device = distributed.own_device(options.device)
+        self.hardware, self.precision_reason = choose_hardware(device, options.precision, options.workers)
         set_backends(options.deterministic)
         keep_freed_memory()
         self.criterion, self.schedule = make_criterion(options), make_schedule(options)
-        self.signals = StopSignals()
+        self.signals = StopSignals(several=distributed.world() > 1)
 
     # ------------------------------------------------------------------------------------------- the run
     def run(self) -> None:
@@ -98,32 +100,37 @@ class HyperIQASolver:
         o = self.options
         self.data = RunData(o, o.seed)
         # Before what takes long and leaves files: the flags may still name a model that there is not.
-        self.model = self.build_model(o.seed)
+        with distributed.first_of_node():  # which downloads
+            self.model = self.build_model(o.seed)
         self.teacher: Any = self.taught_by and self.taught_by.model(self.data.common, o).to(self.hardware.device).eval()
         settings = settings_of(o, self.data.fingerprint)
         self.log, self.saved = open_run(o, self.run_name(), settings)
         self.state, self.status = RunState(settings), "failed"
         try:
-            if self.saved:
-                self.state = RunState.restored(self.saved, settings, self.hardware.device)
-            else:
-                log_start(self.log, o, self.hardware, self.precision_reason, self.data, self.criterion, self.schedule)
-                for model, how in ((self.initial, "Starting from"), (self.taught_by, "Learning from")):
-                    self.log.line(model.explained(self.data.common, how)) if model else None
-            if o.tensorboard:
-                self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
-            self.data.decode(self.hardware.device, self.log, new=self.saved is None)
-            if fewer := fewer_workers(self.hardware, max(o.batch_size, SCORE_BATCH), o.patch_size):
-                self.log.line(fewer)
-            yield self.state
+            with distributed.watched():
+                distributed.check_same("settings or data", settings)
+                if self.saved:
+                    self.state = RunState.restored(self.saved, settings, self.hardware.device)
+                else:
+                    chosen = self.precision_reason, self.data, self.criterion, self.schedule
+                    log_start(self.log, o, self.hardware, *chosen)
+                    for model, how in ((self.initial, "Starting from"), (self.taught_by, "Learning from")):
+                        self.log.line(model.explained(self.data.common, how)) if model else None
+                if o.tensorboard:
+                    self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
+                with distributed.first_of_node():
+                    self.data.decode(self.hardware.device, self.log, new=self.saved is None)
+                if fewer := fewer_workers(self.hardware, max(o.batch_size, SCORE_BATCH), o.patch_size):
+                    self.log.line(fewer)
+                yield self.state
         except Interrupted:
             self.status = "interrupted"
             self.log.line("Interrupted")
             command = re.sub(r" --resume[ =]\S+", "", shlex.join(sys.argv))
-            self.log.show(f"Go on with: python {command} --resume auto")
+            self.log.show(f"Go on with: {distributed.launched_by()} {command} --resume auto")
             raise
         except UserError as mistake:
-            self.log.line(f"error: {mistake}")
+            self.log.keep(f"error: {mistake}")
             raise
         finally:
             rounds = self.state.rounds
@@ -150,7 +157,8 @@ class HyperIQASolver:
         elif o.train_test_num > 1:
             self.log.line(f"Round {number} of {o.train_test_num}, seed {self.seed}")
         compute = partial(engine.stage_maps, self.model, self.hardware.fp32)
-        self.data.prepare_features(self.model, self.seed, compute, self.log.line if new else self.log.show)
+        with distributed.first_of_node():
+            self.data.prepare_features(self.model, self.seed, compute, self.log.line if new else self.log.show)
         if new:
             self.log.line(epoch_columns(["train", *self.data.parts]))
         self.saved_at, self.signals.deferred = time.monotonic(), True
@@ -169,7 +177,8 @@ class HyperIQASolver:
     def train(self) -> Figures:
         """Train the epoch, or the rest of it."""
         o, epoch, progress = self.options, self.state.epoch, self.state.progress
-        batches = self.data.train_batches(self.seed, epoch, o.batch_size)
+        batches = self.data.train_batches(self.seed, epoch, o.batch_size, distributed.share())
+        distributed.prepare(self.model)
         loader = make_loader(batches, self.hardware, progress.step)
         if self.teacher is not None:
             loader = engine.taught(loader, self.teacher, self.hardware)
@@ -207,9 +216,10 @@ class HyperIQASolver:
         return metrics.recorded(agreeing, [r.score for r in records])
 
     def stop_if_asked(self) -> None:
-        if self.signals.received:
+        if signum := distributed.largest(self.signals.received or 0):
             self.save()
-            raise Interrupted(self.signals.received)
+            distributed.largest(0)  # a launcher ends the others once one has left
+            raise Interrupted(signum)
 
     def log_epoch(self, result: dict[str, Figures], seconds: Figures) -> None:
         epoch, lr = self.state.epoch, vars(self.rates(self.state.epoch))
@@ -224,7 +234,8 @@ class HyperIQASolver:
         self.status = "early_stopped" if self.stops_early() else "finished"
         if self.stops_early():
             log.line("Early stopping triggered!")
-        state.clear_models(self.folder, keep=1)
+        if log.writes:
+            state.clear_models(self.folder, keep=1)
         epoch, best = state.best["epoch"], {part: state.best["result"][part] for part in data.parts}
         log.line(f"{figures_text(best[data.chosen], before='Best ')} (epoch {epoch})")
         state.rounds.append({"round": state.round, "seed": self.seed, "best_epoch": epoch, **best})
@@ -240,8 +251,9 @@ class HyperIQASolver:
         state, log, first = self.state, self.log, self.data.chosen
         if (better := state.is_better(first, result[first]["srcc"])) is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[first])
-            best = checkpoints.portable_state(self.trained.tested, self.description(result))
-            checkpoints.save(self.folder / file, best)
+            if log.writes:
+                best = checkpoints.portable_state(self.trained.tested, self.description(result))
+                checkpoints.save(self.folder / file, best)
             log.predictions(state.round, self.predictions)
             state.keep(result, file, self.predictions)
         state.without_gain = 0 if better else state.without_gain + 1
@@ -257,5 +269,6 @@ class HyperIQASolver:
 
     def save(self) -> None:
         """Everything that the rest of the run depends on, as of now."""
-        self.state.save(self.folder, self.trained.state(), self.log)
+        if self.log.writes:
+            self.state.save(self.folder, self.trained.state(), self.log)
         self.saved_at = time.monotonic()

@@ -126,10 +126,12 @@ def draw_mixing(rng: np.random.Generator, number: int, mixup: float, cutmix: flo
 
 
 def mixed(images: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Images (N, 3, P, P) after the mixing that was drawn for the batch."""
+    """Images (N, 3, P, P) after the mixing that was drawn for the batch; of 2N, the last are what the first are mixed
+    with."""
     if "blend" not in batch:
         return images
-    other, place = images.roll(1, 0), torch.arange(images.shape[-1], device=images.device)
+    number, place = len(batch["blend"]), torch.arange(images.shape[-1], device=images.device)
+    images, other = (images, images.roll(1, 0)) if len(images) == number else images.split(number)
     top, bottom, left, right = batch["box"].T[:, :, None]
     rows, columns = (place >= top) & (place < bottom), (place >= left) & (place < right)
     blended = torch.lerp(other, images, batch["blend"][:, None, None, None])

@@ -135,11 +135,18 @@ class JoinedCache:
         return cut[order.to(cut.device)]
 
 
+def own_rows(number: int, first: int, stride: int) -> np.ndarray:
+    """Which of a batch's rows process `first` of `stride` takes: as many as the others, its last one again where there
+    are none left; (⌈number / stride⌉,)."""
+    return np.minimum(np.arange(-(-number // stride)) * stride + first, number - 1)
+
+
 class PatchBatches(torch.utils.data.Dataset):
     """Batch b of a list of patches: `patches` uint8 (B, P, P, 3), `mos` (B,), `image` (B,), what augmentations drew.
     Patches with an address also bring `seed`, the torch generators' for the step on this batch. images: cache numbers
     of the images that `patches.image` counts; mos: their scores. The last, smaller batch is kept. With `features` of
-    the patches, batches hold those, (B, F), in place of the patches."""
+    the patches, batches hold those, (B, F), in place of the patches. share: which of several processes takes them: of
+    what the model sees it gets its own rows alone, and after them those that they are mixed with."""
 
     def __init__(
         self,
@@ -149,9 +156,10 @@ class PatchBatches(torch.utils.data.Dataset):
         patches: Patches,
         batch_size: int,
         features: Features | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         self.cache, self.images, self.patches, self.features = cache, np.asarray(images), patches, features
-        self.mos, self.batch_size = np.asarray(mos, np.float32), batch_size
+        self.mos, self.batch_size, self.share = np.asarray(mos, np.float32), batch_size, share
 
     def __len__(self) -> int:
         return -(-len(self.patches) // self.batch_size)
@@ -172,16 +180,20 @@ class PatchBatches(torch.utils.data.Dataset):
         return np.unique(self.patches.image[b * self.batch_size : (b + 1) * self.batch_size])
 
     def __getitem__(self, b: int) -> dict[str, Any]:
-        rows, p = slice(b * self.batch_size, (b + 1) * self.batch_size), self.patches
-        image, side = p.image[rows], self.cache.min_side
-        drawn = {name: each[rows] for name, each in p.drawn.items()}
+        p, side = self.patches, self.cache.min_side
+        rows = np.arange(len(p))[b * self.batch_size : (b + 1) * self.batch_size]
+        image, drawn = p.image[rows], {name: each[rows] for name, each in p.drawn.items()}
         mos = trained_mos(self.mos[image], drawn)
         batch: dict[str, Any] = {"mos": torch.from_numpy(mos), "image": torch.from_numpy(image)}
+        own, several = own_rows(len(rows), *self.share), self.share[1] > 1
         if self.features is not None:
-            batch["features"] = self.features[np.arange(len(p))[rows] if p.row is None else p.row[rows]]
+            seen = rows[own]
+            batch["features"] = self.features[seen if p.row is None else p.row[seen]]
         else:
-            batch["patches"] = self.cache.crops(self.images[image], p.top[rows], p.left[rows], side)
-            batch |= {name: torch.from_numpy(each) for name, each in drawn.items()}
+            seen = rows[np.concatenate([own, own - 1]) if several and "blend" in drawn else own]
+            batch["patches"] = self.cache.crops(self.images[p.image[seen]], p.top[seen], p.left[seen], side)
+            of = {"set": rows, **dict.fromkeys(("blend", "box"), rows[own])}  # the others with the patches
+            batch |= {name: torch.from_numpy(each[of.get(name, seen)]) for name, each in p.drawn.items()}
         if p.address:
             batch["seed"] = int(addressed_seed(*p.address, b).generate_state(1)[0])
         return batch
@@ -286,10 +298,11 @@ def workers_watched() -> Iterator[None]:
         raise UserError(f"a process that cuts patches {how} ({said.splitlines()[0]}); {hint}") from None
 
 
-def make_loader(batches: PatchBatches, hardware: Hardware, start: int = 0) -> Iterable[dict]:
-    """The batches from number `start` on, in order, cut by `hardware.workers` processes (0: in this one), or as many of
-    them as have room. Crops of images that lie on the GPU are cut there, by this process, whatever `workers` says."""
-    numbers = range(start, len(batches))
+def make_loader(batches: PatchBatches, hardware: Hardware, start: int = 0, stride: int = 1) -> Iterable[dict]:
+    """The batches from number `start` on, each or every `stride`-th, in order, cut by `hardware.workers` processes (0:
+    in this one), or as many of them as have room. Crops of images that lie on the GPU are cut there, by this process,
+    whatever `workers` says."""
+    numbers = range(start, len(batches), stride)
     if batches.on_device:
         return (batches[b] for b in numbers)
     workers = fitting_workers(min(hardware.workers, len(numbers)), batches.bytes)[0]

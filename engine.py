@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+import distributed
 import metrics
 from augmentations import AUGMENTATIONS, augmented, mixed
 from common.device import Hardware
@@ -96,13 +97,14 @@ def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.
 def taught(loader: Iterable[dict], teacher: HyperNet, hardware: Hardware) -> Iterator[dict]:
     """The loader's batches with `teacher` (N,): the scores that another model, in eval mode, gives the same patches."""
     for batch in loader:
+        distributed.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
         # Augmented once, for both models.
         patches = augmented(batch)
         batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS} | {"patches": patches}
         with hardware.autocast():
-            batch["teacher"] = teacher(to_model_input(teacher, batch))["scores"].float()
-        yield batch
+            scores = teacher(to_model_input(teacher, batch))["scores"].float()
+        yield batch | distributed.gathered({"teacher": scores})
 
 
 @workers_watched()
@@ -116,19 +118,23 @@ def train_one_epoch(
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Train on the loader's batches, which begin at step `progress.step` of the epoch.
-    A batch's `seed` is that of the torch generators in its step. after_step() shows, averages, saves, and may stop
-    the epoch by raising. Returns the epoch's training figures. Raises NonFiniteLoss."""
+    A batch's `seed` is that of the torch generators in its step; its `mos` are those of all processes' rows.
+    after_step() shows, averages, saves, and may stop the epoch by raising. Returns the epoch's training figures. Raises
+    NonFiniteLoss."""
     model.train()
     read_every = 1 if hardware.device.type == "cpu" else READ_EVERY
     for batch in loader:
         if "seed" in batch:
             torch.manual_seed(batch["seed"])
+        distributed.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
         with hardware.autocast():
             outputs = model(to_model_input(model, batch))
+        outputs = distributed.gathered(outputs)
         losses = criterion(outputs, batch)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
+        distributed.sum_gradients()
         optimizer.step()
         progress.add(losses, outputs["scores"], batch["mos"])
         if progress.step % read_every == 0:
@@ -145,9 +151,11 @@ def score(
     images: int,
     hardware: Hardware,
     after_batch: Callable[[int], None] = lambda patches: None,
+    batches: int = 0,
 ) -> np.ndarray:
     """Scores (images,): the mean over each image's patches, which the batches' `image` assigns.
-    after_batch(patches) may show, and may stop by raising. bf16: for scores that need not be exact."""
+    after_batch(patches) may show, and may stop by raising. bf16: for scores that need not be exact. Of several
+    processes each has every so many-th of all `batches`."""
     model.eval()
     scores, image = [], []
     for batch in loader:
@@ -156,7 +164,9 @@ def score(
             scores.append(model(to_model_input(model, batch))["scores"].float())
         image.append(batch["image"])
         after_batch(len(batch["image"]))
-    of, value = (torch.cat(v).cpu().numpy() for v in (image, scores))
+    if len(scores) < -(-batches // distributed.world()):  # others have one more
+        after_batch(0)
+    of, value = (np.concatenate(distributed.in_turn([each.cpu().numpy() for each in v])) for v in (image, scores))
     return np.bincount(of, value, images) / np.bincount(of, minlength=images)
 
 
@@ -190,7 +200,8 @@ def score_set(
             shown.update(patches)
             after_batch()
 
-        return score(model, make_loader(batches, hardware), len(records), hardware, after)
+        loader = make_loader(batches, hardware, *distributed.share())
+        return score(model, loader, len(records), hardware, after, len(batches))
 
 
 def bar(text: str, total: int, done: int = 0) -> tqdm:

@@ -10,16 +10,15 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
 
 Parameter names are those of the public implementation, so checkpoints travel both ways."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision
+from timm.layers import DropPath
 from torch import nn
-from torchvision.ops import stochastic_depth
 
 from checkpoints import check_reachable
 from fusion import FUSIONS, GRID, Fusion, StageMaps, at, pool_to
@@ -133,7 +132,8 @@ class ResNetBackbone(Backbone):
         blocks = [block for stage in stages for block in stage]
         for n, block in enumerate(blocks if drop_path else ()):
             branch_end = block.bn3 if hasattr(block, "bn3") else block.bn2
-            branch_end.register_forward_hook(_dropped(drop_path * n / (len(blocks) - 1)))
+            branch_end.add_module("drop_path", DropPath(drop_path * n / (len(blocks) - 1)))
+            branch_end.register_forward_hook(_drop_path)
         # The last block's last batch norm has the stage's width, in basic blocks and in bottlenecks.
         self.add_lda([[m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features for s in stages])
 
@@ -145,9 +145,9 @@ class ResNetBackbone(Backbone):
         return maps[1:]
 
 
-def _dropped(share: float) -> Callable:
-    """A hook that drops a module's output for this share of the images while it trains, and scales the others up."""
-    return lambda module, _, output: stochastic_depth(output, share, "row", module.training)
+def _drop_path(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+    """A hook: while it trains, a module's output is dropped for some of the images, and scaled up for the others."""
+    return module.get_submodule("drop_path")(output)
 
 
 class TargetNet(nn.Module):
@@ -158,7 +158,7 @@ class TargetNet(nn.Module):
 
     def __init__(self, dropout: float = 0.0):
         super().__init__()
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
 
     def forward(self, weights: dict[str, torch.Tensor]) -> torch.Tensor:
         with torch.autocast(weights["target_in_vec"].device.type, enabled=False):
@@ -169,7 +169,7 @@ class TargetNet(nn.Module):
                 if i < len(TARGET_SIZES) - 1:
                     x = torch.sigmoid(x)
                 if i <= 3:
-                    x = F.dropout(x, self.dropout, self.training)
+                    x = self.dropout(x)
             return x.flatten()
 
 

@@ -66,6 +66,7 @@ def for_csv_alone(given: Given, csv: str) -> Iterator[str]:
 def train_flags(description: str | None, script: Script) -> Flags:
     """The flags of a train script. Defaults are the seeds'."""
     flags = Flags(description)
+    flags.several = True
     value, count, real, path, switch = flags.value, flags.count, flags.real, flags.path, flags.switch
 
     flags.group("data")

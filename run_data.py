@@ -204,8 +204,8 @@ class RunData:
             return own, own
         return scores, scores if data.higher_is_better == self.common.higher_is_better else -scores
 
-    def train_batches(self, seed: int, epoch: int, batch_size: int) -> PatchBatches:
-        """The batches of an epoch, a function of (seed, epoch)."""
+    def train_batches(self, seed: int, epoch: int, batch_size: int, share: tuple[int, int] = (0, 1)) -> PatchBatches:
+        """The batches of an epoch, a function of (seed, epoch); of several processes, their shares of each."""
         o, sets = self.options, list(self.images.items())
         records = {name: images.records("train") for name, images in sets}
         caches = [images.cache for _, images in sets]
@@ -230,7 +230,7 @@ class RunData:
             drawn["label_noise"] = (sd * rng.standard_normal(len(patches))).astype(np.float32)
         drawn |= draw_mixing(rng, len(patches), o.mixup, o.cutmix, o.patch_size)
         features = None if self.several else sets[0][1].features.get("train")
-        return PatchBatches(cache, numbers, mos, replace(patches, drawn=drawn), batch_size, features)
+        return PatchBatches(cache, numbers, mos, replace(patches, drawn=drawn), batch_size, features, share)
 
     def _patches_per_image(self, images: Mapping[str, int], seed: int, epoch: int) -> int | np.ndarray:
         """How many patches of each training image, the sets one after the other, as `--mix_patches` says."""

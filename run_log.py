@@ -40,6 +40,8 @@ class RunLog:
     """The log and jsonl of a run, open for appending, and its checkpoint folder. Raises UserError.
     A run's folder is locked as long as its process lives, so that no other process takes the run up."""
 
+    writes = True
+
     def __init__(self, log_dir: Path, checkpoint_dir: Path, name: str, explicit: bool):
         """Claim a new name. explicit: it is the user's own, so that a taken one is an error, not a suffix."""
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
@@ -113,6 +115,10 @@ class RunLog:
     def line(self, text: str = "") -> None:
         """Show a line and keep it."""
         self.show(text)
+        self.keep(text)
+
+    def keep(self, text: str) -> None:
+        """Keep a line that is shown elsewhere."""
         self._write(self._log, text)
 
     def record(self, **fields: object) -> None:
@@ -149,6 +155,20 @@ class RunLog:
         self._log.close()
         self._records.close()
         self._lock.release()
+
+
+class SilentLog(RunLog):
+    """The log of a run that another process writes: all that is said to it is dropped."""
+
+    writes = False
+
+    def __init__(self, log_dir: Path, checkpoints: Path):
+        self.name, self.log_dir, self.checkpoints = checkpoints.name, log_dir, checkpoints
+
+    def _dropped(self, *text: object, **fields: object) -> None:
+        pass
+
+    show = line = keep = record = open_board = predictions = close = _dropped
 
 
 def title(part: str) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+import distributed
 from checkpoints import load_last, newest_round, remove_models, save_last
 from common.errors import NothingToDo, UserError
 from common.run_files import Prediction, plain, read_records
 from engine import EpochProgress
 from lr_schedules import make_schedule
 from options import figure_settings
-from run_log import RunLog
+from run_log import RunLog, SilentLog
 
 LOCK_PATIENCE = 8  # seconds; the workers of a killed run hold its lock until they notice
 
@@ -87,6 +88,19 @@ class RunState:
 
 
 def open_run(options: Namespace, default_name: str, settings: Mapping[str, Any]) -> tuple[RunLog, dict | None]:
+    """`find_run` for all processes: the first one has the log, the others one that is silent."""
+    own: list[RunLog] = []
+
+    def find() -> tuple[Path, dict | None]:
+        log, saved = find_run(options, default_name, settings)
+        own.append(log)
+        return log.checkpoints, saved
+
+    folder, saved = distributed.from_first(find)
+    return (own or [SilentLog(options.log_dir, folder)])[0], saved
+
+
+def find_run(options: Namespace, default_name: str, settings: Mapping[str, Any]) -> tuple[RunLog, dict | None]:
     """A new run's log, or an unfinished run's with the state to go on from (None: from its beginning).
     By `--resume`: absent, `auto` (the newest unfinished run of these settings, a new one if there is none) or the path
     of a last.pt or its folder. settings: those that figures depend on, the records' fingerprint included. Raises

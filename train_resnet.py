@@ -16,9 +16,11 @@ SCRIPT = Script(
 
 def main() -> None:
     options = train_options(None, __doc__, SCRIPT)
-    from HyperIQASolver import HyperIQASolver  # torch: only once the flags are known to be right
+    import distributed  # torch: only once the flags are known to be right
+    from HyperIQASolver import HyperIQASolver
 
-    HyperIQASolver(options).run()
+    with distributed.joined():
+        HyperIQASolver(options).run()
 
 
 if __name__ == "__main__":

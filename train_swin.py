@@ -21,9 +21,11 @@ SCRIPT = Script(
 
 def main() -> None:
     options = train_options(None, __doc__, SCRIPT)
-    from HyperIQASolver_swin import HyperIQASolverSwin  # torch: only once the flags are known to be right
+    import distributed  # torch: only once the flags are known to be right
+    from HyperIQASolver_swin import HyperIQASolverSwin
 
-    HyperIQASolverSwin(options).run()
+    with distributed.joined():
+        HyperIQASolverSwin(options).run()
 
 
 if __name__ == "__main__":

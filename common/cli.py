@@ -29,10 +29,15 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
     sys.stdout, sys.stderr = (stream and _Stream(stream) for stream in (sys.stdout, sys.stderr))
+    first = os.environ.get("RANK", "0") in ("", "0")
+    if not first:  # of several processes one shows what all do
+        os.environ["TQDM_DISABLE"] = "1"
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         sys.exit(main() or 0)
     except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+        if not (mistake.said if mistake.said is not None else not first):
+            print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
     except NothingToDo as done:
         print(done)
@@ -109,6 +114,8 @@ class _Setting(Action):
 
 class Flags:
     """The flags of a program, by groups, each with the test that its value must pass; `parse` names every mistake."""
+
+    several = False  # whether torchrun may start it as several processes
 
     def __init__(self, description: str | None, usage: str = "%(prog)s [flags]"):
         self.parser = _Parser(usage=usage, description=description, formatter_class=_Formatter, allow_abbrev=False)
@@ -199,7 +206,7 @@ class Flags:
         """The flags, all checked: ranges first, then the program's own `problems(options, given)`.
         given: the settings that the user gave -> (flag, value). prepare(options, given) fills in what follows from
         other flags, before the checks. Raises UserError naming every mistake."""
-        if (processes := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1"):
+        if (processes := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1") and not self.several:
             raise UserError(f"WORLD_SIZE is {processes}, as of torchrun; expected one process: each would do it all")
         options = self.parser.parse_args(argv)
         given = vars(options).pop("given", {})

@@ -8,7 +8,10 @@ from typing import Any
 
 
 class UserError(Exception):
-    """A mistake of the user's: shown as one line `error: …`, exit code 2, without a traceback."""
+    """A mistake of the user's: shown as one line `error: …`, exit code 2, without a traceback.
+    said: whether another process shows it; None: the first one does."""
+
+    said: bool | None = None
 
 
 class NothingToDo(Exception):

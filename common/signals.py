@@ -8,9 +8,11 @@ from common.errors import Interrupted
 
 class StopSignals:
     """While active, SIGINT and SIGTERM raise Interrupted, or, while `deferred`, are noted in `received`.
-    The second SIGINT is the system's again and ends the process at once."""
+    The second SIGINT is the system's again and ends the process at once; of `several` processes each may get the same
+    one twice, from the terminal and from their launcher, which itself ends what does not stop."""
 
-    def __init__(self) -> None:
+    def __init__(self, several: bool = False) -> None:
+        self.several = several
         self.received: int | None = None
         self.deferred = False
 
@@ -26,6 +28,7 @@ class StopSignals:
 
     def _note(self, signum: int, frame: object) -> None:
         self.received = signum
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        if not self.several:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         if not self.deferred:
             raise Interrupted(signum)
