@@ -43,7 +43,8 @@ class HyperIQASolver:
     always_names_alpha = False
 
     def __init__(self, options: argparse.Namespace):
-        self.options = options
+        self.options, self.begun = options, time.perf_counter()
+        self.costs: list[dict[str, float]] = []
         self.initial = Initial.of(options) if options.init else None
         self.taught_by = Initial.teacher_of(options) if options.teacher else None
         device = distributed.own_device(options.device)
@@ -182,7 +183,8 @@ class HyperIQASolver:
         loader = make_loader(batches, self.hardware, progress.step)
         if self.teacher is not None:
             loader = engine.taught(loader, self.teacher, self.hardware)
-        started = time.perf_counter() - progress.seconds
+        ready, before = time.perf_counter(), progress.step
+        started = ready - progress.seconds
         with engine.bar(f"Epoch {epoch}/{o.epochs}", len(batches.patches), progress.step * o.batch_size) as bar:
 
             def after_step() -> None:
@@ -202,6 +204,10 @@ class HyperIQASolver:
                 names = self.data.names_of(batches, problem.step)
                 raise UserError(f"{problem.explained(epoch, self.folder / 'last.pt')}{names}") from None
         progress.seconds = time.perf_counter() - started
+        if distributed.world() > 1 and not self.costs:
+            self.costs = distributed.costs(ready - self.begun, ready, progress.step - before, self.hardware.device)
+            self.log.record(type="processes", processes=self.costs)
+            self.log.line("\n".join(distributed.cost_lines(self.costs)))
         return result
 
     def test(self, part: str) -> Figures:

@@ -8,6 +8,7 @@ rows, and random masks are drawn for all rows by every process. Process 0 alone 
 
 import contextlib
 import os
+import resource
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -87,7 +88,8 @@ def joined() -> Iterator[None]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     store = dist.distributed_c10d._get_default_store()
     try:
-        yield
+        with watched():
+            yield
     except UserError as mistake:
         with contextlib.suppress(RuntimeError):  # the store went with its process
             mistake.said = store.add("said", 1) > 1
@@ -174,6 +176,20 @@ def from_first(work: Callable[[], Any]) -> Any:
     if found[1] is not None:
         raise found[1]
     return found[0]
+
+
+def costs(start: float, ready: float, steps: int, device: torch.device) -> list[dict[str, float]]:
+    """What each process has taken: seconds to its first step, seconds a step of the `steps` since `ready`, and at most
+    so much memory, in MiB; on a GPU of that."""
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+    return all_of({"start": start, "step": (time.perf_counter() - ready) / max(1, steps), "memory": memory / 2**20})
+
+
+def cost_lines(costs: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    for number, cost in enumerate(costs):
+        yield f"Process {number}: {{start:.1f}} s to start, {{step:.3f}} s a step, {{memory:.0f}} MiB".format(**cost)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, Range, called, kind_of, named_sets, problem_of
+from common.cluster import cluster_flags
 from common.errors import UserError
 from common.run_files import NOT_FIGURES, plain, shown
 
@@ -193,6 +194,7 @@ def train_flags(description: str | None, script: Script) -> Flags:
     switch("--tensorboard", "tensorboard", True, "also write the figures as TensorBoard events beside the log")
     value("--run_name", None, "name of the run (default: from backbone, loss and time)", metavar="NAME",
           ok=("letters, digits and _ . + = - alone", lambda name: re.fullmatch(r"[\w.+=-]{1,150}", name)))
+    cluster_flags(flags)
     return flags
 # fmt: on
 

@@ -4,6 +4,7 @@ python train_resnet.py --dataset demo                          # no data, no net
 python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published baseline"""
 
 from common.cli import run_tool
+from common.cluster import submitted
 from folders import DEFAULT_RESIZE
 from options import Script, train_options
 
@@ -16,6 +17,8 @@ SCRIPT = Script(
 
 def main() -> None:
     options = train_options(None, __doc__, SCRIPT)
+    if submitted(options):
+        return
     import distributed  # torch: only once the flags are known to be right
     from HyperIQASolver import HyperIQASolver
 

@@ -5,6 +5,7 @@ python train_swin.py --dataset koniq-10k --ranking_loss_alpha 0.3 --use_multisca
 python train_swin.py --lr_scheduler step                       # the published procedure"""
 
 from common.cli import run_tool
+from common.cluster import submitted
 from folders import DEFAULT_RESIZE
 from options import Script, train_options
 
@@ -21,6 +22,8 @@ SCRIPT = Script(
 
 def main() -> None:
     options = train_options(None, __doc__, SCRIPT)
+    if submitted(options):
+        return
     import distributed  # torch: only once the flags are known to be right
     from HyperIQASolver_swin import HyperIQASolverSwin
 

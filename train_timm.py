@@ -6,6 +6,7 @@ python train_timm.py --backbone vit_base_patch16_siglip_224.v2_webli --freeze_ba
 python train_timm.py --init checkpoints/NAME --dataset csv --dataset_path mine.csv  # train further on own images"""
 
 from common.cli import run_tool
+from common.cluster import submitted
 from folders import DEFAULT_RESIZE
 from options import Script, train_options
 
@@ -19,6 +20,8 @@ SCRIPT = Script(
 
 def main() -> None:
     options = train_options(None, __doc__, SCRIPT)
+    if submitted(options):
+        return
     import distributed  # torch: only once the flags are known to be right
     from HyperIQASolver import HyperIQASolver
 

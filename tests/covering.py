@@ -5,7 +5,9 @@ import random
 
 # Axis -> level -> its flags; the first level is the default.
 AXES = {
-    "backbone": {name: ["--backbone", name] for name in ("test_convnext", "resnet18", "swin_nano")},
+    "backbone": {
+        name: ["--backbone", name] for name in ("test_convnext", "resnet18", "swin_nano", "test_efficientnet")
+    },
     "encoder": {"whole": [], "frozen": ["--freeze_backbone"], "stored": ["--freeze_backbone", "--fixed_crops"]},
     "fusion": {name: ["--fusion", name] for name in ("none", "concat", "direct", "attention", "fpn", "progressive")},
     "hyper": {name: ["--hyper", name] for name in ("conv", "transformer")},

@@ -23,19 +23,28 @@ class Launcher:
         self.output = scratch / "output"
         assert self.process.stdout.readline() == "ready\n"
 
-    def run(self, script, flags, kill=None, fsize=None):
-        """(exit code, stdout, the error lines of stderr)."""
+    def run(self, script, flags, kill=None, fsize=None, world=1, rank=0, threads=1):
+        """(exit code, stdout, the error lines of stderr); of several processes the exit codes."""
+        for ending in ("", ".err"):
+            Path(f"{self.output}{ending}").unlink(missing_ok=True)
         request = {
             "argv": [str(ROOT / script), *map(str, flags)],
             "output": str(self.output),
             "kill": kill,
             "fsize": fsize,
+            "world": world,
+            "rank": rank,
+            "threads": threads,
         }
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        code = int(self.process.stdout.readline())
+        codes = json.loads(self.process.stdout.readline())
         errors = Path(f"{self.output}.err").read_text().replace("\r", "\n").splitlines()
-        return (code, self.output.read_text(), [line for line in errors if line.strip() and "|" not in line])
+        return (
+            codes if world > 1 else codes[0],
+            self.output.read_text(),
+            [line for line in errors if line.strip() and "|" not in line],
+        )
 
 
 def results(folder):

@@ -1,0 +1,137 @@
+"""Commands as jobs of a cluster, through submitit: Slurm, or this machine in its place, to try it.
+
+On the signal that comes before the time limit, or before another job takes the place, the command is asked to stop,
+which it does with its state saved, and the job is queued again with `--resume auto`."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.cli import POSITIVE, Flags
+from common.errors import UserError, said_of
+
+LAUNCHERS = ("slurm", "local")
+OWN = {"--launcher": 1, "--nodes": 1, "--gpus_per_node": 1, "--hours": 1, "--slurm": None}  # flag -> its values
+SIGNAL_SECONDS = 180  # before the time limit; a state takes seconds to write
+STOPPED = 128 + signal.SIGTERM
+
+
+def cluster_flags(flags: Flags) -> None:
+    """The flags of the programs that start jobs."""
+    flags.group("cluster")
+    flags.value("--launcher", None, "run as a job of slurm, or local: as one of this machine", choices=LAUNCHERS)
+    flags.count("--nodes", 1, "machines of a job")
+    flags.count("--gpus_per_node", 1, "GPUs of each, with a process for each", most=64)
+    flags.real("--hours", 24, "time limit of a job, which is then queued again", POSITIVE)
+    flags.value("--slurm", [], "what else the cluster asks for, such as partition=gpu account=iqa mem=64G", nargs="+",
+                metavar="KEY=VALUE")  # fmt: skip
+    flags.checks.append(_problem)
+
+
+def _problem(options: Namespace) -> str | None:
+    if wrong := [word for word in options.slurm if "=" not in word]:
+        return f"--slurm {wrong[0]}: expected KEY=VALUE"
+    if options.launcher == "local" and options.nodes > 1:
+        return f"--nodes {options.nodes}: this machine is one"
+    return None
+
+
+def without_cluster_flags(words: Sequence[str]) -> list[str]:
+    """A command's words without the flags of `cluster_flags`."""
+    kept, skip = [], 0.0
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        if flag in OWN:
+            skip = 0 if equals else (OWN[flag] or float("inf"))
+        elif word.startswith("--") or not skip:
+            kept.append(word)
+            skip = 0
+        else:
+            skip -= 1
+    return kept
+
+
+@dataclass
+class Command:
+    """A program's words; called by each process of a job, and asked by submitit for what is to be queued next."""
+
+    words: list[str]
+    again: bool = False
+
+    def __call__(self) -> None:
+        import submitit
+
+        environment = submitit.JobEnvironment()
+        if environment.num_tasks > 1:
+            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        again = self.again or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        words = [*self.words, *(["--resume", "auto"] if again and "--resume" not in self.words else [])]
+        # The cluster's signal may reach the program too, which would end of it; a child inherits what is ignored.
+        warning = environment._usr_sig()
+        before = signal.signal(warning, signal.SIG_IGN)
+        self.process = subprocess.Popen([sys.executable, "-u", *words])
+        signal.signal(warning, before)
+        code = self.process.wait()
+        if code not in (0, STOPPED):
+            raise RuntimeError(f"exit code {code}: {shlex.join(words)}")
+
+    def checkpoint(self) -> Any:
+        import submitit
+
+        self.process.terminate()
+        self.process.wait()
+        return submitit.helpers.DelayedSubmission(Command(self.words, again=True))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"words": self.words, "again": self.again}
+
+
+class Cluster:
+    """Where jobs go, as the flags say. Raises UserError where there is no such place."""
+
+    def __init__(self, options: Namespace, folder: Path):
+        try:
+            import submitit
+        except ImportError:
+            raise UserError(f"--launcher {options.launcher}: pip install submitit") from None
+        self.options, self.folder = options, folder
+        try:
+            executor = submitit.AutoExecutor(folder, cluster=options.launcher)
+        except RuntimeError as problem:
+            raise UserError(f"--launcher {options.launcher}: {said_of(problem)}") from None
+        more = dict(word.split("=", 1) for word in options.slurm)
+        executor.update_parameters(
+            nodes=options.nodes,
+            tasks_per_node=options.gpus_per_node,
+            gpus_per_node=options.gpus_per_node,
+            timeout_min=max(1, round(60 * options.hours)),
+            slurm_signal_delay_s=SIGNAL_SECONDS,
+            slurm_additional_parameters={"requeue": True, **more},
+        )
+        self.executor: Any = executor
+
+    def submit(self, name: str, words: Sequence[str]) -> Any:
+        """A job that runs the script's words; returns submitit's handle of it. Raises UserError."""
+        self.executor.update_parameters(name=name)
+        try:
+            return self.executor.submit(Command(list(words)))
+        except (OSError, RuntimeError) as problem:
+            raise UserError(f"--launcher {self.options.launcher}: {said_of(problem)}") from None
+
+
+def submitted(options: Namespace, words: Sequence[str] | None = None) -> bool:
+    """Whether the program's flags ask for a job, which is then submitted, and said where it writes."""
+    if options.launcher is None:
+        return False
+    words = sys.argv if words is None else words
+    folder = options.log_dir / "jobs"
+    job = Cluster(options, folder).submit(options.run_name or Path(words[0]).stem, without_cluster_flags(words))
+    print(f"Job {job.job_id}: what it says goes to {job.paths.stdout} and {job.paths.stderr.name}")
+    return True
