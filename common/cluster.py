@@ -3,11 +3,13 @@
 On the signal that comes before the time limit, or before another job takes the place, the command is asked to stop,
 which it does with its state saved, and the job is queued again with `--resume auto`."""
 
+import contextlib
 import os
 import shlex
 import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,7 +80,9 @@ class Command:
         before = signal.signal(warning, signal.SIG_IGN)
         self.process = subprocess.Popen([sys.executable, "-u", *words])
         signal.signal(warning, before)
-        code = self.process.wait()
+        # Not wait(): in the middle of it `checkpoint` could not wait too.
+        while (code := self.process.poll()) is None:
+            time.sleep(0.2)
         if code not in (0, STOPPED):
             raise RuntimeError(f"exit code {code}: {shlex.join(words)}")
 
@@ -86,7 +90,8 @@ class Command:
         import submitit
 
         self.process.terminate()
-        self.process.wait()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.process.pid, 0)
         return submitit.helpers.DelayedSubmission(Command(self.words, again=True))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -98,10 +103,12 @@ class Cluster:
 
     def __init__(self, options: Namespace, folder: Path):
         try:
+            import cloudpickle
             import submitit
         except ImportError:
             raise UserError(f"--launcher {options.launcher}: pip install submitit") from None
-        self.options, self.folder = options, folder
+        self.options = options
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a job may begin in another folder
         try:
             executor = submitit.AutoExecutor(folder, cluster=options.launcher)
         except RuntimeError as problem:
