@@ -3,11 +3,13 @@
 python search.py train_swin.py --ranking_loss_alpha 0.1 0.3 0.5 --ranking_loss_margin 0.3 0.5 -- --epochs 5
 python search.py train_swin.py --lr 1e-5 2e-5 --seeds 3 --jobs 2 --gpus 0,1 --plot grid.png -- --dataset koniq-10k
 python search.py train_resnet.py --lr_ratio 5 10 20 --dry_run -- --lr_scheduler step
+python search.py train_swin.py --lr 1e-5 2e-5 --launcher slurm --gpus_per_node 4 --hours 8 -- --dataset koniq-10k
 python search.py --each train_timm.py --loss l1 mse plcc --ema 0 0.99 --augment hflip "hflip blur" -- --epochs 5
 
 Any flag of the training script with several values is searched; what follows `--` goes to every run. With --each, the
 first values together are one setting, and every other value takes its flag's place in it alone: an ablation. The same
-command after an interruption trains what is missing: a run's name is made of its settings."""
+command after an interruption trains what is missing: a run's name is made of its settings. Given at once on several
+machines that share the folders, it shares the work between them."""
 
 import argparse
 import hashlib
@@ -24,16 +26,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from common import cluster
 from common.cli import Flags, Given, run_tool
+from common.cluster import Cluster, Submitted, cluster_flags
 from common.errors import UserError
 from common.launching import end, last_error, start
 from comparing import plots, runs
 from comparing.runs import FIGURE, Entry, Measure
 from intervals import NAN, Estimate
 
-OWN = ("--each", "--jobs", "--gpus", "--seeds", "--log_dir", "--plot", "--metric", "--dry_run", "--help", "-h")
+OWN = (
+    "--each",
+    "--jobs",
+    "--gpus",
+    "--seeds",
+    "--log_dir",
+    "--plot",
+    "--metric",
+    "--dry_run",
+    "--help",
+    "-h",
+    *cluster.OWN,
+)
+LOOK_SECONDS = 3  # between two looks at what other searches run
 # Where things go and how fast, not what is computed: the same run with other values is not repeated.
 PLACES = ("--log_dir", "--checkpoint_dir", "--workers", "--cache_dir")
 
@@ -88,6 +106,8 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
         yield from (f"{flag}: expected values to search" for flag, values in grid.items() if not values)
         yield from (f"{flag}: given both as a searched flag and after --" for flag in grid if flag in given_to_all)
         taken = {*given_to_all, *grid}
+        if options.gpus and options.launcher:
+            yield "contradictory flags: --gpus and --launcher: the cluster chooses the GPUs"
         yield from (f"{flag}: search.py sets it itself" for flag in ("--run_name", "--resume") if flag in taken)
         if "--log_dir" in given_to_all:
             yield "--log_dir: expected before --"
@@ -113,6 +133,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
     flags.value("--metric", "srcc", "what the settings are ranked by", FIGURE)
     flags.output("--plot", "one searched flag: a line; two: a heat map", plots.PICTURES)
     flags.switch("--dry_run", "dry_run", True, "print the commands and stop")
+    cluster_flags(flags)
     return flags.parse(own, problems), grid, common
 
 
@@ -166,53 +187,107 @@ def finished(job: Job) -> list[runs.Run]:
     return found if found[-1].status in runs.DONE else []
 
 
-def launch(options: argparse.Namespace, job: Job, slot: int, slots: int) -> subprocess.Popen:
+Child = subprocess.Popen | Submitted
+
+
+def launch(options: argparse.Namespace, cluster: Cluster | None, job: Job, slot: int, slots: int) -> Child:
+    words = [str(options.script), *job.flags, "--run_name", job.name, "--resume", "auto"]
+    if cluster is not None:
+        return cluster.submit(job.name, words)
     environment = dict(os.environ)
     if options.gpus:
         gpus = options.gpus.split(",")
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     elif slots > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))  # not all cores
-    command = [sys.executable, str(options.script), *job.flags, "--run_name", job.name, "--resume", "auto"]
-    return start(command, job.file(".output"), environment)
+    return start([sys.executable, *words], job.file(".output"), environment)
+
+
+class Turns:
+    """Which of several searches of one folder runs a job: the one that holds its lock, which dies with its process."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self.waiting, self.elsewhere, self.looked = list(jobs), list[Job](), time.monotonic()
+        self.held: dict[str, FileLock] = {}
+
+    @property
+    def left(self) -> int:
+        return len(self.waiting) + len(self.elsewhere)
+
+    def next(self) -> Job | None:
+        """A job to run now; None where others have all that is left, or nothing is left."""
+        if time.monotonic() - self.looked > LOOK_SECONDS:  # what others ran may be finished, or they may have gone
+            self.waiting += [job for job in self.elsewhere if not finished(job)]
+            self.elsewhere, self.looked = [], time.monotonic()
+        while self.waiting:
+            job = self.waiting.pop(0)
+            place = job.log_dir / ".search" / f"{job.name}.lock"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                (lock := FileLock(place)).acquire(timeout=0)
+            except Timeout:
+                self.elsewhere.append(job)
+                continue
+            if not finished(job):
+                self.held[job.name] = lock
+                return job
+            lock.release()  # meanwhile
+        return None
+
+    def done(self, job: Job) -> None:
+        self.held.pop(job.name).release()
 
 
 def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
     """Run every job; returns what failed, in words. Ends the children on any way out."""
-    slots = options.jobs or (options.gpus or "").count(",") + 1
-    waiting = list(jobs)
-    failures: list[str] = []
-    children: dict[int, tuple[Job, subprocess.Popen]] = {}  # by the slots that they take
+    cluster = Cluster(options, options.log_dir / "jobs") if options.launcher else None
+    slots = options.jobs or (len(jobs) if cluster else (options.gpus or "").count(",") + 1)
+    turns, failures = Turns(jobs), list[str]()
+    children: dict[int, tuple[Job, Child]] = {}  # by the slots that they take
     with tqdm(total=len(jobs), desc="Search", unit="run") as bar:
 
         def show(changed: bool) -> None:
             # The clock ticks on a terminal; in a file every refresh is a line.
-            text = f"{len(children)} running, {len(failures)} failed"
+            bar.update(len(jobs) - turns.left - len(children) - bar.n)
+            elsewhere = f", {len(turns.elsewhere)} elsewhere" if turns.elsewhere else ""
+            text = f"{len(children)} running{elsewhere}, {len(failures)} failed"
             bar.set_postfix_str(text, refresh=changed or sys.stderr.isatty())
 
         try:
-            while waiting or children:
-                for slot in [slot for slot in range(slots) if slot not in children][: len(waiting)]:
-                    job = waiting.pop(0)
-                    children[slot] = job, launch(options, job, slot, slots)
+            while turns.left or children:
+                for slot in [slot for slot in range(slots) if slot not in children]:
+                    if (job := turns.next()) is None:
+                        break
+                    children[slot] = job, launch(options, cluster, job, slot, slots)
                     show(changed=True)
                 show(changed=False)
                 time.sleep(0.2)
-                for slot in [slot for slot, (_, process) in children.items() if process.poll() is not None]:
-                    job, process = children.pop(slot)
-                    bar.update()
-                    output = job.file(".output")
-                    if process.returncode == 0:
-                        output.unlink()
-                    else:
-                        failures.append(f"{job.name}: {last_error(output)} (all of it: {output})")
+                for slot in [slot for slot, (_, child) in children.items() if child.poll() is not None]:
+                    job, child = children.pop(slot)
+                    turns.done(job)
+                    if problem := failure(job, child):
+                        failures.append(problem)
                         bar.write(f"failed: {job.name}", file=sys.stderr)
                     show(changed=True)
+            show(changed=False)
         finally:
-            end([process for _, process in children.values()])
+            for _, child in children.values():
+                if isinstance(child, Submitted):
+                    child.cancel()
+            end([child for _, child in children.values() if not isinstance(child, Submitted)])
             for job, _ in children.values():
                 job.file(".output").unlink(missing_ok=True)
     return failures
+
+
+def failure(job: Job, child: Child) -> str | None:
+    """Why a run that has ended failed, if it did."""
+    output = child.output if isinstance(child, Submitted) else job.file(".output")
+    if child.returncode:
+        return f"{job.name}: {last_error(output)} (all of it: {output})"
+    if not isinstance(child, Submitted):
+        output.unlink()
+    return None
 
 
 def entries_of(jobs: Sequence[Job]) -> list[Entry]:

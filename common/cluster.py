@@ -98,6 +98,22 @@ class Command:
         return {"words": self.words, "again": self.again}
 
 
+class Submitted:
+    """A job that was submitted, as a process that was started: `poll` gives its exit code, None as long as it runs."""
+
+    def __init__(self, job: Any):
+        self.job, self.output = job, Path(job.paths.stderr)
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None and self.job.done():
+            self.returncode = 0 if self.job.exception() is None else 1
+        return self.returncode
+
+    def cancel(self) -> None:
+        self.job.cancel(check=False)
+
+
 class Cluster:
     """Where jobs go, as the flags say. Raises UserError where there is no such place."""
 
@@ -124,11 +140,11 @@ class Cluster:
         )
         self.executor: Any = executor
 
-    def submit(self, name: str, words: Sequence[str]) -> Any:
-        """A job that runs the script's words; returns submitit's handle of it. Raises UserError."""
+    def submit(self, name: str, words: Sequence[str]) -> Submitted:
+        """A job that runs the script's words. Raises UserError."""
         self.executor.update_parameters(name=name)
         try:
-            return self.executor.submit(Command(list(words)))
+            return Submitted(self.executor.submit(Command(list(words))))
         except (OSError, RuntimeError) as problem:
             raise UserError(f"--launcher {self.options.launcher}: {said_of(problem)}") from None
 
@@ -139,6 +155,6 @@ def submitted(options: Namespace, words: Sequence[str] | None = None) -> bool:
         return False
     words = sys.argv if words is None else words
     folder = options.log_dir / "jobs"
-    job = Cluster(options, folder).submit(options.run_name or Path(words[0]).stem, without_cluster_flags(words))
+    job = Cluster(options, folder).submit(options.run_name or Path(words[0]).stem, without_cluster_flags(words)).job
     print(f"Job {job.job_id}: what it says goes to {job.paths.stdout} and {job.paths.stderr.name}")
     return True

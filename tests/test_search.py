@@ -241,3 +241,35 @@ def test_each_changes_one_flag_at_a_time(script):
     )
     # Another default is another set of runs.
     assert tool(script, "--each", "--lr", "0.3", "0.1", "--seeds", 2).stdout.startswith("4 runs, 0 of")
+
+
+def test_two_searches_of_one_folder_share_the_work(script):
+    """Each run is made once; the one that is killed in the middle is taken up by the other."""
+    words = ("--lr", 0.1, 0.2, 0.3, 0.4, "--", "--sleep", 1)
+    both = [
+        subprocess.Popen(command(script, *words), cwd=script.parent, stdout=subprocess.PIPE, text=True) for _ in "ab"
+    ]
+    said = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert ran(script) == [f"{lr} 42 None" for lr in (0.1, 0.2, 0.3, 0.4)]
+    assert all(text.count("lr=0.4") == 1 and text.index("lr=0.4") < text.index("lr=0.1") for text in said)
+
+
+def test_what_a_killed_search_was_running_is_taken_up_by_another(script):
+    words = ("--lr", 0.1, 0.2, "--", "--sleep", 2)
+    first = subprocess.Popen(command(script, *words), cwd=script.parent, start_new_session=True)
+    order = script.parent / "logs/order.txt"
+    while not order.exists():
+        time.sleep(0.05)
+    second = subprocess.Popen(command(script, *words), cwd=script.parent)
+    first.kill()
+    assert second.wait() == 0
+    assert {line.split()[0] for line in ran(script)} == {"0.1", "0.2"}
+
+
+def test_runs_as_jobs_of_a_cluster(script):
+    """By submitit's executor for this machine; a run that fails says why."""
+    pytest.importorskip("submitit")
+    words = ("--lr", 0.1, 0.2, "--launcher", "local", "--hours", 0.1, "--", "--bad", 0.2)
+    done = tool(script, *words, code=1)
+    assert "lr=0.1" in done.stdout and re.search(r"failed: search_lr=0.2.*: error: lr is bad", done.stderr)

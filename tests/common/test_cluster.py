@@ -87,7 +87,7 @@ def test_a_job_that_is_preempted_goes_on_and_ends_as_if_it_had_not_been(tmp_path
     assert launcher.run("train_resnet.py", command(tmp_path / "whole"), world=2)[0] == [0, 0]
     folder = tmp_path / "stopped"
     cluster = Cluster(options_of("--launcher", "local", "--gpus_per_node", 2, "--hours", 0.2), folder / "logs" / "jobs")
-    job = cluster.submit("r", [str(word) for word in (ROOT / "train_resnet.py", *command(folder))])
+    job = cluster.submit("r", [str(word) for word in (ROOT / "train_resnet.py", *command(folder))]).job
 
     def wait_for(so, seconds=120):
         end = time.monotonic() + seconds
