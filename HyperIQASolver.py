@@ -17,7 +17,7 @@ import checkpoints
 import distributed
 import engine
 import metrics
-from common.device import choose_hardware, keep_freed_memory, set_backends
+from common.device import choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
 from common.errors import Interrupted, UserError
 from common.run_files import Prediction
 from common.signals import StopSignals
@@ -50,7 +50,7 @@ class HyperIQASolver:
         device = distributed.own_device(options.device)
         self.hardware, self.precision_reason = choose_hardware(device, options.precision, options.workers)
         set_backends(options.deterministic)
-        keep_freed_memory()
+        large_tensors_apart()
         self.criterion, self.schedule = make_criterion(options), make_schedule(options)
         self.signals = StopSignals(several=distributed.world() > 1)
 
@@ -188,6 +188,7 @@ class HyperIQASolver:
         with engine.bar(f"Epoch {epoch}/{o.epochs}", len(batches.patches), progress.step * o.batch_size) as bar:
 
             def after_step() -> None:
+                keep_freed_memory()  # from the first step on, which made what the optimizer keeps
                 bar.update(len(progress.scores[-1]))
                 bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
                 self.trained.after_step(self.rates(epoch, progress.step / len(batches)))

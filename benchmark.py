@@ -46,7 +46,7 @@ if "--child" in sys.argv:  # which measures; the parent, which checks the flags 
 
     import backbones
     import engine
-    from common.device import choose_device, choose_hardware, keep_freed_memory, set_backends
+    from common.device import choose_device, choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
     from data_loader import DecodedSet, make_loader, train_patches
     from folders import READERS
     from losses import QualityLoss
@@ -206,7 +206,7 @@ def measure_plain(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, f
 def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
     """What train_swin.py and train_resnet.py do, by the same functions."""
     set_backends(deterministic=not flags.no_deterministic)
-    keep_freed_memory()
+    large_tensors_apart()
     hardware = choose_hardware(flags.device, flags.precision)[0]
 
     def start() -> list[DecodedSet]:
@@ -228,6 +228,7 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     batches = sets[0].batches(koniq.split("train"), flags.batch_size, patches)
     one = hardware.take(batches[0])
     train([one] * (4 if flags.compile or flags.no_deterministic else 1))  # warm-up
+    keep_freed_memory()
     found["training"] = len(batches.patches) / timed(lambda: train(make_loader(batches, hardware)), device)[0]
     again = [one] * max(1, min(len(batches), 50))
     found["compute only"] = len(again) * len(one["mos"]) / timed(lambda: train(again), device)[0]

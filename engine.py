@@ -128,11 +128,12 @@ def train_one_epoch(
             torch.manual_seed(batch["seed"])
         distributed.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
+        # Now, not before the backward pass: kept beside the activations they would scatter the free memory.
+        optimizer.zero_grad(set_to_none=True)
         with hardware.autocast():
             outputs = model(to_model_input(model, batch))
         outputs = distributed.gathered(outputs)
         losses = criterion(outputs, batch)
-        optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         distributed.sum_gradients()
         optimizer.step()

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import platform
 from collections.abc import Mapping
@@ -35,8 +36,15 @@ class Hardware:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def take(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """A batch with its tensors on the device."""
-        return {n: v.to(self.device, non_blocking=True) if torch.is_tensor(v) else v for n, v in batch.items()}
+        """A batch with its tensors on the device; to a GPU from pinned memory, for which the host need not wait."""
+
+        def taken(value: Any) -> Any:
+            if not torch.is_tensor(value) or value.device == self.device:
+                return value
+            pinned = value.pin_memory() if self.device.type == "cuda" else value
+            return pinned.to(self.device, non_blocking=True)
+
+        return {name: taken(value) for name, value in batch.items()}
 
 
 def choose_hardware(device: str, precision: str = "fp32", workers: int | None = None) -> tuple[Hardware, str]:
@@ -83,11 +91,24 @@ def set_backends(deterministic: bool) -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+
+
+def large_tensors_apart() -> None:
+    """Until `keep_freed_memory`: give every large tensor memory of its own. Those that stay, weights and optimizer
+    state, then do not lie in the midst of what steps allocate, which they would scatter, so that it grew by a fifth."""
+    _mallopt(M_MMAP_THRESHOLD, 2**17)
+
+
+@functools.cache
 def keep_freed_memory() -> None:
     """Let malloc keep what a step frees for the next one, where this system has such a setting (glibc's mallopt).
     By default the kernel zeroes the new memory of every large tensor: on two CPU cores up to a fifth of a training
     step. The process grows no larger than its largest step. For programs, not libraries: it holds for all of it."""
+    _mallopt(M_MMAP_THRESHOLD, 2**30)
+    _mallopt(M_TRIM_THRESHOLD, -1)
+
+
+def _mallopt(setting: int, value: int) -> None:
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's C library
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(setting, value)
