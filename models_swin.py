@@ -12,7 +12,9 @@ from models_timm import create
 
 # Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.
 NANO = dict(architecture="swin_tiny_patch4_window7_224", embed_dim=32, depths=(1, 1, 2, 1), num_heads=(2, 4, 8, 16))
-OWN_SWINS: dict[str, dict[str, Any]] = {"swin_nano": NANO}
+# Smaller still, for patches of 128 pixels, whose maps its windows fit.
+PICO = {**NANO, "depths": (1, 1, 1, 1), "window_size": 8, "mlp_ratio": 2.0}
+OWN_SWINS: dict[str, dict[str, Any]] = {"swin_nano": NANO, "swin_pico": PICO}
 
 
 class SwinBackbone(Backbone):
