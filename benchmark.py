@@ -4,12 +4,17 @@ costs: parameters, operations, latency and memory, as papers print them.
     python benchmark.py                                     # 113 generated images, Swin-T
     python benchmark.py --backbone resnet --train_patch_num 4
     python benchmark.py --dataset_path koniq-10k --spaq_path spaq-test --train_patch_num 20 --plain_steps 60
+    python benchmark.py --step 20 --processes 1 2 --batch_size 32          # where a training step's time goes
     python benchmark.py --model resnet50 swin_tiny_patch4_window7_224+concat checkpoints/NAME --latex costs.tex
 
 Plain is the published procedure written plainly: every start decodes all images with PIL, every patch is
 flipped, cropped, converted and normalised one by one in the training process, in fp32; the target network
 is a grouped convolution; testing scores one crop at a time, `--test_patch_num` identical centre crops per
 image. The ratios are what counts: times on a busy or a small machine say little.
+
+With --step the parts of a step are measured one by one, the host waiting for the device after each; `whole` is a step
+as training makes it, which on a GPU is less than their sum. `used` is the share of the device's speed at large products
+of matrices. Under several processes (--processes) the batch stays the same, over all of them.
 
 GMACs are multiply-accumulates in units of 1e9, what papers print as FLOPs; GFLOP counts both, twice as much. They are
 torch's own count of one patch's forward pass, with attention in its parts. Biases, norms, activations and pooling,
@@ -20,6 +25,7 @@ import argparse
 import functools
 import io
 import json
+import os
 import random
 import resource
 import statistics
@@ -45,9 +51,10 @@ if "--child" in sys.argv:  # which measures; the parent, which checks the flags 
     from torchvision import transforms as T
 
     import backbones
+    import distributed
     import engine
     from common.device import choose_device, choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
-    from data_loader import DecodedSet, make_loader, train_patches
+    from data_loader import DecodedSet, PatchBatches, make_loader, train_patches
     from folders import READERS
     from losses import QualityLoss
     from lr_schedules import Rates
@@ -55,11 +62,12 @@ if "--child" in sys.argv:  # which measures; the parent, which checks the flags 
     from optimizers import optimizer_for
     from reading.cache import put_on_gpu
     from reading.images import resized_size
-    from scoring import costs
+    from scoring import costs, steps
 
 KONIQ_SHAPE, SPAQ_SHAPE = (1024, 768), (3264, 2448)
 PROPORTIONS = {"train": 7046, "test": 2010, "spaq": 2224}
 PICTURES = 12  # different ones; more files are copies, which decoding does not notice
+STEP_PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")  # of scoring.steps
 LR, WEIGHT_DECAY, PATCH = 2e-5, 5e-4, 224
 BACKBONES = {"swin": "swin_tiny_patch4_window7_224", "resnet": "resnet50"}
 # Phase -> unit; of what is counted per second, more is better.
@@ -70,7 +78,7 @@ PHASES = {"first start": "s", "second start": "s", "training": "patches/s", "com
 
 def parse_flags() -> argparse.Namespace:
     flags = Flags(__doc__)
-    flags.value("--backbone", "swin", "Swin-T or ResNet-50", choices=list(BACKBONES))
+    flags.value("--backbone", None, "Swin-T or ResNet-50 (default: swin; --step: both)", choices=list(BACKBONES))
     flags.count("--images", 113, "generate N images in KonIQ's proportions", least=10)
     flags.path("--dataset_path", None, "a KonIQ-10k folder instead")
     flags.path("--spaq_path", None, "and a SPAQ folder")
@@ -83,6 +91,8 @@ def parse_flags() -> argparse.Namespace:
     flags.switch("--no_deterministic", "no_deterministic", True, "let cuDNN choose our kernels")
     flags.count("--repeats", 3, "runs of each; medians are shown")
     flags.count("--plain_steps", None, "measure plain on N training steps and N test images a set at most")
+    flags.count("--step", None, "where the time of a training step goes instead, of N steps, for both backbones")
+    flags.value("--processes", [1], "with --step: how many processes share a step", nargs="+", type=int, metavar="N")
     flags.value(
         "--model",
         None,
@@ -93,8 +103,9 @@ def parse_flags() -> argparse.Namespace:
     flags.count("--patch_size", PATCH, "with --model NAME: side of a patch in pixels", least=32)
     flags.output("--latex", "with --model: write the table for a paper")
     flags.output("--json", "write all measurements")
-    flags.value("--child", None, argparse.SUPPRESS, choices=["plain", "ours", "model"])
+    flags.value("--child", None, argparse.SUPPRESS, choices=["plain", "ours", "model", "step"])
     flags.path("--cache_dir", None, argparse.SUPPRESS)
+    flags.several = "--child" in sys.argv
     return flags.parse(None, contradictions)
 
 
@@ -104,6 +115,10 @@ def contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
     alone = set(given) - {"model", "patch_size", "latex", "json", "device", "child", "cache_dir"}
     if o.model and alone:
         yield f"--model takes no {', '.join(f'--{name}' for name in sorted(alone))}"
+    if "processes" in given and not o.step:
+        yield "--processes needs --step"
+    if min(o.processes) < 1:
+        yield f"--processes {min(o.processes)}: expected whole numbers of at least 1"
     if not o.model:
         yield from (f"--{name} needs --model" for name in ("patch_size", "latex") if name in given)
 
@@ -239,6 +254,26 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     return found
 
 
+def measure_step(flags: argparse.Namespace, koniq) -> dict[str, Any]:
+    set_backends(deterministic=not flags.no_deterministic)
+    large_tensors_apart()
+    device = distributed.own_device(flags.device)
+    hardware = choose_hardware(device, flags.precision)[0]
+    data = DecodedSet(koniq, "384", PATCH, cache_dir=flags.cache_dir)
+    put_on_gpu([data.cache], "auto", hardware.device)
+    model = build_model(flags.backbone, hardware.device).to(memory_format=torch.channels_last)
+    adam = argparse.Namespace(optimizer="adam", weight_decay=WEIGHT_DECAY, clip_grad=None)
+    optimizer = optimizer_for(adam, Rates(10 * LR, LR), model.parameter_groups())
+    records = koniq.split("train")
+    per_image = -(-3 * flags.batch_size // len(records))
+    patches = train_patches(data.cache.sizes[[data.cache.index[r.path] for r in records]], PATCH, per_image, 42, 1)
+    mos = [record.score for record in records]
+    numbers = [data.cache.index[record.path] for record in records]
+    batches = PatchBatches(data.cache, numbers, mos, patches, flags.batch_size, share=distributed.share())
+    keep_freed_memory()
+    return steps.measure(model, QualityLoss(), optimizer, batches, hardware, flags.step)
+
+
 def build_model(backbone: str, device):
     """The same model for both, with random weights."""
     torch.manual_seed(0)
@@ -261,6 +296,12 @@ def measure(flags: argparse.Namespace) -> None:
         show_measured(costs.measure(flags.model[0], flags.patch_size, device), {}, device)
         return
     koniq = READERS["koniq-10k"](flags.dataset_path).read()
+    if flags.child == "step":
+        with distributed.joined():
+            found = measure_step(flags, koniq)
+            if distributed.rank() == 0:
+                show_measured(found, {}, device)
+        return
     spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()
     found = (measure_plain if flags.child == "plain" else measure_ours)(flags, koniq, spaq, device)
     counts = {"train": len(koniq.split("train")), "test": len(koniq.split("test")), "spaq": len(spaq.records)}
@@ -279,13 +320,18 @@ def show_measured(found: dict[str, Any], counts: dict[str, int], device) -> None
     print(json.dumps({"found": found, "counts": counts, "device": name, "torch": torch.__version__}))
 
 
-def run_child(flags: argparse.Namespace, which: str, cache_dir: Path) -> dict:
-    words = [sys.executable, __file__, "--child", which, "--cache_dir", cache_dir]
+def run_child(flags: argparse.Namespace, which: str, cache_dir: Path, processes: int = 1) -> dict:
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes] if processes > 1 else []
+    words = [sys.executable, *several, __file__, "--child", which, "--cache_dir", cache_dir]
     for name, value in vars(flags).items():
-        unset = value in (None, False) or (flags.model and name not in ("model", "patch_size", "device"))
-        if name not in ("child", "cache_dir", "json", "latex", "images", "repeats") and not unset:
+        of_model = name in ("model", "patch_size", "device")
+        unset = value in (None, False) or (not of_model if flags.model else name == "patch_size")
+        if name not in ("child", "cache_dir", "json", "latex", "images", "repeats", "processes") and not unset:
             words += [f"--{name}"] if value is True else [f"--{name}", *(value if name == "model" else [value])]
-    done = subprocess.run([str(word) for word in words], stdout=subprocess.PIPE, text=True, check=False)
+    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
+    environment = {**threads, **os.environ}
+    command = [str(word) for word in words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
     if done.returncode == 2:  # which said why
         raise SystemExit(2)
     if done.returncode:
@@ -302,6 +348,25 @@ def table(plain: dict[str, float], ours: dict[str, float]) -> list[str]:
             lines.append(f"{phase:<20}{known:>12}{b:>12.4g}  {unit:<10}{ratio}")
     share = ours["training"] / ours["compute only"]
     return [*lines, "-" * 64, f"training / compute only: {share:.3f}   (memory: ours / plain, less is better)"]
+
+
+def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
+    """The table of `--step`: a row for each backbone and number of processes."""
+    rows, children = [], []
+    for backbone in [flags.backbone] if flags.backbone else BACKBONES:
+        for processes in flags.processes:
+            print(f"Measuring {backbone}, {processes} processes …", file=sys.stderr, flush=True)
+            one = argparse.Namespace(**{**vars(flags), "backbone": backbone})
+            children.append(child := run_child(one, "step", scratch / "cache", processes))
+            found = child["found"]
+            ms = [f"{1000 * found[part]:.4g}" for part in ("whole", *STEP_PARTS)]
+            row = [backbone, str(processes), f"{found['patches']:.4g}", *ms]
+            rows.append([*row, f"{found['matrix'] / 1e12:.3g}", f"{found['used']:.1%}", f"{found['peak memory']:.0f}"])
+    header = ["backbone", "processes", "patches/s", "ms whole", *STEP_PARTS, "TFLOP/s", "used", "MiB"]
+    print(f"\n{child['device']}, torch {child['torch']}, precision {flags.precision}, batch {flags.batch_size}\n")
+    print(text_table(header, rows, width=160))
+    if flags.json:
+        write_whole(flags.json, json.dumps(children, indent=1))
 
 
 def show_costs(flags: argparse.Namespace) -> None:
@@ -363,6 +428,10 @@ def main() -> None:
             print(f"Making {flags.images} images …", flush=True)
             make_images(Path(scratch), flags.images)
             flags.dataset_path, flags.spaq_path = Path(scratch, "koniq-10k"), Path(scratch, "spaq-test")
+        if flags.step:
+            show_steps(flags, Path(scratch))
+            return
+        flags.backbone = flags.backbone or "swin"
         for repeat in range(flags.repeats):
             for which, measured in runs.items():
                 print(f"Measuring {which}, {repeat + 1} of {flags.repeats} …", flush=True)

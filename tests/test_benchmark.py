@@ -51,6 +51,9 @@ def test_both_procedures_run_and_are_measured(tmp_path):
         ["--latex", "x.tex"],
         ["--model", "resnet18", "--images", "30"],
         ["--model", "no_such_net"],
+        ["--processes", "2"],
+        ["--step", "2", "--processes", "0"],
+        ["--step", "2", "--model", "resnet18"],
         ["--model", "resnet18+sum"],
     ],
 )
@@ -84,3 +87,19 @@ def test_a_models_costs_are_a_table_of_its_parts(tmp_path):
     table = (tmp_path / "c.tex").read_text().splitlines()
     assert table[0] == r"\begin{tabular}{llrrrrrr}" and table[-1] == r"\end{tabular}" and len(table) == 11
     assert all(line.count("&") == 7 and line.endswith(r"\\") for line in table if "&" in line)
+
+
+@pytest.mark.slow
+def test_a_step_of_one_and_of_two_processes_is_measured_part_by_part(tmp_path):
+    words = ["--step", "2", "--processes", "1", "2", "--backbone", "resnet", "--images", "10", "--batch_size", "6"]
+    done = subprocess.run(
+        [sys.executable, "benchmark.py", *words, "--json", str(tmp_path / "out.json")], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for processes, child in enumerate(json.loads((tmp_path / "out.json").read_text()), 1):
+        found = child["found"]
+        assert found["processes"] == processes and all(found[part] > 0 for part in benchmark.STEP_PARTS)
+        assert found["patches"] == pytest.approx(6 / found["whole"])
+        # ResNet-50's public count is 4.1 GMACs; the LDA and the hyper network add some.
+        flops = found["used"] * processes * found["matrix"] / found["patches"]
+        assert 6 * 4.1e9 < flops < 6 * 4.7e9
