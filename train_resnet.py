@@ -1,7 +1,9 @@
 """Train HyperIQA with a ResNet backbone.
 
 python train_resnet.py --dataset demo                          # no data, no network, a few minutes on a CPU
-python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published baseline"""
+python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published baseline
+
+Several processes, several nodes, Slurm: as train_swin.py."""
 
 from common.cli import run_tool
 from common.cluster import submitted

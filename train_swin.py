@@ -1,8 +1,18 @@
 """Train HyperIQA with a Swin Transformer backbone.
 
-python train_swin.py --dataset demo                            # no data, no network, a few minutes on a CPU
+One process: a CPU or a GPU
+python train_swin.py --dataset demo                            # no data, no network, two minutes on a CPU
 python train_swin.py --dataset koniq-10k --ranking_loss_alpha 0.3 --use_multiscale
-python train_swin.py --lr_scheduler step                       # the published procedure"""
+python train_swin.py --lr_scheduler step                       # the published procedure
+
+One node, a process for each GPU; the batch is shared by all, the result is that of one
+torchrun --nproc_per_node 8 train_swin.py --use_multiscale
+
+Several nodes, on each of them
+torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 train_swin.py --use_multiscale
+
+Slurm: a job that is queued again, and goes on, when its time is over
+python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --hours 24 --slurm partition=gpu"""
 
 from common.cli import run_tool
 from common.cluster import submitted

@@ -3,7 +3,9 @@
 python train_timm.py --dataset demo                            # no data, no network, ImageNet weights, two minutes
 python train_timm.py --dataset koniq-10k --backbone convnext_tiny
 python train_timm.py --backbone vit_base_patch16_siglip_224.v2_webli --freeze_backbone --fixed_crops
-python train_timm.py --init checkpoints/NAME --dataset csv --dataset_path mine.csv  # train further on own images"""
+python train_timm.py --init checkpoints/NAME --dataset csv --dataset_path mine.csv  # train further on own images
+
+Several processes, several nodes, Slurm: as train_swin.py."""
 
 from common.cli import run_tool
 from common.cluster import submitted

@@ -3,6 +3,7 @@ import resource
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from scipy import stats
 import augmentations
 import data_loader
 import engine
+from augmentations import draw_mixing, mixed
 from common.device import Hardware
 from common.errors import UserError
 from data_loader import PatchBatches, fitting_workers, make_loader, test_patches, train_patches
@@ -229,3 +231,28 @@ def test_label_noise_is_gaussian_of_the_stated_width_and_moves_nothing_else(trai
     assert torch.equal(noisy(1)[0]["mos"], batch["mos"]) and not torch.equal(
         noisy(2)[0]["mos"] - plain(2)[0]["mos"], torch.from_numpy(noise)
     )
+
+
+def test_the_shares_of_several_processes_are_the_rows_of_the_batch(images):
+    """Each takes every so many-th, as many as the others; what they are mixed with comes after them."""
+    cache = ImageCache("set", images, "50", 48)
+    patches = train_patches(cache.sizes, 48, 5, 1, 1, {"hflip": 1.0, "rot90": 1.0})
+    mixing = draw_mixing(np.random.default_rng(1), len(patches), 0.4, 1.0, 48)
+    patches = replace(patches, drawn={**patches.drawn, **mixing, "set": patches.image % 2})
+    mos = [float(10 * i) for i in range(len(cache))]
+    whole = PatchBatches(cache, range(len(cache)), mos, patches, 7)
+    for b, batch in enumerate(whole[b] for b in range(len(whole))):
+        number = len(batch["mos"])  # 7, 7, 6
+        for rank in range(4):
+            own = PatchBatches(cache, range(len(cache)), mos, patches, 7, share=(rank, 4))[b]
+            rows = [min(row, number - 1) for row in (rank, rank + 4)]
+            seen = rows + [row - 1 for row in rows]
+            assert own["seed"] == batch["seed"] and len(own["blend"]) == 2
+            for name in ("mos", "image", "set"):
+                assert torch.equal(own[name], batch[name])
+            for name in ("patches", "hflip", "rot90"):
+                assert torch.equal(own[name], batch[name][seen])
+            for name in ("blend", "box"):
+                assert torch.equal(own[name], batch[name][rows])
+            mixed_whole = mixed(batch["patches"].permute(0, 3, 1, 2).float(), batch)
+            assert torch.equal(mixed(own["patches"].permute(0, 3, 1, 2).float(), own), mixed_whole[rows])
