@@ -13,8 +13,8 @@ is a grouped convolution; testing scores one crop at a time, `--test_patch_num` 
 image. The ratios are what counts: times on a busy or a small machine say little.
 
 With --step the parts of a step are measured one by one, the host waiting for the device after each; `whole` is a step
-as training makes it, which on a GPU is less than their sum. `used` is the share of the device's speed at large products
-of matrices. Under several processes (--processes) the batch stays the same, over all of them.
+as training makes it, and `waits` what of it is neither forward, loss, backward nor optimizer. `used` is the share of the
+device's speed at large products of matrices. Under several processes (--processes) the batch stays the same, over all.
 
 GMACs are multiply-accumulates in units of 1e9, what papers print as FLOPs; GFLOP counts both, twice as much. They are
 torch's own count of one patch's forward pass, with attention in its parts. Biases, norms, activations and pooling,
@@ -360,9 +360,10 @@ def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
             children.append(child := run_child(one, "step", scratch / "cache", processes))
             found = child["found"]
             ms = [f"{1000 * found[part]:.4g}" for part in ("whole", *STEP_PARTS)]
-            row = [backbone, str(processes), f"{found['patches']:.4g}", *ms]
+            waits = max(0.0, found["whole"] - sum(found[part] for part in STEP_PARTS[1:5]))
+            row = [backbone, str(processes), f"{found['patches']:.4g}", *ms, f"{1000 * waits:.4g}"]
             rows.append([*row, f"{found['matrix'] / 1e12:.3g}", f"{found['used']:.1%}", f"{found['peak memory']:.0f}"])
-    header = ["backbone", "processes", "patches/s", "ms whole", *STEP_PARTS, "TFLOP/s", "used", "MiB"]
+    header = ["backbone", "processes", "patches/s", "ms whole", *STEP_PARTS, "waits", "TFLOP/s", "used", "MiB"]
     print(f"\n{child['device']}, torch {child['torch']}, precision {flags.precision}, batch {flags.batch_size}\n")
     print(text_table(header, rows, width=160))
     if flags.json:

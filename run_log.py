@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from filelock import FileLock, Timeout
 
-from common import VERSION
+from common import VERSION, cluster
 from common.errors import UserError
 from common.files import HERE
 from common.run_files import Prediction, plain, shown, write_predictions
@@ -23,6 +23,9 @@ from metrics import RECORDED, medians
 if TYPE_CHECKING:
     from common.device import Hardware
     from run_data import RunData
+
+
+UNSAID = ("demo_defaults", "trained", *cluster.SETTINGS)  # said otherwise, or no matter of the run's
 
 
 def versions() -> dict[str, str]:
@@ -207,7 +210,7 @@ def log_start(
 ) -> None:
     """The beginning of a run: its record with all flags `o`, and what the log says before any epoch.
     reason: of the precision; criterion and schedule say of themselves what they are."""
-    flags = {name: value for name, value in sorted(vars(o).items()) if name not in ("demo_defaults", "trained")}
+    flags = {name: value for name, value in sorted(vars(o).items()) if name not in UNSAID}
     started = datetime.now().isoformat(timespec="seconds")
     precision, training = ("bf16", "bf16 autocast") if hardware.bf16 else ("fp32", "fp32")
     facts = dict(device=hardware.name, precision=precision, versions=versions(), data=data.counts)

@@ -3,7 +3,7 @@
 python search.py train_swin.py --ranking_loss_alpha 0.1 0.3 0.5 --ranking_loss_margin 0.3 0.5 -- --epochs 5
 python search.py train_swin.py --lr 1e-5 2e-5 --seeds 3 --jobs 2 --gpus 0,1 --plot grid.png -- --dataset koniq-10k
 python search.py train_resnet.py --lr_ratio 5 10 20 --dry_run -- --lr_scheduler step
-python search.py train_swin.py --lr 1e-5 2e-5 --launcher slurm --gpus_per_node 4 --hours 8 -- --dataset koniq-10k
+python search.py train_swin.py --lr 1e-5 2e-5 --launcher slurm --gpus_per_node 4 --time 8 -- --dataset koniq-10k
 python search.py --each train_timm.py --loss l1 mse plcc --ema 0 0.99 --augment hflip "hflip blur" -- --epochs 5
 
 Any flag of the training script with several values is searched; what follows `--` goes to every run. With --each, the

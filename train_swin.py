@@ -12,7 +12,7 @@ Several nodes, on each of them
 torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 train_swin.py --use_multiscale
 
 Slurm: a job that is queued again, and goes on, when its time is over
-python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --hours 24 --slurm partition=gpu"""
+python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --time 24 --slurm partition=gpu"""
 
 from common.cli import run_tool
 from common.cluster import submitted

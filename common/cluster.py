@@ -20,7 +20,8 @@ from common.cli import POSITIVE, Flags
 from common.errors import UserError, said_of
 
 LAUNCHERS = ("slurm", "local")
-OWN = {"--launcher": 1, "--nodes": 1, "--gpus_per_node": 1, "--hours": 1, "--slurm": None}  # flag -> its values
+OWN = {"--launcher": 1, "--nodes": 1, "--gpus_per_node": 1, "--time": 1, "--slurm": None}  # flag -> its values
+SETTINGS = tuple(flag.lstrip("-") for flag in OWN)
 SIGNAL_SECONDS = 180  # before the time limit; a state takes seconds to write
 STOPPED = 128 + signal.SIGTERM
 
@@ -31,7 +32,7 @@ def cluster_flags(flags: Flags) -> None:
     flags.value("--launcher", None, "run as a job of slurm, or local: as one of this machine", choices=LAUNCHERS)
     flags.count("--nodes", 1, "machines of a job")
     flags.count("--gpus_per_node", 1, "GPUs of each, with a process for each", most=64)
-    flags.real("--hours", 24, "time limit of a job, which is then queued again", POSITIVE)
+    flags.real("--time", 24, "hours until a job is stopped, saved, and queued again", POSITIVE)
     flags.value("--slurm", [], "what else the cluster asks for, such as partition=gpu account=iqa mem=64G", nargs="+",
                 metavar="KEY=VALUE")  # fmt: skip
     flags.checks.append(_problem)
@@ -134,7 +135,7 @@ class Cluster:
             nodes=options.nodes,
             tasks_per_node=options.gpus_per_node,
             gpus_per_node=options.gpus_per_node,
-            timeout_min=max(1, round(60 * options.hours)),
+            timeout_min=max(1, round(60 * options.time)),
             slurm_signal_delay_s=SIGNAL_SECONDS,
             slurm_additional_parameters={"requeue": True, **more},
         )

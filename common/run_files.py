@@ -14,7 +14,7 @@ from common.files import write_whole
 # Flags that change where and how fast a run goes, but none of its figures: a resumed run may differ in them.
 # The last three are an older version's: what they came to stands in `cross_resize` and the fingerprint.
 NOT_FIGURES = frozenset(
-    "launcher nodes gpus_per_node hours slurm device workers cache cache_dir cache_device dataset_path cross_test "
+    "launcher nodes gpus_per_node time slurm device workers cache cache_dir cache_device dataset_path cross_test "
     "log_dir checkpoint_dir checkpoint_minutes run_name resume init teacher trained allow_overlap image_root "
     "demo_defaults tensorboard spaq spaq_path spaq_resize".split()
 )

@@ -270,6 +270,6 @@ def test_what_a_killed_search_was_running_is_taken_up_by_another(script):
 def test_runs_as_jobs_of_a_cluster(script):
     """By submitit's executor for this machine; a run that fails says why."""
     pytest.importorskip("submitit")
-    words = ("--lr", 0.1, 0.2, "--launcher", "local", "--hours", 0.1, "--", "--bad", 0.2)
+    words = ("--lr", 0.1, 0.2, "--launcher", "local", "--time", 0.1, "--", "--bad", 0.2)
     done = tool(script, *words, code=1)
     assert "lr=0.1" in done.stdout and re.search(r"failed: search_lr=0.2.*: error: lr is bad", done.stderr)

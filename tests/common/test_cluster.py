@@ -36,7 +36,7 @@ def test_a_job_runs_the_command_without_the_flags_of_the_cluster():
         "account=a",
         "--lr",
         "1",
-        "--hours",
+        "--time",
         "2",
     ]
     assert without_cluster_flags(words) == ["train.py", "--epochs", "3", "--lr", "1"]
@@ -48,7 +48,7 @@ def test_a_job_runs_the_command_without_the_flags_of_the_cluster():
     [
         (["--slurm", "gpu"], "--slurm gpu: expected KEY=VALUE"),
         (["--launcher", "local", "--nodes", 2], "--nodes 2: this machine is one"),
-        (["--hours", 0], "--hours 0.0: expected a number above 0"),
+        (["--time", 0], "--time 0.0: expected a number above 0"),
     ],
 )
 def test_flags_that_make_no_job(words, said):
@@ -67,7 +67,7 @@ def test_what_slurm_is_asked_for(tmp_path, monkeypatch):
     (tmp_path / "srun").write_text("#!/bin/sh\n")
     (tmp_path / "srun").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    words = ["--nodes", 2, "--gpus_per_node", 8, "--hours", 1.5, "--slurm", "account=iqa", "mem=64G"]
+    words = ["--nodes", 2, "--gpus_per_node", 8, "--time", 1.5, "--slurm", "account=iqa", "mem=64G"]
     cluster = Cluster(options_of("--launcher", "slurm", *words), tmp_path / "jobs")
     text = cluster.executor._executor._make_submission_file_text("command", "uid").splitlines()
     asked = {line.removeprefix("#SBATCH --") for line in text if line.startswith("#SBATCH")}
@@ -86,7 +86,7 @@ def test_a_job_that_is_preempted_goes_on_and_ends_as_if_it_had_not_been(tmp_path
 
     assert launcher.run("train_resnet.py", command(tmp_path / "whole"), world=2)[0] == [0, 0]
     folder = tmp_path / "stopped"
-    cluster = Cluster(options_of("--launcher", "local", "--gpus_per_node", 2, "--hours", 0.2), folder / "logs" / "jobs")
+    cluster = Cluster(options_of("--launcher", "local", "--gpus_per_node", 2, "--time", 0.2), folder / "logs" / "jobs")
     job = cluster.submit("r", [str(word) for word in (ROOT / "train_resnet.py", *command(folder))]).job
 
     def wait_for(so, seconds=120):
