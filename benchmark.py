@@ -12,8 +12,8 @@ flipped, cropped, converted and normalised one by one in the training process, i
 is a grouped convolution; testing scores one crop at a time, `--test_patch_num` identical centre crops per
 image. The ratios are what counts: times on a busy or a small machine say little.
 
-With --step the parts of a step are measured one by one, the host waiting for the device after each; `whole` is a step
-as training makes it, and `waits` what of it is neither forward, loss, backward nor optimizer. `used` is the share of the
+With --step the parts of a step are measured one by one, the host waiting for the device after each; `whole` is a
+step as training makes it, `waits` what is neither forward, loss, backward nor optimizer, `used` the share of the
 device's speed at large products of matrices. Under several processes (--processes) the batch stays the same, over all.
 
 GMACs are multiply-accumulates in units of 1e9, what papers print as FLOPs; GFLOP counts both, twice as much. They are

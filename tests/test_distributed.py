@@ -24,11 +24,13 @@ CHOICES = {
     "contrastive": [*SWIN, "--contrastive_weight", 1, "--fusion", "attention"],
     "drawn": ["--dropout", 0.3, "--mixup", 0.4, "--cutmix", 1, "--label_noise", 2, "--augment", "rot90", "blur"],
     "transformer": [*SWIN, "--hyper", "transformer", "--dropout", 0.2, "--ema", 0.9],
+    "mse": ["--loss", "mse"],
+    "smooth": ["--loss", "smooth_l1"],
     "taught": ["--teacher", "TEACHER", "--clip_grad", 1],
     "step": ["--lr_scheduler", "step"],
     "stored": ["--freeze_backbone", "--fixed_crops"],
 }
-SLOW = ("plcc", "fidelity", "transformer", "taught", "stored")
+SLOW = ("mse", "smooth", "plcc", "fidelity", "transformer", "taught", "stored")
 
 
 @pytest.fixture(scope="module")
