@@ -53,7 +53,7 @@ class EpochProgress:
     def add(self, losses: Mapping[str, torch.Tensor], scores: torch.Tensor, mos: torch.Tensor) -> None:
         self.step, self.names = self.step + 1, tuple(losses)
         self.parts.append(torch.stack([part.detach() for part in losses.values()]))
-        self.scores.append(scores.detach())
+        self.scores.append(scores.detach().clone())
         self.mos.append(mos)
 
     def check_finite(self) -> None:
@@ -138,6 +138,7 @@ def train_one_epoch(
         distributed.sum_gradients()
         optimizer.step()
         progress.add(losses, outputs["scores"], batch["mos"])
+        del outputs, losses  # which lie where the activations were
         if progress.step % read_every == 0:
             progress.check_finite()
         after_step()

@@ -24,22 +24,10 @@ SCRIPT = Script(
     backbones=(*SWINS, "swin_nano", "swin_pico"),
     any_backbone="swin",
     datasets=DEFAULT_RESIZE,
-    demo=dict(
-        backbone="swin_pico",
-        pretrained=False,
-        patch_size=128,
-        fusion="direct",
-        ranking_loss_alpha=0.5,
-        lr=1e-3,
-        lr_ratio=1.0,
-        lr_scheduler="cosine_step",
-        warmup_epochs=1,
-        drop_path=0.0,
-        train_patch_num=5,
-        epochs=10,
-        batch_size=8,
-    ),
-)
+    demo=dict(backbone="swin_pico", pretrained=False, patch_size=128, fusion="direct", ranking_loss_alpha=0.5, lr=1e-3,
+              lr_ratio=1.0, lr_scheduler="cosine_step", warmup_epochs=1, drop_path=0.0, train_patch_num=5, epochs=10,
+              batch_size=8),
+)  # fmt: skip
 
 
 def main() -> None:
