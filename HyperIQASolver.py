@@ -87,6 +87,8 @@ class HyperIQASolver:
         o = self.options
         torch.manual_seed(seed)
         model = self.initial.model(self.data.common, o) if self.initial else new_model(o)
+        if o.fused_attention:
+            model.backbone.fuse_attention()
         if o.freeze_backbone:
             model.backbone.freeze()
         # Patches arrive channels last; weights in that layout too save the convolutions a copy.

@@ -21,6 +21,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from checkpoints import check_reachable
+from common.errors import UserError
 from fusion import FUSIONS, GRID, Fusion, StageMaps, at, pool_to
 from hyper import HYPER_CHANNELS, HYPERS
 
@@ -95,6 +96,10 @@ class Backbone(nn.Module):
         self.frozen = True
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith("lda"))
+
+    def fuse_attention(self) -> None:
+        """Compute attention by fused kernels where there is a choice. Raises UserError where there is none."""
+        raise UserError("--fused_attention is for Swin; the other transformers of timm have it so already")
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)

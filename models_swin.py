@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import torch
+from timm.models.swin_transformer import WindowAttention
 
 from common.errors import UserError
 from models import Backbone
@@ -46,6 +47,15 @@ class SwinBackbone(Backbone):
         # Older timm says it on the wrapped model's class alone; it is never guessed from shapes.
         self.channels_last = str(getattr(self.backbone.output_fmt, "value", self.backbone.output_fmt)) == "NHWC"
         self.add_lda(self.backbone.feature_info.channels())  # type: ignore[union-attr, operator]
+
+    def fuse_attention(self) -> None:
+        """Let torch's fused kernels compute the windows' attention, bias and mask in one. Raises UserError where there
+        is none that they take."""
+        windows = [module for module in self.modules() if isinstance(module, WindowAttention)]
+        if not windows:
+            raise UserError("--fused_attention: expected a Swin of the first version")
+        for module in windows:
+            vars(module)["fused_attn"] = True
 
     @property
     def pretrained_part(self) -> torch.nn.Module:

@@ -183,6 +183,8 @@ def train_flags(description: str | None, script: Script) -> Flags:
     value("--cache_device", "auto", "where the decoded images lie while training; auto: on the GPU where they fit",
           choices=["auto", "cpu", "cuda"])
     switch("--compile", "compile", True, "torch.compile the model: slower start, faster steps")
+    switch("--fused_attention", "fused_attention", True, "Swin: the windows' attention by torch's fused kernels, which "
+           "round otherwise (other transformers have it so)")
     switch("--no_deterministic", "deterministic", False, "let cuDNN choose faster, non-deterministic kernels")
 
     flags.group("output")

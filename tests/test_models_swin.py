@@ -41,3 +41,29 @@ def test_unknown_and_unpretrained_names_are_the_users_mistakes():
         SwinBackbone("swin_tony_patch4_window7_224", pretrained=True)
     with pytest.raises(UserError, match="swin_nano has no pretrained weights: add --no_pretrained"):
         SwinBackbone("swin_nano", pretrained=True)
+
+
+def test_fused_attention_is_the_same_to_rounding():
+    """Scores and gradients, shifted windows (mask) and plain ones, against attention written out by timm."""
+    torch.manual_seed(0)
+    model = SwinBackbone("swin_nano", patch_size=224, drop_path=0.0).train()
+    images, found = torch.randn(2, 3, 224, 224), []
+    for fused in (False, True):
+        if fused:
+            model.fuse_attention()
+        model.zero_grad()
+        maps = model.stage_maps(images)
+        sum((each * torch.arange(each.numel()).view_as(each) / each.numel()).sum() for each in maps).backward()
+        gradients = {name: p.grad.clone() for name, p in model.backbone.named_parameters() if p.grad is not None}
+        found.append((maps, gradients))
+    for one, other in zip(found[0][0], found[1][0]):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-5)
+    assert found[0][1].keys() == found[1][1].keys()
+    for name, gradient in found[0][1].items():
+        assert torch.allclose(gradient, found[1][1][name], rtol=1e-4, atol=1e-5 * gradient.abs().max().item()), name
+    assert any("relative_position_bias_table" in name for name in found[0][1])
+
+
+def test_fused_attention_where_there_is_no_choice():
+    with pytest.raises(UserError, match="--fused_attention: expected a Swin of the first version"):
+        SwinBackbone("swinv2_cr_tiny_224", patch_size=64).fuse_attention()
