@@ -54,7 +54,7 @@ if "--child" in sys.argv:  # which measures; the parent, which checks the flags 
     import distributed
     import engine
     from common.device import choose_device, choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
-    from data_loader import DecodedSet, PatchBatches, make_loader, train_patches
+    from data_loader import DecodedSet, make_loader, train_patches
     from folders import READERS
     from losses import QualityLoss
     from lr_schedules import Rates
@@ -235,10 +235,8 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     found: dict[str, float] = {}
     found["first start"] = timed(start, device)[0]
     found["second start"], sets = timed(start, device)
-    model = build_model(flags.backbone, device).to(memory_format=torch.channels_last)
+    model, optimizer = trained_model(flags.backbone, device)
     trained: Any = torch.compile(model) if flags.compile else model
-    adam = argparse.Namespace(optimizer="adam", weight_decay=WEIGHT_DECAY, clip_grad=None)
-    optimizer = optimizer_for(adam, Rates(10 * LR, LR), model.parameter_groups())
     patches = functools.partial(train_patches, patch_size=PATCH, per_image=flags.train_patch_num, seed=42, epoch=1)
     batches = sets[0].batches(koniq.split("train"), flags.batch_size, patches)
     one = hardware.take(batches[0])
@@ -261,17 +259,19 @@ def measure_step(flags: argparse.Namespace, koniq) -> dict[str, Any]:
     hardware = choose_hardware(device, flags.precision)[0]
     data = DecodedSet(koniq, "384", PATCH, cache_dir=flags.cache_dir)
     put_on_gpu([data.cache], "auto", hardware.device)
-    model = build_model(flags.backbone, hardware.device).to(memory_format=torch.channels_last)
-    adam = argparse.Namespace(optimizer="adam", weight_decay=WEIGHT_DECAY, clip_grad=None)
-    optimizer = optimizer_for(adam, Rates(10 * LR, LR), model.parameter_groups())
+    model, optimizer = trained_model(flags.backbone, hardware.device)
     records = koniq.split("train")
     per_image = -(-3 * flags.batch_size // len(records))
-    patches = train_patches(data.cache.sizes[[data.cache.index[r.path] for r in records]], PATCH, per_image, 42, 1)
-    mos = [record.score for record in records]
-    numbers = [data.cache.index[record.path] for record in records]
-    batches = PatchBatches(data.cache, numbers, mos, patches, flags.batch_size, share=distributed.share())
-    keep_freed_memory()
+    patches = functools.partial(train_patches, patch_size=PATCH, per_image=per_image, seed=42, epoch=1)
+    batches = data.batches(records, flags.batch_size, patches, distributed.share())
     return steps.measure(model, QualityLoss(), optimizer, batches, hardware, flags.step)
+
+
+def trained_model(backbone: str, device) -> tuple[Any, Any]:
+    """The model and its optimizer, as the train scripts have them."""
+    model = build_model(backbone, device).to(memory_format=torch.channels_last)
+    adam = argparse.Namespace(optimizer="adam", weight_decay=WEIGHT_DECAY, clip_grad=None)
+    return model, optimizer_for(adam, Rates(10 * LR, LR), model.parameter_groups())
 
 
 def build_model(backbone: str, device):

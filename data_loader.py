@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +20,6 @@ from common.errors import UserError
 from feature_cache import Features
 from reading.cache import ImageCache
 from reading.records import DataSet, Record
-
-if TYPE_CHECKING:
-    pass
 
 TEST_CROP_SEED = 20  # the public code draws its random test crops anew in every run; ours come from this seed
 SCORE_BATCH = 64
@@ -229,13 +226,17 @@ class DecodedSet:
         return records
 
     def batches(
-        self, records: Sequence[Record], batch_size: int, patches_of: Callable[[np.ndarray], Patches]
+        self,
+        records: Sequence[Record],
+        batch_size: int,
+        patches_of: Callable[[np.ndarray], Patches],
+        share: tuple[int, int] = (0, 1),
     ) -> PatchBatches:
         """Batches of the patches that `patches_of(sizes)` chooses in these images, of one split; of their features,
-        where `add_features` has made them."""
+        where `add_features` has made them. share: as of PatchBatches."""
         images, mos = [self.cache.index[record.path] for record in records], [record.score for record in records]
         patches, features = patches_of(self.cache.sizes[images]), self.features.get(records[0].split)
-        return PatchBatches(self.cache, images, mos, patches, batch_size, features)
+        return PatchBatches(self.cache, images, mos, patches, batch_size, features, share)
 
     def add_features(self, split: str, batches: PatchBatches, width: int, dtype: str, encoder: Mapping) -> Features:
         """Features of the split's patches, `width` values each, still to be filled. encoder: all that they depend on

@@ -150,12 +150,11 @@ class Cluster:
             raise UserError(f"--launcher {self.options.launcher}: {said_of(problem)}") from None
 
 
-def submitted(options: Namespace, words: Sequence[str] | None = None) -> bool:
+def submitted(options: Namespace) -> bool:
     """Whether the program's flags ask for a job, which is then submitted, and said where it writes."""
     if options.launcher is None:
         return False
-    words = sys.argv if words is None else words
-    folder = options.log_dir / "jobs"
-    job = Cluster(options, folder).submit(options.run_name or Path(words[0]).stem, without_cluster_flags(words)).job
+    name, words = options.run_name or Path(sys.argv[0]).stem, without_cluster_flags(sys.argv)
+    job = Cluster(options, options.log_dir / "jobs").submit(name, words).job
     print(f"Job {job.job_id}: what it says goes to {job.paths.stdout} and {job.paths.stderr.name}")
     return True

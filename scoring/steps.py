@@ -9,7 +9,7 @@ import torch
 
 import distributed
 import engine
-from common.device import Hardware
+from common.device import Hardware, keep_freed_memory
 from models import HyperNet
 from scoring import costs
 
@@ -39,6 +39,7 @@ def measure(
         engine.train_one_epoch(model, criterion, optimizer, loader, hardware, engine.EpochProgress())
 
     train(some(WARM_UP), criterion)
+    keep_freed_memory()  # as training does, from its first step on
     _wait(hardware)
     start = time.perf_counter()
     train(some(steps), criterion)
