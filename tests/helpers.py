@@ -128,6 +128,14 @@ def save_random_model(path, description, spread=1, seed=0):
     return path
 
 
+def save_teacher(path):
+    """A random model of another encoder, scale and direction than those that the tests train. Returns its path."""
+    about = {"backbone": "test_vit", "fusion": "concat", "patch_size": 64, "resize": "72", "exif_rotate": False,
+             "dataset": "kadid-10k", "score_range": [1.0, 5.0], "higher_is_better": False, "test_crop": "center",
+             "test_patch_num": 1, "mean": [0.5] * 3, "std": [0.3] * 3}  # fmt: skip
+    return save_random_model(path, about)
+
+
 def jpeg_bytes():
     data = io.BytesIO()
     Image.fromarray(picture()).save(data, "JPEG")

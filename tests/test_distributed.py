@@ -8,8 +8,8 @@ import time
 
 import covering
 import pytest
-from helpers import save_random_model, write_koniq
-from processes import assert_same_results, results
+from helpers import save_teacher, write_koniq
+from processes import assert_same_but_for_stops, results
 
 ROWS = covering.covering_array()
 # With and without batch norm, with stochastic depth; what draws at random, and what looks at all images.
@@ -38,10 +38,7 @@ def place(tmp_path_factory):
     """Thirteen images: the last batch has fewer rows than there are processes."""
     root = tmp_path_factory.mktemp("distributed")
     write_koniq(root / "koniq", 13, 70)
-    about = {"backbone": "test_vit", "fusion": "concat", "patch_size": 64, "resize": "72", "exif_rotate": False,
-             "dataset": "kadid-10k", "score_range": [1.0, 5.0], "higher_is_better": False, "test_crop": "center",
-             "test_patch_num": 1, "mean": [0.5] * 3, "std": [0.3] * 3}  # fmt: skip
-    save_random_model(root / "teacher.pkl", about)
+    save_teacher(root / "teacher.pkl")
     return root
 
 
@@ -138,12 +135,7 @@ def test_a_signal_to_one_process_saves_all_and_the_same_number_goes_on_exactly(p
     assert codes == [128 + signal.SIGTERM] * 3 and errors == []
     assert "Interrupted" in output and "torchrun --nproc_per_node 3" in output
     assert train(place, launcher, folder, 3, "--resume", "auto")[0] == [0, 0, 0]
-    found, expected = results(folder), results(whole)
-    for each in (found, expected):
-        each["records"] = [record for record in each["records"] if record["type"] != "processes"]
-        each["rows"] = [line for line in each["rows"].splitlines() if not line.startswith("Process ")]
-    found["records"] = [record for record in found["records"] if record.get("status") != "interrupted"]
-    assert_same_results(found, expected)
+    assert_same_but_for_stops(results(folder), results(whole))
 
 
 def test_what_is_wrong_is_said_once(place, launcher, tmp_path):

@@ -6,7 +6,7 @@ import signal
 
 import covering
 import pytest
-from helpers import save_random_model, write_koniq
+from helpers import save_teacher, write_koniq
 from processes import assert_same_results, results
 
 import augmentations
@@ -24,10 +24,7 @@ IN_CI = range(0, len(ROWS), -(-len(ROWS) // 12))
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("choices")
     write_koniq(root / "koniq", 12, 6)
-    about = {"backbone": "test_vit", "fusion": "concat", "patch_size": 64, "resize": "72", "exif_rotate": False,
-             "dataset": "kadid-10k", "score_range": [1.0, 5.0], "higher_is_better": False, "test_crop": "center",
-             "test_patch_num": 1, "mean": [0.5] * 3, "std": [0.3] * 3}  # fmt: skip
-    save_random_model(root / "teacher.pkl", about)
+    save_teacher(root / "teacher.pkl")
     return root
 
 
