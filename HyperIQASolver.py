@@ -1,6 +1,7 @@
 """One training run, readable top to bottom: build, epochs, schedule, early stopping, best model, records."""
 
 import argparse
+import math
 import re
 import shlex
 import sys
@@ -68,6 +69,7 @@ class HyperIQASolver:
                     result: dict[str, Figures] = {"train": self.train()}
                     seconds = {"train": state.progress.seconds}
                     self.predictions: list[Prediction] = []
+                    self.scores: dict[str, torch.Tensor] = {}
                     for part in self.data.tests:
                         start = time.perf_counter()
                         result[part] = self.test(part)
@@ -157,6 +159,7 @@ class HyperIQASolver:
             self.saved = None
             if state.best:
                 self.log.predictions(number, state.best["predictions"])
+            self.log.epochs(number, self.data.tested(state.scores))
         elif o.train_test_num > 1:
             self.log.line(f"Round {number} of {o.train_test_num}, seed {self.seed}")
         compute = partial(engine.stage_maps, self.model, self.hardware.fp32)
@@ -219,6 +222,7 @@ class HyperIQASolver:
         data, records, crops = images.data, images.records(split), (o.test_crop, o.test_patch_num)
         scores = engine.score_set(self.trained.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked)
         scores, agreeing = self.data.agreeing(data, scores)
+        self.scores[part] = torch.from_numpy(agreeing).float()
         if split != "val":
             rows = zip(records, scores.tolist(), strict=True)
             self.predictions += [(data.name, r.name, r.score, score) for r, score in rows]
@@ -233,6 +237,9 @@ class HyperIQASolver:
     def log_epoch(self, result: dict[str, Figures], seconds: Figures) -> None:
         epoch, lr = self.state.epoch, vars(self.rates(self.state.epoch))
         self.state.history.append(result[self.data.chosen]["srcc"])
+        for part, scores in self.scores.items():
+            self.state.scores.setdefault(part, []).append(scores)
+        self.log.epochs(self.state.round, self.data.tested(self.state.scores))
         self.log.line(epoch_row(epoch, result, ["train", *self.data.parts]))
         self.log.record(type="epoch", round=self.state.round, epoch=epoch, **result, lr=lr, seconds=seconds)
         self.log.line(f"Learning rates: {self.rates(epoch + 1)}")
@@ -247,7 +254,11 @@ class HyperIQASolver:
             state.clear_models(self.folder, keep=1)
         epoch, best = state.best["epoch"], {part: state.best["result"][part] for part in data.parts}
         log.line(f"{figures_text(best[data.chosen], before='Best ')} (epoch {epoch})")
-        state.rounds.append({"round": state.round, "seed": self.seed, "best_epoch": epoch, **best})
+        price = data.selection_price(state.scores)
+        if not math.isnan(price):
+            log.line(f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}")
+        round_ = {"round": state.round, "seed": self.seed, "best_epoch": epoch, "selection_price": price}
+        state.rounds.append({**round_, **best})
 
     # ------------------------------------------------------------------------------- best model, checkpoints
     @property

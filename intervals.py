@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 import metrics
 
 NAN = float("nan")
 RESAMPLES = 10_000
-LEVEL = 0.95
+LEVEL, POWER = 0.95, 0.80
+FOUND = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER))  # standard errors of a difference that is found
 _CHUNK, _PAIR_CHUNK = 32, 512  # resamples at a time: few enough that their arrays stay in the processor's cache
 
 Figures = Callable[[np.ndarray], np.ndarray]
@@ -35,13 +36,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """A − B with its interval and two-sided p-value; approximate: not from resampled images."""
+    """A − B with its interval and two-sided p-value; approximate: not from resampled images. visible: the smallest
+    difference of such groups that is found, its p below 5 %, 80 times in 100."""
 
     value: float
     low: float
     high: float
     p: float
     approximate: bool = False
+    visible: float = NAN
 
 
 def fisher(plcc: float, images: int) -> tuple[float, float]:
@@ -76,8 +79,9 @@ def unpaired_difference(a: float, b: float, interval: Formula, images_a: int, im
     high = a - b + np.hypot(high_a - a, b - low_b)
     # The interval's half that reaches towards zero is as long as norm.ppf(0.975) standard errors.
     reach = a - b - low if a > b else high - (a - b)
-    score = abs(a - b) / reach * stats.norm.ppf((1 + LEVEL) / 2) if reach else 0.0
-    return Difference(a - b, float(low), float(high), float(2 * stats.norm.sf(score)), approximate=True)
+    error = reach / stats.norm.ppf((1 + LEVEL) / 2)
+    p = float(2 * stats.norm.sf(abs(a - b) / error)) if error else 1.0
+    return Difference(a - b, float(low), float(high), p, True, float(FOUND * error))
 
 
 def resample_counts(images: int, resamples: int, seed: int, chunk: int = _CHUNK) -> Iterator[np.ndarray]:
@@ -151,27 +155,62 @@ def _plcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 
 
 def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
-    def order_of_pairs(values: np.ndarray) -> np.ndarray:
-        place = _ties(values)[0].astype(np.float32)
-        order = place[:, None] - place
-        return np.sign(order, out=order)
+    place_mos, n = _ties(mos)[0], len(mos)
 
-    def untied(values: np.ndarray) -> Figures:
-        """Counts -> twice the number of the resample's pairs that differ in value."""
-        _, order, starts = _ties(values)
-        return lambda counts: len(values) ** 2 - (np.add.reduceat(counts[order], starts, axis=0) ** 2).sum(0)
+    def tied(place: np.ndarray) -> Figures:
+        """Counts -> the number of the resample's ordered pairs that have one place."""
+        _, order, starts = _ties(place)
+        return lambda counts: (np.add.reduceat(counts[order], starts, axis=0) ** 2).sum(0)
 
-    # Concordant less discordant pairs of a resample are c'Sc / 2, S the product of both orders (N, N). Its
-    # entries are -1, 0, 1 and the products' sums whole numbers of at most N, which float32 holds exactly.
-    order_mos, untied_mos = order_of_pairs(mos), untied(mos)
-    runs = [(order_of_pairs(scores) * order_mos, untied(scores)) for scores in predictions]
+    # Concordant less discordant pairs are all pairs less those tied in one or in both and twice the discordant ones.
+    tied_mos, runs = tied(place_mos), []
+    for place in (_ties(scores)[0] for scores in predictions):
+        order = np.lexsort((place, place_mos))
+        runs.append((tied(place), tied(place * n + place_mos), order, _inversions(place[order])))
+
+    def of_few(counts: np.ndarray) -> np.ndarray:
+        pairs_mos, found = n**2 - tied_mos(counts), []
+        for tied_scores, tied_both, order, inversions in runs:
+            discordant, pairs = 2 * inversions(counts[order]), n**2 - tied_scores(counts)
+            both = pairs_mos + pairs - n**2 + tied_both(counts) - 2 * discordant
+            found.append(_ratio(both, pairs_mos * pairs))
+        return np.stack(found)
 
     def figures(counts: np.ndarray) -> np.ndarray:
-        single, pairs_mos = counts.astype(np.float32), untied_mos(counts)
-        sums = (np.einsum("nb,nb->b", (agreement @ single).astype(np.float64), counts) for agreement, _ in runs)
-        return np.stack([_ratio(sum_, pairs_mos * pairs(counts)) for sum_, (_, pairs) in zip(sums, runs)])
+        few = range(_CHUNK, counts.shape[1], _CHUNK)
+        return np.concatenate([of_few(each) for each in np.split(counts, few, axis=1)], axis=1)
 
     return figures
+
+
+def _inversions(place: np.ndarray, leaf: int = 64) -> Figures:
+    """Counts (N, b) -> how many pairs of a resample fall from the earlier to the later: Knight's merge sort (JASA 61,
+    1966). The order is the same in all resamples, so that each merge is one cumulative sum of their counts."""
+    n = len(place)
+    padding = -n % leaf
+    padded = np.concatenate([place, np.full(padding, n)]).reshape(-1, leaf)
+    # Within the leaves, one by one: which images before each one have a later place than it.
+    before = np.tril(padded[:, :, None] < padded[:, None, :]).astype(np.float32)
+    merges, width = [], leaf
+    while width < n:
+        node, later = np.arange(n) // (2 * width), np.arange(n) // width % 2
+        order = np.lexsort((later, place, node))
+        right = np.flatnonzero(later[order])
+        end = np.minimum((node[right] + 1) * 2 * width, n) - 1  # a node's images keep its places
+        merges.append((order, (later[order] == 0).astype(np.float32)[:, None], right, end))
+        width *= 2
+
+    def inversions(counts: np.ndarray) -> np.ndarray:
+        single = counts.astype(np.float32)  # which holds the whole numbers up to 2^24 exactly
+        leaves = np.pad(single, ((0, padding), (0, 0))).reshape(-1, leaf, counts.shape[1])
+        found = ((before @ leaves) * leaves).sum((0, 1), dtype=np.float64)
+        for order, left, right, end in merges:
+            size = single[order]
+            earlier = np.cumsum(size * left, axis=0)
+            found += ((earlier[end] - earlier[right]) * size[right]).sum(0, dtype=np.float64)
+        return found
+
+    return inversions
 
 
 def _rmse(predictions: np.ndarray, mos: np.ndarray) -> Figures:
@@ -212,7 +251,8 @@ def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) ->
     draws = draws_a - draws_b
     draws = draws[np.isfinite(draws)]
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    return Difference(value, *percentile_interval(draws), p=float(min(1.0, 2 * (tail + 1) / (len(draws) + 1))))
+    p, visible = float(min(1.0, 2 * (tail + 1) / (len(draws) + 1))), FOUND * float(draws.std()) if len(draws) else NAN
+    return Difference(value, *percentile_interval(draws), p=p, visible=visible)
 
 
 def group_difference(
@@ -223,26 +263,45 @@ def group_difference(
     each of which also draws seeds. Two corrections: few seeds drawn from few vary too little by (k-1)/k (Rao & Wu,
     JASA 83, 1988), and the part of the seeds' spread that finitely many images bring by chance is taken out of it.
     Interval and p-value are Student's with Satterthwaite's degrees of freedom, of which images have no shortage.
-    A group of one seed is taken to spread like the other; two such are only as sure as their images."""
+    A group of one seed is taken to spread like the other (`_against_one`); two such are only as sure as their
+    images."""
     random = np.random.default_rng([seed, len(figures_a), len(figures_b)])
     sides = [(np.asarray(figures, float), draws) for figures, draws in ((figures_a, draws_a), (figures_b, draws_b))]
-    spreads = [np.var(figures, ddof=1) if len(figures) > 1 else 0.0 for figures, _ in sides]
-    deviations = [_seed_deviations(*side, spread) for side, spread in zip(sides, spreads)]
-    means, uncertain = [draws.mean(1) for _, draws in sides], [0.0, 0.0]
+    value, means = float(np.mean(figures_a) - np.mean(figures_b)), [draws.mean(1) for _, draws in sides]
+    if min(map(len, (figures_a, figures_b))) == 1:
+        return _against_one(value, float(np.nanvar(means[0] - means[1])), *max(sides, key=lambda side: len(side[0])))
+    spreads = [np.var(figures, ddof=1) for figures, _ in sides]
     for i, (figures, draws) in enumerate(sides):
-        lender = i if len(figures) > 1 else 1 - i
-        if len(deviations[lender]) > 1:
-            means[i] += deviations[lender][random.integers(0, len(deviations[lender]), draws.shape)].mean(1)
-            uncertain[lender] += spreads[lender] / len(figures)
+        deviations = _seed_deviations(figures, draws, spreads[i])
+        means[i] = means[i] + deviations[random.integers(0, len(deviations), draws.shape)].mean(1)
+    uncertain = [spread / len(figures) for spread, (figures, _) in zip(spreads, sides)]
     squares = sum(part**2 / (len(side) - 1) for part, (side, _) in zip(uncertain, sides) if part)
-    value, variance = float(np.mean(figures_a) - np.mean(figures_b)), float(np.nanvar(means[0] - means[1]))
-    fewest = min(len(side) for side, _ in sides if len(side) > 1) - 1 if squares else np.inf
+    variance = float(np.nanvar(means[0] - means[1]))
+    fewest = min(len(side) for side, _ in sides) - 1 if squares else np.inf
     return _student(value, variance, max(fewest, variance**2 / squares) if squares else np.inf)
+
+
+def _against_one(value: float, by_images: float, figures: np.ndarray, draws: np.ndarray) -> Difference:
+    """A group (k,) against a single seed, which is taken to spread like the group. How much that is k seeds hardly
+    say: the error goes through all that is plausible after their spread, as chi squared has it (Tsui & Weerahandi's
+    generalised p-value, JASA 84, 1989). by_images: the variance of the difference over resampled images."""
+    k = len(figures)
+    spread = np.var(figures, ddof=1)
+    images_of_one = np.nanvar(draws - draws.mean(1, keepdims=True), axis=0).sum() / (k - 1)
+    plausible = (k - 1) * spread / stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, k - 1)
+    errors = np.sqrt(by_images + np.maximum(0, plausible - images_of_one) * (1 + 1 / k))
+    if not errors.max():
+        return _student(value, 0.0, np.inf)
+    high = (1 + LEVEL) / 2
+    reach = optimize.brentq(lambda x: np.mean(stats.norm.cdf(x / errors.clip(1e-300))) - high, 0, 9 * errors.max())
+    p = float(np.mean(2 * stats.norm.sf(abs(value) / errors.clip(1e-300))))
+    visible = reach + stats.norm.ppf(POWER) * float(np.median(errors))
+    return Difference(value, value - reach, value + reach, p, visible=visible)
 
 
 def _seed_deviations(figures: np.ndarray, draws: np.ndarray, spread: float) -> np.ndarray:
     """Each seed's deviation (k,) from its group's mean, scaled to the variance that seeds have beyond images'.
-    spread: the variance of the figures (k,), 0 for a single one."""
+    spread: the variance of the figures (k,)."""
     count = len(figures)
     if spread == 0:
         return np.zeros(count)
@@ -266,7 +325,57 @@ def _student(value: float, variance: float, freedom: float, approximate: bool = 
     error = np.sqrt(variance)
     reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     p = 2 * stats.t.sf(abs(value) / error, freedom) if error else float(value == 0)
-    return Difference(value, float(value - reach), float(value + reach), float(p), approximate)
+    visible = float(reach + stats.t.ppf(POWER, freedom) * error)
+    return Difference(value, float(value - reach), float(value + reach), float(p), approximate, visible)
+
+
+def visible_differences(pair: float, of_seeds: float, spread: float, seeds: int = 10) -> list[float]:
+    """The smallest difference between settings of k seeds each that is found 80 times in 100, for k from 1 to `seeds`.
+    pair, of_seeds: variances over resampled images of the difference of two settings' runs, and of two seeds' of one;
+    spread: that of seeds beyond images'. One seed a setting knows nothing of that spread, and is as sure as images."""
+    found = [FOUND * float(np.sqrt(pair))]
+    for k in range(2, seeds + 1):
+        images = max(0.0, pair - of_seeds) + min(pair, of_seeds) / k
+        variance = images + 2 * spread / k
+        freedom = max(k - 1, variance**2 / (2 * (spread / k) ** 2 / (k - 1))) if spread else np.inf
+        found.append(float((stats.t.ppf((1 + LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom)) * np.sqrt(variance)))
+    return found
+
+
+def selection_price(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int = 200) -> float:
+    """By how much the best SRCC of E epochs flatters, the mean of the sets' (scores (E, N), MOS (N,)): the epoch chosen
+    on half of each set's images is tested on the other half, and the other way round; twice the images halve the
+    variance, hence 1/sqrt(2). nan below two epochs or eight images."""
+    if min(len(scores) for scores, _ in sets) < 2 or min(len(mos) for _, mos in sets) < 8:
+        return NAN
+    random, prices = np.random.default_rng(0), []
+    for _ in range(splits):
+        halves = [np.array_split(random.permutation(len(mos)), 2) for _, mos in sets]
+        one, other = (
+            np.mean([_plain_srcc(scores[:, of[k]], mos[of[k]]) for (scores, mos), of in zip(sets, halves)], 0)
+            for k in (0, 1)
+        )
+        prices += [one.max() - other[one.argmax()], other.max() - one[other.argmax()]]
+    return float(np.mean(prices) / np.sqrt(2))
+
+
+def _plain_srcc(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
+    """SRCC (E,) of scores (E, N); -1 for constant ones, which no run would choose."""
+    x, y = (stats.rankdata(v, axis=-1) - (len(mos) + 1) / 2 for v in (scores, mos))
+    spreads = (x**2).sum(-1) * (y @ y)
+    return np.where(spreads > 0, x @ y / np.sqrt(np.where(spreads > 0, spreads, 1)), -1.0)
+
+
+def ceiling(mos: np.ndarray, error: np.ndarray, draws: int = 200) -> dict[str, float]:
+    """SRCC and PLCC that a perfect model would reach, whose scores are the images' true quality, given the standard
+    errors (N,) of their MOS: quality is spread as the MOS without the errors' share, and votes are cast anew. nan
+    where the errors explain all."""
+    share = 1 - np.mean(error**2) / mos.var() if mos.var() else 0.0
+    if share <= 0:
+        return {"srcc": NAN, "plcc": NAN}
+    quality = mos.mean() + np.sqrt(share) * (mos - mos.mean())
+    again = quality + error * np.random.default_rng(0).standard_normal((draws, len(mos)))
+    return {"srcc": float(_plain_srcc(again, quality).mean()), "plcc": float(np.sqrt(share))}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -1,9 +1,10 @@
 """The data sets of a run: what it trains and tests on, from their records to the batches of an epoch."""
 
 import itertools
+import math
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ import torch
 import torchvision
 
 import checkpoints
+import intervals
 from augmentations import draw_mixing, label_noise
 from common.errors import UserError, first_five
 from common.files import HERE
@@ -203,6 +205,26 @@ class RunData:
             own = self.scales[data.name].own(scores)
             return own, own
         return scores, scores if data.higher_is_better == self.common.higher_is_better else -scores
+
+    def tested(self, scores: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
+        """What a run's epochs scored the images of each part, as arrays by name: PART_images, PART_mos, PART_error of
+        it (nan where there are no votes), (N,), and PART_scores (E, N), which rise where the opinions do."""
+        arrays = {}
+        for part, of_epochs in scores.items():
+            images, split = self.tests[part]
+            rows = [(r.name, r.score, math.nan if r.error is None else r.error) for r in images.records(split)]
+            names, mos, error = zip(*rows)
+            arrays |= {f"{part}_images": np.array(names), f"{part}_mos": np.array(mos), f"{part}_error": np.array(error)}
+            arrays[f"{part}_scores"] = np.stack([np.asarray(each) for each in of_epochs])
+        return arrays
+
+    def selection_price(self, scores: Mapping[str, Sequence]) -> float:
+        """By how much the best epoch's SRCC flatters; nan where it was not chosen on test images."""
+        if self.options.select_on != "test" or not scores:
+            return math.nan
+        arrays = self.tested(scores)
+        chosen = self.means.get(self.chosen, [self.chosen])
+        return intervals.selection_price([(arrays[f"{part}_scores"], arrays[f"{part}_mos"]) for part in chosen])
 
     def train_batches(self, seed: int, epoch: int, batch_size: int, share: tuple[int, int] = (0, 1)) -> PatchBatches:
         """The batches of an epoch, a function of (seed, epoch); of several processes, their shares of each."""

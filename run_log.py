@@ -12,11 +12,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from common import VERSION, cluster
 from common.errors import UserError
-from common.files import HERE
+from common.files import HERE, write_whole
 from common.run_files import Prediction, plain, shown, write_predictions
 from metrics import RECORDED, medians
 
@@ -149,8 +150,18 @@ class RunLog:
 
     def predictions(self, round_number: int, rows: Iterable[Prediction]) -> None:
         """Replace the round's predictions file: rows of dataset, image, MOS, score."""
-        ending = "_predictions.csv" if round_number == 1 else f"_round{round_number}_predictions.csv"
-        write_predictions(self.path(ending), rows)
+        write_predictions(self._of_round(round_number, "_predictions.csv"), rows)
+
+    def epochs(self, round_number: int, tested: Mapping[str, np.ndarray]) -> None:
+        """Replace the round's file of what every epoch scored, see `RunData.tested`; none without an epoch."""
+        path = self._of_round(round_number, "_epochs.npz")
+        if tested:
+            write_whole(path, lambda file: np.savez_compressed(file, **tested))
+        else:
+            path.unlink(missing_ok=True)
+
+    def _of_round(self, number: int, ending: str) -> Path:
+        return self.path(ending if number == 1 else f"_round{number}{ending}")
 
     def close(self) -> None:
         if self._board is not None:
@@ -171,7 +182,7 @@ class SilentLog(RunLog):
     def _dropped(self, *text: object, **fields: object) -> None:
         pass
 
-    show = line = keep = record = open_board = predictions = close = _dropped
+    show = line = keep = record = open_board = predictions = epochs = close = _dropped
 
 
 def title(part: str) -> str:

@@ -26,7 +26,8 @@ class RunState:
     """All that a run must remember: where it is, what its epoch has brought so far, and what was best.
     `round` and `epoch` count from 1; `progress` is None between epochs. `best` has the best epoch's number, result,
     model files and predictions; `rounds` the figures of finished rounds; `history` the SRCC of each epoch of this one,
-    by which the best is chosen. Weights and optimizer are saved with it."""
+    by which the best is chosen; `scores` part -> what each epoch of it scored (N,). Weights and optimizer are saved
+    with it."""
 
     settings: Mapping[str, Any]
     round: int = 1
@@ -36,12 +37,13 @@ class RunState:
     best: dict | None = None
     rounds: list[dict] = field(default_factory=list)
     history: list[float] = field(default_factory=list)
+    scores: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     def next_round(self, number: int) -> None:
         """Begin round `number`, unless it is the one that is under way."""
         if number != self.round:
             self.round, self.epoch, self.progress, self.without_gain, self.best = number, 0, None, 0, None
-            self.history = []
+            self.history, self.scores = [], {}
 
     def is_better(self, part: str, srcc: float) -> bool | None:
         """Whether an epoch's SRCC is the best so far; None as long as none was defined: the newest is kept then."""
@@ -79,7 +81,8 @@ class RunState:
     def restored(cls, saved: Mapping, settings: Mapping[str, Any], device: torch.device) -> "RunState":
         """The state that `save` wrote, by this version or an older one."""
         state = cls(settings, **{name: saved[name] for name in ("round", "epoch", "without_gain", "best", "rounds")})
-        state.history = saved.get("history", [])  # absent in states of versions before 0.9
+        # Absent in states of versions before 0.9.
+        state.history, state.scores = saved.get("history", []), saved.get("scores", {})
         if saved["progress"]:
             state.progress = EpochProgress.from_state(saved["progress"], device)
         if state.best:
