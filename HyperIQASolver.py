@@ -12,8 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+import certificate
 import checkpoints
 import distributed
 import engine
@@ -69,7 +71,7 @@ class HyperIQASolver:
                     result: dict[str, Figures] = {"train": self.train()}
                     seconds = {"train": state.progress.seconds}
                     self.predictions: list[Prediction] = []
-                    self.scores: dict[str, torch.Tensor] = {}
+                    self.agreed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
                     for part in self.data.tests:
                         start = time.perf_counter()
                         result[part] = self.test(part)
@@ -148,6 +150,7 @@ class HyperIQASolver:
         o, state = self.options, self.state
         state.next_round(number)
         self.seed, self.status = o.seed + number - 1, "failed"
+        self.certified: dict[str, Any] | None = None
         if number > 1:
             self.data.draw_again(self.seed)
             self.model = self.build_model(self.seed)
@@ -222,11 +225,11 @@ class HyperIQASolver:
         data, records, crops = images.data, images.records(split), (o.test_crop, o.test_patch_num)
         scores = engine.score_set(self.trained.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked)
         scores, agreeing = self.data.agreeing(data, scores)
-        self.scores[part] = torch.from_numpy(agreeing).float()
+        self.agreed[part] = agreeing, (mos := np.array([r.score for r in records]))
         if split != "val":
             rows = zip(records, scores.tolist(), strict=True)
             self.predictions += [(data.name, r.name, r.score, score) for r, score in rows]
-        return metrics.recorded(agreeing, [r.score for r in records])
+        return metrics.recorded(agreeing, mos)
 
     def stop_if_asked(self) -> None:
         if signum := distributed.largest(self.signals.received or 0):
@@ -237,8 +240,8 @@ class HyperIQASolver:
     def log_epoch(self, result: dict[str, Figures], seconds: Figures) -> None:
         epoch, lr = self.state.epoch, vars(self.rates(self.state.epoch))
         self.state.history.append(result[self.data.chosen]["srcc"])
-        for part, scores in self.scores.items():
-            self.state.scores.setdefault(part, []).append(scores)
+        for part, (scores, _) in self.agreed.items():
+            self.state.scores.setdefault(part, []).append(torch.from_numpy(scores).float())
         self.log.epochs(self.state.round, self.data.tested(self.state.scores))
         self.log.line(epoch_row(epoch, result, ["train", *self.data.parts]))
         self.log.record(type="epoch", round=self.state.round, epoch=epoch, **result, lr=lr, seconds=seconds)
@@ -272,7 +275,8 @@ class HyperIQASolver:
         if (better := state.is_better(first, result[first]["srcc"])) is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[first])
             if log.writes:
-                best = checkpoints.portable_state(self.trained.tested, self.description(result))
+                best = checkpoints.portable_state(self.trained.tested)
+                checkpoints.describe(best, self.description(result, checkpoints.digest(best)))
                 checkpoints.save(self.folder / file, best)
             log.predictions(state.round, self.predictions)
             state.keep(result, file, self.predictions)
@@ -280,12 +284,22 @@ class HyperIQASolver:
         epochs = f"{state.without_gain} epoch{'s' if state.without_gain > 1 else ''}"
         log.line(f"New best model saved! {figures_text(result[first])}" if better else f"No improvement for {epochs}")
 
-    def description(self, result: dict[str, Figures]) -> dict[str, Any]:
-        """What is needed to use the model without repeating a flag, and every choice that made it."""
+    def description(self, result: dict[str, Figures], weights: str) -> dict[str, Any]:
+        """What is needed to use the model without repeating a flag, every choice that made it, and its certificate.
+        weights: their digest."""
         choices = {name: value for name, value in self.state.settings.items() if name != "fingerprint"}
         model = {**self.data.description, **self.model.backbone.described}
         figures = {part: result[part] for part in self.data.parts}
-        return {**choices, "seed": self.seed, **model, "metrics": figures, "run": self.log.name, "versions": versions()}
+        if self.certified is None:
+            starts = {"init": self.initial, "teacher": self.taught_by}
+            self.certified = certificate.made(self.options, self.hardware, certificate.of_sets(self.data), starts)
+        of_run = {
+            "round": self.state.round, "epoch": self.state.epoch, "weights": weights,
+            "predictions": certificate.predictions_digest(self.predictions),
+            "figures": certificate.with_intervals(self.agreed),
+        }  # fmt: skip
+        about = {"metrics": figures, "run": self.log.name, "versions": versions(), "certificate": self.certified}
+        return certificate.sealed({**choices, "seed": self.seed, **model, **about}, of_run)
 
     def save(self) -> None:
         """Everything that the rest of the run depends on, as of now."""

@@ -42,9 +42,15 @@ def portable_state(model: torch.nn.Module, description: Mapping[str, Any] | None
         (WRAPPERS.sub("", name), tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
         for name, tensor in model.state_dict().items()
     )
-    described = {} if description is None else {"hyperiqa": _portable(description)}
-    state._metadata = OrderedDict(version=1, **described)  # type: ignore[attr-defined]
+    state._metadata = OrderedDict(version=1)  # type: ignore[attr-defined]
+    if description is not None:
+        describe(state, description)
     return state
+
+
+def describe(state: OrderedDict, description: Mapping[str, Any]) -> None:
+    """Put a description into a state dict of `portable_state`."""
+    state._metadata["hyperiqa"] = _portable(description)  # type: ignore[attr-defined]
 
 
 def _portable(description: Mapping[str, Any]) -> dict[str, Any]:

@@ -414,3 +414,8 @@ def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str
         given["cross_resize"] = {"spaq": given["spaq_resize"]} if given["spaq"] and given["dataset"] != "spaq" else {}
     settings = {**_defaults(), **given}
     return plain({name: settings[name] for name in _defaults() if name not in NOT_FIGURES})  # type: ignore[return-value]
+
+
+def settings_again(description: Mapping[str, Any], **where: Any) -> argparse.Namespace:
+    """The flags of a run as a model's description has them; where: what the description does not say, such as paths."""
+    return argparse.Namespace(**{**_defaults(), **figure_settings(description), **where})

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from feature_cache import check_room
 from folders import read_cross_tests, reader_of
 from options import lower_sets, stored_features
 from reading.cache import put_on_gpu
+from reading.images import near_duplicates
 from reading.records import Columns, DataSet, take_validation
 from run_log import RunLog
 
@@ -169,6 +171,9 @@ class RunData:
                 log.record(type="skipped", images=bad)
         if overlap := overlapping(decoded.values(), self.trained.values(), o.allow_overlap):
             say(overlap)
+        if alike := look_alikes(decoded.values(), self.trained.values()):
+            twins = first_five(f"{test} ~ {train}" for (test, _), (train, _) in alike)
+            say(f"Near duplicates: {len(alike)} pairs of test and training images look alike: {twins}")
         say(f"Patches are cut on: {put_on_gpu([each.cache for each in decoded.values()], o.cache_device, device)}")
         self.images = {name: decoded.pop(name) for name in self.trained}
         self._name_tests(decoded)
@@ -209,12 +214,11 @@ class RunData:
     def tested(self, scores: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
         """What a run's epochs scored the images of each part, as arrays by name: PART_images, PART_mos, PART_error of
         it (nan where there are no votes), (N,), and PART_scores (E, N), which rise where the opinions do."""
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for part, of_epochs in scores.items():
             images, split = self.tests[part]
             rows = [(r.name, r.score, math.nan if r.error is None else r.error) for r in images.records(split)]
-            names, mos, error = zip(*rows)
-            arrays |= {f"{part}_images": np.array(names), f"{part}_mos": np.array(mos), f"{part}_error": np.array(error)}
+            arrays |= {f"{part}_{what}": np.array(each) for what, each in zip(("images", "mos", "error"), zip(*rows))}
             arrays[f"{part}_scores"] = np.stack([np.asarray(each) for each in of_epochs])
         return arrays
 
@@ -327,3 +331,16 @@ def overlapping(sets: Iterable[DecodedSet], trained: Iterable[DataSet], allowed:
     if found and not allowed:
         raise UserError(f"{text} (--allow_overlap trains all the same)")
     return text if found else ""
+
+
+def look_alikes(sets: Iterable[DecodedSet], trained: Iterable[DataSet]) -> list[tuple[tuple[str, Path], ...]]:
+    """Pairs of images that look alike, one that is tested and one that is trained on, each (set and name, path)."""
+    sides: tuple[list, list] = [], []
+    for images in sets:
+        of_training = any(images.data is data for data in trained)
+        for r in images.data.records:
+            look = images.cache.looks[images.cache.index[r.path]]
+            sides[of_training and r.split == "train"].append((f"{images.data.name} {r.name}", r.path, look))
+    tested, training = ([look for _, _, look in side] for side in sides)
+    pairs = near_duplicates(tested, training)
+    return [(sides[0][i][:2], sides[1][j][:2]) for i, j in pairs]

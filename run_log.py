@@ -1,5 +1,6 @@
 """The records a run leaves: NAME.log as the user saw it, NAME.jsonl for programs, NAME_predictions.csv."""
 
+import io
 import itertools
 import json
 import os
@@ -152,11 +153,12 @@ class RunLog:
         """Replace the round's predictions file: rows of dataset, image, MOS, score."""
         write_predictions(self._of_round(round_number, "_predictions.csv"), rows)
 
-    def epochs(self, round_number: int, tested: Mapping[str, np.ndarray]) -> None:
+    def epochs(self, round_number: int, tested: Mapping[str, Any]) -> None:
         """Replace the round's file of what every epoch scored, see `RunData.tested`; none without an epoch."""
         path = self._of_round(round_number, "_epochs.npz")
         if tested:
-            write_whole(path, lambda file: np.savez_compressed(file, **tested))
+            np.savez_compressed(file := io.BytesIO(), **tested)
+            write_whole(path, file.getvalue())
         else:
             path.unlink(missing_ok=True)
 

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import write_whole
-from reading.images import decode, fitted_size, resize_image
+from reading.images import decode, fitted_size, look, resize_image
 
-CACHE_FORMAT = 3  # raise it when decoding, resizing or the index changes
+CACHE_FORMAT = 4  # raise it when decoding, resizing or the index changes
 COPY_BYTES = 2**28
 
 
@@ -29,8 +29,9 @@ class ImageCache:
     """The resized images of a data set as uint8, one after the other in one buffer: a mapped file, or memory.
     `cache[i]` is image i as (H, W, 3); `sizes` (n, 2) holds heights and widths, `upscaled` how many images
     were smaller than `min_side`, `index` the number of each path, `digests` what tells the pixels of each from others',
-    as they were decoded, `bad` why a file could not be read (its image is empty or unfinished). With `cache_dir` the
-    images lie in a file there, keyed by everything that they depend on, which the next run maps into memory instead of
+    as they were decoded, `looks` what images that look alike share, `bad` why a file could not be read (its image is
+    empty or unfinished). With `cache_dir` the images lie in a file there, keyed by everything that they depend on,
+    which the next run maps into memory instead of
     decoding; without, they are decoded into memory. Raises UserError where the cache cannot be written."""
 
     def __init__(
@@ -101,7 +102,7 @@ class ImageCache:
         """Decode all images: begin() once their sizes are known, then keep(i, image) for each, from any thread."""
         self.was_there = False
         self.bad: dict[Path, str] = {}
-        self.digests = [""] * len(self)
+        self.digests, self.looks = [""] * len(self), [""] * len(self)
         threads = torch.get_num_threads()
         # Images are the unit of work: with several threads to an image, too, they would wait for each other.
         with ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -131,8 +132,9 @@ class ImageCache:
 
     def _fill(self, keep: Callable[[int, np.ndarray], None], i: int, path: Path) -> None:
         if path not in self.bad and (image := self._tried(decode, path)) is not None:
-            self.digests[i] = _digest(image)
-            keep(i, resize_image(image, *self.sizes[i]))
+            self.digests[i], resized = _digest(image), resize_image(image, *self.sizes[i])
+            self.looks[i] = look(resized)
+            keep(i, resized)
 
     def _build_in_memory(self) -> None:
         def begin() -> None:
@@ -156,7 +158,7 @@ class ImageCache:
         try:
             index = json.loads((self.folder / "index.json").read_text())
             self._set_sizes(index["sizes"])
-            self.digests = index["digests"]
+            self.digests, self.looks = index["digests"], index["looks"]
             self.upscaled, self.bad = index["upscaled"], {Path(p): reason for p, reason in index["bad"].items()}
             # Mode c: a stray write would change this process's view, never the file. An empty file cannot be mapped.
             file = self.folder / "images.u8"
@@ -188,7 +190,7 @@ class ImageCache:
             os.fsync(file.fileno())
         bad = {str(path): reason for path, reason in self.bad.items()}
         index = {"sizes": self.sizes.tolist(), "upscaled": self.upscaled, "bad": bad, "files": self.files}
-        index |= {"format": CACHE_FORMAT, "digests": self.digests}
+        index |= {"format": CACHE_FORMAT, "digests": self.digests, "looks": self.looks}
         write_whole(folder / "index.json", json.dumps(index))
 
     def _remove_stale(self) -> None:

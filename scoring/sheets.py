@@ -94,6 +94,20 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
+def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]]]) -> None:
+    """Write pairs of images (name, path) side by side, as HTML. Raises UserError if unwritable."""
+
+    def write(file: BinaryIO) -> None:
+        file.write("".join(_head(title, [f"{len(pairs)} pairs, {min(len(pairs), SHOWN)} shown"])).encode())
+        for pair in pairs[:SHOWN]:
+            for name, image in pair:
+                picture = _embedded(Cell(0, str(image), 0.0))
+                file.write(f"<figure>{picture}\n<figcaption>{html.escape(name)}</figcaption></figure>\n".encode())
+        file.write(b"</main>\n</body>\n</html>\n")
+
+    write_whole(path, write)
+
+
 BOX = (320, 240)
 STYLE = """
 :root { color-scheme: light dark; }
@@ -115,12 +129,7 @@ def _page(
     title: str, facts: Sequence[str], cells: Sequence[Cell], failures: Sequence[str], failed: int
 ) -> Iterator[str]:
     """The page in pieces: whole in itself, with the thumbnails in it, for any width of window."""
-    title = html.escape(printable(title))
-    yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-    yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    yield f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-    yield from (f"<p>{html.escape(fact)}</p>\n" for fact in facts)
-    yield "<main>\n"
+    yield from _head(title, facts)
     for cell in cells:
         yield f'<figure title="{html.escape(printable(cell.image))}">{_embedded(cell)}\n'
         yield f"<figcaption><b>{cell.score:.2f}</b><span>{cell.rank:,}</span>"
@@ -132,6 +141,15 @@ def _page(
         yield f"<li>and {failed - len(failures):,} more</li>\n" if failed > len(failures) else ""
         yield "</ul>\n"
     yield "</body>\n</html>\n"
+
+
+def _head(title: str, facts: Sequence[str]) -> Iterator[str]:
+    title = html.escape(printable(title))
+    yield '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    yield '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    yield f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+    yield from (f"<p>{html.escape(fact)}</p>\n" for fact in facts)
+    yield "<main>\n"
 
 
 def _embedded(cell: Cell) -> str:

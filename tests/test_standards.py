@@ -112,7 +112,9 @@ def test_influences_are_what_leaving_an_image_out_does():
         left = [standard.of(mapped[k], scores[0][k], mos[k], error[k]).value for k in keep]
         moved = -149 * (np.array(left) - whole.value)
         assert np.corrcoef(moved, whole.influence[:60])[0, 1] > (0.9 if name == "resolving_power" else 0.99), name
-        assert np.std(moved) == pytest.approx(np.std(whole.influence[:60]), rel=0.1 if name != "resolving_power" else 0.4)
+        assert np.std(moved) == pytest.approx(
+            np.std(whole.influence[:60]), rel=0.1 if name != "resolving_power" else 0.4
+        )
         assert abs(whole.influence.mean()) < 1e-9 * 1e3
 
 
