@@ -69,7 +69,7 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 
 
 def compared(what: str, own: Sequence[float | None], found: Sequence[float]) -> Check:
-    """A figure of the certificate, alone or with the bounds of its interval, with what it is found to be; nan is None."""
+    """A figure of the certificate, alone or with its interval, beside what it is found to be; undefined is None."""
     gaps = [abs(a - b) if a is not None else float(b == b) for a, b in zip(own, found)]
     gap = max(math.inf if math.isnan(gap) else gap for gap in gaps)
     how = "exactly" if gap == 0 else f"to {gap:.1g}" if gap <= TOLERANCE else f"now {_shown(found)}"
@@ -195,8 +195,7 @@ def check_sets(options: argparse.Namespace, model: Any, twins: list) -> Iterator
             yield same(f"{name} pixels", sets[name]["pixels"], certificate.pixels(each))
         for part, figures in certificate.with_intervals(tested).items():
             for figure, bounds in figures.items():
-                for what, own, found in zip(("", " from", " to"), c["figures"][part][figure], bounds):
-                    yield compared(f"{part} {figure.upper()}{what}", own, found)
+                yield compared(f"{part} {figure.upper()}", c["figures"][part][figure], bounds)
     twins += look_alikes(decoded, of_training)
 
 
