@@ -31,7 +31,7 @@ from common.cli import Flags, Given, run_tool
 from common.errors import UserError, first_five
 from common.files import write_whole
 from common.run_files import plain
-from comparing import plots, runs
+from comparing import evidence, plots, runs
 from comparing.runs import FIGURE, Entry, Measure, Run
 from metrics import RECORDED
 
@@ -79,6 +79,11 @@ def parse() -> argparse.Namespace:
     flags.group("differences")
     flags.value("--against", None, "test every run against this one (its name or a part of it)", metavar="RUN")
     flags.switch("--pairs", "pairs", True, "test every pair of runs; two runs alone are tested anyway")
+    flags.switch(
+        "--standards", "standards", True, "the figures of ITU-T P.1401 and J.149 and of Krasula, with their tests"
+    )
+    flags.value("--power", None, "the smallest difference that runs like this one (default: the best) could show, for "
+                "1 to 10 seeds", nargs="?", const="", metavar="RUN")  # fmt: skip
     flags.count("--resamples", intervals.RESAMPLES, "of the bootstrap", least=100)
     flags.group("output")
     flags.switch("--markdown", "markdown", True, "tables as markdown")
@@ -162,6 +167,13 @@ def sentence(comparison: Comparison, names: dict[str, str], tests: int, higher_i
     return f"{a} is {'better' if (found.value > 0) == higher_is_better else 'worse'} than {b}: {figures}"
 
 
+def cannot_be_seen(comparison: Comparison) -> str:
+    fewest = min(len(comparison.a.runs), len(comparison.b.runs))
+    images = f"{comparison.images:,} images and " if comparison.images else ""
+    seeds = "one seed" if fewest == 1 else f"{fewest} seeds"
+    return f"differences under {comparison.difference.visible:.4f} cannot be seen with {images}{seeds}"
+
+
 def _p(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"= {p:.2f}" if p >= 0.1 else f"= {p:.2g}"
 
@@ -173,7 +185,7 @@ def chosen_pairs(options, entries: Sequence[Entry]) -> list[tuple[Entry, Entry]]
     return list(itertools.combinations(entries, 2)) if options.pairs or len(entries) == 2 else []
 
 
-def _named(wanted: str, entries: Sequence[Entry]) -> Entry:
+def _named(wanted: str, entries: Sequence[Entry], flag: str = "--against") -> Entry:
     """The entry of this name, or the only one that has it in its name or its runs' names."""
     wanted = Path(wanted).name.removesuffix(".jsonl").removesuffix(".log")
     names = {entry: (entry.name, *(run.name for run in entry.runs)) for entry in entries}
@@ -181,7 +193,7 @@ def _named(wanted: str, entries: Sequence[Entry]) -> Entry:
     if len(found) == 1:
         return found[0]
     what = f"{len(found)} runs match: {first_five(e.name for e in found)}" if found else "no such run"
-    raise UserError(f"--against {wanted}: {what}; expected one of {first_five(entry.name for entry in entries)}")
+    raise UserError(f"{flag} {wanted}: {what}; expected one of {first_five(entry.name for entry in entries)}")
 
 
 def footnotes(entries: Sequence[Entry], measure: Measure) -> list[str]:
@@ -199,7 +211,7 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> list[str]:
         notes.append("running?: its records have no end; it goes on, or it was killed")
     if measure.epoch == "best":
         notes.append("best: the epoch that the run chose; where its log names none, that of the highest test SRCC")
-    return notes
+    return [*notes, *evidence.notes(entries, measure)]
 
 
 def print_report(options, entries, measure, comparisons, notes) -> None:
@@ -234,6 +246,27 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         print_differences(comparisons, short, measure, wide)
     elif len(entries) > 2:
         print("Is a difference real? --against RUN or --pairs tests it.")
+    if options.standards:
+        print_standards(entries, [(c.a, c.b) for c in comparisons], short, show)
+    if options.power is not None:
+        chosen = _named(options.power, entries, "--power") if options.power else entries[0]
+        print("\n" + "\n".join(evidence.power(chosen, entries, measure)))
+
+
+def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> None:
+    """The standards' figures of each entry and set, and their differences, all p-values corrected together."""
+    sets = {entry: evidence.of_entry(entry) for entry in entries}
+    rows = [(entry.name, of, found) for entry in entries for of, found in sets[entry].items()]
+    print("\nStandards: errors after a monotonic cubic, in units of the MOS; what needs votes is – without\n")
+    show(*evidence.table(rows, "run"))
+    tested = [(a, b, *found) for a, b in pairs for found in evidence.differences(a, b, sets)]
+    if len(tested) > 1:
+        print("Their differences, p-values corrected (Holm):\n")
+    for (a, b, of, name, d, pitman_morgan), p in zip(tested, intervals.holm([t[4].p for t in tested])):
+        what = evidence.STANDARDS[name].title.replace("\n", " ")
+        said = f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}], p {_p(d.p)}, corrected {_p(p).removeprefix('= ')}"
+        more = "" if math.isnan(pitman_morgan) else f"; Pitman–Morgan p {_p(pitman_morgan)}"
+        print(f"- {of} {what}: {short[a.name]} − {short[b.name]}: {said}{more}".replace("-0.", "−0."))
 
 
 def print_differences(comparisons: Sequence[Comparison], short: dict[str, str], measure: Measure, wide: int) -> None:
@@ -244,6 +277,8 @@ def print_differences(comparisons: Sequence[Comparison], short: dict[str, str], 
         text = re.sub("(p|p [=<]|corrected|\\[.*?,) ", "\\1\xa0", said)  # what belongs together stays on one line
         wrapped = textwrap.fill(text, wide, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
         print(wrapped.replace("\xa0", " "))
+        if comparison.difference and not comparison.refused and not math.isnan(comparison.difference.visible):
+            print(f"  {cannot_be_seen(comparison)}")
     if any(c.difference and c.method == "number of images" for c in comparisons):
         print("\napproximate: as if on different images. Runs on the same images differ less by chance than this\n"
               "assumes; predictions files of both would show smaller differences.")  # fmt: skip

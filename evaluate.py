@@ -27,12 +27,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import standards
 from common.cli import Flags, Given, named_sets, run_tool
 from common.errors import Interrupted, UserError
 from common.files import HERE, write_whole
 from common.run_files import plain, write_predictions
 from common.signals import StopSignals
-from comparing import plots
+from comparing import evidence, plots
 from comparing.runs import shown_estimate
 from folders import READERS
 from intervals import RESAMPLES, Estimate
@@ -64,6 +65,7 @@ def parse() -> argparse.Namespace:
     flags.cache()
     flags.count("--resamples", RESAMPLES, "of the bootstrap over images", least=100)
     flags.group("output")
+    flags.switch("--standards", "standards", True, "also the figures of ITU-T P.1401 and J.149, and of Krasula")
     flags.switch("--markdown", "markdown", True, "tables as markdown")
     flags.switch("--json", "json", True, "everything as JSON instead of tables")
     flags.output("--csv", "write the figures, also those of each kind of distortion")
@@ -117,9 +119,10 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
         if o.predictions:
             write_predictions(o.predictions, rows)
     for test in tests:
-        evaluation.measure(test, o.resamples)
+        evaluation.measure(test, o.resamples, o.standards)
+    described = {name: value for name, value in d.items() if name != "certificate"}
     return {
-        "checkpoint": str(path), "model": d, "device": str(model.hardware.device),
+        "checkpoint": str(path), "model": described, "device": str(model.hardware.device),
         "precision": o.precision, "resamples": o.resamples, "versions": versions(),
     }, tests  # fmt: skip
 
@@ -150,6 +153,12 @@ def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
     table, point = (plots.markdown_table, "- ") if markdown else (plots.text_table, "")
     lines = [*(point + line for line in said), "", table(["data set", "images", *TITLES.values()], rows), ""]
     lines += [point + line for line in notes]
+    for test in (test for test in tests if test.ceiling):
+        best = ", ".join(f"{name.upper()} {value:.4f}" for name, value in test.ceiling.items())
+        lines.append(f"{point}{test.data.name}: a perfect model would reach {best}, as sure as its votes are")
+    if any(test.by_standards for test in tests):
+        sets = evidence.with_all({test.data.name: test.by_standards for test in tests})
+        lines += ["", table(*evidence.table([("", of, found) for of, found in sets.items()], ""))]
     for test in (test for test in tests if test.kinds):
         rows = [[kind, str(n), *(shown_estimate(Estimate(x)) for x in found)] for kind, n, *found in test.kinds]
         lines += ["", table([f"{test.data.name} by distortion", "images", "SRCC", "PLCC"], rows)]
@@ -163,6 +172,8 @@ def as_records(tests: Sequence) -> list[dict[str, Any]]:
             "dataset": test.data.name, "images": len(test.records), "which": test.which, "resize": test.resize,
             "higher_is_better": test.data.higher_is_better,
             "figures": {name: {b: getattr(found, b) for b in BOUNDS} for name, found in test.figures.items()},
+            "ceiling": test.ceiling,
+            "standards": {n: vars(standards.estimate(n, found)) for n, found in test.by_standards.items()},
             "kinds": [dict(zip(("kind", "images", "srcc", "plcc"), row)) for row in test.kinds],
             "notes": test.data.notes,
         }

@@ -15,7 +15,7 @@ import intervals
 import metrics
 from common import run_files
 from common.cli import Range
-from common.errors import UserError
+from common.errors import UserError, reading
 from comparing.legacy_logs import read_log
 from intervals import NAN, Estimate
 
@@ -56,6 +56,7 @@ class Run:
     best: int
     status: str
     predictions: Path | None
+    price: float = NAN  # by how much choosing the epoch on the test set flatters the SRCC
 
     @property
     def backbone(self) -> str:
@@ -116,6 +117,20 @@ class Run:
         tolerance = 1e-6 if self.path.suffix == ".jsonl" else 6e-5
         turned = (replace(found, score=sign * found.score) for sign in ((1,) if part == "test" else (1, -1)) if found)
         return next((s for s in turned if abs(metrics.srcc(s.score, s.mos) - recorded) <= tolerance), None)
+
+    def errors(self, part: str, keys: Sequence[Key]) -> np.ndarray | None:
+        """Standard errors of the images' MOS, from what the epochs left; None where the set has no votes."""
+        name = self.predictions.name.replace("_predictions.csv", "_epochs.npz") if self.predictions else ""
+        file = name and self.predictions.with_name(name)
+        if not file or not file.is_file():
+            return None
+        with reading(file, "not a run's epochs", Exception), np.load(file) as arrays:
+            if f"{part}_error" not in arrays:
+                return None
+            names, errors = (arrays[f"{part}_{what}"].tolist() for what in ("images", "error"))
+            known = {(name, 0): error for name, error in zip(names, errors)}
+        found = np.array([known.get(key, NAN) for key in keys])
+        return found if np.isfinite(found).all() else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +197,9 @@ def read_runs(path: Path) -> list[Run]:
         settings = _settings(run) | ({"seed": str(seed)} if seed is not None else {})
         file = path.with_name(path.stem + (f"_round{number}" if number > 1 else "") + "_predictions.csv")
         ended = status if number == numbers[-1] else "finished"
-        runs.append(Run(name, path, settings, images, own, best, ended, file if file.is_file() else None))
+        price = chosen.get(number, {}).get("selection_price")
+        predictions = file if file.is_file() else None
+        runs.append(Run(name, path, settings, images, own, best, ended, predictions, NAN if price is None else price))
     return runs
 
 

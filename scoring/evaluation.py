@@ -14,8 +14,10 @@ from tqdm import tqdm
 import engine
 import intervals
 import metrics
+import standards
+from certificate import trained_looks
 from common.cli import called, kind_of
-from common.errors import UserError
+from common.errors import UserError, first_five
 from common.files import HERE
 from data_loader import DecodedSet, drop_bad_images
 from folders import DEFAULT_RESIZE, open_set
@@ -23,6 +25,7 @@ from inference import QualityModel
 from intervals import Estimate
 from options import lower_sets
 from reading.cache import put_on_gpu
+from reading.images import near_duplicates
 from reading.records import USUAL, Columns, DataSet, Record
 
 SPAQ_SETS = {"spaq", "spaq-official"}  # the test images of the public code's list, and the whole release
@@ -35,7 +38,8 @@ class SetTest:
     """A data set, how it is tested, and what came of it: scores (N,) as the model gave them, beside the records.
     which: its images, in words. sign -1: the model's scores and the set's opinions point in opposite directions. scale:
     (factor, offset) from the set's own scores to the model's, where it was trained on several.
-    kinds: (kind of distortion, images, SRCC, PLCC), best first."""
+    kinds: (kind of distortion, images, SRCC, PLCC), best first. ceiling: what a perfect model would reach, where the
+    set has votes; by_standards: the standards' figures, where they are asked for."""
 
     data: DataSet
     which: str
@@ -47,6 +51,8 @@ class SetTest:
     scores: np.ndarray | None = None
     figures: dict[str, Estimate] = field(default_factory=dict)
     kinds: list[tuple[str, int, float, float]] = field(default_factory=list)
+    ceiling: dict[str, float] = field(default_factory=dict)
+    by_standards: dict[str, standards.Measured] = field(default_factory=dict)
 
     @property
     def mos(self) -> np.ndarray:
@@ -115,6 +121,13 @@ def load_images(tests: Sequence[SetTest], model: QualityModel, cache_dir: Path |
         test.records = test.images.records("test")
         if test.images.bad:
             test.data.notes.append(f"{test.data.name}: left out: {drop_bad_images([test.images], skip=True)}")
+    names, looks = trained_looks(d)
+    for test in tests if looks else ():
+        cache, own = test.images.cache, test.records
+        twins = near_duplicates([cache.looks[cache.index[record.path]] for record in own], looks)
+        if twins and "training images among them" not in test.which:
+            said = first_five(f"{own[i].name} ~ {names[j]}" for i, j in twins)
+            test.data.notes.append(f"{test.data.name}: {len(twins)} images look like training images: {said}")
     put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
 
 
@@ -125,7 +138,7 @@ def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
     test.scores = (found - test.scale[1]) / test.scale[0]
 
 
-def measure(test: SetTest, resamples: int) -> None:
+def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None:
     """The test's figures with their intervals over images, and those of each kind of distortion.
     The logistic is fitted once, to all images, and held fixed in the resamples."""
     signed, mos = test.sign * test.scores, test.mos
@@ -137,6 +150,12 @@ def measure(test: SetTest, resamples: int) -> None:
             value = math.nan if scores is None else metrics.FIGURES[metric].of(scores, mos)
             draws = np.empty(0) if math.isnan(value) else intervals.bootstrap(metric, scores, mos, resamples)[:, 0]
             test.figures[name] = Estimate(value, *intervals.percentile_interval(draws))
+    errors = [record.error for record in test.records]
+    error = None if None in errors else np.array(errors)
+    if error is not None:
+        test.ceiling = intervals.ceiling(mos, error)
+    if with_standards:
+        test.by_standards = standards.measure(signed, mos, error)
     rows = []
     for kind in {record.kind for record in test.records} - {None}:
         own = [i for i, record in enumerate(test.records) if record.kind == kind]

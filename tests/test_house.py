@@ -10,9 +10,9 @@ ENTRIES = {
 PACKAGES = {
     "common": {"common"},
     "reading": {"common", "reading"},
-    "comparing": {"common", "comparing", "metrics", "intervals"},
+    "comparing": {"common", "comparing", "metrics", "intervals", "standards"},
 }
-TOOLS = {"evaluate", "predict", "compare_logs", "search", "export", "benchmark", "make_demo_dataset"}
+TOOLS = {"evaluate", "predict", "compare_logs", "search", "export", "certify", "benchmark", "make_demo_dataset"}
 
 
 def modules():

@@ -1,0 +1,129 @@
+"""What stands behind a figure: the standards' figures and tests, the power to see a difference, what flatters, and
+what a perfect model would reach."""
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+import intervals
+import standards
+from comparing.runs import Entry, Measure, Run, shown_estimate
+from intervals import NAN, Difference
+from standards import STANDARDS, Measured
+
+ALIKE = 0.9  # correlation of two models' errors where there is no second run to measure it on
+ALL = "all sets"
+
+Sets = dict[str, dict[str, Measured]]  # data set -> figure -> what was measured
+
+
+def with_all(sets: Sets) -> Sets:
+    """The sets, and where there are several the figures over all of those that have them."""
+    shared = [name for name in STANDARDS if all(name in found for found in sets.values())]
+    if len(sets) < 2 or not shared:
+        return sets
+    return {**sets, ALL: {n: standards.over_sets(n, [found[n] for found in sets.values()]) for n in shared}}
+
+
+def of_entry(entry: Entry) -> Sets:
+    """The standards' figures of a run, on its test set and cross tests as far as it has their scores; those of several
+    seeds are averaged, image by image."""
+    sets: Sets = {}
+    for part in ("test", *entry.runs[0].cross_tests):
+        found = [_of_run(run, part) for run in entry.runs]
+        names = [name for name in STANDARDS if all(name in each for each in found)]
+        alike = len({len(each[name].influence) for each in found for name in names[:1]}) == 1
+        if names and alike:
+            sets[part] = {name: _mean([each[name] for each in found]) for name in names}
+    return with_all(sets)
+
+
+def _of_run(run: Run, part: str) -> dict[str, Measured]:
+    scores = run.scores(part)
+    return {} if scores is None else standards.measure(scores.score, scores.mos, run.errors(part, scores.keys))
+
+
+def _mean(found: Sequence[Measured]) -> Measured:
+    return Measured(float(np.mean([m.value for m in found])), np.mean([m.influence for m in found], 0))
+
+
+def table(rows: Sequence[tuple[str, str, Mapping[str, Measured]]], first: str) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of (name, set, figures); first: the title of the names."""
+    names = [name for name in STANDARDS if any(name in found for _, _, found in rows)]
+    cells = [
+        [who, of, *(shown_estimate(standards.estimate(n, found[n])) if n in found else "–" for n in names)]
+        for who, of, found in rows
+    ]
+    return [first, "set", *(STANDARDS[name].title for name in names)], cells
+
+
+def differences(a: Entry, b: Entry, sets: Mapping[Entry, Sets]) -> list[tuple[str, str, Difference, float]]:
+    """(set, figure, A − B, Pitman and Morgan's p of the RMSE, else nan) of two entries with the same images."""
+    found = []
+    for of, name in itertools.product(sets[a], STANDARDS):
+        both = [sets[each].get(of, {}).get(name) for each in (a, b)]
+        if None not in both and len(both[0].influence) == len(both[1].influence):
+            p = _pitman_morgan(a, b, of) if name == "rmse" and of != ALL else NAN
+            found.append((of, name, standards.difference(*both), p))
+    return found
+
+
+def _pitman_morgan(a: Entry, b: Entry, part: str) -> float:
+    runs = [entry.runs[0].scores(part) for entry in (a, b)]
+    if len(a.runs) + len(b.runs) > 2 or runs[0].keys != runs[1].keys:
+        return NAN
+    return standards.pitman_morgan(*(standards.monotonic_cubic(run.score, run.mos) - run.mos for run in runs))
+
+
+def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
+    """What difference could be seen by more runs like this entry's, on its images."""
+    run, keys = entry.runs[0], measure.common_images(entry.runs)
+    if keys is None:
+        yield f"{entry.name}: no power without predictions of its best epoch"
+        return
+    draws = [measure.draws(each, keys) for each in entry.runs]
+    others = [r for e in entries if e is not entry for r in e.runs if (s := measure.scores(r)) and s.keys == keys]
+    if others:
+        pair = float(np.median([np.nanvar(draws[0] - measure.draws(other, keys)) for other in others]))
+        like = f"another setting is taken to differ as the {len(others)} other runs here do"
+    else:
+        pair = _made_up_pair(measure, run, keys)
+        like = f"another setting's errors are taken to correlate by {ALIKE} with this run's"
+    of_seeds, spread = pair, 0.0
+    said = "the spread of seeds is not known from one: more than these is needed"
+    if len(draws) > 1:
+        of_seeds = float(np.mean([np.nanvar(x - y) for x, y in itertools.combinations(draws, 2)]))
+        spread = max(0.0, float(np.var([measure.value(each) for each in entry.runs], ddof=1)) - of_seeds / 2)
+        said = f"seeds spread by {math.sqrt(spread):.4f} beyond what images do, known from {len(draws)}"
+    found = intervals.visible_differences(pair, of_seeds, spread)
+    yield f"Smallest difference in {measure.metric} found 80 times in 100, {len(keys):,} images, by seeds per setting:"
+    yield "  ".join(f"{k}: {value:.4f}" for k, value in enumerate(found, 1))
+    yield f"{entry.name}: {like}; {said}"
+
+
+def _made_up_pair(measure: Measure, run: Run, keys: Sequence) -> float:
+    """The variance over resamples of the difference to a run whose errors are like this one's, but not the same."""
+    score, mos = measure.scores(run).on(keys)
+    mapped = standards.monotonic_cubic(score, mos)
+    error = mapped - mos
+    other = mos + ALIKE * error + math.sqrt(1 - ALIKE**2) * np.random.default_rng(0).permutation(error)
+    draws = intervals.bootstrap(measure.name, np.stack([mapped, other]), mos, measure.resamples)
+    return float(np.nanvar(draws[:, 0] - draws[:, 1]))
+
+
+def notes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
+    """What flatters the figures, and what a perfect model would reach."""
+    runs = [run for entry in entries for run in entry.runs]
+    prices = sorted(run.price for run in runs if not math.isnan(run.price))
+    if prices and measure.metric == "srcc" and measure.epoch == "best":
+        most = "" if prices[0] == prices[-1] else f" to {prices[-1]:+.4f}"
+        yield f"chosen on the test set: about {prices[0]:+.4f}{most} of the SRCC is that choice's"
+    for run in runs:
+        scores = measure.scores(run)
+        error = None if scores is None else run.errors(measure.part, scores.keys)
+        if error is not None and measure.name in ("srcc", "plcc"):
+            best = intervals.ceiling(scores.mos, error)[measure.name]
+            yield f"a perfect model would reach {measure.metric} {best:.4f}, given the votes of {len(error):,} images"
+            return
