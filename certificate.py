@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 import distributed
 import intervals
@@ -137,7 +138,7 @@ def made(
     machine = {"device": hardware.name, "precision": "bf16" if hardware.bf16 else "fp32"}
     return {
         "format": FORMAT, "command": [Path(sys.argv[0]).name, *sys.argv[1:]], "seed": o.seed, "code": code(),
-        "hardware": {**machine, "processes": distributed.world()}, "rule": rule, "sets": dict(sets), "starts": known,
+        "hardware": {**machine, "threads": torch.get_num_threads(), "processes": distributed.world()}, "rule": rule, "sets": dict(sets), "starts": known,
         "resamples": RESAMPLES,
     }  # fmt: skip
 

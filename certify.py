@@ -12,6 +12,7 @@ four decimals. The certificate holds digests, not signatures: it shows what chan
 
 import argparse
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -208,17 +209,19 @@ def repeated(d: Mapping[str, Any], options: argparse.Namespace) -> Iterator[Chec
     if used := [word for word in words if word.removeprefix("--").partition("=")[0] in SETTINGS]:
         raise UserError(f"--repeat: the run was launched on a cluster ({first_five(used)}); expected a plain command")
     where = places(options, c["sets"])
-    trained = {name: path for name, path in where.items() if c["sets"][name]["trained"] and path}
-    cross = [f"{c['sets'][n]['flag']}={p}" for n, p in where.items() if not c["sets"][n]["trained"] and p]
-    if len(trained) > 1:
-        words += ["--dataset", *(f"{c['sets'][name]['flag']}={path}" for name, path in trained.items())]
-    elif trained:
-        words += ["--dataset_path", str(*trained.values())]
-    words += ["--cross_test", *cross] if cross and "demo" not in trained else []
+    placed = {True: [], False: []}  # type: dict[bool, list[str]]
+    for name, each in c["sets"].items():
+        placed[each["trained"]].append(each["flag"] + (f"={where[name]}" if where[name] else ""))
+    if "demo" not in c["sets"]:  # which finds its cross test itself
+        words = _without(words, "--spaq_path", "--cross_test", "--no_spaq")
+        words += ["--cross_test", *placed[False]] if placed[False] else ["--no_spaq"]
+    words = [*_without(words, "--dataset", "--dataset_path"), "--dataset", *placed[True]]
     with tempfile.TemporaryDirectory(prefix="certify_") as folder:
         words += ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
-        done = subprocess.run([sys.executable, HERE / script, *words], stdout=subprocess.DEVNULL, check=False)
+        same_rounding = {**os.environ, "OMP_NUM_THREADS": str(c["hardware"]["threads"])}
+        command = [sys.executable, HERE / script, *words]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, env=same_rounding, check=False)
         if done.returncode:
             yield Check("training anew", UNCHECKED, f"it ended with exit code {done.returncode}")
             return
@@ -228,6 +231,16 @@ def repeated(d: Mapping[str, Any], options: argparse.Namespace) -> Iterator[Chec
     for part, figures in c["figures"].items():
         for figure, (own, *_) in figures.items():
             yield compared(f"trained anew: {part} {figure.upper()}", [own], [again["metrics"][part][figure]])
+
+
+def _without(words: Sequence[str], *flags: str) -> list[str]:
+    """A command's words without these flags and their values."""
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("--"):
+            dropping = word.partition("=")[0] in flags
+        kept += [] if dropping else [word]
+    return kept
 
 
 def page(path: Path, d: Mapping[str, Any]) -> Iterator[str]:
@@ -248,7 +261,7 @@ def page(path: Path, d: Mapping[str, Any]) -> Iterator[str]:
             for name in ("python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
         ),
         "Hardware": f"{c['hardware']['device']}, {c['hardware']['precision']}, "
-        f"{c['hardware']['processes']} process{'es' if c['hardware']['processes'] > 1 else ''}",
+        f"{c['hardware']['threads']} threads, {c['hardware']['processes']} process{'es' if c['hardware']['processes'] > 1 else ''}",
     }
     for name, each in c["sets"].items():
         counts = ", ".join(f"{n} {split}" for split, n in each["images"].items())

@@ -62,6 +62,7 @@ def results(folder):
         "rows": rows[rows.index("Epoch\t") :],
         "heads": rows.count("Run: "),
         "predictions": [p.read_text() for p in sorted((folder / "logs").glob("*.csv"))],
+        "epochs": [p.read_bytes() for p in sorted((folder / "logs").glob("*_epochs.npz"))],
         "models": [
             (p.relative_to(folder / "checkpoints" / jsonl.stem), torch.load(p, weights_only=True)) for p in models
         ],
@@ -69,7 +70,7 @@ def results(folder):
 
 
 def assert_same_results(found, expected):
-    for name in ("records", "runs", "rows", "heads", "predictions"):
+    for name in ("records", "runs", "rows", "heads", "predictions", "epochs"):
         assert found[name] == expected[name], name
     assert [path for path, _ in found["models"]] == [path for path, _ in expected["models"]]
     for (_, one), (_, other) in zip(found["models"], expected["models"]):

@@ -179,6 +179,161 @@ def seeds_of_settings(trial, count, spread, difference=0.0, images=150):
     return np.stack(runs), mos
 
 
+def single_alarms(trials, count=3, spread=0.4):
+    """How often a group and a single run of the same setting are told apart."""
+    alarms = 0
+    for trial in range(trials):
+        runs, mos = seeds_of_settings(trial, count, spread)
+        runs = runs[: count + 1]
+        draws = intervals.bootstrap("srcc", runs, mos, 300, trial)
+        figures = [metrics.srcc(run, mos) for run in runs]
+        one = intervals.group_difference(figures[:count], figures[count:], draws[:, :count], draws[:, count:])
+        alarms += one.p < 0.05
+        other = intervals.group_difference(figures[count:], figures[:count], draws[:, count:], draws[:, :count])
+        assert (other.p, other.value) == pytest.approx((one.p, -one.value))
+        assert (one.p < 0.05) == (one.low > 0 or one.high < 0)
+    return alarms / trials
+
+
+def test_a_group_against_a_single_run_raises_few_false_alarms():
+    assert single_alarms(100) < 0.10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_calibration_of_a_group_against_a_single_run(count):
+    rate = single_alarms(1000, count)
+    print(f"{count} seeds against one: {rate:.3f} false alarms")
+    assert rate < 0.07
+
+
+def test_seeds_that_are_all_alike_are_as_sure_as_their_images():
+    predictions, mos = two_runs(100)
+    draws = intervals.bootstrap("srcc", predictions, mos, 500)
+    a, b = (metrics.srcc(p, mos) for p in predictions)
+    found = intervals.group_difference([a, a, a], [b], draws[:, [0, 0, 0]], draws[:, [1]])
+    error = np.std(draws[:, 0] - draws[:, 1])
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.01)
+    assert found.p == pytest.approx(2 * stats.norm.sf(abs(a - b) / error), rel=0.01)
+
+
+def found_rate(trials, images=200):
+    """How often a difference that is as large as is said to be found 80 times in 100 is found."""
+    random = np.random.default_rng(0)
+    mos = random.normal(size=images)
+    base, twin = (mos + 0.5 * e for e in _alike(random, images))
+    draws = intervals.bootstrap("srcc", np.stack([base, twin]), mos, 1000)
+    visible = intervals.paired_difference(0.0, draws[:, 0], draws[:, 1]).visible
+    # The noise at which the other model is worse by just that, of many images.
+    many = np.random.default_rng(1)
+    large = many.normal(size=20000)
+    errors = _alike(many, 20000)
+    levels = np.linspace(0.5, 0.9, 41)
+    best = metrics.srcc(large + 0.5 * errors[0], large)
+    losses = [best - metrics.srcc(large + level * errors[1], large) for level in levels]
+    level = np.interp(visible, losses, levels)
+    found = 0
+    for _ in range(trials):
+        mos = random.normal(size=images)
+        a, b = _alike(random, images)
+        runs = np.stack([mos + 0.5 * a, mos + level * b])
+        draws = intervals.bootstrap("srcc", runs, mos, 300)
+        value = metrics.srcc(runs[0], mos) - metrics.srcc(runs[1], mos)
+        found += intervals.paired_difference(value, draws[:, 0], draws[:, 1]).p < 0.05
+    return found / trials
+
+
+def _alike(random, images, r=0.8):
+    shared = random.normal(size=images)
+    return [np.sqrt(r) * shared + np.sqrt(1 - r) * random.normal(size=images) for _ in range(2)]
+
+
+def test_a_visible_difference_is_found_about_as_often_as_said():
+    assert 0.6 < found_rate(100) < 0.95
+
+
+@pytest.mark.slow
+def test_calibration_of_the_power():
+    rate = found_rate(1000)
+    print(f"found {rate:.3f} of the time")
+    assert 0.72 < rate < 0.88
+
+
+def test_more_seeds_see_more_down_to_what_settings_have_in_common():
+    seen = intervals.visible_differences(pair=4e-6, of_seeds=1e-6, spread=1e-6)
+    assert seen[0] == pytest.approx(2.8016 * 2e-3, rel=1e-3)
+    assert all(later < earlier for earlier, later in zip(seen[1:], seen[2:]))
+    assert seen[-1] > 2.8016 * np.sqrt(3e-6)
+    # Of two seeds with nothing but their own spread: Welch's test, whose power scipy's noncentral t gives.
+    alone = intervals.visible_differences(pair=0.0, of_seeds=0.0, spread=1e-6)[4]
+    power = stats.nct.sf(stats.t.ppf(0.975, 8), 8, alone / np.sqrt(2e-6 / 5))
+    assert power == pytest.approx(0.8, abs=0.02)
+
+
+def epochs_of_a_run(seed, images, slope, own, epochs=10):
+    """(scores (E, N), MOS, the SRCC that each epoch would have on many images)."""
+    random = np.random.default_rng(seed)
+    levels = 0.4 + slope * np.abs(np.arange(epochs) - 6) / 3
+
+    def drawn(number):
+        mos, common = random.normal(size=(2, number))
+        noise = np.sqrt(1 - own**2) * common + own * random.normal(size=(epochs, number))
+        return mos + levels[:, None] * noise, mos
+
+    scores, mos = drawn(images)
+    # Of a normal pair with correlation r Spearman's is 6/pi asin(r/2).
+    return scores, mos, 6 / np.pi * np.arcsin(1 / np.sqrt(1 + levels**2) / 2)
+
+
+def prices(trials, slope, own, images=400):
+    """(what choosing the best epoch flattered, what it was estimated to), means over runs."""
+    rows = []
+    for seed in range(trials):
+        scores, mos, true = epochs_of_a_run(seed, images, slope, own)
+        seen = np.array([metrics.srcc(s, mos) for s in scores])
+        best = seen.argmax()
+        # Beside the luck of these images, which all epochs share.
+        rows.append((seen[best] - true[best] - (seen - true).mean(), intervals.selection_price([(scores, mos)], 100)))
+    return np.mean(rows, 0)
+
+
+def test_the_price_of_choosing_is_about_what_it_is():
+    flattered, estimated = prices(40, 0.0, 0.3)
+    assert estimated == pytest.approx(flattered, rel=0.3)
+
+
+@pytest.mark.slow
+def test_calibration_of_the_price():
+    for slope, own in ((0.0, 0.3), (0.0, 0.1), (0.01, 0.3), (0.03, 0.3)):
+        flattered, estimated = prices(300, slope, own)
+        print(f"slope {slope}, own {own}: flatters {flattered:.5f}, estimated {estimated:.5f}")
+        assert 0.7 < estimated / flattered < 1.5
+
+
+def test_the_price_by_a_plain_loop_and_where_there_is_none():
+    scores, mos, _ = epochs_of_a_run(0, 60, 0.0, 0.5)
+    random, found = np.random.default_rng(0), []
+    for _ in range(20):
+        order = random.permutation(60)
+        for a, b in ((order[:30], order[30:]), (order[30:], order[:30])):
+            on_a = [stats.spearmanr(s[a], mos[a]).statistic for s in scores]
+            chosen = int(np.argmax(on_a))
+            found.append(on_a[chosen] - stats.spearmanr(scores[chosen][b], mos[b]).statistic)
+    assert intervals.selection_price([(scores, mos)], 20) == pytest.approx(np.mean(found) / np.sqrt(2))
+    assert intervals.selection_price([(scores[[0, 0]], mos)]) == pytest.approx(0, abs=0.02)
+    assert np.isnan(intervals.selection_price([(scores[:1], mos)]))
+
+
+def test_the_ceiling_is_what_the_true_quality_reaches():
+    random = np.random.default_rng(3)
+    quality, error = 50 + 10 * random.normal(size=4000), random.uniform(2, 6, 4000)
+    mos = quality + error * random.normal(size=4000)
+    found = intervals.ceiling(mos, error)
+    assert found["srcc"] == pytest.approx(metrics.srcc(quality, mos), abs=0.005)
+    assert found["plcc"] == pytest.approx(metrics.plcc(quality, mos), abs=0.005)
+    assert np.isnan(intervals.ceiling(mos, np.full(4000, 99.0))["srcc"])
+
+
 def alarm_rate(difference, trials=200, count=3):
     alarms = {"both": 0, "images alone": 0}
     for trial in range(trials):

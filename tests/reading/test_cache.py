@@ -16,7 +16,7 @@ from tqdm import tqdm
 from common.errors import UserError
 from reading import cache as reading_cache
 from reading.cache import ImageCache
-from reading.images import decode, read_header, resize_image, resized_size
+from reading.images import decode, look, near_duplicates, read_header, resize_image, resized_size
 
 
 @pytest.fixture
@@ -199,3 +199,30 @@ def test_index_names_the_source_files(images, tmp_path):
     cache = ImageCache("set", images, "50", 48, tmp_path / "cache")
     files = json.loads((cache.folder / "index.json").read_text())["files"]
     assert [Path(name).name for name, _, _ in files] == [p.name for p in images]
+
+
+def test_copies_look_alike_and_other_images_do_not(tmp_path):
+    random = np.random.default_rng(0)
+    scenes = []
+    frequency = np.hypot(*np.meshgrid(np.fft.rfftfreq(128), np.fft.fftfreq(96))).clip(1 / 128)
+    for _ in range(30):  # the larger the frequency the weaker, as in photographs
+        wave = np.fft.irfft2(np.fft.rfft2(random.normal(size=(96, 128))) / frequency)
+        scenes.append(np.repeat(np.clip(128 + 40 * wave / wave.std(), 0, 255)[..., None], 3, 2).astype(np.uint8))
+    looks = [look(scene) for scene in scenes]
+    assert near_duplicates(looks, looks) == [(i, i) for i in range(30)]
+    for changed in (
+        lambda s: np.ascontiguousarray(s[:, ::-1]),
+        lambda s: resize_image(s, 48, 64),
+        lambda s: np.clip(s + random.normal(0, 20, s.shape), 0, 255).astype(np.uint8),
+        lambda s: (s * 0.8).astype(np.uint8),
+    ):
+        found = near_duplicates([look(changed(scene)) for scene in scenes], looks)
+        assert {i for i, j in found if i == j} >= {*range(28)} and all(i == j for i, j in found)
+    assert near_duplicates(["", looks[0]], ["", looks[0]]) == [(1, 1)]
+
+
+def test_looks_are_kept_with_the_digests(images, tmp_path):
+    built = ImageCache("set", images, "50", 48, tmp_path / "cache")
+    found = ImageCache("set", images, "50", 48, tmp_path / "cache")
+    assert found.was_there and found.looks == built.looks == ImageCache("set", images, "50", 48).looks
+    assert all(len(each) == 16 for each in found.looks) and len({*found.looks}) > 1

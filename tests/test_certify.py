@@ -1,0 +1,275 @@
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import picture, save_teacher, write_images, write_koniq, write_spaq
+from PIL import Image
+
+import certificate
+import certify
+import checkpoints
+import inference
+from common.run_files import write_predictions
+from HyperIQASolver import HyperIQASolver
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of its own data, with a teacher: (folder, checkpoint)."""
+    folder = tmp_path_factory.mktemp("certified")
+    write_koniq(folder / "koniq", train=12, test=10)
+    write_spaq(folder / "spaq", number=10)
+    teacher = save_teacher(folder / "teacher.pkl")
+    flags = ["--dataset_path", folder / "koniq", "--spaq_path", folder / "spaq", "--log_dir", folder / "logs",
+             "--checkpoint_dir", folder / "checkpoints", "--cache_dir", folder / "cache", "--run_name", "run",
+             "--backbone", "resnet18", "--no_pretrained", "--patch_size", 64, "--resize", 72, "--train_patch_num", 2,
+             "--batch_size", 8, "--epochs", 2, "--lr", 1e-3, "--precision", "fp32", "--teacher", teacher]  # fmt: skip
+    command = [sys.executable, ROOT / "train_resnet.py", *flags]
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HOME": str(folder)}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder, checkpoints.find_model(folder / "checkpoints" / "run")
+
+
+@pytest.fixture
+def copy(trained, tmp_path, monkeypatch):
+    """The same in a place of the test's own, where files may be changed."""
+    folder, model = trained
+    for name in ("koniq", "spaq", "logs"):
+        shutil.copytree(folder / name, tmp_path / name)
+    shutil.copy2(folder / "teacher.pkl", tmp_path / "teacher.pkl")
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    return tmp_path, Path(shutil.copy2(model, tmp_path / "model.pkl"))
+
+
+def verdicts(text):
+    found = {}
+    for line in text.split("\n\n", 1)[1].splitlines():
+        for verdict in ("reproduced", "differs", "cannot be checked"):
+            what, between, how = line.partition(f"  {verdict}")
+            if between:
+                found[what.strip().split(" 0.")[0].split(" -0.")[0]] = (verdict, how.removeprefix(": "))
+    return found
+
+
+def checked(run_main, folder, model, code, *flags, sets=True):
+    where = ["--dataset_path", folder / "koniq", "--spaq_path", folder / "spaq"] if sets else []
+    more = ["--log_dir", folder / "logs", "--no_cache"]
+    return verdicts(run_main("certify.py", certify.main, model, *where, *more, *flags, code=code).stdout)
+
+
+def edited(model, change):
+    """Save the model with its description or its weights changed."""
+    state = checkpoints.load(model)
+    change(state, checkpoints.description_of(state))
+    checkpoints.save(model, state)
+
+
+def test_an_untouched_model_is_reproduced(run_main, copy):
+    folder, model = copy
+    found = checked(run_main, folder, model, 0)
+    items = "seal weights predictions|koniq-10k records and split|koniq-10k pixels|test SRCC|test PLCC"
+    items = items.replace("seal weights predictions", "seal|weights|predictions").split("|")
+    items += ["spaq records and split", "spaq pixels", "spaq SRCC", "spaq PLCC"]
+    assert {*items} <= {*found} and len(found) == len(items) + 1  # and the teacher
+    assert {verdict for verdict, _ in found.values()} == {"reproduced"}
+    assert found["test SRCC"][1] in ("exactly", *(f"to {n}e-{k:02}" for n in range(1, 10) for k in range(5, 17)))
+
+
+def change_image(folder, model):
+    path = folder / "koniq/test/test_3.jpg"
+    pixels = np.array(Image.open(path))
+    pixels[:20] = 255 - pixels[:20]
+    Image.fromarray(pixels).save(path, quality=95)
+
+
+def change_training_image(folder, model):
+    write_images(folder / "koniq/train", ["train_0.jpg"], seed=77)
+
+
+def change_mos(folder, model):
+    path = folder / "koniq/koniq10k_scores_and_distributions.csv"
+    rows = list(csv.reader(path.open()))
+    rows[-1][-1] = str(float(rows[-1][-1]) + 1)
+    csv.writer(path.open("w", newline="")).writerows(rows)
+
+
+def change_split(folder, model):
+    lists = {part: json.loads((folder / f"koniq/koniq_{part}.json").read_text()) for part in ("train", "test")}
+    lists["train"][0], lists["test"][0] = lists["test"][0], lists["train"][0]
+    for part, entries in lists.items():
+        (folder / f"koniq/koniq_{part}.json").write_text(json.dumps(entries))
+    for part, name in (("test", "train_0.jpg"), ("train", "test_0.jpg")):
+        shutil.copy(folder / f"koniq/{name.split('_')[0]}/{name}", folder / f"koniq/{part}/{name}")
+
+
+def swap_weights(folder, model):
+    def change(state, d):
+        for tensor in state.values():
+            if tensor.is_floating_point():
+                tensor += 0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+
+    edited(model, change)
+
+
+def change_one_weight(folder, model):
+    edited(model, lambda state, d: state["fc5b_fc.bias"].add_(1e-3))
+
+
+def edit_figure(folder, model):
+    edited(model, lambda state, d: d["certificate"]["figures"]["test"]["srcc"].__setitem__(0, 0.95))
+
+
+def edit_figure_and_seal(folder, model):
+    def change(state, d):
+        d["certificate"]["figures"]["spaq"]["plcc"][1] -= 0.01
+        d["certificate"]["seal"] = certificate.seal_of(d)
+
+    edited(model, change)
+
+
+def edit_seed(folder, model):
+    edited(model, lambda state, d: d.update(seed=7))
+
+
+def edit_commit(folder, model):
+    edited(model, lambda state, d: d["certificate"]["code"].update(commit="f" * 40))
+
+
+def edit_resize(folder, model):
+    def change(state, d):
+        d["resize"] = "80"
+        d["certificate"]["seal"] = certificate.seal_of(d)
+
+    edited(model, change)
+
+
+def change_predictions(folder, model):
+    path = folder / "logs/run_predictions.csv"
+    path.write_text(path.read_text().replace("test_3.jpg", "test_33.jpg"))
+
+
+def change_teacher(folder, model):
+    def change(state, d):
+        teacher = d["certificate"]["starts"]["teacher"]
+        teacher["file"], teacher["weights"] = str(folder / "teacher.pkl"), "0" * 16
+        d["certificate"]["seal"] = certificate.seal_of(d)
+
+    edited(model, change)
+
+
+TAMPERINGS = {
+    change_image: {"koniq-10k pixels", "test PLCC"},
+    change_training_image: {"koniq-10k pixels"},
+    change_mos: {"koniq-10k records and split"},
+    change_split: {"koniq-10k records and split"},
+    swap_weights: {"weights", "test PLCC", "spaq PLCC"},
+    change_one_weight: {"weights"},
+    edit_figure: {"seal", "test SRCC"},
+    edit_figure_and_seal: {"spaq PLCC"},
+    edit_seed: {"seal"},
+    edit_commit: {"seal"},
+    edit_resize: {"test PLCC"},
+    change_predictions: {"predictions"},
+    change_teacher: {"--teacher"},
+}
+
+
+@pytest.mark.parametrize("tamper", TAMPERINGS, ids=lambda tamper: tamper.__name__)
+def test_what_was_changed_is_found(run_main, copy, tamper):
+    folder, model = copy
+    tamper(folder, model)
+    found = checked(run_main, folder, model, 1)
+    differing = {what for what, (verdict, _) in found.items() if verdict == "differs"}
+    wanted = TAMPERINGS[tamper]
+    assert all(any(what.startswith(each) for what in differing) for each in wanted), (differing, wanted)
+    untouched = {"seal", "weights", "predictions"} - {each for each in wanted if "-" not in each}
+    assert not differing & untouched
+
+
+def test_what_is_not_there_cannot_be_checked(run_main, copy):
+    folder, model = copy
+    shutil.rmtree(folder / "spaq")
+    found = checked(run_main, folder, model, 3)
+    assert found["spaq figures" if "spaq figures" in found else "spaq"][0] == "cannot be checked"
+    assert found["test SRCC"][0] == "reproduced"
+    shutil.move(folder / "koniq", folder / "gone")
+    write_spaq(folder / "spaq", number=10)
+    found = checked(run_main, folder, model, 3)
+    assert found["spaq SRCC"][0] == "reproduced" and "no folder" in found["koniq-10k pixels"][1]
+
+
+def test_a_set_is_looked_for_where_it_was_in_training(run_main, copy):
+    folder, model = copy
+    assert "differs" not in {verdict for verdict, _ in checked(run_main, folder, model, 0, sets=False).values()}
+
+
+def test_a_model_without_a_certificate_and_wrong_flags(run_main, copy, tmp_path):
+    folder, model = copy
+    d = {**checkpoints.load_model(model)[1]}
+    del d["certificate"]
+    net = inference.load(model).net
+    checkpoints.save(tmp_path / "bare.pkl", checkpoints.portable_state(net, d))
+    said = run_main("certify.py", certify.main, tmp_path / "bare.pkl", code=2).stderr
+    assert "carries no certificate" in said and len(said.splitlines()) == 1
+    said = run_main("certify.py", certify.main, model, "--cross_test", f"tid2013={folder}", code=2).stderr
+    assert "the certificate is of koniq-10k, spaq" in said
+    assert "expected NAME=PATH" in run_main("certify.py", certify.main, model, "--cross_test", "x", code=2).stderr
+
+
+def test_exported_models_keep_their_certificate(run_main, copy, tmp_path):
+    folder, model = copy
+    state, d = checkpoints.load_model(model)
+    checkpoints.save_safetensors(tmp_path / "model.safetensors", state, d)
+    assert checked(run_main, folder, tmp_path / "model.safetensors", 0)["seal"] == ("reproduced", "")
+
+
+def test_training_anew_gives_the_same_weights(run_main, copy):
+    folder, model = copy
+    found = checked(run_main, folder, model, 0, "--repeat")
+    assert found["trained anew: weights"] == ("reproduced", "")
+    assert found["trained anew: spaq SRCC"] == ("reproduced", "exactly")
+
+
+def test_near_duplicates_are_named_in_training_testing_and_on_a_sheet(settings, run_main, tmp_path):
+    koniq, spaq = write_koniq(tmp_path / "koniq", test=10), write_spaq(tmp_path / "spaq", 10)
+    for seed, path in enumerate([*sorted(koniq.glob("t*/*.jpg")), *sorted(spaq.glob("*.jpg"))]):
+        Image.fromarray(picture(seed=seed)).save(path)
+    with Image.open(koniq / "train/train_2.jpg") as image:
+        image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(koniq / "test/test_5.jpg", quality=70)
+        image.resize((120, 90)).save(spaq / "spaq_1.jpg", quality=80)
+    solver = HyperIQASolver(settings("resnet", "--dataset_path", koniq, "--spaq_path", spaq, "--epochs", 1))
+    solver.run()
+    log = solver.log.path(".log").read_text()
+    assert "koniq-10k test_5.jpg ~ koniq-10k train_2.jpg" in log and "spaq spaq_1.jpg ~ koniq-10k train_2.jpg" in log
+    import evaluate
+
+    flags = ["--datasets", f"spaq={spaq}", "--no_cache", "--resamples", 100]
+    out = run_main("evaluate.py", evaluate.main, solver.folder, *flags).stdout
+    assert "look like training images: spaq_1.jpg ~ koniq-10k train_2.jpg" in out
+    where = ["--dataset_path", koniq, "--spaq_path", spaq, "--log_dir", tmp_path / "logs", "--no_cache"]
+    out = run_main("certify.py", certify.main, solver.folder, *where, "--sheet", tmp_path / "twins.html").stdout
+    assert "Near duplicates" in out
+    page = (tmp_path / "twins.html").read_text()
+    assert page.count("<img ") >= 4 and "koniq-10k test_5.jpg" in page
+
+
+def test_predictions_of_a_file_have_the_digest_of_the_run(tmp_path):
+    rows = [("set", "a.jpg", 50.1, 1 / 3), ("set", "b.jpg", 2.0, float(np.float32(0.1)))]
+    write_predictions(tmp_path / "p.csv", rows)
+    from common.run_files import read_predictions
+
+    assert certificate.predictions_digest(read_predictions(tmp_path / "p.csv")) == certificate.predictions_digest(rows)
+
+
+def test_names_and_looks_are_packed_whole():
+    rows = [["ä b.jpg", "0123456789abcdef"], ["c", ""]]
+    assert certificate.unpacked(certificate.packed(rows)) == rows
