@@ -135,10 +135,11 @@ def made(
     if o.backbone_weights:
         known["backbone_weights"] = start(o.backbone_weights, weights_of("backbone_weights", o.backbone_weights), {})
     rule = {"select_on": o.select_on, "select_set": o.select_set, "patience": o.early_stopping and o.patience}
-    machine = {"device": hardware.name, "precision": "bf16" if hardware.bf16 else "fp32"}
+    machine = {"device": hardware.name, "precision": "bf16" if hardware.bf16 else "fp32",
+               "threads": torch.get_num_threads(), "processes": distributed.world()}  # fmt: skip
     return {
         "format": FORMAT, "command": [Path(sys.argv[0]).name, *sys.argv[1:]], "seed": o.seed, "code": code(),
-        "hardware": {**machine, "threads": torch.get_num_threads(), "processes": distributed.world()}, "rule": rule, "sets": dict(sets), "starts": known,
+        "hardware": machine, "rule": rule, "sets": dict(sets), "starts": known,
         "resamples": RESAMPLES,
     }  # fmt: skip
 

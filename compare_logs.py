@@ -246,11 +246,17 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         print_differences(comparisons, short, measure, wide)
     elif len(entries) > 2:
         print("Is a difference real? --against RUN or --pairs tests it.")
+    print_evidence(options, entries, measure, [(c.a, c.b) for c in comparisons], short, show)
+
+
+def print_evidence(options, entries, measure: Measure, pairs, short: dict[str, str], show: Callable) -> None:
     if options.standards:
-        print_standards(entries, [(c.a, c.b) for c in comparisons], short, show)
+        print_standards(entries, pairs, short, show)
     if options.power is not None:
         chosen = _named(options.power, entries, "--power") if options.power else entries[0]
-        print("\n" + "\n".join(evidence.power(chosen, entries, measure)))
+        settings = entries if options.group else runs.group([run for entry in entries for run in entry.runs])[0]
+        seeds = next((each for each in settings if chosen.runs[0] in each.runs), chosen)
+        print("\n" + "\n".join(evidence.power(seeds, settings, measure)))
 
 
 def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> None:
@@ -265,8 +271,9 @@ def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> No
     for (a, b, of, name, d, pitman_morgan), p in zip(tested, intervals.holm([t[4].p for t in tested])):
         what = evidence.STANDARDS[name].title.replace("\n", " ")
         said = f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}], p {_p(d.p)}, corrected {_p(p).removeprefix('= ')}"
+        said = said.replace("-", "−")
         more = "" if math.isnan(pitman_morgan) else f"; Pitman–Morgan p {_p(pitman_morgan)}"
-        print(f"- {of} {what}: {short[a.name]} − {short[b.name]}: {said}{more}".replace("-0.", "−0."))
+        print(f"- {of} {what}: {short[a.name]} − {short[b.name]}: {said}{more}")
 
 
 def print_differences(comparisons: Sequence[Comparison], short: dict[str, str], measure: Measure, wide: int) -> None:

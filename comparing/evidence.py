@@ -87,12 +87,11 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
     others = [r for e in entries if e is not entry for r in e.runs if (s := measure.scores(r)) and s.keys == keys]
     if others:
         pair = float(np.median([np.nanvar(draws[0] - measure.draws(other, keys)) for other in others]))
-        like = f"another setting is taken to differ as the {len(others)} other runs here do"
+        like = f"another setting is taken to differ like the other runs here ({len(others)})"
     else:
         pair = _made_up_pair(measure, run, keys)
         like = f"another setting's errors are taken to correlate by {ALIKE} with this run's"
-    of_seeds, spread = pair, 0.0
-    said = "the spread of seeds is not known from one: more than these is needed"
+    of_seeds, spread, said = 0.0, 0.0, "how seeds spread, and what more of them bring, is not known from one"
     if len(draws) > 1:
         of_seeds = float(np.mean([np.nanvar(x - y) for x, y in itertools.combinations(draws, 2)]))
         spread = max(0.0, float(np.var([measure.value(each) for each in entry.runs], ddof=1)) - of_seeds / 2)

@@ -52,7 +52,7 @@ def copy(trained, tmp_path, monkeypatch):
 
 def verdicts(text):
     found = {}
-    for line in text.split("\n\n", 1)[1].splitlines():
+    for line in text.splitlines():
         for verdict in ("reproduced", "differs", "cannot be checked"):
             what, between, how = line.partition(f"  {verdict}")
             if between:
