@@ -14,13 +14,9 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
 def build(
-    name: str,
-    pretrained: bool = False,
-    patch_size: int = 224,
-    weights: Path | None = None,
-    drop_path: float | None = None,
-    architecture: Mapping[str, Any] | None = None,
-) -> Backbone:
+    name: str, pretrained: bool = False, patch_size: int = 224, weights: Path | None = None,
+    drop_path: float | None = None, architecture: Mapping[str, Any] | None = None
+) -> Backbone:  # fmt: skip
     """The backbone of that name, for square patches of that side in pixels: torchvision's where `RESNETS` names it.
     It starts from random weights, from ImageNet's (pretrained), or from the state dict in the file `weights`.
     drop_path: share of images for which a block is left out while training, rising linearly to it at the last block;

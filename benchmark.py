@@ -94,12 +94,9 @@ def parse_flags() -> argparse.Namespace:
     flags.count("--step", None, "where the time of a training step goes instead, of N steps, for both backbones")
     flags.value("--processes", [1], "with --step: how many processes share a step", nargs="+", type=int, metavar="N")
     flags.value(
-        "--model",
-        None,
-        "what these models cost instead: NAME of a backbone, NAME+FUSION, or a checkpoint",
-        nargs="+",
-        metavar="MODEL",
-    )
+        "--model", None, "what these models cost instead: NAME of a backbone, NAME+FUSION, or a checkpoint",
+        nargs="+", metavar="MODEL",
+    )  # fmt: skip
     flags.count("--patch_size", PATCH, "with --model NAME: side of a patch in pixels", least=32)
     flags.output("--latex", "with --model: write the table for a paper")
     flags.output("--json", "write all measurements")

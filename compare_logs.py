@@ -300,17 +300,13 @@ def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
         for name in RECORDED
     }
     return {
-        "run": entry.name,
-        "files": [str(run.path) for run in entry.runs],
-        "backbone": first.backbone,
+        "run": entry.name, "files": [str(run.path) for run in entry.runs], "backbone": first.backbone,
         "status": "/".join(dict.fromkeys(run.status for run in entry.runs)),
         "epoch": first.epoch(measure.epoch) if single else [run.epoch(measure.epoch) for run in entry.runs],
-        "epochs_run": len(first.epochs) if single else [len(run.epochs) for run in entry.runs],
-        **figures,
-        "metric": measure.metric,
-        **asdict(measure.estimate(entry)),
+        "epochs_run": len(first.epochs) if single else [len(run.epochs) for run in entry.runs], **figures,
+        "metric": measure.metric, **asdict(measure.estimate(entry)),
         "minutes_per_epoch": entry.mean(lambda run: run.minutes),
-    }
+    }  # fmt: skip
 
 
 def print_json(entries, measure, comparisons, notes) -> None:

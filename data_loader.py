@@ -55,14 +55,9 @@ def addressed_seed(*address: int) -> np.random.SeedSequence:
 
 
 def train_patches(
-    sizes: np.ndarray,
-    patch_size: int,
-    per_image: int | np.ndarray,
-    seed: int,
-    epoch: int,
-    augment: Mapping[str, float] = DEFAULT,
-    fixed: bool = False,
-) -> Patches:
+    sizes: np.ndarray, patch_size: int, per_image: int | np.ndarray, seed: int, epoch: int,
+    augment: Mapping[str, float] = DEFAULT, fixed: bool = False
+) -> Patches:  # fmt: skip
     """`per_image` random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
     sizes: (n, 2) heights and widths. per_image: of all, or of each (n,). `seed` is the round's own, so round 2 of seed
     7 is round 1 of seed 8. augment: name -> strength. fixed: the crops of epoch 0, which is no epoch, in the order of
@@ -146,15 +141,9 @@ class PatchBatches(torch.utils.data.Dataset):
     what the model sees it gets its own rows alone, and after them those that they are mixed with."""
 
     def __init__(
-        self,
-        cache: ImageCache | JoinedCache,
-        images: Sequence[int],
-        mos: Sequence[float] | np.ndarray,
-        patches: Patches,
-        batch_size: int,
-        features: Features | None = None,
-        share: tuple[int, int] = (0, 1),
-    ):
+        self, cache: ImageCache | JoinedCache, images: Sequence[int], mos: Sequence[float] | np.ndarray,
+        patches: Patches, batch_size: int, features: Features | None = None, share: tuple[int, int] = (0, 1)
+    ):  # fmt: skip
         self.cache, self.images, self.patches, self.features = cache, np.asarray(images), patches, features
         self.mos, self.batch_size, self.share = np.asarray(mos, np.float32), batch_size, share
 
@@ -226,12 +215,9 @@ class DecodedSet:
         return records
 
     def batches(
-        self,
-        records: Sequence[Record],
-        batch_size: int,
-        patches_of: Callable[[np.ndarray], Patches],
-        share: tuple[int, int] = (0, 1),
-    ) -> PatchBatches:
+        self, records: Sequence[Record], batch_size: int, patches_of: Callable[[np.ndarray], Patches],
+        share: tuple[int, int] = (0, 1)
+    ) -> PatchBatches:  # fmt: skip
         """Batches of the patches that `patches_of(sizes)` chooses in these images, of one split; of their features,
         where `add_features` has made them. share: as of PatchBatches."""
         images, mos = [self.cache.index[record.path] for record in records], [record.score for record in records]
@@ -288,10 +274,9 @@ def workers_watched() -> Iterator[None]:
     except (RuntimeError, OSError) as problem:
         said = str(problem)
         ends = {
-            "gave nothing": said.startswith("DataLoader timed out"),
-            "died": said.startswith("DataLoader worker"),
+            "gave nothing": said.startswith("DataLoader timed out"), "died": said.startswith("DataLoader worker"),
             "opened too many files": "ancdata" in said or "Too many open files" in said,
-        }
+        }  # fmt: skip
         if not any(ends.values()):
             raise
         how = next(how for how, so in ends.items() if so)

@@ -109,14 +109,10 @@ def taught(loader: Iterable[dict], teacher: HyperNet, hardware: Hardware) -> Ite
 
 @workers_watched()
 def train_one_epoch(
-    model: HyperNet,
-    criterion: Criterion,
-    optimizer: torch.optim.Optimizer,
-    loader: Iterable[dict[str, torch.Tensor]],
-    hardware: Hardware,
-    progress: EpochProgress,
-    after_step: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
+    model: HyperNet, criterion: Criterion, optimizer: torch.optim.Optimizer,
+    loader: Iterable[dict[str, torch.Tensor]], hardware: Hardware, progress: EpochProgress,
+    after_step: Callable[[], None] = lambda: None
+) -> dict[str, float]:  # fmt: skip
     """Train on the loader's batches, which begin at step `progress.step` of the epoch.
     A batch's `seed` is that of the torch generators in its step; its `mos` are those of all processes' rows.
     after_step() shows, averages, saves, and may stop the epoch by raising. Returns the epoch's training figures. Raises
@@ -148,13 +144,9 @@ def train_one_epoch(
 @workers_watched()
 @torch.no_grad()
 def score(
-    model: HyperNet,
-    loader: Iterable[dict[str, torch.Tensor]],
-    images: int,
-    hardware: Hardware,
-    after_batch: Callable[[int], None] = lambda patches: None,
-    batches: int = 0,
-) -> np.ndarray:
+    model: HyperNet, loader: Iterable[dict[str, torch.Tensor]], images: int, hardware: Hardware,
+    after_batch: Callable[[int], None] = lambda patches: None, batches: int = 0
+) -> np.ndarray:  # fmt: skip
     """Scores (images,): the mean over each image's patches, which the batches' `image` assigns.
     after_batch(patches) may show, and may stop by raising. bf16: for scores that need not be exact. Of several
     processes each has every so many-th of all `batches`."""
@@ -185,14 +177,9 @@ def stage_maps(model: HyperNet, hardware: Hardware, batches: PatchBatches, start
 
 
 def score_set(
-    model: HyperNet,
-    images: DecodedSet,
-    records: Sequence[Record],
-    crops: tuple[str, int],
-    hardware: Hardware,
-    after_batch: Callable[[], None] = lambda: None,
-    batch_size: int = SCORE_BATCH,
-) -> np.ndarray:
+    model: HyperNet, images: DecodedSet, records: Sequence[Record], crops: tuple[str, int], hardware: Hardware,
+    after_batch: Callable[[], None] = lambda: None, batch_size: int = SCORE_BATCH
+) -> np.ndarray:  # fmt: skip
     """Scores (N,) of a data set's records: `crops` are those of `--test_crop` and `--test_patch_num`."""
     side = images.cache.min_side
     batches = images.batches(records, batch_size, lambda sizes: test_patches(sizes, side, *crops))

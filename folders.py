@@ -391,25 +391,8 @@ class Demo(KonIQ10k):
         self.root = self.root / "koniq-10k"
 
 
-READERS: dict[str, type[Reader]] = {
-    reader.name: reader
-    for reader in (
-        KonIQ10k,
-        SPAQ,
-        KADID10k,
-        AGIQA3k,
-        AGIQA20k,
-        LIVEC,
-        LIVE,
-        CSIQ,
-        TID2013,
-        BID,
-        FLIVE,
-        UHDIQA,
-        CSVTable,
-        Demo,
-    )
-}
+CLASSES = (KonIQ10k, SPAQ, KADID10k, AGIQA3k, AGIQA20k, LIVEC, LIVE, CSIQ, TID2013, BID, FLIVE, UHDIQA, CSVTable, Demo)
+READERS: dict[str, type[Reader]] = {reader.name: reader for reader in CLASSES}
 DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
 
 
@@ -433,13 +416,9 @@ def reader_of(
 
 
 def open_set(
-    name: str,
-    path: Path | None,
-    seed: int | None,
-    lower_is_better: bool = False,
-    columns: Columns = USUAL,
-    beside: Path | None = None,
-) -> Reader:
+    name: str, path: Path | None, seed: int | None, lower_is_better: bool = False, columns: Columns = USUAL,
+    beside: Path | None = None
+) -> Reader:  # fmt: skip
     """The reader of a set to test on; path None: its default place, for SPAQ `beside` where that is given.
     lower_is_better, columns: of a CSV file. Raises UserError where SPAQ is in none of its places."""
     if name == "spaq":

@@ -90,12 +90,9 @@ class LIVE(Reader):
     images = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
     image_folders = (tuple(images),)
     kinds = {
-        "jp2k": "JPEG2000 compression",
-        "jpeg": "JPEG compression",
-        "wn": "white noise",
-        "gblur": "gaussian blur",
+        "jp2k": "JPEG2000 compression", "jpeg": "JPEG compression", "wn": "white noise", "gblur": "gaussian blur",
         "fastfading": "fast fading",
-    }
+    }  # fmt: skip
 
     def rows(self) -> list[Row]:
         path = self._file("dmos_realigned.mat", "dmos.mat")
@@ -136,14 +133,10 @@ class CSIQ(Reader):
     table, word = "CSIQ", "csiq"
     # The workbook's dst_type, letters and digits alone -> the word in image names, the distortion.
     kinds = {
-        "noise": ("awgn", "white noise"),
-        "awgn": ("awgn", "white noise"),
-        "jpeg": ("jpeg", "JPEG compression"),
-        "jpeg2000": ("jpeg2000", "JPEG2000 compression"),
-        "fnoise": ("fnoise", "pink noise"),
-        "blur": ("blur", "gaussian blur"),
-        "contrast": ("contrast", "contrast decrease"),
-    }
+        "noise": ("awgn", "white noise"), "awgn": ("awgn", "white noise"), "jpeg": ("jpeg", "JPEG compression"),
+        "jpeg2000": ("jpeg2000", "JPEG2000 compression"), "fnoise": ("fnoise", "pink noise"),
+        "blur": ("blur", "gaussian blur"), "contrast": ("contrast", "contrast decrease"),
+    }  # fmt: skip
 
     def rows(self) -> list[Row]:
         path = self._file("csiq.DMOS.xlsx")

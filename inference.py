@@ -47,14 +47,9 @@ class Scored:
 
 
 def load(
-    checkpoint: str | os.PathLike,
-    device: str = "auto",
-    precision: str = "fp32",
-    resize: str | None = None,
-    crops: int | None = None,
-    exif_rotate: bool | None = None,
-    workers: int | None = None,
-) -> "QualityModel":
+    checkpoint: str | os.PathLike, device: str = "auto", precision: str = "fp32", resize: str | None = None,
+    crops: int | None = None, exif_rotate: bool | None = None, workers: int | None = None
+) -> "QualityModel":  # fmt: skip
     """A model ready to score, used as it was trained unless told otherwise.
     checkpoint: a best model of ours (or the folder of its run), its .safetensors, or a state dict of the public
     HyperIQA code or of SMART-IQA's. precision: fp32, or bf16 (autocast: faster where the hardware

@@ -101,14 +101,9 @@ class QualityLoss:
     `loss` first, then its parts (`l1`; `rank`, `contrastive`, `distill`), scalar tensors in fp32."""
 
     def __init__(
-        self,
-        alpha: float = 0.0,
-        margin: float = 0.5,
-        form: str = "convex",
-        fit: str = "l1",
-        contrastive: float = 0.0,
-        distill: float = 0.0,
-    ):
+        self, alpha: float = 0.0, margin: float = 0.5, form: str = "convex", fit: str = "l1",
+        contrastive: float = 0.0, distill: float = 0.0
+    ):  # fmt: skip
         self.alpha, self.margin, self.form, self.fit = alpha, margin, form, fit
         self.fit_weight = 1.0 - alpha if form == "convex" else 1.0
         self.contrastive, self.distill = contrastive, distill

@@ -41,13 +41,9 @@ class TimmBackbone(Backbone):
     prefix, hidden = "timm", (512, 256)
 
     def __init__(
-        self,
-        name: str,
-        pretrained: bool = False,
-        patch_size: int = 224,
-        drop_path: float | None = None,
-        architecture: Mapping[str, Any] | None = None,
-    ):
+        self, name: str, pretrained: bool = False, patch_size: int = 224, drop_path: float | None = None,
+        architecture: Mapping[str, Any] | None = None
+    ):  # fmt: skip
         super().__init__()
         self.architecture = architecture or _hub_architecture(name)
         packaged = packaged_weights(name) if pretrained else None

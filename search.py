@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from common import cluster
-from common.cli import Flags, Given, run_tool
+from common.cli import Flags, Given, run_tool, without
 from common.cluster import Cluster, Submitted, cluster_flags
 from common.errors import UserError
 from common.launching import end, last_error, start
@@ -38,19 +38,7 @@ from comparing import plots, runs
 from comparing.runs import FIGURE, Entry, Measure
 from intervals import NAN, Estimate
 
-OWN = (
-    "--each",
-    "--jobs",
-    "--gpus",
-    "--seeds",
-    "--log_dir",
-    "--plot",
-    "--metric",
-    "--dry_run",
-    "--help",
-    "-h",
-    *cluster.OWN,
-)
+OWN = (*"--each --jobs --gpus --seeds --log_dir --plot --metric --dry_run --help -h".split(), *cluster.OWN)
 LOOK_SECONDS = 3  # between two looks at what other searches run
 # Where things go and how fast, not what is computed: the same run with other values is not repeated.
 PLACES = ("--log_dir", "--checkpoint_dir", "--workers", "--cache_dir")
@@ -146,14 +134,14 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
         first = next((value if equals else word for (flag, equals, value), word in following if flag == "--seed"), "42")
         if not first.isdecimal():
             raise UserError(f"--seed {first}: expected a whole number of at least 0")
-        common = _without(common, ("--seed",))
+        common = without(common, "--seed")
         seeds = [str(int(first) + k) for k in range(options.seeds)]
     if options.each:
         base = {flag: values[0] for flag, values in axes.items()}
         found: list[dict[str, str]] = [{}, *({flag: value} for flag in axes for value in axes[flag][1:])]
     else:
         found = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-    counts = [options.script.name, *_without(common, PLACES), *itertools.chain(*base.items())]
+    counts = [options.script.name, *without(common, *PLACES), *itertools.chain(*base.items())]
     digest = hashlib.sha256("\0".join(counts).encode()).hexdigest()[:8]
     jobs = []
     for setting, seed in itertools.product(found, seeds):
@@ -166,16 +154,6 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
         flags = [*searched, *common, "--log_dir", str(options.log_dir)]
         jobs.append(Job(f"search_{safe}_{digest}", settings, flags, options.log_dir))
     return jobs
-
-
-def _without(flags: Sequence[str], names: Sequence[str]) -> list[str]:
-    kept, skip = [], False
-    for word in flags:
-        if word.startswith("--"):
-            skip = word.split("=")[0] in names
-        if not skip:
-            kept.append(word)
-    return kept
 
 
 def finished(job: Job) -> list[runs.Run]:

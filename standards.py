@@ -9,8 +9,9 @@ that: the infinitesimal jackknife (Efron, The Jackknife, the Bootstrap and Other
 own tests take two models for independent samples, and pairs of images for independent of each other; on the same
 images neither is true. Influences of two models on the same images are simply subtracted."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -38,15 +39,41 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Standard:
-    """A figure: of(mapped scores, scores that rise with quality, MOS, standard errors of it), all (N,); whether it
-    needs the errors; the title; which way is good; and the scale on which its interval is symmetric."""
+class Sample:
+    """Scores (N,) that rise with quality, MOS (N,) and, where the set has votes, its standard errors (N,)."""
 
-    of: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Measured]
-    title: str
-    votes: bool = False
-    higher_is_better: bool = False
-    scale: str = "log"
+    scores: np.ndarray
+    mos: np.ndarray
+    error: np.ndarray | None
+
+    @cached_property
+    def mapped(self) -> np.ndarray:
+        return monotonic_cubic(self.scores, self.mos)
+
+    @cached_property
+    def residual(self) -> np.ndarray:
+        return np.abs(self.mapped - self.mos)
+
+    @cached_property
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.triu_indices(len(self.mos), 1)
+
+    @cached_property
+    def significant(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each pair the difference in score, and which way its MOS differ significantly (-1, 0, 1)."""
+        i, j = self.pairs
+        told = np.abs(self.mos[i] - self.mos[j]) > CI * np.hypot(self.error[i], self.error[j])
+        return self.scores[i] - self.scores[j], np.sign(self.mos[i] - self.mos[j]) * told
+
+    def of_images(self, pairs: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> np.ndarray:
+        """The sums (N,) of pairs' values over each image's pairs, times N."""
+        n = len(self.mos)
+        return n * (np.bincount(pairs[0], values, n) + np.bincount(pairs[1], values, n))
+
+    def without(self, group: int) -> "Sample":
+        """The sample but for one of `JACKKNIFED` groups of images."""
+        kept = np.arange(len(self.mos)) * JACKKNIFED // len(self.mos) != group
+        return Sample(self.scores[kept], self.mos[kept], self.error[kept])
 
 
 def monotonic_cubic(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
@@ -73,123 +100,102 @@ def monotonic_cubic(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
 
 def _root_mean(squares: np.ndarray) -> Measured:
     """The root of the mean square with the degrees of freedom that the mapping leaves (P.1401, 7.5.1)."""
-    n = len(squares)
-    value = float(np.sqrt(squares.sum() / (n - MAPPED)))
-    spare = n / (n - MAPPED)  # once for the figure, once because the mapping bends towards each image
+    spare = len(squares) / (len(squares) - MAPPED)
+    value = float(np.sqrt(spare * squares.mean()))
+    # `spare` once more, because the mapping bends towards each image.
     return Measured(value, spare * (spare * squares - value**2) / (2 * value or 1))
 
 
-def _share(hits: np.ndarray) -> Measured:
-    return Measured(float(hits.mean()), hits - hits.mean())
+def rmse(s: Sample) -> Measured:
+    return _root_mean(s.residual**2)
 
 
-def rmse(mapped: np.ndarray, scores: np.ndarray, mos: np.ndarray, error: np.ndarray) -> Measured:
-    return _root_mean((mapped - mos) ** 2)
-
-
-def rmse_star(mapped: np.ndarray, scores: np.ndarray, mos: np.ndarray, error: np.ndarray) -> Measured:
+def rmse_star(s: Sample) -> Measured:
     """P.1401, 7.7: of errors only what exceeds the 95 % interval of the MOS counts."""
-    return _root_mean(np.maximum(0, np.abs(mapped - mos) - CI * error) ** 2)
+    return _root_mean(np.maximum(0, s.residual - CI * s.error) ** 2)
 
 
-def outlier_ratio(mapped: np.ndarray, scores: np.ndarray, mos: np.ndarray, error: np.ndarray) -> Measured:
+def outlier_ratio(s: Sample) -> Measured:
     """P.1401, 7.5.2.2: the share of images whose error exceeds the 95 % interval of their MOS."""
-    return _share((np.abs(mapped - mos) > CI * error).astype(float))
+    outlier = s.residual > CI * s.error
+    return Measured(float(outlier.mean()), outlier - outlier.mean())
 
 
-def _pairs(n: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.triu_indices(n, 1)
-
-
-def _of_images(n: int, pairs: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> np.ndarray:
-    """The sums (N,) over each image's pairs."""
-    return np.bincount(pairs[0], values, n) + np.bincount(pairs[1], values, n)
-
-
-def _auc(values: np.ndarray, positive: np.ndarray, pairs: tuple[np.ndarray, np.ndarray], n: int) -> Measured:
+def _auc(s: Sample, values: np.ndarray, positive: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> Measured:
     """Area under the ROC curve by which values (P,) of pairs of images tell the positive from the others."""
     many, few = int(positive.sum()), int((~positive).sum())
     if not many or not few:
-        return Measured(NAN, np.full(n, NAN))
-    ranks = stats.rankdata(values)
-    below = np.empty(len(values))  # of the other kind's pairs, the share with lower values (ties: half)
-    for kind, others in ((positive, few), (~positive, many)):
+        return Measured(NAN, np.full(len(s.mos), NAN))
+    ranks, below = stats.rankdata(values), np.empty(len(values))
+    for kind, others in ((positive, few), (~positive, many)):  # of the other kind, the share that lies lower
         below[kind] = (ranks[kind] - stats.rankdata(values[kind])) / others
     value = float(below[positive].mean())
-    influence = np.where(positive, (below - value) / many, (1 - below - value) / few)
-    return Measured(value, n * _of_images(n, pairs, influence))
+    return Measured(value, s.of_images(pairs, np.where(positive, (below - value) / many, (1 - below - value) / few)))
 
 
-def _krasula(scores: np.ndarray, mos: np.ndarray, error: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple]:
-    """Of each pair of images: the difference in score, the significance of that in MOS (-1, 0, 1), and which."""
-    pairs = i, j = _pairs(len(mos))
-    significant = np.abs(mos[i] - mos[j]) > CI * np.hypot(error[i], error[j])
-    return scores[i] - scores[j], np.sign(mos[i] - mos[j]) * significant, pairs
-
-
-def different_similar(mapped: np.ndarray, scores: np.ndarray, mos: np.ndarray, error: np.ndarray) -> Measured:
+def different_similar(s: Sample) -> Measured:
     """Krasula's AUC of pairs whose MOS differ significantly against the others, by their difference in score."""
-    difference, sign, pairs = _krasula(scores, mos, error)
-    return _auc(np.abs(difference), sign != 0, pairs, len(mos))
+    difference, sign = s.significant
+    return _auc(s, np.abs(difference), sign != 0, s.pairs)
 
 
-def better_worse(mapped: np.ndarray, scores: np.ndarray, mos: np.ndarray, error: np.ndarray) -> Measured:
+def better_worse(s: Sample) -> Measured:
     """Krasula's AUC of better against worse among the pairs that differ, each taken in both orders."""
-    difference, sign, (i, j) = _krasula(scores, mos, error)
+    (difference, sign), (i, j) = s.significant, s.pairs
     of = sign != 0
-    both = np.concatenate([difference[of], -difference[of]])
-    ends = np.concatenate([i[of], j[of]]), np.concatenate([j[of], i[of]])
-    return _auc(both, np.concatenate([sign[of], -sign[of]]) > 0, ends, len(mos))
+    both, better = (np.concatenate([each[of], -each[of]]) for each in (difference, sign))
+    return _auc(s, both, better > 0, (np.tile(i[of], 2), np.tile(j[of], 2)))
 
 
-def accuracy(mapped: np.ndarray, scores: np.ndarray, mos: np.ndarray, error: np.ndarray) -> Measured:
+def accuracy(s: Sample) -> Measured:
     """Krasula's share of the pairs that differ which the model puts in the right order (a tie: half)."""
-    difference, sign, (i, j) = _krasula(scores, mos, error)
-    of, n = sign != 0, len(mos)
-    if not of.any():
-        return Measured(NAN, np.full(n, NAN))
+    (difference, sign), (i, j) = s.significant, s.pairs
+    of = sign != 0
     right = (np.sign(difference[of]) * sign[of] + 1) / 2
-    return Measured(float(right.mean()), n * _of_images(n, (i[of], j[of]), right - right.mean()) / len(right))
+    value = float(right.mean()) if of.any() else NAN
+    return Measured(value, s.of_images((i[of], j[of]), (right - value) / max(len(right), 1)))
 
 
-def resolving_power(mapped: np.ndarray, scores: np.ndarray, mos: np.ndarray, error: np.ndarray) -> Measured:
+def resolving_power(s: Sample) -> Measured:
     """J.149, 4.3: the difference in mapped score, in units of the MOS, from which on viewers tell two images apart
     with 95 % confidence. nan where they never do. As bins and mapping depend on all images, it is measured anew
     without each of some groups of images, whose influence that is (the jackknife of groups)."""
-    groups = np.arange(len(mos)) * JACKKNIFED // len(mos)
-    value = _crossing(mapped, mos, error)
-    left = [_crossing(monotonic_cubic(scores[of], mos[of]), mos[of], error[of]) for of in _without(groups)]
-    return Measured(value, (JACKKNIFED - 1) * (np.mean(left) - np.array(left)))
+    left = np.array([_crossing(s.without(group)) for group in range(JACKKNIFED)])
+    return Measured(_crossing(s), (JACKKNIFED - 1) * (left.mean() - left))
 
 
-def _without(groups: np.ndarray) -> Iterator[np.ndarray]:
-    yield from (groups != group for group in range(JACKKNIFED))
-
-
-def _crossing(mapped: np.ndarray, mos: np.ndarray, error: np.ndarray) -> float:
+def _crossing(s: Sample) -> float:
     """Where the mean confidence of pairs in 19 bins, each two twentieths of the largest difference wide, is .95."""
-    i, j = _pairs(len(mos))
-    difference = mapped[i] - mapped[j]
-    confidence = special.ndtr(np.sign(difference) * (mos[i] - mos[j]) / np.hypot(error[i], error[j]).clip(1e-300))
+    i, j = s.pairs
+    difference = s.mapped[i] - s.mapped[j]
+    z = np.sign(difference) * (s.mos[i] - s.mos[j]) / np.hypot(s.error[i], s.error[j]).clip(1e-300)
     step = np.abs(difference).max() / J149_BINS or 1.0
     place = np.minimum(np.abs(difference) / step, J149_BINS - 1e-9).astype(int)
-    sums, counts = (np.bincount(place, weights, J149_BINS) for weights in (confidence, None))
+    sums, counts = (np.bincount(place, weights, J149_BINS) for weights in (special.ndtr(z), None))
     with np.errstate(invalid="ignore"):
         means = (sums[1:] + sums[:-1]) / (counts[1:] + counts[:-1])
-    for k, (low, high) in enumerate(zip(means, means[1:])):
-        if low < LEVEL <= high:
-            return float((k + 1 + (LEVEL - low) / (high - low)) * step)
-    return NAN
+    found = (k + (LEVEL - a) / (b - a) for k, (a, b) in enumerate(zip(means, means[1:]), 1) if a < LEVEL <= b)
+    return float(next(found, NAN) * step)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """A figure, its title, whether it needs votes, and the scale on which its interval is symmetric."""
+
+    of: Callable[[Sample], Measured]
+    title: str
+    votes: bool = True
+    scale: str = "logit"
 
 
 STANDARDS = {
-    "rmse": Standard(rmse, "RMSE"),
-    "rmse_star": Standard(rmse_star, "RMSE*", votes=True),
-    "outlier_ratio": Standard(outlier_ratio, "outlier\nratio", votes=True, scale="logit"),
-    "auc_ds": Standard(different_similar, "AUC\ndiff/similar", True, True, "logit"),
-    "auc_bw": Standard(better_worse, "AUC\nbetter/worse", True, True, "logit"),
-    "accuracy": Standard(accuracy, "accuracy\nof order", True, True, "logit"),
-    "resolving_power": Standard(resolving_power, "resolving\npower", votes=True),
+    "rmse": Standard(rmse, "RMSE", votes=False, scale="log"),
+    "rmse_star": Standard(rmse_star, "RMSE*", scale="log"),
+    "outlier_ratio": Standard(outlier_ratio, "outlier\nratio"),
+    "auc_ds": Standard(different_similar, "AUC\ndiff/similar"),
+    "auc_bw": Standard(better_worse, "AUC\nbetter/worse"),
+    "accuracy": Standard(accuracy, "accuracy\nof order"),
+    "resolving_power": Standard(resolving_power, "resolving\npower", scale="log"),
 }
 
 
@@ -197,22 +203,20 @@ def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> di
     """The figures of scores (N,) that rise with quality, as far as the set has votes: error (N,) or None."""
     if len(mos) < 10 or np.ptp(scores) == 0:
         return {}
-    mapped, error = monotonic_cubic(scores, mos), np.zeros(0) if error is None else error
-    chosen = {name: each for name, each in STANDARDS.items() if len(error) or not each.votes}
-    return {name: each.of(mapped, scores, mos, error) for name, each in chosen.items()}
+    sample = Sample(scores, mos, error)
+    return {name: each.of(sample) for name, each in STANDARDS.items() if error is not None or not each.votes}
 
 
 def estimate(name: str, found: Measured) -> Estimate:
     """The figure with its 95 % interval, on the scale that keeps it in its range."""
-    value, reach, n = found.value, stats.t.ppf((1 + LEVEL) / 2, max(len(found.influence) - 1, 1)), len(found.influence)
-    if not np.isfinite(value) or not np.isfinite(found.error):
+    value, error, n = found.value, found.error, len(found.influence)
+    if not np.isfinite(value) or not np.isfinite(error):
         return Estimate(value)
+    reach = np.array([-1, 1]) * stats.t.ppf((1 + LEVEL) / 2, n - 1) * error
     if STANDARDS[name].scale == "log":
-        factor = np.exp(reach * found.error / value) if value else 1.0
-        return Estimate(value, value / factor, value * factor)
+        return Estimate(value, *(value * np.exp(reach / (value or 1))).tolist())
     inside = np.clip(value, 0.5 / n, 1 - 0.5 / n)
-    bounds = special.expit(special.logit(inside) + np.array([-1, 1]) * reach * found.error / (inside * (1 - inside)))
-    return Estimate(value, *bounds.tolist())
+    return Estimate(value, *special.expit(special.logit(inside) + reach / (inside * (1 - inside))).tolist())
 
 
 def difference(a: Measured, b: Measured) -> Difference:
@@ -220,7 +224,7 @@ def difference(a: Measured, b: Measured) -> Difference:
     both = Measured(a.value - b.value, a.influence - b.influence)
     error, freedom = both.error, len(both.influence) - 1
     if not np.isfinite(both.value) or not error:
-        return Difference(both.value, NAN, NAN, float(both.value == 0) if both.value == both.value else NAN)
+        return Difference(both.value, NAN, NAN, NAN if np.isnan(both.value) else float(both.value == 0))
     reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     p = float(2 * stats.t.sf(abs(both.value) / error, freedom))
     return Difference(both.value, both.value - reach, both.value + reach, p, visible=FOUND * error)
@@ -232,9 +236,8 @@ def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
     too much, so that the paired test of `difference` is the one to go by. The F-test (P.1401, 7.6.4) takes the
     residuals for independent and sees too little."""
     plus, minus = residuals_a + residuals_b, residuals_a - residuals_b
-    if len(plus) < 4 or np.ptp(plus) == 0 or np.ptp(minus) == 0:
-        return NAN
-    return float(stats.pearsonr(plus, minus).pvalue)
+    known = len(plus) >= 4 and np.ptp(plus) > 0 and np.ptp(minus) > 0
+    return float(stats.pearsonr(plus, minus).pvalue) if known else NAN
 
 
 def over_sets(name: str, found: Sequence[Measured]) -> Measured:

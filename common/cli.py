@@ -198,11 +198,10 @@ class Flags:
         self.switch("--skip_bad_images", "skip_bad_images", True, "drop images that cannot be read instead of stopping")
 
     def parse(
-        self,
-        argv: Sequence[str] | None = None,
+        self, argv: Sequence[str] | None = None,
         problems: Callable[[Namespace, Given], Iterable[str]] = lambda options, given: (),
-        prepare: Callable[[Namespace, Given], object] = lambda options, given: None,
-    ) -> Namespace:
+        prepare: Callable[[Namespace, Given], object] = lambda options, given: None
+    ) -> Namespace:  # fmt: skip
         """The flags, all checked: ranges first, then the program's own `problems(options, given)`.
         given: the settings that the user gave -> (flag, value). prepare(options, given) fills in what follows from
         other flags, before the checks. Raises UserError naming every mistake."""
@@ -215,6 +214,16 @@ class Flags:
         if found := [*found, *problems(options, given)]:
             raise UserError("; ".join(found))
         return options
+
+
+def without(words: Sequence[str], *flags: str) -> list[str]:
+    """A command's words without these flags and their values."""
+    kept, dropping = [], False
+    for word in words:
+        if word.startswith("--"):
+            dropping = word.partition("=")[0] in flags
+        kept += [] if dropping else [word]
+    return kept
 
 
 def problem_of(check: Callable[..., object], *values: object) -> str | None:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.cli import POSITIVE, Flags
+from common.cli import POSITIVE, Flags, without
 from common.errors import UserError, said_of
 
 LAUNCHERS = ("slurm", "local")
-OWN = {"--launcher": 1, "--nodes": 1, "--gpus_per_node": 1, "--time": 1, "--slurm": None}  # flag -> its values
+OWN = ("--launcher", "--nodes", "--gpus_per_node", "--time", "--slurm")
 SETTINGS = tuple(flag.lstrip("-") for flag in OWN)
 SIGNAL_SECONDS = 180  # before the time limit; a state takes seconds to write
 STOPPED = 128 + signal.SIGTERM
@@ -44,21 +44,6 @@ def _problem(options: Namespace) -> str | None:
     if options.launcher == "local" and options.nodes > 1:
         return f"--nodes {options.nodes}: this machine is one"
     return None
-
-
-def without_cluster_flags(words: Sequence[str]) -> list[str]:
-    """A command's words without the flags of `cluster_flags`."""
-    kept, skip = [], 0.0
-    for word in words:
-        flag, equals, _ = word.partition("=")
-        if flag in OWN:
-            skip = 0 if equals else (OWN[flag] or float("inf"))
-        elif word.startswith("--") or not skip:
-            kept.append(word)
-            skip = 0
-        else:
-            skip -= 1
-    return kept
 
 
 @dataclass
@@ -132,13 +117,10 @@ class Cluster:
             raise UserError(f"--launcher {options.launcher}: {said_of(problem)}") from None
         more = dict(word.split("=", 1) for word in options.slurm)
         executor.update_parameters(
-            nodes=options.nodes,
-            tasks_per_node=options.gpus_per_node,
-            gpus_per_node=options.gpus_per_node,
-            timeout_min=max(1, round(60 * options.time)),
-            slurm_signal_delay_s=SIGNAL_SECONDS,
+            nodes=options.nodes, tasks_per_node=options.gpus_per_node, gpus_per_node=options.gpus_per_node,
+            timeout_min=max(1, round(60 * options.time)), slurm_signal_delay_s=SIGNAL_SECONDS,
             slurm_additional_parameters={"requeue": True, **more},
-        )
+        )  # fmt: skip
         self.executor: Any = executor
 
     def submit(self, name: str, words: Sequence[str]) -> Submitted:
@@ -154,7 +136,7 @@ def submitted(options: Namespace) -> bool:
     """Whether the program's flags ask for a job, which is then submitted, and said where it writes."""
     if options.launcher is None:
         return False
-    name, words = options.run_name or Path(sys.argv[0]).stem, without_cluster_flags(sys.argv)
+    name, words = options.run_name or Path(sys.argv[0]).stem, without(sys.argv, *OWN)
     job = Cluster(options, options.log_dir / "jobs").submit(name, words).job
     print(f"Job {job.job_id}: what it says goes to {job.paths.stdout} and {job.paths.stderr.name}")
     return True

@@ -35,14 +35,9 @@ class ImageCache:
     decoding; without, they are decoded into memory. Raises UserError where the cache cannot be written."""
 
     def __init__(
-        self,
-        name: str,
-        paths: Sequence[Path],
-        resize: str,
-        min_side: int,
-        cache_dir: Path | None = None,
-        exif_rotate: bool = False,
-    ):
+        self, name: str, paths: Sequence[Path], resize: str, min_side: int, cache_dir: Path | None = None,
+        exif_rotate: bool = False
+    ):  # fmt: skip
         self.name, self.paths, self.resize, self.min_side = name, list(paths), resize, min_side
         self.exif_rotate = exif_rotate
         self.index = {path: i for i, path in enumerate(self.paths)}
@@ -228,13 +223,9 @@ def half_built(folder: Path) -> Path:
 
 
 def build_once(
-    folder: Path,
-    opened: Callable[[], bool],
-    build: Callable[[Path], None],
-    waiting: str,
-    what: str,
-    goes_on: bool = False,
-) -> bool:
+    folder: Path, opened: Callable[[], bool], build: Callable[[Path], None], waiting: str, what: str,
+    goes_on: bool = False
+) -> bool:  # fmt: skip
     """Make a folder that appears under its name only when it is complete; returns whether this process made it.
     opened: opens it where it is complete; build(temporary): fills it, under a lock: who comes meanwhile says `waiting`
     and waits. goes_on: what a killed process had built is handed to `build`, not removed. Raises UserError."""

@@ -17,7 +17,7 @@ import numpy as np
 import certificate
 import checkpoints
 import engine
-from common.cli import called
+from common.cli import called, without
 from common.cluster import SETTINGS
 from common.errors import UserError, first_five
 from common.files import HERE
@@ -145,9 +145,9 @@ def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
     for name, each in c["sets"].items():
         placed[each["trained"]].append(each["flag"] + (f"={where[name]}" if where[name] else ""))
     if "demo" not in c["sets"]:  # which finds its cross test itself
-        words = _without(words, "--spaq_path", "--cross_test", "--no_spaq")
+        words = without(words, "--spaq_path", "--cross_test", "--no_spaq")
         words += ["--cross_test", *placed[False]] if placed[False] else ["--no_spaq"]
-    words = [*_without(words, "--dataset", "--dataset_path"), "--dataset", *placed[True]]
+    words = [*without(words, "--dataset", "--dataset_path"), "--dataset", *placed[True]]
     with tempfile.TemporaryDirectory(prefix="certify_") as folder:
         words += ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
@@ -163,16 +163,6 @@ def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
     for part, figures in c["figures"].items():
         for figure, (own, *_) in figures.items():
             yield compared(f"trained anew: {part} {figure.upper()}", [own], [again["metrics"][part][figure]])
-
-
-def _without(words: Sequence[str], *flags: str) -> list[str]:
-    """A command's words without these flags and their values."""
-    kept, dropping = [], False
-    for word in words:
-        if word.startswith("--"):
-            dropping = word.partition("=")[0] in flags
-        kept += [] if dropping else [word]
-    return kept
 
 
 def facts(name: str, d: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

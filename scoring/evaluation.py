@@ -60,14 +60,9 @@ class SetTest:
 
 
 def read_sets(
-    paths: Mapping[str, Path | None],
-    description: Mapping[str, Any],
-    split: str = "auto",
-    resize: str | None = None,
-    seed: int | None = None,
-    lower_is_better: bool | list[str] = False,
-    columns: Columns = USUAL,
-) -> list[SetTest]:
+    paths: Mapping[str, Path | None], description: Mapping[str, Any], split: str = "auto", resize: str | None = None,
+    seed: int | None = None, lower_is_better: bool | list[str] = False, columns: Columns = USUAL
+) -> list[SetTest]:  # fmt: skip
     """The sets of `paths` (name -> folder, None: its default), read and checked, for a checkpoint's description.
     split: auto, test or all. resize: for all sets; None: each as `default_resize` says. seed: of a random split;
     None: the run's. lower_is_better, columns: of csv. Raises UserError naming what is wrong with each of the sets."""

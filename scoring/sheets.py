@@ -34,13 +34,9 @@ class Cell:
 
 
 def draw(
-    path: Path,
-    title: str,
-    description: dict[str, Any],
-    scores: Sequence[tuple[str, float]],
-    failures: Sequence[str] = (),
-    failed: int = 0,
-) -> None:
+    path: Path, title: str, description: dict[str, Any], scores: Sequence[tuple[str, float]],
+    failures: Sequence[str] = (), failed: int = 0
+) -> None:  # fmt: skip
     """Write the sheet of these (image, score) as HTML. Raises UserError if unwritable.
     description: the model's; failures: lines about images without a score, all or the first of `failed`."""
     cells = chosen(scores, description["higher_is_better"])

@@ -18,13 +18,9 @@ PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")
 
 
 def measure(
-    model: HyperNet,
-    criterion: engine.Criterion,
-    optimizer: torch.optim.Optimizer,
-    batches: Any,
-    hardware: Hardware,
-    steps: int,
-) -> dict[str, Any]:
+    model: HyperNet, criterion: engine.Criterion, optimizer: torch.optim.Optimizer, batches: Any, hardware: Hardware,
+    steps: int
+) -> dict[str, Any]:  # fmt: skip
     """Seconds a step: `whole` as training makes them, and each of `PARTS` when the host waits for the device after it.
     `backward` has the sum of the processes' gradients with it, `forward` the augmentation. `patches` per second, over
     all processes; `used`: the share of `matrix`, the device's operations per second in large products of matrices, that

@@ -10,8 +10,8 @@ import pytest
 from helpers import write_koniq
 from processes import ROOT, assert_same_but_for_stops, results
 
-from common.cli import Flags
-from common.cluster import Cluster, cluster_flags, without_cluster_flags
+from common.cli import Flags, without
+from common.cluster import OWN, Cluster, cluster_flags
 from common.errors import UserError
 
 pytest.importorskip("submitit")
@@ -39,8 +39,8 @@ def test_a_job_runs_the_command_without_the_flags_of_the_cluster():
         "--time",
         "2",
     ]
-    assert without_cluster_flags(words) == ["train.py", "--epochs", "3", "--lr", "1"]
-    assert without_cluster_flags(["train.py", "--slurm", "a=b"]) == ["train.py"]
+    assert without(words, *OWN) == ["train.py", "--epochs", "3", "--lr", "1"]
+    assert without(["train.py", "--slurm", "a=b"], *OWN) == ["train.py"]
 
 
 @pytest.mark.parametrize(
