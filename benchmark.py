@@ -1,25 +1,11 @@
 """How much faster than the published procedure? Both, phase by phase, in one run on the same files. And what a model
-costs: parameters, operations, latency and memory, as papers print them.
+costs: parameters, operations, latency and memory, as papers print them. docs/performance.md says how it is measured.
 
     python benchmark.py                                     # 113 generated images, Swin-T
     python benchmark.py --backbone resnet --train_patch_num 4
     python benchmark.py --dataset_path koniq-10k --spaq_path spaq-test --train_patch_num 20 --plain_steps 60
     python benchmark.py --step 20 --processes 1 2 --batch_size 32          # where a training step's time goes
-    python benchmark.py --model resnet50 swin_tiny_patch4_window7_224+concat checkpoints/NAME --latex costs.tex
-
-Plain is the published procedure written plainly: every start decodes all images with PIL, every patch is
-flipped, cropped, converted and normalised one by one in the training process, in fp32; the target network
-is a grouped convolution; testing scores one crop at a time, `--test_patch_num` identical centre crops per
-image. The ratios are what counts: times on a busy or a small machine say little.
-
-With --step the parts of a step are measured one by one, the host waiting for the device after each; `whole` is a
-step as training makes it, `waits` what is neither forward, loss, backward nor optimizer, `used` the share of the
-device's speed at large products of matrices. Under several processes (--processes) the batch stays the same, over all.
-
-GMACs are multiply-accumulates in units of 1e9, what papers print as FLOPs; GFLOP counts both, twice as much. They are
-torch's own count of one patch's forward pass, with attention in its parts. Biases, norms, activations and pooling,
-which papers leave out too, do not count. The backbone has the LDA with it. Latency is that of the forward pass in
-fp32, per image of one patch: median, and 5th to 95th percentile."""
+    python benchmark.py --model resnet50 swin_tiny_patch4_window7_224+concat checkpoints/NAME --latex costs.tex"""
 
 import argparse
 import functools

@@ -64,8 +64,7 @@ def seal_of(description: Mapping[str, Any]) -> str:
 
 def pixels(images: DecodedSet) -> str:
     """Changes when a pixel of the set's images does, as decoded and before they were resized."""
-    cache = images.cache
-    return digest_of(sorted((r.name, cache.digests[cache.index[r.path]]) for r in images.data.records))
+    return digest_of(sorted((r.name, images.of("digests", r)) for r in images.data.records))
 
 
 def predictions_digest(rows: Iterable[Prediction]) -> str:
@@ -78,16 +77,9 @@ def with_intervals(tested: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[
     for part, (scores, mos) in tested.items():
         for name in RECORDED:
             draws = intervals.bootstrap(name, scores, mos, RESAMPLES)[:, 0]
-            found.setdefault(part, {})[name] = [
-                FIGURES[name].of(scores, mos), *intervals.percentile_interval(draws),
-            ]  # fmt: skip
+            bounds = intervals.percentile_interval(draws)
+            found.setdefault(part, {})[name] = [FIGURES[name].of(scores, mos), *bounds]
     return found
-
-
-def start(path: Path, weights: str, description: Mapping[str, Any]) -> dict[str, Any]:
-    """What a model started from, and what that one did."""
-    starts = description.get("certificate", {}).get("starts", {})
-    return {"file": str(path), "weights": weights, "run": description.get("run"), "starts": starts}
 
 
 def packed(rows: Sequence[tuple[str, str]]) -> str:
@@ -115,13 +107,12 @@ def of_sets(data: "RunData") -> dict[str, dict[str, Any]]:
         name = part if part in data.cross else images.data.name
         if name in found:
             continue
-        cache, d = images.cache, images.data
-        training = d.split("train") if name in data.trained else []
+        d, training = images.data, images.data.split("train") if name in data.trained else []
         counts = {split: len(d.split(split)) for split in ("train", "val", "test") if d.split(split)}
         found[name] = {
             "flag": flags[name][0], "path": plain(flags[name][1]), "trained": name in data.trained, "images": counts,
             "records": d.fingerprint(), "pixels": pixels(images), "notes": list(d.notes),
-            "looks": packed([(r.name, cache.looks[cache.index[r.path]]) for r in training]),
+            "looks": packed([(r.name, images.of("looks", r)) for r in training]),
         }  # fmt: skip
     return found
 
@@ -131,9 +122,13 @@ def made(
 ) -> dict[str, Any]:
     """What of the certificate is the same for all models of a round. sets: `of_sets`. starts: the models of --init and
     --teacher."""
-    known = {how: start(each.path, each.digest, each.description) for how, each in starts.items() if each}
-    if o.backbone_weights:
-        known["backbone_weights"] = start(o.backbone_weights, weights_of("backbone_weights", o.backbone_weights), {})
+    known: dict[str, dict] = {}
+    for how, each in starts.items():
+        if each:  # with what that one started from
+            before = each.description.get("certificate", {}).get("starts", {})
+            known[how] = {"file": str(each.path), "weights": each.digest, "starts": before}
+    if file := o.backbone_weights:
+        known["backbone_weights"] = {"file": str(file), "weights": weights_of("backbone_weights", file), "starts": {}}
     rule = {"select_on": o.select_on, "select_set": o.select_set, "patience": o.early_stopping and o.patience}
     machine = {"device": hardware.name, "precision": "bf16" if hardware.bf16 else "fp32",
                "threads": torch.get_num_threads(), "processes": distributed.world()}  # fmt: skip

@@ -1,14 +1,12 @@
 """Show where a model's figures come from, and check them: the certificate that every best model carries.
 
-python certify.py checkpoints/NAME                                          # on the sets in their default places
-python certify.py model.pkl --dataset_path /data/koniq-10k --spaq_path /data/spaq
-python certify.py model.pkl --dataset_path koniq-10k=/data/k kadid-10k=/data/d --cross_test livec=/data/livec
+python certify.py checkpoints/NAME                          # sets where they were in training, else beside the scripts
+python certify.py model.pkl --dataset_path /data/koniq-10k --spaq_path /data/spaq --cross_test livec=/data/livec
 python certify.py model.pkl --sheet twins.html     # test images that look like training images, side by side
 python certify.py model.pkl --repeat               # train it anew from the certificate alone, and compare
 
-Each item is reproduced (and how exactly), differs (by what), or cannot be checked (and why). Exit code 0: all was
-reproduced; 1: something differs; 3: something could not be checked. Figures count as reproduced where they agree to
-four decimals. The certificate holds digests, not signatures: it shows what changed, not who changed it."""
+Each item is reproduced (and how exactly), differs, or cannot be checked (and why). Exit code 0: all was reproduced; 1:
+something differs; 3: something could not be checked. docs/using_models.md"""
 
 import argparse
 import textwrap

@@ -207,6 +207,10 @@ class DecodedSet:
         upscaled = f"{name}: {cache.upscaled} images smaller than the patch were scaled up to it"
         return [fact, upscaled] if cache.upscaled else [fact]
 
+    def of(self, what: str, record: Record) -> str:
+        """What the cache knows of a record's image: one of its `digests` or `looks`."""
+        return getattr(self.cache, what)[self.cache.index[record.path]]
+
     def records(self, split: str) -> list[Record]:
         """The split's images that can be read. Raises UserError where there are none."""
         records = [record for record in self.data.split(split) if record.path not in self.bad]

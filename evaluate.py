@@ -5,18 +5,8 @@ python evaluate.py model.pkl --datasets live=/data/live csiq=/data/csiq --csv fi
 python evaluate.py model.pkl --datasets csv=mine.csv --lower_is_better --predictions predictions.csv
 
 CHECKPOINT is a best model or the folder of its run, its .safetensors, or a state dict of the public HyperIQA code.
-NAME=PATH says where a set lies; without, it is the folder of that name beside this script.
-
-Which images: the test images of a set that comes with a split (koniq-10k: the 2,010 that the field reports), whatever
-the model was trained on. Of the other sets all images; but of the set that the model was trained on the test images of
-its random split, redrawn with the run's seed. --split test or all changes that; the output says what was done.
-
-Which size: the set that the model was trained on as then; the others as --resize says, or as the training's --resize
-did where that was not its set's default, else by their own default. So a run's figures come out again.
-
-fitted: after the four-parameter logistic, fitted once to the set's images. It maps to the set's own scale, so that RMSE
-is in units of its MOS; between two scales it would mean nothing. The curve may fall: SRCC, PLCC and KRCC (tau-b) tell
-the sign, which is positive where the model agrees with the opinions, on sets of DMOS too."""
+NAME=PATH says where a set lies; without, it is the folder of that name beside this script. Which images are tested, at
+which size, and what `fitted` means: docs/using_models.md"""
 
 import argparse
 import csv

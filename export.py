@@ -5,21 +5,8 @@
     python export.py koniq_pretrained.pkl koniq.safetensors  # of the public code, now with a description
     python export.py koniq_pretrained.pkl koniq.pkl          # tensors that the public code loads as well
 
-The format is OUTPUT's suffix, or --format. ONNX needs `pip install onnx onnxscript onnxruntime`, and for ResNets a
-torch newer than 2.6, such as 2.11. Its graph takes patches as they are cut from a decoded image, and normalises them
-itself, in fp32:
-
-    input   patches  uint8 (N, P, P, 3), RGB, 0..255; any N, P is the model's patch size
-    output  scores   float32 (N,), on the scale of the MOS that the model was trained on
-
-    session = onnxruntime.InferenceSession("koniq.onnx")
-    about = json.loads(session.get_modelmeta().custom_metadata_map["hyperiqa"])
-    scores = session.run(None, {"patches": patches})[0]           # an image's score is the mean over its patches
-
-`about` holds all that is needed to cut them: `patch_size`, `resize` (as --resize, bilinear with antialiasing, done
-first), `test_crop`, `test_patch_num`; and `score_range`, `higher_is_better`, `dataset`, `metrics`. Resize and crop as
-`inference.QualityModel.patches`, and the scores are those of predict.py. The file appears only once onnxruntime's
-scores have been found equal to PyTorch's, to 1e-4 of the score range, for batches of 1, 2 and 5."""
+The format is OUTPUT's suffix, or --format. The ONNX graph takes uint8 patches (N, P, P, 3) and gives scores (N,); what
+cuts them is in its metadata, and docs/using_models.md shows how. It is written only where it scores as PyTorch does."""
 
 from __future__ import annotations
 

@@ -5,17 +5,8 @@ python predict.py model.pkl photos --output scores.csv              # a folder a
 python predict.py model.pkl 'photos/**/*.jpg' --sheet sheet.html    # and a page of the images, sorted by score
 find /data -name '*.png' | python predict.py model.pkl - --format jsonl
 
-A folder stands for the files in and below it that have an image's suffix, a quoted pattern for those that it
-matches; hidden names are skipped. A file named by itself is tried whatever its suffix; `-` reads paths from
-standard input, one per line, as they come, after what is named otherwise. An image named twice is scored once.
-
-Rows: image (as named or found), score (on the scale of the model's training data), error (why there is no score),
-made_with (a digest of the weights, and the settings). What cannot be read does not stop the rest: it has a row
-with an error, is counted at the end, and makes the exit code 1.
-
-The same command with an --output that exists goes on with it: images that have a score there are skipped, failed
-ones that are named again are tried again, and a row that a crash cut off is dropped. Rows of other weights or
-settings are never mixed in: that is an error."""
+Rows: image, score, error (why there is no score), made_with. The same command goes on with an --output that exists.
+Exit code 1: some images could not be scored. What is an image, and what is never mixed: docs/using_models.md"""
 
 import argparse
 import hashlib

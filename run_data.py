@@ -322,9 +322,9 @@ def overlapping(sets: Iterable[DecodedSet], trained: Iterable[DataSet], allowed:
     for one, other in itertools.permutations(sets, 2):
         if not any(one.data is data for data in trained):
             continue
-        training = {one.cache.digests[one.cache.index[r.path]]: r.name for r in one.data.split("train")}
+        training = {one.of("digests", r): r.name for r in one.data.split("train")}
         for record in other.data.records:
-            twin = training.get(other.cache.digests[other.cache.index[record.path]] or None)
+            twin = training.get(other.of("digests", record) or None)
             if record.split != "train" and twin is not None:
                 found.append(f"{other.data.name} {record.name} = {one.data.name} {twin}")
     text = f"{len(found)} images of a test split are another set's training images: {first_five(found)}"
@@ -339,8 +339,7 @@ def look_alikes(sets: Iterable[DecodedSet], trained: Iterable[DataSet]) -> list[
     for images in sets:
         of_training = any(images.data is data for data in trained)
         for r in images.data.records:
-            look = images.cache.looks[images.cache.index[r.path]]
-            sides[of_training and r.split == "train"].append((f"{images.data.name} {r.name}", r.path, look))
+            found = f"{images.data.name} {r.name}", r.path, images.of("looks", r)
+            sides[of_training and r.split == "train"].append(found)
     tested, training = ([look for _, _, look in side] for side in sides)
-    pairs = near_duplicates(tested, training)
-    return [(sides[0][i][:2], sides[1][j][:2]) for i, j in pairs]
+    return [(sides[0][i][:2], sides[1][j][:2]) for i, j in near_duplicates(tested, training)]

@@ -1,15 +1,12 @@
 """Search a grid of settings: one training run per combination, and at the end the table, best setting first.
 
 python search.py train_swin.py --ranking_loss_alpha 0.1 0.3 0.5 --ranking_loss_margin 0.3 0.5 -- --epochs 5
-python search.py train_swin.py --lr 1e-5 2e-5 --seeds 3 --jobs 2 --gpus 0,1 --plot grid.png -- --dataset koniq-10k
-python search.py train_resnet.py --lr_ratio 5 10 20 --dry_run -- --lr_scheduler step
+python search.py train_swin.py --lr 1e-5 2e-5 --seeds 3 --jobs 2 --gpus 0,1 -- --dataset koniq-10k
 python search.py train_swin.py --lr 1e-5 2e-5 --launcher slurm --gpus_per_node 4 --time 8 -- --dataset koniq-10k
 python search.py --each train_timm.py --loss l1 mse plcc --ema 0 0.99 --augment hflip "hflip blur" -- --epochs 5
 
-Any flag of the training script with several values is searched; what follows `--` goes to every run. With --each, the
-first values together are one setting, and every other value takes its flag's place in it alone: an ablation. The same
-command after an interruption trains what is missing: a run's name is made of its settings. Given at once on several
-machines that share the folders, it shares the work between them."""
+Any flag of the training script with several values is searched; what follows `--` goes to every run. --each changes
+one flag at a time. The same command goes on after an interruption; on several machines it shares the work."""
 
 import argparse
 import hashlib
@@ -25,7 +22,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -36,9 +32,8 @@ from common.errors import UserError
 from common.launching import end, last_error, start
 from comparing import plots, runs
 from comparing.runs import FIGURE, Entry, Measure
-from intervals import NAN, Estimate
 
-OWN = (*"--each --jobs --gpus --seeds --log_dir --plot --metric --dry_run --help -h".split(), *cluster.OWN)
+OWN = (*"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(), *cluster.OWN)
 LOOK_SECONDS = 3  # between two looks at what other searches run
 # Where things go and how fast, not what is computed: the same run with other values is not repeated.
 PLACES = ("--log_dir", "--checkpoint_dir", "--workers", "--cache_dir")
@@ -103,12 +98,6 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
             yield "--seeds: contradicts a searched --seed"
         if not options.script.is_file():
             yield f"{options.script}: no such script"
-        if options.plot and options.each:
-            yield "contradictory flags: --plot and --each: there is no grid to draw"
-        elif options.plot and len([flag for flag in grid if len(grid[flag]) > 1]) not in (1, 2):
-            yield "--plot: expected one or two flags with several values"
-        if options.plot and (problem := plots.drawing_problem("--plot")):
-            yield problem
 
     flags = Flags(__doc__)
     flags.words("script", "train_swin.py, train_resnet.py or train_timm.py", type=Path)
@@ -119,7 +108,6 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
     flags.value("--gpus", None, "GPUs to spread the runs over, such as 0,1", numbers, metavar="LIST")
     flags.path("--log_dir", Path("logs"), "where the logs go")
     flags.value("--metric", "srcc", "what the settings are ranked by", FIGURE)
-    flags.output("--plot", "one searched flag: a line; two: a heat map", plots.PICTURES)
     flags.switch("--dry_run", "dry_run", True, "print the commands and stop")
     cluster_flags(flags)
     return flags.parse(own, problems), grid, common
@@ -277,20 +265,7 @@ def entries_of(jobs: Sequence[Job]) -> list[Entry]:
     return [Entry(setting or of_it[0].name, tuple(of_it)) for setting, of_it in found.items()]
 
 
-def draw(path: Path, grid: dict[str, list[str]], entries: Sequence[Entry], measure: Measure) -> None:
-    """The figure over the searched flags that have several values."""
-    axes = {flag: list(dict.fromkeys(values)) for flag, values in grid.items() if len(values) > 1}
-    fixed = {flag: values[0] for flag, values in grid.items()}
-    estimates = {entry.name: measure.estimate(entry) for entry in entries}
-    settings = [said(fixed | dict(zip(axes, values))) for values in itertools.product(*axes.values())]
-    cells = [estimates.get(setting, Estimate(NAN)) for setting in settings]
-    figures = np.array([cell.value for cell in cells]).reshape([len(values) for values in axes.values()])
-    bounds = np.array([(cell.low, cell.high) for cell in cells]) if len(axes) == 1 else None
-    named = [(flag.lstrip("-"), values) for flag, values in axes.items()]
-    plots.draw_grid(path, measure.metric, named, figures, bounds, measure.higher_is_better)
-
-
-def report(options, grid: dict[str, list[str]], jobs: Sequence[Job]) -> None:
+def report(options, jobs: Sequence[Job]) -> None:
     measure, entries = Measure(options.metric), entries_of(jobs)
     if not entries:
         return
@@ -302,8 +277,6 @@ def report(options, grid: dict[str, list[str]], jobs: Sequence[Job]) -> None:
     print("".join(f"\n  {brief} = {name}" for name, brief in short.items() if brief != name))
     if len(entries) > 1:
         print(f"Is a difference real? python compare_logs.py {options.log_dir} --group --pairs")
-    if options.plot:
-        draw(options.plot, grid, entries, measure)
 
 
 def main() -> int:
@@ -326,7 +299,7 @@ def main() -> int:
         done = f"{sum(bool(finished(job)) for job in jobs)} of {len(jobs)} runs finished"
         print(f"\ninterrupted: {done}; the same command goes on from there", file=sys.stderr)
         return 130
-    report(options, grid, jobs)
+    report(options, jobs)
     print("".join(f"failed: {failure}\n" for failure in failures), end="", file=sys.stderr)
     return 1 if failures else 0
 

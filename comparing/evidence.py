@@ -32,21 +32,15 @@ def of_entry(entry: Entry) -> Sets:
     seeds are averaged, image by image."""
     sets: Sets = {}
     for part in ("test", *entry.runs[0].cross_tests):
-        found = [_of_run(run, part) for run in entry.runs]
-        names = [name for name in STANDARDS if all(name in each for each in found)]
-        alike = len({len(each[name].influence) for each in found for name in names[:1]}) == 1
-        if names and alike:
-            sets[part] = {name: _mean([each[name] for each in found]) for name in names}
+        scores = [run.scores(part) for run in entry.runs]
+        if None in scores or any(each.keys != scores[0].keys for each in scores):
+            continue
+        errors = entry.runs[0].errors(part, scores[0].keys)
+        found = [standards.measure(each.score, each.mos, errors) for each in scores]
+        for name in (name for name in STANDARDS if all(name in each for each in found)):
+            values, influences = zip(*((each[name].value, each[name].influence) for each in found))
+            sets.setdefault(part, {})[name] = Measured(float(np.mean(values)), np.mean(influences, 0))
     return with_all(sets)
-
-
-def _of_run(run: Run, part: str) -> dict[str, Measured]:
-    scores = run.scores(part)
-    return {} if scores is None else standards.measure(scores.score, scores.mos, run.errors(part, scores.keys))
-
-
-def _mean(found: Sequence[Measured]) -> Measured:
-    return Measured(float(np.mean([m.value for m in found])), np.mean([m.influence for m in found], 0))
 
 
 def table(rows: Sequence[tuple[str, str, Mapping[str, Measured]]], first: str) -> tuple[list[str], list[list[str]]]:
@@ -60,21 +54,17 @@ def table(rows: Sequence[tuple[str, str, Mapping[str, Measured]]], first: str) -
 
 
 def differences(a: Entry, b: Entry, sets: Mapping[Entry, Sets]) -> list[tuple[str, str, Difference, float]]:
-    """(set, figure, A − B, Pitman and Morgan's p of the RMSE, else nan) of two entries with the same images."""
+    """(set, figure, A − B, Pitman and Morgan's p of two runs' RMSE, else nan) of entries with the same images."""
     found = []
     for of, name in itertools.product(sets[a], STANDARDS):
         both = [sets[each].get(of, {}).get(name) for each in (a, b)]
-        if None not in both and len(both[0].influence) == len(both[1].influence):
-            p = _pitman_morgan(a, b, of) if name == "rmse" and of != ALL else NAN
-            found.append((of, name, standards.difference(*both), p))
+        if None in both or len(both[0].influence) != len(both[1].influence):
+            continue
+        p, runs = NAN, [run.scores(of) for run in (*a.runs, *b.runs)]
+        if name == "rmse" and of != ALL and len(runs) == 2 and runs[0].keys == runs[1].keys:
+            p = standards.pitman_morgan(*(standards.monotonic_cubic(each.score, each.mos) - each.mos for each in runs))
+        found.append((of, name, standards.difference(*both), p))
     return found
-
-
-def _pitman_morgan(a: Entry, b: Entry, part: str) -> float:
-    runs = [entry.runs[0].scores(part) for entry in (a, b)]
-    if len(a.runs) + len(b.runs) > 2 or runs[0].keys != runs[1].keys:
-        return NAN
-    return standards.pitman_morgan(*(standards.monotonic_cubic(run.score, run.mos) - run.mos for run in runs))
 
 
 def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[str]:

@@ -16,7 +16,6 @@ import metrics
 from common.errors import reading
 
 PICTURES = (".png", ".svg", ".pdf")
-Axis = tuple[str, Sequence[str]]  # a searched flag and its values
 
 
 def short_names(names: Sequence[str], width: int) -> dict[str, str]:
@@ -206,46 +205,3 @@ def _apart(heights: np.ndarray, gap: float) -> np.ndarray:
     raised = list(itertools.accumulate(heights, lambda below, height: max(height, below + gap)))
     lowered = itertools.accumulate(np.minimum(raised, 1.0)[::-1], lambda above, height: min(height, above - gap))
     return np.array(list(lowered))[::-1]
-
-
-def draw_grid(
-    path: Path, metric: str, axes: Sequence[Axis], values: np.ndarray, bounds=None, higher_is_better: bool = True
-) -> None:
-    """A figure over one searched flag (line with its intervals) or two (heat map, the best cell framed).
-    values (len,) or (len, len), nan where there is none; bounds (len, 2): each interval, for the line alone."""
-    (first, ticks), *more = axes
-    if more:
-        second, columns = more[0]
-        figure, (panel,) = _panels(1, 1, max(6, 1.1 * len(columns) + 3), max(4, 0.7 * len(ticks) + 2))
-        _heat_map(figure, panel, metric, ticks, columns, np.asarray(values), higher_is_better)
-        panel.set(xlabel=second, ylabel=first)
-    else:
-        figure, (panel,) = _panels(1, 1, 7, 4.5)
-        places = np.arange(len(ticks))
-        if bounds is not None:
-            reach = np.abs(bounds - np.asarray(values)[:, None]).T
-            panel.errorbar(places, values, yerr=reach, fmt="none", ecolor="#0072B2", capsize=4, alpha=0.6)
-        panel.plot(places, values, "o-", color="#0072B2")
-        panel.set_xticks(places, ticks)
-        panel.set(xlabel=first, ylabel=f"{metric}, with 95 % intervals" if bounds is not None else metric)
-        panel.grid(alpha=0.3)
-    panel.set_title(f"{metric} of each setting")
-    _save(figure, path)
-
-
-def _heat_map(figure, panel, metric: str, rows, columns, values: np.ndarray, higher_is_better: bool) -> None:
-    from matplotlib.patches import Rectangle
-
-    # Bright is good, whichever way the figure counts.
-    image = panel.imshow(values, cmap="viridis" if higher_is_better else "viridis_r", aspect="auto")
-    figure.colorbar(image, label=metric)
-    panel.set_xticks(range(len(columns)), columns)
-    panel.set_yticks(range(len(rows)), rows)
-    known = np.isfinite(values)
-    middle = (values[known].min() + values[known].max()) / 2 if known.any() else 0.0
-    for (row, column), value in np.ndenumerate(values):
-        text, bright = ("–", True) if math.isnan(value) else (f"{value:.4f}", (value > middle) == higher_is_better)
-        panel.text(column, row, text, ha="center", va="center", color="black" if bright else "white")
-    if known.any():
-        row, column = np.unravel_index(np.nanargmax(values if higher_is_better else -values), values.shape)
-        panel.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="#D55E00", lw=3))

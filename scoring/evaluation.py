@@ -118,10 +118,9 @@ def load_images(tests: Sequence[SetTest], model: QualityModel, cache_dir: Path |
             test.data.notes.append(f"{test.data.name}: left out: {drop_bad_images([test.images], skip=True)}")
     names, looks = trained_looks(d)
     for test in tests if looks else ():
-        cache, own = test.images.cache, test.records
-        twins = near_duplicates([cache.looks[cache.index[record.path]] for record in own], looks)
+        twins = near_duplicates([test.images.of("looks", record) for record in test.records], looks)
         if twins and "training images among them" not in test.which:
-            said = first_five(f"{own[i].name} ~ {names[j]}" for i, j in twins)
+            said = first_five(f"{test.records[i].name} ~ {names[j]}" for i, j in twins)
             test.data.notes.append(f"{test.data.name}: {len(twins)} images look like training images: {said}")
     put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
 

@@ -135,20 +135,7 @@ def test_a_cloud_of_scores_that_fall_as_the_opinions_rise():
     assert cloud.fit is None and caption.startswith("4 images, SRCC -1.0000, PLCC -") and "fitted" not in caption
 
 
-def test_grid_as_heat_map_and_as_line(matplotlib, tmp_path):
-    values = np.array([[0.1, 0.2], [float("nan"), 0.05]])
-    axes = [("alpha", ["0.1", "0.3"]), ("margin", ["0.5", "1.0"])]
-    plots.draw_grid(tmp_path / "map.svg", "srcc", axes, values)
-    svg = written(tmp_path / "map.svg").decode()
-    assert all(f"<!-- {text} -->" in svg for text in ("0.2000", "–", "alpha", "margin"))
-    bounds = np.array([[0.0, 0.2], [0.1, 0.3]])
-    plots.draw_grid(tmp_path / "line.png", "srcc", axes[:1], values[0], bounds)
-    assert written(tmp_path / "line.png").startswith(b"\x89PNG")
-    plots.draw_grid(tmp_path / "empty.pdf", "rmse", axes, np.full((2, 2), np.nan), higher_is_better=False)
-    assert written(tmp_path / "empty.pdf").startswith(b"%PDF")
-
-
 def test_a_picture_that_cannot_be_written_is_named(matplotlib, tmp_path):
     (tmp_path / "x.png").mkdir()
     with pytest.raises(UserError, match="cannot be written"):
-        plots.draw_grid(tmp_path / "x.png", "srcc", [("a", ["1"])], np.array([0.1]))
+        plots.draw_curves(tmp_path / "x.png", [plots.Curve("a", [1], {"test SRCC": [0.5]}, 1)], ["test SRCC"])
