@@ -9,10 +9,9 @@ costs: parameters, operations, latency and memory, as papers print them. docs/pe
 
 import argparse
 import functools
-import io
+import importlib
 import json
 import os
-import random
 import resource
 import statistics
 import subprocess
@@ -24,17 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from common.cli import Flags, Given, run_tool
 from common.errors import UserError
-from common.files import write_whole
+from common.files import HERE, write_whole
 from comparing.plots import text_table
 
 if "--child" in sys.argv:  # which measures; the parent, which checks the flags and starts it, needs no torch
     import torch
-    import torch.nn.functional as F
-    from torchvision import transforms as T
 
     import backbones
     import distributed
@@ -44,15 +40,11 @@ if "--child" in sys.argv:  # which measures; the parent, which checks the flags 
     from folders import READERS
     from losses import QualityLoss
     from lr_schedules import Rates
-    from models import IMAGENET_MEAN, IMAGENET_STD, HyperNet
+    from models import HyperNet
     from optimizers import optimizer_for
     from reading.cache import put_on_gpu
-    from reading.images import resized_size
     from scoring import costs, steps
 
-KONIQ_SHAPE, SPAQ_SHAPE = (1024, 768), (3264, 2448)
-PROPORTIONS = {"train": 7046, "test": 2010, "spaq": 2224}
-PICTURES = 12  # different ones; more files are copies, which decoding does not notice
 STEP_PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")  # of scoring.steps
 LR, WEIGHT_DECAY, PATCH = 2e-5, 5e-4, 224
 BACKBONES = {"swin": "swin_tiny_patch4_window7_224", "resnet": "resnet50"}
@@ -106,101 +98,6 @@ def contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         yield from (f"--{name} needs --model" for name in ("patch_size", "latex") if name in given)
 
 
-def make_images(root: Path, number: int) -> None:
-    """KonIQ- and SPAQ-shaped JPEGs of 1/f noise in their layouts, in KonIQ's proportions."""
-    koniq, spaq = root / "koniq-10k", root / "spaq-test"
-    pictures = {shape: [_jpeg(shape, seed) for seed in range(PICTURES)] for shape in (KONIQ_SHAPE, SPAQ_SHAPE)}
-    rng, rows = random.Random(0), ["image_name,MOS_zscore"]
-    for part, home, shape in (("train", koniq, KONIQ_SHAPE), ("test", koniq, KONIQ_SHAPE), ("spaq", spaq, SPAQ_SHAPE)):
-        folder, listing = (home, "spaq_test.json") if home == spaq else (home / part, f"koniq_{part}.json")
-        folder.mkdir(parents=True)
-        entries: list[dict[str, Any]] = []
-        for i in range(max(2, round(number * PROPORTIONS[part] / sum(PROPORTIONS.values())))):
-            entries.append({"image": f"{part}_{i:05d}.jpg", "score": round(rng.uniform(5, 95), 3)})
-            (folder / entries[i]["image"]).write_bytes(pictures[shape][i % PICTURES])
-        (home / listing).write_text(json.dumps(entries))
-        rows += [f"{entry['image']},{entry['score']}" for entry in entries if home == koniq]
-    (koniq / "koniq10k_scores_and_distributions.csv").write_text("\n".join(rows) + "\n")
-
-
-def _jpeg(shape: tuple[int, int], seed: int) -> bytes:
-    rng, canvas = np.random.default_rng(seed), np.zeros((shape[1], shape[0], 3), np.float32)
-    for side in (6, 24, 96, 384, 1536):
-        layer = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), np.uint8))
-        canvas += np.asarray(layer.resize(shape, Image.Resampling.BICUBIC), np.float32) * (0.5 if side == 6 else 0.125)
-    Image.fromarray(canvas.astype(np.uint8)).save(data := io.BytesIO(), "JPEG", quality=92)
-    return data.getvalue()
-
-
-class Plain:
-    """The published procedure, phase by phase; see the module's docstring."""
-
-    def __init__(self, flags: argparse.Namespace, device):
-        torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which the published code runs with
-        self.flags, self.device = flags, device
-        normalise = [T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-        self.train_transform = T.Compose([T.RandomHorizontalFlip(), T.RandomCrop(PATCH), *normalise])
-        self.test_transform = T.Compose([T.CenterCrop(PATCH), *normalise])
-        self.found: list[float] = []  # which the published code keeps too: scores and losses
-        self.model = build_model(flags.backbone, device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
-
-    def decode(self, record):
-        image = Image.open(record.path).convert("RGB")
-        height, width = resized_size(image.height, image.width, "384", PATCH)
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-
-    def forward(self, images):
-        weights = self.model.target_weights(images)
-        n, x = len(images), weights["target_in_vec"].reshape(1, -1, 1, 1)
-        for i in range(1, 6):
-            w, b = weights[f"target_fc{i}w"], weights[f"target_fc{i}b"]
-            x = F.conv2d(x, w.reshape(-1, *w.shape[2:]), b.reshape(-1), groups=n)
-            x = torch.sigmoid(x) if i < 5 else x
-        return x.flatten()
-
-    def train(self, patches: list) -> None:
-        self.model.train()
-        for start in range(0, len(patches), self.flags.batch_size):
-            batch = patches[start : start + self.flags.batch_size]
-            images = torch.stack([self.train_transform(image) for image, _ in batch]).to(self.device)
-            mos = torch.tensor([score for _, score in batch]).to(self.device)
-            self.optimizer.zero_grad()
-            scores = self.forward(images)
-            loss = F.l1_loss(scores, mos)
-            self.found += [*scores.detach().cpu().tolist(), loss.item()]
-            loss.backward()
-            self.optimizer.step()
-
-    def test(self, images: list) -> None:
-        self.model.eval()
-        with torch.no_grad():
-            for image in (image for image in images for _ in range(self.flags.test_patch_num)):
-                self.found.append(self.forward(self.test_transform(image)[None].to(self.device)).item())
-
-
-def measure_plain(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
-    sets = {"train": koniq.split("train"), "test": koniq.split("test"), "spaq": spaq.split("test")}
-    limit = flags.plain_steps or sys.maxsize
-    plain = Plain(flags, device)
-
-    def decode_all() -> dict[str, list]:
-        return {part: [(plain.decode(record), record.score) for record in records] for part, records in sets.items()}
-
-    found: dict[str, float] = {}
-    found["first start"], decoded = timed(decode_all, device)
-    found["second start"] = timed(decode_all, device)[0]  # nothing was kept: it decodes again
-    patches = [pair for pair in decoded["train"] for _ in range(flags.train_patch_num)]
-    random.Random(0).shuffle(patches)
-    plain.train(patches[: flags.batch_size])  # warm-up
-    some = patches[: limit * flags.batch_size]
-    found["training"] = len(some) / timed(lambda: plain.train(some), device)[0]
-    for part, name in (("test", "testing koniq-10k"), ("spaq", "testing spaq")):
-        images = [image for image, _ in decoded[part][:limit]]
-        found[name] = len(images) / timed(functools.partial(plain.test, images), device)[0]
-    return found
-
-
 def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
     """What train_swin.py and train_resnet.py do, by the same functions."""
     set_backends(deterministic=not flags.no_deterministic)
@@ -250,6 +147,12 @@ def measure_step(flags: argparse.Namespace, koniq) -> dict[str, Any]:
     return steps.measure(model, QualityLoss(), optimizer, batches, hardware, flags.step)
 
 
+def published() -> Any:
+    """The published procedure, which lies with the tests, being what this code is compared with."""
+    sys.path.insert(0, str(HERE / "tests"))
+    return importlib.import_module("published")
+
+
 def trained_model(backbone: str, device) -> tuple[Any, Any]:
     """The model and its optimizer, as the train scripts have them."""
     model = build_model(backbone, device).to(memory_format=torch.channels_last)
@@ -286,7 +189,10 @@ def measure(flags: argparse.Namespace) -> None:
                 show_measured(found, {}, device)
         return
     spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()
-    found = (measure_plain if flags.child == "plain" else measure_ours)(flags, koniq, spaq, device)
+    if flags.child == "plain":
+        found = published().measure_plain(flags, koniq, spaq, build_model(flags.backbone, device), timed)
+    else:
+        found = measure_ours(flags, koniq, spaq, device)
     counts = {"train": len(koniq.split("train")), "test": len(koniq.split("test")), "spaq": len(spaq.records)}
     train, test, other = counts.values()
     work = {"training": train * flags.train_patch_num, "testing koniq-10k": test, "testing spaq": other}
@@ -410,7 +316,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark_") as scratch:
         if flags.dataset_path is None:
             print(f"Making {flags.images} images …", flush=True)
-            make_images(Path(scratch), flags.images)
+            published().make_images(Path(scratch), flags.images)
             flags.dataset_path, flags.spaq_path = Path(scratch, "koniq-10k"), Path(scratch, "spaq-test")
         if flags.step:
             show_steps(flags, Path(scratch))

@@ -15,7 +15,7 @@ import zlib
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,10 +29,6 @@ from common.run_files import Prediction, plain
 from data_loader import DecodedSet
 from metrics import FIGURES, RECORDED
 from run_log import versions
-
-if TYPE_CHECKING:
-    from inference import Initial
-    from run_data import RunData
 
 FORMAT, RESAMPLES = 1, 1000
 
@@ -98,8 +94,8 @@ def trained_looks(description: Mapping[str, Any]) -> tuple[list[str], list[str]]
     return [name for name, _ in rows], [look for _, look in rows]
 
 
-def of_sets(data: "RunData") -> dict[str, dict[str, Any]]:
-    """Of every set: what its records and pixels were, where its split came from, and the looks of what it trained."""
+def of_sets(data: Any) -> dict[str, dict[str, Any]]:
+    """Of every set of a `RunData`: its records and pixels, where its split came from, the looks of what it trained."""
     asked = {**data.options.trained, **(data.options.cross_test or dict.fromkeys(data.cross))}
     flags = dict(zip([*data.trained, *data.cross], asked.items()))
     found = {}
@@ -117,11 +113,9 @@ def of_sets(data: "RunData") -> dict[str, dict[str, Any]]:
     return found
 
 
-def made(
-    o: Namespace, hardware: Hardware, sets: Mapping[str, Any], starts: Mapping[str, "Initial | None"]
-) -> dict[str, Any]:
-    """What of the certificate is the same for all models of a round. sets: `of_sets`. starts: the models of --init and
-    --teacher."""
+def made(o: Namespace, hardware: Hardware, sets: Mapping[str, Any], starts: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the certificate is the same for all models of a round. sets: `of_sets`. starts: the `inference.Initial`
+    of --init and --teacher."""
     known: dict[str, dict] = {}
     for how, each in starts.items():
         if each:  # with what that one started from

@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import math
-import os
 import re
 import shutil
 import sys
@@ -216,11 +215,6 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> list[str]:
 
 def print_report(options, entries, measure, comparisons, notes) -> None:
     wide = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
-    colours = None
-    if sys.stdout.isatty() and "NO_COLOR" not in os.environ:
-        bad = {"failed": "31", "crashed": "31", "interrupted": "33", "cut off": "33", runs.UNDER_WAY: "33"}
-        colours = {i: bad.get(e.runs[0].status, "32" if i == 0 else "") for i, e in enumerate(entries)}
-
     header, rows = runs.table(entries, measure, options.group)
     short = {entry.name: entry.name for entry in entries}
     if not options.markdown:
@@ -228,7 +222,7 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
 
     def show(header: list[str], rows: list[list[str]]) -> None:
         rows = [[short[name], *cells] for name, *cells in rows]
-        text = plots.markdown_table(header, rows) if options.markdown else plots.text_table(header, rows, wide, colours)
+        text = plots.markdown_table(header, rows) if options.markdown else plots.text_table(header, rows, wide)
         print(text + "\n")
 
     show(header, rows)

@@ -8,23 +8,16 @@
 The format is OUTPUT's suffix, or --format. The ONNX graph takes uint8 patches (N, P, P, 3) and gives scores (N,); what
 cuts them is in its metadata, and docs/using_models.md shows how. It is written only where it scores as PyTorch does."""
 
-from __future__ import annotations
-
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from common.cli import Flags, run_tool
 from common.errors import UserError
 from common.files import write_whole
-
-if TYPE_CHECKING:
-    import onnx
-
-    from inference import QualityModel
 
 FORMATS = ("onnx", "safetensors", "pkl")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -36,7 +29,7 @@ def missing_packages() -> list[str]:
     return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
-def to_onnx(model: QualityModel, opset: int) -> onnx.ModelProto:
+def to_onnx(model: Any, opset: int) -> Any:
     """The model as an ONNX graph, from uint8 patches (N, P, P, 3) to scores (N,), with its description as metadata.
     Raises UserError where the exporter cannot write this opset."""
     import torch
@@ -90,7 +83,7 @@ def sample_patches(side: int) -> np.ndarray:
     return np.clip(np.stack([*noise, *scenes, *flat]), 0, 255).astype(np.uint8)
 
 
-def largest_difference(model: QualityModel, data: bytes) -> float:
+def largest_difference(model: Any, data: bytes) -> float:
     """Between onnxruntime's scores of the ONNX file `data` and PyTorch's, in batches of 1, 2 and 5 patches."""
     import onnxruntime
     import torch
@@ -105,7 +98,7 @@ def largest_difference(model: QualityModel, data: bytes) -> float:
     return float(np.abs(np.concatenate(found) - expected).max())
 
 
-def write_onnx(model: QualityModel, output: Path, opset: int) -> str:
+def write_onnx(model: Any, output: Path, opset: int) -> str:
     """Export, compare, and only then write the file; returns what to tell the user."""
     data = to_onnx(model, opset).SerializeToString()
     low, high = model.description["score_range"]

@@ -163,16 +163,11 @@ class AGIQA3k(Reader):
         if path.suffix.lower() == ".json":
             return [Row(name, score) for name, score in read_json_scores(path).items()]
         table = read_table(path, ("name", "prompt", "mos_quality"), ("std_quality",))
-        return [
-            Row(
-                line["name"],
-                number(line["mos_quality"]),
-                None,
-                line["prompt"] or None,
-                error=self.error(number(line["std_quality"]) if "std_quality" in line else None),
-            )
-            for line in table
-        ]
+        rows = []
+        for line in table:
+            error = self.error(number(line["std_quality"]) if "std_quality" in line else None)
+            rows.append(Row(line["name"], number(line["mos_quality"]), None, line["prompt"] or None, error=error))
+        return rows
 
 
 class LIVEC(Reader):
@@ -265,14 +260,9 @@ class UHDIQA(Reader):
         if strange := sorted({row["set"] for row in rows} - SPLIT_NAMES.keys()):
             raise UserError(f"{path}: column set: expected training, validation or test, found {first_five(strange)}")
         alone = len({row["set"] for row in rows}) == 1  # the challenge's table: to be split
-        return [
-            Row(
-                f"{row['set']}/{row['image_name']}",
-                number(row["quality_mos"]),
-                None if alone else SPLIT_NAMES[row["set"]],
-            )
-            for row in rows
-        ]
+        split = {} if alone else SPLIT_NAMES
+        named = ((f"{row['set']}/{row['image_name']}", row) for row in rows)
+        return [Row(name, number(row["quality_mos"]), split.get(row["set"])) for name, row in named]
 
 
 class AGIQA20k(Reader):

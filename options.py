@@ -73,16 +73,13 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags.group("data")
     value("--dataset", ["koniq-10k"], "training and test sets, of "
           f"{', '.join(script.datasets)}; several CSV sets: csv:NAME=FILE.csv", nargs="+", metavar="NAME[=PATH]")
-    path("--dataset_path", None, "the folder of a single one (csv: its file; default: a folder of that name beside the "
-         "scripts)")
-    value("--mix_scale", None, "how scores of several sets meet: first: with the mean and spread of the first set's; "
-          "range: each nominal range as 0..100; none: as they are (default: first)", choices=MIX_SCALES)
+    path("--dataset_path", None, "of a single set: its folder, of csv its file (default: beside the scripts)")
+    value("--mix_scale", None, "how scores of several sets meet: as the first set's mean and spread; by their nominal "
+          "range; as they are (default: first)", choices=MIX_SCALES)
     value("--mix_patches", None, "of several sets: patches per image of each, or balanced: as many of each set "
           "(default: --train_patch_num of all)", nargs="+", metavar="N|balanced")
-    value("--select_set", None, "of several sets: the one by whose SRCC the best epoch is chosen (default: their mean)",
-          metavar="NAME")
-    switch("--allow_overlap", "allow_overlap", True, "train although images of a test split are among another set's "
-           "training images")
+    value("--select_set", None, "of several: by whose SRCC the epoch is chosen (default: their mean)", metavar="NAME")
+    switch("--allow_overlap", "allow_overlap", True, "train although a test split shares images with another set")
     value("--cross_test", None, "sets to test on besides (default: spaq, from spaq/ or spaq-test/, if there)",
           nargs="+", metavar="NAME[=PATH]")
     path("--spaq_path", None, "short for --cross_test spaq=PATH")
@@ -95,15 +92,12 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags.group("patches")
     count("--patch_size", 224, "side of a patch in pixels", least=32)
     count("--train_patch_num", 25, "random crops per training image and epoch")
-    switch("--fixed_crops", "fixed_crops", True, "the same crops in all epochs; with --freeze_backbone the encoder "
-           "then computes its features once, for this and later runs")
-    value("--feature_dtype", FEATURE_DTYPES[0], "of those features on the disk; none: go through the pixels",
-          choices=FEATURE_DTYPES)
+    switch("--fixed_crops", "fixed_crops", True, "the same crops in all epochs; with --freeze_backbone computed once")
+    value("--feature_dtype", FEATURE_DTYPES[0], "of such features; none: go through the pixels", choices=FEATURE_DTYPES)
     value("--augment", ["hflip"], "of training patches; hflip, vflip: half of them mirrored; rot90: quarter turns; "
           "color: brightness, contrast, saturation; blur: half of them; none: as they are",
           nargs="+", choices=AUGMENTATIONS, metavar="NAME")
-    real("--augment_strength", 0.2, "color: at most this share more or less; blur: a sigma of up to ten times as many "
-         "pixels", SHARE)
+    real("--augment_strength", 0.2, "color: at most this share more or less; blur: a sigma of up to 10 X pixels", SHARE)
     count("--test_patch_num", 25, "crops per test image with --test_crop grid or random")
     value("--test_crop", "center", "center (scored once), grid or random", choices=["center", "grid", "random"])
     switch("--test_random_crop", "test_crop", "random", "same as --test_crop random")
@@ -111,46 +105,36 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags.group("model")
     value("--backbone", script.backbones[0], f"one of {', '.join(script.backbones)}", metavar="NAME")
     switch("--no_pretrained", "pretrained", False, "start the backbone from random weights")
-    path("--backbone_weights", None, "start the backbone from this file, not a download: a state dict of torchvision "
-         "or timm (.safetensors too), or one of our models")
-    path("--init", None, "start from this whole trained model, head included: anything that predict.py reads; its "
-         "scores are brought to the set's scale")
+    path("--backbone_weights", None, "start the backbone from this file: torchvision's, timm's, or one of our models")
+    path("--init", None, "start from this whole trained model, its scores brought to the set's scale")
     switch("--freeze_backbone", "freeze_backbone", True, "leave the encoder as it is; the LDA and the head train")
     value("--fusion", FUSIONS[0], "of the stage maps for the hyper network; direct, attention: as SMART-IQA; fpn: a "
-          "feature pyramid; progressive: from the finest to the coarsest",
-          choices=FUSIONS)
+          "feature pyramid; progressive: from the finest to the coarsest", choices=FUSIONS)
     switch("--use_multiscale", "fusion", "concat", "same as --fusion concat")
     switch("--no_multiscale", "fusion", "none", "same as --fusion none")
-    value("--hyper", HYPERS[0], "body of the hyper network: three 1x1 convs, or self-attention over all stages",
-          choices=HYPERS)
+    value("--hyper", HYPERS[0], "hyper network: three 1x1 convs, or self-attention over all stages", choices=HYPERS)
 
     flags.group("regularisation")
     real("--dropout", 0.0, "before the generators and after the target network's first three layers: SMART-IQA", PART)
     real("--drop_path", None, "stochastic depth of the encoder (default: its own; Swin 0.1, others none)", PART)
-    real("--label_noise", 0.0, "Gaussian noise on the MOS of each patch: X standard errors where the set gives votes, "
-         "else X %% of the score range", NOT_NEGATIVE)
-    real("--mixup", 0.0, "Beta parameter of blending each patch and its MOS with another of the batch; 0: never",
-         NOT_NEGATIVE)
-    real("--cutmix", 0.0, "the same of covering a part of it with another; with both, half of the patches each",
-         NOT_NEGATIVE)
+    real("--label_noise", 0.0, "noise on each patch's MOS: X standard errors, or X %% of the score range", NOT_NEGATIVE)
+    real("--mixup", 0.0, "Beta parameter of blending each patch and its MOS with another; 0: never", NOT_NEGATIVE)
+    real("--cutmix", 0.0, "the same of covering a part of it; with both, half of the patches each", NOT_NEGATIVE)
 
     flags.group("loss")
-    value("--loss", LOSSES[0], "fits scores to their MOS; plcc, srcc, fidelity compare the batch's images",
-          choices=LOSSES)
+    value("--loss", LOSSES[0], "scores to MOS; plcc, srcc, fidelity compare the batch's images", choices=LOSSES)
     real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss; 0: none, 0.3: recommended", SHARE)
     real("--ranking_loss_margin", 0.5, "its margin, in score units", NOT_NEGATIVE)
     value("--ranking_loss_form", "convex", "convex: (1-alpha)*loss + alpha*rank; additive: loss + alpha*rank",
           choices=["convex", "additive"])
-    real("--contrastive_weight", 0.0, "weight of Rank-N-Contrast on the encoder's pooled features; 0: none",
-         NOT_NEGATIVE)
+    real("--contrastive_weight", 0.0, "weight of Rank-N-Contrast on the encoder's pooled features", NOT_NEGATIVE)
     path("--teacher", None, "learn this trained model's scores of the same patches too: anything that predict.py reads")
     real("--distill_weight", 1.0, "weight of the distance to its scores", POSITIVE)
 
     flags.group("optimisation")
     real("--lr", 2e-5, "learning rate of the backbone", POSITIVE)
     real("--lr_ratio", 10, "head lr / backbone lr", POSITIVE)
-    value("--optimizer", OPTIMIZERS[0], "adamw: decay apart from the gradient, none of biases and norms; sgd: with "
-          "momentum 0.9, wants a higher --lr", choices=OPTIMIZERS)
+    value("--optimizer", OPTIMIZERS[0], "adamw: no decay of biases and norms; sgd: momentum 0.9", choices=OPTIMIZERS)
     real("--weight_decay", 5e-4, "the optimizer's weight decay", NOT_NEGATIVE)
     real("--clip_grad", None, "scale gradients down to this norm (default: as they are)", POSITIVE)
     flags.batch_size(96, "patches per step (over all processes)")
@@ -167,8 +151,7 @@ def train_flags(description: str | None, script: Script) -> Flags:
     count("--warmup_epochs", 0, "let the rates rise from 1 %%, step by step, for so many epochs", least=0)
     count("--patience", 5, "stop after N epochs without a better SRCC")
     switch("--no_early_stopping", "early_stopping", False, "always run all epochs")
-    value("--select_on", "test", "what early stopping and the best epoch go by; val: the official validation images, "
-          "or --val_fraction", choices=["test", "val"])
+    value("--select_on", "test", "what the best epoch goes by; val: or --val_fraction", choices=["test", "val"])
     value("--val_fraction", None, "with --select_on val: this share of the training images, whole contents",
           ("a number between 0 and 1", lambda x: 0 < x < 1), type=float, metavar="F")
     count("--train_test_num", 1, "rounds, each with the next seed; medians at the end")
@@ -176,22 +159,18 @@ def train_flags(description: str | None, script: Script) -> Flags:
 
     flags.group("hardware")
     flags.device()
-    value("--precision", "auto", "of training; auto: bf16 where the hardware has it (scoring is always fp32)",
-          choices=["auto", "fp32", "bf16"])
+    value("--precision", "auto", "of training; auto: bf16 where the hardware has it", choices=["auto", "fp32", "bf16"])
     flags.workers()
     flags.cache()
-    value("--cache_device", "auto", "where the decoded images lie while training; auto: on the GPU where they fit",
-          choices=["auto", "cpu", "cuda"])
+    value("--cache_device", "auto", "of decoded images; auto: on a GPU if they fit", choices=["auto", "cpu", "cuda"])
     switch("--compile", "compile", True, "torch.compile the model: slower start, faster steps")
-    switch("--fused_attention", "fused_attention", True, "Swin: the windows' attention by torch's fused kernels, which "
-           "round otherwise (other transformers have it so)")
+    switch("--fused_attention", "fused_attention", True, "Swin: attention by torch's fused kernels, rounded otherwise")
     switch("--no_deterministic", "deterministic", False, "let cuDNN choose faster, non-deterministic kernels")
 
     flags.group("output")
     path("--log_dir", Path("logs"), "where logs and predictions go")
     path("--checkpoint_dir", Path("checkpoints"), "where models go")
-    value("--resume", None, "auto: go on with the newest unfinished run of the same settings, if there is one; or the "
-          "PATH of a last.pt", metavar="auto|PATH")
+    value("--resume", None, "auto: the newest unfinished run of the same settings; or a last.pt", metavar="auto|PATH")
     real("--checkpoint_minutes", 10, "save last.pt within an epoch this often", NOT_NEGATIVE)
     switch("--tensorboard", "tensorboard", True, "also write the figures as TensorBoard events beside the log")
     value("--run_name", None, "name of the run (default: from backbone, loss and time)", metavar="NAME",

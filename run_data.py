@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import timm
@@ -38,9 +38,6 @@ from reading.cache import put_on_gpu
 from reading.images import near_duplicates
 from reading.records import Columns, DataSet, take_validation
 from run_log import RunLog
-
-if TYPE_CHECKING:
-    from models import HyperNet
 
 
 @dataclass(frozen=True)
@@ -279,7 +276,7 @@ class RunData:
         records = [record for images in self.images.values() for record in images.records("train")]
         return ", ".join(sorted(records[i].name for i in batches.images_of(b)))
 
-    def prepare_features(self, model: "HyperNet", seed: int, compute: Callable, say: Callable[[str], None]) -> None:
+    def prepare_features(self, model: Any, seed: int, compute: Callable, say: Callable[[str], None]) -> None:
         """Where a frozen encoder meets fixed crops, take its stage maps of the round's patches at hand, all of them.
         compute(batches, start): rows (n, F) for each of these batches from number `start` on. Raises UserError."""
         o, backbone = self.options, model.backbone

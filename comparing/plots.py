@@ -45,11 +45,9 @@ def room_for_names(header: Sequence[str], rows: Sequence[Sequence[str]], width: 
     return max(12, min(width // 2, width - sum(widths[1:]) - len(widths[1:])))
 
 
-def text_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100, colours: Mapping[int, str] | None = None
-) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100) -> str:
     """A table in `width` characters: first column left, others right; a header may have two lines.
-    Columns that don't fit go into a further block. colours: row -> ANSI code, such as "32"; None: plain text."""
+    Columns that don't fit go into a further block."""
     widths = [max(map(len, [*title.split("\n"), *cells])) for title, *cells in zip(header, *rows)]
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
     blocks: list[list[int]] = [[]]
@@ -59,17 +57,15 @@ def text_table(
             blocks.append([])
         blocks[-1].append(i)
 
-    def line(cells: Sequence[str], block: Sequence[int], code: str | None) -> str:
+    def line(cells: Sequence[str], block: Sequence[int]) -> str:
         numbers = "".join(" " * gap + cells[i].rjust(widths[i]) for i in block)
-        text = (cells[0].ljust(widths[0]) + numbers).rstrip()
-        return f"\033[{code}m{text}\033[0m" if colours is not None and code else text
+        return (cells[0].ljust(widths[0]) + numbers).rstrip()
 
     upper, lower = zip(*(title.rpartition("\n")[::2] for title in header))
     lines = []
     for block in blocks:
-        lines += [line(upper, block, "1")] if any(upper[i] for i in block) else []
-        lines.append(line(lower, block, "1"))
-        lines += [line(row, block, (colours or {}).get(number)) for number, row in enumerate(rows)]
+        lines += [line(upper, block)] if any(upper[i] for i in block) else []
+        lines += [line(lower, block), *(line(row, block) for row in rows)]
     return "\n".join(lines)
 
 

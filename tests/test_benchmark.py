@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import published
 import pytest
 from PIL import Image
 
@@ -10,8 +11,8 @@ from folders import READERS
 
 
 def test_generated_images_are_koniq_and_spaq_shaped_and_in_proportion(tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmark, "PICTURES", 2)  # fewer different ones: drawing them is what takes the time
-    benchmark.make_images(tmp_path, 20)
+    monkeypatch.setattr(published, "PICTURES", 2)  # fewer different ones: drawing them is what takes the time
+    published.make_images(tmp_path, 20)
     koniq = READERS["koniq-10k"](tmp_path / "koniq-10k").read()
     spaq = READERS["spaq"](tmp_path / "spaq-test").read_all_as_test()
     counts = len(koniq.split("train")), len(koniq.split("test")), len(spaq.records)

@@ -50,13 +50,6 @@ def test_text_table_keeps_its_width_by_further_blocks():
         assert cell in text
 
 
-def test_colours_only_where_given():
-    assert "\033" not in plots.text_table(HEADER, ROWS, 100)
-    painted = plots.text_table(HEADER, ROWS, 100, {0: "32"})
-    assert "\033[32mswin_tiny" in painted
-    assert "\033[32mresnet50" not in painted
-
-
 def test_markdown_table():
     text = plots.markdown_table(HEADER, [["a|b", "1", "2", "3"]])
     assert text.splitlines() == [
