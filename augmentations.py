@@ -68,10 +68,9 @@ class Blur:
 
     def __call__(self, patches: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """Patches uint8, sigmas (N,) -> patches."""
-        blurred = [
-            tv.gaussian_blur(patch, 2 * int(np.ceil(3 * sigma)) + 1, sigma) if sigma > 0 else patch
-            for patch, sigma in zip(patches.permute(0, 3, 1, 2), sigmas.tolist())
-        ]
+        blurred = []
+        for patch, sigma in zip(patches.permute(0, 3, 1, 2), sigmas.tolist()):
+            blurred.append(tv.gaussian_blur(patch, 2 * int(np.ceil(3 * sigma)) + 1, sigma) if sigma > 0 else patch)
         return torch.stack(blurred).permute(0, 2, 3, 1)
 
 

@@ -327,10 +327,8 @@ def main() -> None:
                 print(f"Measuring {which}, {repeat + 1} of {flags.repeats} …", flush=True)
                 child = run_child(flags, which, Path(scratch, f"cache{repeat}"))
                 measured.append(child["found"])
-    medians = {
-        which: {phase: statistics.median(run[phase] for run in measured) for phase in measured[0]}
-        for which, measured in runs.items()
-    }
+    middle = lambda measured: {p: statistics.median(run[p] for run in measured) for p in measured[0]}  # noqa: E731
+    medians = {which: middle(measured) for which, measured in runs.items()}
     counts = ", ".join(f"{n} {part}" for part, n in child["counts"].items())
     print(
         f"\n{flags.backbone}, {child['device']}, torch {child['torch']}, precision {flags.precision}, {counts} images, "

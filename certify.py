@@ -80,11 +80,8 @@ def main() -> int:
         raise UserError(f"{path}: {found}; expected a best model of a run of version 0.9 or newer")
     for title, text in certifying.facts(path.name, d):
         print(textwrap.fill(f"{title:12} {text}", 100, subsequent_indent=" " * 13, break_on_hyphens=False))
-    model, where = (
-        inference.load(path, options.device, workers=options.workers),
-        places(options, d["certificate"]["sets"]),
-    )
-    twins: list[Any] = []
+    model = inference.load(path, options.device, workers=options.workers)
+    where, twins = places(options, d["certificate"]["sets"]), list[Any]()
     checks = [*certifying.check_file(state, d, options.log_dir), *certifying.check_sets(model, options, where, twins)]
     checks += certifying.check_again(d, where) if options.repeat else ()
     if twins:

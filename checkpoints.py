@@ -253,17 +253,13 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
     hyper, last = (state.get(name) for name in ("conv1.0.weight", f"{prefix}.lda4_fc.weight"))
     if backbone is None or hyper is None or last is None or min(hyper.ndim, last.ndim) < 2:
         some = ", ".join(list(state)[:3]) or "none"
-        raise UserError(
-            f"{path}: not a HyperIQA model with a known backbone: expected parameters res.*, conv1.* or "
-            f"swin.backbone.*, conv1.*; found {some}, …"
-        )
+        wanted = "expected parameters res.*, conv1.* or swin.backbone.*, conv1.*"
+        raise UserError(f"{path}: not a HyperIQA model with a known backbone: {wanted}; found {some}, …")
     stages = [state.get(f"{prefix}.lda{i}_pool.0.weight", last).shape[1:2].numel() for i in (1, 2, 3)]
     stages.append(last.shape[1])
     if hyper.shape[1] not in (last.shape[1], sum(stages)):
-        raise UserError(
-            f"{path}: conv1.0.weight takes {hyper.shape[1]} channels; expected {last.shape[1]}, those of the last "
-            f"stage, or {sum(stages)}, those of all stages"
-        )
+        wanted = f"{last.shape[1]}, those of the last stage, or {sum(stages)}, those of all stages"
+        raise UserError(f"{path}: conv1.0.weight takes {hyper.shape[1]} channels; expected {wanted}")
     fusion = "none" if hyper.shape[1] == last.shape[1] else "direct"
     for name, found in (("concat", "fusion.conv.weight"), ("attention", "multiscale_attention.attention_net.0.weight")):
         fusion = name if found in state else fusion
@@ -317,8 +313,6 @@ def load_backbone_weights(backbone: Any, path: Path) -> None:
     except Exception:  # the translation of timm meets names that it does not expect
         fits = set()
     if wrong := [name for name in own if name not in fits and name.rpartition(".")[2] not in idle]:
-        raise UserError(
-            f"{path}: {len(wrong)} of the backbone's {len(own)} tensors are missing or of another shape, "
-            f"such as {wrong[0]}: weights of another backbone?"
-        )
+        found = f"{len(wrong)} of the backbone's {len(own)} tensors are missing or of another shape, such as {wrong[0]}"
+        raise UserError(f"{path}: {found}: weights of another backbone?")
     backbone.pretrained_part.load_state_dict({name: state[name] for name in fits}, strict=False)

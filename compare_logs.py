@@ -48,20 +48,6 @@ class Comparison:
     refused: str = ""
 
 
-def _known_first(value: float) -> float:
-    return math.inf if math.isnan(value) else value
-
-
-# What --sort takes besides figures, which go best first -> (entry, epoch shown) -> its key, in ascending order.
-OTHER_SORTS: dict[str, Callable[[Entry, str], Any]] = {
-    "train_srcc": lambda e, epoch: _known_first(-e.mean(lambda run: run.figure("train", "srcc", run.epoch(epoch)))),
-    "run": lambda e, epoch: e.name,
-    "epoch": lambda e, epoch: e.runs[0].epoch(epoch),
-    "minutes": lambda e, epoch: _known_first(e.mean(lambda run: run.minutes)),
-    "status": lambda e, epoch: e.runs[0].status,
-}
-
-
 def parse() -> argparse.Namespace:
     flags = Flags(__doc__)
     flags.words("paths", "logs or folders of logs (default: logs)", nargs="*", type=Path, default=[Path("logs")],
@@ -69,8 +55,7 @@ def parse() -> argparse.Namespace:
     flags.group("table")
     compared = "the figure with the interval, which is compared; spaq_srcc: of a cross test"
     flags.value("--metric", "srcc", compared, FIGURE)
-    sorts = (f"{FIGURE[0]}, or {', '.join(OTHER_SORTS)}", lambda name: name in OTHER_SORTS or FIGURE[1](name))
-    flags.value("--sort", None, "order of the rows (default: the metric, best first)", sorts)
+    flags.value("--sort", None, "figure by which rows are ordered, best first (default: the metric)", FIGURE)
     epochs = ("best, last or a number from 1", lambda text: re.fullmatch("best|last|[1-9][0-9]*", text))
     flags.value("--epoch", "best", "which epoch of each run", epochs, metavar="best|last|N")
     flags.switch("--logistic", "logistic", True, "PLCC and RMSE after the usual four-parameter logistic fit")
@@ -78,9 +63,7 @@ def parse() -> argparse.Namespace:
     flags.group("differences")
     flags.value("--against", None, "test every run against this one (its name or a part of it)", metavar="RUN")
     flags.switch("--pairs", "pairs", True, "test every pair of runs; two runs alone are tested anyway")
-    flags.switch(
-        "--standards", "standards", True, "the figures of ITU-T P.1401 and J.149 and of Krasula, with their tests"
-    )
+    flags.switch("--standards", "standards", True, "the figures of ITU-T P.1401, J.149 and Krasula, and their tests")
     flags.value("--power", None, "the smallest difference that runs like this one (default: the best) could show, for "
                 "1 to 10 seeds", nargs="?", const="", metavar="RUN")  # fmt: skip
     flags.count("--resamples", intervals.RESAMPLES, "of the bootstrap", least=100)
@@ -364,10 +347,7 @@ def main() -> None:
     if not entries:
         raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
     measure.draw_together(entries)
-    if options.sort in OTHER_SORTS:
-        entries = sorted(entries, key=lambda entry: OTHER_SORTS[options.sort](entry, measure.epoch))
-    else:
-        entries = runs.ranked(entries, replace(measure, metric=options.sort or measure.metric))
+    entries = runs.ranked(entries, replace(measure, metric=options.sort or measure.metric))
     comparisons = compare_all(measure, chosen_pairs(options, entries))
     if options.json:
         print_json(entries, measure, comparisons, notes + problems)

@@ -161,10 +161,6 @@ class PatchBatches(torch.utils.data.Dataset):
         """Whether batches come from the device, by this process."""
         return self.cache.on_gpu is not None and self.features is None
 
-    def images_of(self, b: int) -> np.ndarray:
-        """Numbers of the images that batch b has patches of, ascending."""
-        return np.unique(self.patches.image[b * self.batch_size : (b + 1) * self.batch_size])
-
     def __getitem__(self, b: int) -> dict[str, Any]:
         p, side = self.patches, self.cache.min_side
         rows = np.arange(len(p))[b * self.batch_size : (b + 1) * self.batch_size]

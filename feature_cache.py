@@ -69,10 +69,8 @@ class Features:
     def _narrowed(self, rows: np.ndarray) -> np.ndarray:
         limit = np.finfo(DTYPES[self.dtype]).max
         if not (largest := np.abs(rows).max()) <= limit:
-            raise UserError(
-                f"--feature_dtype {self.dtype}: values reach {largest:g}, expected at most {limit:g}; give fp32, or "
-                "none to go through the pixels"
-            )
+            found = f"values reach {largest:g}, expected at most {limit:g}"
+            raise UserError(f"--feature_dtype {self.dtype}: {found}; give fp32, or none to go through the pixels")
         return rows.astype(DTYPES[self.dtype])
 
     def _build(self, compute: Compute, batch: int) -> Callable[[Path], None]:

@@ -41,10 +41,8 @@ class KonIQ10k(Reader):
     """KonIQ-10k (Hosu et al., IEEE TIP 2020): 10,073 images 1024x768, MOS 0..100."""
 
     name = "koniq-10k"
-    expects = (
-        f"{SCORES}, images in train/+test/, 1024x768/ or 512x384/, and for the official split "
-        f"koniq_train.json+koniq_test.json or {SETS}"
-    )
+    lists = f"koniq_train.json+koniq_test.json or {SETS}"
+    expects = f"{SCORES}, images in train/+test/, 1024x768/ or 512x384/, and for the official split {lists}"
     image_folders = (("train", "test"), ("1024x768",), ("512x384",), *UNPACKED)
     table, word = "KonIQ10k", "koniq"
 
@@ -126,10 +124,8 @@ class SPAQ(Reader):
     two must not pass for one another in any record, so the release's records go by a name of their own."""
 
     name = "spaq"
-    expects = (
-        "spaq_test.json with its images beside it or in TestImage/, or the official release: TestImage/ and "
-        "Annotations/MOS and Image attribute scores.xlsx"
-    )
+    release = "TestImage/ and Annotations/MOS and Image attribute scores.xlsx"
+    expects = f"spaq_test.json with its images beside it or in TestImage/, or the official release: {release}"
     image_folders = (("TestImage",), ("",))
     table, word = "SPAQ", "spaq"
 
@@ -248,9 +244,7 @@ class UHDIQA(Reader):
 
     name = "uhd-iqa"
     nominal_range = (0.0, 1.0)
-    expects = (
-        "uhd-iqa-metadata.csv (or the challenge's uhd-iqa-training-metadata.csv) and training/, validation/, test/"
-    )
+    expects = "uhd-iqa-metadata.csv or the challenge's uhd-iqa-training-metadata.csv; training/, validation/, test/"
     names_have_folders = True
     image_folders = (("training", "validation", "test"), ("training", "validation"), ("training",))
 
@@ -322,10 +316,8 @@ class CSVTable(Reader):
         if not all(line[image] for line in lines):
             raise UserError(f"{self.root}: column {image} is empty in {sum(not line[image] for line in lines)} rows")
         if commas := [line[mos] for line in lines if re.fullmatch(r"[-+\d.]*,\d+", line[mos])]:
-            raise UserError(
-                f"{self.root}: column {mos}: {len(commas)} scores have a decimal comma, such as {commas[0]}; "
-                "expected a point"
-            )
+            found = f"{len(commas)} scores have a decimal comma, such as {commas[0]}; expected a point"
+            raise UserError(f"{self.root}: column {mos}: {found}")
         return [
             Row(self._name(line[image]), number(line[mos]), self._part(line), line.get(c.group_column) or None)
             for line in lines
@@ -352,10 +344,8 @@ class CSVTable(Reader):
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
         found = {row.image: self._spelt(row.image) for row in rows}
         if missing := [image for image, path in found.items() if path is None]:
-            raise UserError(
-                f"{self.root}: {len(missing)} of {len(rows)} images are not in {self.place}: {first_five(missing)}"
-                f"{self.elsewhere}"
-            )
+            of = f"{len(missing)} of {len(rows)} images are not in {self.place}"
+            raise UserError(f"{self.root}: {of}: {first_five(missing)}{self.elsewhere}")
         same: dict[tuple[int, int], list[str]] = {}
         for image, path in found.items():
             same.setdefault((path.stat().st_dev, path.stat().st_ino), []).append(image)

@@ -38,10 +38,8 @@ class NamedByContent(Reader):
             else:
                 strange.append(name)
         if strange:
-            raise UserError(
-                f"{path}: {len(strange)} image names are not CONTENT_KIND_LEVEL with a kind of 1 to "
-                f"{len(self.kinds)}, such as I01_02_3: {first_five(strange)}"
-            )
+            wanted = f"CONTENT_KIND_LEVEL with a kind of 1 to {len(self.kinds)}, such as I01_02_3"
+            raise UserError(f"{path}: {len(strange)} image names are not {wanted}: {first_five(strange)}")
         return rows
 
 
@@ -82,10 +80,8 @@ class LIVE(Reader):
     resize = "none"
     higher_is_better = False
     names_have_folders = True
-    expects = (
-        "jp2k/, jpeg/, wn/, gblur/ and fastfading/ with img1.bmp …, refnames_all.mat, and "
-        "dmos_realigned.mat or dmos.mat"
-    )
+    folders = "jp2k/, jpeg/, wn/, gblur/ and fastfading/ with img1.bmp …"
+    expects = f"{folders}, refnames_all.mat, and dmos_realigned.mat or dmos.mat"
     table, word = "LIVEIQA", "live"
     images = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
     image_folders = (tuple(images),)

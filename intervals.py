@@ -282,9 +282,8 @@ def group_difference(
 
 
 def _against_one(value: float, by_images: float, figures: np.ndarray, draws: np.ndarray) -> Difference:
-    """A group (k,) against a single seed, which is taken to spread like the group. How much that is k seeds hardly
-    say: the error goes through all that is plausible after their spread, as chi squared has it (Tsui & Weerahandi's
-    generalised p-value, JASA 84, 1989). by_images: the variance of the difference over resampled images."""
+    """A group (k,) against a single seed that spreads like it: through all spreads that are plausible after k seeds
+    (Tsui & Weerahandi's generalised p-value, JASA 84, 1989). by_images: the difference's variance over images."""
     k = len(figures)
     spread = np.var(figures, ddof=1)
     images_of_one = np.nanvar(draws - draws.mean(1, keepdims=True), axis=0).sum() / (k - 1)
@@ -351,10 +350,8 @@ def selection_price(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int =
     random, prices = np.random.default_rng(0), []
     for _ in range(splits):
         halves = [np.array_split(random.permutation(len(mos)), 2) for _, mos in sets]
-        one, other = (
-            np.mean([_plain_srcc(scores[:, of[k]], mos[of[k]]) for (scores, mos), of in zip(sets, halves)], 0)
-            for k in (0, 1)
-        )
+        both = [[_plain_srcc(scores[:, of[k]], mos[of[k]]) for (scores, mos), of in zip(sets, halves)] for k in (0, 1)]
+        one, other = np.mean(both, 1)
         prices += [one.max() - other[one.argmax()], other.max() - one[other.argmax()]]
     return float(np.mean(prices) / np.sqrt(2))
 

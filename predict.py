@@ -40,13 +40,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.images(resize="default: as trained")
     flags.switch("--exif_rotate", "exif_rotate", True, "turn images as EXIF says (default: as trained)")
     flags.value("--precision", "fp32", "bf16: faster on some hardware, less exact", choices=["fp32", "bf16"])
-    flags.value(
-        "--scale",
-        None,
-        "of a model that was trained on several sets: the one on whose scale it scores "
-        "(default: the scale on which they met)",
-        metavar="NAME",
-    )
+    flags.value("--scale", None, "of a model of several sets: on whose scale (default: where they met)", metavar="NAME")
     flags.group("hardware")
     flags.batch_size(64, "crops per forward pass")
     flags.device()
@@ -89,20 +83,16 @@ def made_with(model, precision: str) -> str:
     for name, tensor in sorted(model.net.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     d, turned = model.description, "yes" if model.description.get("exif_rotate") else "no"
-    return (
-        f"weights={digest.hexdigest()[:12]} resize={d['resize']} patch_size={d['patch_size']} "
-        f"crops={model.crops} exif_rotate={turned} precision={precision}"
-    )
+    weights = f"weights={digest.hexdigest()[:12]} resize={d['resize']} patch_size={d['patch_size']}"
+    return f"{weights} crops={model.crops} exif_rotate={turned} precision={precision}"
 
 
 def assumptions(checkpoint: Path, model) -> str:
     d = model.description
     low, high = d["score_range"]
-    return (
-        f"{checkpoint} has no description; assumed: {d['backbone']}, fusion {d['fusion']}, patch {d['patch_size']}, "
-        f"resize {d['resize']}, crops {model.crops}, "
-        f"scores of {d['dataset']} ({low:g} to {high:g}, {'higher' if d['higher_is_better'] else 'lower'} is better)"
-    )
+    net = f"{d['backbone']}, fusion {d['fusion']}, patch {d['patch_size']}, resize {d['resize']}, crops {model.crops}"
+    scores = f"{d['dataset']} ({low:g} to {high:g}, {'higher' if d['higher_is_better'] else 'lower'} is better)"
+    return f"{checkpoint} has no description; assumed: {net}, scores of {scores}"
 
 
 def score_images(model, images, total: int | None, options, made: str, signals: StopSignals, tally: Tally) -> None:
@@ -146,9 +136,8 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
     from inference import load
 
     keep_freed_memory()
-    model = load(
-        options.checkpoint, options.device, options.precision, options.resize, options.crops, options.exif_rotate
-    )
+    o = options
+    model = load(o.checkpoint, o.device, o.precision, o.resize, o.crops, o.exif_rotate)
     if options.scale is not None:
         model.use_scale(options.scale)
     if not model.description["described"]:

@@ -65,10 +65,8 @@ def scale_of(data: DataSet, main: DataSet, how: str | None) -> Scale:
         return Scale()
     if how == "none":
         means = {True: "quality", False: "badness"}
-        raise UserError(
-            f"--mix_scale none: the scores of {main.name} mean {means[main.higher_is_better]}, those of {data.name} "
-            f"{means[data.higher_is_better]}; expected one direction, or first or range"
-        )
+        said = " and ".join(f"those of {each.name} mean {means[each.higher_is_better]}" for each in (main, data))
+        raise UserError(f"--mix_scale none: of the scores {said}; expected one direction, or first or range")
     theirs, first = (np.array([record.score for record in each.split("train")]) for each in (data, main))
     factor = (1 if same_way else -1) * first.std() / (theirs.std() or 1)
     return Scale(float(factor), float(first.mean() - factor * theirs.mean()))
@@ -274,7 +272,8 @@ class RunData:
     def names_of(self, batches: PatchBatches, b: int) -> str:
         """The images that training batch b has patches of."""
         records = [record for images in self.images.values() for record in images.records("train")]
-        return ", ".join(sorted(records[i].name for i in batches.images_of(b)))
+        of = np.unique(batches.patches.image[b * batches.batch_size : (b + 1) * batches.batch_size])
+        return ", ".join(sorted(records[i].name for i in of))
 
     def prepare_features(self, model: Any, seed: int, compute: Callable, say: Callable[[str], None]) -> None:
         """Where a frozen encoder meets fixed crops, take its stage maps of the round's patches at hand, all of them.

@@ -46,10 +46,8 @@ def of_entry(entry: Entry) -> Sets:
 def table(rows: Sequence[tuple[str, str, Mapping[str, Measured]]], first: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of (name, set, figures); first: the title of the names."""
     names = [name for name in STANDARDS if any(name in found for _, _, found in rows)]
-    cells = [
-        [who, of, *(shown_estimate(standards.estimate(n, found[n])) if n in found else "–" for n in names)]
-        for who, of, found in rows
-    ]
+    shown = lambda name, found: shown_estimate(standards.estimate(name, found[name])) if name in found else "–"  # noqa: E731
+    cells = [[who, of, *(shown(name, found) for name in names)] for who, of, found in rows]
     return [first, "set", *(STANDARDS[name].title for name in names)], cells
 
 

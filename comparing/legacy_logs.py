@@ -73,7 +73,7 @@ class _Reader:
             "Ranking loss enabled": lambda m: self._given(_RANKING.findall(m.string), "ranking_loss_"),
             r"Best SRCC: .*?\(epoch (\d+)\)": lambda m: self.rounds.get(self.round, {}).update(best_epoch=int(m[1])),
             "Early stopping triggered": lambda m: note(status="early_stopped"),
-            "Testing median SRCC|Median test of": self._finished,
+            "Testing median SRCC|Median test of": lambda m: self.status == "early_stopped" or note(status="finished"),
             r"Traceback \(most recent call last\)": lambda m: note(status="crashed", problem=""),
             "Interrupted": lambda m: note(status="interrupted", problem=""),
             "error: ": lambda m: note(status="failed", problem=m.string),
@@ -138,10 +138,6 @@ class _Reader:
 
     def _given(self, settings: Iterable[tuple[str, str]], prefix: str = "") -> None:
         self.flags.update((prefix + name, _value(value)) for name, value in settings)
-
-    def _finished(self, begun: re.Match) -> None:
-        if self.status != "early_stopped":
-            self.status = "finished"
 
     def records(self) -> list[dict]:
         epochs = [self.rows[key] for key in sorted(self.rows)]

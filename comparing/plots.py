@@ -136,10 +136,8 @@ def _styles(count: int) -> list[dict[str, object]]:
     """Line styles that stay apart in print: eight colours (Okabe & Ito's, for every kind of sight) times dashes."""
     colours = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#9A8C00")
     dashes, markers = ("-", "--", ":", "-."), "osD^vPX*"
-    return [
-        {"color": colours[i % 8], "linestyle": dashes[i // 8 % 4], "marker": markers[(i + i // 8) % 8]}
-        for i in range(count)
-    ]
+    style = lambda i: (colours[i % 8], dashes[i // 8 % 4], markers[(i + i // 8) % 8])  # noqa: E731
+    return [dict(zip(("color", "linestyle", "marker"), style(i))) for i in range(count)]
 
 
 def draw_curves(path: Path, curves: Sequence[Curve], titles: Sequence[str]) -> None:

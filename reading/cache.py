@@ -47,7 +47,7 @@ class ImageCache:
             self.folder = None
             self._build_in_memory()
         else:
-            self.files = self._source_files()
+            self.files = [(str(path.resolve()), *_size_and_time(path)) for path in self.paths]
             settings = [CACHE_FORMAT, resize, min_side, exif_rotate, self.files]
             key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
             self.folder = cache_dir / f"{name}_{resize}_{key[:16]}"
@@ -101,7 +101,8 @@ class ImageCache:
         threads = torch.get_num_threads()
         # Images are the unit of work: with several threads to an image, too, they would wait for each other.
         with ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = list(pool.map(partial(self._tried, self._fitted_size), self.paths))
+            size_of = lambda path, exif_rotate: fitted_size(path, self.resize, self.min_side, exif_rotate)  # noqa: E731
+            found = list(pool.map(partial(self._tried, size_of), self.paths))
             self._set_sizes([each[0] if each else (0, 0) for each in found])
             self.upscaled = sum(each[1] for each in found if each)
             begin()
@@ -114,9 +115,6 @@ class ImageCache:
                 raise
             finally:
                 torch.set_num_threads(threads)
-
-    def _fitted_size(self, path: Path, exif_rotate: bool) -> tuple[tuple[int, int], bool]:
-        return fitted_size(path, self.resize, self.min_side, exif_rotate)
 
     def _tried(self, work: Callable, path: Path):
         """`work(path)`; a ValueError is noted as the path's, so that all bad files are found at once."""
@@ -145,9 +143,6 @@ class ImageCache:
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1) * 3)])
 
     # The file: a folder with the images and their index, which appears under its name only when it is complete.
-    def _source_files(self) -> list[tuple[str, int, int]]:
-        return [(str(path.resolve()), *_size_and_time(path)) for path in self.paths]
-
     def _open(self) -> bool:
         """Map the finished cache; False if there is none."""
         try:
@@ -254,10 +249,8 @@ def build_once(
         finally:
             lock.release()
     except OSError as problem:
-        raise UserError(
-            f"{problem.filename or folder}: the {what} cannot be written: {problem.strerror}; "
-            "give --cache_dir PATH or --no_cache"
-        ) from None
+        said = f"{problem.filename or folder}: the {what} cannot be written: {problem.strerror}"
+        raise UserError(f"{said}; give --cache_dir PATH or --no_cache") from None
     if not opened():
         raise RuntimeError(f"{folder} cannot be opened though it was just built")
     return True

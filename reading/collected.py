@@ -53,17 +53,13 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
     if image is None or score is None:
         raise UserError(f"{path}: expected a column {', '.join(images)} and {' or '.join(scores)}")
     slope = _slope([number(row[score]) for row in rows], rows) if OPINIONS[0] in there else 1.0
-    return path, [
-        Listed(
-            row[image],
-            number(row[score]),
-            _split(path, row[split], split == RATIO) if split else None,
-            reference=row[reference] if reference else None,
-            deviation=slope * number(row["std"]) if "std" in there else None,
-            votes=number(row["c_total"]) if "c_total" in there else None,
-        )
-        for row in rows
-    ]
+    listed = []
+    for row in rows:
+        part, reference_of = _split(path, row[split], split == RATIO) if split else None, reference and row[reference]
+        deviation = slope * number(row["std"]) if "std" in there else None
+        votes = number(row["c_total"]) if "c_total" in there else None
+        listed.append(Listed(row[image], number(row[score]), part, None, reference_of, deviation, votes))
+    return path, listed
 
 
 def _split(path: Path, text: str, random: bool) -> str:

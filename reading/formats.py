@@ -74,10 +74,9 @@ def read_table(
             raise UserError(f"{path}: no column {', '.join(missing)}; {found}{more}")
         for number, cells in itertools.islice(_cells(text, separator), 1, None):
             if any(cells[len(header) :]):
-                raise UserError(
-                    f"{path}: line {number} has {len(cells)} cells below {len(header)} column names: a decimal comma, "
-                    "or a comma within a cell that is not in quotes?"
-                )
+                found = f"line {number} has {len(cells)} cells below {len(header)} column names"
+                why = "a decimal comma, or a comma within a cell that is not in quotes?"
+                raise UserError(f"{path}: {found}: {why}")
             yield {name: cells[i] if i < len(cells) else "" for name, i in places.items()}
 
 

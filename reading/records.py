@@ -251,10 +251,8 @@ class Reader:
     def _drawn(self, rows: list[Row]) -> list[Row]:
         """80 % of the contents into train, the rest into test, by seed."""
         if self.seed is None:
-            raise UserError(
-                f"{self.name}: comes without a split, and the seed of the run's is not known; "
-                "give --seed N or --split all"
-            )
+            said = "comes without a split, and the seed of the run's is not known"
+            raise UserError(f"{self.name}: {said}; give --seed N or --split all")
         contents = sorted({row.group or row.image for row in rows})
         if len(contents) == 1:
             self.why_empty = f": to draw a split takes two contents, and all images are of one, {contents[0]}"
@@ -291,10 +289,9 @@ class Reader:
             for other in layouts:
                 found = self._images_in(other) | found
             if gone := missing(validation):
-                raise UserError(
-                    f"{self.name}: {len(gone)} validation images are not in {self.root}: {first_five(gone)}; "
-                    "give --val_fraction F to take some of the training images instead"
-                )
+                found = f"{len(gone)} validation images are not in {self.root}: {first_five(gone)}"
+                more = "give --val_fraction F to take some of the training images instead"
+                raise UserError(f"{self.name}: {found}; {more}")
         if gone := missing(rows):
             where = " and ".join(map(str, layout.values()))
             raise UserError(f"{self.name}: {len(gone)} of {len(rows)} images are not in {where}: {first_five(gone)}")

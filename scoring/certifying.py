@@ -178,11 +178,8 @@ def facts(name: str, d: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     packages = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
     other = {p: "" if now[p] == code[p] else f" (here {now[p]})" for p in packages}
     yield "Versions", ", ".join(f"{p} {code[p]}{other[p]}" for p in packages)
-    yield (
-        "Hardware",
-        ", ".join(str(hardware[k]) for k in ("device", "precision"))
-        + (f", {hardware['threads']} threads, {hardware['processes']} processes"),
-    )
+    counts = f"{hardware['threads']} threads, {hardware['processes']} processes"
+    yield "Hardware", f"{hardware['device']}, {hardware['precision']}, {counts}"
     for name, each in c["sets"].items():
         counts = ", ".join(f"{n} {split}" for split, n in each["images"].items())
         split = "; ".join(each["notes"]) or "split as it comes with the set"

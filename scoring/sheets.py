@@ -106,16 +106,14 @@ def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]
 
 BOX = (320, 240)
 STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.4 system-ui, sans-serif; margin: 24px; }
+:root { color-scheme: light dark; } body { font: 15px/1.4 system-ui, sans-serif; margin: 24px; }
 h1 { font-size: 22px; margin: 0 0 4px; overflow-wrap: anywhere; }
 p, li { color: GrayText; margin: 0; overflow-wrap: anywhere; }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(170px, 1fr)); gap: 20px 14px; margin: 24px 0; }
 figure { margin: 0; display: flex; flex-direction: column; justify-content: flex-end; }
 img { max-width: 100%; max-height: 240px; width: auto; height: auto; margin: auto auto 0; }
 figcaption { margin-top: 4px; color: GrayText; font-size: 13px; overflow-wrap: anywhere; }
-figcaption b { color: CanvasText; font-size: 17px; float: left; }
-figcaption span { float: right; }
+figcaption b { color: CanvasText; font-size: 17px; float: left; } figcaption span { float: right; }
 figcaption div { clear: both; }
 .gone { background: rgb(128 128 128 / 20%); height: 150px; display: grid; place-items: center; color: GrayText; }
 """
