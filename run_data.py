@@ -167,7 +167,8 @@ class RunData:
         if overlap := overlapping(decoded.values(), self.trained.values(), o.allow_overlap):
             say(overlap)
         if alike := look_alikes(decoded.values(), self.trained.values()):
-            twins = first_five(f"{test} ~ {train}" for (test, _), (train, _) in alike)
+            named = [f"{test} ~ {train}" for (test, _), (train, _) in alike]
+            twins = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")  # in ASCII
             say(f"Near duplicates: {len(alike)} pairs of test and training images look alike: {twins}")
         say(f"Patches are cut on: {put_on_gpu([each.cache for each in decoded.values()], o.cache_device, device)}")
         self.images = {name: decoded.pop(name) for name in self.trained}

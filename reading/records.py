@@ -289,9 +289,9 @@ class Reader:
             for other in layouts:
                 found = self._images_in(other) | found
             if gone := missing(validation):
-                found = f"{len(gone)} validation images are not in {self.root}: {first_five(gone)}"
+                which = f"{len(gone)} validation images are not in {self.root}: {first_five(gone)}"
                 more = "give --val_fraction F to take some of the training images instead"
-                raise UserError(f"{self.name}: {found}; {more}")
+                raise UserError(f"{self.name}: {which}; {more}")
         if gone := missing(rows):
             where = " and ".join(map(str, layout.values()))
             raise UserError(f"{self.name}: {len(gone)} of {len(rows)} images are not in {where}: {first_five(gone)}")

@@ -10,6 +10,7 @@ from helpers import score_of
 
 import checkpoints
 import inference
+import intervals
 import metrics
 from common.device import choose_bf16, choose_device
 from common.errors import UserError
@@ -330,3 +331,35 @@ def test_the_description_keeps_every_choice_and_the_backbones_own_normalisation(
     model = inference.load(solver.log.checkpoints)
     images = [record.path for record in solver.data.main.split("test")]
     assert [model.score(image) for image in images] == pytest.approx(scores, abs=1e-4)
+
+
+def test_what_every_epoch_scored_and_what_the_choice_costs(settings):
+    solver = run(settings("resnet", "--epochs", 3, "--train_test_num", 2))
+    for number, ending in ((1, "_epochs.npz"), (2, "_round2_epochs.npz")):
+        with np.load(solver.log.path(ending)) as arrays:
+            found = dict(arrays)
+        assert set(found) == {
+            f"{part}_{what}" for part in ("test", "spaq") for what in ("images", "mos", "error", "scores")
+        }
+        assert found["test_scores"].shape == (3, 6) and found["spaq_scores"].shape == (3, 5)
+        epochs = [r for r in records(solver) if r["type"] == "epoch" and r["round"] == number]
+        for scores, epoch in zip(found["test_scores"], epochs):
+            assert metrics.srcc(scores, found["test_mos"]) == pytest.approx(epoch["test"]["srcc"], abs=1e-6)
+        assert np.isnan(found["test_error"]).all() and len({*found["test_images"]}) == 6
+    assert all("selection_price" in each for each in records(solver)[-1]["rounds"])
+
+
+def test_the_price_of_choosing_on_the_test_set_is_said_of_that_choice_alone(settings, tmp_path):
+    from helpers import write_koniq
+
+    koniq = write_koniq(tmp_path / "koniq", test=10)
+    on_test = run(settings("resnet", "--dataset_path", koniq, "--epochs", 3, "--run_name", "a"))
+    on_val = run(settings("resnet", "--dataset_path", koniq, "--epochs", 3, "--run_name", "b", "--select_on", "val",
+                          "--val_fraction", 0.3))  # fmt: skip
+    with np.load(on_test.log.path("_epochs.npz")) as arrays:
+        price = intervals.selection_price([(arrays["test_scores"], arrays["test_mos"])])
+    assert records(on_test)[-1]["rounds"][0]["selection_price"] == pytest.approx(price)
+    said = f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}\n"
+    assert said in on_test.log.path(".log").read_text()
+    assert records(on_val)[-1]["rounds"][0]["selection_price"] is None
+    assert "flatters" not in on_val.log.path(".log").read_text()

@@ -13,6 +13,7 @@ from test_runs import write_files
 import compare_logs
 import intervals
 import metrics
+import standards
 from comparing import runs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -265,3 +266,62 @@ def test_two_runs_of_koniq_size_compare_in_under_ten_seconds(tool, tmp_path):
     assert time.perf_counter() - start < 10
     assert "10000 resamples" in out
     assert "(2010 images)" in " ".join(out.split())
+
+
+def write_epochs(folder, name, error=3.0):
+    """What the epochs of `write_files`' runs would have left: the errors of the MOS."""
+    scores = runs.read_predictions(folder / f"{name}_predictions.csv")["koniq-10k"]
+    images = np.array([image for image, _ in scores.keys])
+    np.savez(folder / f"{name}_epochs.npz", test_images=images[::-1], test_mos=scores.mos[::-1],
+             test_error=np.linspace(error, 2 * error, len(images))[::-1], test_scores=scores.score[None, ::-1])  # fmt: skip
+
+
+def test_below_every_comparison_what_could_not_be_seen(tool, logs):
+    out = tool(logs, "--against", "noisy_1", "--resamples", 1000).stdout
+    said = [line.strip() for line in out.splitlines() if "cannot be seen" in line]
+    assert len(said) == 5
+    assert all(re.fullmatch(r"differences under 0\.\d{4} cannot be seen with 60 images and one seed", s) for s in said)
+    grouped = tool(logs, "--group", "--pairs", "--resamples", 1000).stdout
+    assert re.search(r"differences under 0\.\d{4} cannot be seen with 60 images and 3 seeds", grouped)
+    pair = json.loads(tool(logs, "--json", "--pairs", "--resamples", 1000).stdout)["comparisons"][0]
+    assert pair["visible"] > 0
+
+
+def test_the_standards_figures_and_their_tests(tool, logs):
+    out = tool(logs / "noisy_1.jsonl", logs / "clean_1.jsonl", "--standards", "--resamples", 500).stdout
+    header = next(line for line in out.splitlines() if line.startswith("run") and "RMSE" in line)
+    assert header.split()[:3] == ["run", "set", "RMSE"] and "AUC" not in out  # which needs votes
+    scores = {n: runs.read_predictions(logs / f"{n}_1_predictions.csv")["koniq-10k"] for n in ("noisy", "clean")}
+    expected = {n: standards.measure(s.score, s.mos, None)["rmse"].value for n, s in scores.items()}
+    for name, value in expected.items():
+        assert re.search(rf"^{name}_1 +test +{value:.4f} \[", out, re.M)
+    assert re.search(r"^- test RMSE: clean_1 − noisy_1: −\d.*corrected.*; Pitman–Morgan p", out, re.M)
+    assert re.search(r"^- all sets RMSE: ", out, re.M)
+    for name in ("noisy_1", "clean_1"):
+        write_epochs(logs, name)
+    out = tool(logs / "noisy_1.jsonl", logs / "clean_1.jsonl", "--standards", "--resamples", 500).stdout
+    error = np.linspace(3, 6, len(scores["clean"].mos))
+    found = standards.measure(scores["clean"].score, scores["clean"].mos, error)
+    assert all(f"{found[name].value:.4f} [" in out for name in ("rmse_star", "outlier_ratio", "auc_ds", "accuracy"))
+    ceiling = intervals.ceiling(scores["clean"].mos, error)["srcc"]
+    assert f"a perfect model would reach srcc {ceiling:.4f}, given the votes of 60 images" in out
+
+
+def test_the_power_of_more_seeds(tool, logs):
+    out = tool(logs, "--power", "clean_2", "--resamples", 1000).stdout
+    line = next(line for line in out.splitlines() if line.startswith("1: 0."))
+    seen = [float(each.split(": ")[1]) for each in line.split("  ")]
+    assert len(seen) == 10 and all(a > b for a, b in zip(seen[1:], seen[2:]))
+    assert "known from 3" in out and "differ like the other runs here (3)" in out
+    alone = tool(logs / "clean_1.jsonl", "--power", "--resamples", 1000).stdout
+    assert "errors are taken to correlate by 0.9" in alone and "is not known from one" in alone
+    assert "no such run" in tool(logs, "--power", "none", code=2).stderr
+    (logs / "clean_1_predictions.csv").unlink()
+    assert "no power without predictions" in tool(logs / "clean_1.jsonl", "--power").stdout
+
+
+def test_what_choosing_on_the_test_set_flatters_is_said(tool, logs):
+    path = logs / "clean_1.jsonl"
+    path.write_text(path.read_text().replace('"best_epoch": 2', '"best_epoch": 2, "selection_price": 0.00123'))
+    assert "chosen on the test set: about +0.0012 of the SRCC is that choice's" in tool(path).stdout
+    assert "that choice's" not in tool(logs / "clean_2.jsonl").stdout

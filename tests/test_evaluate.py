@@ -21,6 +21,7 @@ from scipy import optimize, stats
 import checkpoints
 import evaluate
 import intervals
+import standards
 from common.errors import UserError
 from common.run_files import read_records
 from comparing import runs
@@ -528,3 +529,26 @@ def test_predictions_that_cannot_be_written(tool, model, koniq, tmp_path):
     (tmp_path / "f").write_text("")
     done = tool(model, "--datasets", f"koniq-10k={koniq}", "--predictions", tmp_path / "f" / "p.csv", code=2)
     assert done.stderr.endswith(f"error: --predictions {tmp_path / 'f' / 'p.csv'}: no folder {tmp_path / 'f'}\n")
+
+
+def test_the_standards_figures_and_what_a_perfect_model_would_reach(tool, model, tmp_path):
+    root = write_koniq(tmp_path / "koniq", test=12)
+    table = root / "koniq10k_scores_and_distributions.csv"
+    header, *rows = csv.reader(table.open())
+    rows = [[row[0], 100, 1 + float(row[3]) / 25, 2.0, row[3]] for row in rows]
+    csv.writer(table.open("w", newline="")).writerows([["image_name", "c_total", "MOS", "SD", "MOS_zscore"], *rows])
+    words = (model, "--datasets", f"koniq-10k={root}", "--standards", "--predictions", tmp_path / "p.csv")
+    (found,) = json.loads(tool(*words, "--json").stdout)["datasets"]
+    score, mos = scores_and_mos(tmp_path / "p.csv", "koniq-10k")
+    error = np.full(12, 25 * 2.0 / 10)  # a SD of 2 in 1..5, of a hundred votes
+    expected = standards.measure(score, mos, error)
+    for name, each in expected.items():
+        assert found["standards"][name]["value"] == pytest.approx(each.value, rel=1e-6, nan_ok=True) or np.isnan(
+            each.value
+        )
+    assert found["ceiling"]["plcc"] == pytest.approx(np.sqrt(1 - 25 / mos.var()))
+    text = tool(*words).stdout
+    assert "koniq-10k: a perfect model would reach SRCC 0." in text and "RMSE*" in text
+    plain = f"koniq-10k={write_koniq(tmp_path / 'plain')}"
+    (found,) = json.loads(tool(model, "--datasets", plain, "--json").stdout)["datasets"]
+    assert found["standards"] == found["ceiling"] == {}
