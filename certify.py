@@ -77,7 +77,7 @@ def main() -> int:
     state, d = checkpoints.load_model(path)
     if (form := d.get("certificate", {}).get("format")) != certificate.FORMAT:
         found = "carries no certificate" if form is None else f"its certificate is of format {form}"
-        raise UserError(f"{path}: {found}; expected a best model of a run of version 0.9 or newer")
+        raise UserError(f"{path}: {found}; expected a best model of a newer run")
     for title, text in certifying.facts(path.name, d):
         print(textwrap.fill(f"{title:12} {text}", 100, subsequent_indent=" " * 13, break_on_hyphens=False))
     model = inference.load(path, options.device, workers=options.workers)

@@ -160,7 +160,8 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
     def tied(place: np.ndarray) -> Figures:
         """Counts -> the number of the resample's ordered pairs that have one place."""
         _, order, starts = _ties(place)
-        return lambda counts: (np.add.reduceat(counts[order], starts, axis=0) ** 2).sum(0)
+        sizes = (lambda counts: counts) if len(starts) == n else lambda c: np.add.reduceat(c[order], starts, axis=0)
+        return lambda counts: np.einsum("nb,nb->b", of := sizes(counts), of, dtype=np.float64)
 
     # Concordant less discordant pairs are all pairs less those tied in one or in both and twice the discordant ones.
     tied_mos, runs = tied(place_mos), []
@@ -177,13 +178,14 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
         return np.stack(found)
 
     def figures(counts: np.ndarray) -> np.ndarray:
-        few = range(_CHUNK, counts.shape[1], _CHUNK)
-        return np.concatenate([of_few(each) for each in np.split(counts, few, axis=1)], axis=1)
+        # Single precision holds the whole numbers up to 2^24 exactly.
+        few = np.split(counts, range(_CHUNK, counts.shape[1], _CHUNK), axis=1)
+        return np.concatenate([of_few(np.ascontiguousarray(each, np.float32)) for each in few], axis=1)
 
     return figures
 
 
-def _inversions(place: np.ndarray, leaf: int = 64) -> Figures:
+def _inversions(place: np.ndarray, leaf: int = 128) -> Figures:
     """Counts (N, b) -> how many pairs of a resample fall from the earlier to the later: Knight's merge sort (JASA 61,
     1966). The order is the same in all resamples, so that each merge is one cumulative sum of their counts."""
     n = len(place)
@@ -201,11 +203,10 @@ def _inversions(place: np.ndarray, leaf: int = 64) -> Figures:
         width *= 2
 
     def inversions(counts: np.ndarray) -> np.ndarray:
-        single = counts.astype(np.float32)  # which holds the whole numbers up to 2^24 exactly
-        leaves = np.pad(single, ((0, padding), (0, 0))).reshape(-1, leaf, counts.shape[1])
+        leaves = np.pad(counts, ((0, padding), (0, 0))).reshape(-1, leaf, counts.shape[1])
         found = ((before @ leaves) * leaves).sum((0, 1), dtype=np.float64)
         for order, left, right, end in merges:
-            size = single[order]
+            size = counts[order]
             earlier = np.cumsum(size * left, axis=0)
             found += ((earlier[end] - earlier[right]) * size[right]).sum(0, dtype=np.float64)
         return found

@@ -143,8 +143,13 @@ def better_worse(s: Sample) -> Measured:
     """Krasula's AUC of better against worse among the pairs that differ, each taken in both orders."""
     (difference, sign), (i, j) = s.significant, s.pairs
     of = sign != 0
-    both, better = (np.concatenate([each[of], -each[of]]) for each in (difference, sign))
-    return _auc(s, both, better > 0, (np.tile(i[of], 2), np.tile(j[of], 2)))
+    right, n = difference[of] * sign[of], max(int(of.sum()), 1)  # above 0 where the model agrees
+    ordered, worse = np.sort(right), np.sort(-right)
+    below = np.empty(len(right))
+    ends = (np.searchsorted(ordered, worse, side) for side in ("left", "right"))
+    below[np.argsort(-right, kind="stable")] = 1 - sum(ends) / (2 * n)
+    value = float(below.mean()) if of.any() else NAN
+    return Measured(value, s.of_images((i[of], j[of]), 2 * (below - value) / n))
 
 
 def accuracy(s: Sample) -> Measured:

@@ -86,7 +86,7 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
         said = f"seeds spread by {math.sqrt(spread):.4f} beyond what images do, known from {len(draws)}"
     found = intervals.visible_differences(pair, of_seeds, spread)
     yield f"Smallest difference in {measure.metric} found 80 times in 100, {len(keys):,} images, by seeds per setting:"
-    yield "  ".join(f"{k}: {value:.4f}" for k, value in enumerate(found, 1))
+    yield "  ".join(f"{k}{' (images alone)' if k == 1 else ''}: {value:.4f}" for k, value in enumerate(found, 1))
     yield f"{entry.name}: {like}; {said}"
 
 

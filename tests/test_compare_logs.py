@@ -309,7 +309,7 @@ def test_the_standards_figures_and_their_tests(tool, logs):
 
 def test_the_power_of_more_seeds(tool, logs):
     out = tool(logs, "--power", "clean_2", "--resamples", 1000).stdout
-    line = next(line for line in out.splitlines() if line.startswith("1: 0."))
+    line = next(line for line in out.splitlines() if line.startswith("1 (images alone): 0."))
     seen = [float(each.split(": ")[1]) for each in line.split("  ")]
     assert len(seen) == 10 and all(a > b for a, b in zip(seen[1:], seen[2:]))
     assert "known from 3" in out and "differ like the other runs here (3)" in out

@@ -158,7 +158,7 @@ def test_the_same_model_twice_does_not_differ():
         assert same.value == 0 and same.p == 1, name
 
 
-def calibration(trials, images=200, **more):
+def calibration(trials, images=300, **more):
     """Of each figure: how often its interval covers the mean of all trials, how often two equal models differ."""
     runs = [[figures(seed, run, images=images, **more) for run in (0, 1)] for seed in range(trials)]
     found = {}
