@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from common.cli import Flags, Given, run_tool
-from common.errors import UserError, first_five
+from common.errors import UserError, first_five, reading
 from common.files import HERE
 
 
@@ -78,7 +78,9 @@ def main() -> int:
     if (form := d.get("certificate", {}).get("format")) != certificate.FORMAT:
         found = "carries no certificate" if form is None else f"its certificate is of format {form}"
         raise UserError(f"{path}: {found}; expected a best model of a newer run")
-    for title, text in certifying.facts(path.name, d):
+    with reading(path, "its certificate is damaged", KeyError, TypeError, AttributeError):
+        facts = list(certifying.facts(path.name, d))
+    for title, text in facts:
         print(textwrap.fill(f"{title:12} {text}", 100, subsequent_indent=" " * 13, break_on_hyphens=False))
     model = inference.load(path, options.device, workers=options.workers)
     where, twins = places(options, d["certificate"]["sets"]), list[Any]()

@@ -180,10 +180,8 @@ class LIVEC(Reader):
         deviations = self._there("Data/AllStdDev_release.mat")
         files |= {"AllStdDev_release": deviations} if deviations.exists() else {}
         columns = {v: [x for (x,) in read_mat(path, v)] for v, path in files.items()}
-        rows = [
-            Row(str(name), number(score), error=self.error(number(deviation[0]) if deviation else None))
-            for name, score, *deviation in aligned(self.root / "Data", columns)
-        ]
+        found = aligned(self.root / "Data", columns)
+        rows = [Row(str(n), number(score), error=self.error(number(d[0]) if d else None)) for n, score, *d in found]
         return [row for row in rows if self._is_tested(row.image)]
 
     def row_of(self, listed: Listed) -> Row | None:
@@ -318,10 +316,8 @@ class CSVTable(Reader):
         if commas := [line[mos] for line in lines if re.fullmatch(r"[-+\d.]*,\d+", line[mos])]:
             found = f"{len(commas)} scores have a decimal comma, such as {commas[0]}; expected a point"
             raise UserError(f"{self.root}: column {mos}: {found}")
-        return [
-            Row(self._name(line[image]), number(line[mos]), self._part(line), line.get(c.group_column) or None)
-            for line in lines
-        ]
+        group = c.group_column
+        return [Row(self._name(x[image]), number(x[mos]), self._part(x), x.get(group) or None) for x in lines]
 
     def _part(self, line: Mapping[str, str]) -> str | None:
         text = line.get(self.columns.split_column)

@@ -245,10 +245,8 @@ class RunData:
         if self.several:
             drawn["set"] = np.repeat(np.arange(len(sets)), [len(own) for own in records.values()])[patches.image]
         if o.label_noise:
-            widths = [
-                abs(self.scales[n].factor) * label_noise(own, self.trained[n].range, o.label_noise)
-                for n, own in records.items()
-            ]
+            width = lambda n: abs(self.scales[n].factor) * label_noise(records[n], self.trained[n].range, o.label_noise)  # noqa: E731
+            widths = [width(n) for n in records]
             sd = np.concatenate(widths)[patches.image]
             drawn["label_noise"] = (sd * rng.standard_normal(len(patches))).astype(np.float32)
         drawn |= draw_mixing(rng, len(patches), o.mixup, o.cutmix, o.patch_size)

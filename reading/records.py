@@ -231,10 +231,8 @@ class Reader:
         files = self._files(rows)
         if repeated := [name for name, n in Counter(name for name, _ in files).items() if n > 1]:
             raise UserError(f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}")
-        records = [
-            Record(name, path, row.score, row.split or "test", row.group, row.kind, row.error)
-            for row, (name, path) in zip(rows, files, strict=True)
-        ]
+        pairs = zip(rows, files, strict=True)
+        records = [Record(*file, r.score, r.split or "test", r.group, r.kind, r.error) for r, file in pairs]
         better = self.higher_is_better and not self.lower_is_better
         return DataSet(self.name, records, better, self.notes, self.nominal_range)
 

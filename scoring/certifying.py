@@ -178,7 +178,9 @@ def facts(name: str, d: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     packages = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
     other = {p: "" if now[p] == code[p] else f" (here {now[p]})" for p in packages}
     yield "Versions", ", ".join(f"{p} {code[p]}{other[p]}" for p in packages)
-    counts = f"{hardware['threads']} threads, {hardware['processes']} processes"
+    counts = (
+        f"{hardware['threads']} threads, {hardware['processes']} process{'es' if hardware['processes'] > 1 else ''}"
+    )
     yield "Hardware", f"{hardware['device']}, {hardware['precision']}, {counts}"
     for name, each in c["sets"].items():
         counts = ", ".join(f"{n} {split}" for split, n in each["images"].items())

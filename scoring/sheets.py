@@ -94,7 +94,8 @@ def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]
     """Write pairs of images (name, path) side by side, as HTML. Raises UserError if unwritable."""
 
     def write(file: BinaryIO) -> None:
-        file.write("".join(_head(title, [f"{len(pairs)} pairs, {min(len(pairs), SHOWN)} shown"])).encode())
+        head = "".join(_head(title, [f"{len(pairs)} pairs, {min(len(pairs), SHOWN)} shown"]))
+        file.write(head.replace("<main>", '<main style="grid-template-columns: 1fr 1fr; max-width: 680px">').encode())
         for pair in pairs[:SHOWN]:
             for name, image in pair:
                 picture = _embedded(Cell(0, str(image), 0.0))

@@ -220,6 +220,14 @@ def test_a_model_without_a_certificate_and_wrong_flags(run_main, copy, tmp_path)
     checkpoints.save(tmp_path / "bare.pkl", checkpoints.portable_state(net, d))
     said = run_main("certify.py", certify.main, tmp_path / "bare.pkl", code=2).stderr
     assert "carries no certificate" in said and len(said.splitlines()) == 1
+    edited(model, lambda state, d: d["certificate"].pop("hardware"))
+    assert "its certificate is damaged" in run_main("certify.py", certify.main, model, code=2).stderr
+    edited(
+        model,
+        lambda state, d: d["certificate"].update(
+            hardware={"device": "cpu", "precision": "fp32", "threads": 1, "processes": 1}
+        ),
+    )
     said = run_main("certify.py", certify.main, model, "--cross_test", f"tid2013={folder}", code=2).stderr
     assert "the certificate is of koniq-10k, spaq" in said
     assert "expected NAME=PATH" in run_main("certify.py", certify.main, model, "--cross_test", "x", code=2).stderr
