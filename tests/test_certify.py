@@ -281,3 +281,23 @@ def test_predictions_of_a_file_have_the_digest_of_the_run(tmp_path):
 def test_names_and_looks_are_packed_whole():
     rows = [["ä b.jpg", "0123456789abcdef"], ["c", ""]]
     assert certificate.unpacked(certificate.packed(rows)) == rows
+
+
+def test_several_sets_and_their_validation_images_are_checked(settings, run_main, tmp_path):
+    folder = tmp_path / "sets"
+    write_images(folder, [f"{n}_{i}.jpg" for n in ("one", "two") for i in range(24)], seed=3)
+    for name in ("one", "two"):
+        rows = [f"{name}_{i}.jpg,{i % 7 + i / 9:.3f}" for i in range(24)]
+        (folder / f"{name}.csv").write_text("\n".join(["image,mos", *rows]))
+    sets = ["--dataset", f"csv:one={folder / 'one.csv'}", f"csv:two={folder / 'two.csv'}"]
+    flags = ["--select_on", "val", "--val_fraction", 0.4, "--epochs", 1, "--no_spaq"]
+    solver = HyperIQASolver(settings("resnet", *sets, *flags))
+    solver.run()
+    where = ["--log_dir", tmp_path / "logs", "--no_cache"]
+    found = verdicts(run_main("certify.py", certify.main, solver.folder, *where, code=0).stdout)
+    parts = ("one", "two", "one_val", "two_val")
+    assert {f"{part} {figure}" for part in parts for figure in ("SRCC", "PLCC")} <= {*found}
+    assert {"one pixels", "two records and split"} <= {*found}
+    elsewhere = ["--dataset_path", f"one={tmp_path / 'gone.csv'}", f"two={folder / 'two.csv'}"]
+    found = verdicts(run_main("certify.py", certify.main, solver.folder, *elsewhere, *where, code=3).stdout)
+    assert found["two"][0] == "cannot be checked" and found["weights"][0] == "reproduced"
