@@ -30,9 +30,10 @@ from common.cli import Flags, Given, run_tool
 from common.errors import UserError, first_five
 from common.files import write_whole
 from common.run_files import plain
-from comparing import evidence, plots, runs
+from comparing import plots, runs
 from comparing.runs import FIGURE, Entry, Measure, Run
 from metrics import RECORDED
+from scoring import evidence
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,13 @@ from common.errors import Interrupted, UserError
 from common.files import HERE, write_whole
 from common.run_files import plain, write_predictions
 from common.signals import StopSignals
-from comparing import evidence, plots
+from comparing import plots
 from comparing.runs import shown_estimate
 from folders import READERS
 from intervals import RESAMPLES, Estimate
 from options import csv_flags, for_csv_alone, lower_sets
 from reading.records import Columns
+from scoring import evidence
 
 TITLES = {"srcc": "SRCC", "plcc": "PLCC", "fitted_plcc": "fitted\nPLCC", "krcc": "KRCC", "fitted_rmse": "fitted\nRMSE"}
 BOUNDS = ("value", "low", "high")

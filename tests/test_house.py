@@ -10,7 +10,7 @@ ENTRIES = {
 PACKAGES = {
     "common": {"common"},
     "reading": {"common", "reading"},
-    "comparing": {"common", "comparing", "metrics", "intervals", "standards"},
+    "comparing": {"common", "comparing", "metrics", "intervals"},
 }
 TOOLS = {"evaluate", "predict", "compare_logs", "search", "export", "certify", "benchmark", "make_demo_dataset"}
 
