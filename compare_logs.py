@@ -242,7 +242,7 @@ def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> No
     sets = {entry: evidence.of_entry(entry) for entry in entries}
     rows = [(entry.name, of, found) for entry in entries for of, found in sets[entry].items()]
     print("\nStandards: errors after a monotonic cubic, in units of the MOS; what needs votes is – without\n")
-    show(*evidence.table(rows, "run"))
+    show(*evidence.table(rows, "run")) if rows else print("None: they need the predictions of a run's best epoch")
     tested = [(a, b, *found) for a, b in pairs for found in evidence.differences(a, b, sets)]
     if len(tested) > 1:
         print("Their differences, p-values corrected (Holm):\n")

@@ -317,7 +317,8 @@ def test_the_power_of_more_seeds(tool, logs):
     assert "errors are taken to correlate by 0.9" in alone and "is not known from one" in alone
     assert "no such run" in tool(logs, "--power", "none", code=2).stderr
     (logs / "clean_1_predictions.csv").unlink()
-    assert "no power without predictions" in tool(logs / "clean_1.jsonl", "--power").stdout
+    out = tool(logs / "clean_1.jsonl", "--power", "--standards").stdout
+    assert "no power without predictions" in out and "None: they need the predictions" in out
 
 
 def test_what_choosing_on_the_test_set_flatters_is_said(tool, logs):
