@@ -92,7 +92,7 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags.group("patches")
     count("--patch_size", 224, "side of a patch in pixels", least=32)
     count("--train_patch_num", 25, "random crops per training image and epoch")
-    switch("--fixed_crops", "fixed_crops", True, "the same crops in all epochs; with --freeze_backbone computed once")
+    switch("--fixed_crops", "fixed_crops", True, "the same crops in all epochs; with --freeze_backbone encoded once")
     value("--feature_dtype", FEATURE_DTYPES[0], "of such features; none: go through the pixels", choices=FEATURE_DTYPES)
     value("--augment", ["hflip"], "of training patches; hflip, vflip: half of them mirrored; rot90: quarter turns; "
           "color: brightness, contrast, saturation; blur: half of them; none: as they are",
@@ -151,7 +151,7 @@ def train_flags(description: str | None, script: Script) -> Flags:
     count("--warmup_epochs", 0, "let the rates rise from 1 %%, step by step, for so many epochs", least=0)
     count("--patience", 5, "stop after N epochs without a better SRCC")
     switch("--no_early_stopping", "early_stopping", False, "always run all epochs")
-    value("--select_on", "test", "what the best epoch goes by; val: or --val_fraction", choices=["test", "val"])
+    value("--select_on", "test", "chooses the best epoch; val: official, or --val_fraction", choices=["test", "val"])
     value("--val_fraction", None, "with --select_on val: this share of the training images, whole contents",
           ("a number between 0 and 1", lambda x: 0 < x < 1), type=float, metavar="F")
     count("--train_test_num", 1, "rounds, each with the next seed; medians at the end")

@@ -18,8 +18,7 @@ import certificate
 import checkpoints
 import engine
 from common.cli import called, without
-from common.cluster import SETTINGS
-from common.errors import UserError, first_five
+from common.errors import UserError
 from common.files import HERE
 from common.run_files import read_predictions
 from data_loader import SCORE_BATCH
@@ -139,15 +138,14 @@ def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
     """Train anew by the certificate's command, on the sets as they lie here, and compare weights and figures."""
     c = d["certificate"]
     script, *words = c["command"]
-    if used := [word for word in words if word.removeprefix("--").partition("=")[0] in SETTINGS]:
-        raise UserError(f"--repeat: the run was launched on a cluster ({first_five(used)}); expected a plain command")
     placed: dict[bool, list[str]] = {True: [], False: []}
     for name, each in c["sets"].items():
         placed[each["trained"]].append(each["flag"] + (f"={where[name]}" if where[name] else ""))
     if "demo" not in c["sets"]:  # which finds its cross test itself
         words = without(words, "--spaq_path", "--cross_test", "--no_spaq")
         words += ["--cross_test", *placed[False]] if placed[False] else ["--no_spaq"]
-    words = [*without(words, "--dataset", "--dataset_path"), "--dataset", *placed[True]]
+    # Also where the run was once taken up again, it is trained from its beginning.
+    words = [*without(words, "--dataset", "--dataset_path", "--resume"), "--dataset", *placed[True]]
     with tempfile.TemporaryDirectory(prefix="certify_") as folder:
         words += ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)

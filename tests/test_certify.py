@@ -242,6 +242,12 @@ def test_exported_models_keep_their_certificate(run_main, copy, tmp_path):
 
 def test_training_anew_gives_the_same_weights(run_main, copy):
     folder, model = copy
+
+    def taken_up(state, d):  # as if the run had been stopped once
+        d["certificate"]["command"] += ["--resume", str(folder / "last.pt")]
+        d["certificate"]["seal"] = certificate.seal_of(d)
+
+    edited(model, taken_up)
     found = checked(run_main, folder, model, 0, "--repeat")
     assert found["trained anew: weights"] == ("reproduced", "")
     assert found["trained anew: spaq SRCC"] == ("reproduced", "exactly")
