@@ -70,7 +70,7 @@ def main() -> int:
     import checkpoints  # torch: only once the flags are known to be right
     import inference
     from common.device import set_backends
-    from scoring import certifying, sheets
+    from scoring import certifying, pages
 
     set_backends(deterministic=True)
     path = checkpoints.find_model(options.checkpoint)
@@ -90,7 +90,7 @@ def main() -> int:
         said = first_five(f"{test} ~ {train}" for (test, _), (train, _) in twins)
         print(f"\nNear duplicates: {len(twins)} pairs of test and training images look alike: {said}")
     if options.sheet:
-        sheets.draw_pairs(options.sheet, f"Near duplicates, {d['run']}", twins)
+        pages.draw_pairs(options.sheet, f"Near duplicates, {d['run']}", twins)
     wide = max(len(check.what) for check in checks)
     print("\n" + "\n".join(f"{c.what:{wide}}  {c.verdict}{': ' if c.how else ''}{c.how}" for c in checks) + "\n")
     verdicts = (certifying.REPRODUCED, certifying.DIFFERS, certifying.UNCHECKED)

@@ -1,7 +1,7 @@
 """Test a model on data sets: SRCC, PLCC, KRCC and RMSE with 95 % intervals, predictions, pictures.
 
 python evaluate.py checkpoints/NAME --datasets koniq-10k spaq kadid-10k agiqa-3k livec
-python evaluate.py model.pkl --datasets live=/data/live csiq=/data/csiq --csv figures.csv --scatter clouds.png
+python evaluate.py model.pkl --datasets live=/data/live csiq=/data/csiq --csv figures.csv --report page.html
 python evaluate.py model.pkl --datasets csv=mine.csv --lower_is_better --predictions predictions.csv
 
 CHECKPOINT is a best model or the folder of its run, its .safetensors, or a state dict of the public HyperIQA code.
@@ -19,11 +19,11 @@ from typing import Any
 
 import standards
 from common.cli import Flags, Given, named_sets, run_tool
-from common.errors import Interrupted, UserError
+from common.errors import Interrupted, UserError, not_installed
 from common.files import HERE, write_whole
 from common.run_files import plain, write_predictions
 from common.signals import StopSignals
-from comparing import plots
+from comparing import tables
 from comparing.runs import shown_estimate
 from folders import READERS
 from intervals import RESAMPLES, Estimate
@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     flags.switch("--json", "json", True, "everything as JSON instead of tables")
     flags.output("--csv", "write the figures, also those of each kind of distortion")
     flags.output("--predictions", "write dataset,image,mos,score as a run does")
-    flags.output("--scatter", "scores against MOS (needs matplotlib)", plots.PICTURES)
+    flags.output("--report", "write a page of scores and errors, image by image", [".html"])
     return flags.parse(None, _problems)
 
 
@@ -75,8 +75,8 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield str(mistake)
     if options.markdown and options.json:
         yield "contradictory flags: --markdown and --json"
-    if options.scatter and (problem := plots.drawing_problem("--scatter")):
-        yield problem
+    if options.report and (missing := not_installed("--report", "plotly")):
+        yield missing
     if not options.checkpoint.exists():
         yield f"{options.checkpoint}: no such file or folder"
 
@@ -118,7 +118,8 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
     }, tests  # fmt: skip
 
 
-def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
+def about(origin: Mapping[str, Any], tests: Sequence) -> tuple[list[str], list[str]]:
+    """In words: what was tested how, and what the figures mean."""
     d, versions = origin["model"], origin["versions"]
     crops = "centre crop" if d["test_crop"] == "center" else f"{d['test_patch_num']} crops ({d['test_crop']})"
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm"))
@@ -128,25 +129,36 @@ def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
         f"Scored in {origin['precision']} on {origin['device']}: patches of {d['patch_size']}, {crops}",
         f"{packages}, commit {versions['commit'][:10]}",
     ]
-    rows: list[list[str]] = []
     for test in tests:
         said += [f"{test.data.name}: {len(test.records)} images ({test.which}), resize {test.resize}", *test.data.notes]
-        first, cells = [test.data.name, str(len(test.records))], [shown_estimate(test.figures[n]) for n in TITLES]
-        figures, bounds = zip(*(cell.partition(" ")[::2] for cell in cells))
-        # In text the intervals stand below their figures, so that a row keeps to 100 columns.
-        rows += [[*first, *cells]] if markdown else [[*first, *figures], ["", "", *bounds]]
     notes = [
         f"in brackets: 95 % intervals, bootstrap over images, {origin['resamples']} resamples",
         "fitted: after a four-parameter logistic, fitted once to the set; RMSE in units of its MOS",
     ]
     if turned := [test.data.name for test in tests if test.sign < 0]:
         notes.append(f"signs turned, because scores and opinions point in opposite directions: {', '.join(turned)}")
-    table, point = (plots.markdown_table, "- ") if markdown else (plots.text_table, "")
-    lines = [*(point + line for line in said), "", table(["data set", "images", *TITLES.values()], rows), ""]
-    lines += [point + line for line in notes]
     for test in (test for test in tests if test.ceiling):
         best = ", ".join(f"{name.upper()} {value:.4f}" for name, value in test.ceiling.items())
-        lines.append(f"{point}{test.data.name}: a perfect model would reach {best}, as sure as its votes are")
+        notes.append(f"{test.data.name}: a perfect model would reach {best}, as sure as its votes are")
+    return said, notes
+
+
+def figures(tests: Sequence) -> tuple[list[str], list[list[str]]]:
+    """Header and a row for each set."""
+    rows = [[t.data.name, str(len(t.records)), *(shown_estimate(t.figures[n]) for n in TITLES)] for t in tests]
+    return ["data set", "images", *TITLES.values()], rows
+
+
+def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
+    (said, notes), (head, rows) = about(origin, tests), figures(tests)
+    if not markdown:  # the intervals stand below their figures, so that a row keeps to 100 columns
+        cut = [
+            (first, zip(*(cell.partition(" ")[::2] for cell in cells)))
+            for *first, cells in ((*r[:2], r[2:]) for r in rows)
+        ]
+        rows = [line for first, (above, below) in cut for line in ([*first, *above], ["", "", *below])]
+    table, point = (tables.markdown_table, "- ") if markdown else (tables.text_table, "")
+    lines = [*(point + line for line in said), "", table(head, rows), "", *(point + line for line in notes)]
     if any(test.by_standards for test in tests):
         sets = evidence.with_all({test.data.name: test.by_standards for test in tests})
         lines += ["", table(*evidence.table([("", of, found) for of, found in sets.items()], ""))]
@@ -186,13 +198,22 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
     write_whole(path, text.getvalue())
 
 
-def draw(path: Path, title: str, tests: Sequence) -> None:
-    drawn = []
+def draw(path: Path, origin: Mapping[str, Any], tests: Sequence) -> None:
+    from scoring.pages import Page, block
+    from scoring.residuals import Tested, add_set
+
+    d = origin["model"]
+    page = Page(f"{d.get('run') or Path(origin['checkpoint']).name} on {', '.join(test.data.name for test in tests)}")
+    (said, notes), (head, rows) = about(origin, tests), figures(tests)
+    page.section("Figures", block("table", head=head, rows=rows), block("text", lines=[*notes, *said]))
     for test in tests:
-        names = [record.name for record in test.records]
         opinion = "MOS" if test.data.higher_is_better else "DMOS (higher is worse)"
-        drawn.append(plots.fitted_cloud(test.data.name, test.scores, test.mos, names, test.sign, opinion))
-    plots.draw_scatter(path, title, *zip(*drawn))
+        names = [record.name for record in test.records]
+        crop = (d["patch_size"], d["test_crop"], d["test_patch_num"])
+        scores = {"score": test.sign * test.scores}
+        shown = Tested(test.data.name, names, test.mos, scores, test.records, test.images, crop)
+        add_set(page, shown, opinion)
+    page.write(path)
 
 
 def main() -> None:
@@ -203,8 +224,8 @@ def main() -> None:
             records = plain(as_records(tests))
             if options.csv:
                 write_figures(options.csv, records)
-            if options.scatter:
-                draw(options.scatter, str(origin["model"].get("run") or options.checkpoint.name), tests)
+            if options.report:
+                draw(options.report, origin, tests)
         except Interrupted:
             print("Interrupted", file=sys.stderr)
             raise

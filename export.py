@@ -8,7 +8,6 @@
 The format is OUTPUT's suffix, or --format. The ONNX graph takes uint8 patches (N, P, P, 3) and gives scores (N,); what
 cuts them is in its metadata, and docs/using_models.md shows how. It is written only where it scores as PyTorch does."""
 
-import importlib.util
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,13 @@ from typing import Any
 import numpy as np
 
 from common.cli import Flags, run_tool
-from common.errors import UserError
+from common.errors import UserError, not_installed
 from common.files import write_whole
 
 FORMATS = ("onnx", "safetensors", "pkl")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 24)  # the exporter writes 18; older ones lack operators that it uses
 TOLERANCE = 1e-4  # of the score range
-
-
-def missing_packages() -> list[str]:
-    return [name for name in NEEDED if importlib.util.find_spec(name) is None]
 
 
 def to_onnx(model: Any, opset: int) -> Any:
@@ -123,8 +118,8 @@ def chosen_output(checkpoint: Path, output: Path | None, form: str | None, force
         raise UserError(f"{output}: is a folder; expected a file's name")
     if output.exists() and not force:
         raise UserError(f"{output}: exists already; name another OUTPUT or add --force")
-    if form == "onnx" and (missing := missing_packages()):
-        raise UserError(f"--format onnx needs {', '.join(missing)}: pip install {' '.join(NEEDED)}")
+    if form == "onnx" and (missing := not_installed("--format onnx", *NEEDED)):
+        raise UserError(missing)
     return output, form
 
 

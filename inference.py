@@ -181,7 +181,7 @@ class QualityModel:
         """The score of one image: a path; a PIL image; uint8 (H, W, 3) or (H, W); a tensor (3, H, W) or (1, H, W),
         uint8 0..255 or floating 0..1, RGB. Any size. Raises ValueError with the reason where it cannot be read, and
         TypeError for what is none of these."""
-        return float(self._score([self.patches(image)])[0])
+        return float(self.score_patches([self.patches(image)])[0])
 
     def score_all(
         self, images: Iterable[ImageLike | None], batch_size: int = SCORE_BATCH, workers: int | None = None
@@ -211,13 +211,13 @@ class QualityModel:
     def patches(self, image: ImageLike) -> np.ndarray:
         """The patches that an image is scored on: uint8 (n, P, P, 3), cut as in the run's own tests."""
         d = self.description
-        side, pixels = d["patch_size"], self._pixels(image)
+        side, pixels = d["patch_size"], self.pixels(image)
         # Random crops belong to a test set, whose images are counted; a single image gets as many on a grid.
         crop = "grid" if d["test_crop"] == "random" else d["test_crop"]
         places = test_patches(np.array([pixels.shape[:2]]), side, crop, d["test_patch_num"])
         return np.stack([pixels[y : y + side, x : x + side] for y, x in zip(places.top, places.left, strict=True)])
 
-    def _pixels(self, image: ImageLike) -> np.ndarray:
+    def pixels(self, image: ImageLike) -> np.ndarray:
         """An image as RGB uint8 (H, W, 3), resized as in training."""
         d = self.description
         side, resize, rotate = d["patch_size"], d["resize"], d.get("exif_rotate", False)
@@ -236,12 +236,12 @@ class QualityModel:
             return " ".join(str(problem).split())
 
     def _flush(self, ready: list[tuple[ImageLike, np.ndarray | str]], batch_size: int) -> Iterator[Scored]:
-        scores = iter(self._score([p for _, p in ready if not isinstance(p, str)], batch_size))
+        scores = iter(self.score_patches([p for _, p in ready if not isinstance(p, str)], batch_size))
         for image, found in ready:
             yield Scored(image, None, found) if isinstance(found, str) else Scored(image, float(next(scores)))
         ready.clear()
 
-    def _score(self, patches: list[np.ndarray], batch_size: int = SCORE_BATCH) -> np.ndarray:
+    def score_patches(self, patches: list[np.ndarray], batch_size: int = SCORE_BATCH) -> np.ndarray:
         """Patches of each image -> scores (images,), by the same function that tests a run."""
         if not patches:
             return np.empty(0)

@@ -3,7 +3,6 @@ All is checked before torch is imported. Nothing here knows a backbone or a data
 
 import argparse
 import functools
-import importlib.util
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, Range, called, kind_of, named_sets, problem_of
 from common.cluster import cluster_flags
-from common.errors import UserError
+from common.errors import UserError, not_installed
 from common.run_files import NOT_FIGURES, plain, shown
 
 AUGMENTATIONS = ("hflip", "vflip", "rot90", "color", "blur", "none")
@@ -235,8 +234,7 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         "--ranking_loss_margin needs --ranking_loss_alpha above 0":
             "ranking_loss_margin" in given and o.ranking_loss_alpha == 0,
         "contradictory flags: --cache_device cuda and --device cpu": o.cache_device == "cuda" and o.device == "cpu",
-        "--tensorboard needs the package tensorboard: pip install tensorboard":
-            o.tensorboard and importlib.util.find_spec("tensorboard") is None,
+        (missing := not_installed("--tensorboard", "tensorboard")): o.tensorboard and missing,
         "--augment_strength needs --augment color or blur":
             "augment_strength" in given and not {"color", "blur"} & {*o.augment},
         "contradictory: --augment none with others": "none" in o.augment and len(o.augment) > 1,

@@ -21,7 +21,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.cli import Flags, Given, run_tool
-from common.errors import Interrupted, first_five
+from common.errors import Interrupted, first_five, reading
 from common.signals import StopSignals
 from scoring.image_sources import find_images, once, passed_over, paths_from, place
 from scoring.score_files import ScoreFile, take_up
@@ -48,7 +48,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.group("output")
     flags.output("--output", "instead of standard output; appended to")
     flags.value("--format", None, "of the rows (default: by --output's suffix, else csv)", choices=["csv", "jsonl"])
-    flags.output("--sheet", "contact sheet of the images sorted by score", [".html"])
+    flags.output("--sheet", "page of the images, to be sorted and filtered by score", [".html"])
+    flags.path("--map", None, "folder for a picture of each image: its score all over it, the stages that `attention` "
+               "weighs, the generated weights; takes dozens of times as long", "FOLDER")  # fmt: skip
     flags.parser.set_defaults(exif_rotate=None)
     options = flags.parse(argv, _problems)
     suffix = options.output.suffix.lower() if options.output else ""
@@ -97,6 +99,11 @@ def assumptions(checkpoint: Path, model) -> str:
 
 def score_images(model, images, total: int | None, options, made: str, signals: StopSignals, tally: Tally) -> None:
     """Score the images into the output. A signal stops it between two rows, never within one."""
+    from scoring import maps
+
+    if options.map:
+        with reading(options.map, "cannot be made"):
+            options.map.mkdir(parents=True, exist_ok=True)
     output = ScoreFile(options.output, options.format)
     to_terminal = options.output is None and sys.stdout.isatty()  # the rows themselves show how far it is
     with tqdm(total=total, desc="Scoring", unit="image", leave=False, dynamic_ncols=True, disable=to_terminal) as bar:
@@ -108,6 +115,8 @@ def score_images(model, images, total: int | None, options, made: str, signals: 
             output.add(scored.image, score, error, made)
             if error is None:
                 tally.scored += 1
+                if options.map:
+                    maps.write(options.map, scored.image, maps.look(model, scored.image), model)
                 tally.scores += [(scored.image, score)] if options.sheet else []
             else:
                 tally.failed += 1
@@ -150,10 +159,10 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
         images, total = itertools.chain(images, once(paths_from(sys.stdin.fileno()), done)), None
     score_images(model, images, total, options, made, signals, tally)
     if options.sheet:
-        from scoring import sheets
+        from scoring import pages
 
         name = options.checkpoint.resolve().name
-        sheets.draw(options.sheet, name, model.description, tally.scores, tally.failures, tally.failed)
+        pages.draw_scores(options.sheet, name, model.description, tally.scores, tally.failures, tally.failed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from common.cli import Flags, Given, run_tool, without
 from common.cluster import Cluster, Submitted, cluster_flags
 from common.errors import UserError
 from common.launching import end, last_error, start
-from comparing import plots, runs
+from comparing import runs, tables
 from comparing.runs import FIGURE, Entry, Measure
 
 OWN = (*"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(), *cluster.OWN)
@@ -272,8 +272,8 @@ def report(options, jobs: Sequence[Job]) -> None:
     measure.draw_together(entries)
     entries = runs.ranked(entries, measure)
     header, rows = runs.table(entries, measure, grouped=True)
-    short = plots.short_names([row[0] for row in rows], plots.room_for_names(header, rows, 100))
-    print(plots.text_table(header, [[short[row[0]], *row[1:]] for row in rows]))
+    short = tables.short_names([row[0] for row in rows], tables.room_for_names(header, rows, 100))
+    print(tables.text_table(header, [[short[row[0]], *row[1:]] for row in rows]))
     print("".join(f"\n  {brief} = {name}" for name, brief in short.items() if brief != name))
     if len(entries) > 1:
         print(f"Is a difference real? python compare_logs.py {options.log_dir} --group --pairs")

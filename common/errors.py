@@ -1,5 +1,6 @@
 """What ends a program early: a mistake of the user's, a signal, or that there is nothing left to do."""
 
+import importlib.util
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,12 @@ def first_five(names: Iterable[object]) -> str:
     """`a, b, c, d, e, …`: enough of a long list for the user to recognise what it is about."""
     said = [str(name) for name in names]
     return ", ".join(said[:5]) + (", …" if len(said) > 5 else "")
+
+
+def not_installed(what: str, *packages: str) -> str:
+    """What `what` needs and is not here, with the command that gets it; "" where all of it is."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"{what} needs {', '.join(missing)}: pip install {' '.join(packages)}" if missing else ""
 
 
 def said_of(problem: BaseException) -> str:

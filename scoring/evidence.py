@@ -9,7 +9,7 @@ import numpy as np
 
 import intervals
 import standards
-from comparing.runs import Entry, Measure, Run, shown_estimate
+from comparing.runs import UNDER_WAY, Entry, Measure, Run, shown_estimate
 from intervals import NAN, Difference
 from standards import STANDARDS, Measured
 
@@ -114,3 +114,21 @@ def notes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
             best = intervals.ceiling(scores.mos, error)[measure.name]
             yield f"a perfect model would reach {measure.metric} {best:.4f}, given the votes of {len(error):,} images"
             return
+
+
+def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
+    """What is said below a table of entries."""
+    found = [measure.estimate(entry) for entry in entries]
+    if any(not e.approximate and not math.isnan(e.low) for e in found):
+        yield f"[…] 95 % interval: bootstrap over test images, {measure.resamples} resamples"
+    if any(e.approximate for e in found):
+        paper = {"srcc": "Bonett & Wright 2000", "plcc": "Fisher"}.get(measure.name, "")
+        single = f"from the number of test images alone ({paper}), for want of predictions"
+        yield f"~ approximate: {'from the seeds alone' if any(len(e.runs) > 1 for e in entries) else single}"
+    if any(not math.isnan(e.deviation) for e in found):
+        yield "± standard deviation over seeds; intervals over seeds and images"
+    if any(run.status == UNDER_WAY for entry in entries for run in entry.runs):
+        yield "running?: its records have no end; it goes on, or it was killed"
+    if measure.epoch == "best":
+        yield "best: the epoch that the run chose; where its log names none, that of the highest test SRCC"
+    yield from notes(entries, measure)

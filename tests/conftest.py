@@ -1,5 +1,6 @@
 """Fixtures that the tests share, and `--runslow`."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -92,3 +93,38 @@ def run_main(monkeypatch, capsys):
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A real Chromium, driven by Playwright; what is on the machine, never a download."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("needs a Chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=flags)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def browse(chromium):
+    """browse(path): the page as a browser shows it. At the end it has said nothing and asked nobody for anything."""
+    said, asked, contexts = [], [], []
+
+    def open_page(path, width=1200, height=900, scheme="light"):
+        contexts.append(chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda problem: said.append(str(problem)))
+        page.on("request", lambda request: None if request.url.startswith("data:") else asked.append(request.url))
+        page.goto(path.as_uri())
+        page.wait_for_selector("body[data-ready]", timeout=60_000)
+        return page
+
+    yield open_page
+    assert not said and {url.split("#")[0] for url in asked} == {context.pages[0].url for context in contexts}
+    for context in contexts:
+        context.close()

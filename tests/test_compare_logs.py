@@ -14,7 +14,7 @@ import compare_logs
 import intervals
 import metrics
 import standards
-from comparing import runs
+from comparing import differences, runs
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = """Training and testing on koniq-10k dataset for 1 rounds...
@@ -156,11 +156,9 @@ def test_unfinished_and_damaged_files(tool, logs):
         (["{logs}", "--against", "zebra"], "--against zebra: no such run; expected one of"),
         (["{logs}", "--against", "noisy"], "3 runs match"),
         (["{logs}", "--epoch", "first"], "expected best, last or a number"),
-        (["{logs}", "--plot", "x.jpg"], "--plot x.jpg: expected a name that ends in"),
         (["{logs}", "--resamples", "5"], "at least 100"),
         (["{logs}", "--metric", "psnr"], "--metric psnr: expected [SET_]FIGURE, FIGURE one of srcc, plcc, krcc, rmse"),
-        (["{logs}", "--plot", "x"], "--plot x: expected a name that ends in .png, .svg, .pdf"),
-        (["{logs}", "--plot", "no/x.png"], "--plot no/x.png: no folder no"),
+        (["{logs}", "--csv", "no/x.csv"], "--csv no/x.csv: no folder no"),
         (["{logs}", "--makrdown"], "did you mean --markdown"),
         (["{empty}"], "expected logs"),
     ],
@@ -186,14 +184,14 @@ def shift(path, edit):
 def test_different_images_or_opinions_are_refused(logs):
     measure = runs.Measure(resamples=100)
     shift(logs / "noisy_1_predictions.csv", lambda line: line.replace("koniq-10k,0", "koniq-10k,x"))
-    found = compare_logs.compare(measure, entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl"))
+    found = differences.compare(measure, entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl"))
     assert found.refused == "only 0 of 60 images are in both predictions files"
     scaled = logs / "noisy_2_predictions.csv"
     shift(scaled, lambda line: re.sub(r"(.*,.*),(.*),(.*)", r"\1,1\2,\3", line))
-    found = compare_logs.compare(measure, entry(logs / "noisy_2.jsonl"), entry(logs / "clean_1.jsonl"))
+    found = differences.compare(measure, entry(logs / "noisy_2.jsonl"), entry(logs / "clean_1.jsonl"))
     assert found.refused == "60 of 60 common images have different MOS"
     write_files(logs, "other", dataset="livec")
-    found = compare_logs.compare(measure, entry(logs / "other.jsonl"), entry(logs / "clean_1.jsonl"))
+    found = differences.compare(measure, entry(logs / "other.jsonl"), entry(logs / "clean_1.jsonl"))
     assert "different data sets" in found.refused
 
 
@@ -201,7 +199,7 @@ def test_images_that_only_one_run_has_are_left_out(logs):
     some = logs / "noisy_1_predictions.csv"
     shift(some, lambda line: line.replace("koniq-10k,00", "koniq-10k,y"))
     a, b = entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl")
-    found = compare_logs.compare(runs.Measure(resamples=100), a, b)
+    found = differences.compare(runs.Measure(resamples=100), a, b)
     assert found.images == 50
     score_a, score_b = a.runs[0].scores("test"), b.runs[0].scores("test")
     common = [key for key in score_b.keys if not key[0].startswith("00")]
@@ -210,10 +208,10 @@ def test_images_that_only_one_run_has_are_left_out(logs):
 
 
 def test_lower_rmse_is_better(logs):
-    found = compare_logs.compare_all(
+    found = differences.compare_all(
         runs.Measure("rmse", resamples=300), [(entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl"))]
     )
-    text = compare_logs.sentence(found[0], {"clean_1": "A", "noisy_1": "B"}, 1, higher_is_better=False)
+    text = differences.sentence(found[0], {"clean_1": "A", "noisy_1": "B"}, 1, higher_is_better=False)
     assert text.startswith("A is better than B: −")
 
 
@@ -221,22 +219,13 @@ def test_the_verdict_follows_the_corrected_p_value(logs):
     a, b = entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl")
     found = intervals.Difference(0.004, 0.0002, 0.0078, 0.04)
     names = {"clean_1": "A", "noisy_1": "B"}
-    one = compare_logs.Comparison(a, b, "images, paired", 2010, found, corrected=0.04)
-    text = compare_logs.sentence(one, names, 1, higher_is_better=True)
+    one = differences.Comparison(a, b, "images, paired", 2010, found, corrected=0.04)
+    text = differences.sentence(one, names, 1, higher_is_better=True)
     assert text == "A is better than B: +0.0040 [+0.0002, +0.0078], p = 0.04 (2010 images)"
-    many = compare_logs.Comparison(a, b, "images, paired", 2010, found, corrected=0.12)
-    text = compare_logs.sentence(many, names, 3, higher_is_better=True)
+    many = differences.Comparison(a, b, "images, paired", 2010, found, corrected=0.12)
+    text = differences.sentence(many, names, 3, higher_is_better=True)
     expected = "no evidence of a difference: +0.0040 [+0.0002, +0.0078], p = 0.04, corrected 0.12 (2010 images)"
     assert text == f"A − B: {expected}"
-
-
-def test_pictures(tool, logs, tmp_path):
-    pytest.importorskip("matplotlib")
-    tool(logs, "--plot", tmp_path / "c.svg", "--scatter", tmp_path / "s.svg", "--resamples", 100)
-    assert "noisy_3" in (tmp_path / "c.svg").read_text()
-    scatter = (tmp_path / "s.svg").read_text()
-    assert "koniq-10k: 60 images, SRCC" in scatter
-    assert "SPAQ: 40 images, SRCC" in scatter
 
 
 def test_two_runs_of_koniq_size_compare_in_under_ten_seconds(tool, tmp_path):

@@ -1,6 +1,5 @@
 import csv
 import json
-import math
 import os
 import re
 import shutil
@@ -353,9 +352,9 @@ MISTAKES = {
         "contradictory flags: --no_cache and --cache_dir",
     ),
     "no place for the output": (
-        ("--datasets", "livec", "--csv", "/no/x.csv", "--predictions", "/", "--scatter", "x.jpg"),
+        ("--datasets", "livec", "--csv", "/no/x.csv", "--predictions", "/", "--report", "x.jpg"),
         "--csv /no/x.csv: no folder /no; --predictions /: a folder; expected a file; "
-        "--scatter x.jpg: expected a name that ends in .png, .svg, .pdf",
+        "--report x.jpg: expected a name that ends in .html",
     ),
     "no sets": ((), "the following arguments are required: --datasets"),
     "a misspelt flag": (("--datasets", "livec", "--resise", "1"), "unknown argument: --resise (did you mean --resize?), 1"),
@@ -503,26 +502,29 @@ def test_a_constant_model_has_no_figures(tool, koniq, tmp_path):
             torch.nn.init.zeros_(parameter)
     checkpoints.save(tmp_path / "m.pkl", checkpoints.portable_state(net, DESCRIPTION))
     words = (tmp_path / "m.pkl", "--datasets", f"koniq-10k={koniq}")
-    out = tool(*words, "--scatter", tmp_path / "s.svg", "--csv", tmp_path / "f.csv").stdout
+    out = tool(*words, "--report", tmp_path / "s.html", "--csv", tmp_path / "f.csv").stdout
     assert "\nkoniq-10k       6     –     –       –     –       –\n" in out
     figures = json.loads(tool(*words, "--json").stdout)["datasets"][0]["figures"]
     assert all(figure == {"value": None, "low": None, "high": None} for figure in figures.values())
     assert (tmp_path / "f.csv").read_text().endswith("koniq-10k,,6,its test split,72" + "," * 15 + "\n")
 
 
-def test_the_scatter_has_a_panel_for_each_set(tool, model, koniq, csiq, kadid, spaq, tmp_path):
-    pytest.importorskip("matplotlib")
+def test_the_page_has_a_section_for_each_set(tool, model, koniq, csiq, kadid, spaq, tmp_path, browse):
+    pytest.importorskip("plotly")
     sets = (f"koniq-10k={koniq}", f"csiq={csiq}", f"kadid-10k={kadid}", f"spaq={spaq}")
-    words = (model, "--datasets", *sets, "--scatter", tmp_path / "s.svg", "--predictions", tmp_path / "p.csv")
+    words = (model, "--datasets", *sets, "--report", tmp_path / "s.html")
     found = json.loads(tool(*words, "--json").stdout)["datasets"]
-    svg = (tmp_path / "s.svg").read_text()
-    for each in found:
-        figures = {name: figure["value"] for name, figure in each["figures"].items()}
-        title = f"{each['dataset']}: {each['images']} images, SRCC {figures['srcc']:.4f}, PLCC {figures['plcc']:.4f}"
-        title += f", {figures['fitted_plcc']:.4f} fitted" if not math.isnan(figures["fitted_plcc"]) else ""
-        assert f"<!-- {title} -->".replace("--", "- ") in svg or f"<!-- {title} -->" in svg
-    assert svg.count("<!-- DMOS (higher is worse) -->") == 1 and svg.count("<!-- MOS -->") == 3
-    assert "<!-- a_run -->" in svg
+    page = browse(tmp_path / "s.html")
+    assert page.locator("h1").inner_text() == "a_run on koniq-10k, csiq, kadid-10k, spaq"
+    assert page.locator("h2").all_inner_texts() == ["Figures", *(each["dataset"] for each in found)]
+    for number, each in enumerate(found, 1):
+        section, figures = page.locator(f"#s{number}"), {name: f["value"] for name, f in each["figures"].items()}
+        note = section.locator("figcaption").first.inner_text()
+        assert f"{each['images']} images; score: SRCC {figures['srcc']:.4f}, PLCC {figures['plcc']:.4f}" in note
+        axis = "score and DMOS" if each["dataset"] == "csiq" else "score and MOS"
+        assert section.locator(".plots h3").first.inner_text().startswith(axis)
+        kinds = section.locator("table").first.inner_text() if each["kinds"] else ""
+        assert all(kind["kind"] in kinds for kind in each["kinds"])
 
 
 def test_predictions_that_cannot_be_written(tool, model, koniq, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from helpers import fill_by_recipe, picture, save_random_model
 
 import export
-from common.errors import UserError
+from common.errors import UserError, not_installed
 from inference import build, load
 
 ROOT = Path(export.__file__).resolve().parent
@@ -18,9 +18,8 @@ DESCRIPTION = {
     "score_range": [10.0, 90.0], "higher_is_better": True, "test_crop": "grid", "test_patch_num": 3,
     "metrics": {"test": {"srcc": float("nan"), "plcc": 0.5}},
 }  # fmt: skip
-needs_onnx = pytest.mark.skipif(
-    bool(export.missing_packages()), reason=f"not installed: {', '.join(export.missing_packages())}"
-)
+MISSING = not_installed("ONNX", *export.NEEDED)
+needs_onnx = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 TINY = "swin_tiny_patch4_window7_224"
 
 
@@ -158,7 +157,7 @@ def test_mistakes(tmp_path, monkeypatch, argv, message):
         Path(name).write_text("as before")
     for name in ("empty", "folder.onnx"):
         Path(name).mkdir()
-    monkeypatch.setattr(export, "missing_packages", lambda: [])
+    monkeypatch.setattr(export, "not_installed", lambda *_: "")
     with pytest.raises(UserError, match=message):
         export.main(argv)
     assert all(Path(name).read_text() == "as before" for name in ("model.pkl", "there.onnx", "model.safetensors"))

@@ -1,0 +1,208 @@
+"""What `report.py` shows of runs: their figures side by side, their tests, certificates, and where they look."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+import scipy.stats
+import torch
+from tqdm import tqdm
+
+import checkpoints
+from common.errors import UserError
+from common.run_files import read_records
+from comparing import runs
+from comparing.differences import Comparison, cannot_be_seen, sentence
+from comparing.runs import Entry, Measure, Run
+from inference import QualityModel
+from metrics import RECORDED
+from options import settings_again
+from run_data import RunData
+from run_log import SilentLog
+from scoring import certifying, evidence, maps
+from scoring.pages import Page, block
+from scoring.residuals import Tested
+
+MAPS = 4  # in each level of quality
+
+
+def decoded(run: Run, where: Mapping[str, Path | None], cache: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """Part -> (decoded images, records, crop) of what a run is tested on, read as by the run, and what keeps it from
+    being read. where: places of the sets, by name, that are not as then. cache: the flags on the image cache."""
+    try:
+        flags = next(r["flags"] for r in read_records(run.path) if r["type"] == "run")
+    except (UserError, StopIteration, KeyError):
+        return {}, f"{run.name}: a log that does not say which sets it is of"
+    place = flags["dataset_path"]
+    trained = place if isinstance(place, dict) else {flags["dataset"]: place}
+    both = [trained, flags.get("cross_test") or {}]
+    known = [{name: where.get(name, path and Path(path)) for name, path in each.items()} for each in both]
+    problems = []
+    for cross in (known[1], {}):
+        try:
+            o = settings_again(flags, trained=known[0], cross_test=cross, image_root=flags["image_root"],
+                               allow_overlap=True, cache_device="cpu", **cache)  # fmt: skip
+            data = RunData(o, int(flags["seed"]))
+            data.decode(torch.device("cpu"), SilentLog(Path(), Path()), new=True)
+        except UserError as mistake:
+            problems.append(str(mistake))
+            continue
+        crop = (o.patch_size, o.test_crop, o.test_patch_num)
+        found = {part: (images, images.records(split), crop) for part, (images, split) in data.tests.items()}
+        return found, "; ".join(problems)
+    return {}, problems[-1]
+
+
+def all_tested(
+    shown: Mapping[Run, str], where: Mapping[str, Path | None], cache: Any
+) -> tuple[list[Tested], list[str]]:
+    """What these runs (-> their short names) were tested on and left predictions of, each set once, and what is
+    missing. cache: as of `decoded`; None: without images."""
+    found: dict[Any, Tested] = {}
+    notes: dict[str, None] = {}
+    for run, name in shown.items():
+        sets = None
+        for part in ("test", *run.cross_tests):
+            if (scores := run.scores(part)) is None:
+                continue
+            title = run.settings.get("dataset", "test") if part == "test" else part
+            key = (title, scores.keys, scores.mos.tobytes())
+            if key not in found:
+                found[key] = tested = Tested(title, [image for image, _ in scores.keys], scores.mos)
+                if sets is None and cache is not None:
+                    sets, problem = decoded(run, where, cache)
+                    notes |= {f"without pictures: {problem}": None} if problem else {}
+                if part in (sets or {}):
+                    images, records, crop = sets[part]
+                    by_name = {record.name: record for record in records}
+                    if len(by_name) == len(records) and all(image in by_name for image in tested.names):
+                        tested.records, tested.images = [by_name[image] for image in tested.names], images
+                        tested.crop = crop
+            found[key].scores[name] = scores.score
+    return list(found.values()), list(notes)
+
+
+def add_runs(page: Page, entries: Sequence[Entry], measure: Measure, grouped: bool, compared: Sequence[Comparison],
+             short: Mapping[str, str]) -> None:  # fmt: skip
+    """The sections on runs: their table, differences, settings and curves."""
+    head, rows = runs.table(entries, measure, grouped)
+    table = block("table", head=head, rows=[[short[name], *cells] for name, *cells in rows], label="Runs")
+    full = [f"{brief} = {name}" for name, brief in short.items() if name != brief]
+    page.section("Runs", table, block("text", lines=[*full, *evidence.footnotes(entries, measure)]))
+    lines = []
+    for each in compared:
+        lines.append(sentence(each, dict(short), len(compared), measure.higher_is_better))
+        if each.difference and not each.refused and not math.isnan(each.difference.visible):
+            lines[-1] += f"; {cannot_be_seen(each)}"
+    page.section(f"Differences in {measure.metric.upper()}", block("list", lines=lines) if lines else None)
+    head, rows = runs.settings_table(entries)
+    differ = [[short[name], *cells] for name, *cells in rows]
+    page.section("Settings that differ", block("table", head=head, rows=differ) if len(head) > 1 else None)
+    page.section("Curves", block("plots", plots=list(_curves(entries))))
+    standards = [(short[e.name], of, found) for e in entries for of, found in evidence.of_entry(e).items()]
+    head, rows = evidence.table(standards, "run") if standards else ([], [])
+    page.section("Figures of the standards", block("table", head=head, rows=rows) if rows else None)
+
+
+def _curves(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+    """A panel for each figure of each set, and for the training loss and its parts."""
+    shown = [run for entry in entries for run in entry.runs]
+    parts = dict.fromkeys(["test", *(part for run in shown for part in run.cross_tests), "train"])
+    panels = [(part, name) for part in parts for name in RECORDED]
+    trained = [epoch.get("train", {}) for run in shown for epoch in run.epochs.values()]
+    losses = list(dict.fromkeys(name for train in trained for name in train if name not in RECORDED))
+    panels += [("train", name) for name in (losses if len(losses) != 2 else ["loss"])]  # one part is the loss itself
+    for part, name in panels:
+        traces = []
+        for i, run in enumerate(shown):
+            epochs = sorted(run.epochs)
+            values = [run.figure(part, name, epoch) for epoch in epochs]
+            sizes = [13 if epoch == run.best else 6 for epoch in epochs]
+            traces.append(
+                {"x": epochs, "y": values, "mode": "lines+markers", "style": i, "name": run.name, "size": sizes}
+            )
+        title = f"{part if part in ('test', 'train') else part.upper()} {name.upper() if name in RECORDED else name}"
+        whole = {"tickformat": "d", "dtick": max(1, max((len(run.epochs) for run in shown), default=1) // 10)}
+        yield {"title": title, "x": "epoch", "y": title, "traces": traces, "xaxis": whole, "note": "large: best epoch"}
+
+
+def checkpoint_of(run: Run, folder: Path | None) -> Path:
+    """Where the model of a run's round lies. folder: that of the runs' checkpoints; None: as the run says.
+    Raises UserError."""
+    flags: dict[str, Any] = next((r["flags"] for r in read_records(run.path) if r["type"] == "run"), {})
+    number = re.search(r"_round(\d+)$", run.name.removeprefix(run.path.stem))
+    place = (folder or Path(flags.get("checkpoint_dir", "checkpoints"))) / run.path.stem
+    return checkpoints.find_model(place / f"round{number[1]}" if number and number[1] != "1" else place)
+
+
+def add_certificates(page: Page, shown: Mapping[Run, str], folder: Path | None) -> list[str]:
+    """The certificates of the runs' models; what is missing is returned."""
+    missing, blocks = [], []
+    for run, name in shown.items():
+        try:
+            path = checkpoint_of(run, folder)
+            d = checkpoints.load_model(path)[1]
+            rows = list(certifying.facts(path.name, d))
+        except (UserError, KeyError) as problem:
+            missing.append(f"{name}: no certificate: {problem if isinstance(problem, UserError) else 'an older run'}")
+            continue
+        blocks += [block("facts", rows=rows)]
+    said = "python certify.py checkpoints/NAME checks them"
+    page.section("Certificates", *blocks, block("text", lines=[said]) if blocks else None)
+    return missing
+
+
+def add_maps(page: Page, tested: Tested, model: QualityModel, number: int) -> None:
+    """Where the model looks, by quality level: of `number` images of the set the stages that `attention` weighs and the
+    spread of the generated weights, of MAPS in each level the map."""
+    order = np.argsort(tested.mos, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(number, len(order))).round().astype(int)].tolist()
+    by_level = maps.levels(tested.mos[chosen])
+    mapped = {int(i) for of in by_level.values() for i in of[:: max(1, len(of) // MAPS)][:MAPS]}
+    looked = [
+        maps.look(model, str(tested.records[i].path), k in mapped)
+        for k, i in enumerate(tqdm(chosen, "Where it looks", unit="image", leave=False))
+    ]
+    shown = [k for k, each in enumerate(looked) if each.map is not None]
+    better = model.description["higher_is_better"]
+    level_of = {k: level for level, of in by_level.items() for k in of}
+    pictures, dark, bright = zip(*(maps.coloured(looked[k], better) for k in shown))
+    fields = {"MOS": [float(tested.mos[chosen[k]]) for k in shown], "score": [looked[k].score for k in shown],
+              "dark": dark, "bright": bright, "level": [level_of[k] for k in shown]}  # fmt: skip
+    page.images("maps", [tested.names[chosen[k]] for k in shown], fields, [picture.copy for picture in pictures])
+    names, levels = [f"stage {k}" for k in range(1, 5)], list(by_level)
+    plots = []
+    if looked[0].stages is not None:
+        stages = np.stack([each.stages for each in looked])
+        plots.append(
+            _by_level("what attention weighs each stage", names, levels, [stages[of] for of in by_level.values()])
+        )
+    spread = np.stack([each.spread for each in looked])
+    layers = [f"layer {k}" for k in maps.LAYERS]
+    plots.append(_by_level("spread of the generated weights within an image", layers, levels,
+                           [spread[of] for of in by_level.values()]))  # fmt: skip
+    vectors = [np.stack([each.weights[k] for each in looked]) for k in range(len(layers))]
+    between = [np.array([[v[of].std(0, ddof=1).mean() / v.std() for v in vectors]]) for of in by_level.values()]
+    plots.append(_by_level("spread of each weight between images, of all weights' spread", layers, levels, between))
+    said = [
+        f"{len(looked)} images of {tested.title}, in {len(levels)} levels of their opinions; bars: 95 % of the mean.",
+        "Maps: scores of a dense grid of patches; dark is worse, bright is better, scored as said below each.",
+    ]
+    gallery = block("gallery", set="maps", by="MOS", most=4, down=False)
+    page.section("Where the model looks", block("text", lines=said), block("plots", plots=plots), gallery)
+
+
+def _by_level(title: str, names: Sequence[str], levels: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, Any]:
+    """Means over the images (N, K) of each level, a bar for each of the K names; intervals by Student's t."""
+    traces = []
+    for i, (level, each) in enumerate(zip(levels, values)):
+        bars = {"x": names, "y": each.mean(0).tolist(), "type": "bar", "name": level, "style": i}
+        if len(each) > 1:
+            half = scipy.stats.t.ppf(0.975, len(each) - 1) * each.std(0, ddof=1) / math.sqrt(len(each))
+            bars["error_y"] = {"type": "data", "array": half.tolist(), "thickness": 1}
+        traces.append(bars)
+    return {"title": title, "x": "", "y": "", "traces": traces, "note": "by opinion, from bad to good"}
