@@ -21,7 +21,7 @@ from common.files import HERE
 
 def parse() -> argparse.Namespace:
     flags = Flags(__doc__, "%(prog)s CHECKPOINT [flags]")
-    flags.words("checkpoint", "model file, or the folder of its run", type=Path, metavar="CHECKPOINT")
+    flags.checkpoint()
     flags.group("data")
     place = "where it lies (default: as in training, else beside the scripts)"
     flags.value("--dataset_path", (), f"the set that it was trained on: {place}; of several: NAME=PATH …", nargs="+",
@@ -42,8 +42,6 @@ def parse() -> argparse.Namespace:
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     words = [*options.cross_test, *(options.dataset_path if len(options.dataset_path) > 1 else ())]
     yield from (f"{word}: expected NAME=PATH" for word in words if "=" not in word)
-    if not options.checkpoint.exists():
-        yield f"{options.checkpoint}: no such file or folder"
 
 
 def places(options: argparse.Namespace, sets: Mapping[str, Mapping]) -> dict[str, Path | None]:

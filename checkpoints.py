@@ -21,11 +21,12 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
-from common.errors import UserError, first_five, reading
-from common.files import write_whole
+from common.errors import UserError, first_five, reading, said_of
+from common.files import HUB, write_whole
 from common.run_files import plain
 
 DESCRIPTION_FORMAT = 1
+HUB_MODEL = "model.safetensors"  # what a repository of the Hub holds
 # What no model can be used without; a description holds more.
 DESCRIBED = "backbone fusion patch_size resize score_range higher_is_better test_crop test_patch_num".split()
 # Buffers that a model computes when it is built; older versions of timm saved them.
@@ -151,9 +152,25 @@ def description_of(state: object) -> dict[str, Any] | None:
     return getattr(state, "_metadata", {}).get("hyperiqa")
 
 
+def from_hub(repo: str, revision: str | None, file: str | None) -> Path:
+    """A file of a model repository of the Hugging Face Hub, in its cache, from where it comes without network too.
+    Nothing in a repository is ever run: its tensors and its description are read. Raises UserError."""
+    import huggingface_hub  # slow to import
+
+    name = f"hf://{repo}{f'@{revision}' if revision else ''}"
+    try:
+        return Path(huggingface_hub.hf_hub_download(repo, file or HUB_MODEL, revision=revision))
+    except Exception as problem:  # of HTTP, of the Hub, of names, of the disk
+        reason = said_of(problem).split(" (Request ID")[0]
+        raise UserError(f"{name}: {file or HUB_MODEL} cannot be had: {reason}") from None
+
+
 def find_model(path: Path) -> Path:
-    """The model file that the user means: the file itself, or the best model in the folder of a run (or a round).
-    Of several, which a run that was stopped can leave, the newest is the best. Raises UserError."""
+    """The model file that the user means: the file itself, the best model in the folder of a run (or a round), or what
+    hf://USER/NAME[@REVISION][/FILE] names. Of several, which a run that was stopped can leave, the newest is the best.
+    Raises UserError."""
+    if named := HUB.fullmatch(str(path)):
+        return from_hub(**named.groupdict())
     if not path.is_dir():
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)

@@ -38,7 +38,7 @@ BOUNDS = ("value", "low", "high")
 def parse() -> argparse.Namespace:
     """The flags, checked all together; `datasets` becomes name -> path or None. Raises UserError."""
     flags = Flags(__doc__, "%(prog)s CHECKPOINT --datasets NAME[=PATH] … [flags]")
-    flags.words("checkpoint", "model file, or the folder of its run", type=Path, metavar="CHECKPOINT")
+    flags.checkpoint()
     flags.group("data")
     flags.value("--datasets", None, f"out of {', '.join(READERS)} (csv=FILE.csv: columns image,mos and optional "
                 "split,group)", nargs="+", required=True, metavar="NAME[=PATH]")  # fmt: skip
@@ -77,8 +77,6 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield "contradictory flags: --markdown and --json"
     if options.report and (missing := not_installed("--report", "plotly")):
         yield missing
-    if not options.checkpoint.exists():
-        yield f"{options.checkpoint}: no such file or folder"
 
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:

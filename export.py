@@ -4,21 +4,27 @@
     python export.py best_model.pkl koniq.onnx --opset 20
     python export.py koniq_pretrained.pkl koniq.safetensors  # of the public code, now with a description
     python export.py koniq_pretrained.pkl koniq.pkl          # tensors that the public code loads as well
+    python export.py checkpoints/NAME koniq.hub              # a folder, as --push uploads it
+    python export.py checkpoints/NAME --push user/name       # to the Hugging Face Hub: hf://user/name
 
 The format is OUTPUT's suffix, or --format. The ONNX graph takes uint8 patches (N, P, P, 3) and gives scores (N,); what
 cuts them is in its metadata, and docs/using_models.md shows how. It is written only where it scores as PyTorch does."""
 
+import re
+import tempfile
 import warnings
+from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.cli import Flags, run_tool
+from common.cli import Flags, Given, run_tool
 from common.errors import UserError, not_installed
 from common.files import write_whole
 
-FORMATS = ("onnx", "safetensors", "pkl")
+FORMATS = ("onnx", "safetensors", "pkl", "hub")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 OPSETS = range(18, 24)  # the exporter writes 18; older ones lack operators that it uses
 TOLERANCE = 1e-4  # of the score range
@@ -114,7 +120,7 @@ def chosen_output(checkpoint: Path, output: Path | None, form: str | None, force
         raise UserError(f"contradictory: --format {form} and {output.name}")
     if output.exists() and output.resolve() == checkpoint.resolve():
         raise UserError(f"{output}: is the checkpoint itself; name another OUTPUT")
-    if output.is_dir():
+    if output.is_dir() and form != "hub":
         raise UserError(f"{output}: is a folder; expected a file's name")
     if output.exists() and not force:
         raise UserError(f"{output}: exists already; name another OUTPUT or add --force")
@@ -123,24 +129,57 @@ def chosen_output(checkpoint: Path, output: Path | None, form: str | None, force
     return output, form
 
 
+def _problems(options: Namespace, given: Given) -> Iterator[str]:
+    if options.push and (options.output or options.format):
+        yield "contradictory flags: --push uploads the model; OUTPUT and --format write it here"
+    if options.private and not options.push:
+        yield "--private needs --push"
+
+
+def to_hub(model: Any, folder: Path, repo: str) -> None:
+    from scoring import hub
+
+    hub.write_folder(folder, model, repo)
+    if words := hub.private_words(model.description):
+        print(f"Paths in its certificate, which go with it: {' '.join(words)}")
+
+
 def main(argv: list[str] | None = None) -> None:
     flags = Flags(__doc__, "%(prog)s CHECKPOINT [OUTPUT] [flags]")
-    flags.words("checkpoint", "model file, or the folder of a run", metavar="CHECKPOINT", type=Path)
+    flags.checkpoint()
     flags.words("output", "default: beside the model file", metavar="OUTPUT", type=Path, nargs="?")
     flags.value("--format", None, "default: OUTPUT's suffix, else onnx", choices=FORMATS)
     flags.count("--opset", OPSETS[0], "of the ONNX operators", OPSETS[0], OPSETS[-1])
     flags.switch("--force", "force", True, "replace OUTPUT if it exists")
-    options = flags.parse(argv)
+    flags.group("Hugging Face Hub")
+    repo = ("USER/NAME", lambda name: re.fullmatch(r"[\w.-]+/[\w.-]+", name))
+    flags.value("--push", None, "upload the model to this repository, which is made if there is none", repo,
+                metavar="USER/NAME")  # fmt: skip
+    flags.switch("--private", "private", True, "make the repository a private one")
+    options = flags.parse(argv, _problems)
     # torch is imported only once the flags are known to be right.
     from checkpoints import find_model, portable_state, save, save_safetensors
 
     checkpoint = find_model(options.checkpoint)
-    output, form = chosen_output(checkpoint, options.output, options.format, options.force)
+    output, form = None, "hub"
+    if not options.push:
+        output, form = chosen_output(checkpoint, options.output, options.format, options.force)
     from inference import load
 
     model, about = load(checkpoint, device="cpu"), ""
     if not model.description["described"]:
         print(f"{checkpoint}: no description in it; described as the public code uses such a model, on KonIQ-10k")
+    if options.push:
+        from scoring.hub import push
+
+        with tempfile.TemporaryDirectory(prefix="push_") as folder:
+            to_hub(model, Path(folder), options.push)
+            print(push(Path(folder), options.push, options.private))
+        return
+    if form == "hub":
+        to_hub(model, output, f"USER/{output.stem}")
+        print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
+        return
     if form == "onnx":
         about = ": " + write_onnx(model, output, options.opset)
     elif form == "safetensors":

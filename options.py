@@ -13,6 +13,7 @@ from typing import Any
 from common.cli import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, Range, called, kind_of, named_sets, problem_of
 from common.cluster import cluster_flags
 from common.errors import UserError, not_installed
+from common.files import is_there
 from common.run_files import NOT_FIGURES, plain, shown
 
 AUGMENTATIONS = ("hflip", "vflip", "rot90", "color", "blur", "none")
@@ -243,10 +244,10 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         f"--resume {path}: no such file; expected auto, a run's last.pt or its folder":
             path and not Path(path).exists(),
         f"--backbone_weights {o.backbone_weights}: no such file":
-            o.backbone_weights and not o.backbone_weights.exists(),
+            o.backbone_weights and not is_there(o.backbone_weights),
         "--distill_weight needs --teacher": "distill_weight" in given and not o.teacher,
-        f"--teacher {o.teacher}: no such file or folder": o.teacher and not o.teacher.exists(),
-        f"--init {o.init}: no such file or folder": o.init and not o.init.exists(),
+        f"--teacher {o.teacher}: no such file or folder": o.teacher and not is_there(o.teacher),
+        f"--init {o.init}: no such file or folder": o.init and not is_there(o.init),
     }  # fmt: skip
     yield from (text for text, wrong in checks.items() if wrong)
     names = [*o.trained, *(o.cross_test or ())]

@@ -33,7 +33,7 @@ FAILURES_KEPT = 500  # for the sheet, which lists them
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = Flags(__doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|- … [flags]")
-    flags.words("checkpoint", "model file, or a run's folder", type=Path, metavar="CHECKPOINT")
+    flags.checkpoint()
     flags.words("sources", "what to score", nargs="+", metavar="IMAGE|FOLDER|GLOB|-")
     flags.group("scoring")
     flags.count("--crops", None, "1: the centre crop; N: a regular grid, averaged (default: as trained)", 1, 10_000)
@@ -63,8 +63,6 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield f"--output and --sheet: the same file {options.sheet}"
     if options.output and options.output.suffix.lower() in NO_ROWS:
         yield f"--output {options.output}: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl"
-    if not options.checkpoint.exists():
-        yield f"{options.checkpoint}: no such file; expected a model file or a run's folder"
     if "-" in options.sources and sys.stdin is None:
         yield "-: standard input is closed"
 

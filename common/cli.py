@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from common import VERSION
 from common.errors import Interrupted, NothingToDo, UserError
+from common.files import is_there
 
 Given = Mapping[str, tuple[str, object]]
 # What a flag's value must be, in words, and the test of it.
@@ -171,6 +172,12 @@ class Flags:
             self.parser.set_defaults(**{dest: not const})
 
     # Flags that several programs have, each declared here alone.
+    def checkpoint(self) -> None:
+        kinds = "a model file, a run's folder or hf://USER/NAME"
+        self.words("checkpoint", kinds, type=Path, metavar="CHECKPOINT")
+        wrong = "no such file or folder; expected"
+        self._check("checkpoint", lambda path: None if is_there(path) else f"{path}: {wrong} {kinds}")
+
     def device(self) -> None:
         names = "auto, cpu, cuda, cuda:N or mps"  # whether the machine has it is seen later
         known: Range = (names, lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name))

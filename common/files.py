@@ -1,6 +1,7 @@
 """Files that are written whole or not at all."""
 
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,14 @@ from typing import BinaryIO
 from common.errors import UserError, said_of
 
 HERE = Path(__file__).resolve().parent.parent  # where the scripts lie, and users' data folders beside them
+
+# hf://USER/NAME[@REVISION][/FILE], also as a Path leaves it, with one of the slashes.
+HUB = re.compile(r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is such a file or folder; one of the Hugging Face Hub is looked for only once it is needed."""
+    return HUB.fullmatch(str(path)) is not None or path.exists()
 
 
 class _Watched:

@@ -163,8 +163,8 @@ def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
             yield compared(f"trained anew: {part} {figure.upper()}", [own], [again["metrics"][part][figure]])
 
 
-def facts(name: str, d: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The certificate for a person: (title, text)."""
+def facts(name: str, d: Mapping[str, Any], compared: bool = True) -> Iterator[tuple[str, str]]:
+    """The certificate for a person: (title, text). compared: with what runs here."""
     c, now = d["certificate"], certificate.code()
     code, hardware = c["code"], c["hardware"]
     yield "Model", f"{name} of run {d['run']}"
@@ -172,9 +172,10 @@ def facts(name: str, d: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     on = {"test": "on the test set", "val": "on validation images"}[c["rule"]["select_on"]]
     yield "Chosen", f"epoch {c['epoch']} of round {c['round']}, {on}; seed {d['seed']}"
     here = "what runs here" if code["sources"] == now["sources"] else "other code runs here"
-    yield "Code", f"commit {code['commit'][:10]}{', changed since' if code['changed'] else ''} ({here})"
+    changed = ", changed since" if code["changed"] else ""
+    yield "Code", f"commit {code['commit'][:10]}{changed}{f' ({here})' if compared else ''}"
     packages = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
-    other = {p: "" if now[p] == code[p] else f" (here {now[p]})" for p in packages}
+    other = {p: f" (here {now[p]})" if compared and now[p] != code[p] else "" for p in packages}
     yield "Versions", ", ".join(f"{p} {code[p]}{other[p]}" for p in packages)
     counts = (
         f"{hardware['threads']} threads, {hardware['processes']} process{'es' if hardware['processes'] > 1 else ''}"

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import inference
 from common.errors import UserError
+from common.files import is_there
 from fusion import FUSIONS
 from hyper import HYPERS
 from models import HyperNet
@@ -24,7 +25,7 @@ def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
     no checkpoint. Raises UserError."""
     backbone, *choices = name.split("+")
     axes = {**dict.fromkeys(HYPERS, "hyper"), **dict.fromkeys(FUSIONS, "fusion")}
-    if Path(name).exists():
+    if is_there(Path(name)):
         model = inference.load(name, str(device))
         net, side = model.net, model.description["patch_size"]
     elif not axes.keys() >= {*choices}:

@@ -97,7 +97,7 @@ def drawn(looked: Looked, model: QualityModel) -> Image.Image:
     bar = np.stack([np.interp(np.linspace(0, 5, width // 3), range(6), CIVIDIS[:, k]) for k in range(3)], 1)
     strip = np.repeat(bar[None].astype(np.uint8), size, 0)
     draw = ImageDraw.Draw(sheet)
-    draw.text((width // 2, height + 8), f"worse {low:.2f}", "black", font)
+    draw.text((width, height + 8), f"worse {low:.2f}", "black", font, anchor="ra")
     sheet.paste(Image.fromarray(strip), (width + 8, height + 8))
     draw.text((width + 16 + width // 3, height + 8), f"{high:.2f} better", "black", font)
     for k, text in enumerate(lines, 1):
