@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comparing.plots import text_table
 
 from common.cli import Flags, Given, run_tool
 from common.errors import UserError
 from common.files import HERE, write_whole
+from comparing.tables import text_table
 
 if "--child" in sys.argv:  # which measures; the parent, which checks the flags and starts it, needs no torch
     import torch

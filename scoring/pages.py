@@ -23,12 +23,13 @@ from reading.images import from_pillow, read_header
 TEMPLATE = Path(__file__).with_name("page.html")
 # Pictures up to that number -> (width, height) within which they are kept: 10,000 make a page of some 30 MB.
 BOXES = {300: (320, 240), 3000: (192, 144), 10**9: (128, 96)}
+PLOTTED = ("plots", "errors", "curves", "levels")
 Source = Callable[[], Image.Image | None]
 
 
 class Page:
     """A title, facts below it, sets of images, and sections of blocks, which `page.html` knows: text, list, facts,
-    table, plots and gallery. reload: seconds after which an open page looks for a newer one; 0: never."""
+    table, gallery and PLOTTED. reload: seconds after which an open page looks for a newer one; 0: never."""
 
     def __init__(self, title: str, facts: Sequence[str] = (), reload: float = 0):
         self.sources: list[Source] = []
@@ -60,7 +61,7 @@ class Page:
         def write(file: BinaryIO) -> None:
             for text in (head, *_data("page", [_json(self.content)]), *_data("pictures", self._pictures())):
                 file.write(text.encode())
-            if any(block["kind"] == "plots" for each in self.content["sections"] for block in each["blocks"]):
+            if any(block["kind"] in PLOTTED for each in self.content["sections"] for block in each["blocks"]):
                 from plotly.offline import get_plotlyjs
 
                 file.write(f"<script>{get_plotlyjs()}</script>\n".encode())

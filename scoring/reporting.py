@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,13 @@ def add_runs(page: Page, entries: Sequence[Entry], measure: Measure, grouped: bo
     head, rows = runs.settings_table(entries)
     differ = [[short[name], *cells] for name, *cells in rows]
     page.section("Settings that differ", block("table", head=head, rows=differ) if len(head) > 1 else None)
-    page.section("Curves", block("plots", plots=list(_curves(entries))))
+    page.section("Curves", _curves(entries))
     standards = [(short[e.name], of, found) for e in entries for of, found in evidence.of_entry(e).items()]
     head, rows = evidence.table(standards, "run") if standards else ([], [])
     page.section("Figures of the standards", block("table", head=head, rows=rows) if rows else None)
 
 
-def _curves(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
+def _curves(entries: Sequence[Entry]) -> dict[str, Any]:
     """A panel for each figure of each set, and for the training loss and its parts."""
     shown = [run for entry in entries for run in entry.runs]
     parts = dict.fromkeys(["test", *(part for run in shown for part in run.cross_tests), "train"])
@@ -116,18 +116,13 @@ def _curves(entries: Sequence[Entry]) -> Iterator[dict[str, Any]]:
     trained = [epoch.get("train", {}) for run in shown for epoch in run.epochs.values()]
     losses = list(dict.fromkeys(name for train in trained for name in train if name not in RECORDED))
     panels += [("train", name) for name in (losses if len(losses) != 2 else ["loss"])]  # one part is the loss itself
+    drawn = []
     for part, name in panels:
-        traces = []
-        for i, run in enumerate(shown):
-            epochs = sorted(run.epochs)
-            values = [run.figure(part, name, epoch) for epoch in epochs]
-            sizes = [13 if epoch == run.best else 6 for epoch in epochs]
-            traces.append(
-                {"x": epochs, "y": values, "mode": "lines+markers", "style": i, "name": run.name, "size": sizes}
-            )
-        title = f"{part if part in ('test', 'train') else part.upper()} {name.upper() if name in RECORDED else name}"
-        whole = {"tickformat": "d", "dtick": max(1, max((len(run.epochs) for run in shown), default=1) // 10)}
-        yield {"title": title, "x": "epoch", "y": title, "traces": traces, "xaxis": whole, "note": "large: best epoch"}
+        title = part if part in ("test", "train") else part.upper()
+        values = [[run.figure(part, name, epoch) for epoch in sorted(run.epochs)] for run in shown]
+        drawn.append([f"{title} {name.upper() if name in RECORDED else name}", values])
+    own = [{"name": run.name, "epochs": sorted(run.epochs), "best": run.best} for run in shown]
+    return block("curves", runs=own, panels=drawn)
 
 
 def checkpoint_of(run: Run, folder: Path | None) -> Path:
@@ -174,35 +169,28 @@ def add_maps(page: Page, tested: Tested, model: QualityModel, number: int) -> No
     fields = {"MOS": [float(tested.mos[chosen[k]]) for k in shown], "score": [looked[k].score for k in shown],
               "dark": dark, "bright": bright, "level": [level_of[k] for k in shown]}  # fmt: skip
     page.images("maps", [tested.names[chosen[k]] for k in shown], fields, [picture.copy for picture in pictures])
-    names, levels = [f"stage {k}" for k in range(1, 5)], list(by_level)
-    plots = []
-    if looked[0].stages is not None:
-        stages = np.stack([each.stages for each in looked])
-        plots.append(
-            _by_level("what attention weighs each stage", names, levels, [stages[of] for of in by_level.values()])
-        )
-    spread = np.stack([each.spread for each in looked])
-    layers = [f"layer {k}" for k in maps.LAYERS]
-    plots.append(_by_level("spread of the generated weights within an image", layers, levels,
-                           [spread[of] for of in by_level.values()]))  # fmt: skip
+    layers, panels = [f"layer {k}" for k in maps.LAYERS], list[list]()
+    for title, names, values in (
+        ("what attention weighs each stage", [f"stage {k}" for k in range(1, 5)], [each.stages for each in looked]),
+        ("spread of the generated weights within an image", layers, [each.spread for each in looked]),
+    ):
+        if values[0] is not None:
+            parts = [np.stack(values)[of] for of in by_level.values()]
+            halves = [
+                scipy.stats.t.ppf(0.975, len(v) - 1) * scipy.stats.sem(v) if len(v) > 1 else 0 * v[0] for v in parts
+            ]
+            panels.append([title, names, [v.mean(0).tolist() for v in parts], [half.tolist() for half in halves]])
     vectors = [np.stack([each.weights[k] for each in looked]) for k in range(len(layers))]
-    between = [np.array([[v[of].std(0, ddof=1).mean() / v.std() for v in vectors]]) for of in by_level.values()]
-    plots.append(_by_level("spread of each weight between images, of all weights' spread", layers, levels, between))
+    between = [[float(v[of].std(0).mean() / v.std()) for v in vectors] for of in by_level.values()]
+    panels.append(["spread of each weight between images, of all weights' spread", layers, between, None])
     said = [
-        f"{len(looked)} images of {tested.title}, in {len(levels)} levels of their opinions; bars: 95 % of the mean.",
+        f"{len(looked)} images of {tested.title}, in {len(by_level)} levels of their opinions; bars: 95 % of the mean.",
         "Maps: scores of a dense grid of patches; dark is worse, bright is better, scored as said below each.",
     ]
     gallery = block("gallery", set="maps", by="MOS", most=4, down=False)
-    page.section("Where the model looks", block("text", lines=said), block("plots", plots=plots), gallery)
-
-
-def _by_level(title: str, names: Sequence[str], levels: Sequence[str], values: Sequence[np.ndarray]) -> dict[str, Any]:
-    """Means over the images (N, K) of each level, a bar for each of the K names; intervals by Student's t."""
-    traces = []
-    for i, (level, each) in enumerate(zip(levels, values)):
-        bars = {"x": names, "y": each.mean(0).tolist(), "type": "bar", "name": level, "style": i}
-        if len(each) > 1:
-            half = scipy.stats.t.ppf(0.975, len(each) - 1) * each.std(0, ddof=1) / math.sqrt(len(each))
-            bars["error_y"] = {"type": "data", "array": half.tolist(), "thickness": 1}
-        traces.append(bars)
-    return {"title": title, "x": "", "y": "", "traces": traces, "note": "by opinion, from bad to good"}
+    page.section(
+        "Where the model looks",
+        block("text", lines=said),
+        block("levels", levels=list(by_level), panels=panels),
+        gallery,
+    )

@@ -18,7 +18,7 @@ from reading.images import read_header
 from reading.records import Record
 from scoring.pages import Page, Source, block, cached
 
-LEGEND_ONLY, MOST_GROUPS, EXAMPLES = 1, 300, 12
+MOST_GROUPS, EXAMPLES = 300, 12
 WORST = "largest error"
 LEAST = 5  # images of a kind or a content that have a correlation
 
@@ -110,7 +110,7 @@ def add_set(page: Page, tested: Tested, opinion: str = "MOS") -> None:
     cache = tested.images.cache if tested.images else None
     sources: list[Source] = [cached(cache, cache.index[record.path]) for record in tested.records] if cache else []
     page.images(tested.title, tested.names, fields | measures, sources, crops_of(tested) if cache else None)
-    blocks = [_plots(tested, titles, opinion)]
+    blocks = [clouds := _clouds(tested, titles, opinion)]
     for title, more in (("Largest errors", {"down": True}), ("Smallest errors", {"down": False}), ("All images", {})):
         limit = {"limit": EXAMPLES} if more else {}
         blocks += [block("heading", title=title), block("gallery", set=tested.title, by=WORST, most=4, **more, **limit)]
@@ -118,62 +118,29 @@ def add_set(page: Page, tested: Tested, opinion: str = "MOS") -> None:
         if name in fields:
             blocks += [block("heading", title=f"By {_CALLED[name]}"), _by(tested, name, errors)]
     if measures:
-        plots = [
-            {"title": f"error and {name}", "set": tested.title, "x": name, "y": "error",
-             "traces": _traces(titles, lambda run, name=name: (name, titles[run][1]), opinion)}
-            for name in measures
-        ]  # fmt: skip
-        said = (
-            f"Errors{'' if one else f' by {first}'}, rank correlated with what is simple to measure; 95 % intervals, "
-        )
-        said += (
-            f"bootstrap over images. Of these {2 * len(measures)} intervals one in twenty leaves out zero by chance."
-        )
-        blocks += [block("heading", title="Errors and simple measures"), block("text", lines=[said])]
-        blocks += [_against_measures(errors[first], measures), block("plots", plots=plots)]
+        whose = "Errors" if one else f"Errors by {first}"
+        said = [f"{whose}, rank correlated with what is simple to measure; 95 % intervals, bootstrap over images.",
+                f"Of these {2 * len(measures)} intervals one in twenty leaves out zero by chance."]  # fmt: skip
+        blocks += [block("heading", title="Errors and simple measures"), block("text", lines=said)]
+        blocks += [_against_measures(errors[first], measures), {**clouds, "measures": list(measures)}]
     page.section(tested.title, *blocks)
 
 
 _CALLED = {"kind": "kind of distortion", "group": "content"}
 
 
-def _traces(titles: Mapping[str, tuple[str, str]], axes: Any, opinion: str) -> list[dict[str, Any]]:
-    """A cloud a run, of fields by name; all but the first wait in the legend."""
-    traces = []
-    for i, (run, (score, error)) in enumerate(titles.items()):
-        x, y = axes(run)
-        hidden = {"visible": "legendonly"} if i >= LEGEND_ONLY else {}
-        card = list(dict.fromkeys([opinion, score, error, x, "kind", "group"]))
-        look = {"mode": "markers", "opacity": 0.6, "style": i, "name": run}
-        traces.append({"x": x, "y": y, "card": card, **look, **hidden})
-    return traces
-
-
-def _plots(tested: Tested, titles: Mapping[str, tuple[str, str]], opinion: str) -> dict[str, Any]:
-    cloud = _traces(titles, lambda run: (titles[run][0], opinion), opinion)
-    notes = []
+def _clouds(tested: Tested, titles: Mapping[str, tuple[str, str]], opinion: str) -> dict[str, Any]:
+    """The clouds of all runs, with the logistic that is fitted to the first."""
+    notes, fit = [], None
     for i, (run, scores) in enumerate(tested.scores.items()):
-        plcc, fit = metrics.plcc(scores, tested.mos), metrics.fit_logistic(scores, tested.mos)
-        notes.append(f"{run}: SRCC {metrics.srcc(scores, tested.mos):.4f}, PLCC {plcc:.4f}")
-        if fit is not None and i == 0:
+        srcc, plcc = metrics.srcc(scores, tested.mos), metrics.plcc(scores, tested.mos)
+        notes.append(f"{run}: SRCC {srcc:.4f}, PLCC {plcc:.4f}")
+        if i == 0 and (found := metrics.fit_logistic(scores, tested.mos)) is not None:
             grid = np.linspace(scores.min(), scores.max(), 100)
-            line = {"x": grid.tolist(), "y": metrics.logistic(fit, grid).tolist(), "mode": "lines", "style": 6}
-            cloud.append({**line, "name": f"logistic fitted to {run}", "hoverinfo": "skip"})
-    number = f"{len(tested.mos):,} images; "
-    residuals = [
-        {"x": error, "type": "histogram", "style": i, "name": run, "opacity": 0.7, "nbinsx": 40}
-        | ({"visible": "legendonly"} if i >= LEGEND_ONLY else {})
-        for i, (run, (_, error)) in enumerate(titles.items())
-    ]
-    meant = "error: score, mapped to the scale of the opinions, minus opinion"
-    return block("plots", plots=[
-        {"title": f"score and {opinion}", "set": tested.title, "x": "score", "y": opinion, "traces": cloud,
-         "note": number + "; ".join(notes)},
-        {"title": f"error and {opinion}", "set": tested.title, "x": opinion, "y": "error", "note": meant,
-         "traces": _traces(titles, lambda run: (opinion, titles[run][1]), opinion)},
-        {"title": "errors", "set": tested.title, "x": "error", "y": "images", "traces": residuals, "note": meant,
-         "barmode": "overlay"},
-    ])  # fmt: skip
+            fit = [grid.tolist(), metrics.logistic(found, grid).tolist()]
+    note = f"{len(tested.mos):,} images; {'; '.join(notes)}"
+    runs = [[run, *fields] for run, fields in titles.items()]
+    return block("errors", set=tested.title, runs=runs, opinion=opinion, fit=fit, note=note)
 
 
 def _by(tested: Tested, what: str, errors: Mapping[str, np.ndarray]) -> dict[str, Any]:
