@@ -3,6 +3,7 @@
 `page.html` draws them: sections of blocks, light or dark as the system is, for any width of window."""
 
 import base64
+import functools
 import html
 import io
 import json
@@ -74,7 +75,8 @@ class Page:
         box = next(box for most, box in BOXES.items() if len(self.sources) <= most)
         yield "["
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            codes = pool.map(partial(_encoded, box=box), self.sources)
+            encode = _kept if self.content["reload"] else _encoded
+            codes = pool.map(partial(encode, box=box), self.sources)
             for i, code in enumerate(tqdm(codes, "Pictures", len(self.sources), unit="image", leave=False)):
                 yield ("," if i else "") + json.dumps(code)
         yield "]"
@@ -102,6 +104,9 @@ def _encoded(source: Source, box: tuple[int, int]) -> str | None:
     picture.thumbnail(box)
     picture.save(data := io.BytesIO(), "WEBP", quality=70)
     return base64.b64encode(data.getvalue()).decode()
+
+
+_kept = functools.cache(_encoded)  # for pages that are written again and again
 
 
 def thumbnail(image: str) -> Image.Image | None:
@@ -158,6 +163,7 @@ def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]
     page.write(path)
 
 
+@functools.cache
 def cached(cache: Any, i: int) -> Source:
     """The picture of an image of the cache, read when it is needed."""
     return lambda: Image.fromarray(cache[i])

@@ -1,5 +1,6 @@
 """What `report.py` shows of runs: their figures side by side, their tests, certificates, and where they look."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -30,23 +31,23 @@ from scoring.residuals import Tested
 MAPS = 4  # in each level of quality
 
 
-def decoded(run: Run, where: Mapping[str, Path | None], cache: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-    """Part -> (decoded images, records, crop) of what a run is tested on, read as by the run, and what keeps it from
-    being read. where: places of the sets, by name, that are not as then. cache: the flags on the image cache."""
+@functools.cache  # for pages that are written again and again
+def decoded(path: Path, where: tuple, cache: tuple) -> tuple[dict[str, Any], str]:
+    """Part -> (decoded images, records, crop) of what a run's records are of, read as by the run, and what keeps
+    them from being read. where: items of set -> place, where it is not as then. cache: items of the flags on the image cache."""
     try:
-        flags = next(r["flags"] for r in read_records(run.path) if r["type"] == "run")
+        flags = next(r["flags"] for r in read_records(path) if r["type"] == "run")
+        place, seed = flags["dataset_path"], int(flags["seed"])
     except (UserError, StopIteration, KeyError):
-        return {}, f"{run.name}: a log that does not say which sets it is of"
-    place = flags["dataset_path"]
-    trained = place if isinstance(place, dict) else {flags["dataset"]: place}
-    both = [trained, flags.get("cross_test") or {}]
-    known = [{name: where.get(name, path and Path(path)) for name, path in each.items()} for each in both]
-    problems = []
-    for cross in (known[1], {}):
+        return {}, f"{path}: a log that does not say which sets it is of"
+    both = [place if isinstance(place, dict) else {flags["dataset"]: place}, flags.get("cross_test") or {}]
+    trained, cross = ({n: dict(where).get(n, p and Path(p)) for n, p in each.items()} for each in both)
+    problems: list[str] = []
+    for tests in (cross, {}):
         try:
-            o = settings_again(flags, trained=known[0], cross_test=cross, image_root=flags["image_root"],
-                               allow_overlap=True, cache_device="cpu", **cache)  # fmt: skip
-            data = RunData(o, int(flags["seed"]))
+            o = settings_again(flags, trained=trained, cross_test=tests, image_root=flags["image_root"],
+                               allow_overlap=True, cache_device="cpu", **dict(cache))  # fmt: skip
+            data = RunData(o, seed)
             data.decode(torch.device("cpu"), SilentLog(Path(), Path()), new=True)
         except UserError as mistake:
             problems.append(str(mistake))
@@ -65,23 +66,22 @@ def all_tested(
     found: dict[Any, Tested] = {}
     notes: dict[str, None] = {}
     for run, name in shown.items():
-        sets = None
         for part in ("test", *run.cross_tests):
             if (scores := run.scores(part)) is None:
                 continue
             title = run.settings.get("dataset", "test") if part == "test" else part
             key = (title, scores.keys, scores.mos.tobytes())
             if key not in found:
-                found[key] = tested = Tested(title, [image for image, _ in scores.keys], scores.mos)
-                if sets is None and cache is not None:
-                    sets, problem = decoded(run, where, cache)
-                    notes |= {f"without pictures: {problem}": None} if problem else {}
-                if part in (sets or {}):
-                    images, records, crop = sets[part]
-                    by_name = {record.name: record for record in records}
-                    if len(by_name) == len(records) and all(image in by_name for image in tested.names):
-                        tested.records, tested.images = [by_name[image] for image in tested.names], images
-                        tested.crop = crop
+                again = sum(title == each[0] for each in found)  # other images of a set
+                tested = Tested(f"{title} ({again + 1})" if again else title, [i for i, _ in scores.keys], scores.mos)
+                sets, problem = decoded(run.path, tuple(where.items()), tuple(cache.items())) if cache else ({}, "")
+                notes |= {f"without pictures: {problem}": None} if problem else {}
+                images, records, crop = sets.get(part, (None, [], tested.crop))
+                by_name = {record.name: record for record in records}
+                if len(by_name) == len(records) and by_name.keys() >= {*tested.names}:
+                    tested.records, tested.images = [by_name[image] for image in tested.names], images
+                    tested.crop = crop
+                found[key] = tested
             found[key].scores[name] = scores.score
     return list(found.values()), list(notes)
 

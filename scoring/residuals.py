@@ -1,5 +1,6 @@
 """A set's images beside what models scored them: clouds, residuals, examples, kinds, contents, simple measures."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import metrics
 from comparing.runs import shown_estimate
 from data_loader import DecodedSet, test_patches
 from intervals import Estimate
+from reading.cache import ImageCache
 from reading.images import read_header
 from reading.records import Record
 from scoring.pages import Page, Source, block, cached
@@ -67,9 +69,9 @@ def colourfulness(rgb: np.ndarray, luma: np.ndarray) -> float:
 MEASURES = {each.__name__: each for each in (brightness, contrast, sharpness, colourfulness)}
 
 
-def simple_measures(tested: Tested) -> dict[str, list[float]]:
+@functools.cache  # for pages that are written again and again
+def simple_measures(cache: ImageCache, records: tuple[Record, ...]) -> dict[str, list[float]]:
     """Each of MEASURES of the images as they were scored, and the file's size in megapixels."""
-    cache = tested.images.cache
 
     def measured(record: Record) -> list[float]:
         rgb = cache[cache.index[record.path]].astype(np.float32)
@@ -77,19 +79,18 @@ def simple_measures(tested: Tested) -> dict[str, list[float]]:
         return [*(of(rgb, luma) for of in MEASURES.values()), math.prod(read_header(record.path)) / 1e6]
 
     with ThreadPoolExecutor() as pool:
-        columns = zip(*pool.map(measured, tested.records), strict=True)
+        columns = zip(*pool.map(measured, records), strict=True)
         return dict(zip([*MEASURES, "megapixels"], map(list, columns)))
 
 
 def crops_of(tested: Tested) -> list[list[list[float]]]:
     """Of each image the boxes of its crops: left, top, width and height in percent of it."""
     side, how, number = tested.crop
-    boxes = []
-    for record in tested.records:
-        height, width = tested.images.cache.sizes[tested.images.cache.index[record.path]]
-        places = test_patches(np.array([[height, width]]), side, how, number)
-        whole = [[x / width, y / height, side / width, side / height] for y, x in zip(places.top, places.left)]
-        boxes.append([[round(100 * float(value), 2) for value in box] for box in whole])
+    sizes = tested.images.cache.sizes[[tested.images.cache.index[record.path] for record in tested.records]]
+    places, boxes = test_patches(sizes, side, how, number), [list[list[float]]() for _ in sizes]
+    for i, top, left in zip(places.image, places.top, places.left):
+        height, width = sizes[i]
+        boxes[i].append([round(float(100 * v), 2) for v in (left / width, top / height, side / width, side / height)])
     return boxes
 
 
@@ -106,10 +107,12 @@ def add_set(page: Page, tested: Tested, opinion: str = "MOS") -> None:
     for name in ("kind", "group"):
         values = [getattr(record, name) for record in tested.records]
         fields |= {name: values} if any(values) and set(values) != set(tested.names) else {}
-    measures = simple_measures(tested) if tested.images else {}
-    cache = tested.images.cache if tested.images else None
-    sources: list[Source] = [cached(cache, cache.index[record.path]) for record in tested.records] if cache else []
-    page.images(tested.title, tested.names, fields | measures, sources, crops_of(tested) if cache else None)
+    measures, sources, crops = dict[str, list[float]](), list[Source](), None
+    if tested.images:
+        cache, crops = tested.images.cache, crops_of(tested)
+        measures = simple_measures(cache, tuple(tested.records))
+        sources = [cached(cache, cache.index[record.path]) for record in tested.records]
+    page.images(tested.title, tested.names, fields | measures, sources, crops)
     blocks = [clouds := _clouds(tested, titles, opinion)]
     for title, more in (("Largest errors", {"down": True}), ("Smallest errors", {"down": False}), ("All images", {})):
         limit = {"limit": EXAMPLES} if more else {}

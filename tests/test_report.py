@@ -13,7 +13,7 @@ import report
 from common.run_files import read_predictions
 from HyperIQASolver_swin import HyperIQASolverSwin
 from reading.images import load_image
-from scoring import residuals
+from scoring import reporting, residuals
 
 pytest.importorskip("plotly")
 
@@ -204,6 +204,7 @@ def _wait(condition, page=None):
 
 def test_sets_that_have_gone_leave_the_figures(ran, run_main, tmp_path):
     (ran / "koniq").rename(tmp_path / "moved")
+    reporting.decoded.cache_clear()  # this process has seen the set where it was
     try:
         words = [ran / "logs" / "none.jsonl", "--output", tmp_path / "r.html"]
         out = run_main("report.py", report.main, *words).stdout
