@@ -33,8 +33,8 @@ MAPS = 4  # in each level of quality
 
 @functools.cache  # for pages that are written again and again
 def decoded(path: Path, where: tuple, cache: tuple) -> tuple[dict[str, Any], str]:
-    """Part -> (decoded images, records, crop) of what a run's records are of, read as by the run, and what keeps
-    them from being read. where: items of set -> place, where it is not as then. cache: items of the flags on the image cache."""
+    """Part -> (decoded images, records, crop) of what a run's records are of, read as by the run, and what keeps them
+    from being read. where: items of set -> place, where it is not as then. cache: items of the cache's flags."""
     try:
         flags = next(r["flags"] for r in read_records(path) if r["type"] == "run")
         place, seed = flags["dataset_path"], int(flags["seed"])

@@ -13,6 +13,7 @@ from helpers import write_images
 from hub import serving
 
 import checkpoints
+import export
 import inference
 from models import HyperNet
 from models_swin import SwinBackbone
@@ -127,5 +128,6 @@ def test_the_card_has_the_figures_and_no_nan(tool, place):
         (["nosuch", "--push", "a/b"], "nosuch: no such file or folder; expected a model file, a run's folder or hf://USER/NAME"),
     ],
 )  # fmt: skip
-def test_mistakes(tool, words, said):
-    assert tool("export.py", *words, code=2).stderr == f"error: {said}\n"
+def test_mistakes(run_main, place, monkeypatch, words, said):
+    monkeypatch.chdir(place)
+    assert run_main("export.py", export.main, *words, code=2).stderr == f"error: {said}\n"
