@@ -9,7 +9,6 @@ RUN is what compare_logs.py takes. Pictures come from the sets where they were i
 certificates and maps from the runs' checkpoints. docs/seeing.md"""
 
 import argparse
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,7 +63,7 @@ def chosen(options: argparse.Namespace, measure: Measure) -> tuple[list[Entry], 
 
 
 def write(options: argparse.Namespace) -> list[Run]:
-    """The page as the runs are now; those that are under way."""
+    """Write the page as the runs are now; those that are under way are returned."""
     import inference
     from comparing import differences
     from scoring import reporting, residuals
@@ -77,7 +76,7 @@ def write(options: argparse.Namespace) -> list[Run]:
     under_way = [run for run in own if run.status == UNDER_WAY]
     seconds = [60 * run.minutes for run in under_way if run.minutes == run.minutes]
     page = Page(
-        f"{entries[0].name}" if len(entries) == 1 else f"{len(entries)} runs",
+        entries[0].name if len(entries) == 1 else f"{len(entries)} {'settings' if options.group else 'runs'}",
         [f"made {time.strftime('%Y-%m-%d %H:%M')}" + ("; renewed after every epoch" if options.follow else "")],
         min(60, max(3, min(seconds, default=10) / 4)) if options.follow and under_way else 0,
     )
@@ -93,7 +92,7 @@ def write(options: argparse.Namespace) -> list[Run]:
     if options.maps and tested and tested[0].images:
         model = inference.load(reporting.checkpoint_of(own[0], options.checkpoint_dir), options.device)
         reporting.add_maps(page, tested[0], model, options.maps)
-    missing += reporting.add_certificates(page, shown, options.checkpoint_dir)
+    reporting.add_certificates(page, shown, options.checkpoint_dir)
     page.content["facts"] += [*notes, *missing]
     page.write(options.output)
     print(f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)" + "".join(f"\n{m}" for m in missing))
@@ -103,15 +102,19 @@ def write(options: argparse.Namespace) -> list[Run]:
 def main() -> None:
     options = parse()
     with StopSignals():
-        while (under_way := write(options)) and options.follow:
-            before = _written(under_way)
-            while _written(under_way) == before:
+        while True:
+            before = written(options.paths)
+            if not write(options) or not options.follow:
+                return
+            while written(options.paths) == before:
                 time.sleep(1)
 
 
-def _written(own: Sequence[Run]) -> list[int]:
-    return [run.path.stat().st_mtime_ns for run in own]
+def written(paths: Sequence[Path]) -> list[int]:
+    """When the runs' records were last written."""
+    files = [file for path in paths for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    return [file.stat().st_mtime_ns for file in files]
 
 
 if __name__ == "__main__":
-    sys.exit(run_tool(main))
+    run_tool(main)

@@ -128,27 +128,25 @@ def _curves(entries: Sequence[Entry]) -> dict[str, Any]:
 def checkpoint_of(run: Run, folder: Path | None) -> Path:
     """Where the model of a run's round lies. folder: that of the runs' checkpoints; None: as the run says.
     Raises UserError."""
-    flags: dict[str, Any] = next((r["flags"] for r in read_records(run.path) if r["type"] == "run"), {})
+    if run.path.suffix != ".jsonl":
+        raise UserError(f"{run.path}: a log alone does not say where its model is")
+    flags: dict[str, Any] = next(r["flags"] for r in read_records(run.path) if r["type"] == "run")
     number = re.search(r"_round(\d+)$", run.name.removeprefix(run.path.stem))
     place = (folder or Path(flags.get("checkpoint_dir", "checkpoints"))) / run.path.stem
     return checkpoints.find_model(place / f"round{number[1]}" if number and number[1] != "1" else place)
 
 
-def add_certificates(page: Page, shown: Mapping[Run, str], folder: Path | None) -> list[str]:
-    """The certificates of the runs' models; what is missing is returned."""
+def add_certificates(page: Page, shown: Mapping[Run, str], folder: Path | None) -> None:
+    """The certificates of the runs' models, and why there is none."""
     missing, blocks = [], []
     for run, name in shown.items():
         try:
             path = checkpoint_of(run, folder)
-            d = checkpoints.load_model(path)[1]
-            rows = list(certifying.facts(path.name, d))
+            blocks.append(block("facts", rows=list(certifying.facts(path.name, checkpoints.load_model(path)[1]))))
         except (UserError, KeyError) as problem:
-            missing.append(f"{name}: no certificate: {problem if isinstance(problem, UserError) else 'an older run'}")
-            continue
-        blocks += [block("facts", rows=rows)]
-    said = "python certify.py checkpoints/NAME checks them"
-    page.section("Certificates", *blocks, block("text", lines=[said]) if blocks else None)
-    return missing
+            missing.append(f"{name}: {problem if isinstance(problem, UserError) else 'made before there were any'}")
+    said = ["python certify.py checkpoints/NAME checks them"] if blocks else []
+    page.section("Certificates", *blocks, block("text", lines=said + missing))
 
 
 def add_maps(page: Page, tested: Tested, model: QualityModel, number: int) -> None:

@@ -148,11 +148,11 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
     words = (solver.log.log_dir, "--metric", "bad_srcc", "--resamples", 100)
     table = run_main("compare_logs.py", compare_logs.main, *words).stdout
     assert f"{best['bad']['srcc']:.4f} [" in table
-    written = run_main(
-        "report.py", report.main, *words[:3], "--output", tmp_path / "r.html", "--checkpoint_dir", "no"
-    ).stdout
+    run_main("report.py", report.main, *words[:3], "--output", tmp_path / "r.html", "--checkpoint_dir", "no")
     page = json.loads(re.search(r'id="page">(.*?)</script>', (tmp_path / "r.html").read_text(), re.S)[1])
-    assert list(page["sets"]) == ["koniq-10k", "bad", "own"] and "no certificate" in written
+    assert list(page["sets"]) == ["koniq-10k", "bad", "own"]
+    assert page["sections"][-1]["title"] == "Certificates"
+    assert "no such file" in page["sections"][-1]["blocks"][0]["lines"][0]
 
     # evaluate.py gives each set its own scale back, and the same scores; predict.py where it is asked.
     sets = [f"koniq-10k={place / 'koniq'}", *(f"csv:{name}={place / name / 'list.csv'}" for name in ("bad", "own"))]
