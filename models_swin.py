@@ -19,9 +19,8 @@ OWN_SWINS: dict[str, dict[str, Any]] = {"swin_nano": NANO, "swin_pico": PICO}
 
 
 class SwinBackbone(Backbone):
-    """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`.
-    patch_size: side of the square patches in pixels; the window partition is built for it. drop_path: None: timm's.
-    Raises UserError where timm has no such Swin, or no Swin of that kind for that patch size."""
+    """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`. patch_size: side of the patches in
+    pixels, for which the windows are built. drop_path: None: timm's. Raises UserError where timm has no such Swin."""
 
     prefix, hidden = "swin", (512, 256)
 
@@ -39,7 +38,7 @@ class SwinBackbone(Backbone):
             raise UserError(f"--backbone {name}: {problem}") from None
         except (AssertionError, ValueError) as problem:
             raise UserError(f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}") from None
-        if own:
+        if name in OWN_SWINS:
             # timm's trunc_normal(0.02) suits widths of hundreds; at 32 channels it starves every layer of signal.
             for module in self.backbone.modules():
                 if isinstance(module, torch.nn.Linear):
@@ -49,17 +48,12 @@ class SwinBackbone(Backbone):
         self.add_lda(self.backbone.feature_info.channels())  # type: ignore[union-attr, operator]
 
     def fuse_attention(self) -> None:
-        """Let torch's fused kernels compute the windows' attention, bias and mask in one. Raises UserError where there
-        is none that they take."""
+        """The windows' attention, bias and mask in one fused kernel. Raises UserError where there is none for them."""
         windows = [module for module in self.modules() if isinstance(module, WindowAttention)]
         if not windows:
             raise UserError("--fused_attention: expected a Swin of the first version")
         for module in windows:
             vars(module)["fused_attn"] = True
-
-    @property
-    def pretrained_part(self) -> torch.nn.Module:
-        return self.backbone
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """timm's feature extractor joins `layers.0` to `layers_0`; its published files say `layers.0`."""

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import models_swin
 from common.errors import UserError
 from models import HyperNet
 from models_swin import SwinBackbone
@@ -67,3 +68,18 @@ def test_fused_attention_is_the_same_to_rounding():
 def test_fused_attention_where_there_is_no_choice():
     with pytest.raises(UserError, match="--fused_attention: expected a Swin of the first version"):
         SwinBackbone("swinv2_cr_tiny_224", patch_size=64).fuse_attention()
+
+
+def test_drop_path_leaves_the_weights_that_it_starts_from(monkeypatch):
+    """Weights of the encoder as `create` gives them, pretrained ones too; only our own sizes are drawn anew."""
+    made, create = [], models_swin.create
+
+    def kept(*words, **more):
+        made.append(create(*words, **more))
+        made.append({name: tensor.clone() for name, tensor in made[-1].state_dict().items()})
+        return made[0]
+
+    monkeypatch.setattr(models_swin, "create", kept)
+    backbone = SwinBackbone("swin_tiny_patch4_window7_224", drop_path=0.1)
+    assert backbone.backbone is made[0]
+    assert all(torch.equal(tensor, made[1][name]) for name, tensor in backbone.backbone.state_dict().items())
