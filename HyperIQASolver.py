@@ -41,23 +41,20 @@ Figures = dict[str, float]
 class HyperIQASolver:
     """A run of `--train_test_num` rounds. `options` are the settings that `options.train_options` returns."""
 
-    # In a run's name the default backbone goes by this shorter name, others by their own.
-    default_backbone, default_name = "resnet50", "resnet50"
+    default_backbone, default_name = "resnet50", "resnet50"  # what a run's name calls it; others by their own name
     always_names_alpha = False
 
     def __init__(self, options: argparse.Namespace):
-        self.options, self.begun = options, time.perf_counter()
-        self.costs: list[dict[str, float]] = []
-        self.initial = Initial.of(options) if options.init else None
-        self.taught_by = Initial.teacher_of(options) if options.teacher else None
-        device = distributed.own_device(options.device)
-        self.hardware, self.precision_reason = choose_hardware(device, options.precision, options.workers)
-        set_backends(options.deterministic)
+        o = self.options = options
+        self.begun, self.costs = time.perf_counter(), list[dict[str, float]]()
+        self.initial = Initial.of(o) if o.init else None
+        self.taught_by = Initial.teacher_of(o) if o.teacher else None
+        self.hardware, self.reason = choose_hardware(distributed.own_device(o.device), o.precision, o.workers)
+        set_backends(o.deterministic)
         large_tensors_apart()
-        self.criterion, self.schedule = make_criterion(options), make_schedule(options)
+        self.criterion, self.schedule = make_criterion(o), make_schedule(o)
         self.signals = StopSignals(several=distributed.world() > 1)
 
-    # ------------------------------------------------------------------------------------------- the run
     def run(self) -> None:
         """Train and test; every exit but a kill leaves an `end` record that says how it came."""
         o = self.options
@@ -85,7 +82,6 @@ class HyperIQASolver:
             for line in median_lines(state.rounds):
                 self.log.line(line)
 
-    # ------------------------------------------------------------------------------------------ building
     def build_model(self, seed: int) -> HyperNet:
         """A new model with weights from `seed`, and pretrained or given ones for the backbone; or that of `--init`."""
         o = self.options
@@ -110,7 +106,7 @@ class HyperIQASolver:
         with distributed.first_of_node():  # which downloads
             self.model = self.build_model(o.seed)
         self.teacher: Any = self.taught_by and self.taught_by.model(self.data.common, o).to(self.hardware.device).eval()
-        settings = settings_of(o, self.data.fingerprint)
+        settings = settings_of({**vars(o), "fingerprint": self.data.fingerprint})
         self.log, self.saved = open_run(o, self.run_name(), settings)
         self.state, self.status = RunState(settings), "failed"
         try:
@@ -119,8 +115,7 @@ class HyperIQASolver:
                 if self.saved:
                     self.state = RunState.restored(self.saved, settings, self.hardware.device)
                 else:
-                    chosen = self.precision_reason, self.data, self.criterion, self.schedule
-                    log_start(self.log, o, self.hardware, *chosen)
+                    log_start(self.log, o, self.hardware, self.reason, self.data, self.criterion, self.schedule)
                     for model, how in ((self.initial, "Starting from"), (self.taught_by, "Learning from")):
                         self.log.line(model.explained(self.data.common, how)) if model else None
                 if o.tensorboard:
@@ -144,7 +139,6 @@ class HyperIQASolver:
             self.log.record(type="end", status=self.status, rounds=rounds, medians=metrics.medians(rounds))
             self.log.close()
 
-    # -------------------------------------------------------------------------------- rounds and epochs
     def begin_round(self, number: int) -> None:
         """Build the round's model, or put it back to where it was saved."""
         o, state = self.options, self.state
@@ -154,8 +148,7 @@ class HyperIQASolver:
         if number > 1:
             self.data.draw_again(self.seed)
             self.model = self.build_model(self.seed)
-        # The compiled model shares the plain one's parameters; scoring and saving use the plain one.
-        self.compiled: Any = torch.compile(self.model) if o.compile else self.model
+        self.compiled: Any = torch.compile(self.model) if o.compile else self.model  # to train; shares the parameters
         self.trained = TrainedModel(self.model, o)
         if not (new := self.saved is None):
             self.trained.restore(self.saved, self.rates(state.epoch))
@@ -263,7 +256,6 @@ class HyperIQASolver:
         round_ = {"round": state.round, "seed": self.seed, "best_epoch": epoch, "selection_price": price}
         state.rounds.append({**round_, **best})
 
-    # ------------------------------------------------------------------------------- best model, checkpoints
     @property
     def folder(self) -> Path:
         """Where the round's models go."""
@@ -293,11 +285,9 @@ class HyperIQASolver:
         if self.certified is None:
             starts = {"init": self.initial, "teacher": self.taught_by}
             self.certified = certificate.made(self.options, self.hardware, certificate.of_sets(self.data), starts)
-        of_run = {
-            "round": self.state.round, "epoch": self.state.epoch, "weights": weights,
-            "predictions": certificate.predictions_digest(self.predictions),
-            "figures": certificate.with_intervals(self.agreed),
-        }  # fmt: skip
+        rows, bounds = certificate.predictions_digest(self.predictions), certificate.with_intervals(self.agreed)
+        place = {"round": self.state.round, "epoch": self.state.epoch}
+        of_run = {**place, "weights": weights, "predictions": rows, "figures": bounds}
         about = {"metrics": figures, "run": self.log.name, "versions": versions(), "certificate": self.certified}
         return certificate.sealed({**choices, "seed": self.seed, **model, **about}, of_run)
 

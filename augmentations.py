@@ -1,7 +1,6 @@
-"""What is done to training patches and their MOS, and to no others: a stage of the training step.
-An augmentation draws what it does to each patch on the CPU, from the epoch's own generator, and is applied to the
-batch on the device. `AUGMENTATIONS` names them, in the order of drawing and applying; a batch holds what was drawn
-under the augmentation's name."""
+"""What is done to training patches and their MOS, and to no others: a stage of the training step. An augmentation draws
+what it does to each patch on the CPU, from the epoch's own generator, and is applied to the batch on the device.
+`AUGMENTATIONS` names them, in the order of drawing and applying; a batch holds what was drawn by that name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +12,11 @@ from torchvision.transforms.v2 import functional as tv
 from reading.records import Record
 
 
-class HorizontalFlip:
-    """Mirrors half of the patches."""
+class Flip:
+    """Mirrors half of the patches along an axis: 2, left to right; 1, upside down."""
+
+    def __init__(self, axis: int):
+        self.axis = axis
 
     def draw(self, rng: np.random.Generator, number: int, strength: float) -> np.ndarray:
         """Whether each of `number` patches is mirrored: bool (number,)."""
@@ -22,17 +24,10 @@ class HorizontalFlip:
 
     def __call__(self, patches: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
         """Patches (N, P, P, 3) of any type, flip (N,) -> patches."""
-        return torch.where(flip[:, None, None, None], patches.flip(2), patches)
+        return torch.where(flip[:, None, None, None], patches.flip(self.axis), patches)
 
 
-class VerticalFlip(HorizontalFlip):
-    """Turns half of the patches upside down."""
-
-    def __call__(self, patches: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-        return torch.where(flip[:, None, None, None], patches.flip(1), patches)
-
-
-class QuarterTurns:
+class Turns:
     """Turns each patch by 0, 90, 180 or 270 degrees."""
 
     def draw(self, rng: np.random.Generator, number: int, strength: float) -> np.ndarray:
@@ -68,19 +63,12 @@ class Blur:
 
     def __call__(self, patches: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """Patches uint8, sigmas (N,) -> patches."""
-        blurred = []
-        for patch, sigma in zip(patches.permute(0, 3, 1, 2), sigmas.tolist()):
-            blurred.append(tv.gaussian_blur(patch, 2 * int(np.ceil(3 * sigma)) + 1, sigma) if sigma > 0 else patch)
+        each = zip(patches.permute(0, 3, 1, 2), sigmas.tolist())
+        blurred = [tv.gaussian_blur(p, 2 * int(np.ceil(3 * s)) + 1, s) if s > 0 else p for p, s in each]
         return torch.stack(blurred).permute(0, 2, 3, 1)
 
 
-AUGMENTATIONS: dict[str, Any] = {
-    "hflip": HorizontalFlip(),
-    "vflip": VerticalFlip(),
-    "rot90": QuarterTurns(),
-    "color": Color(),
-    "blur": Blur(),
-}
+AUGMENTATIONS: dict[str, Any] = {"hflip": Flip(2), "vflip": Flip(1), "rot90": Turns(), "color": Color(), "blur": Blur()}
 DEFAULT = {"hflip": 1.0}
 
 
@@ -99,18 +87,16 @@ def augmented(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def label_noise(records: Sequence[Record], score_range: tuple[float, float], strength: float) -> np.ndarray:
-    """The standard deviation of the noise on each record's MOS: `strength` standard errors where it is known, else
-    per cent of the set's score range."""
+    """Standard deviations of the noise on MOS: `strength` standard errors where known, else % of the score range."""
     low, high = score_range
     return strength * np.array([(high - low) / 100 if r.error is None else r.error for r in records])
 
 
 def draw_mixing(rng: np.random.Generator, number: int, mixup: float, cutmix: float, side: int) -> dict[str, np.ndarray]:
-    """How each patch is mixed with the one before it in its batch, the first with the last; {} where not at all.
-    mixup, cutmix: the parameters of the Beta distributions of what is kept; 0: never; with both, half of the patches
-    each. `blend` (number,): what is kept of each pixel (Zhang et al., "mixup", ICLR 2018); `box` (number, 4): top,
-    bottom, left and right of what the other patch covers (Yun et al., "CutMix", ICCV 2019); `share` (number,): what is
-    kept of the MOS."""
+    """How each patch is mixed with the one before it in its batch, the first with the last; {} where not at all. mixup,
+    cutmix: parameters of the Beta distributions of what is kept; 0: never; with both, half of the patches each. `blend`
+    (number,): what is kept of each pixel (Zhang et al., "mixup", ICLR 2018); `box` (number, 4): top, bottom, left and
+    right of what the other patch covers (Yun et al., "CutMix", ICCV 2019); `share` (number,): that of the MOS."""
     if not (mixup or cutmix):
         return {}
     cut = rng.random(number) < (0.5 if mixup else 1) if cutmix else np.zeros(number, bool)
@@ -125,8 +111,7 @@ def draw_mixing(rng: np.random.Generator, number: int, mixup: float, cutmix: flo
 
 
 def mixed(images: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Images (N, 3, P, P) after the mixing that was drawn for the batch; of 2N, the last are what the first are mixed
-    with."""
+    """Images (N, 3, P, P) after the mixing that was drawn for the batch; of 2N, the last are mixed into the first."""
     if "blend" not in batch:
         return images
     number, place = len(batch["blend"]), torch.arange(images.shape[-1], device=images.device)

@@ -17,16 +17,14 @@ def build(
     name: str, pretrained: bool = False, patch_size: int = 224, weights: Path | None = None,
     drop_path: float | None = None, architecture: Mapping[str, Any] | None = None
 ) -> Backbone:  # fmt: skip
-    """The backbone of that name, for square patches of that side in pixels: torchvision's where `RESNETS` names it.
-    It starts from random weights, from ImageNet's (pretrained), or from the state dict in the file `weights`.
-    drop_path: share of images for which a block is left out while training, rising linearly to it at the last block;
-    None: the encoder's own. architecture: what a model of a hub is, as a checkpoint's description keeps it. Raises
-    UserError where there is no such backbone, or its weights cannot be had."""
+    """The backbone of that name, for square patches of that side in pixels, with random weights, ImageNet's
+    (pretrained), or those of the state dict in the file `weights`. drop_path: share of images for which a block is left
+    out while training, rising linearly to it at the last block; None: the encoder's own. architecture: what a model of
+    a hub is, as a description keeps it. Raises UserError where there is no such backbone, or no such weights."""
     downloaded = pretrained and weights is None
-    backbone: Backbone
     try:
         if name in RESNETS:
-            backbone = ResNetBackbone(name, downloaded, drop_path)
+            backbone: Backbone = ResNetBackbone(name, downloaded, drop_path)
         elif name.startswith("swin"):
             backbone = SwinBackbone(name, downloaded, patch_size, drop_path)
         else:

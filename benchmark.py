@@ -17,8 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +70,8 @@ def parse_flags() -> argparse.Namespace:
     flags.count("--plain_steps", None, "measure plain on N training steps and N test images a set at most")
     flags.count("--step", None, "where the time of a training step goes instead, of N steps, for both backbones")
     flags.value("--processes", [1], "with --step: how many processes share a step", nargs="+", type=int, metavar="N")
-    flags.value(
-        "--model", None, "what these models cost instead: NAME of a backbone, NAME+FUSION, or a checkpoint",
-        nargs="+", metavar="MODEL",
-    )  # fmt: skip
+    flags.value("--model", None, "what these models cost instead: NAME of a backbone, NAME+FUSION, or a checkpoint",
+                nargs="+", metavar="MODEL")  # fmt: skip
     flags.count("--patch_size", PATCH, "with --model NAME: side of a patch in pixels", least=32)
     flags.output("--latex", "with --model: write the table for a paper")
     flags.output("--json", "write all measurements")
@@ -94,8 +91,7 @@ def contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         yield "--processes needs --step"
     if min(o.processes) < 1:
         yield f"--processes {min(o.processes)}: expected whole numbers of at least 1"
-    if not o.model:
-        yield from (f"--{name} needs --model" for name in ("patch_size", "latex") if name in given)
+    yield from (f"--{name} needs --model" for name in ("patch_size", "latex") if name in given and not o.model)
 
 
 def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
@@ -112,9 +108,8 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     def train(loader) -> None:
         engine.train_one_epoch(trained, QualityLoss(), optimizer, loader, hardware, engine.EpochProgress())
 
-    found: dict[str, float] = {}
-    found["first start"] = timed(start, device)[0]
-    found["second start"], sets = timed(start, device)
+    found = {"first start": costs.timed(start, device)[0]}
+    found["second start"], sets = costs.timed(start, device)
     model, optimizer = trained_model(flags.backbone, device)
     trained: Any = torch.compile(model) if flags.compile else model
     patches = functools.partial(train_patches, patch_size=PATCH, per_image=flags.train_patch_num, seed=42, epoch=1)
@@ -122,21 +117,20 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
     one = hardware.take(batches[0])
     train([one] * (4 if flags.compile or flags.no_deterministic else 1))  # warm-up
     keep_freed_memory()
-    found["training"] = len(batches.patches) / timed(lambda: train(make_loader(batches, hardware)), device)[0]
+    found["training"] = len(batches.patches) / costs.timed(lambda: train(make_loader(batches, hardware)), device)[0]
     again = [one] * max(1, min(len(batches), 50))
-    found["compute only"] = len(again) * len(one["mos"]) / timed(lambda: train(again), device)[0]
+    found["compute only"] = len(again) * len(one["mos"]) / costs.timed(lambda: train(again), device)[0]
     for each, name in zip(sets, ("testing koniq-10k", "testing spaq")):
         records = each.data.split("test")
         test = functools.partial(engine.score_set, model, each, records, ("center", 1), hardware.fp32)
-        found[name] = len(records) / timed(test, device)[0]
+        found[name] = len(records) / costs.timed(test, device)[0]
     return found
 
 
 def measure_step(flags: argparse.Namespace, koniq) -> dict[str, Any]:
     set_backends(deterministic=not flags.no_deterministic)
     large_tensors_apart()
-    device = distributed.own_device(flags.device)
-    hardware = choose_hardware(device, flags.precision)[0]
+    hardware = choose_hardware(distributed.own_device(flags.device), flags.precision)[0]
     data = DecodedSet(koniq, "384", PATCH, cache_dir=flags.cache_dir)
     put_on_gpu([data.cache], "auto", hardware.device)
     model, optimizer = trained_model(flags.backbone, hardware.device)
@@ -166,15 +160,6 @@ def build_model(backbone: str, device):
     return HyperNet(backbones.build(BACKBONES[backbone])).to(device)
 
 
-def timed(work: Callable[[], object], device) -> tuple[float, Any]:
-    """(seconds until the device has finished the work, what it returned)."""
-    start = time.perf_counter()
-    result = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start, result
-
-
 def measure(flags: argparse.Namespace) -> None:
     """A child process: measure one of the two and print it as JSON, so that peak memory is its own."""
     device = choose_device(flags.device)
@@ -190,14 +175,13 @@ def measure(flags: argparse.Namespace) -> None:
         return
     spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()
     if flags.child == "plain":
-        found = published().measure_plain(flags, koniq, spaq, build_model(flags.backbone, device), timed)
+        found = published().measure_plain(flags, koniq, spaq, build_model(flags.backbone, device), costs.timed)
     else:
         found = measure_ours(flags, koniq, spaq, device)
-    counts = {"train": len(koniq.split("train")), "test": len(koniq.split("test")), "spaq": len(spaq.records)}
-    train, test, other = counts.values()
+    train, test, other = len(koniq.split("train")), len(koniq.split("test")), len(spaq.records)
     work = {"training": train * flags.train_patch_num, "testing koniq-10k": test, "testing spaq": other}
     found["whole epoch"] = sum(n / found[phase] for phase, n in work.items())
-    show_measured(found, counts, device)
+    show_measured(found, {"train": train, "test": test, "spaq": other}, device)
 
 
 def show_measured(found: dict[str, Any], counts: dict[str, int], device) -> None:
@@ -218,9 +202,8 @@ def run_child(flags: argparse.Namespace, which: str, cache_dir: Path, processes:
         if name not in ("child", "cache_dir", "json", "latex", "images", "repeats", "processes") and not unset:
             words += [f"--{name}"] if value is True else [f"--{name}", *(value if name == "model" else [value])]
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))} if processes > 1 else {}
-    environment = {**threads, **os.environ}
     command = [str(word) for word in words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env={**threads, **os.environ})
     if done.returncode == 2:  # which said why
         raise SystemExit(2)
     if done.returncode:
@@ -235,14 +218,13 @@ def table(plain: dict[str, float], ours: dict[str, float]) -> list[str]:
         if b is not None:
             known, ratio = ("", "") if a is None else (f"{a:.4g}", f"{b / a if unit != 's' else a / b:>8.2f}")
             lines.append(f"{phase:<20}{known:>12}{b:>12.4g}  {unit:<10}{ratio}")
-    share = ours["training"] / ours["compute only"]
-    return [*lines, "-" * 64, f"training / compute only: {share:.3f}   (memory: ours / plain, less is better)"]
+    share = f"training / compute only: {ours['training'] / ours['compute only']:.3f}"
+    return [*lines, "-" * 64, f"{share}   (memory: ours / plain, less is better)"]
 
 
 def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
-    """The table of `--step`: a row for each backbone and number of processes."""
     rows, children = [], []
-    for backbone in [flags.backbone] if flags.backbone else BACKBONES:
+    for backbone in (flags.backbone,) if flags.backbone else BACKBONES:
         for processes in flags.processes:
             print(f"Measuring {backbone}, {processes} processes …", file=sys.stderr, flush=True)
             one = argparse.Namespace(**{**vars(flags), "backbone": backbone})
@@ -260,12 +242,10 @@ def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
 
 
 def show_costs(flags: argparse.Namespace) -> None:
-    """The table of `--model`: a row per model, and one for each of its parts."""
     children = {}
     for name in flags.model:
         print(f"Measuring {name} …", file=sys.stderr, flush=True)
-        one = argparse.Namespace(**{**vars(flags), "model": [name]})
-        children[name] = child = run_child(one, "model", Path())
+        children[name] = child = run_child(argparse.Namespace(**{**vars(flags), "model": [name]}), "model", Path())
     memory, batches = ("GPU MiB" if "peak GPU memory" in child["found"] else "MiB"), child["found"]["seconds"]
     header = ["model", "part", "M parameters", "GMACs", "GFLOP", *(f"ms, batch {batch}" for batch in batches), memory]
     rows = [row for name, each in children.items() for row in cost_rows(name, each["found"])]
@@ -279,38 +259,29 @@ def show_costs(flags: argparse.Namespace) -> None:
 
 def cost_rows(name: str, found: dict[str, Any]) -> list[list[str]]:
     """The whole model with latency and memory, then its parts, but for those that cost nothing."""
-
-    def row(first: str, part: str, parameters: int, macs: int) -> list[str]:
-        return [first, part, f"{parameters / 1e6:.4g}", f"{macs / 1e9:.4g}", f"{2 * macs / 1e9:.4g}"]
-
-    parameters, macs = found["parameters"], found["macs"]
-    whole = row(f"{name} @{found['patch_size']}", "all", sum(parameters.values()), sum(macs.values()))
+    parameters, macs = ({"all": sum(of.values()), **of} for of in (found["parameters"], found["macs"]))
+    named = [n for n in ("all", "backbone", "fusion", "hyper", "target") if parameters[n] or macs[n]]
+    counts = ((n, parameters[n] / 1e6, macs[n] / 1e9, 2 * macs[n] / 1e9) for n in named)
+    whole, *parts = ([n, *(f"{count:.4g}" for count in each)] for n, *each in counts)
     for times in found["seconds"].values():
         low, median, high = np.percentile(times, (5, 50, 95)) * 1000
         whole.append(f"{median:.4g} ({low:.4g}-{high:.4g})")
     whole.append(f"{found.get('peak GPU memory', found['peak memory']):.0f}")
-    parts = [part for part in ("backbone", "fusion", "hyper", "target") if parameters[part] or macs[part]]
-    return [whole, *(row("", part, parameters[part], macs[part]) + [""] * (len(whole) - 5) for part in parts)]
+    return [[f"{name} @{found['patch_size']}", *whole], *(["", *part, *[""] * (len(whole) - 4)] for part in parts)]
 
 
 def latex_table(header: list[str], rows: list[list[str]]) -> str:
     """The table for a paper, in the style of booktabs."""
-
-    def line(cells: list[str]) -> str:
-        return " & ".join(cell.replace("_", r"\_") for cell in cells) + r" \\"
-
-    body = [text for row in rows for text in ([r"\midrule", line(row)] if row[0] else [line(row)])]
-    start = [rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}", r"\toprule", line(header)]
+    head, *lines = (" & ".join(cells).replace("_", r"\_") + r" \\" for cells in (header, *rows))
+    body = [text for row, line in zip(rows, lines) for text in ([r"\midrule", line] if row[0] else [line])]
+    start = [rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}", r"\toprule", head]
     return "\n".join([*start, *body, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def main() -> None:
     flags = parse_flags()
-    if flags.child:
-        measure(flags)
-        return
-    if flags.model:
-        show_costs(flags)
+    if flags.child or flags.model:
+        (measure if flags.child else show_costs)(flags)
         return
     runs: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     with tempfile.TemporaryDirectory(prefix="benchmark_") as scratch:
@@ -327,13 +298,11 @@ def main() -> None:
                 print(f"Measuring {which}, {repeat + 1} of {flags.repeats} …", flush=True)
                 child = run_child(flags, which, Path(scratch, f"cache{repeat}"))
                 measured.append(child["found"])
-    middle = lambda measured: {p: statistics.median(run[p] for run in measured) for p in measured[0]}  # noqa: E731
-    medians = {which: middle(measured) for which, measured in runs.items()}
+    medians = {of: {p: statistics.median(run[p] for run in each) for p in each[0]} for of, each in runs.items()}
     counts = ", ".join(f"{n} {part}" for part, n in child["counts"].items())
-    print(
-        f"\n{flags.backbone}, {child['device']}, torch {child['torch']}, precision {flags.precision}, {counts} images, "
-        f"{flags.train_patch_num} train and {flags.test_patch_num} test patches, medians of {flags.repeats}\n"
-    )
+    machine = f"{child['device']}, torch {child['torch']}, precision {flags.precision}"
+    patches = f"{flags.train_patch_num} train and {flags.test_patch_num} test patches"
+    print(f"\n{flags.backbone}, {machine}, {counts} images, {patches}, medians of {flags.repeats}\n")
     print("\n".join(table(medians["plain"], medians["ours"])))
     if flags.json:
         settings = {name: str(value) for name, value in vars(flags).items()}

@@ -9,7 +9,6 @@ import base64
 import functools
 import hashlib
 import json
-import subprocess
 import sys
 import zlib
 from argparse import Namespace
@@ -28,7 +27,7 @@ from common.files import HERE
 from common.run_files import Prediction, plain
 from data_loader import DecodedSet
 from metrics import FIGURES, RECORDED
-from run_log import versions
+from run_log import git, versions
 
 FORMAT, RESAMPLES = 1, 1000
 
@@ -43,12 +42,8 @@ def code() -> dict[str, Any]:
     files = sorted(path for place in (HERE, *HERE.glob("[a-z]*/")) for path in place.glob("*.py"))
     own = [p for p in files if p.parent == HERE or (p.parent / "__init__.py").exists()]
     sources = [[str(path.relative_to(HERE)), hashlib.sha256(path.read_bytes()).hexdigest()] for path in own]
-    try:
-        git = ["git", "-C", str(HERE), "status", "--porcelain", "--untracked-files=no"]
-        changed = bool(subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip())
-    except (OSError, subprocess.CalledProcessError):
-        changed = None
-    return {"sources": digest_of(sources), "changed": changed, **versions()}
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"sources": digest_of(sources), "changed": None if status is None else bool(status), **versions()}
 
 
 def seal_of(description: Mapping[str, Any]) -> str:
@@ -69,12 +64,11 @@ def predictions_digest(rows: Iterable[Prediction]) -> str:
 
 def with_intervals(tested: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
     """Part -> (scores, MOS) to part -> figure -> [value, low, high], 95 % bootstrap over images."""
-    found: dict[str, dict[str, list[float]]] = {}
+    found = {}
     for part, (scores, mos) in tested.items():
-        for name in RECORDED:
-            draws = intervals.bootstrap(name, scores, mos, RESAMPLES)[:, 0]
-            bounds = intervals.percentile_interval(draws)
-            found.setdefault(part, {})[name] = [FIGURES[name].of(scores, mos), *bounds]
+        draws = {name: intervals.bootstrap(name, scores, mos, RESAMPLES)[:, 0] for name in RECORDED}
+        bounds = {name: intervals.percentile_interval(each) for name, each in draws.items()}
+        found[part] = {name: [FIGURES[name].of(scores, mos), *bounds[name]] for name in RECORDED}
     return found
 
 
@@ -128,8 +122,7 @@ def made(o: Namespace, hardware: Hardware, sets: Mapping[str, Any], starts: Mapp
                "threads": torch.get_num_threads(), "processes": distributed.world()}  # fmt: skip
     return {
         "format": FORMAT, "command": [Path(sys.argv[0]).name, *sys.argv[1:]], "seed": o.seed, "code": code(),
-        "hardware": machine, "rule": rule, "sets": dict(sets), "starts": known,
-        "resamples": RESAMPLES,
+        "hardware": machine, "rule": rule, "sets": dict(sets), "starts": known, "resamples": RESAMPLES,
     }  # fmt: skip
 
 

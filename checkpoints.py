@@ -1,7 +1,6 @@
 """Checkpoints: tensors alone go in and out, files are written whole or not at all.
-
-A best model is an OrderedDict of tensors under the public parameter names. What is needed to use it sits
-in its `_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any code ignores."""
+A best model is an OrderedDict of tensors under the public parameter names. What is needed to use it sits in its
+`_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any code ignores."""
 
 import hashlib
 import json
@@ -13,7 +12,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +28,15 @@ DESCRIPTION_FORMAT = 1
 HUB_MODEL = "model.safetensors"  # what a repository of the Hub holds
 # What no model can be used without; a description holds more.
 DESCRIBED = "backbone fusion patch_size resize score_range higher_is_better test_crop test_patch_num".split()
-# Buffers that a model computes when it is built; older versions of timm saved them.
-COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
-# What DataParallel and torch.compile put in front of a parameter's public name.
+COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")  # buffers; older timm saved them
+IDLE = (*COMPUTED, "num_batches_tracked")  # counters: unused with our momentum, and not in old torch's files
 # Where other code keeps the weights to use, best first: averaged ones (params_ema) before the others.
 USUAL_KEYS = ("state_dict", "model", "params_ema", "params", "model_state_dict", "net")
-WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # DataParallel's and torch.compile's, before a public name
+# Blocks of the third stage, and whether they are bottlenecks -> torchvision's name.
+RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
+# Embedding width and blocks of the third stage -> what timm's name calls it.
+SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
 
 
 def portable_state(model: torch.nn.Module, description: Mapping[str, Any] | None = None) -> OrderedDict:
@@ -87,10 +89,9 @@ def load(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except Exception as problem:
+    except Exception as problem:  # torch reports damaged files with half a dozen exception types
         if path.is_file() and path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty; expected a checkpoint") from None
-        # torch reports damaged files with half a dozen exception types
         raise UserError(f"{path}: not a checkpoint of tensors: {_reason(problem)}") from None
 
 
@@ -129,8 +130,7 @@ def load_last(folder: Path) -> tuple[dict[str, Any], str]:
         if not previous.exists():
             raise
         state = load(previous)
-        # Into the damaged one's place, or the next save would put that one where the good one lies.
-        previous.replace(folder / "last.pt")
+        previous.replace(folder / "last.pt")  # or the next save would put the damaged one where the good one lies
         return state, f"{damage}; falling back to previous.pt"
 
 
@@ -140,29 +140,21 @@ def newest_round(folder: Path) -> Path:
     return rounds[-1].parent if rounds else folder
 
 
-def remove_models(folder: Path, keep: Iterable[str]) -> None:
-    """Remove the best models in a folder that are not named."""
-    for path in folder.glob("best_model_srcc_*.pkl"):
-        if path.name not in keep:
-            path.unlink()
-
-
 def description_of(state: object) -> dict[str, Any] | None:
     """The description that `portable_state` put into a loaded state dict; None if it has none."""
     return getattr(state, "_metadata", {}).get("hyperiqa")
 
 
-def from_hub(repo: str, revision: str | None, file: str | None) -> Path:
+def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
     """A file of a model repository of the Hugging Face Hub, in its cache, from where it comes without network too.
     Nothing in a repository is ever run: its tensors and its description are read. Raises UserError."""
     import huggingface_hub  # slow to import
 
-    name = f"hf://{repo}{f'@{revision}' if revision else ''}"
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file or HUB_MODEL, revision=revision))
     except Exception as problem:  # of HTTP, of the Hub, of names, of the disk
-        reason = said_of(problem).split(" (Request ID")[0]
-        raise UserError(f"{name}: {file or HUB_MODEL} cannot be had: {reason}") from None
+        name, reason = f"{repo}@{revision}" if revision else repo, said_of(problem).split(" (Request ID")[0]
+        raise UserError(f"hf://{name}: {file or HUB_MODEL} cannot be had: {reason}") from None
 
 
 def find_model(path: Path) -> Path:
@@ -170,7 +162,7 @@ def find_model(path: Path) -> Path:
     hf://USER/NAME[@REVISION][/FILE] names. Of several, which a run that was stopped can leave, the newest is the best.
     Raises UserError."""
     if named := HUB.fullmatch(str(path)):
-        return from_hub(**named.groupdict())
+        return _from_hub(**named.groupdict())
     if not path.is_dir():
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
@@ -234,9 +226,8 @@ def _is_state_dict(value: object) -> bool:
 
 def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Load `state`, which came from `path`, into the model. Raises UserError naming the parameters that don't fit."""
-    # num_batches_tracked: unused with our momentum, and absent from the files of old torch versions.
-    idle, both = (*COMPUTED, "num_batches_tracked"), (model.state_dict(), state)
-    own, given = ({name: t for name, t in each.items() if name.rpartition(".")[2] not in idle} for each in both)
+    both = model.state_dict(), state
+    own, given = ({name: t for name, t in each.items() if name.rpartition(".")[2] not in IDLE} for each in both)
     problems = {
         "missing": [name for name in own if name not in given],
         "unknown": [name for name in given if name not in own],
@@ -248,12 +239,6 @@ def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) 
     model.load_state_dict(fitting, strict=False)
 
 
-# Blocks of the third stage, and whether they are bottlenecks -> torchvision's name.
-_RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
-# Embedding width and blocks of the third stage -> what timm's name calls it.
-_SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
-
-
 def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """How the public code uses a model with these parameters; UserError where it is none that we can build."""
 
@@ -262,10 +247,10 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
 
     backbone, prefix = None, "res"
     if "res.conv1.weight" in state:
-        backbone = _RESNETS.get((blocks("res.layer3."), "res.layer3.0.conv3.weight" in state))
+        backbone = RESNETS.get((blocks("res.layer3."), "res.layer3.0.conv3.weight" in state))
     elif "swin.backbone.patch_embed.proj.weight" in state:
         prefix, width = "swin", len(state["swin.backbone.patch_embed.proj.weight"])
-        size = _SWINS.get((width, blocks("swin.backbone.layers_2.blocks.")))
+        size = SWINS.get((width, blocks("swin.backbone.layers_2.blocks.")))
         backbone = size and f"swin_{size}_patch4_window7_224"
     hyper, last = (state.get(name) for name in ("conv1.0.weight", f"{prefix}.lda4_fc.weight"))
     if backbone is None or hyper is None or last is None or min(hyper.ndim, last.ndim) < 2:
@@ -295,8 +280,7 @@ def save_safetensors(path: Path, state: Mapping[str, torch.Tensor], description:
 
 def check_reachable(url: str, seconds: float = 12) -> None:
     """Raise OSError unless the server of `url` answers, with whatever status, within `seconds`.
-    Without this, a machine without network waits for minutes: for name look-ups that no socket timeout
-    covers, and for the retries of the download libraries."""
+    Without network it would take minutes: name look-ups, which no socket timeout covers, and the libraries' retries."""
     answer: list[Exception | None] = []
 
     def ask() -> None:
@@ -323,13 +307,12 @@ def load_backbone_weights(backbone: Any, path: Path) -> None:
     inside = f"{backbone.prefix}." if backbone.pretrained_part is backbone else f"{backbone.prefix}.backbone."
     if any(name.startswith(inside) for name in state):  # a model of ours
         state = {name.removeprefix(inside): t for name, t in state.items() if name.startswith(inside)}
-    idle = (*COMPUTED, "num_batches_tracked")
     try:
         state = backbone.adapted(state)
         fits = {n for n, t in own.items() if n in state and state[n].shape == t.shape}
     except Exception:  # the translation of timm meets names that it does not expect
         fits = set()
-    if wrong := [name for name in own if name not in fits and name.rpartition(".")[2] not in idle]:
+    if wrong := [name for name in own if name not in fits and name.rpartition(".")[2] not in IDLE]:
         found = f"{len(wrong)} of the backbone's {len(own)} tensors are missing or of another shape, such as {wrong[0]}"
         raise UserError(f"{path}: {found}: weights of another backbone?")
     backbone.pretrained_part.load_state_dict({name: state[name] for name in fits}, strict=False)

@@ -27,8 +27,8 @@ from common.cli import Flags, Given, run_tool
 from common.errors import UserError, first_five
 from common.files import write_whole
 from common.run_files import plain
-from comparing import runs, tables
-from comparing.differences import Comparison, cannot_be_seen, chosen_pairs, compare_all, named, sentence, shown_p
+from comparing import differences, runs, tables
+from comparing.differences import Comparison
 from comparing.runs import FIGURE, Entry, Measure
 from metrics import RECORDED
 from scoring import evidence
@@ -70,9 +70,8 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 def print_report(options, entries, measure, comparisons, notes) -> None:
     wide = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
     header, rows = runs.table(entries, measure, options.group)
-    short = {entry.name: entry.name for entry in entries}
-    if not options.markdown:
-        short = tables.short_names([entry.name for entry in entries], tables.room_for_names(header, rows, wide))
+    names, room = [entry.name for entry in entries], tables.room_for_names(header, rows, wide)
+    short = dict(zip(names, names)) if options.markdown else tables.short_names(names, room)
 
     def show(header: list[str], rows: list[list[str]]) -> None:
         rows = [[short[name], *cells] for name, *cells in rows]
@@ -94,14 +93,10 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         print_differences(comparisons, short, measure, wide)
     elif len(entries) > 2:
         print("Is a difference real? --against RUN or --pairs tests it.")
-    print_evidence(options, entries, measure, [(c.a, c.b) for c in comparisons], short, show)
-
-
-def print_evidence(options, entries, measure: Measure, pairs, short: dict[str, str], show: Callable) -> None:
     if options.standards:
-        print_standards(entries, pairs, short, show)
+        print_standards(entries, [(c.a, c.b) for c in comparisons], short, show)
     if options.power is not None:
-        chosen = named(options.power, entries, "--power") if options.power else entries[0]
+        chosen = differences.named(options.power, entries, "--power") if options.power else entries[0]
         settings = entries if options.group else runs.group([run for entry in entries for run in entry.runs])[0]
         seeds = next((each for each in settings if chosen.runs[0] in each.runs), chosen)
         print("\n" + "\n".join(evidence.power(seeds, settings, measure)))
@@ -118,24 +113,20 @@ def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> No
         print("Their differences, p-values corrected (Holm):\n")
     for (a, b, of, name, d, pitman_morgan), p in zip(tested, intervals.holm([t[4].p for t in tested])):
         what = evidence.STANDARDS[name].title.replace("\n", " ")
-        said = (
-            f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}], p {shown_p(d.p)}, corrected {shown_p(p).removeprefix('= ')}"
-        )
-        said = said.replace("-", "−")
-        more = "" if math.isnan(pitman_morgan) else f"; Pitman–Morgan p {shown_p(pitman_morgan)}"
-        print(f"- {of} {what}: {short[a.name]} − {short[b.name]}: {said}{more}")
+        more = "" if math.isnan(pitman_morgan) else f"; Pitman–Morgan p {differences.shown_p(pitman_morgan)}"
+        print(f"- {of} {what}: {short[a.name]} − {short[b.name]}: {differences.shown_difference(d, p)}{more}")
 
 
 def print_differences(comparisons: Sequence[Comparison], short: dict[str, str], measure: Measure, wide: int) -> None:
     tests = sum(not c.refused for c in comparisons)
     print(f"Differences in {measure.metric}{', p-values corrected (Holm)' if tests > 1 else ''}:\n")
     for comparison in comparisons:
-        said = sentence(comparison, short, tests, measure.higher_is_better)
+        said = differences.sentence(comparison, short, tests, measure.higher_is_better)
         text = re.sub("(p|p [=<]|corrected|\\[.*?,) ", "\\1\xa0", said)  # what belongs together stays on one line
         wrapped = textwrap.fill(text, wide, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
         print(wrapped.replace("\xa0", " "))
         if comparison.difference and not comparison.refused and not math.isnan(comparison.difference.visible):
-            print(f"  {cannot_be_seen(comparison)}")
+            print(f"  {differences.cannot_be_seen(comparison)}")
     if any(c.difference and c.method == "number of images" for c in comparisons):
         print("\napproximate: as if on different images. Runs on the same images differ less by chance than this\n"
               "assumes; predictions files of both would show smaller differences.")  # fmt: skip
@@ -189,7 +180,7 @@ def main() -> None:
         raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
     measure.draw_together(entries)
     entries = runs.ranked(entries, replace(measure, metric=options.sort or measure.metric))
-    comparisons = compare_all(measure, chosen_pairs(entries, options.against, options.pairs))
+    comparisons = differences.compare_all(measure, differences.chosen_pairs(entries, options.against, options.pairs))
     if options.json:
         print_json(entries, measure, comparisons, notes + problems)
     else:

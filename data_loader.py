@@ -4,9 +4,10 @@ workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3)
 
 import contextlib
 import hashlib
+import itertools
 import shutil
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,9 @@ def _grid(height: int, width: int, patch_size: int, number: int) -> list[tuple[i
     """(top, left) of `number` crops in the rows x columns that suit the image's shape best; coinciding ones once."""
     shapes = [(rows, number // rows) for rows in range(1, number + 1) if number % rows == 0]
     rows, columns = min(shapes, key=lambda s: abs(np.log(s[0] / s[1]) - np.log(height / width)))
-
-    def positions(room: int, n: int) -> list[int]:
-        return sorted({round(x) for x in (np.linspace(0, room, n) if n > 1 else [room / 2])})
-
-    return [(t, lft) for t in positions(height - patch_size, rows) for lft in positions(width - patch_size, columns)]
+    rooms = (height - patch_size, rows), (width - patch_size, columns)
+    tops, lefts = (sorted({round(x) for x in (np.linspace(0, room, n) if n > 1 else [room / 2])}) for room, n in rooms)
+    return list(itertools.product(tops, lefts))
 
 
 def test_patches(sizes: np.ndarray, patch_size: int, crop: str = "center", number: int = 25) -> Patches:
@@ -117,12 +116,9 @@ class JoinedCache:
 
     def crops(self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int) -> torch.Tensor:
         """As `ImageCache.crops`."""
-        parts, rows = [], []
-        for cache, first, end in zip(self.caches, self.first, self.first[1:]):
-            own = np.flatnonzero((images >= first) & (images < end))
-            parts.append(cache.crops(images[own] - first, top[own], left[own], side) if len(own) else None)
-            rows.append(own)
-        cut = torch.cat([part for part in parts if part is not None])
+        rows = [np.flatnonzero((images >= first) & (images < end)) for first, end in itertools.pairwise(self.first)]
+        parts = zip(self.caches, self.first, rows)
+        cut = torch.cat([c.crops(images[r] - first, top[r], left[r], side) for c, first, r in parts if len(r)])
         order = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable"))
         return cut[order.to(cut.device)]
 
@@ -232,9 +228,8 @@ class DecodedSet:
         return self.features[split]
 
 
-def drop_bad_images(sets: Iterable[DecodedSet], skip: bool) -> str:
+def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
     """What a log says of the files that cannot be read, "" without any. Raises UserError unless they may be skipped."""
-    sets = list(sets)
     bad = {path: f"{path}: {reason}" for each in sets for path, reason in each.bad.items()}
     listed = "; ".join(bad[path] for path in sorted(bad))
     text = f"{len(bad)} of {sum(len(each.cache) for each in sets)} images cannot be read: {listed}"
@@ -277,9 +272,8 @@ def workers_watched() -> Iterator[None]:
             "gave nothing": said.startswith("DataLoader timed out"), "died": said.startswith("DataLoader worker"),
             "opened too many files": "ancdata" in said or "Too many open files" in said,
         }  # fmt: skip
-        if not any(ends.values()):
+        if (how := next((how for how, so in ends.items() if so), None)) is None:
             raise
-        how = next(how for how, so in ends.items() if so)
         hint = "--workers 0 cuts them in the run's own, --resume auto goes on"
         raise UserError(f"a process that cuts patches {how} ({said.splitlines()[0]}); {hint}") from None
 

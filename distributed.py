@@ -1,5 +1,4 @@
 """Several processes that train one model, as torchrun or Slurm start them; one process is the case of one.
-
 An epoch is one global list of batches. Of a batch of B rows process r of W takes rows r, r + W, …; where these run out
 before another's, its last row is one that others have too and that counts nowhere, so that all make the same steps.
 Losses see the whole batch: each process gathers all scores and computes the loss of all, whose gradient it passes on to
@@ -19,7 +18,6 @@ import torch
 import torch.distributed as dist
 from timm.layers import DropPath
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from common.errors import Interrupted, UserError
 from data_loader import own_rows
@@ -27,9 +25,7 @@ from data_loader import own_rows
 PATIENCE = timedelta(days=1)  # for a process that decodes or computes for all; of one that ended, the others learn soon
 # What a collective says when another process has gone.
 GONE = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "ncclRemoteError", "store")
-
 BUCKET_BYTES = 2**24
-
 _rows_of_batch = 1  # of the step that is under way, over all processes
 _gradients: "GradientSum | None" = None  # of the model that is trained
 
@@ -72,7 +68,6 @@ def launched_by() -> str:
     return f"torchrun {nodes}--nproc_per_node {processes}"
 
 
-# --------------------------------------------------------------------------------- the life of a group of processes
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
     """Find the other processes of the run, if its launcher started several, and leave them at the end.
@@ -106,18 +101,12 @@ def watched() -> Iterator[None]:
         yield
         return
     store = dist.distributed_c10d._get_default_store()
-
-    def tell(kind: str, reason: object) -> None:
-        with contextlib.suppress(RuntimeError):
-            store.compare_set("reason", "", f"{kind} {reason}")
-
     try:
         yield
-    except UserError as mistake:
-        tell("error", mistake)
-        raise
-    except Interrupted as stop:
-        tell("signal", stop.signum)
+    except (UserError, Interrupted) as end:
+        with contextlib.suppress(RuntimeError):
+            told = f"signal {end.signum}" if isinstance(end, Interrupted) else f"error {end}"
+            store.compare_set("reason", "", told)
         raise
     except RuntimeError as problem:
         if not any(word in str(problem) for word in GONE):
@@ -138,7 +127,6 @@ def _reason(store: dist.Store) -> str:
     return ""
 
 
-# -------------------------------------------------------------------------------------------- what all are to know
 def largest(number: int) -> int:
     """The largest of all processes' numbers."""
     if world() == 1:
@@ -149,10 +137,9 @@ def largest(number: int) -> int:
 
 def all_of(value: Any) -> list:
     """Every process's value, by their numbers."""
-    if world() == 1:
-        return [value]
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
+    found = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(found, value)
     return found
 
 
@@ -179,8 +166,7 @@ def from_first(work: Callable[[], Any]) -> Any:
 
 
 def costs(start: float, ready: float, steps: int, device: torch.device) -> list[dict[str, float]]:
-    """What each process has taken: seconds to its first step, seconds a step of the `steps` since `ready`, and at most
-    so much memory, in MiB; on a GPU of that."""
+    """Of each process: seconds to its first step, seconds a step of `steps` since `ready`, peak MiB (on a GPU, its)."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
@@ -211,7 +197,6 @@ def check_same(what: str, value: Mapping[str, Any]) -> None:
             raise UserError(f"the processes' {what} differ: {names[0]} is {ours} in 0 and {theirs} in {number}")
 
 
-# ------------------------------------------------------------------------------------------------------- the step
 def begin_step(rows: int) -> None:
     """A step on a batch of so many rows, over all processes, begins."""
     global _rows_of_batch
@@ -235,10 +220,10 @@ class GradientSum:
     """Adds up the processes' gradients while the backward pass still runs. Its buckets never change, unlike those of
     torch's DistributedDataParallel: a resumed run adds in the same order as one that went on, to the last bit."""
 
-    def __init__(self, model: nn.Module):
-        self.model, self.trained = model, _trained(model)
+    def __init__(self, model: nn.Module, trained: list[nn.Parameter]):
+        self.model, self.trained = model, trained
         self.buckets: list[list[nn.Parameter]] = [[]]
-        for parameter in reversed(self.trained):  # the backward pass comes to the last ones first
+        for parameter in reversed(trained):  # the backward pass comes to the last ones first
             if sum(p.nbytes for p in self.buckets[-1]) > BUCKET_BYTES:
                 self.buckets.append([])
             self.buckets[-1].append(parameter)
@@ -271,25 +256,21 @@ class GradientSum:
         self._begin()
 
 
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def prepare(model: nn.Module) -> None:
-    """Before the steps of an epoch: let the model see whole batches, from the weights of process 0, and add up the
-    gradients of what is trained now."""
+    """Before an epoch's steps: let the model see whole batches, from process 0's weights, and sum its gradients."""
     global _gradients
     if world() == 1:
         return
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if _gradients is None or _gradients.model is not model:
         _see_whole_batches(model)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
-    elif [*map(id, _gradients.trained)] == [*map(id, _trained(model))]:
+    elif [*map(id, _gradients.trained)] == [*map(id, trained)]:
         return
     for hook in _gradients.hooks if _gradients else ():
         hook.remove()
-    _gradients = GradientSum(model)
+    _gradients = GradientSum(model, trained)
 
 
 def sum_gradients() -> None:
@@ -302,7 +283,7 @@ def _see_whole_batches(model: nn.Module) -> None:
     """Let batch norms and random masks act on the rows of all processes as on one process's."""
     for module in model.modules():
         kind = type(module)
-        for base, seeing in ((_BatchNorm, _WholeBatchNorm), ((nn.Dropout, DropPath), _WholeMask)):
+        for base, seeing in ((nn.modules.batchnorm._BatchNorm, _WholeBatchNorm), ((nn.Dropout, DropPath), _WholeMask)):
             if isinstance(module, base) and not issubclass(kind, seeing):  # type: ignore[arg-type]
                 module.__class__ = type(kind.__name__, (seeing, kind), {})
 
@@ -346,8 +327,7 @@ class _WholeBatchNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
-        first, stride = share()
-        own = x[: len(range(first, _rows_of_batch, stride))]
+        own = x[: len(range(rank(), _rows_of_batch, world()))]
         normed = nn.SyncBatchNorm.forward(self, own) if x.is_cuda else self._normed(own)  # type: ignore[arg-type]
         normed = normed if len(own) == len(x) else torch.cat([normed, x[len(own) :].to(normed.dtype)])
         for name in ("drop", "act"):  # timm's norms that have their activation with them

@@ -19,7 +19,6 @@ from models import HyperNet
 from reading.records import Record
 
 READ_EVERY = 10  # steps between two looks at the losses on a GPU, where each makes the host wait for the device
-
 Criterion = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
@@ -86,8 +85,7 @@ class EpochProgress:
 
 
 def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | StageMaps:
-    """What the model takes of a batch: its augmented and mixed patches (N, 3, P, P), normalised as the backbone asks;
-    or the stage maps of a frozen encoder, which were computed before."""
+    """What the model takes of a batch: augmented, normalised, mixed patches (N, 3, P, P), or computed stage maps."""
     if "features" in batch:
         return model.unpack(batch["features"])
     return mixed(model.backbone.normalised(augmented(batch)), batch)
@@ -99,8 +97,7 @@ def taught(loader: Iterable[dict], teacher: HyperNet, hardware: Hardware) -> Ite
     for batch in loader:
         distributed.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
-        # Augmented once, for both models.
-        patches = augmented(batch)
+        patches = augmented(batch)  # once, for both models
         batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS} | {"patches": patches}
         with hardware.autocast():
             scores = teacher(to_model_input(teacher, batch))["scores"].float()
@@ -113,10 +110,9 @@ def train_one_epoch(
     loader: Iterable[dict[str, torch.Tensor]], hardware: Hardware, progress: EpochProgress,
     after_step: Callable[[], None] = lambda: None
 ) -> dict[str, float]:  # fmt: skip
-    """Train on the loader's batches, which begin at step `progress.step` of the epoch.
-    A batch's `seed` is that of the torch generators in its step; its `mos` are those of all processes' rows.
-    after_step() shows, averages, saves, and may stop the epoch by raising. Returns the epoch's training figures. Raises
-    NonFiniteLoss."""
+    """Train on the loader's batches, which begin at step `progress.step` of the epoch. A batch's `seed` is that of the
+    torch generators in its step; its `mos` are those of all processes' rows. after_step() shows, averages, saves, and
+    may stop the epoch by raising. Returns the epoch's training figures. Raises NonFiniteLoss."""
     model.train()
     read_every = 1 if hardware.device.type == "cpu" else READ_EVERY
     for batch in loader:
@@ -127,8 +123,7 @@ def train_one_epoch(
         # Now, not before the backward pass: kept beside the activations they would scatter the free memory.
         optimizer.zero_grad(set_to_none=True)
         with hardware.autocast():
-            outputs = model(to_model_input(model, batch))
-        outputs = distributed.gathered(outputs)
+            outputs = distributed.gathered(model(to_model_input(model, batch)))
         losses = criterion(outputs, batch)
         losses["loss"].backward()
         distributed.sum_gradients()
@@ -147,9 +142,8 @@ def score(
     model: HyperNet, loader: Iterable[dict[str, torch.Tensor]], images: int, hardware: Hardware,
     after_batch: Callable[[int], None] = lambda patches: None, batches: int = 0
 ) -> np.ndarray:  # fmt: skip
-    """Scores (images,): the mean over each image's patches, which the batches' `image` assigns.
-    after_batch(patches) may show, and may stop by raising. bf16: for scores that need not be exact. Of several
-    processes each has every so many-th of all `batches`."""
+    """Scores (images,): the mean over each image's patches, by the batches' `image`. after_batch(patches) may show, and
+    may stop by raising. Of several processes each has every so many-th of all `batches`."""
     model.eval()
     scores, image = [], []
     for batch in loader:
@@ -181,8 +175,7 @@ def score_set(
     after_batch: Callable[[], None] = lambda: None, batch_size: int = SCORE_BATCH
 ) -> np.ndarray:  # fmt: skip
     """Scores (N,) of a data set's records: `crops` are those of `--test_crop` and `--test_patch_num`."""
-    side = images.cache.min_side
-    batches = images.batches(records, batch_size, lambda sizes: test_patches(sizes, side, *crops))
+    batches = images.batches(records, batch_size, lambda sizes: test_patches(sizes, images.cache.min_side, *crops))
     with bar(f"Testing {images.data.name}", len(batches.patches)) as shown:
 
         def after(patches: int) -> None:
@@ -194,5 +187,4 @@ def score_set(
 
 
 def bar(text: str, total: int, done: int = 0) -> tqdm:
-    """A progress bar that counts patches."""
     return tqdm(total=total, initial=done, desc=text, unit="patch", leave=False, dynamic_ncols=True)

@@ -97,8 +97,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
         said = f"trained on {d['dataset']}, resize {d['resize']}, patches of {d['patch_size']}"
         print(f"{path} does not say how it is to be used; as in the public code: {said}", file=sys.stderr)
     tests = evaluation.read_sets(o.datasets, d, o.split, o.resize, o.seed, o.lower_is_better, Columns.of(o))
-    cache_dir = (o.cache_dir or HERE / "cache") if o.cache else None
-    evaluation.load_images(tests, model, cache_dir, o.skip_bad_images)
+    evaluation.load_images(tests, model, (o.cache_dir or HERE / "cache") if o.cache else None, o.skip_bad_images)
     if fewer := fewer_workers(model.hardware, o.batch_size, d["patch_size"]):
         print(fewer, file=sys.stderr)
     rows: list[tuple[str, str, float, float]] = []
@@ -142,7 +141,6 @@ def about(origin: Mapping[str, Any], tests: Sequence) -> tuple[list[str], list[s
 
 
 def figures(tests: Sequence) -> tuple[list[str], list[list[str]]]:
-    """Header and a row for each set."""
     rows = [[t.data.name, str(len(t.records)), *(shown_estimate(t.figures[n]) for n in TITLES)] for t in tests]
     return ["data set", "images", *TITLES.values()], rows
 
@@ -150,11 +148,7 @@ def figures(tests: Sequence) -> tuple[list[str], list[list[str]]]:
 def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
     (said, notes), (head, rows) = about(origin, tests), figures(tests)
     if not markdown:  # the intervals stand below their figures, so that a row keeps to 100 columns
-        cut = [
-            (first, zip(*(cell.partition(" ")[::2] for cell in cells)))
-            for *first, cells in ((*r[:2], r[2:]) for r in rows)
-        ]
-        rows = [line for first, (above, below) in cut for line in ([*first, *above], ["", "", *below])]
+        rows = [list(line) for row in rows for line in zip(*(cell.partition(" ")[::2] for cell in row))]
     table, point = (tables.markdown_table, "- ") if markdown else (tables.text_table, "")
     lines = [*(point + line for line in said), "", table(head, rows), "", *(point + line for line in notes)]
     if any(test.by_standards for test in tests):
@@ -167,7 +161,6 @@ def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
 
 
 def as_records(tests: Sequence) -> list[dict[str, Any]]:
-    """The tests with their figures in full."""
     return [
         {
             "dataset": test.data.name, "images": len(test.records), "which": test.which, "resize": test.resize,
@@ -184,14 +177,14 @@ def as_records(tests: Sequence) -> list[dict[str, Any]]:
 
 def write_figures(path: Path, records: Sequence[Mapping]) -> None:
     """A row per set, with an empty `kind`, and one per kind of distortion, which have SRCC and PLCC alone."""
-    columns = [name if b == "value" else f"{name}_{b}" for name in TITLES for b in BOUNDS]
+    columns = {name if b == "value" else f"{name}_{b}": (name, b) for name in TITLES for b in BOUNDS}
     text = io.StringIO()
     writer = csv.DictWriter(text, ["dataset", "kind", "images", "which", "resize", *columns], lineterminator="\n")
     writer.writeheader()
     for record in records:
         same = {name: record[name] for name in ("dataset", "which", "resize")}
-        values = [record["figures"][name][b] for name in TITLES for b in BOUNDS]
-        writer.writerow({**same, "images": record["images"], **dict(zip(columns, values))})
+        values = {column: record["figures"][name][b] for column, (name, b) in columns.items()}
+        writer.writerow({**same, "images": record["images"], **values})
         writer.writerows({**same, **kind} for kind in record["kinds"])
     write_whole(path, text.getvalue())
 
@@ -204,13 +197,11 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence) -> None:
     page = Page(f"{d.get('run') or Path(origin['checkpoint']).name} on {', '.join(test.data.name for test in tests)}")
     (said, notes), (head, rows) = about(origin, tests), figures(tests)
     page.section("Figures", block("table", head=head, rows=rows), block("text", lines=[*notes, *said]))
+    crop = (d["patch_size"], d["test_crop"], d["test_patch_num"])
     for test in tests:
-        opinion = "MOS" if test.data.higher_is_better else "DMOS (higher is worse)"
-        names = [record.name for record in test.records]
-        crop = (d["patch_size"], d["test_crop"], d["test_patch_num"])
-        scores = {"score": test.sign * test.scores}
+        names, scores = [record.name for record in test.records], {"score": test.sign * test.scores}
         shown = Tested(test.data.name, names, test.mos, scores, test.records, test.images, crop)
-        add_set(page, shown, opinion)
+        add_set(page, shown, "MOS" if test.data.higher_is_better else "DMOS (higher is worse)")
     page.write(path)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,7 @@ from reading.cache import ImageCache, build_once, half_built
 
 FEATURE_FORMAT = 1  # raise it when what a row holds changes
 DTYPES: dict[str, type[np.floating]] = {"fp16": np.float16, "fp32": np.float32}
-
-# Rows (n, F) in fp32 of the patches from number `start` on, batch by batch.
-Compute = Callable[[int], Iterator[np.ndarray]]
+Compute = Callable[[int], Iterator[np.ndarray]]  # rows (n, F) in fp32 from a number of patch on, batch by batch
 
 
 class Features:
@@ -53,7 +52,7 @@ class Features:
                 self.data[done : (done := done + len(rows))] = self._narrowed(rows)
             return
         waiting = f"{self.cache.name}: waiting for another run that is computing the same features"
-        build = self._build(compute, batch)
+        build = partial(self._build, compute, batch)
         self.was_there = not build_once(self.folder, self._open, build, waiting, "feature cache", goes_on=True)
         if not self.was_there:
             self._remove_stale()
@@ -73,23 +72,20 @@ class Features:
             raise UserError(f"--feature_dtype {self.dtype}: {found}; give fp32, or none to go through the pixels")
         return rows.astype(DTYPES[self.dtype])
 
-    def _build(self, compute: Compute, batch: int) -> Callable[[Path], None]:
-        def build(folder: Path) -> None:
-            with (folder / "features.bin").open("ab") as file:
-                row = self.bytes // self.shape[0]
-                done = file.tell() // (row * batch) * batch
-                file.truncate(done * row)
-                try:
-                    for rows in compute(done):
-                        file.write(self._narrowed(rows).tobytes())
-                except UserError:
-                    shutil.rmtree(folder)  # which would fail again
-                    raise
-                file.flush()
-                os.fsync(file.fileno())
-            write_whole(folder / "index.json", json.dumps({"images": self.cache.folder.name}))
-
-        return build
+    def _build(self, compute: Compute, batch: int, folder: Path) -> None:
+        with (folder / "features.bin").open("ab") as file:
+            row = self.bytes // self.shape[0]
+            done = file.tell() // (row * batch) * batch
+            file.truncate(done * row)
+            try:
+                for rows in compute(done):
+                    file.write(self._narrowed(rows).tobytes())
+            except UserError:
+                shutil.rmtree(folder)  # which would fail again
+                raise
+            file.flush()
+            os.fsync(file.fileno())
+        write_whole(folder / "index.json", json.dumps({"images": self.cache.folder.name}))
 
     def _open(self) -> bool:
         try:
@@ -120,8 +116,7 @@ def check_room(parts: Mapping[str, Features]) -> list[str]:
         )
     facts = []
     for name, each in parts.items():
-        where = f"in {each.folder}" if each.folder else "in memory"
         how = "found" if each.was_there else "to compute"
         size = f"{each.shape[0]} patches of {each.shape[1]} values in {each.dtype}, {each.bytes / 1e9:.2f} GB"
-        facts.append(f"Features of {name}: {size}, {how} {where}")
+        facts.append(f"Features of {name}: {size}, {how} in {each.folder or 'memory'}")
     return facts

@@ -17,16 +17,7 @@ from common.errors import UserError, first_five
 from common.files import HERE
 from folders_synthetic import CSIQ, LIVE, TID2013, KADID10k
 from reading.collected import Listed
-from reading.formats import (
-    aligned,
-    cell_text,
-    number,
-    read_json_scores,
-    read_mat,
-    read_sheet,
-    read_table,
-    under_header,
-)  # fmt: skip
+from reading.formats import aligned, cell_text, number, read_json_scores, read_mat, read_sheet, read_table, under_header
 from reading.records import USUAL, Columns, DataSet, Reader, Row
 
 SCORES, SETS = "koniq10k_scores_and_distributions.csv", "koniq10k_distributions_sets.csv"
@@ -37,28 +28,32 @@ UNPACKED = tuple(
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
 
 
+def _read_sets(path: Path, *more: str) -> list[dict[str, str]]:
+    """Rows of a table with image_name, `more` and set, of which each must be known. Raises UserError."""
+    rows = list(read_table(path, ("image_name", *more, "set")))
+    if strange := sorted({row["set"] for row in rows} - SPLIT_NAMES.keys()):
+        raise UserError(f"{path}: column set: expected training, validation or test, found {first_five(strange)}")
+    return rows
+
+
 class KonIQ10k(Reader):
     """KonIQ-10k (Hosu et al., IEEE TIP 2020): 10,073 images 1024x768, MOS 0..100."""
 
-    name = "koniq-10k"
+    name, table, word = "koniq-10k", "KonIQ10k", "koniq"
     lists = f"koniq_train.json+koniq_test.json or {SETS}"
     expects = f"{SCORES}, images in train/+test/, 1024x768/ or 512x384/, and for the official split {lists}"
     image_folders = (("train", "test"), ("1024x768",), ("512x384",), *UNPACKED)
-    table, word = "KonIQ10k", "koniq"
 
     def rows(self) -> list[Row]:
         scores, errors = self._scores(), self._errors()
         split = self._split(scores)
         if split is None:
             return [Row(name, score, error=errors.get(name)) for name, score in scores.items()]
-        unlisted = len(scores.keys() - split.keys())
-        if unlisted:
+        if unlisted := len(scores.keys() - split.keys()):
             self.notes.append(f"{self.name}: {unlisted} images of the CSV are in no split and left out")
-        unscored = [name for name in split if name not in scores]
-        if unscored:
-            raise UserError(
-                f"{self.name}: {len(unscored)} images of the split have no score in {SCORES}: {first_five(unscored)}"
-            )
+        if unscored := [name for name in split if name not in scores]:
+            found = f"{len(unscored)} images of the split have no score in {SCORES}: {first_five(unscored)}"
+            raise UserError(f"{self.name}: {found}")
         return [Row(name, scores[name], part, error=errors.get(name)) for name, part in split.items()]
 
     def _collected(self) -> list[Row] | None:
@@ -93,29 +88,16 @@ class KonIQ10k(Reader):
         there = [path for path in lists.values() if path.exists()]
         if len(there) == 1:
             raise UserError(f"{self.name}: {there[0]} needs its twin; expected koniq_train.json and koniq_test.json")
-        sets = self._official_sets()
-        if there:
-            train, test = (read_json_scores(lists[part]) for part in ("train", "test"))
-            both = train.keys() & test.keys()
-            if both:
-                raise UserError(f"{self.name}: {len(both)} images are in both JSON lists: {first_five(sorted(both))}")
-            # The lists leave the official validation images out; those are the ones to select on.
-            validation = {name for name, part in (sets or {}).items() if part == "val"} - train.keys() - test.keys()
-            return (
-                dict.fromkeys(train, "train") | dict.fromkeys(test, "test") | dict.fromkeys(sorted(validation), "val")
-            )
-        return sets
-
-    def _official_sets(self) -> dict[str, str] | None:
-        """Image -> split of the sets file, None without it."""
         path = self._there(SETS)
-        if not path.exists():
-            return None
-        rows = [(row["image_name"], row["set"]) for row in read_table(path, ("image_name", "set"))]
-        strange = sorted({part for _, part in rows} - SPLIT_NAMES.keys())
-        if strange:
-            raise UserError(f"{path}: column set: expected training, validation or test, found {first_five(strange)}")
-        return {name: SPLIT_NAMES[part] for name, part in rows}
+        sets = {row["image_name"]: SPLIT_NAMES[row["set"]] for row in _read_sets(path)} if path.exists() else None
+        if not there:
+            return sets
+        train, test = (read_json_scores(path) for path in lists.values())
+        if both := train.keys() & test.keys():
+            raise UserError(f"{self.name}: {len(both)} images are in both JSON lists: {first_five(sorted(both))}")
+        # The lists leave the official validation images out; those are the ones to select on.
+        validation = {name for name, part in (sets or {}).items() if part == "val"} - train.keys() - test.keys()
+        return dict.fromkeys(train, "train") | dict.fromkeys(test, "test") | dict.fromkeys(sorted(validation), "val")
 
 
 class SPAQ(Reader):
@@ -123,11 +105,10 @@ class SPAQ(Reader):
     Either the 2,224 test images that the public code lists in spaq_test.json, or the whole release of 11,125. The
     two must not pass for one another in any record, so the release's records go by a name of their own."""
 
-    name = "spaq"
+    name, table, word = "spaq", "SPAQ", "spaq"
     release = "TestImage/ and Annotations/MOS and Image attribute scores.xlsx"
     expects = f"spaq_test.json with its images beside it or in TestImage/, or the official release: {release}"
     image_folders = (("TestImage",), ("",))
-    table, word = "SPAQ", "spaq"
 
     def _collected(self) -> list[Row] | None:
         if rows := super()._collected():
@@ -148,9 +129,7 @@ class AGIQA3k(Reader):
     """AGIQA-3K (Li et al., IEEE TCSVT 2024): 2,982 generated images, MOS 0..5 of their quality.
     Images of one prompt show the same content. The JSON form doesn't say the prompts."""
 
-    name = "agiqa-3k"
-    nominal_range = (0.0, 5.0)
-    word, votes = "agi", 21
+    name, word, votes, nominal_range = "agiqa-3k", "agi", 21, (0.0, 5.0)
     expects = "agiqa_test.json or data.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
 
@@ -158,19 +137,16 @@ class AGIQA3k(Reader):
         path = self._file("agiqa_test.json", "data.csv")
         if path.suffix.lower() == ".json":
             return [Row(name, score) for name, score in read_json_scores(path).items()]
-        table = read_table(path, ("name", "prompt", "mos_quality"), ("std_quality",))
-        rows = []
-        for line in table:
-            error = self.error(number(line["std_quality"]) if "std_quality" in line else None)
-            rows.append(Row(line["name"], number(line["mos_quality"]), None, line["prompt"] or None, error=error))
-        return rows
+        return [
+            Row(x["name"], number(x["mos_quality"]), None, x["prompt"] or None, error=self.error(x.get("std_quality")))
+            for x in read_table(path, ("name", "prompt", "mos_quality"), ("std_quality",))
+        ]
 
 
 class LIVEC(Reader):
     """LIVE In the Wild Image Quality Challenge (Ghadiyaram and Bovik, IEEE TIP 2016): 1,162 photographs, MOS 0..100."""
 
-    name = "livec"
-    resize = "none"
+    name, resize = "livec", "none"
     expects = "Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/"
     image_folders = (("Images",),)
     table, word, votes = "LIVEChallenge", "livec", 175  # votes: on average
@@ -181,7 +157,7 @@ class LIVEC(Reader):
         files |= {"AllStdDev_release": deviations} if deviations.exists() else {}
         columns = {v: [x for (x,) in read_mat(path, v)] for v, path in files.items()}
         found = aligned(self.root / "Data", columns)
-        rows = [Row(str(n), number(score), error=self.error(number(d[0]) if d else None)) for n, score, *d in found]
+        rows = [Row(str(n), number(score), error=self.error(*d)) for n, score, *d in found]
         return [row for row in rows if self._is_tested(row.image)]
 
     def row_of(self, listed: Listed) -> Row | None:
@@ -196,9 +172,7 @@ class LIVEC(Reader):
 class BID(Reader):
     """BID (Ciancio et al., IEEE TIP 2011): 586 blurred photographs, MOS 0..5."""
 
-    name = "bid"
-    nominal_range = (0.0, 5.0)
-    resize = "512x512"
+    name, nominal_range, resize = "bid", (0.0, 5.0), "512x512"
     expects = "DatabaseGrades.xlsx and DatabaseImage0001.JPG … beside it or in ImageDatabase/"
     image_folders = (("ImageDatabase",), ("",))
 
@@ -206,8 +180,7 @@ class BID(Reader):
         path = self._file("DatabaseGrades.xlsx")
         # Below the header: the image's number, its mean grade, and more that is of no use here.
         cells = [(row + (None, None))[:2] for row in read_sheet(path, self.name)[1:]]
-        strange = [image for image, _ in cells if not number(image).is_integer()]
-        if strange:
+        if strange := [image for image, _ in cells if not number(image).is_integer()]:
             raise UserError(f"{path}: column 1: expected image numbers, found {first_five(strange)}")
         return [Row(f"DatabaseImage{int(number(image)):04d}.JPG", number(grade)) for image, grade in cells]
 
@@ -217,69 +190,56 @@ class FLIVE(Reader):
     The official test images are those of labels640.csv, those for validation the valid ones of labels=640_padded.csv;
     the patches are not read."""
 
-    name = "flive"
+    name, names_have_folders = "flive", True
     expects = "labels_image.csv, for the official split labels640.csv and labels=640_padded.csv, and their images"
-    names_have_folders = True
     image_folders = (("voc_emotic_ava", "blur_dataset", "EE371R"),)
 
     def rows(self) -> list[Row]:
         inside = self._there("database")
         self.root = inside if inside.is_dir() else self.root
         test, padded = self._there("labels640.csv"), self._there("labels=640_padded.csv")
-        part: dict[str, str] = {}
-        if test.exists():
-            part = {row["name_image"]: "test" for row in read_table(test, ("name_image",))}
+        part = {row["name_image"]: "test" for row in read_table(test, ("name_image",))} if test.exists() else {}
         if part and padded.exists():
             for row in read_table(padded, ("name_image", "is_valid")):
                 part[row["name_image"]] = "val" if row["is_valid"].lower() in ("true", "1") else "train"
-        rest = "train" if part else None
-        listed = read_table(self._file("labels_image.csv"), ("name", "mos"))
+        rest, listed = "train" if part else None, read_table(self._file("labels_image.csv"), ("name", "mos"))
         return [Row(row["name"], number(row["mos"]), part.get(row["name"], rest)) for row in listed]
 
 
 class UHDIQA(Reader):
     """UHD-IQA (Hosu et al., ECCV 2024 workshops): 6,073 photographs of 4K size, MOS 0..1, with a split."""
 
-    name = "uhd-iqa"
-    nominal_range = (0.0, 1.0)
+    name, nominal_range, names_have_folders = "uhd-iqa", (0.0, 1.0), True
     expects = "uhd-iqa-metadata.csv or the challenge's uhd-iqa-training-metadata.csv; training/, validation/, test/"
-    names_have_folders = True
     image_folders = (("training", "validation", "test"), ("training", "validation"), ("training",))
 
     def rows(self) -> list[Row]:
-        path = self._file("uhd-iqa-metadata.csv", "uhd-iqa-training-metadata.csv")
-        rows = list(read_table(path, ("image_name", "quality_mos", "set")))
-        if strange := sorted({row["set"] for row in rows} - SPLIT_NAMES.keys()):
-            raise UserError(f"{path}: column set: expected training, validation or test, found {first_five(strange)}")
+        rows = _read_sets(self._file("uhd-iqa-metadata.csv", "uhd-iqa-training-metadata.csv"), "quality_mos")
         alone = len({row["set"] for row in rows}) == 1  # the challenge's table: to be split
         split = {} if alone else SPLIT_NAMES
-        named = ((f"{row['set']}/{row['image_name']}", row) for row in rows)
-        return [Row(name, number(row["quality_mos"]), split.get(row["set"])) for name, row in named]
+        return [Row(f"{x['set']}/{x['image_name']}", number(x["quality_mos"]), split.get(x["set"])) for x in rows]
 
 
 class AGIQA20k(Reader):
     """AIGIQA-20K (Li et al., CVPR 2024 workshops, NTIRE's challenge): 20,000 generated images, MOS 0..5.
     Tables without scores, as the challenge's for validation, are passed over; images of one prompt stay together."""
 
-    name = "agiqa-20k"
-    nominal_range = (0.0, 5.0)
-    expects = (
-        "info_train.xlsx or .csv (and _val, _test) with name, prompt, mos, and images in train/, val/, test/ or images/"
-    )
+    name, nominal_range = "agiqa-20k", (0.0, 5.0)
+    lists = "info_train.xlsx or .csv (and _val, _test) with name, prompt, mos"
+    expects = f"{lists}, and images in train/, val/, test/ or images/"
     image_folders = (("train", "val", "test"), ("train", "val"), ("train",), ("images",))
 
     def rows(self) -> list[Row]:
         rows, first = [], self._file("info_train.csv", "info_train.xlsx")
         for part in ("train", "val", "test"):
-            path = self._there(f"info_{part}{first.suffix}")
-            if path.exists():
+            if (path := self._there(f"info_{part}{first.suffix}")).exists():
                 rows += [Row(name, number(mos), part, prompt or None) for name, prompt, mos in self._scored(path)]
         parts = {row.split for row in rows}
         return rows if {"train", "test"} <= parts else [replace(row, split=None) for row in rows]
 
     def _scored(self, path: Path) -> list[tuple[str, str, object]]:
         if path.suffix.lower() == ".csv":
-            lines = list(read_table(path, ("name", "prompt"), ("mos",)))
+            lines = read_table(path, ("name", "prompt"), ("mos",))
             return [(line["name"], line["prompt"], line["mos"]) for line in lines if "mos" in line]
         sheet = read_sheet(path, self.name)
         if not any(str(cell).strip().lower() == "mos" for cell in sheet[0]):
@@ -291,8 +251,7 @@ class CSVTable(Reader):
     """Any CSV with columns image,mos and optional split (train, val, test) and group, or as `columns` says.
     Images are relative to its folder or to `columns.image_root`; absolute paths below that will do as well."""
 
-    name = "csv"
-    nominal_range = None
+    name, nominal_range = "csv", None
     expects = "a CSV file with columns image,mos and optional split,group"
     form, elsewhere = "file", "; --image_root FOLDER names another folder"
 
@@ -316,13 +275,11 @@ class CSVTable(Reader):
         if commas := [line[mos] for line in lines if re.fullmatch(r"[-+\d.]*,\d+", line[mos])]:
             found = f"{len(commas)} scores have a decimal comma, such as {commas[0]}; expected a point"
             raise UserError(f"{self.root}: column {mos}: {found}")
-        group = c.group_column
-        return [Row(self._name(x[image]), number(x[mos]), self._part(x), x.get(group) or None) for x in lines]
+        return [Row(self._name(x[image]), number(x[mos]), self._part(x), x.get(c.group_column) or None) for x in lines]
 
     def _part(self, line: Mapping[str, str]) -> str | None:
-        text = line.get(self.columns.split_column)
-        if text is not None and text.lower() not in SPLIT_NAMES:
-            column = self.columns.split_column
+        column = self.columns.split_column
+        if (text := line.get(column)) is not None and text.lower() not in SPLIT_NAMES:
             raise UserError(f"{self.root}: column {column}: expected train, val or test, found {text!r}")
         return None if text is None else SPLIT_NAMES[text.lower()]
 
@@ -374,10 +331,8 @@ DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
 
 def find_spaq(spaq_path: Path | None, beside: Path | None = None) -> Path | None:
     """SPAQ's folder for a cross test: the user's, else `beside`, else spaq/ or spaq-test/; None if in no place."""
-    if spaq_path is not None:
-        return spaq_path
     places = [beside] if beside else [HERE / "spaq", HERE / "spaq-test"]
-    return next((place for place in places if place.exists()), None)
+    return spaq_path or next((place for place in places if place.exists()), None)
 
 
 def reader_of(
@@ -397,11 +352,9 @@ def open_set(
 ) -> Reader:  # fmt: skip
     """The reader of a set to test on; path None: its default place, for SPAQ `beside` where that is given.
     lower_is_better, columns: of a CSV file. Raises UserError where SPAQ is in none of its places."""
-    if name == "spaq":
-        path = find_spaq(path, beside)
-        if path is None:
-            places = beside or "spaq/ or spaq-test/ beside the scripts"
-            raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
+    if name == "spaq" and (path := find_spaq(path, beside)) is None:
+        places = beside or "spaq/ or spaq-test/ beside the scripts"
+        raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
     return reader_of(name, path, seed, lower_is_better, columns)
 
 

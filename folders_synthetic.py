@@ -47,8 +47,7 @@ class KADID10k(NamedByContent):
     """KADID-10k (Lin, Hosu and Saupe, QoMEX 2019): 81 contents x 25 distortions x 5 levels.
     What its authors call dmos is the mean of opinions from 1, bad, to 5, excellent."""
 
-    name = "kadid-10k"
-    nominal_range = (1.0, 5.0)
+    name, nominal_range = "kadid-10k", (1.0, 5.0)
     table, word, votes = "KADID10k", "kadid", 30
     expects = "kadid_test.json or dmos.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
@@ -67,8 +66,7 @@ class KADID10k(NamedByContent):
         # What the file calls var is a standard deviation: only so do the scores be means of 30 whole votes.
         table = list(read_table(path, ("dist_img", "dmos"), ("var",)))
         rows = self._rows_by_name(path, [(line["dist_img"], line["dmos"]) for line in table])
-        errors = [self.error(number(line["var"]) if "var" in line else None) for line in table]
-        return [replace(row, error=error) for row, error in zip(rows, errors, strict=True)]
+        return [replace(row, error=self.error(line.get("var"))) for row, line in zip(rows, table, strict=True)]
 
 
 class LIVE(Reader):
@@ -76,13 +74,10 @@ class LIVE(Reader):
     The score file lists all folders' images one after the other, undistorted copies (orgs = 1) among them. DMOS:
     0 and below is undistorted, 100 about the worst; the realigned scores are the authors' own correction."""
 
-    name = "live"
-    resize = "none"
-    higher_is_better = False
-    names_have_folders = True
+    name, table, word, resize = "live", "LIVEIQA", "live", "none"
+    higher_is_better, names_have_folders = False, True
     folders = "jp2k/, jpeg/, wn/, gblur/ and fastfading/ with img1.bmp …"
     expects = f"{folders}, refnames_all.mat, and dmos_realigned.mat or dmos.mat"
-    table, word = "LIVEIQA", "live"
     images = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
     image_folders = (tuple(images),)
     kinds = {
@@ -116,17 +111,11 @@ class CSIQ(Reader):
     """CSIQ (Larson and Chandler, Journal of Electronic Imaging 2010): 866 distorted images of 30 references.
     DMOS from 0, like the reference, to 1, worst. The workbook calls the distortions otherwise than the images."""
 
-    name = "csiq"
-    nominal_range = (0.0, 1.0)
-    resize = "none"
-    higher_is_better = False
+    name, table, word, resize = "csiq", "CSIQ", "csiq", "none"
+    nominal_range, higher_is_better = (0.0, 1.0), False
     expects = "csiq.DMOS.xlsx and dst_imgs/ with awgn/, jpeg/, jpeg2000/, fnoise/, blur/ and contrast/"
-    image_folders = (
-        tuple(f"dst_imgs/{kind}" for kind in ("awgn", "jpeg", "jpeg2000", "fnoise", "blur", "contrast")),
-        ("dst_imgs_all",),
-        ("dst_imgs",),
-    )
-    table, word = "CSIQ", "csiq"
+    folders = tuple(f"dst_imgs/{kind}" for kind in ("awgn", "jpeg", "jpeg2000", "fnoise", "blur", "contrast"))
+    image_folders = (folders, ("dst_imgs_all",), ("dst_imgs",))
     # The workbook's dst_type, letters and digits alone -> the word in image names, the distortion.
     kinds = {
         "noise": ("awgn", "white noise"), "awgn": ("awgn", "white noise"), "jpeg": ("jpeg", "JPEG compression"),
@@ -142,15 +131,13 @@ class CSIQ(Reader):
             reference, known = cell_text(image), self.kinds.get(re.sub(r"[\W_]", "", cell_text(kind).lower()))
             if known is None:
                 raise UserError(f"{path}: column dst_type: expected {', '.join(self.kinds)}, found {kind!r}")
-            rows.append(
-                Row(f"{reference}.{known[0]}.{cell_text(level)}.png", number(dmos), None, reference.lower(), known[1])
-            )
+            name = f"{reference}.{known[0]}.{cell_text(level)}.png"
+            rows.append(Row(name, number(dmos), None, reference.lower(), known[1]))
         return rows
 
     def row_of(self, listed: Listed) -> Row | None:
         reference, kind, level = (*listed.name.split("."), "", "")[:3]
-        known = self.kinds.get(kind.lower())
-        if known is None:
+        if (known := self.kinds.get(kind.lower())) is None:
             raise UserError(f"{self.root}: expected names such as 1600.AWGN.1.png, found {listed.name}")
         return Row(f"{reference}.{known[0]}.{level}.png", listed.score, None, reference.lower(), known[1])
 
@@ -159,9 +146,7 @@ class TID2013(NamedByContent):
     """TID2013 (Ponomarenko et al., Signal Processing: Image Communication 2015): 3,000 images, MOS 0..9.
     25 contents x 24 distortions x 5 levels."""
 
-    name = "tid2013"
-    nominal_range = (0.0, 9.0)
-    resize = "none"
+    name, nominal_range, resize = "tid2013", (0.0, 9.0), "none"
     table, word, votes = "TID2013", "tid2013", 1
     expects = "mos_with_names.txt and distorted_images/"
     image_folders = (("distorted_images",),)
@@ -178,8 +163,7 @@ class TID2013(NamedByContent):
     def rows(self) -> list[Row]:
         path = self._file("mos_with_names.txt")
         lines = [line.split() for line in read_lines(path)]
-        strange = [" ".join(words) for words in lines if len(words) != 2]
-        if strange:
+        if strange := [" ".join(words) for words in lines if len(words) != 2]:
             raise UserError(f"{path}: expected lines of MOS and image name, found {first_five(strange)}")
         rows = self._rows_by_name(path, [(name, mos) for mos, name in lines])
         # In the same order, one number a line, standard errors already.
@@ -187,4 +171,4 @@ class TID2013(NamedByContent):
         if not errors.exists():
             return rows
         found = aligned(self.root, {path.name: rows, errors.name: read_lines(errors)})
-        return [replace(row, error=self.error(number(error))) for row, error in found]
+        return [replace(row, error=self.error(error)) for row, error in found]

@@ -17,8 +17,7 @@ StageMaps = Sequence[torch.Tensor] | Mapping[tuple[int, int], torch.Tensor]
 
 
 def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """Average-pool (N, C, H, W) to (N, C, side, side): plain windows where they fit, adaptive ones elsewhere.
-    At patch 224 those of a pyramid always fit (the paper's 7x7)."""
+    """(N, C, H, W) -> averages (N, C, side, side): plain windows where they fit (at patch 224), adaptive elsewhere."""
     height, width = maps.shape[2:]
     if height % side or width % side:
         if not maps.is_cuda:
@@ -30,8 +29,7 @@ def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _averages(size: int, side: int, like: torch.Tensor) -> torch.Tensor:
-    """Adaptive average pooling of an axis as a matrix (side, size): row k averages the cells from k*size/side to
-    (k+1)*size/side, rounded outwards."""
+    """Adaptive pooling as a matrix (side, size): row k averages k*size/side to (k+1)*size/side, rounded outwards."""
     k, cell = torch.arange(side, device=like.device)[:, None], torch.arange(size, device=like.device)
     inside = (cell >= k * size // side) & (cell < -(-(k + 1) * size // side))
     return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
@@ -62,23 +60,8 @@ class NoFusion(Fusion):
         return pool_to(at(maps, 3, GRID), GRID)
 
 
-class ConcatFusion(Fusion):
-    """Every stage map pooled to 7x7, concatenated along the channels, and a 1x1 conv to C_last."""
-
-    pools = tuple((stage, GRID) for stage in range(4))
-
-    def __init__(self, channels: Sequence[int]):
-        super().__init__(channels)
-        self.conv = nn.Conv2d(sum(channels), channels[-1], 1)
-        nn.init.kaiming_normal_(self.conv.weight)
-
-    def forward(self, maps: StageMaps) -> torch.Tensor:
-        return self.conv(torch.cat([pool_to(at(maps, stage, GRID), GRID) for stage in range(4)], 1))
-
-
 class DirectFusion(Fusion):
-    """Every stage map pooled to 7x7, concatenated: the hyper network's first conv takes them all.
-    As in the multi-scale models of SMART-IQA's public code."""
+    """Every stage map pooled to 7x7, concatenated for the hyper network's first conv, as in SMART-IQA's public code."""
 
     pools = tuple((stage, GRID) for stage in range(4))
 
@@ -90,18 +73,29 @@ class DirectFusion(Fusion):
         return torch.cat([pool_to(at(maps, stage, GRID), GRID) for stage in range(4)], 1)
 
 
+class ConcatFusion(DirectFusion):
+    """`direct` and a 1x1 conv to C_last."""
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__(channels)
+        self.out_channels = channels[-1]
+        self.conv = nn.Conv2d(sum(channels), channels[-1], 1)
+        nn.init.kaiming_normal_(self.conv.weight)
+
+    def forward(self, maps: StageMaps) -> torch.Tensor:
+        return self.conv(super().forward(maps))
+
+
 class AttentionFusion(DirectFusion):
-    """`direct` with one weight a stage and image, a softmax of what the last stage's mean says.
-    Names and layers are those of SMART-IQA's public code."""
+    """`direct`, stages weighed by a softmax of the last one's mean; names and layers of SMART-IQA's public code."""
 
     place = "multiscale_attention"
     pools = (*DirectFusion.pools, (3, 1))
 
     def __init__(self, channels: Sequence[int]):
         super().__init__(channels)
-        self.attention_net = nn.Sequential(
-            nn.Linear(channels[3], 256), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(256, 4)
-        )
+        layers = nn.Linear(channels[3], 256), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(256, 4)
+        self.attention_net = nn.Sequential(*layers)
 
     def weights(self, maps: StageMaps) -> torch.Tensor:
         """How much of each stage: (N, 4), summing to 1."""
@@ -113,9 +107,8 @@ class AttentionFusion(DirectFusion):
 
 
 class PyramidFusion(Fusion):
-    """A feature pyramid of width 128, its four levels pooled to 7x7 and concatenated.
-    Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017: 1x1 convs, summed from the top down, 3x3
-    convs. torchvision's own, under its names."""
+    """A feature pyramid, its four levels pooled to 7x7 and concatenated. Lin et al., "Feature Pyramid Networks for
+    Object Detection", CVPR 2017: 1x1 convs, summed from the top down, 3x3 convs. torchvision's own, under its names."""
 
     WIDTH = 128
     pools = ()
@@ -131,8 +124,7 @@ class PyramidFusion(Fusion):
 
 
 class ProgressiveFusion(Fusion):
-    """From the finest map to the coarsest: averaged to the next one's size, joined with it, mixed by a 1x1 conv to its
-    channels and ReLU."""
+    """From the finest map to the coarsest: averaged to the next's size, joined with it, a 1x1 conv and ReLU."""
 
     pools = ()
 

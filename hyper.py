@@ -1,7 +1,6 @@
-"""The body of the hyper network: from what it sees of an image to the map that the generators read.
-A body is a module made for the channels of the stage maps and of the fused map, and the backbone's hidden widths. It
-takes the four stage maps and the fused map (N, C, 7, 7), and returns (N, 112, 7, 7). It is saved under `place.*`;
-`pools` is what it looks at of the stage maps itself, as a fusion's."""
+"""The body of the hyper network: from what it sees of an image to the map that the generators read. A body is a module
+made for the channels of the stage maps and of the fused map, and the backbone's hidden widths: four stage maps, fused
+map (N, C, 7, 7) -> (N, 112, 7, 7). It is saved under `place.*`; `pools`: as a fusion's, of the stage maps."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,10 +21,8 @@ class ConvHyper(nn.Sequential):
     place, pools = "conv1", ()
 
     def __init__(self, channels: Sequence[int], fused: int, hidden: Sequence[int]):
-        layers: list[nn.Module] = []
-        for c_in, c_out in pairwise((fused, *hidden, HYPER_CHANNELS)):
-            layers += [nn.Conv2d(c_in, c_out, 1), nn.ReLU(inplace=True)]
-        super().__init__(*layers)
+        widths = pairwise((fused, *hidden, HYPER_CHANNELS))
+        super().__init__(*(layer for w in widths for layer in (nn.Conv2d(*w, 1), nn.ReLU(inplace=True))))
 
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return super().forward(fused)
@@ -43,10 +40,8 @@ class TransformerHyper(nn.Module):
         super().__init__()
         width = self.WIDTH
         self.tokens = nn.ModuleList(nn.Conv2d(c, width, 1) for c in (*channels[:3], fused))
-        self.stage = nn.Parameter(torch.zeros(4, 1, width))
-        self.position = nn.Parameter(torch.zeros(GRID * GRID, width))
-        for embedding in (self.stage, self.position):
-            nn.init.trunc_normal_(embedding, std=0.02)
+        self.stage = nn.Parameter(nn.init.trunc_normal_(torch.zeros(4, 1, width), std=0.02))
+        self.position = nn.Parameter(nn.init.trunc_normal_(torch.zeros(GRID * GRID, width), std=0.02))
         layers: list[Any] = [Block(width, self.HEADS, 2, qkv_bias=True) for _ in range(self.LAYERS)]
         for layer in layers:
             layer.attn.fused_attn = False  # as matrix products, whose gradients repeat on every device
@@ -57,8 +52,7 @@ class TransformerHyper(nn.Module):
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:
         looked_at = [pool_to(at(maps, stage, GRID), GRID) for stage in range(3)] + [fused]
         tokens = [embed(each).flatten(2).transpose(1, 2) for embed, each in zip(self.tokens, looked_at)]
-        x = torch.cat([each + stage + self.position for each, stage in zip(tokens, self.stage)], 1)
-        x = self.layers(x)
+        x = self.layers(torch.cat([each + stage + self.position for each, stage in zip(tokens, self.stage)], 1))
         return self.out(self.norm(x[:, -GRID * GRID :])).transpose(1, 2).unflatten(2, (GRID, GRID))
 
 

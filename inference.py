@@ -51,10 +51,10 @@ def load(
     crops: int | None = None, exif_rotate: bool | None = None, workers: int | None = None
 ) -> "QualityModel":  # fmt: skip
     """A model ready to score, used as it was trained unless told otherwise.
-    checkpoint: a best model of ours (or the folder of its run), its .safetensors, or a state dict of the public
-    HyperIQA code or of SMART-IQA's. precision: fp32, or bf16 (autocast: faster where the hardware
-    has it, scores differ by some hundredths). resize: as `--resize`. crops: 1 is the centre crop, N a regular grid
-    whose scores are averaged. workers: processes that cut the patches of a data set. Raises UserError."""
+    checkpoint: a best model (or the folder of its run), its .safetensors, or a state dict of the public HyperIQA code
+    or of SMART-IQA's. precision: fp32, or bf16 (autocast: faster where the hardware has it, scores differ by some
+    hundredths). resize: as `--resize`. crops: 1 is the centre crop, N a regular grid whose scores are averaged.
+    workers: processes that cut the patches of a data set. Raises UserError."""
     if precision not in ("fp32", "bf16"):
         raise UserError(f"precision {precision}: expected fp32 or bf16")
     if crops is not None and crops < 1:
@@ -112,8 +112,7 @@ class Initial:
 
     def model(self, data: DataSet, options: Namespace) -> HyperNet:
         """The model, its scores brought to the scale of the data set that it is trained on next, as the flags say."""
-        asked = {name: getattr(options, name) for name in ("patch_size", "dropout", "drop_path")}
-        net = build({**self.description, **asked})
+        net = build({**self.description, **{n: getattr(options, n) for n in ("patch_size", "dropout", "drop_path")}})
         checkpoints.fill(net, self.state, self.path)
         net.rescale(*self.scale(data))
         return net

@@ -72,14 +72,12 @@ def _from_z(r: float, images: int, variance: float) -> tuple[float, float]:
 
 def unpaired_difference(a: float, b: float, interval: Formula, images_a: int, images_b: int) -> Difference:
     """Difference of two correlations known by value and number of images alone; interval: fisher or bonett_wright.
-    The interval is Zou's (Psychological Methods 12, 2007) for independent samples, and p its inversion; on the
-    same images it is wider than a paired one."""
+    Zou's interval (Psychological Methods 12, 2007) for independent samples, wider than a paired one; p inverts it."""
     (low_a, high_a), (low_b, high_b) = interval(a, images_a), interval(b, images_b)
     low = a - b - np.hypot(a - low_a, high_b - b)
     high = a - b + np.hypot(high_a - a, b - low_b)
     # The interval's half that reaches towards zero is as long as norm.ppf(0.975) standard errors.
-    reach = a - b - low if a > b else high - (a - b)
-    error = reach / stats.norm.ppf((1 + LEVEL) / 2)
+    error = (a - b - low if a > b else high - (a - b)) / stats.norm.ppf((1 + LEVEL) / 2)
     p = float(2 * stats.norm.sf(abs(a - b) / error)) if error else 1.0
     return Difference(a - b, float(low), float(high), p, True, float(FOUND * error))
 
@@ -90,9 +88,8 @@ def resample_counts(images: int, resamples: int, seed: int, chunk: int = _CHUNK)
     random = np.random.default_rng(seed)
     for start in range(0, resamples, chunk):
         columns = min(chunk, resamples - start)
-        drawn = random.integers(0, images, (images, columns), dtype=np.int64)
-        cells = (drawn * columns + np.arange(columns)).ravel()
-        yield np.bincount(cells, minlength=images * columns).reshape(images, columns).astype(np.float64)
+        cells = random.integers(0, images, (images, columns), dtype=np.int64) * columns + np.arange(columns)
+        yield np.bincount(cells.ravel(), minlength=images * columns).reshape(images, columns).astype(np.float64)
 
 
 def bootstrap(
@@ -116,9 +113,7 @@ def _ranker(values: np.ndarray) -> Figures:
     place, order, starts = _ties(values)
 
     def ranks(counts: np.ndarray) -> np.ndarray:
-        size = counts[order]
-        if len(starts) < len(values):
-            size = np.add.reduceat(size, starts, axis=0)
+        size = counts[order] if len(starts) == len(values) else np.add.reduceat(counts[order], starts, axis=0)
         rank = np.cumsum(size, axis=0)
         rank -= (size - 1) / 2 + (len(values) + 1) / 2
         return rank[place]
@@ -264,8 +259,7 @@ def group_difference(
     each of which also draws seeds. Two corrections: few seeds drawn from few vary too little by (k-1)/k (Rao & Wu,
     JASA 83, 1988), and the part of the seeds' spread that finitely many images bring by chance is taken out of it.
     Interval and p-value are Student's with Satterthwaite's degrees of freedom, of which images have no shortage.
-    A group of one seed is taken to spread like the other (`_against_one`); two such are only as sure as their
-    images."""
+    A group of one seed is taken to spread like the other (`_against_one`), which must have more."""
     random = np.random.default_rng([seed, len(figures_a), len(figures_b)])
     sides = [(np.asarray(figures, float), draws) for figures, draws in ((figures_a, draws_a), (figures_b, draws_b))]
     value, means = float(np.mean(figures_a) - np.mean(figures_b)), [draws.mean(1) for _, draws in sides]
@@ -273,13 +267,16 @@ def group_difference(
         return _against_one(value, float(np.nanvar(means[0] - means[1])), *max(sides, key=lambda side: len(side[0])))
     spreads = [np.var(figures, ddof=1) for figures, _ in sides]
     for i, (figures, draws) in enumerate(sides):
-        deviations = _seed_deviations(figures, draws, spreads[i])
-        means[i] = means[i] + deviations[random.integers(0, len(deviations), draws.shape)].mean(1)
+        k, by_images = len(figures), np.nanvar(draws - draws.mean(1, keepdims=True), axis=0).sum()
+        own = max(0.0, 1 - by_images / (k - 1) / spreads[i]) if spreads[i] else 0.0
+        # Each seed's deviation from its group's mean, scaled to the variance that seeds have beyond images'.
+        deviations = np.sqrt(own * k / (k - 1)) * (figures - figures.mean())
+        means[i] = means[i] + deviations[random.integers(0, k, draws.shape)].mean(1)
     uncertain = [spread / len(figures) for spread, (figures, _) in zip(spreads, sides)]
     squares = sum(part**2 / (len(side) - 1) for part, (side, _) in zip(uncertain, sides) if part)
     variance = float(np.nanvar(means[0] - means[1]))
-    fewest = min(len(side) for side, _ in sides) - 1 if squares else np.inf
-    return _student(value, variance, max(fewest, variance**2 / squares) if squares else np.inf)
+    freedom = max(min(len(side) for side, _ in sides) - 1, variance**2 / squares) if squares else np.inf
+    return _student(value, variance, freedom)
 
 
 def _against_one(value: float, by_images: float, figures: np.ndarray, draws: np.ndarray) -> Difference:
@@ -299,25 +296,13 @@ def _against_one(value: float, by_images: float, figures: np.ndarray, draws: np.
     return Difference(value, value - reach, value + reach, p, visible=visible)
 
 
-def _seed_deviations(figures: np.ndarray, draws: np.ndarray, spread: float) -> np.ndarray:
-    """Each seed's deviation (k,) from its group's mean, scaled to the variance that seeds have beyond images'.
-    spread: the variance of the figures (k,)."""
-    count = len(figures)
-    if spread == 0:
-        return np.zeros(count)
-    by_images = np.nanvar(draws - draws.mean(1, keepdims=True), axis=0).sum() / (count - 1)
-    own = max(0.0, 1 - by_images / spread)
-    return np.sqrt(own * count / (count - 1)) * (figures - figures.mean())
-
-
 def welch_difference(figures_a: Sequence[float], figures_b: Sequence[float]) -> Difference:
     """The same from the figures alone: Welch's t (Biometrika 34, 1947), which knows seeds alone; nan for one seed."""
     value = float(np.mean(figures_a) - np.mean(figures_b))
     if min(len(figures_a), len(figures_b)) < 2:
         return Difference(value, NAN, NAN, NAN, approximate=True)
     parts = [(np.var(figures, ddof=1) / len(figures), len(figures) - 1) for figures in (figures_a, figures_b)]
-    variance = float(sum(part for part, _ in parts))
-    squares = float(sum(part**2 / freedom for part, freedom in parts))
+    variance, squares = float(sum(part for part, _ in parts)), float(sum(part**2 / free for part, free in parts))
     return _student(value, variance, variance**2 / squares if squares else np.inf, approximate=True)
 
 
@@ -335,8 +320,7 @@ def visible_differences(pair: float, of_seeds: float, spread: float, seeds: int 
     spread: that of seeds beyond images'. One seed a setting knows nothing of that spread, and is as sure as images."""
     found = [FOUND * float(np.sqrt(pair))]
     for k in range(2, seeds + 1):
-        images = max(0.0, pair - of_seeds) + min(pair, of_seeds) / k
-        variance = images + 2 * spread / k
+        variance = max(0.0, pair - of_seeds) + min(pair, of_seeds) / k + 2 * spread / k
         freedom = max(k - 1, variance**2 / (2 * (spread / k) ** 2 / (k - 1))) if spread else np.inf
         found.append(float((stats.t.ppf((1 + LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom)) * np.sqrt(variance)))
     return found
@@ -365,9 +349,8 @@ def _plain_srcc(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
 
 
 def ceiling(mos: np.ndarray, error: np.ndarray, draws: int = 200) -> dict[str, float]:
-    """SRCC and PLCC that a perfect model would reach, whose scores are the images' true quality, given the standard
-    errors (N,) of their MOS: quality is spread as the MOS without the errors' share, and votes are cast anew. nan
-    where the errors explain all."""
+    """SRCC and PLCC of a perfect model, whose scores are the true quality, given the standard errors (N,) of the MOS:
+    quality is spread as the MOS without the errors' share, votes are cast anew. nan where the errors explain all."""
     share = 1 - np.mean(error**2) / mos.var() if mos.var() else 0.0
     if share <= 0:
         return {"srcc": NAN, "plcc": NAN}

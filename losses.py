@@ -8,20 +8,17 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.special import log_ndtr
 
 SOFT_RANK = 0.1  # width of a step from one rank to the next, in standard deviations of the batch's MOS
-CONTRAST_TEMPERATURE = 2.0
+CONTRAST_TEMPERATURE = 2.0  # as in Rank-N-Contrast's paper
 
 
 def ranking_loss(scores: Tensor, mos: Tensor, margin: float) -> Tensor:
-    """Pairwise margin ranking loss of a batch.
-    scores, mos: (N,). The mean of max(0, margin - sign(mos_i - mos_j) * (scores_i - scores_j)) over the pairs i < j
-    with different MOS; 0, still differentiable, where there is no such pair."""
+    """The mean of max(0, margin - sign(mos_i - mos_j) * (scores_i - scores_j)) over the pairs i < j of scores and MOS
+    (N,) with different MOS; 0, still differentiable, where there is no such pair."""
     order = (mos[:, None] - mos[None, :]).sign()
     hinge = F.relu(margin - order * (scores[:, None] - scores[None, :]))
-    # The matrix is symmetric with an empty diagonal: both sums count each pair twice. Masking, unlike indexing, keeps
-    # the shapes fixed, so that the host need not wait for the device.
+    # Both sums count each pair twice. Masking, unlike indexing, keeps shapes fixed: the host need not wait for them.
     different = order != 0
     return (hinge * different).sum() / different.sum().clamp(min=1)
 
@@ -32,26 +29,24 @@ def plcc_loss(scores: Tensor, mos: Tensor) -> Tensor:
 
 
 def srcc_loss(scores: Tensor, mos: Tensor) -> Tensor:
-    """(1 - SRCC) / 2 with differentiable ranks of the scores: rank_i = 1/2 + sum_j sigmoid((s_i - s_j) / t).
-    Qin, Liu & Li, "A general approximation framework for direct optimization of information retrieval measures",
-    Information Retrieval 2010, equation 9; t is `SOFT_RANK` standard deviations of the batch's MOS. As t falls, the
-    ranks become the exact ones, ties averaged."""
+    """(1 - SRCC) / 2 with soft ranks of the scores: rank_i = 1/2 + sum_j sigmoid((s_i - s_j) / t). Qin, Liu & Li, "A
+    general approximation framework for direct optimization of information retrieval measures", Information Retrieval
+    2010, equation 9; t is `SOFT_RANK` standard deviations of the MOS. Ranks are exact as t falls, ties averaged."""
     step = (SOFT_RANK * mos.std(correction=0)).clamp(min=torch.finfo(mos.dtype).tiny)
     ranks = torch.sigmoid((scores[:, None] - scores[None, :]) / step).sum(1)
     return plcc_loss(ranks, (mos[:, None] - mos[None, :]).sign().sum(1))
 
 
 def fidelity_loss(scores: Tensor, mos: Tensor) -> Tensor:
-    """1 - sqrt(p q) - sqrt((1 - p) (1 - q)), from 0 to 1, averaged over all pairs.
-    Tsai et al., "FRank: a ranking method with fidelity loss", SIGIR 2007, equation 6. p and q are the probabilities
-    that the first image is preferred, by the MOS and by the scores: Thurstone's (1927, case V), the normal
-    distribution of the difference over sqrt(2) sigma. sigma, the spread of one opinion, is taken to be the standard
-    deviation of the batch's MOS. 0, still differentiable, where all MOS are equal."""
+    """1 - sqrt(p q) - sqrt((1 - p) (1 - q)), from 0 to 1, averaged over all pairs. Tsai et al., "FRank: a ranking
+    method with fidelity loss", SIGIR 2007, equation 6. p and q are the probabilities that the first image is preferred,
+    by the MOS and by the scores: Thurstone's (1927, case V), the normal distribution of the difference over sqrt(2)
+    sigma, sigma being the standard deviation of the batch's MOS. 0, still differentiable, where all MOS are equal."""
     sigma = mos.std(correction=0)
     scale = 2**0.5 * torch.where(sigma > 0, sigma, 1)
     # In logarithms: a square root of a probability that underflows has no gradient.
     d, e = ((x[:, None] - x[None, :]) / scale for x in (mos, scores))
-    both = [torch.exp((log_ndtr(sign * d) + log_ndtr(sign * e)) / 2) for sign in (1, -1)]
+    both = [torch.exp((torch.special.log_ndtr(sign * d) + torch.special.log_ndtr(sign * e)) / 2) for sign in (1, -1)]
     pairs = (1 - both[0] - both[1]).triu(1).sum() / max(len(mos) * (len(mos) - 1) // 2, 1)
     return pairs * (sigma > 0)
 
@@ -59,15 +54,13 @@ def fidelity_loss(scores: Tensor, mos: Tensor) -> Tensor:
 def rank_n_contrast(features: Tensor, mos: Tensor) -> Tensor:
     """Zha et al., "Rank-N-Contrast: learning continuous representations for regression", NeurIPS 2023, equation 2.
     features (N, C), mos (N,). For each anchor i and other image j: j is to be closer to i than all images k whose MOS
-    lie at least as far from i's, by the softmax of -|v_i - v_k| / t over these k; t = 2 as there. Takes N^3 floats.
-    0, still differentiable, for a single image."""
+    lie at least as far from i's, by the softmax of -|v_i - v_k| / t over these k. Takes N^3 floats; 0 for one image."""
     n, distance = len(mos), (mos[:, None] - mos[None, :]).abs()
     others = ~torch.eye(n, dtype=torch.bool, device=mos.device)
     likeness = -torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist") / CONTRAST_TEMPERATURE
     farther = (distance[:, None, :] >= distance[:, :, None]) & others[:, None, :]
     # Finite, not infinite, where nothing is farther: there is no other image then, and nothing is summed.
-    low = torch.finfo(likeness.dtype).min
-    among = torch.where(farther, likeness[:, None, :], low).logsumexp(2)
+    among = torch.where(farther, likeness[:, None, :], torch.finfo(likeness.dtype).min).logsumexp(2)
     return ((among - likeness) * others).sum() / max(n * (n - 1), 1)
 
 
@@ -105,10 +98,8 @@ class QualityLoss:
         contrastive: float = 0.0, distill: float = 0.0
     ):  # fmt: skip
         self.alpha, self.margin, self.form, self.fit = alpha, margin, form, fit
-        self.fit_weight = 1.0 - alpha if form == "convex" else 1.0
         self.contrastive, self.distill = contrastive, distill
-        # A part must not be called like a figure.
-        self.part = f"{fit}_loss" if fit in ("plcc", "srcc") else fit
+        self.part = f"{fit}_loss" if fit in ("plcc", "srcc") else fit  # a part must not be called like a figure
 
     def __call__(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         scores, mos, sets = outputs["scores"].float(), batch["mos"].float(), batch.get("set")
@@ -116,7 +107,7 @@ class QualityLoss:
         parts = {self.part: fit}
         if self.alpha:
             parts["rank"] = within_sets(partial(ranking_loss, margin=self.margin), scores, mos, sets)
-            loss = self.fit_weight * fit + self.alpha * parts["rank"]
+            loss = (1.0 - self.alpha if self.form == "convex" else 1.0) * fit + self.alpha * parts["rank"]
         if self.contrastive:
             parts["contrastive"] = within_sets(rank_n_contrast, outputs["features"].float(), mos, sets)
             loss = loss + self.contrastive * parts["contrastive"]
@@ -139,6 +130,6 @@ class QualityLoss:
 
 def make_criterion(options: Namespace) -> QualityLoss:
     """The loss that a run's flags ask for."""
-    o, distill = options, options.distill_weight if options.teacher else 0.0
-    ranking = o.ranking_loss_alpha, o.ranking_loss_margin, o.ranking_loss_form
-    return QualityLoss(*ranking, o.loss, o.contrastive_weight, distill)
+    ranking = options.ranking_loss_alpha, options.ranking_loss_margin, options.ranking_loss_form
+    distill = options.distill_weight if options.teacher else 0.0
+    return QualityLoss(*ranking, options.loss, options.contrastive_weight, distill)

@@ -31,8 +31,7 @@ class Constant:
         self.lr, self.lr_ratio = lr, lr_ratio
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
-        """Rates of epoch 1, 2, … for its next step, when this share of its steps (0..1) is done.
-        history: the SRCC of each epoch before, by which the best one is chosen."""
+        """Rates of epoch 1, 2, … with this share of its steps (0..1) done; history: the SRCC of each epoch before."""
         return Rates(self.lr * self.lr_ratio, self.lr)
 
     def makes_new(self, epoch: int) -> bool:
@@ -47,16 +46,14 @@ class Cosine(Constant):
     """`--lr_scheduler cosine`: CosineAnnealingLR(T_max=epochs, eta_min) stepped after every epoch.
     Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts."""
 
-    extendable = False
+    extendable, by_step = False, False
 
     def __init__(self, lr: float, lr_ratio: float, epochs: int, eta_min: float = 1e-6):
         super().__init__(lr, lr_ratio)
         self.epochs, self.eta_min = epochs, eta_min
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
-        return self._after(epoch - 1)
-
-    def _after(self, epochs: float) -> Rates:
+        epochs = epoch - 1 + (done if self.by_step else 0)
         factor = (1 + math.cos(math.pi * epochs / self.epochs)) / 2
         return Rates(*(self.eta_min + (lr - self.eta_min) * factor for lr in (self.lr * self.lr_ratio, self.lr)))
 
@@ -67,16 +64,14 @@ class Cosine(Constant):
 class CosineByStep(Cosine):
     """`--lr_scheduler cosine_step`: the same cosine, followed within the epochs too: each step has its own rate."""
 
-    def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
-        return self._after(epoch - 1 + done)
+    by_step = True
 
     def __str__(self) -> str:
         return f"cosine per step (T_max={self.epochs} epochs, eta_min={self.eta_min:g})"
 
 
 class MultiStep(Constant):
-    """`--lr_scheduler multistep`: MultiStepLR(milestones, gamma=0.1): a tenth of the rates after each of these epochs.
-    None: after 60 and 85 % of all epochs."""
+    """`--lr_scheduler multistep`: MultiStepLR(milestones, gamma=0.1); milestones None: 60 and 85 % of all epochs."""
 
     def __init__(self, lr: float, lr_ratio: float, epochs: int, milestones: Sequence[int] | None):
         super().__init__(lr, lr_ratio)
@@ -129,11 +124,10 @@ class Warmup(Constant):
 
 
 class Step(Constant):
-    """`--lr_scheduler step`: the published HyperIQA procedure, its three defects included unless fixed.
-    After epoch n (t = n - 1) the public code makes a new Adam with head lr lr*ratio/10^(t//6), the ratio being 1 once
-    t > 8, and backbone lr `lr`. Its head parameters come from an iterator that is exhausted by then, so from epoch 2
-    on the head is in no optimizer. fixes: `filter` keeps the head in, `backbone_lr` decays the backbone like the head,
-    `optimizer_state` keeps one Adam (implies `filter`)."""
+    """`--lr_scheduler step`: the published HyperIQA procedure, its three defects included unless fixed. After epoch n
+    (t = n - 1) the public code makes a new Adam with head lr lr*ratio/10^(t//6), the ratio being 1 once t > 8, and
+    backbone lr `lr`. The iterator of its head is exhausted by then: from epoch 2 on no optimizer has the head. fixes:
+    `filter` keeps it in, `backbone_lr` decays the backbone too, `optimizer_state` keeps one Adam and `filter`."""
 
     def __init__(self, lr: float, lr_ratio: float, fixes: Iterable[str] = ()):
         super().__init__(lr, lr_ratio)

@@ -1,7 +1,6 @@
-"""Figures of merit of image quality assessment: agreement of predicted scores with opinion scores.
-Every figure takes two sequences of N numbers (prediction, MOS) and returns a float. Where the figure is undefined
-(fewer than two images, constant or non-finite predictions) it returns nan and never warns.
-`FIGURES`, at the end, names them: log columns, records, medians, tables and curves follow it."""
+"""Figures of merit: agreement of predicted scores with opinion scores. Each takes two sequences of N numbers
+(prediction, MOS) and returns a float; where it is undefined (fewer than two images, constant or non-finite predictions)
+nan, without warning. `FIGURES`, at the end, names them: log columns, records, medians, tables and curves follow it."""
 
 import itertools
 import math
@@ -63,8 +62,7 @@ def logistic(parameters, prediction) -> np.ndarray:
 
 
 def fit_logistic(prediction, mos) -> np.ndarray | None:
-    """Least-squares parameters (4,) of `logistic`, mapping predictions to MOS; None where it is undefined.
-    Needs five images at least: four fit any curve."""
+    """Least-squares parameters (4,) of `logistic`; None where undefined, or under five images: four fit any curve."""
     pair = _defined(prediction, mos)
     if pair is None or len(pair[0]) < 5:
         return None
@@ -105,7 +103,6 @@ RECORDED = tuple(name for name, figure in FIGURES.items() if figure.recorded)
 
 
 def recorded(prediction, mos) -> dict[str, float]:
-    """The figures that a run records."""
     return {name: FIGURES[name].of(prediction, mos) for name in RECORDED}
 
 

@@ -1,5 +1,4 @@
 """HyperIQA: a hyper network that generates, per image, the weights of the target network that scores it.
-
 Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", CVPR 2020.
 
     images (N, 3, H, W), normalised as the backbone asks
@@ -7,7 +6,6 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
            -> LDA: target_in_vec (N, 224), what the target network sees
            -> fusion: (N, C, 7, 7) -> hyper network: (N, 112, 7, 7) -> generators: weights and biases per image
       -> TargetNet 224-112-56-28-14-1 with these weights -> scores (N,), on the training set's own scale
-
 Parameter names are those of the public implementation, so checkpoints travel both ways."""
 
 from collections.abc import Mapping, Sequence
@@ -35,11 +33,10 @@ class Backbone(nn.Module):
     """What HyperNet asks of a backbone: stage maps, and the LDA that hangs on them under the same names.
     A subclass sets `prefix` (its name in HyperNet's state dict) and `hidden` (widths of the hyper network's first two
     convs), calls `add_lda(channels)` and implements `stage_maps`; where an ImageNet state dict belongs to a part of it,
-    also `pretrained_part` and `adapted`; where its pixels are not ImageNet's, it calls `set_normalisation`."""
+    that is its `backbone`, and it has `adapted`; where its pixels are not ImageNet's, it calls `set_normalisation`."""
 
     prefix: str
     hidden: tuple[int, int]
-    channels: tuple[int, ...]
     mean: torch.Tensor
     std: torch.Tensor
     frozen = False
@@ -65,7 +62,7 @@ class Backbone(nn.Module):
 
     @property
     def pretrained_part(self) -> nn.Module:
-        return self
+        return getattr(self, "backbone", self)
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Weights as their authors publish them, under the names and in the shapes of `pretrained_part`."""
@@ -138,28 +135,20 @@ class ResNetBackbone(Backbone):
         for n, block in enumerate(blocks if drop_path else ()):
             branch_end = block.bn3 if hasattr(block, "bn3") else block.bn2
             branch_end.add_module("drop_path", DropPath(drop_path * n / (len(blocks) - 1)))
-            branch_end.register_forward_hook(_drop_path)
+            branch_end.register_forward_hook(lambda own, _, output: own.get_submodule("drop_path")(output))
         # The last block's last batch norm has the stage's width, in basic blocks and in bottlenecks.
         self.add_lda([[m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features for s in stages])
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         own: Any = self
-        maps = [own.maxpool(own.relu(own.bn1(own.conv1(images))))]
-        for stage in (own.layer1, own.layer2, own.layer3, own.layer4):
-            maps.append(stage(maps[-1]))
-        return maps[1:]
-
-
-def _drop_path(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
-    """A hook: while it trains, a module's output is dropped for some of the images, and scaled up for the others."""
-    return module.get_submodule("drop_path")(output)
+        x = own.maxpool(own.relu(own.bn1(own.conv1(images))))
+        return [x := stage(x) for stage in (own.layer1, own.layer2, own.layer3, own.layer4)]
 
 
 class TargetNet(nn.Module):
     """The small network that scores: four layers linear+sigmoid and a linear one, each image with its own weights.
-    It has no parameters. `weights` holds, per image, `target_in_vec` (N, 224, 1, 1), `target_fc{i}w`
-    (N, out, in, 1, 1) and `target_fc{i}b` (N, out), i = 1..5. Returns scores (N,) in fp32.
-    dropout: share of the first three layers' outputs that training leaves out, as SMART-IQA does."""
+    `weights` holds `target_in_vec` (N, 224, 1, 1), `target_fc{i}w` (N, out, in, 1, 1) and `target_fc{i}b` (N, out), i =
+    1..5. Returns scores (N,) in fp32. dropout: share of the first three layers' outputs that training leaves out."""
 
     def __init__(self, dropout: float = 0.0):
         super().__init__()
@@ -179,24 +168,19 @@ class TargetNet(nn.Module):
 
 
 class HyperNet(nn.Module):
-    """Images (N, 3, H, W) -> `scores` (N,), on the scale of the MOS it was trained on, and pooled `features` (N, C).
-    One class for every backbone; the features are the mean of its last stage map. The two halves are public:
-    `target_weights(images)` gives the dict that `target_net(weights)` takes. In place of images it takes the stage maps
-    of a frozen encoder, averaged to the sides of `pools`: `unpack` of what `pack` made of them."""
+    """Images (N, 3, H, W) -> `scores` (N,), on the scale of the MOS it was trained on, and pooled `features` (N, C),
+    the mean of the last stage map. The two halves are public: `target_weights(images)` makes what `target_net` takes.
+    In place of images it takes a frozen encoder's averaged stage maps: `unpack` of what `pack` made."""
 
-    choices = ("fusion", "hyper")  # settings that shape the model, beside those that shape its backbone
-    # dropout: before the generators and in the target network, as SMART-IQA; no parameter depends on it.
+    choices = ("fusion", "hyper")  # settings that shape the model, as dropout does not, beside those of its backbone
 
     def __init__(self, backbone: Backbone, fusion: str = "none", hyper: str = "conv", dropout: float = 0.0):
         super().__init__()
-        self.prefix = backbone.prefix
-        self.add_module(backbone.prefix, backbone)
         fuse = FUSIONS[fusion](backbone.channels)
-        self.fusion_place = fuse.place
-        self.add_module(fuse.place, fuse)
         body = HYPERS[hyper](backbone.channels, fuse.out_channels, backbone.hidden)
-        self.body_place = body.place
-        self.add_module(body.place, body)
+        self.prefix, self.fusion_place, self.body_place = backbone.prefix, fuse.place, body.place
+        for place, module in ((backbone.prefix, backbone), (fuse.place, fuse), (body.place, body)):
+            self.add_module(place, module)
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
             self.add_module(f"fc{i}w_conv", nn.Conv2d(HYPER_CHANNELS, n_in * n_out // GRID**2, 3, padding=1))
             self.add_module(f"fc{i}b_fc", nn.Linear(HYPER_CHANNELS, n_out))
@@ -205,7 +189,7 @@ class HyperNet(nn.Module):
         for name, module in self.named_children():
             if name.startswith("fc"):
                 nn.init.kaiming_normal_(module.get_parameter("weight"))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout)  # before the generators and in the target network, as SMART-IQA
         self.target_net = TargetNet(dropout)
 
     @property
@@ -222,10 +206,8 @@ class HyperNet(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone`: what is trained of it, with its LDA; `head`: everything else."""
-        backbone = list(self.backbone.parameters())
-        inside = {id(p) for p in backbone}
-        head = [p for p in self.parameters() if id(p) not in inside]
-        return {"head": head, "backbone": [p for p in backbone if p.requires_grad]}
+        head = [p for name, p in self.named_parameters() if not name.startswith(f"{self.prefix}.")]
+        return {"head": head, "backbone": [p for p in self.backbone.parameters() if p.requires_grad]}
 
     @property
     def pools(self) -> dict[tuple[int, int], int]:
@@ -245,16 +227,16 @@ class HyperNet(nn.Module):
     def rescale(self, factor: float, offset: float) -> None:
         """Make every score factor·score + offset: that is a change of the last layer alone."""
         with torch.no_grad():
-            for layer in (self.fc5w_fc, self.fc5b_fc):
-                layer.weight.mul_(factor)
-                layer.bias.mul_(factor)
+            for parameter in (*self.fc5w_fc.parameters(), *self.fc5b_fc.parameters()):
+                parameter.mul_(factor)
             self.fc5b_fc.bias.add_(offset)
 
-    def target_weights(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Images (N, 3, H, W) -> the target network's input and weights, under the public keys."""
-        return self._weights_from(self.backbone.stage_maps(images))
+    def stage_maps(self, images: torch.Tensor | StageMaps) -> StageMaps:
+        return self.backbone.stage_maps(images) if isinstance(images, torch.Tensor) else images
 
-    def _weights_from(self, maps: StageMaps) -> dict[str, torch.Tensor]:
+    def target_weights(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
+        """Images (N, 3, H, W) -> the target network's input and weights, under the public keys."""
+        maps = self.stage_maps(images)
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
         hyper = self.dropout(self.body(maps, self.fuse(maps)))
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
@@ -269,12 +251,11 @@ class HyperNet(nn.Module):
         return weights
 
     def forward(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
-        maps = self.backbone.stage_maps(images) if isinstance(images, torch.Tensor) else images
+        maps = self.stage_maps(images)
         features = pool_to(at(maps, 3, 1), 1).flatten(1)
-        return {"scores": self.target_net(self._weights_from(maps)), "features": features}
+        return {"scores": self.target_net(self.target_weights(maps)), "features": features}
 
 
 def hypernet(backbone: Backbone, choices: Mapping) -> HyperNet:
     """The HyperNet of a run's settings or a checkpoint's description; what they do not say takes its default."""
-    named = ("dropout", *HyperNet.choices)
-    return HyperNet(backbone, **{name: choices[name] for name in named if name in choices})
+    return HyperNet(backbone, **{name: choices[name] for name in ("dropout", *HyperNet.choices) if name in choices})

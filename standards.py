@@ -33,7 +33,6 @@ class Measured:
 
     @property
     def error(self) -> float:
-        """The standard error."""
         n = len(self.influence)
         return float(np.sqrt((self.influence**2).sum() / (n * (n - 1)))) if n > 1 else NAN
 
@@ -238,8 +237,7 @@ def difference(a: Measured, b: Measured) -> Difference:
 def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
     """p-value of equal variances of two models' residuals (N,) on the same images (Pitman; Morgan, Biometrika 31,
     1939): equal where their sum and difference are uncorrelated. Exact for normal residuals; heavy tails make it see
-    too much, so that the paired test of `difference` is the one to go by. The F-test (P.1401, 7.6.4) takes the
-    residuals for independent and sees too little."""
+    too much: go by the paired test of `difference`. The F-test (P.1401, 7.6.4), for independent ones, sees less."""
     plus, minus = residuals_a + residuals_b, residuals_a - residuals_b
     known = len(plus) >= 4 and np.ptp(plus) > 0 and np.ptp(minus) > 0
     return float(stats.pearsonr(plus, minus).pvalue) if known else NAN

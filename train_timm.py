@@ -21,8 +21,7 @@ SCRIPT = Script(
 
 
 def main() -> None:
-    options = train_options(None, __doc__, SCRIPT)
-    if submitted(options):
+    if submitted(options := train_options(None, __doc__, SCRIPT)):
         return
     import distributed  # torch: only once the flags are known to be right
     from HyperIQASolver import HyperIQASolver

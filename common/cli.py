@@ -16,8 +16,7 @@ from common.errors import Interrupted, NothingToDo, UserError
 from common.files import is_there
 
 Given = Mapping[str, tuple[str, object]]
-# What a flag's value must be, in words, and the test of it.
-Range = tuple[str, Callable[[Any], object]]
+Range = tuple[str, Callable[[Any], object]]  # what a flag's value must be, in words, and the test of it
 POSITIVE: Range = ("a number above 0", lambda x: x > 0)
 NOT_NEGATIVE: Range = ("a number of at least 0", lambda x: x >= 0)
 SHARE: Range = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
@@ -93,7 +92,7 @@ class _Parser(ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = list(self._option_string_actions)
+            known = self._option_string_actions
             hints = [difflib.get_close_matches(word.split("=")[0], known, n=1) for word in unknown]
             said = (f"{word} (did you mean {hint[0]}?)" if hint else word for word, hint in zip(unknown, hints))
             raise UserError(f"unknown argument: {', '.join(said)}")
@@ -180,8 +179,8 @@ class Flags:
 
     def device(self) -> None:
         names = "auto, cpu, cuda, cuda:N or mps"  # whether the machine has it is seen later
-        known: Range = (names, lambda name: re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name))
-        self.value("--device", "auto", names, known, metavar="NAME")
+        known = re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch
+        self.value("--device", "auto", names, (names, known), metavar="NAME")
 
     def workers(self, text: str = "processes that cut patches (default: 0 on a CPU, else 4)", least: int = 0) -> None:
         self.count("--workers", None, text, least, 256)
@@ -271,9 +270,8 @@ def named_sets(flag: str, words: Sequence[str], known: Iterable[str]) -> dict[st
         name, _, path = word.partition("=")
         kind, colon, own = name.partition(":")
         if kind == "csv" and colon and not (re.fullmatch(r"[\w.-]+", own) and own not in known):
-            problems.append(
-                f"{flag} {word}: expected csv:NAME=FILE.csv, with letters, digits and _ . + -, no set's name"
-            )
+            rule = "with letters, digits and _ . + -, no set's name"
+            problems.append(f"{flag} {word}: expected csv:NAME=FILE.csv, {rule}")
         elif (kind if kind == "csv" else name) not in known:
             problems.append(f"{flag} {word}: expected NAME or NAME=PATH, NAME one of {', '.join(known)}")
         elif name in sets:

@@ -23,7 +23,6 @@ LAUNCHERS = ("slurm", "local")
 OWN = ("--launcher", "--nodes", "--gpus_per_node", "--time", "--slurm")
 SETTINGS = tuple(flag.lstrip("-") for flag in OWN)
 SIGNAL_SECONDS = 180  # before the time limit; a state takes seconds to write
-STOPPED = 128 + signal.SIGTERM
 
 
 def cluster_flags(flags: Flags) -> None:
@@ -66,10 +65,9 @@ class Command:
         before = signal.signal(warning, signal.SIG_IGN)
         self.process = subprocess.Popen([sys.executable, "-u", *words])
         signal.signal(warning, before)
-        # Not wait(): in the middle of it `checkpoint` could not wait too.
-        while (code := self.process.poll()) is None:
+        while (code := self.process.poll()) is None:  # not wait(): in the middle of it `checkpoint` could not wait too
             time.sleep(0.2)
-        if code not in (0, STOPPED):
+        if code not in (0, 128 + signal.SIGTERM):
             raise RuntimeError(f"exit code {code}: {shlex.join(words)}")
 
     def checkpoint(self) -> Any:
@@ -112,16 +110,14 @@ class Cluster:
         self.options = options
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a job may begin in another folder
         try:
-            executor = submitit.AutoExecutor(folder, cluster=options.launcher)
+            self.executor: Any = submitit.AutoExecutor(folder, cluster=options.launcher)
         except RuntimeError as problem:
             raise UserError(f"--launcher {options.launcher}: {said_of(problem)}") from None
-        more = dict(word.split("=", 1) for word in options.slurm)
-        executor.update_parameters(
+        self.executor.update_parameters(
             nodes=options.nodes, tasks_per_node=options.gpus_per_node, gpus_per_node=options.gpus_per_node,
             timeout_min=max(1, round(60 * options.time)), slurm_signal_delay_s=SIGNAL_SECONDS,
-            slurm_additional_parameters={"requeue": True, **more},
+            slurm_additional_parameters={"requeue": True, **dict(word.split("=", 1) for word in options.slurm)},
         )  # fmt: skip
-        self.executor: Any = executor
 
     def submit(self, name: str, words: Sequence[str]) -> Submitted:
         """A job that runs the script's words. Raises UserError."""

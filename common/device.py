@@ -41,8 +41,7 @@ class Hardware:
         def taken(value: Any) -> Any:
             if not torch.is_tensor(value) or value.device == self.device:
                 return value
-            pinned = value.pin_memory() if self.device.type == "cuda" else value
-            return pinned.to(self.device, non_blocking=True)
+            return (value.pin_memory() if self.device.type == "cuda" else value).to(self.device, non_blocking=True)
 
         return {name: taken(value) for name, value in batch.items()}
 
@@ -51,8 +50,8 @@ def choose_hardware(device: str, precision: str = "fp32", workers: int | None = 
     """`--device`, `--precision`, `--workers` -> (hardware, why that precision). Raises UserError."""
     found = choose_device(device)
     bf16, reason = choose_bf16(precision, found)
-    default = 4 if found.type == "cuda" else 0
-    return Hardware(found, bf16, default if workers is None else workers), reason
+    workers = (4 if found.type == "cuda" else 0) if workers is None else workers
+    return Hardware(found, bf16, workers), reason
 
 
 def choose_device(name: str) -> torch.device:
@@ -87,17 +86,13 @@ def set_backends(deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
-    # fp32 means fp32: cuDNN's default rounds the inputs of convolutions to 10 bits.
-    torch.backends.cudnn.allow_tf32 = False
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+    torch.backends.cudnn.allow_tf32 = False  # cuDNN's default rounds the inputs of convolutions to 10 bits
 
 
 def large_tensors_apart() -> None:
     """Until `keep_freed_memory`: give every large tensor memory of its own. Those that stay, weights and optimizer
     state, then do not lie in the midst of what steps allocate, which they would scatter, so that it grew by a fifth."""
-    _mallopt(M_MMAP_THRESHOLD, 2**17)
+    _mallopt(-3, 2**17)  # M_MMAP_THRESHOLD
 
 
 @functools.cache
@@ -105,8 +100,8 @@ def keep_freed_memory() -> None:
     """Let malloc keep what a step frees for the next one, where this system has such a setting (glibc's mallopt).
     By default the kernel zeroes the new memory of every large tensor: on two CPU cores up to a fifth of a training
     step. The process grows no larger than its largest step. For programs, not libraries: it holds for all of it."""
-    _mallopt(M_MMAP_THRESHOLD, 2**30)
-    _mallopt(M_TRIM_THRESHOLD, -1)
+    _mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
+    _mallopt(-1, -1)  # M_TRIM_THRESHOLD
 
 
 def _mallopt(setting: int, value: int) -> None:

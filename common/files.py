@@ -10,7 +10,6 @@ from typing import BinaryIO
 from common.errors import UserError, said_of
 
 HERE = Path(__file__).resolve().parent.parent  # where the scripts lie, and users' data folders beside them
-
 # hf://USER/NAME[@REVISION][/FILE], also as a Path leaves it, with one of the slashes.
 HUB = re.compile(r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
 
@@ -51,8 +50,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
             file.flush()
             os.fsync(file.fileno())
         os.umask(mask := os.umask(0))
-        # mkstemp makes private files; a result is as readable as any other file of the user's.
-        Path(temporary).chmod(0o666 & ~mask)
+        Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes private files; a result is as readable as any other
         Path(temporary).replace(path)
     except (OSError, RuntimeError) as error:
         problem = error if isinstance(error, OSError) else getattr(watched, "problem", None)

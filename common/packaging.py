@@ -40,8 +40,7 @@ def imports(source: str) -> list[tuple[int, list[str]]]:
 
 def needed(entry: str) -> dict[str, Path]:
     """The modules that importing `entry` can ever import, packages among them -> their files."""
-    found: dict[str, Path] = {}
-    waiting = [entry]
+    found, waiting = dict[str, Path](), [entry]
     while waiting:
         module = waiting.pop()
         if module not in found and (path := file_of(module)):

@@ -28,7 +28,6 @@ class Comparison:
 
 
 def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
-    """A against B by the best method that their files allow."""
     values: Any = [[measure.value(run) for run in entry.runs] for entry in (a, b)]
     if any(math.isnan(value) for value in sum(values, [])):
         source = "the predictions files" if measure.formula is None else "the logs"
@@ -79,13 +78,11 @@ def sentence(comparison: Comparison, names: dict[str, str], tests: int, higher_i
     a, b, found = names[comparison.a.name], names[comparison.b.name], comparison.difference
     if comparison.refused:
         return f"{a} and {b}: cannot be compared: {comparison.refused}"
-    figures = f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p {shown_p(found.p)}"
-    if tests > 1:
-        figures += f", corrected {shown_p(comparison.corrected).removeprefix('= ')}"
     basis = f"{comparison.images} images" if comparison.images else "seeds alone"
     fewest, most = sorted((len(comparison.a.runs), len(comparison.b.runs)))
     basis += ", a single seed: less sure than it looks" if fewest == 1 < most else ""
-    figures = f"{figures} ({'approximate, ' if found.approximate else ''}{basis})".replace("-", "−")
+    figures = shown_difference(found, comparison.corrected if tests > 1 else None)
+    figures = f"{figures} ({'approximate, ' if found.approximate else ''}{basis})"
     if comparison.corrected >= 1 - intervals.LEVEL:
         return f"{a} − {b}: no evidence of a difference: {figures}"
     return f"{a} is {'better' if (found.value > 0) == higher_is_better else 'worse'} than {b}: {figures}"
@@ -96,6 +93,11 @@ def cannot_be_seen(comparison: Comparison) -> str:
     images = f"{comparison.images:,} images and " if comparison.images else ""
     seeds = "one seed" if fewest == 1 else f"{fewest} seeds"
     return f"differences under {comparison.difference.visible:.4f} cannot be seen with {images}{seeds}"
+
+
+def shown_difference(found: intervals.Difference, corrected: float | None) -> str:
+    more = "" if corrected is None else f", corrected {shown_p(corrected).removeprefix('= ')}"
+    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p {shown_p(found.p)}{more}".replace("-", "−")
 
 
 def shown_p(p: float) -> str:

@@ -57,13 +57,14 @@ class _Reader:
         self.announced: int | None = None
         self.seed: int | None = None
         self.status, self.problem = "cut off", ""
-        note, flags = vars(self).update, self.flags
+        note, flags, name = vars(self).update, self.flags, _PUBLIC_NAME.match(stem)
+        fusion = {"fusion": "concat" if name[1] else "none"} if name else {}
         # Lines are told apart by how they begin.
         self.starts: dict[str, Callable[[re.Match], object]] = {
             "Epoch.*Train_Loss": lambda m: note(columns=m.string.split(), recognised=True, seconds=0, bar=0),
             r"Epoch \d+/(\d+):": lambda m: flags.setdefault("epochs", int(m[1])),
             r"Round (\d+)(?: of \d+, seed (\d+))?": lambda m: note(announced=int(m[1]), seed=m[2] and int(m[2])),
-            r"Training and testing on (\S+)": self._public_start,
+            r"Training and testing on (\S+)": lambda m: note(recognised=True) or flags.update(dataset=m[1], **fusion),
             "Run: ": lambda m: note(own=True, recognised=True),
             "Settings: ": lambda m: self._given(_SETTING.findall(m.string[10:])),
             r"Backbone: .*?Swin Transformer (\w+)": lambda m: flags.update(backbone=_SWIN.format(m[1].lower())),
@@ -129,12 +130,6 @@ class _Reader:
         timing = {"seconds": {"bars": seconds}} if seconds else {}
         self.rows[self.round, epoch] = {"type": "epoch", "round": self.round, "epoch": epoch, **figures, **timing}
         self.status, self.problem = "cut off", ""
-
-    def _public_start(self, begun: re.Match) -> None:
-        self.recognised = True
-        self.flags["dataset"] = begun[1]
-        if name := _PUBLIC_NAME.match(self.stem):
-            self.flags["fusion"] = "concat" if name[1] else "none"
 
     def _given(self, settings: Iterable[tuple[str, str]], prefix: str = "") -> None:
         self.flags.update((prefix + name, _value(value)) for name, value in settings)

@@ -100,10 +100,11 @@ class Run:
         """Why the predictions beside the run are of no use; empty where they are, or where there are none."""
         if self.predictions is None or self.scores("test") or math.isnan(self.figure("test", "srcc", self.best)):
             return ""
-        if self.trained_on_several:
+        if self.trained_on_several or self._predicted[1]:
             return self._predicted[1]
-        left_out = f"left out, the SRCC of its scores is not that of epoch {self.best} in {self.path.name}"
-        return self._predicted[1] or f"{self.predictions}: {left_out}"
+        return (
+            f"{self.predictions}: left out, the SRCC of its scores is not that of epoch {self.best} in {self.path.name}"
+        )
 
     def scores(self, part: str) -> Scores | None:
         """Predictions on `test` or a cross test whose SRCC is the recorded one of the best epoch; None without such.
@@ -190,16 +191,14 @@ def read_runs(path: Path) -> list[Run]:
     for number in numbers:
         name = path.stem + (f"_round{number}" if several else "")
         own = {record["epoch"]: record for record in epochs if record["round"] == number}
-        best = chosen.get(number, {}).get("best_epoch") or _best_epoch(own)
-        seed = chosen.get(number, {}).get("seed")
+        best, seed, price = map(chosen.get(number, {}).get, ("best_epoch", "seed", "selection_price"))
         if seed is None and "seed" in run["flags"]:
             seed = int(run["flags"]["seed"]) + number - 1
         settings = _settings(run) | ({"seed": str(seed)} if seed is not None else {})
         file = path.with_name(path.stem + (f"_round{number}" if number > 1 else "") + "_predictions.csv")
         ended = status if number == numbers[-1] else "finished"
-        price = chosen.get(number, {}).get("selection_price")
-        predictions = file if file.is_file() else None
-        runs.append(Run(name, path, settings, images, own, best, ended, predictions, NAN if price is None else price))
+        predictions, price = file if file.is_file() else None, NAN if price is None else price
+        runs.append(Run(name, path, settings, images, own, best or _best_epoch(own), ended, predictions, price))
     return runs
 
 
@@ -275,18 +274,17 @@ def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
             notes.append(f"{members[seed].name}: seed {seed} once more in {run.name}, left out")
         members[seed] = run
     settings = [tuple(members.values()) for members in groups.values()]
-    differing = [name for name in differences([runs_of[0] for runs_of in settings]) if name not in _NOT_OF_A_GROUP]
-    names = [_name_of(of[0], differing, [each[0] for each in settings]) for of in settings]
+    names = _names_of([of[0] for of in settings])
     unique = [name if name and names.count(name) == 1 else of[0].name for name, of in zip(names, settings)]
     return list(map(Entry, unique, settings)), notes
 
 
-def _name_of(run: Run, differing: Iterable[str], others: Sequence[Run]) -> str:
+def _names_of(runs: Sequence[Run]) -> list[str]:
     """The settings that tell a group from the others; what most of them have goes without saying."""
-    values = {name: [other.settings.get(name, "?") for other in others] for name in differing}
-    own = {name: run.settings.get(name, "?") for name in values}
-    told = [f"{name}={own[name]}" for name in values if 2 * values[name].count(own[name]) <= len(others)]
-    return " ".join(told) or ("as most" if own else "")
+    differing = [name for name in differences(runs) if name not in _NOT_OF_A_GROUP]
+    values = {name: [run.settings.get(name, "?") for run in runs] for name in differing}
+    told = [[f"{n}={of[i]}" for n, of in values.items() if 2 * of.count(of[i]) <= len(runs)] for i in range(len(runs))]
+    return [" ".join(each) or ("as most" if values else "") for each in told]
 
 
 def differences(runs: Sequence[Run]) -> list[str]:

@@ -33,8 +33,7 @@ def room_for_names(header: Sequence[str], rows: Sequence[Sequence[str]], width: 
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100) -> str:
-    """A table in `width` characters: first column left, others right; a header may have two lines.
-    Columns that don't fit go into a further block."""
+    """A table: first column left, others right, headers of two lines at most; beyond `width` in more blocks."""
     widths = [max(map(len, [*title.split("\n"), *cells])) for title, *cells in zip(header, *rows)]
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
     blocks: list[list[int]] = [[]]

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -31,8 +31,7 @@ class ImageCache:
     were smaller than `min_side`, `index` the number of each path, `digests` what tells the pixels of each from others',
     as they were decoded, `looks` what images that look alike share, `bad` why a file could not be read (its image is
     empty or unfinished). With `cache_dir` the images lie in a file there, keyed by everything that they depend on,
-    which the next run maps into memory instead of
-    decoding; without, they are decoded into memory. Raises UserError where the cache cannot be written."""
+    which the next run maps instead of decoding; without, in memory. Raises UserError where it cannot be written."""
 
     def __init__(
         self, name: str, paths: Sequence[Path], resize: str, min_side: int, cache_dir: Path | None = None,
@@ -73,9 +72,8 @@ class ImageCache:
             first, row = (self._beside(each) for each in (self.offsets[images] + top * row + 3 * left, row))
             starts = first[:, None] + row[:, None] * torch.arange(side, device=row.device)
             return self.on_gpu.unfold(0, 3 * side, 1)[starts].view(-1, side, side, 3)
-        places = zip(images.tolist(), top.tolist(), left.tolist(), strict=True)
         out = np.empty((len(images), side, side, 3), np.uint8)
-        for k, (i, y, x) in enumerate(places):
+        for k, (i, y, x) in enumerate(zip(images.tolist(), top.tolist(), left.tolist(), strict=True)):
             out[k] = self[i][y : y + side, x : x + side]
         return torch.from_numpy(out)
 
@@ -100,8 +98,9 @@ class ImageCache:
         self.digests, self.looks = [""] * len(self), [""] * len(self)
         threads = torch.get_num_threads()
         # Images are the unit of work: with several threads to an image, too, they would wait for each other.
-        with ThreadPoolExecutor(_cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            size_of = lambda path, exif_rotate: fitted_size(path, self.resize, self.min_side, exif_rotate)  # noqa: E731
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            size_of = partial(fitted_size, resize=self.resize, min_side=self.min_side)
             found = list(pool.map(partial(self._tried, size_of), self.paths))
             self._set_sizes([each[0] if each else (0, 0) for each in found])
             self.upscaled = sum(each[1] for each in found if each)
@@ -119,7 +118,7 @@ class ImageCache:
     def _tried(self, work: Callable, path: Path):
         """`work(path)`; a ValueError is noted as the path's, so that all bad files are found at once."""
         try:
-            return work(path, self.exif_rotate)
+            return work(path, exif_rotate=self.exif_rotate)
         except ValueError as problem:
             self.bad[path] = str(problem)
 
@@ -133,10 +132,7 @@ class ImageCache:
         def begin() -> None:
             self.buffer = np.empty(self.bytes, np.uint8)
 
-        def keep(i: int, image: np.ndarray) -> None:
-            self[i][:] = image
-
-        self._build(begin, keep)
+        self._build(begin, lambda i, image: np.copyto(self[i], image))
 
     def _set_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
@@ -256,10 +252,9 @@ def build_once(
     return True
 
 
-def put_on_gpu(caches: Iterable[ImageCache], choice: str, device: torch.device) -> str:
+def put_on_gpu(caches: Sequence[ImageCache], choice: str, device: torch.device) -> str:
     """Move the caches to the GPU where `--cache_device` (auto, cpu, cuda) says so; returns where they are and why.
     auto: on a CUDA device on which they take at most half of the free memory."""
-    caches = list(caches)
     if device.type != "cuda" or choice == "cpu":
         return "cpu"
     need, free = sum(cache.bytes for cache in caches), torch.cuda.mem_get_info(device)[0]
@@ -271,7 +266,3 @@ def put_on_gpu(caches: Iterable[ImageCache], choice: str, device: torch.device) 
     except torch.cuda.OutOfMemoryError:
         raise UserError(f"--cache_device cuda: {need / 2**30:.1f} GiB of images do not fit on {device}") from None
     return str(device)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

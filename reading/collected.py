@@ -38,8 +38,7 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
     """The rows of a set's table in pyiqa's collection, and the table; None where it is in none of its places."""
     file = f"meta_info_{table}Dataset.csv"
     places = [root / file, root / "meta_info" / file, root.parent / "meta_info" / file]
-    path = next(filter(Path.is_file, places), None)
-    if path is None:
+    if (path := next(filter(Path.is_file, places), None)) is None:
         return None
     images, references, scores = ("img_name", "dist_name", "Image name"), ("ref_name",), ("mos", "dmos")
     splits, more = ("official_split", "split", RATIO), ("std", "c_total", *OPINIONS)

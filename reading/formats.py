@@ -75,8 +75,7 @@ def read_table(
         for number, cells in itertools.islice(_cells(text, separator), 1, None):
             if any(cells[len(header) :]):
                 found = f"line {number} has {len(cells)} cells below {len(header)} column names"
-                why = "a decimal comma, or a comma within a cell that is not in quotes?"
-                raise UserError(f"{path}: {found}: {why}")
+                raise UserError(f"{path}: {found}: a decimal comma, or a comma within a cell that is not in quotes?")
             yield {name: cells[i] if i < len(cells) else "" for name, i in places.items()}
 
 
@@ -127,8 +126,7 @@ def read_mat(path: Path, *variables: str) -> list[tuple]:
             (content,) = mapped(partial(_mat, path), [variables], 1, apart=True)
         except BrokenProcessPool:
             raise UserError(f"{path}: {what}: it is damaged, the parser crashed") from None
-    missing = [name for name in variables if name not in content]
-    if missing:
+    if missing := [name for name in variables if name not in content]:
         raise UserError(f"{path}: no variable {', '.join(missing)}; expected {', '.join(variables)}")
     return aligned(path, content)
 
@@ -142,7 +140,6 @@ def _mat(path: Path, variables: Sequence[str]) -> dict[str, list]:
 
         resource.setrlimit(resource.RLIMIT_AS, (MAT_MEMORY, MAT_MEMORY))
         resource.setrlimit(resource.RLIMIT_CPU, (MAT_SECONDS, MAT_SECONDS))
-
     with path.open("rb") as file:
         content = loadmat(file, variable_names=variables)
     return {name: [_entry(x) for x in np.ravel(content[name])] for name in variables if name in content}

@@ -124,8 +124,7 @@ def resized_size(height: int, width: int, resize: str, min_side: int) -> tuple[i
     elif target is not None:
         short = min(height, width)
         height, width = (max(1, int(target * side / short)) for side in (height, width))
-    if min(height, width) < min_side:
-        short = min(height, width)
+    if (short := min(height, width)) < min_side:
         height, width = (max(min_side, int(min_side * side / short)) for side in (height, width))
     return height, width
 

@@ -18,7 +18,7 @@ import numpy as np
 from common.errors import UserError, first_five
 from common.files import HERE
 from reading.collected import Listed, json_lists, pyiqa
-from reading.formats import leaves_its_folder
+from reading.formats import leaves_its_folder, number
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
 
@@ -124,30 +124,22 @@ class Reader:
     name: str
     resize = "384"
     higher_is_better = True
-    # Of the scores; None: what the images have.
-    nominal_range: tuple[float, float] | None = (0.0, 100.0)
+    nominal_range: tuple[float, float] | None = (0.0, 100.0)  # of the scores; None: what the images have
     expects: str
-    # Folders below the root that may hold the images, best first; "" is the root itself.
-    image_folders: tuple[tuple[str, ...], ...] = (("",),)
-    # Rows name an image with its folder, because base names repeat across the folders.
-    names_have_folders = False
-    # What `root` is, and what helps where images lie elsewhere.
-    form, elsewhere = "folder", ""
+    image_folders: tuple[tuple[str, ...], ...] = (("",),)  # where images may lie, best first; "" is the root itself
+    names_have_folders = False  # rows name an image with its folder, because base names repeat across the folders
+    form, elsewhere = "folder", ""  # what `root` is, and what helps where images lie elsewhere
     table: str | None = None
     word: str | None = None
-    # Opinions per image, where the set gives their deviation but not their number; 1: it gives the standard error.
-    votes: float | None = None
-    # Where a set that brings a SPAQ of its own has it.
-    spaq_root: Path | None = None
+    votes: float | None = None  # per image, where the set gives their deviation alone; 1: it gives the standard error
+    spaq_root: Path | None = None  # where a set that brings a SPAQ of its own has it
 
     def __init__(
         self, root: Path | None = None, seed: int | None = 42, lower_is_better: bool = False, columns: Columns = USUAL
     ):
         """seed: of the split, where it must be drawn; None: not known, which is an error then. columns: of a CSV."""
         self.root = Path(root) if root is not None else HERE / self.name
-        self.seed = seed
-        self.lower_is_better = lower_is_better
-        self.columns = columns
+        self.seed, self.lower_is_better, self.columns = seed, lower_is_better, columns
         self.place = f"--image_root {columns.image_root}" if columns.image_root else "its folder"
         self.why_empty = ""
         self.notes: list[str] = []
@@ -175,27 +167,23 @@ class Reader:
                     self.placed[row.image] = listed.path
         return rows
 
-    def error(self, deviation: float | None, votes: float | None = None) -> float | None:
+    def error(self, deviation: object = None, votes: float | None = None) -> float | None:
         """The standard error of a mean of opinions with this standard deviation; None where something is not known."""
-        votes = votes or self.votes
-        known = deviation is not None and votes and math.isfinite(deviation)
-        return deviation / math.sqrt(votes) if known else None
+        sd, n = number(deviation), votes or self.votes
+        return sd / math.sqrt(n) if n and math.isfinite(sd) else None
 
     def read(self, splits: tuple[str, ...] = ("train", "test")) -> DataSet:
         """Records of these splits. Images of other splits need not exist. Raises UserError."""
-        rows = self.listed
-        rows = self._drawn(rows) if any(row.split is None for row in rows) else rows
+        rows = self._drawn(self.listed) if any(row.split is None for row in self.listed) else self.listed
         rows = [row for row in rows if row.split in splits]
         self._check_rows(rows, splits)
         return self._data_set(rows)
 
     def read_all_as_test(self) -> DataSet:
         """Every record, whatever its split, as a test image: for tests across data sets. Raises UserError."""
-        rows = self.listed
-        self._check_rows(rows, ())
-        data = self._data_set(rows)
-        data.records = [replace(record, split="test") for record in data.records]
-        return data
+        self._check_rows(self.listed, ())
+        data = self._data_set(self.listed)
+        return replace(data, records=[replace(record, split="test") for record in data.records])
 
     def read_for_test(self, split: str = "auto", own: bool = False) -> tuple[DataSet, str]:
         """The set's images to test on, and in words which they are; own: the model was trained on the set.
@@ -205,8 +193,8 @@ class Reader:
         if split == "all" or (split == "auto" and not comes_with_one and not own):
             data, which = self.read_all_as_test(), "all" + (", its training images among them" if own else "")
         else:
-            data, which = self.read(("test",)), f"random test split, seed {self.seed}"
-            which = "its test split" if comes_with_one else which
+            data = self.read(("test",))
+            which = "its test split" if comes_with_one else f"random test split, seed {self.seed}"
         data.note_undefined()
         return data, which
 
@@ -237,8 +225,7 @@ class Reader:
         return DataSet(self.name, records, better, self.notes, self.nominal_range)
 
     def _check_rows(self, rows: list[Row], splits: tuple[str, ...]) -> None:
-        bad = [row.image for row in rows if not math.isfinite(row.score)]
-        if bad:
+        if bad := [row.image for row in rows if not math.isfinite(row.score)]:
             raise UserError(f"{self.name}: {len(bad)} scores are not numbers: {first_five(bad)}")
         for split in splits:
             if split == "val" and not any(row.split == "val" for row in rows):
@@ -258,9 +245,8 @@ class Reader:
         share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
         train = {contents[i] for i in order[:share]}
         unit = "reference contents" if any(row.group for row in rows) else "images"
-        self.notes.append(
-            f"{self.name}: no split given; random 80/20 split of {len(contents)} {unit}, seed {self.seed}"
-        )
+        drawn = f"random 80/20 split of {len(contents)} {unit}, seed {self.seed}"
+        self.notes.append(f"{self.name}: no split given; {drawn}")
         return [replace(row, split="train" if (row.group or row.image) in train else "test") for row in rows]
 
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
@@ -316,8 +302,7 @@ class Reader:
 
     def _file(self, *names: str) -> Path:
         """The first of these files that is there: the forms that a data set comes in, best first."""
-        there = next(filter(Path.is_file, map(self._there, names)), None)
-        if there is None:
+        if (there := next(filter(Path.is_file, map(self._there, names)), None)) is None:
             raise MissingFile(f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}")
         return there
 

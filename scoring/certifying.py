@@ -108,15 +108,12 @@ def check_sets(model: QualityModel, options: Namespace, where: Places, twins: li
     c = model.description["certificate"]
     sets, cross = c["sets"], [name for name, each in c["sets"].items() if not each["trained"]]
     trained = {each["flag"]: where[name] for name, each in sets.items() if each["trained"]}
-    jobs: list[tuple[list[str], list[str], Any]] = [
-        ([name for name in sets if name not in cross], [part for part in c["figures"] if part not in cross],
-         lambda: trained_sets(model, options, trained))
-    ]  # fmt: skip
+    own, parts = ([name for name in each if name not in cross] for each in (sets, c["figures"]))
+    jobs: list[tuple[list[str], list[str], Any]] = [(own, parts, lambda: trained_sets(model, options, trained))]
     for name in cross:
         flag, path = sets[name]["flag"], where[name]
         jobs.append(([name], [name], lambda flag=flag, path=path: cross_set(model, options, flag, path)))
-    decoded: list[Any] = []
-    of_training: list[Any] = []
+    decoded, of_training = list[Any](), list[Any]()
     for names, parts, read in jobs:
         try:
             images, tested, training = read()
@@ -177,10 +174,8 @@ def facts(name: str, d: Mapping[str, Any], compared: bool = True) -> Iterator[tu
     packages = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
     other = {p: f" (here {now[p]})" if compared and now[p] != code[p] else "" for p in packages}
     yield "Versions", ", ".join(f"{p} {code[p]}{other[p]}" for p in packages)
-    counts = (
-        f"{hardware['threads']} threads, {hardware['processes']} process{'es' if hardware['processes'] > 1 else ''}"
-    )
-    yield "Hardware", f"{hardware['device']}, {hardware['precision']}, {counts}"
+    processes = f"{hardware['processes']} process{'es' if hardware['processes'] > 1 else ''}"
+    yield "Hardware", f"{hardware['device']}, {hardware['precision']}, {hardware['threads']} threads, {processes}"
     for name, each in c["sets"].items():
         counts = ", ".join(f"{n} {split}" for split, n in each["images"].items())
         split = "; ".join(each["notes"]) or "split as it comes with the set"

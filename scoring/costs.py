@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,8 @@ BATCHES, WARM_UP, PASSES = (1, 32), 3, 30  # images at a time, passes before mea
 
 
 def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
-    """Parameters and multiply-accumulates by part, seconds per image at each of `BATCHES`, and the patch's side.
-    name: a backbone's, with choices of its head as in NAME+FUSION+HYPER, or a checkpoint's path. patch_size: of what is
-    no checkpoint. Raises UserError."""
+    """Parameters and multiply-accumulates by part, seconds per image at each of `BATCHES`, and the patch's side. name:
+    a backbone's, as in NAME+FUSION+HYPER, or a checkpoint's path, with a patch_size of its own. Raises UserError."""
     backbone, *choices = name.split("+")
     axes = {**dict.fromkeys(HYPERS, "hyper"), **dict.fromkeys(FUSIONS, "fusion")}
     if is_there(Path(name)):
@@ -38,7 +38,7 @@ def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
     images = torch.zeros(BATCHES[-1], 3, side, side, device=device)
     with torch.no_grad():
         for batch in BATCHES:
-            times = [_seconds(net, images[:batch]) for _ in range(WARM_UP + PASSES)]
+            times = [timed(partial(net, images[:batch]), device)[0] for _ in range(WARM_UP + PASSES)]
             found["seconds"][str(batch)] = [each / batch for each in times[WARM_UP:]]
     return found
 
@@ -67,10 +67,14 @@ def _multiplications(work: Callable[[], object]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _seconds(net: torch.nn.Module, images: torch.Tensor) -> float:
-    """Until the device has passed the images forward."""
+def timed(work: Callable[[], object], device: torch.device) -> tuple[float, Any]:
+    """(seconds until the device has finished the work, what it returned)."""
     start = time.perf_counter()
-    net(images)
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)
-    return time.perf_counter() - start
+    result = work()
+    wait_for(device)
+    return time.perf_counter() - start, result
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,5 +1,4 @@
-"""What stands behind a figure: the standards' figures and tests, the power to see a difference, what flatters, and
-what a perfect model would reach."""
+"""Behind a figure: the standards, the power to see a difference, what flatters, what a perfect model would reach."""
 
 import itertools
 import math
@@ -28,8 +27,7 @@ def with_all(sets: Sets) -> Sets:
 
 
 def of_entry(entry: Entry) -> Sets:
-    """The standards' figures of a run, on its test set and cross tests as far as it has their scores; those of several
-    seeds are averaged, image by image."""
+    """The standards' figures on a run's test set and cross tests with known scores; over seeds means, by image."""
     sets: Sets = {}
     for part in ("test", *entry.runs[0].cross_tests):
         scores = [run.scores(part) for run in entry.runs]
@@ -100,9 +98,21 @@ def _made_up_pair(measure: Measure, run: Run, keys: Sequence) -> float:
     return float(np.nanvar(draws[:, 0] - draws[:, 1]))
 
 
-def notes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
-    """What flatters the figures, and what a perfect model would reach."""
-    runs = [run for entry in entries for run in entry.runs]
+def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
+    """What is said below a table of entries: what its signs mean, what flatters, what a perfect model would reach."""
+    found, runs = [measure.estimate(entry) for entry in entries], [run for entry in entries for run in entry.runs]
+    if any(not e.approximate and not math.isnan(e.low) for e in found):
+        yield f"[…] 95 % interval: bootstrap over test images, {measure.resamples} resamples"
+    if any(e.approximate for e in found):
+        paper = {"srcc": "Bonett & Wright 2000", "plcc": "Fisher"}.get(measure.name, "")
+        single = f"from the number of test images alone ({paper}), for want of predictions"
+        yield f"~ approximate: {'from the seeds alone' if any(len(e.runs) > 1 for e in entries) else single}"
+    if any(not math.isnan(e.deviation) for e in found):
+        yield "± standard deviation over seeds; intervals over seeds and images"
+    if any(run.status == UNDER_WAY for run in runs):
+        yield "running?: its records have no end; it goes on, or it was killed"
+    if measure.epoch == "best":
+        yield "best: the epoch that the run chose; where its log names none, that of the highest test SRCC"
     prices = sorted(run.price for run in runs if not math.isnan(run.price))
     if prices and measure.metric == "srcc" and measure.epoch == "best":
         most = "" if prices[0] == prices[-1] else f" to {prices[-1]:+.4f}"
@@ -114,21 +124,3 @@ def notes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
             best = intervals.ceiling(scores.mos, error)[measure.name]
             yield f"a perfect model would reach {measure.metric} {best:.4f}, given the votes of {len(error):,} images"
             return
-
-
-def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
-    """What is said below a table of entries."""
-    found = [measure.estimate(entry) for entry in entries]
-    if any(not e.approximate and not math.isnan(e.low) for e in found):
-        yield f"[…] 95 % interval: bootstrap over test images, {measure.resamples} resamples"
-    if any(e.approximate for e in found):
-        paper = {"srcc": "Bonett & Wright 2000", "plcc": "Fisher"}.get(measure.name, "")
-        single = f"from the number of test images alone ({paper}), for want of predictions"
-        yield f"~ approximate: {'from the seeds alone' if any(len(e.runs) > 1 for e in entries) else single}"
-    if any(not math.isnan(e.deviation) for e in found):
-        yield "± standard deviation over seeds; intervals over seeds and images"
-    if any(run.status == UNDER_WAY for entry in entries for run in entry.runs):
-        yield "running?: its records have no end; it goes on, or it was killed"
-    if measure.epoch == "best":
-        yield "best: the epoch that the run chose; where its log names none, that of the highest test SRCC"
-    yield from notes(entries, measure)

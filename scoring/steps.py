@@ -25,7 +25,6 @@ def measure(
     `backward` has the sum of the processes' gradients with it, `forward` the augmentation. `patches` per second, over
     all processes; `used`: the share of `matrix`, the device's operations per second in large products of matrices, that
     these patches' products forward and backward are, by torch's count of one patch."""
-    rows = min(batches.batch_size, len(batches.patches))
     distributed.prepare(model)
 
     def some(number: int) -> Iterator[dict]:
@@ -36,14 +35,11 @@ def measure(
 
     train(some(WARM_UP), criterion)
     keep_freed_memory()  # as training does, from its first step on
-    _wait(hardware)
-    start = time.perf_counter()
-    train(some(steps), criterion)
-    _wait(hardware)
-    whole = (time.perf_counter() - start) / steps
+    costs.wait_for(hardware.device)
+    whole = costs.timed(lambda: train(some(steps), criterion), hardware.device)[0] / steps
     found = {"whole": whole, **_parts(some, train, model, criterion, optimizer, hardware, steps)}
     macs = sum(costs.operations(model.eval(), batches.cache.min_side)["macs"].values())
-    speed, patches = matrix_speed(hardware), rows / whole
+    speed, patches = matrix_speed(hardware), min(batches.batch_size, len(batches.patches)) / whole
     used = 6 * macs * patches / (speed * distributed.world())
     return {**found, "patches": patches, "matrix": speed, "used": used, "processes": distributed.world()}
 
@@ -54,7 +50,7 @@ def _parts(some, train, model, criterion, optimizer, hardware: Hardware, steps: 
 
     def mark(part: str) -> None:
         nonlocal last
-        _wait(hardware)
+        costs.wait_for(hardware.device)
         spent[part] += time.perf_counter() - last
         last = time.perf_counter()
 
@@ -84,17 +80,6 @@ def matrix_speed(hardware: Hardware, repeats: int = 8) -> float:
     """Operations per second of a product of two large matrices in the precision that is trained in; the fastest."""
     side = 8192 if hardware.device.type == "cuda" else 2048
     a, b = (torch.randn(side, side, device=hardware.device) for _ in range(2))
-    times = []
+    costs.wait_for(hardware.device)
     with hardware.autocast(), torch.no_grad():
-        for _ in range(repeats):
-            _wait(hardware)
-            start = time.perf_counter()
-            a @ b
-            _wait(hardware)
-            times.append(time.perf_counter() - start)
-    return 2 * side**3 / min(times)
-
-
-def _wait(hardware: Hardware) -> None:
-    if hardware.device.type == "cuda":
-        torch.cuda.synchronize(hardware.device)
+        return 2 * side**3 / min(costs.timed(lambda: a @ b, hardware.device)[0] for _ in range(repeats))
