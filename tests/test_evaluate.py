@@ -370,7 +370,10 @@ def test_a_mistake_in_the_flags_is_one_line(tool, model, case):
 
 def test_a_missing_checkpoint_is_said_with_the_other_mistakes(tool):
     done = tool("none.pkl", "--datasets", "livec", "--crops", 0, code=2)
-    assert done.stderr == "error: --crops 0: expected a whole number of at least 1; none.pkl: no such file or folder\n"
+    assert done.stderr == (
+        "error: none.pkl: no such file or folder; expected a model file, a run's folder or hf://USER/NAME; "
+        "--crops 0: expected a whole number of at least 1\n"
+    )
 
 
 def test_flags_are_checked_without_torch():

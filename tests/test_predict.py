@@ -261,7 +261,7 @@ def test_the_sheet_shows_earlier_runs_too(checkpoint, photos):
         (["CK", "a.jpg", "--crop", "3"], "unknown argument: --crop, 3 (did you mean --crops?)"),
         (["CK", "a.jpg"], "a.jpg: no such file or folder"),
         (["CK", "p", "*.gif"], "p: no images in this folder; *.gif: no images match this pattern"),
-        (["nosuch.pkl", "a.jpg"], "nosuch.pkl: no such file; expected a model file or a run's folder"),
+        (["nosuch.pkl", "a.jpg"], "nosuch.pkl: no such file or folder; expected a model file, a run's folder or hf://USER/NAME"),
         (["CK", "-", "--crops", "0", "--workers", "-1", "--batch_size", "0", "--resize", "0", "--device", "gpu"],
          "--crops 0: expected 1 to 10000; --resize 0: expected S (shorter side), HxW (height x width) or none; "
          "--batch_size 0: expected a whole number of at least 1; --device gpu: expected auto, cpu, cuda, cuda:N or mps; "
