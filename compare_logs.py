@@ -125,8 +125,8 @@ def print_differences(comparisons: Sequence[Comparison], short: dict[str, str], 
         text = re.sub("(p|p [=<]|corrected|\\[.*?,) ", "\\1\xa0", said)  # what belongs together stays on one line
         wrapped = textwrap.fill(text, wide, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
         print(wrapped.replace("\xa0", " "))
-        if comparison.difference and not comparison.refused and not math.isnan(comparison.difference.visible):
-            print(f"  {differences.cannot_be_seen(comparison)}")
+        if unseen := differences.cannot_be_seen(comparison):
+            print(f"  {unseen}")
     if any(c.difference and c.method == "number of images" for c in comparisons):
         print("\napproximate: as if on different images. Runs on the same images differ less by chance than this\n"
               "assumes; predictions files of both would show smaller differences.")  # fmt: skip

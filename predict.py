@@ -97,9 +97,9 @@ def assumptions(checkpoint: Path, model) -> str:
 
 def score_images(model, images, total: int | None, options, made: str, signals: StopSignals, tally: Tally) -> None:
     """Score the images into the output. A signal stops it between two rows, never within one."""
-    from scoring import maps
-
     if options.map:
+        from scoring import maps
+
         with reading(options.map, "cannot be made"):
             options.map.mkdir(parents=True, exist_ok=True)
     output = ScoreFile(options.output, options.format)

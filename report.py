@@ -86,11 +86,13 @@ def write(options: argparse.Namespace) -> list[Run]:
     shown = dict(zip(own, wide([run.name for run in own]).values()))
     where = {name: Path(path).expanduser() for name, _, path in (word.partition("=") for word in options.datasets)}
     cache = {"cache": options.cache, "cache_dir": options.cache_dir} if options.images else None
+    # First of all: a model that is not there is said before the work.
+    path = reporting.checkpoint_of(own[0], options.checkpoint_dir) if options.maps else None
+    model = inference.load(path, options.device) if path else None
     tested, missing = reporting.all_tested(shown, where, cache)
     for each in tested:
         residuals.add_set(page, each)
-    if options.maps and tested and tested[0].images:
-        model = inference.load(reporting.checkpoint_of(own[0], options.checkpoint_dir), options.device)
+    if model and tested and tested[0].images:
         reporting.add_maps(page, tested[0], model, options.maps)
     reporting.add_certificates(page, shown, options.checkpoint_dir)
     page.content["facts"] += [*notes, *missing]

@@ -89,6 +89,9 @@ def sentence(comparison: Comparison, names: dict[str, str], tests: int, higher_i
 
 
 def cannot_be_seen(comparison: Comparison) -> str:
+    """Which differences the comparison could not have shown; "" where that is not known."""
+    if not comparison.difference or comparison.refused or math.isnan(comparison.difference.visible):
+        return ""
     fewest = min(len(comparison.a.runs), len(comparison.b.runs))
     images = f"{comparison.images:,} images and " if comparison.images else ""
     seeds = "one seed" if fewest == 1 else f"{fewest} seeds"

@@ -3,13 +3,13 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from common.errors import reading
+from fusion import AttentionFusion
 from inference import ImageLike, QualityModel
 from models import TARGET_SIZES
 
@@ -39,17 +39,15 @@ class Looked:
 
 def look(model: QualityModel, image: ImageLike, with_map: bool = True) -> Looked:
     """Raises ValueError where the image cannot be read."""
-    patches, net = model.patches(image), model.net
-    fuse: Any = net.fuse
+    pixels, net = model.pixels(image), model.net
+    patches, fuse = model.patches(pixels), net.fuse
     with torch.no_grad():
         normalised = net.backbone.normalised(torch.from_numpy(patches).to(model.hardware.device))
-        weights = net.target_weights(normalised)
-        stages = None
-        if hasattr(fuse, "weights"):
-            stages = fuse.weights(net.backbone.stage_maps(normalised)).mean(0).cpu().numpy()
+        maps = net.backbone.stage_maps(normalised)
+        weights = net.target_weights(maps)
+        stages = fuse.weights(maps).mean(0).cpu().numpy() if isinstance(fuse, AttentionFusion) else None
     layers = [weights[f"target_fc{i}w"].float().mean(0).flatten().cpu().numpy() for i in LAYERS]
     score = float(model.score_patches([patches])[0])
-    pixels = model.pixels(image)
     return Looked(pixels, score, stages, layers, quality_map(model, pixels) if with_map else None)
 
 
@@ -70,14 +68,19 @@ def quality_map(model: QualityModel, pixels: np.ndarray) -> np.ndarray:
     return total / sums
 
 
+def colours(share: np.ndarray) -> np.ndarray:
+    """Shares 0..1 of any shape -> the colours that stand for them, RGB 0..255 in a last axis."""
+    places = np.linspace(0, 1, len(CIVIDIS))
+    return np.stack([np.interp(share, places, channel) for channel in CIVIDIS.T], -1)
+
+
 def coloured(looked: Looked, higher_is_better: bool) -> tuple[Image.Image, float, float]:
     """The map laid over the image, and the scores that its darkest and its brightest colour stand for."""
     low, high = float(looked.map.min()), float(looked.map.max())
     low, high = (low, high) if higher_is_better else (high, low)
-    share = (looked.map - low) / ((high - low) or 1) * (len(CIVIDIS) - 1)
-    rgb = np.stack([np.interp(share, range(len(CIVIDIS)), CIVIDIS[:, k]) for k in range(3)], 2)
+    share = (looked.map - low) / ((high - low) or 1)
     grey = looked.pixels.mean(2, keepdims=True)  # so that the colours are the map's alone
-    return Image.fromarray((0.65 * rgb + 0.35 * grey).astype(np.uint8)), low, high
+    return Image.fromarray((0.65 * colours(share) + 0.35 * grey).astype(np.uint8)), low, high
 
 
 def drawn(looked: Looked, model: QualityModel) -> Image.Image:
@@ -94,8 +97,7 @@ def drawn(looked: Looked, model: QualityModel) -> Image.Image:
     sheet = Image.new("RGB", (2 * width + 8, height + line * (len(lines) + 1) + 8), "white")
     sheet.paste(Image.fromarray(looked.pixels), (0, 0))
     sheet.paste(overlay, (width + 8, 0))
-    bar = np.stack([np.interp(np.linspace(0, 5, width // 3), range(6), CIVIDIS[:, k]) for k in range(3)], 1)
-    strip = np.repeat(bar[None].astype(np.uint8), size, 0)
+    strip = np.repeat(colours(np.linspace(0, 1, width // 3))[None].astype(np.uint8), size, 0)
     draw = ImageDraw.Draw(sheet)
     draw.text((width, height + 8), f"worse {low:.2f}", "black", font, anchor="ra")
     sheet.paste(Image.fromarray(strip), (width + 8, height + 8))

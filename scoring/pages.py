@@ -24,7 +24,7 @@ from reading.images import from_pillow, read_header
 TEMPLATE = Path(__file__).with_name("page.html")
 # Pictures up to that number -> (width, height) within which they are kept: 10,000 make a page of some 30 MB.
 BOXES = {300: (320, 240), 3000: (192, 144), 10**9: (128, 96)}
-PLOTTED = ("plots", "errors", "curves", "levels")
+PLOTTED = ("errors", "curves", "levels")
 Source = Callable[[], Image.Image | None]
 
 

@@ -1,7 +1,6 @@
 """What `report.py` shows of runs: their figures side by side, their tests, certificates, and where they look."""
 
 import functools
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,8 +95,8 @@ def add_runs(page: Page, entries: Sequence[Entry], measure: Measure, grouped: bo
     lines = []
     for each in compared:
         lines.append(sentence(each, dict(short), len(compared), measure.higher_is_better))
-        if each.difference and not each.refused and not math.isnan(each.difference.visible):
-            lines[-1] += f"; {cannot_be_seen(each)}"
+        if unseen := cannot_be_seen(each):
+            lines[-1] += f"; {unseen}"
     page.section(f"Differences in {measure.metric.upper()}", block("list", lines=lines) if lines else None)
     head, rows = runs.settings_table(entries)
     differ = [[short[name], *cells] for name, *cells in rows]
@@ -152,12 +151,12 @@ def add_certificates(page: Page, shown: Mapping[Run, str], folder: Path | None) 
 def add_maps(page: Page, tested: Tested, model: QualityModel, number: int) -> None:
     """Where the model looks, by quality level: of `number` images of the set the stages that `attention` weighs and the
     spread of the generated weights, of MAPS in each level the map."""
-    order = np.argsort(tested.mos, kind="stable")
+    order, cache = np.argsort(tested.mos, kind="stable"), tested.images.cache
     chosen = order[np.linspace(0, len(order) - 1, min(number, len(order))).round().astype(int)].tolist()
     by_level = maps.levels(tested.mos[chosen])
     mapped = {int(i) for of in by_level.values() for i in of[:: max(1, len(of) // MAPS)][:MAPS]}
     looked = [
-        maps.look(model, str(tested.records[i].path), k in mapped)
+        maps.look(model, cache[cache.index[tested.records[i].path]], k in mapped)
         for k, i in enumerate(tqdm(chosen, "Where it looks", unit="image", leave=False))
     ]
     shown = [k for k, each in enumerate(looked) if each.map is not None]
