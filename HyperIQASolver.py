@@ -15,25 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 
-import certificate
-import checkpoints
-import distributed
-import engine
-import metrics
-from common.device import choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
-from common.errors import Interrupted, UserError
-from common.run_files import Prediction
-from common.signals import StopSignals
-from data_loader import SCORE_BATCH, fewer_workers, make_loader
-from inference import Initial, new_model
-from losses import make_criterion
-from lr_schedules import Rates, make_schedule
-from models import HyperNet
-from optimizers import TrainedModel
-from options import default_run_name
-from run_data import RunData
-from run_log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
-from run_state import RunState, open_run, settings_of
+from hyperiqa.training import certificate
+from hyperiqa.model import checkpoints
+from hyperiqa.training import processes
+from hyperiqa.training import engine
+from hyperiqa.stats import metrics
+from hyperiqa.base.device import choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
+from hyperiqa.base.errors import Interrupted, UserError
+from hyperiqa.training.run_files import Prediction
+from hyperiqa.base.signals import StopSignals
+from hyperiqa.training.batches import SCORE_BATCH, fewer_workers, make_loader
+from hyperiqa.scoring.quality_model import Initial, new_model
+from hyperiqa.training.losses import make_criterion
+from hyperiqa.training.schedules import Rates, make_schedule
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.training.optimizers import TrainedModel
+from hyperiqa.training.options import default_run_name
+from hyperiqa.training.sets import RunData
+from hyperiqa.training.log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
+from hyperiqa.training.state import RunState, open_run, settings_of
 
 Figures = dict[str, float]
 
@@ -49,11 +49,11 @@ class HyperIQASolver:
         self.begun, self.costs = time.perf_counter(), list[dict[str, float]]()
         self.initial = Initial.of(o) if o.init else None
         self.taught_by = Initial.teacher_of(o) if o.teacher else None
-        self.hardware, self.reason = choose_hardware(distributed.own_device(o.device), o.precision, o.workers)
+        self.hardware, self.reason = choose_hardware(processes.own_device(o.device), o.precision, o.workers)
         set_backends(o.deterministic)
         large_tensors_apart()
         self.criterion, self.schedule = make_criterion(o), make_schedule(o)
-        self.signals = StopSignals(several=distributed.world() > 1)
+        self.signals = StopSignals(several=processes.world() > 1)
 
     def run(self) -> None:
         """Train and test; every exit but a kill leaves an `end` record that says how it came."""
@@ -103,15 +103,15 @@ class HyperIQASolver:
         o = self.options
         self.data = RunData(o, o.seed)
         # Before what takes long and leaves files: the flags may still name a model that there is not.
-        with distributed.first_of_node():  # which downloads
+        with processes.first_of_node():  # which downloads
             self.model = self.build_model(o.seed)
         self.teacher: Any = self.taught_by and self.taught_by.model(self.data.common, o).to(self.hardware.device).eval()
         settings = settings_of({**vars(o), "fingerprint": self.data.fingerprint})
         self.log, self.saved = open_run(o, self.run_name(), settings)
         self.state, self.status = RunState(settings), "failed"
         try:
-            with distributed.watched():
-                distributed.check_same("settings or data", settings)
+            with processes.watched():
+                processes.check_same("settings or data", settings)
                 if self.saved:
                     self.state = RunState.restored(self.saved, settings, self.hardware.device)
                 else:
@@ -120,7 +120,7 @@ class HyperIQASolver:
                         self.log.line(model.explained(self.data.common, how)) if model else None
                 if o.tensorboard:
                     self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
-                with distributed.first_of_node():
+                with processes.first_of_node():
                     self.data.decode(self.hardware.device, self.log, new=self.saved is None)
                 if fewer := fewer_workers(self.hardware, max(o.batch_size, SCORE_BATCH), o.patch_size):
                     self.log.line(fewer)
@@ -129,7 +129,7 @@ class HyperIQASolver:
             self.status = "interrupted"
             self.log.line("Interrupted")
             command = re.sub(r" --resume[ =]\S+", "", shlex.join(sys.argv))
-            self.log.show(f"Go on with: {distributed.launched_by()} {command} --resume auto")
+            self.log.show(f"Go on with: {processes.launched_by()} {command} --resume auto")
             raise
         except UserError as mistake:
             self.log.keep(f"error: {mistake}")
@@ -159,7 +159,7 @@ class HyperIQASolver:
         elif o.train_test_num > 1:
             self.log.line(f"Round {number} of {o.train_test_num}, seed {self.seed}")
         compute = partial(engine.stage_maps, self.model, self.hardware.fp32)
-        with distributed.first_of_node():
+        with processes.first_of_node():
             self.data.prepare_features(self.model, self.seed, compute, self.log.line if new else self.log.show)
         if new:
             self.log.line(epoch_columns(["train", *self.data.parts]))
@@ -179,8 +179,8 @@ class HyperIQASolver:
     def train(self) -> Figures:
         """Train the epoch, or the rest of it."""
         o, epoch, progress = self.options, self.state.epoch, self.state.progress
-        batches = self.data.train_batches(self.seed, epoch, o.batch_size, distributed.share())
-        distributed.prepare(self.model)
+        batches = self.data.train_batches(self.seed, epoch, o.batch_size, processes.share())
+        processes.prepare(self.model)
         loader = make_loader(batches, self.hardware, progress.step)
         if self.teacher is not None:
             loader = engine.taught(loader, self.teacher, self.hardware)
@@ -206,10 +206,10 @@ class HyperIQASolver:
                 names = self.data.names_of(batches, problem.step)
                 raise UserError(f"{problem.explained(epoch, self.folder / 'last.pt')}{names}") from None
         progress.seconds = time.perf_counter() - started
-        if distributed.world() > 1 and not self.costs:
-            self.costs = distributed.costs(ready - self.begun, ready, progress.step - before, self.hardware.device)
+        if processes.world() > 1 and not self.costs:
+            self.costs = processes.costs(ready - self.begun, ready, progress.step - before, self.hardware.device)
             self.log.record(type="processes", processes=self.costs)
-            self.log.line("\n".join(distributed.cost_lines(self.costs)))
+            self.log.line("\n".join(processes.cost_lines(self.costs)))
         return result
 
     def test(self, part: str) -> Figures:
@@ -225,9 +225,9 @@ class HyperIQASolver:
         return metrics.recorded(agreeing, mos)
 
     def stop_if_asked(self) -> None:
-        if signum := distributed.largest(self.signals.received or 0):
+        if signum := processes.largest(self.signals.received or 0):
             self.save()
-            distributed.largest(0)  # a launcher ends the others once one has left
+            processes.largest(0)  # a launcher ends the others once one has left
             raise Interrupted(signum)
 
     def log_epoch(self, result: dict[str, Figures], seconds: Figures) -> None:

@@ -23,26 +23,27 @@ from typing import Any
 
 import numpy as np
 
-from common.cli import Flags, Given, run_tool
-from common.errors import UserError
-from common.files import HERE, write_whole
-from comparing.tables import text_table
+from hyperiqa.base.command_line import Flags, Given, run_tool
+from hyperiqa.base.errors import UserError
+from hyperiqa.base.files import HERE, write_whole
+from hyperiqa.runs.tables import text_table
 
 if "--child" in sys.argv:  # which measures; the parent, which checks the flags and starts it, needs no torch
     import torch
 
-    import backbones
-    import distributed
-    import engine
-    from common.device import choose_device, choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
-    from data_loader import DecodedSet, make_loader, train_patches
-    from folders import READERS
-    from losses import QualityLoss
-    from lr_schedules import Rates
-    from models import HyperNet
-    from optimizers import optimizer_for
-    from reading.cache import put_on_gpu
-    from scoring import costs, steps
+    from hyperiqa.model import factory
+    from hyperiqa.training import processes
+    from hyperiqa.training import engine
+    from hyperiqa.base.device import choose_device, choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
+    from hyperiqa.training.batches import DecodedSet, make_loader, train_patches
+    from hyperiqa.datasets.readers import READERS
+    from hyperiqa.training.losses import QualityLoss
+    from hyperiqa.training.schedules import Rates
+    from hyperiqa.model.hypernet import HyperNet
+    from hyperiqa.training.optimizers import optimizer_for
+    from hyperiqa.images.cache import put_on_gpu
+    from hyperiqa.scoring import costs
+    from hyperiqa.scoring import step_times
 
 STEP_PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")  # of scoring.steps
 LR, WEIGHT_DECAY, PATCH = 2e-5, 5e-4, 224
@@ -130,15 +131,15 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
 def measure_step(flags: argparse.Namespace, koniq) -> dict[str, Any]:
     set_backends(deterministic=not flags.no_deterministic)
     large_tensors_apart()
-    hardware = choose_hardware(distributed.own_device(flags.device), flags.precision)[0]
+    hardware = choose_hardware(processes.own_device(flags.device), flags.precision)[0]
     data = DecodedSet(koniq, "384", PATCH, cache_dir=flags.cache_dir)
     put_on_gpu([data.cache], "auto", hardware.device)
     model, optimizer = trained_model(flags.backbone, hardware.device)
     records = koniq.split("train")
     per_image = -(-3 * flags.batch_size // len(records))
     patches = functools.partial(train_patches, patch_size=PATCH, per_image=per_image, seed=42, epoch=1)
-    batches = data.batches(records, flags.batch_size, patches, distributed.share())
-    return steps.measure(model, QualityLoss(), optimizer, batches, hardware, flags.step)
+    batches = data.batches(records, flags.batch_size, patches, processes.share())
+    return step_times.measure(model, QualityLoss(), optimizer, batches, hardware, flags.step)
 
 
 def published() -> Any:
@@ -157,7 +158,7 @@ def trained_model(backbone: str, device) -> tuple[Any, Any]:
 def build_model(backbone: str, device):
     """The same model for both, with random weights."""
     torch.manual_seed(0)
-    return HyperNet(backbones.build(BACKBONES[backbone])).to(device)
+    return HyperNet(factory.build(BACKBONES[backbone])).to(device)
 
 
 def measure(flags: argparse.Namespace) -> None:
@@ -168,9 +169,9 @@ def measure(flags: argparse.Namespace) -> None:
         return
     koniq = READERS["koniq-10k"](flags.dataset_path).read()
     if flags.child == "step":
-        with distributed.joined():
+        with processes.joined():
             found = measure_step(flags, koniq)
-            if distributed.rank() == 0:
+            if processes.rank() == 0:
                 show_measured(found, {}, device)
         return
     spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()

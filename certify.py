@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.cli import Flags, Given, run_tool
-from common.errors import UserError, first_five, reading
-from common.files import HERE
+from hyperiqa.base.command_line import Flags, Given, run_tool
+from hyperiqa.base.errors import UserError, first_five, reading
+from hyperiqa.base.files import HERE
 
 
 def parse() -> argparse.Namespace:
@@ -64,11 +64,12 @@ def places(options: argparse.Namespace, sets: Mapping[str, Mapping]) -> dict[str
 
 def main() -> int:
     options = parse()
-    import certificate
-    import checkpoints  # torch: only once the flags are known to be right
-    import inference
-    from common.device import set_backends
-    from scoring import certifying, pages
+    from hyperiqa.training import certificate
+    from hyperiqa.model import checkpoints  # torch: only once the flags are known to be right
+    from hyperiqa.scoring import quality_model
+    from hyperiqa.base.device import set_backends
+    from hyperiqa.scoring import certificate_checks
+    from hyperiqa.pages import page
 
     set_backends(deterministic=True)
     path = checkpoints.find_model(options.checkpoint)
@@ -77,21 +78,21 @@ def main() -> int:
         found = "carries no certificate" if form is None else f"its certificate is of format {form}"
         raise UserError(f"{path}: {found}; expected a best model of a newer run")
     with reading(path, "its certificate is damaged", KeyError, TypeError, AttributeError):
-        facts = list(certifying.facts(path.name, d))
+        facts = list(certificate_checks.facts(path.name, d))
     for title, text in facts:
         print(textwrap.fill(f"{title:12} {text}", 100, subsequent_indent=" " * 13, break_on_hyphens=False))
-    model = inference.load(path, options.device, workers=options.workers)
+    model = quality_model.load(path, options.device, workers=options.workers)
     where, twins = places(options, d["certificate"]["sets"]), list[Any]()
-    checks = [*certifying.check_file(state, d, options.log_dir), *certifying.check_sets(model, options, where, twins)]
-    checks += certifying.check_again(d, where) if options.repeat else ()
+    checks = [*certificate_checks.check_file(state, d, options.log_dir), *certificate_checks.check_sets(model, options, where, twins)]
+    checks += certificate_checks.check_again(d, where) if options.repeat else ()
     if twins:
         said = first_five(f"{test} ~ {train}" for (test, _), (train, _) in twins)
         print(f"\nNear duplicates: {len(twins)} pairs of test and training images look alike: {said}")
     if options.sheet:
-        pages.draw_pairs(options.sheet, f"Near duplicates, {d['run']}", twins)
+        page.draw_pairs(options.sheet, f"Near duplicates, {d['run']}", twins)
     wide = max(len(check.what) for check in checks)
     print("\n" + "\n".join(f"{c.what:{wide}}  {c.verdict}{': ' if c.how else ''}{c.how}" for c in checks) + "\n")
-    verdicts = (certifying.REPRODUCED, certifying.DIFFERS, certifying.UNCHECKED)
+    verdicts = (certificate_checks.REPRODUCED, certificate_checks.DIFFERS, certificate_checks.UNCHECKED)
     reproduced, differ, unchecked = (sum(c.verdict == verdict for c in checks) for verdict in verdicts)
     print(f"{reproduced} reproduced, {differ} differ, {unchecked} cannot be checked")
     return 1 if differ else 3 if unchecked else 0

@@ -22,16 +22,18 @@ from pathlib import Path
 
 import numpy as np
 
-import intervals
-from common.cli import Flags, Given, run_tool
-from common.errors import UserError, first_five
-from common.files import write_whole
-from common.run_files import plain
-from comparing import differences, runs, tables
-from comparing.differences import Comparison
-from comparing.runs import FIGURE, Entry, Measure
-from metrics import RECORDED
-from scoring import evidence
+from hyperiqa.stats import intervals
+from hyperiqa.base.command_line import Flags, Given, run_tool
+from hyperiqa.base.errors import UserError, first_five
+from hyperiqa.base.files import write_whole
+from hyperiqa.training.run_files import plain
+from hyperiqa.runs import differences
+from hyperiqa.runs import reading
+from hyperiqa.runs import tables
+from hyperiqa.runs.differences import Comparison
+from hyperiqa.runs.reading import FIGURE, Entry, Measure
+from hyperiqa.stats.metrics import RECORDED
+from hyperiqa.runs import evidence
 
 
 def parse() -> argparse.Namespace:
@@ -69,7 +71,7 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 
 def print_report(options, entries, measure, comparisons, notes) -> None:
     wide = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
-    header, rows = runs.table(entries, measure, options.group)
+    header, rows = reading.table(entries, measure, options.group)
     names, room = [entry.name for entry in entries], tables.room_for_names(header, rows, wide)
     short = dict(zip(names, names)) if options.markdown else tables.short_names(names, room)
 
@@ -83,7 +85,7 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         print("".join(legend))
     for note in [*evidence.footnotes(entries, measure), *notes]:
         print(("- " if options.markdown else "") + note)
-    header, rows = runs.settings_table(entries)
+    header, rows = reading.settings_table(entries)
     if len(header) > 1:
         print("\nSettings that differ" + (" (? = not in the log)" if any("?" in row for row in rows) else "") + ":\n")
         show(header, rows)
@@ -97,7 +99,7 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         print_standards(entries, [(c.a, c.b) for c in comparisons], short, show)
     if options.power is not None:
         chosen = differences.named(options.power, entries, "--power") if options.power else entries[0]
-        settings = entries if options.group else runs.group([run for entry in entries for run in entry.runs])[0]
+        settings = entries if options.group else reading.group([run for entry in entries for run in entry.runs])[0]
         seeds = next((each for each in settings if chosen.runs[0] in each.runs), chosen)
         print("\n" + "\n".join(evidence.power(seeds, settings, measure)))
 
@@ -160,7 +162,7 @@ def print_json(entries, measure, comparisons, notes) -> None:
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
-    names = runs.differences([run for entry in entries for run in entry.runs])
+    names = reading.differences([run for entry in entries for run in entry.runs])
     rows = [plain(record_of(e, measure)) | {f"setting_{name}": e.setting(name) for name in names} for e in entries]
     columns = dict.fromkeys(name for row in rows for name in row if name != "files")
     text = io.StringIO()
@@ -170,16 +172,16 @@ def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
 
 def main() -> None:
     options = parse()
-    found, problems = runs.find(options.paths)
+    found, problems = reading.find(options.paths)
     print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
     if not found:
         raise UserError(f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, found none")
     measure = Measure(options.metric, options.epoch, options.logistic, options.resamples)
-    entries, notes = runs.group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
+    entries, notes = reading.group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
     if not entries:
         raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
     measure.draw_together(entries)
-    entries = runs.ranked(entries, replace(measure, metric=options.sort or measure.metric))
+    entries = reading.ranked(entries, replace(measure, metric=options.sort or measure.metric))
     comparisons = differences.compare_all(measure, differences.chosen_pairs(entries, options.against, options.pairs))
     if options.json:
         print_json(entries, measure, comparisons, notes + problems)

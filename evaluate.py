@@ -17,19 +17,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import standards
-from common.cli import Flags, Given, named_sets, run_tool
-from common.errors import Interrupted, UserError, not_installed
-from common.files import HERE, write_whole
-from common.run_files import plain, write_predictions
-from common.signals import StopSignals
-from comparing import tables
-from comparing.runs import shown_estimate
-from folders import READERS
-from intervals import RESAMPLES, Estimate
-from options import csv_flags, for_csv_alone, lower_sets
-from reading.records import Columns
-from scoring import evidence
+from hyperiqa.stats import standards
+from hyperiqa.base.command_line import Flags, Given, named_sets, run_tool
+from hyperiqa.base.errors import Interrupted, UserError, not_installed
+from hyperiqa.base.files import HERE, write_whole
+from hyperiqa.training.run_files import plain, write_predictions
+from hyperiqa.base.signals import StopSignals
+from hyperiqa.runs import tables
+from hyperiqa.runs.reading import shown_estimate
+from hyperiqa.datasets.readers import READERS
+from hyperiqa.stats.intervals import RESAMPLES, Estimate
+from hyperiqa.training.options import csv_flags, for_csv_alone, lower_sets
+from hyperiqa.datasets.records import Columns
+from hyperiqa.runs import evidence
 
 TITLES = {"srcc": "SRCC", "plcc": "PLCC", "fitted_plcc": "fitted\nPLCC", "krcc": "KRCC", "fitted_rmse": "fitted\nRMSE"}
 BOUNDS = ("value", "low", "high")
@@ -81,17 +81,17 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
     """(what the figures come from, the tests done); the predictions are written after each set."""
-    import checkpoints  # torch: only once the flags are known to be right
-    import inference
-    from common.device import keep_freed_memory, set_backends
-    from data_loader import fewer_workers
-    from run_log import versions
-    from scoring import evaluation
+    from hyperiqa.model import checkpoints  # torch: only once the flags are known to be right
+    from hyperiqa.scoring import quality_model
+    from hyperiqa.base.device import keep_freed_memory, set_backends
+    from hyperiqa.training.batches import fewer_workers
+    from hyperiqa.training.log import versions
+    from hyperiqa.scoring import evaluation
 
     set_backends(deterministic=True)
     keep_freed_memory()
     o, path = options, checkpoints.find_model(options.checkpoint)
-    model = inference.load(path, o.device, o.precision, crops=o.crops, workers=o.workers)
+    model = quality_model.load(path, o.device, o.precision, crops=o.crops, workers=o.workers)
     d = model.description
     if not d["described"]:
         said = f"trained on {d['dataset']}, resize {d['resize']}, patches of {d['patch_size']}"
@@ -190,8 +190,8 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
 
 
 def draw(path: Path, origin: Mapping[str, Any], tests: Sequence) -> None:
-    from scoring.pages import Page, block
-    from scoring.residuals import Tested, add_set
+    from hyperiqa.pages.page import Page, block
+    from hyperiqa.pages.set_sections import Tested, add_set
 
     d = origin["model"]
     page = Page(f"{d.get('run') or Path(origin['checkpoint']).name} on {', '.join(test.data.name for test in tests)}")

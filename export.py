@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from common.cli import Flags, Given, run_tool
-from common.errors import UserError, not_installed
-from common.files import write_whole
+from hyperiqa.base.command_line import Flags, Given, run_tool
+from hyperiqa.base.errors import UserError, not_installed
+from hyperiqa.base.files import write_whole
 
 FORMATS = ("onnx", "safetensors", "pkl", "hub")
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -35,7 +35,7 @@ def to_onnx(model: Any, opset: int) -> Any:
     Raises UserError where the exporter cannot write this opset."""
     import torch
 
-    from checkpoints import description_json
+    from hyperiqa.model.checkpoints import description_json
 
     class FromPatches(torch.nn.Module):
         def __init__(self):
@@ -137,7 +137,7 @@ def _problems(options: Namespace, given: Given) -> Iterator[str]:
 
 
 def to_hub(model: Any, folder: Path, repo: str) -> None:
-    from scoring import hub
+    from hyperiqa.scoring import hub
 
     hub.write_folder(folder, model, repo)
     if words := hub.private_words(model.description):
@@ -158,19 +158,19 @@ def main(argv: list[str] | None = None) -> None:
     flags.switch("--private", "private", True, "make the repository a private one")
     options = flags.parse(argv, _problems)
     # torch is imported only once the flags are known to be right.
-    from checkpoints import find_model, portable_state, save, save_safetensors
+    from hyperiqa.model.checkpoints import find_model, portable_state, save, save_safetensors
 
     checkpoint = find_model(options.checkpoint)
     output, form = None, "hub"
     if not options.push:
         output, form = chosen_output(checkpoint, options.output, options.format, options.force)
-    from inference import load
+    from hyperiqa.scoring.quality_model import load
 
     model, about = load(checkpoint, device="cpu"), ""
     if not model.description["described"]:
         print(f"{checkpoint}: no description in it; described as the public code uses such a model, on KonIQ-10k")
     if options.push:
-        from scoring.hub import push
+        from hyperiqa.scoring.hub import push
 
         with tempfile.TemporaryDirectory(prefix="push_") as folder:
             to_hub(model, Path(folder), options.push)

@@ -28,10 +28,10 @@ from PIL import Image, ImageDraw, ImageFont, features
 from scipy import fft, ndimage
 from tqdm import tqdm
 
-from common.cli import Flags, run_tool
-from common.errors import UserError
-from common.launching import mapped
-from common.signals import StopSignals
+from hyperiqa.base.command_line import Flags, run_tool
+from hyperiqa.base.errors import UserError
+from hyperiqa.base.launching import mapped
+from hyperiqa.base.signals import StopSignals
 
 WIDTH, HEIGHT = 512, 384
 CSV_HEADER = ["image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "MOS_zscore"]

@@ -13,11 +13,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from common.cli import Flags, Given, run_tool
-from common.errors import UserError, first_five, not_installed
-from common.signals import StopSignals
-from comparing.runs import FIGURE, UNDER_WAY, Entry, Measure, Run, find, group, ranked
-from comparing.tables import short_names
+from hyperiqa.base.command_line import Flags, Given, run_tool
+from hyperiqa.base.errors import UserError, first_five, not_installed
+from hyperiqa.base.signals import StopSignals
+from hyperiqa.runs.reading import FIGURE, UNDER_WAY, Entry, Measure, Run, find, group, ranked
+from hyperiqa.runs.tables import short_names
 
 
 def parse() -> argparse.Namespace:
@@ -64,10 +64,11 @@ def chosen(options: argparse.Namespace, measure: Measure) -> tuple[list[Entry], 
 
 def write(options: argparse.Namespace) -> list[Run]:
     """Write the page as the runs are now; those that are under way are returned."""
-    import inference
-    from comparing import differences
-    from scoring import reporting, residuals
-    from scoring.pages import Page
+    from hyperiqa.scoring import quality_model
+    from hyperiqa.runs import differences
+    from hyperiqa.pages import run_sections
+    from hyperiqa.pages import set_sections
+    from hyperiqa.pages.page import Page
 
     measure = Measure(options.metric)
     entries, notes = chosen(options, measure)
@@ -81,20 +82,20 @@ def write(options: argparse.Namespace) -> list[Run]:
         min(60, max(3, min(seconds, default=10) / 4)) if options.follow and under_way else 0,
     )
     wide = lambda names: short_names(names, 40)  # noqa: E731
-    reporting.add_runs(page, entries, measure, options.group, differences.compare_all(measure, pairs),
+    run_sections.add_runs(page, entries, measure, options.group, differences.compare_all(measure, pairs),
                        wide([entry.name for entry in entries]))  # fmt: skip
     shown = dict(zip(own, wide([run.name for run in own]).values()))
     where = {name: Path(path).expanduser() for name, _, path in (word.partition("=") for word in options.datasets)}
     cache = {"cache": options.cache, "cache_dir": options.cache_dir} if options.images else None
     # First of all: a model that is not there is said before the work.
-    path = reporting.checkpoint_of(own[0], options.checkpoint_dir) if options.maps else None
-    model = inference.load(path, options.device) if path else None
-    tested, missing = reporting.all_tested(shown, where, cache)
+    path = run_sections.checkpoint_of(own[0], options.checkpoint_dir) if options.maps else None
+    model = quality_model.load(path, options.device) if path else None
+    tested, missing = run_sections.all_tested(shown, where, cache)
     for each in tested:
-        residuals.add_set(page, each)
+        set_sections.add_set(page, each)
     if model and tested and tested[0].images:
-        reporting.add_maps(page, tested[0], model, options.maps)
-    reporting.add_certificates(page, shown, options.checkpoint_dir)
+        run_sections.add_maps(page, tested[0], model, options.maps)
+    run_sections.add_certificates(page, shown, options.checkpoint_dir)
     page.content["facts"] += [*notes, *missing]
     page.write(options.output)
     print(f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)" + "".join(f"\n{m}" for m in missing))

@@ -25,13 +25,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from common import cluster
-from common.cli import Flags, Given, run_tool, without
-from common.cluster import Cluster, Submitted, cluster_flags
-from common.errors import UserError
-from common.launching import end, last_error, start
-from comparing import runs, tables
-from comparing.runs import FIGURE, Entry, Measure
+from hyperiqa.base import cluster
+from hyperiqa.base.command_line import Flags, Given, run_tool, without
+from hyperiqa.base.cluster import Cluster, Submitted, cluster_flags
+from hyperiqa.base.errors import UserError
+from hyperiqa.base.launching import end, last_error, start
+from hyperiqa.runs import reading
+from hyperiqa.runs import tables
+from hyperiqa.runs.reading import FIGURE, Entry, Measure
 
 OWN = (*"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(), *cluster.OWN)
 LOOK_SECONDS = 3  # between two looks at what other searches run
@@ -140,13 +141,13 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
     return jobs
 
 
-def finished(job: Job) -> list[runs.Run]:
+def finished(job: Job) -> list[reading.Run]:
     """The rounds of the job's run, if it came to its end."""
     try:
-        found = runs.read_runs(job.file(".jsonl"))
+        found = reading.read_runs(job.file(".jsonl"))
     except UserError:
         return []
-    return found if found[-1].status in runs.DONE else []
+    return found if found[-1].status in reading.DONE else []
 
 
 def launch(options: argparse.Namespace, cluster: Cluster | None, job: Job, slot: int, slots: int) -> Child:
@@ -244,7 +245,7 @@ def failure(job: Job, child: Child) -> str | None:
 
 def report(options, jobs: Sequence[Job]) -> None:
     """The table of the finished runs: the seeds and rounds of a setting are one entry, named after it."""
-    found: dict[str, list[runs.Run]] = {}
+    found: dict[str, list[reading.Run]] = {}
     for job in jobs:
         if rounds := finished(job):
             setting = said({flag: value for flag, value in job.settings.items() if flag != "--seed"}) or "default"
@@ -253,8 +254,8 @@ def report(options, jobs: Sequence[Job]) -> None:
         return
     measure, entries = Measure(options.metric), [Entry(setting, tuple(of_it)) for setting, of_it in found.items()]
     measure.draw_together(entries)
-    entries = runs.ranked(entries, measure)
-    header, rows = runs.table(entries, measure, grouped=True)
+    entries = reading.ranked(entries, measure)
+    header, rows = reading.table(entries, measure, grouped=True)
     short = tables.short_names([entry.name for entry in entries], tables.room_for_names(header, rows, 100))
     print(tables.text_table(header, [[short[name], *cells] for name, *cells in rows]))
     print("".join(f"\n  {brief} = {name}" for name, brief in short.items() if brief != name))

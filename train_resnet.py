@@ -5,10 +5,10 @@ python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published b
 
 Several processes, several nodes, Slurm: as train_swin.py."""
 
-from common.cli import run_tool
-from common.cluster import submitted
-from folders import DEFAULT_RESIZE
-from options import Script, train_options
+from hyperiqa.base.command_line import run_tool
+from hyperiqa.base.cluster import submitted
+from hyperiqa.datasets.readers import DEFAULT_RESIZE
+from hyperiqa.training.options import Script, train_options
 
 SCRIPT = Script(
     backbones=("resnet50", "resnet18", "resnet34", "resnet101"),
@@ -20,10 +20,10 @@ SCRIPT = Script(
 def main() -> None:
     if submitted(options := train_options(None, __doc__, SCRIPT)):
         return
-    import distributed  # torch: only once the flags are known to be right
+    from hyperiqa.training import processes  # torch: only once the flags are known to be right
     from HyperIQASolver import HyperIQASolver
 
-    with distributed.joined():
+    with processes.joined():
         HyperIQASolver(options).run()
 
 

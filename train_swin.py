@@ -14,10 +14,10 @@ torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:
 Slurm: a job that is queued again, and goes on, when its time is over
 python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --time 24 --slurm partition=gpu"""
 
-from common.cli import run_tool
-from common.cluster import submitted
-from folders import DEFAULT_RESIZE
-from options import Script, train_options
+from hyperiqa.base.command_line import run_tool
+from hyperiqa.base.cluster import submitted
+from hyperiqa.datasets.readers import DEFAULT_RESIZE
+from hyperiqa.training.options import Script, train_options
 
 SWINS = tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base"))
 SCRIPT = Script(
@@ -33,10 +33,10 @@ SCRIPT = Script(
 def main() -> None:
     if submitted(options := train_options(None, __doc__, SCRIPT)):
         return
-    import distributed  # torch: only once the flags are known to be right
+    from hyperiqa.training import processes  # torch: only once the flags are known to be right
     from HyperIQASolver_swin import HyperIQASolverSwin
 
-    with distributed.joined():
+    with processes.joined():
         HyperIQASolverSwin(options).run()
 
 

@@ -7,10 +7,10 @@ python train_timm.py --init checkpoints/NAME --dataset csv --dataset_path mine.c
 
 Several processes, several nodes, Slurm: as train_swin.py."""
 
-from common.cli import run_tool
-from common.cluster import submitted
-from folders import DEFAULT_RESIZE
-from options import Script, train_options
+from hyperiqa.base.command_line import run_tool
+from hyperiqa.base.cluster import submitted
+from hyperiqa.datasets.readers import DEFAULT_RESIZE
+from hyperiqa.training.options import Script, train_options
 
 SCRIPT = Script(
     backbones=("tf_efficientnet_lite0",),
@@ -23,10 +23,10 @@ SCRIPT = Script(
 def main() -> None:
     if submitted(options := train_options(None, __doc__, SCRIPT)):
         return
-    import distributed  # torch: only once the flags are known to be right
+    from hyperiqa.training import processes  # torch: only once the flags are known to be right
     from HyperIQASolver import HyperIQASolver
 
-    with distributed.joined():
+    with processes.joined():
         HyperIQASolver(options).run()
 
 

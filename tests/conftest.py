@@ -8,9 +8,9 @@ import pytest
 from helpers import Done, write_koniq, write_spaq
 from processes import Launcher
 
-from common.cli import run_tool
-from folders import DEFAULT_RESIZE
-from options import Script, train_options
+from hyperiqa.base.command_line import run_tool
+from hyperiqa.datasets.readers import DEFAULT_RESIZE
+from hyperiqa.training.options import Script, train_options
 
 SCRIPTS = {
     "swin": Script(("swin_nano",), DEFAULT_RESIZE, {}, "swin"),

@@ -8,16 +8,16 @@ import pytest
 import torch
 from helpers import score_of
 
-import checkpoints
-import inference
-import intervals
-import metrics
-from common.device import choose_bf16, choose_device
-from common.errors import UserError
+from hyperiqa.model import checkpoints
+from hyperiqa.scoring import quality_model
+from hyperiqa.stats import intervals
+from hyperiqa.stats import metrics
+from hyperiqa.base.device import choose_bf16, choose_device
+from hyperiqa.base.errors import UserError
 from HyperIQASolver import HyperIQASolver
 from HyperIQASolver_swin import HyperIQASolverSwin
-from models import HyperNet
-from models_swin import SwinBackbone
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.swin import SwinBackbone
 
 
 def run(options):
@@ -244,7 +244,7 @@ def test_failures_leave_an_end_record(settings, tmp_path, koniq):
 
 
 def test_spaq_places(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("folders.HERE", tmp_path)
+    monkeypatch.setattr("hyperiqa.datasets.readers.HERE", tmp_path)
     options = settings("resnet", "--epochs", 1)
     options.cross_test = None
     solver = run(options)
@@ -296,7 +296,7 @@ def test_a_new_loss_part_and_figure_appear_everywhere(settings, monkeypatch):
     """Row, record, medians and TensorBoard follow the criterion's parts and the dictionary of figures."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    import run_log
+    from hyperiqa.training import log
 
     monkeypatch.setitem(metrics.FIGURES, "krcc", metrics.Figure(metrics.krcc, recorded=True))
     for module in (metrics, run_log):
@@ -328,7 +328,7 @@ def test_the_description_keeps_every_choice_and_the_backbones_own_normalisation(
     assert (about["mean"], about["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
     assert about["weight_decay"] == 0.25 and about["lr_scheduler"] == "cosine" and about["versions"]["hyperiqa"]
     scores = [float(row[3]) for row in table(solver.log.path("_predictions.csv"))]
-    model = inference.load(solver.log.checkpoints)
+    model = quality_model.load(solver.log.checkpoints)
     images = [record.path for record in solver.data.main.split("test")]
     assert [model.score(image) for image in images] == pytest.approx(scores, abs=1e-4)
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import benchmark
-from folders import READERS
+from hyperiqa.datasets.readers import READERS
 
 
 def test_generated_images_are_koniq_and_spaq_shaped_and_in_proportion(tmp_path, monkeypatch):

@@ -11,11 +11,11 @@ import torch
 from helpers import picture, save_teacher, write_images, write_koniq, write_spaq
 from PIL import Image
 
-import certificate
+from hyperiqa.training import certificate
 import certify
-import checkpoints
-import inference
-from common.run_files import write_predictions
+from hyperiqa.model import checkpoints
+from hyperiqa.scoring import quality_model
+from hyperiqa.training.run_files import write_predictions
 from HyperIQASolver import HyperIQASolver
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -216,7 +216,7 @@ def test_a_model_without_a_certificate_and_wrong_flags(run_main, copy, tmp_path)
     folder, model = copy
     d = {**checkpoints.load_model(model)[1]}
     del d["certificate"]
-    net = inference.load(model).net
+    net = quality_model.load(model).net
     checkpoints.save(tmp_path / "bare.pkl", checkpoints.portable_state(net, d))
     said = run_main("certify.py", certify.main, tmp_path / "bare.pkl", code=2).stderr
     assert "carries no certificate" in said and len(said.splitlines()) == 1
@@ -279,7 +279,7 @@ def test_near_duplicates_are_named_in_training_testing_and_on_a_sheet(settings, 
 def test_predictions_of_a_file_have_the_digest_of_the_run(tmp_path):
     rows = [("set", "a.jpg", 50.1, 1 / 3), ("set", "b.jpg", 2.0, float(np.float32(0.1)))]
     write_predictions(tmp_path / "p.csv", rows)
-    from common.run_files import read_predictions
+    from hyperiqa.training.run_files import read_predictions
 
     assert certificate.predictions_digest(read_predictions(tmp_path / "p.csv")) == certificate.predictions_digest(rows)
 

@@ -11,10 +11,11 @@ import pytest
 from test_runs import write_files
 
 import compare_logs
-import intervals
-import metrics
-import standards
-from comparing import differences, runs
+from hyperiqa.stats import intervals
+from hyperiqa.stats import metrics
+from hyperiqa.stats import standards
+from hyperiqa.runs import differences
+from hyperiqa.runs import reading
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = """Training and testing on koniq-10k dataset for 1 rounds...
@@ -81,7 +82,7 @@ def test_json_holds_what_the_bootstrap_says(tool, logs):
     assert [row["run"][:5] for row in whole["runs"]] == ["clean"] * 3 + ["noisy"] * 3
     assert len(whole["comparisons"]) == 5
     pair = next(c for c in whole["comparisons"] if c["a"] == "clean_2")
-    one, other = (runs.read_runs(logs / f"{name}.jsonl")[0] for name in ("clean_2", "noisy_1"))
+    one, other = (reading.read_runs(logs / f"{name}.jsonl")[0] for name in ("clean_2", "noisy_1"))
     a, b = one.scores("test"), other.scores("test")
     draws = intervals.bootstrap("srcc", np.stack([a.score, b.score]), a.mos, 1000)
     expected = intervals.paired_difference(0, draws[:, 0], draws[:, 1])
@@ -98,7 +99,7 @@ def test_csv_and_markdown(tool, logs, tmp_path):
     with (tmp_path / "t.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 6
-    run = runs.read_runs(logs / f"{rows[0]['run']}.jsonl")[0]
+    run = reading.read_runs(logs / f"{rows[0]['run']}.jsonl")[0]
     assert float(rows[0]["test_srcc"]) == run.figure("test", "srcc", run.best)
     assert float(rows[0]["low"]) < float(rows[0]["value"]) < float(rows[0]["high"])
     assert rows[0]["setting_ranking_loss_alpha"] == "0.5"
@@ -172,8 +173,8 @@ def test_mistakes_end_in_one_line(tool, logs, tmp_path, words, said):
 
 
 def entry(path):
-    (run,) = runs.read_runs(path)
-    return runs.Entry(run.name, (run,))
+    (run,) = reading.read_runs(path)
+    return reading.Entry(run.name, (run,))
 
 
 def shift(path, edit):
@@ -182,7 +183,7 @@ def shift(path, edit):
 
 
 def test_different_images_or_opinions_are_refused(logs):
-    measure = runs.Measure(resamples=100)
+    measure = reading.Measure(resamples=100)
     shift(logs / "noisy_1_predictions.csv", lambda line: line.replace("koniq-10k,0", "koniq-10k,x"))
     found = differences.compare(measure, entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl"))
     assert found.refused == "only 0 of 60 images are in both predictions files"
@@ -199,7 +200,7 @@ def test_images_that_only_one_run_has_are_left_out(logs):
     some = logs / "noisy_1_predictions.csv"
     shift(some, lambda line: line.replace("koniq-10k,00", "koniq-10k,y"))
     a, b = entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl")
-    found = differences.compare(runs.Measure(resamples=100), a, b)
+    found = differences.compare(reading.Measure(resamples=100), a, b)
     assert found.images == 50
     score_a, score_b = a.runs[0].scores("test"), b.runs[0].scores("test")
     common = [key for key in score_b.keys if not key[0].startswith("00")]
@@ -209,7 +210,7 @@ def test_images_that_only_one_run_has_are_left_out(logs):
 
 def test_lower_rmse_is_better(logs):
     found = differences.compare_all(
-        runs.Measure("rmse", resamples=300), [(entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl"))]
+        reading.Measure("rmse", resamples=300), [(entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl"))]
     )
     text = differences.sentence(found[0], {"clean_1": "A", "noisy_1": "B"}, 1, higher_is_better=False)
     assert text.startswith("A is better than B: −")
@@ -259,7 +260,7 @@ def test_two_runs_of_koniq_size_compare_in_under_ten_seconds(tool, tmp_path):
 
 def write_epochs(folder, name, error=3.0):
     """What the epochs of `write_files`' runs would have left: the errors of the MOS."""
-    scores = runs.read_predictions(folder / f"{name}_predictions.csv")["koniq-10k"]
+    scores = reading.read_predictions(folder / f"{name}_predictions.csv")["koniq-10k"]
     images = np.array([image for image, _ in scores.keys])
     np.savez(folder / f"{name}_epochs.npz", test_images=images[::-1], test_mos=scores.mos[::-1],
              test_error=np.linspace(error, 2 * error, len(images))[::-1], test_scores=scores.score[None, ::-1])  # fmt: skip
@@ -280,7 +281,7 @@ def test_the_standards_figures_and_their_tests(tool, logs):
     out = tool(logs / "noisy_1.jsonl", logs / "clean_1.jsonl", "--standards", "--resamples", 500).stdout
     header = next(line for line in out.splitlines() if line.startswith("run") and "RMSE" in line)
     assert header.split()[:3] == ["run", "set", "RMSE"] and "AUC" not in out  # which needs votes
-    scores = {n: runs.read_predictions(logs / f"{n}_1_predictions.csv")["koniq-10k"] for n in ("noisy", "clean")}
+    scores = {n: reading.read_predictions(logs / f"{n}_1_predictions.csv")["koniq-10k"] for n in ("noisy", "clean")}
     expected = {n: standards.measure(s.score, s.mos, None)["rmse"].value for n, s in scores.items()}
     for name, value in expected.items():
         assert re.search(rf"^{name}_1 +test +{value:.4f} \[", out, re.M)

@@ -17,19 +17,19 @@ from helpers import score_of, write_images, write_koniq, write_spaq
 from releases import write_csiq, write_kadid, write_official_spaq
 from scipy import optimize, stats
 
-import checkpoints
+from hyperiqa.model import checkpoints
 import evaluate
-import intervals
-import standards
-from common.errors import UserError
-from common.run_files import read_records
-from comparing import runs
-from folders import READERS
+from hyperiqa.stats import intervals
+from hyperiqa.stats import standards
+from hyperiqa.base.errors import UserError
+from hyperiqa.training.run_files import read_records
+from hyperiqa.runs import reading
+from hyperiqa.datasets.readers import READERS
 from HyperIQASolver import HyperIQASolver
 from HyperIQASolver_swin import HyperIQASolverSwin
-from models import HyperNet, ResNetBackbone
-from models_swin import SwinBackbone
-from scoring import evaluation
+from hyperiqa.model.hypernet import HyperNet, ResNetBackbone
+from hyperiqa.model.swin import SwinBackbone
+from hyperiqa.scoring import evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 DESCRIPTION = {
@@ -171,7 +171,7 @@ def test_figures_are_scipys_on_the_predictions(tool, model, kadid, tmp_path):
 def test_comparison_tools_read_the_predictions(tool, model, csiq, koniq, tmp_path):
     sets = ("--datasets", f"csiq={csiq}", f"koniq-10k={koniq}")
     tool(model, *sets, "--predictions", tmp_path / "p.csv")
-    found = runs.read_predictions(tmp_path / "p.csv")
+    found = reading.read_predictions(tmp_path / "p.csv")
     assert {name: len(scores.keys) for name, scores in found.items()} == {"csiq": 60, "koniq-10k": 6}
     expected = {("test_0.jpg", 0): score_of(0, 6), ("test_5.jpg", 0): score_of(5, 6)}
     mos = dict(zip(found["koniq-10k"].keys, found["koniq-10k"].mos))
@@ -445,7 +445,7 @@ def test_ctrl_c_leaves_the_predictions_of_the_sets_done(tool, model, koniq, tmp_
     done = tool(model, *sets, "--predictions", file, "--batch_size", 1, code=130)
     thread.join()
     assert done.last_words == "Interrupted\n" and not done.stdout
-    assert {name: len(scores.keys) for name, scores in runs.read_predictions(file).items()} == {"koniq-10k": 6}
+    assert {name: len(scores.keys) for name, scores in reading.read_predictions(file).items()} == {"koniq-10k": 6}
 
 
 # ------------------------------------------------------------------------------------------------------ output

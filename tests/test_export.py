@@ -9,8 +9,8 @@ import torch
 from helpers import fill_by_recipe, picture, save_random_model
 
 import export
-from common.errors import UserError, not_installed
-from inference import build, load
+from hyperiqa.base.errors import UserError, not_installed
+from hyperiqa.scoring.quality_model import build, load
 
 ROOT = Path(export.__file__).resolve().parent
 DESCRIPTION = {

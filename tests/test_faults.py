@@ -45,14 +45,14 @@ def undisturbed(launcher, data, tmp_path_factory):
 # A run makes 10 batches (3 training, 1 test, 1 SPAQ; twice); each of its 8 saves of the state syncs three files,
 # links and renames; the 23 images of the caches are resized in two builds.
 MOMENTS = [
-    *[("engine:to_model_input", n) for n in range(1, 11)],  # in steps 1-3 and 6-8, in tests 4-5 and 9-10
+    *[("hyperiqa.training.engine:to_model_input", n) for n in range(1, 11)],  # in steps 1-3 and 6-8, in tests 4-5 and 9-10
     *[("os:fsync", n) for n in (1, 2, 3, 4, 9, 14, 15, 16, 17, 20, 26, 28)],  # mid write of states, models, predictions
     *[("pathlib:Path.replace", n) for n in (1, 3, 5, 9, 12, 16)],  # written, not yet in place
     *[("os:link", n) for n in (1, 4, 6)],
-    *[("reading.cache:resize_image", n) for n in (1, 9, 20)],  # mid cache build
+    *[("hyperiqa.images.cache:resize_image", n) for n in (1, 9, 20)],  # mid cache build
     *[("pathlib:Path.rename", n) for n in (1, 2)],  # cache complete, not yet published
-    *[("run_log:RunLog.line", n) for n in (1, 4, 7, 9, 12)],
-    *[("run_log:RunLog.record", n) for n in (1, 2, 3, 4)],
+    *[("hyperiqa.training.log:RunLog.line", n) for n in (1, 4, 7, 9, 12)],
+    *[("hyperiqa.training.log:RunLog.record", n) for n in (1, 2, 3, 4)],
 ]
 IN_CI = MOMENTS[1::3]
 
@@ -75,7 +75,7 @@ def test_killed_and_taken_up_again_nothing_differs(launcher, data, undisturbed, 
 def test_killed_again_and_again(launcher, data, undisturbed, tmp_path):
     flags, codes = flags_for(data, tmp_path), []
     for count in (2, 3, 4, 2, 3):
-        codes.append(launcher.run("train_swin.py", flags, kill=["engine:to_model_input", count, KILL])[0])
+        codes.append(launcher.run("train_swin.py", flags, kill=["hyperiqa.training.engine:to_model_input", count, KILL])[0])
     code, _, _ = launcher.run("train_swin.py", flags)
     assert set(codes) == {-KILL} and code == 0
     assert_same_results(results(tmp_path), undisturbed)
@@ -83,7 +83,7 @@ def test_killed_again_and_again(launcher, data, undisturbed, tmp_path):
 
 def test_state_saved_at_epoch_ends_only(launcher, data, undisturbed, tmp_path):
     flags = flags_for(data, tmp_path, "--checkpoint_minutes", 10)
-    assert launcher.run("train_swin.py", flags, kill=["engine:to_model_input", 8, KILL])[0] == -KILL
+    assert launcher.run("train_swin.py", flags, kill=["hyperiqa.training.engine:to_model_input", 8, KILL])[0] == -KILL
     code, out, _ = launcher.run("train_swin.py", flags)
     assert code == 0 and "round 1, epoch 1 done" in out
     assert_same_results(results(tmp_path), undisturbed)
@@ -97,7 +97,7 @@ def test_optimizers_of_the_step_schedule_are_rebuilt(launcher, data, tmp_path, s
     more = (*schedule, "--train_test_num", 2)
     assert launcher.run("train_swin.py", flags_for(data, tmp_path / "a", *more))[0] == 0
     flags = flags_for(data, tmp_path / "b", *more)
-    assert launcher.run("train_swin.py", flags, kill=["engine:to_model_input", 17, KILL])[0] == -KILL
+    assert launcher.run("train_swin.py", flags, kill=["hyperiqa.training.engine:to_model_input", 17, KILL])[0] == -KILL
     code, out, _ = launcher.run("train_swin.py", flags)
     assert code == 0 and "round 2, epoch 2, step 1" in out
     assert_same_results(results(tmp_path / "b"), results(tmp_path / "a"))
@@ -106,7 +106,7 @@ def test_optimizers_of_the_step_schedule_are_rebuilt(launcher, data, tmp_path, s
 @pytest.mark.parametrize("ending", [(INT, 130), (TERM, 143)])
 @pytest.mark.parametrize(
     "moment",
-    [("engine:to_model_input", 2), ("engine:to_model_input", 4), ("reading.cache:resize_image", 3), ("os:fsync", 9)],
+    [("hyperiqa.training.engine:to_model_input", 2), ("hyperiqa.training.engine:to_model_input", 4), ("hyperiqa.images.cache:resize_image", 3), ("os:fsync", 9)],
 )
 def test_signals_finish_the_step_and_say_how_to_go_on(launcher, data, undisturbed, tmp_path, ending, moment):
     (signum, code), (target, count) = ending, moment
@@ -124,7 +124,7 @@ def test_signals_finish_the_step_and_say_how_to_go_on(launcher, data, undisturbe
 def test_a_full_disk_is_named_and_loses_nothing(launcher, data, undisturbed, tmp_path):
     """A limit on file sizes stands in for it: the state of 40 MB no longer fits, the logs and the cache do."""
     flags = flags_for(data, tmp_path)
-    assert launcher.run("train_swin.py", flags, kill=["engine:to_model_input", 3, KILL])[0] == -KILL
+    assert launcher.run("train_swin.py", flags, kill=["hyperiqa.training.engine:to_model_input", 3, KILL])[0] == -KILL
     last = next((tmp_path / "checkpoints").rglob("last.pt"))
     before = last.read_bytes()
     code, _, errors = launcher.run("train_swin.py", flags, fsize=5_000_000)
@@ -143,7 +143,7 @@ def test_a_full_disk_while_the_cache_is_built(launcher, data, tmp_path):
 @pytest.mark.parametrize("damage", ["truncated", "overwritten", "empty"])
 def test_a_damaged_state_falls_back_to_the_one_before(launcher, data, undisturbed, tmp_path, damage):
     flags = flags_for(data, tmp_path)
-    assert launcher.run("train_swin.py", flags, kill=["engine:to_model_input", 8, KILL])[0] == -KILL
+    assert launcher.run("train_swin.py", flags, kill=["hyperiqa.training.engine:to_model_input", 8, KILL])[0] == -KILL
     last = next((tmp_path / "checkpoints").rglob("last.pt"))
     content = last.read_bytes()
     last.write_bytes(
@@ -157,7 +157,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(launcher, data, undisturbe
 
 def test_resume_by_path_and_only_with_the_same_settings(launcher, data, undisturbed, tmp_path):
     flags = flags_for(data, tmp_path)
-    assert launcher.run("train_swin.py", flags, kill=["engine:to_model_input", 7, KILL])[0] == -KILL
+    assert launcher.run("train_swin.py", flags, kill=["hyperiqa.training.engine:to_model_input", 7, KILL])[0] == -KILL
     last = next((tmp_path / "checkpoints").rglob("last.pt"))
     at = flags.index("--resume") + 1
     flags[at] = last
@@ -173,7 +173,7 @@ def test_resume_by_path_and_only_with_the_same_settings(launcher, data, undistur
 def test_auto_passes_over_finished_runs_and_other_settings(launcher, data, tmp_path):
     flags = flags_for(data, tmp_path, "--epochs", 1)
     assert launcher.run("train_swin.py", flags)[0] == 0
-    assert launcher.run("train_swin.py", [*flags, "--seed", 1], kill=["engine:to_model_input", 2, KILL])[0] == -KILL
+    assert launcher.run("train_swin.py", [*flags, "--seed", 1], kill=["hyperiqa.training.engine:to_model_input", 2, KILL])[0] == -KILL
     code, out, _ = launcher.run("train_swin.py", flags)
     assert code == 0 and "Nothing to resume: starting a new run" in out
     assert len(list((tmp_path / "logs").glob("*.jsonl"))) == 3

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import make_demo_dataset as demo
-from common.cli import run_tool
+from hyperiqa.base.command_line import run_tool
 
 SCRIPT = Path(demo.__file__)
 COUNTS = {"train": 25, "test": 10, "spaq": 9}

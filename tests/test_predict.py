@@ -16,13 +16,13 @@ import torchvision.transforms as T
 from helpers import huge_header, jpeg_bytes, picture, save_random_model
 from PIL import Image
 
-import checkpoints
-import inference
-import predict
-from common.errors import UserError
-from models import IMAGENET_MEAN, IMAGENET_STD
+from hyperiqa.model import checkpoints
+from hyperiqa.scoring import quality_model
+from hyperiqa import __main__
+from hyperiqa.base.errors import UserError
+from hyperiqa.model.hypernet import IMAGENET_MEAN, IMAGENET_STD
 
-SCRIPT = Path(predict.__file__)
+SCRIPT = Path(__main__.__file__)
 DESCRIPTION = {
     "backbone": "resnet18", "fusion": "none", "patch_size": 64, "resize": "72", "exif_rotate": False, "seed": 42,
     "dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True, "mean": list(IMAGENET_MEAN),
@@ -50,7 +50,7 @@ def photos(tmp_path, monkeypatch):
 
 
 def run(*words):
-    return predict.main(["--device", "cpu", *map(str, words)])
+    return __main__.main(["--device", "cpu", *map(str, words)])
 
 
 def read(path):
@@ -69,7 +69,7 @@ def scores(path):
 def plain_score(checkpoint, path, crops=None):
     """The field's procedure, step by step, one crop at a time: Pillow and torchvision's transforms."""
     state = torch.load(checkpoint, weights_only=True)
-    net = inference.build(DESCRIPTION)
+    net = quality_model.build(DESCRIPTION)
     net.load_state_dict(state)
     net.eval()
     image = T.Resize(72)(Image.open(path).convert("RGB"))
@@ -84,7 +84,7 @@ def test_scores_are_those_of_the_plain_procedure(checkpoint, photos, form):
     assert run(checkpoint, "photos", "--output", f"out.{form}", "--batch_size", 4) == 0
     found = scores(f"out.{form}")
     assert list(found) == [f"photos/{name}" for name in ("a.png", "b.jpg", "c, d.jpg", "sub/e.webp", "sub/f.bmp", "sub/g.tif")]  # fmt: skip
-    model = inference.load(checkpoint, device="cpu")
+    model = quality_model.load(checkpoint, device="cpu")
     for image, score in found.items():
         assert score == pytest.approx(model.score(image), abs=1e-3)
         assert score == pytest.approx(plain_score(checkpoint, image), abs=0.02)  # Pillow rounds its resize otherwise
@@ -356,13 +356,13 @@ def test_images_are_read_ahead_no_further_than_a_batch_needs(checkpoint, photos)
 
     for crops, most in ((1, 8 + 2 + 8), (16, 1 + 2 + 1)):
         named.clear()
-        model = inference.load(checkpoint, device="cpu", resize="200", crops=crops)
+        model = quality_model.load(checkpoint, device="cpu", resize="200", crops=crops)
         next(model.score_all(endless(), batch_size=8, workers=2))
         assert len(named) <= most
 
 
 def test_a_long_stretch_of_unreadable_files_is_reported_as_it_goes(checkpoint, photos):
-    model = inference.load(checkpoint, device="cpu")
+    model = quality_model.load(checkpoint, device="cpu")
     named = []
     results = model.score_all((named.append(i) or f"no{i}.jpg" for i in range(1000)), batch_size=4, workers=1)
     assert next(results).problem == "No such file or directory" and len(named) < 20

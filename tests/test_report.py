@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-import metrics
+from hyperiqa.stats import metrics
 import report
-from common.run_files import read_predictions
+from hyperiqa.training.run_files import read_predictions
 from HyperIQASolver_swin import HyperIQASolverSwin
-from reading.images import load_image
-from scoring import reporting, residuals
+from hyperiqa.images.decode import load_image
+from hyperiqa.pages import run_sections
+from hyperiqa.pages import set_sections
 
 pytest.importorskip("plotly")
 
@@ -24,7 +25,7 @@ def ran(tmp_path_factory):
     import conftest
     from helpers import write_koniq, write_spaq
 
-    from options import train_options
+    from hyperiqa.training.options import train_options
 
     place = tmp_path_factory.mktemp("ran")
     koniq, spaq = write_koniq(place / "koniq", 12, 24, (110, 90)), write_spaq(place / "spaq", 10)
@@ -162,16 +163,16 @@ def test_two_runs_beside_each_other(ran, run_main, tmp_path, browse):
 
 def test_kinds_and_contents_have_figures():
     records = [
-        residuals.Record(f"{i}.png", None, float(i), "test", f"c{i % 2}", "blur" if i < 6 else "noise")
+        set_sections.Record(f"{i}.png", None, float(i), "test", f"c{i % 2}", "blur" if i < 6 else "noise")
         for i in range(12)
     ]
     mos = np.array([r.score for r in records])
     scores = mos + np.array([3.0, -3, 2, -2, 1, 4, 0, 0, 1, 0, 2, -1])
-    tested = residuals.Tested("set", [r.name for r in records], mos, {"run": scores}, records)
+    tested = set_sections.Tested("set", [r.name for r in records], mos, {"run": scores}, records)
     errors = tested.errors("run")
     for what, first in (("kind", "blur"), ("group", "c0")):
         own = np.array([getattr(r, what) == first for r in records])
-        name, images, mean, srcc, bias, rmse = residuals._by(tested, what, {"run": errors})["rows"][0]
+        name, images, mean, srcc, bias, rmse = set_sections._by(tested, what, {"run": errors})["rows"][0]
         assert (name, images, mean) == (first, own.sum(), mos[own].mean())
         assert srcc == pytest.approx(scipy.stats.spearmanr(scores[own], mos[own]).statistic)
         assert (bias, rmse) == (pytest.approx(errors[own].mean()), pytest.approx(np.sqrt((errors[own] ** 2).mean())))
@@ -204,7 +205,7 @@ def _wait(condition, page=None):
 
 def test_sets_that_have_gone_leave_the_figures(ran, run_main, tmp_path):
     (ran / "koniq").rename(tmp_path / "moved")
-    reporting.decoded.cache_clear()  # this process has seen the set where it was
+    run_sections.decoded.cache_clear()  # this process has seen the set where it was
     try:
         words = [ran / "logs" / "none.jsonl", "--output", tmp_path / "r.html"]
         out = run_main("report.py", report.main, *words).stdout

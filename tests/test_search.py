@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import search
-from common.errors import UserError
+from hyperiqa.base.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 # A training script as far as search.py knows one: it takes flags and leaves NAME.jsonl. Its "figure" is its lr.

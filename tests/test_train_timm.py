@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers import write_images
 
-import checkpoints
-import engine
+from hyperiqa.model import checkpoints
+from hyperiqa.training import engine
 import evaluate
-import inference
-import predict
-from common.errors import UserError
+from hyperiqa.scoring import quality_model
+from hyperiqa import __main__
+from hyperiqa.base.errors import UserError
 from HyperIQASolver import HyperIQASolver
 
 FROZEN = ("--freeze_backbone", "--fixed_crops")
@@ -61,7 +61,7 @@ def test_stored_features_train_and_test_as_the_pixels_do(settings):
     assert np.ptp(pixels) > 1  # scores that differ, so that agreement says something
     assert np.allclose(predictions(found["fp32"]), pixels, rtol=1e-5)
     half = found["fp16"]
-    model = inference.load(half.log.checkpoints)
+    model = quality_model.load(half.log.checkpoints)
     own = [model.score(record.path) for record in half.data.main.split("test")]
     assert np.abs(predictions(half)[:6] - own).max() < 1e-3 * 100
     for part in ("train", "test", "spaq"):
@@ -86,14 +86,14 @@ def test_a_frozen_run_is_an_ordinary_checkpoint(settings, koniq, run_main):
     solver = run(settings("timm", *FROZEN, "--epochs", 1, "--run_name", "frozen"))
     torch.manual_seed(42)
     fresh = solver.build_model(42).backbone.encoder_state()
-    model = inference.load(solver.log.checkpoints)
+    model = quality_model.load(solver.log.checkpoints)
     # The encoder in the checkpoint is the one that the run began with.
     assert all(torch.equal(tensor, fresh[name]) for name, tensor in model.net.backbone.encoder_state().items())
     scores = [model.score(record.path) for record in solver.data.main.split("test")]
     assert np.allclose(scores, predictions(solver)[:6], atol=1e-2)  # which were scored from features in 16 bit
     said = run_main("evaluate.py", evaluate.main, solver.log.checkpoints, "--datasets", f"koniq-10k={koniq}")
     assert "koniq-10k" in said.stdout
-    said = run_main("predict.py", predict.main, solver.log.checkpoints, koniq / "test")
+    said = run_main("predict.py", __main__.main, solver.log.checkpoints, koniq / "test")
     assert said.stdout.count("test_") == 6
 
 
@@ -105,7 +105,7 @@ def test_init_goes_on_from_a_whole_model_on_another_scale(settings, trained, tmp
     assert solver.options.hyper == "conv"
     with solver.opened():
         solver.begin_round(1)
-    old = inference.load(trained.log.checkpoints)
+    old = quality_model.load(trained.log.checkpoints)
     for record in solver.data.main.split("test"):
         patches = torch.from_numpy(old.patches(record.path))
         with torch.no_grad():
@@ -125,7 +125,7 @@ def test_init_of_the_same_set_changes_no_score_and_of_badness_turns_them(setting
     flags = ("--dataset", "csv", "--dataset_path", table, "--lower_is_better", "--no_spaq", "--epochs", 1)
     turned = run(settings("timm", *flags, "--init", trained.log.checkpoints, "--run_name", "turned"))
     assert "scores become -0.5 * score +50, from koniq-10k to csv" in turned.log.path(".log").read_text()
-    again = inference.load(turned.log.checkpoints)
+    again = quality_model.load(turned.log.checkpoints)
     assert again.description["nominal_range"] == [0, 50] and again.description["higher_is_better"] is False
 
 
@@ -139,7 +139,7 @@ def test_init_refuses_flags_that_say_otherwise(settings, trained):
 def test_init_of_a_model_that_says_nothing_of_its_hyper_network(settings, trained, tmp_path):
     state, description = checkpoints.load_model(checkpoints.find_model(trained.log.checkpoints))
     older = {name: value for name, value in description.items() if name not in ("hyper", "dropout", "drop_path")}
-    net = inference.build(older)
+    net = quality_model.build(older)
     net.load_state_dict(state)
     checkpoints.save(tmp_path / "older.pkl", checkpoints.portable_state(net, older))
     solver = HyperIQASolver(settings("timm", "--init", tmp_path / "older.pkl", "--dropout", 0.2))
@@ -154,7 +154,7 @@ def test_a_teachers_scores_are_learnt_on_the_scale_of_the_set(settings, trained,
     table = write_csv(tmp_path / "own" / "own.csv")
     flags = ("--dataset", "csv", "--dataset_path", table, "--no_spaq", "--teacher", trained.log.checkpoints)
     solver = run(settings("timm", *flags, "--backbone", "test_convnext", "--distill_weight", 0.5, "--epochs", 1))
-    teacher = inference.load(trained.log.checkpoints)
+    teacher = quality_model.load(trained.log.checkpoints)
     batch = solver.data.train_batches(42, 1, 8)[0]
     batch["patches"] = torch.where(batch.pop("hflip")[:, None, None, None], batch["patches"].flip(2), batch["patches"])
     found = next(iter(engine.taught([batch], solver.teacher, solver.hardware)))["teacher"]
@@ -166,13 +166,13 @@ def test_a_teachers_scores_are_learnt_on_the_scale_of_the_set(settings, trained,
     log, digest = solver.log.path(".log").read_text(), checkpoints.digest(teacher.net.state_dict())
     assert f"Learning from {checkpoints.find_model(trained.log.checkpoints)} (weights {digest})" in log
     assert solver.state.settings["teacher_digest"] == digest and "teacher" not in solver.state.settings
-    student = inference.load(solver.log.checkpoints)
+    student = quality_model.load(solver.log.checkpoints)
     assert student.description["teacher_digest"] == digest and student.description["backbone"] == "test_convnext"
 
 
 def test_a_teacher_whose_scores_are_on_no_scale_is_refused(settings, trained, tmp_path):
     state, description = checkpoints.load_model(checkpoints.find_model(trained.log.checkpoints))
-    net = inference.build(description)
+    net = quality_model.build(description)
     checkpoints.save(tmp_path / "plcc.pkl", checkpoints.portable_state(net, {**description, "loss": "plcc"}))
     with pytest.raises(UserError, match="trained with --loss plcc, so its scores are on no scale"):
         HyperIQASolver(settings("timm", "--teacher", tmp_path / "plcc.pkl"))

@@ -12,11 +12,11 @@ import yaml
 from helpers import write_images
 from hub import serving
 
-import checkpoints
+from hyperiqa.model import checkpoints
 import export
-import inference
-from models import HyperNet
-from models_swin import SwinBackbone
+from hyperiqa.scoring import quality_model
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.swin import SwinBackbone
 
 ROOT = Path(checkpoints.__file__).parent
 DESCRIPTION = {
@@ -85,7 +85,7 @@ def test_a_model_is_pushed_pulled_and_read_without_network(tool, place, server):
 
 
 def _scaled(state, d):
-    net = inference.build(d)
+    net = quality_model.build(d)
     net.load_state_dict(state, strict=False)
     net.rescale(0.5, 10)
     return net
@@ -115,8 +115,8 @@ def test_the_card_has_the_figures_and_no_nan(tool, place):
     assert "| livec | SRCC | 0.7500 |" in text and 'load("hf://USER/m")' in text and "(here" not in text
     config = json.loads((place / "m.hub" / "config.json").read_text())
     assert config["backbone"] == "swin_nano" and config["metrics"]["test"]["plcc"] is None
-    model = inference.load(place / "m.hub" / "model.safetensors")
-    assert model.score(place / "photos" / "a.png") == inference.load(place / "m.pkl").score(place / "photos" / "a.png")
+    model = quality_model.load(place / "m.hub" / "model.safetensors")
+    assert model.score(place / "photos" / "a.png") == quality_model.load(place / "m.pkl").score(place / "photos" / "a.png")
 
 
 @pytest.mark.parametrize(

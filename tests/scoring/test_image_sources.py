@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from common.errors import UserError
-from scoring import image_sources
-from scoring.image_sources import find_images, once, paths_from
+from hyperiqa.base.errors import UserError
+from hyperiqa.scoring import image_sources
+from hyperiqa.scoring.image_sources import find_images, once, paths_from
 
 
 @pytest.fixture

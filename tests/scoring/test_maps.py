@@ -4,12 +4,12 @@ import torch
 from helpers import write_images
 from PIL import Image
 
-import checkpoints
-import inference
-import predict
-from models import HyperNet
-from models_swin import SwinBackbone
-from scoring import maps
+from hyperiqa.model import checkpoints
+from hyperiqa.scoring import quality_model
+from hyperiqa import __main__
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.swin import SwinBackbone
+from hyperiqa.scoring import maps
 
 DESCRIPTION = {"backbone": "swin_nano", "fusion": "attention", "patch_size": 64, "resize": "none", "exif_rotate": False,
                "seed": 7, "dataset": "livec", "score_range": [0.0, 100.0], "higher_is_better": True,
@@ -22,7 +22,7 @@ def model(request, tmp_path_factory):
     net = HyperNet(SwinBackbone("swin_nano", patch_size=64), request.param)
     path = tmp_path_factory.mktemp("model") / "m.pkl"
     checkpoints.save(path, checkpoints.portable_state(net, {**DESCRIPTION, "fusion": request.param}))
-    return inference.load(path)
+    return quality_model.load(path)
 
 
 def test_stages_weights_and_score_are_the_models_own(model, tmp_path):
@@ -103,7 +103,7 @@ def test_predict_writes_a_picture_for_each_image(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "photos" / "sub", ["a.png"], (110, 90))
     write_images(tmp_path / "photos", ["a.png"], (64, 64))
-    assert predict.main(["m.pkl", "photos", "--map", "maps", "--output", "s.csv"]) == 0
+    assert __main__.main(["m.pkl", "photos", "--map", "maps", "--output", "s.csv"]) == 0
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["photos_a.png.png", "photos_sub_a.png.png"]
     with Image.open(tmp_path / "maps" / "photos_sub_a.png.png") as image:
         assert image.width == 2 * 110 + 8 and image.height > 90

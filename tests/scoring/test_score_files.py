@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from common.errors import UserError
-from scoring import score_files
-from scoring.score_files import ScoreFile, read_rows, take_up
+from hyperiqa.base.errors import UserError
+from hyperiqa.scoring import score_files
+from hyperiqa.scoring.score_files import ScoreFile, read_rows, take_up
 
 ODD = [
     "a,b.jpg",

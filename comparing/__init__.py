@@ -1,1 +1,0 @@
-"""What runs leave: tables, pictures, old logs; it imports `common`, `metrics` and `intervals` alone."""

@@ -1,0 +1,64 @@
+"""The Swin Transformer backbone: any Swin of timm (v1, v2, v2-CR, S3), and a small one of our own.
+Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021."""
+
+import re
+from typing import Any
+
+import torch
+from timm.models.swin_transformer import WindowAttention
+
+from hyperiqa.base.errors import UserError
+from hyperiqa.model.hypernet import Backbone
+from hyperiqa.model.timm_encoder import create
+
+# Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.
+NANO = dict(architecture="swin_tiny_patch4_window7_224", embed_dim=32, depths=(1, 1, 2, 1), num_heads=(2, 4, 8, 16))
+# Smaller still, for patches of 128 pixels, whose maps its windows fit.
+PICO = {**NANO, "depths": (1, 1, 1, 1), "window_size": 8, "mlp_ratio": 2.0}
+OWN_SWINS: dict[str, dict[str, Any]] = {"swin_nano": NANO, "swin_pico": PICO}
+
+
+class SwinBackbone(Backbone):
+    """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`. patch_size: side of the patches in
+    pixels, for which the windows are built. drop_path: None: timm's. Raises UserError where timm has no such Swin."""
+
+    prefix, hidden = "swin", (512, 256)
+
+    def __init__(self, name: str, pretrained: bool = False, patch_size: int = 224, drop_path: float | None = None):
+        super().__init__()
+        own = dict(OWN_SWINS.get(name, {}))
+        if own and pretrained:
+            raise UserError(f"--backbone {name} has no pretrained weights: add --no_pretrained")
+        architecture = own.pop("architecture", name)
+        if drop_path is not None:
+            own["drop_path_rate"] = drop_path
+        try:
+            self.backbone: Any = create(architecture, pretrained, features_only=True, img_size=patch_size, **own)
+        except UserError as problem:
+            raise UserError(f"--backbone {name}: {problem}") from None
+        except (AssertionError, ValueError) as problem:
+            raise UserError(f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}") from None
+        if name in OWN_SWINS:
+            # timm's trunc_normal(0.02) suits widths of hundreds; at 32 channels it starves every layer of signal.
+            for module in self.backbone.modules():
+                if isinstance(module, torch.nn.Linear):
+                    torch.nn.init.xavier_uniform_(module.weight)
+        # Older timm says it on the wrapped model's class alone; it is never guessed from shapes.
+        self.channels_last = str(getattr(self.backbone.output_fmt, "value", self.backbone.output_fmt)) == "NHWC"
+        self.add_lda(self.backbone.feature_info.channels())  # type: ignore[union-attr, operator]
+
+    def fuse_attention(self) -> None:
+        """The windows' attention, bias and mask in one fused kernel. Raises UserError where there is none for them."""
+        windows = [module for module in self.modules() if isinstance(module, WindowAttention)]
+        if not windows:
+            raise UserError("--fused_attention: expected a Swin of the first version")
+        for module in windows:
+            vars(module)["fused_attn"] = True
+
+    def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """timm's feature extractor joins `layers.0` to `layers_0`; its published files say `layers.0`."""
+        return {re.sub(r"^layers\.", "layers_", name): tensor for name, tensor in state.items()}
+
+    def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        maps = self.backbone(images)
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)

@@ -1,0 +1,110 @@
+"""The optimizers by name, the one that belongs to an epoch, the average of the weights that it makes; and all of that
+together with the model, as a run saves it and takes it up."""
+
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.nn import Module, Parameter
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hyperiqa.model.checkpoints import portable_state
+from hyperiqa.training.schedules import Rates
+
+Groups = list[dict[str, Any]]
+
+
+def _decay_where_it_belongs(groups: Groups) -> Iterator[dict[str, Any]]:
+    """Each group in two: what has more than one dimension, and biases and norms, which do not decay."""
+    for group in groups:
+        yield {**group, "params": [p for p in group["params"] if p.ndim > 1]}
+        yield {**group, "params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0.0}
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
+    "adam": lambda groups, decay: Adam(groups, weight_decay=decay, fused=True),
+    "adamw": lambda groups, decay: AdamW(_decay_where_it_belongs(groups), weight_decay=decay, fused=True),
+    "sgd": lambda groups, decay: SGD(groups, momentum=0.9, weight_decay=decay, fused=True),
+}
+
+
+def set_rates(optimizer: Optimizer, rates: Rates) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = getattr(rates, group["name"])
+
+
+def optimizer_for(
+    options: Namespace, rates: Rates, weights: Mapping[str, list[Parameter]], previous: Optimizer | None = None
+) -> Optimizer:
+    """The optimizer of an epoch with these rates: `previous`, or a new one where there is none.
+    weights: of `head` and `backbone`; the head is in no optimizer while its rate is None, and then asks for no
+    gradients, which would be computed for nothing. Its steps clip gradients as `--clip_grad` says."""
+    for parameter in weights["head"]:
+        parameter.requires_grad_(rates.head is not None)
+    if previous is not None:
+        set_rates(previous, rates)
+        return previous
+    trained = [name for name in ("head", "backbone") if getattr(rates, name) is not None]
+    groups = [{"params": weights[name], "lr": getattr(rates, name), "name": name} for name in trained]
+    optimizer = OPTIMIZERS[options.optimizer](groups, options.weight_decay)
+    if options.clip_grad is not None:
+
+        def clip(*step: object) -> None:
+            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], options.clip_grad)
+
+        optimizer.register_step_pre_hook(clip)
+    return optimizer
+
+
+def moving_average(model: Module, decay: float) -> AveragedModel:
+    """An exponential moving average of a model's weights and statistics: of all that came before it keeps `decay`, in
+    the n-th update at most (1 + n) / (10 + n), to forget the first weights soon. Whole numbers are the newest."""
+
+    def update(averages: Any, newest: Any, updates: torch.Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            kept = min(decay, (1 + int(updates)) / (10 + int(updates)))
+            get_ema_multi_avg_fn(kept)(averages, newest, updates)
+        else:
+            for average, new in zip(averages, newest):
+                average.copy_(new)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+class TrainedModel:
+    """A model in training: with the optimizer of its epoch, and with `--ema` the average of its weights."""
+
+    def __init__(self, model: Any, options: Namespace):
+        self.model, self.options = model, options
+        self.optimizer: Optimizer | None = None
+        self.average: Any = moving_average(model, options.ema) if options.ema else None
+
+    @property
+    def tested(self) -> Any:
+        """The model that is tested and kept."""
+        return self.model if self.average is None else self.average.module
+
+    def begin_epoch(self, rates: Rates, new: bool) -> None:
+        """Give the optimizer the epoch's rates; new: make another one, which remembers nothing."""
+        previous = None if new else self.optimizer
+        self.optimizer = optimizer_for(self.options, rates, self.model.parameter_groups(), previous)
+
+    def after_step(self, rates: Rates) -> None:
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        set_rates(self.optimizer, rates)
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values, for a checkpoint."""
+        average = {"average": self.average.state_dict()} if self.average is not None else {}
+        return {"model": portable_state(self.model), "optimizer": self.optimizer.state_dict(), **average}
+
+    def restore(self, saved: Mapping[str, Any], rates: Rates) -> None:
+        """Back to what `state` gave, in an epoch of these rates."""
+        self.model.load_state_dict(saved["model"])
+        self.begin_epoch(rates, new=True)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(saved["average"])

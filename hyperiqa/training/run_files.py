@@ -1,0 +1,76 @@
+"""The files that a run leaves for programs: its records, one JSON object a line, and its predictions."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hyperiqa.base.errors import UserError, reading
+from hyperiqa.base.files import write_whole
+
+# Flags that change where and how fast a run goes, but none of its figures: a resumed run may differ in them.
+# The last three are an older version's: what they came to stands in `cross_resize` and the fingerprint.
+NOT_FIGURES = frozenset(
+    "launcher nodes gpus_per_node time slurm device workers cache cache_dir cache_device dataset_path cross_test "
+    "log_dir checkpoint_dir checkpoint_minutes run_name resume init teacher trained allow_overlap image_root "
+    "demo_defaults tensorboard spaq spaq_path spaq_resize".split()
+)
+PREDICTIONS = ["dataset", "image", "mos", "score"]
+Prediction = tuple[str, str, float, float]
+
+
+def plain(value: object) -> Any:
+    """A value as JSON knows it: nan becomes null, paths strings, tuples lists."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
+
+
+def shown(value: object) -> str:
+    """A setting as a person reads it, on one line."""
+    if isinstance(value, Mapping):
+        value = [str(key) if item is None else f"{key}={item}" for key, item in value.items()]
+    return ",".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
+
+
+def read_records(path: Path) -> list[dict]:
+    """The records of a NAME.jsonl; a last line that a crash cut off is dropped. Raises UserError."""
+    with reading(path, "cannot be read", UnicodeDecodeError):
+        lines = path.read_text(encoding="utf-8").splitlines()
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            record["type"]
+            records.append(record)
+        except (ValueError, TypeError, KeyError):
+            if number < len(lines):
+                raise UserError(f"{path}: line {number} is no record of a run: {line[:40]!r}") from None
+    return records
+
+
+def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
+    """A predictions file, whole or not at all: rows of dataset, image, MOS and score as the model gave it."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([PREDICTIONS, *rows])
+    write_whole(path, text.getvalue())
+
+
+def read_predictions(path: Path) -> Iterator[Prediction]:
+    """The rows that `write_predictions` wrote. Raises UserError naming the line that is none."""
+    with reading(path, "not a predictions file"), path.open(newline="", encoding="utf-8") as file:
+        lines = csv.reader(file)
+        try:
+            if next(lines, None) != PREDICTIONS:
+                raise UserError(f"{path}: expected the columns {','.join(PREDICTIONS)}")
+            for dataset, image, mos, score in lines:
+                yield dataset, image, float(mos), float(score)
+        except (ValueError, csv.Error):
+            raise UserError(f"{path}: line {lines.line_num} is no {','.join(PREDICTIONS)}") from None

@@ -1,1 +1,0 @@
-"""Data-set files and images; it imports `common` alone."""

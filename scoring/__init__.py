@@ -1,1 +1,0 @@
-"""Sources of images, score files, sheets, tests on many sets."""
