@@ -15,24 +15,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.training import certificate
-from hyperiqa.model import checkpoints
-from hyperiqa.training import processes
-from hyperiqa.training import engine
-from hyperiqa.stats import metrics
 from hyperiqa.base.device import choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
 from hyperiqa.base.errors import Interrupted, UserError
-from hyperiqa.training.run_files import Prediction
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.training.batches import SCORE_BATCH, fewer_workers, make_loader
-from hyperiqa.scoring.quality_model import Initial, new_model
-from hyperiqa.training.losses import make_criterion
-from hyperiqa.training.schedules import Rates, make_schedule
+from hyperiqa.base.version import versions
+from hyperiqa.model import checkpoints
+from hyperiqa.model.factory import new_model
 from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.stats import metrics
+from hyperiqa.training import certificate, engine, processes, whole_batch
+from hyperiqa.training.batches import SCORE_BATCH
+from hyperiqa.training.loaders import fewer_workers, make_loader
+from hyperiqa.training.log import epoch_columns, epoch_row, figures_text, log_start, median_lines
+from hyperiqa.training.losses import make_criterion
 from hyperiqa.training.optimizers import TrainedModel
 from hyperiqa.training.options import default_run_name
+from hyperiqa.training.run_files import Prediction
+from hyperiqa.training.schedules import Rates, make_schedule
 from hyperiqa.training.sets import RunData
-from hyperiqa.training.log import epoch_columns, epoch_row, figures_text, log_start, median_lines, versions
+from hyperiqa.training.starts import Initial
 from hyperiqa.training.state import RunState, open_run, settings_of
 
 Figures = dict[str, float]
@@ -180,7 +181,7 @@ class HyperIQASolver:
         """Train the epoch, or the rest of it."""
         o, epoch, progress = self.options, self.state.epoch, self.state.progress
         batches = self.data.train_batches(self.seed, epoch, o.batch_size, processes.share())
-        processes.prepare(self.model)
+        whole_batch.prepare(self.model)
         loader = make_loader(batches, self.hardware, progress.step)
         if self.teacher is not None:
             loader = engine.taught(loader, self.teacher, self.hardware)

@@ -31,19 +31,25 @@ from hyperiqa.runs.tables import text_table
 if "--child" in sys.argv:  # which measures; the parent, which checks the flags and starts it, needs no torch
     import torch
 
-    from hyperiqa.model import factory
-    from hyperiqa.training import processes
-    from hyperiqa.training import engine
-    from hyperiqa.base.device import choose_device, choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
-    from hyperiqa.training.batches import DecodedSet, make_loader, train_patches
+    from hyperiqa.base.device import (
+        choose_device,
+        choose_hardware,
+        keep_freed_memory,
+        large_tensors_apart,
+        set_backends,
+    )
     from hyperiqa.datasets.readers import READERS
-    from hyperiqa.training.losses import QualityLoss
-    from hyperiqa.training.schedules import Rates
-    from hyperiqa.model.hypernet import HyperNet
-    from hyperiqa.training.optimizers import optimizer_for
     from hyperiqa.images.cache import put_on_gpu
-    from hyperiqa.scoring import costs
-    from hyperiqa.scoring import step_times
+    from hyperiqa.model import factory
+    from hyperiqa.model.hypernet import HyperNet
+    from hyperiqa.scoring import costs, step_times
+    from hyperiqa.training import engine, processes
+    from hyperiqa.training.batches import DecodedSet
+    from hyperiqa.training.loaders import make_loader
+    from hyperiqa.training.losses import QualityLoss
+    from hyperiqa.training.optimizers import optimizer_for
+    from hyperiqa.training.patches import train_patches
+    from hyperiqa.training.schedules import Rates
 
 STEP_PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")  # of scoring.steps
 LR, WEIGHT_DECAY, PATCH = 2e-5, 5e-4, 224
@@ -158,7 +164,7 @@ def trained_model(backbone: str, device) -> tuple[Any, Any]:
 def build_model(backbone: str, device):
     """The same model for both, with random weights."""
     torch.manual_seed(0)
-    return HyperNet(factory.build(BACKBONES[backbone])).to(device)
+    return HyperNet(factory.build_backbone(BACKBONES[backbone])).to(device)
 
 
 def measure(flags: argparse.Namespace) -> None:

@@ -64,12 +64,11 @@ def places(options: argparse.Namespace, sets: Mapping[str, Mapping]) -> dict[str
 
 def main() -> int:
     options = parse()
-    from hyperiqa.training import certificate
-    from hyperiqa.model import checkpoints  # torch: only once the flags are known to be right
-    from hyperiqa.scoring import quality_model
     from hyperiqa.base.device import set_backends
-    from hyperiqa.scoring import certificate_checks
+    from hyperiqa.model import checkpoints  # torch: only once the flags are known to be right
     from hyperiqa.pages import page
+    from hyperiqa.scoring import certificate_checks, quality_model
+    from hyperiqa.training import certificate
 
     set_backends(deterministic=True)
     path = checkpoints.find_model(options.checkpoint)

@@ -22,18 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperiqa.stats import intervals
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import write_whole
-from hyperiqa.training.run_files import plain
-from hyperiqa.runs import differences
-from hyperiqa.runs import reading
-from hyperiqa.runs import tables
+from hyperiqa.base.plain_values import plain
+from hyperiqa.runs import differences, footnotes, measures, power, reading, standards_table, tables
 from hyperiqa.runs.differences import Comparison
-from hyperiqa.runs.reading import FIGURE, Entry, Measure
+from hyperiqa.runs.measures import FIGURE, Entry, Measure
+from hyperiqa.stats import intervals, resampling
 from hyperiqa.stats.metrics import RECORDED
-from hyperiqa.runs import evidence
 
 
 def parse() -> argparse.Namespace:
@@ -54,7 +51,7 @@ def parse() -> argparse.Namespace:
     flags.switch("--standards", "standards", True, "the figures of ITU-T P.1401, J.149 and Krasula, and their tests")
     flags.value("--power", None, "the smallest difference that runs like this one (default: the best) could show, for "
                 "1 to 10 seeds", nargs="?", const="", metavar="RUN")  # fmt: skip
-    flags.count("--resamples", intervals.RESAMPLES, "of the bootstrap", least=100)
+    flags.count("--resamples", resampling.RESAMPLES, "of the bootstrap", least=100)
     flags.group("output")
     flags.switch("--markdown", "markdown", True, "tables as markdown")
     flags.switch("--json", "json", True, "everything as JSON")
@@ -71,7 +68,7 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 
 def print_report(options, entries, measure, comparisons, notes) -> None:
     wide = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
-    header, rows = reading.table(entries, measure, options.group)
+    header, rows = measures.table(entries, measure, options.group)
     names, room = [entry.name for entry in entries], tables.room_for_names(header, rows, wide)
     short = dict(zip(names, names)) if options.markdown else tables.short_names(names, room)
 
@@ -83,9 +80,9 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
     show(header, rows)
     if legend := [f"  {brief} = {name}\n" for name, brief in short.items() if brief != name]:
         print("".join(legend))
-    for note in [*evidence.footnotes(entries, measure), *notes]:
+    for note in [*footnotes.footnotes(entries, measure), *notes]:
         print(("- " if options.markdown else "") + note)
-    header, rows = reading.settings_table(entries)
+    header, rows = measures.settings_table(entries)
     if len(header) > 1:
         print("\nSettings that differ" + (" (? = not in the log)" if any("?" in row for row in rows) else "") + ":\n")
         show(header, rows)
@@ -99,22 +96,22 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         print_standards(entries, [(c.a, c.b) for c in comparisons], short, show)
     if options.power is not None:
         chosen = differences.named(options.power, entries, "--power") if options.power else entries[0]
-        settings = entries if options.group else reading.group([run for entry in entries for run in entry.runs])[0]
+        settings = entries if options.group else measures.group([run for entry in entries for run in entry.runs])[0]
         seeds = next((each for each in settings if chosen.runs[0] in each.runs), chosen)
-        print("\n" + "\n".join(evidence.power(seeds, settings, measure)))
+        print("\n" + "\n".join(power.power(seeds, settings, measure)))
 
 
 def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> None:
     """The standards' figures of each entry and set, and their differences, all p-values corrected together."""
-    sets = {entry: evidence.of_entry(entry) for entry in entries}
+    sets = {entry: standards_table.of_entry(entry) for entry in entries}
     rows = [(entry.name, of, found) for entry in entries for of, found in sets[entry].items()]
     print("\nStandards: errors after a monotonic cubic, in units of the MOS; what needs votes is – without\n")
-    show(*evidence.table(rows, "run")) if rows else print("None: they need the predictions of a run's best epoch")
-    tested = [(a, b, *found) for a, b in pairs for found in evidence.differences(a, b, sets)]
+    show(*standards_table.table(rows, "run")) if rows else print("None: they need the predictions of a run's best epoch")
+    tested = [(a, b, *found) for a, b in pairs for found in standards_table.differences(a, b, sets)]
     if len(tested) > 1:
         print("Their differences, p-values corrected (Holm):\n")
     for (a, b, of, name, d, pitman_morgan), p in zip(tested, intervals.holm([t[4].p for t in tested])):
-        what = evidence.STANDARDS[name].title.replace("\n", " ")
+        what = standards_table.STANDARDS[name].title.replace("\n", " ")
         more = "" if math.isnan(pitman_morgan) else f"; Pitman–Morgan p {differences.shown_p(pitman_morgan)}"
         print(f"- {of} {what}: {short[a.name]} − {short[b.name]}: {differences.shown_difference(d, p)}{more}")
 
@@ -162,7 +159,7 @@ def print_json(entries, measure, comparisons, notes) -> None:
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
-    names = reading.differences([run for entry in entries for run in entry.runs])
+    names = measures.differences([run for entry in entries for run in entry.runs])
     rows = [plain(record_of(e, measure)) | {f"setting_{name}": e.setting(name) for name in names} for e in entries]
     columns = dict.fromkeys(name for row in rows for name in row if name != "files")
     text = io.StringIO()
@@ -177,11 +174,11 @@ def main() -> None:
     if not found:
         raise UserError(f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, found none")
     measure = Measure(options.metric, options.epoch, options.logistic, options.resamples)
-    entries, notes = reading.group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
+    entries, notes = measures.group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
     if not entries:
         raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
     measure.draw_together(entries)
-    entries = reading.ranked(entries, replace(measure, metric=options.sort or measure.metric))
+    entries = measures.ranked(entries, replace(measure, metric=options.sort or measure.metric))
     comparisons = differences.compare_all(measure, differences.chosen_pairs(entries, options.against, options.pairs))
     if options.json:
         print_json(entries, measure, comparisons, notes + problems)

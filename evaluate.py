@@ -17,19 +17,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.stats import standards
-from hyperiqa.base.command_line import Flags, Given, named_sets, run_tool
+from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import Interrupted, UserError, not_installed
 from hyperiqa.base.files import HERE, write_whole
-from hyperiqa.training.run_files import plain, write_predictions
+from hyperiqa.base.plain_values import plain
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.runs import tables
-from hyperiqa.runs.reading import shown_estimate
+from hyperiqa.datasets.names import lower_sets, named_sets
 from hyperiqa.datasets.readers import READERS
-from hyperiqa.stats.intervals import RESAMPLES, Estimate
-from hyperiqa.training.options import csv_flags, for_csv_alone, lower_sets
 from hyperiqa.datasets.records import Columns
-from hyperiqa.runs import evidence
+from hyperiqa.runs import standards_table, tables
+from hyperiqa.runs.measures import shown_estimate
+from hyperiqa.stats import standards
+from hyperiqa.stats.intervals import Estimate
+from hyperiqa.stats.resampling import RESAMPLES
+from hyperiqa.training.flags import csv_flags, for_csv_alone
+from hyperiqa.training.run_files import write_predictions
 
 TITLES = {"srcc": "SRCC", "plcc": "PLCC", "fitted_plcc": "fitted\nPLCC", "krcc": "KRCC", "fitted_rmse": "fitted\nRMSE"}
 BOUNDS = ("value", "low", "high")
@@ -81,12 +83,11 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
     """(what the figures come from, the tests done); the predictions are written after each set."""
-    from hyperiqa.model import checkpoints  # torch: only once the flags are known to be right
-    from hyperiqa.scoring import quality_model
     from hyperiqa.base.device import keep_freed_memory, set_backends
-    from hyperiqa.training.batches import fewer_workers
-    from hyperiqa.training.log import versions
-    from hyperiqa.scoring import evaluation
+    from hyperiqa.base.version import versions
+    from hyperiqa.model import checkpoints  # torch: only once the flags are known to be right
+    from hyperiqa.scoring import evaluation, quality_model
+    from hyperiqa.training.loaders import fewer_workers
 
     set_backends(deterministic=True)
     keep_freed_memory()
@@ -152,8 +153,8 @@ def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
     table, point = (tables.markdown_table, "- ") if markdown else (tables.text_table, "")
     lines = [*(point + line for line in said), "", table(head, rows), "", *(point + line for line in notes)]
     if any(test.by_standards for test in tests):
-        sets = evidence.with_all({test.data.name: test.by_standards for test in tests})
-        lines += ["", table(*evidence.table([("", of, found) for of, found in sets.items()], ""))]
+        sets = standards_table.with_all({test.data.name: test.by_standards for test in tests})
+        lines += ["", table(*standards_table.table([("", of, found) for of, found in sets.items()], ""))]
     for test in (test for test in tests if test.kinds):
         rows = [[kind, str(n), *(shown_estimate(Estimate(x)) for x in found)] for kind, n, *found in test.kinds]
         lines += ["", table([f"{test.data.name} by distortion", "images", "SRCC", "PLCC"], rows)]

@@ -1,9 +1,8 @@
-"""Score images with a trained model: what `python -m hyperiqa` does."""
+"""Score images with a trained model: what `python -m hyperiqa` and the installed command `hyperiqa` do."""
 
-from hyperiqa.__main__ import main
-from hyperiqa.base.command_line import run_tool
+from hyperiqa.__main__ import command, main
 
-__all__ = ["main"]
+__all__ = ["command", "main"]
 
 if __name__ == "__main__":
-    run_tool(main)
+    command()

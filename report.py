@@ -16,7 +16,8 @@ from pathlib import Path
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five, not_installed
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.runs.reading import FIGURE, UNDER_WAY, Entry, Measure, Run, find, group, ranked
+from hyperiqa.runs.measures import FIGURE, Entry, Measure, group, ranked
+from hyperiqa.runs.reading import UNDER_WAY, Run, find
 from hyperiqa.runs.tables import short_names
 
 
@@ -64,11 +65,10 @@ def chosen(options: argparse.Namespace, measure: Measure) -> tuple[list[Entry], 
 
 def write(options: argparse.Namespace) -> list[Run]:
     """Write the page as the runs are now; those that are under way are returned."""
-    from hyperiqa.scoring import quality_model
-    from hyperiqa.runs import differences
-    from hyperiqa.pages import run_sections
-    from hyperiqa.pages import set_sections
+    from hyperiqa.pages import run_sections, set_sections
     from hyperiqa.pages.page import Page
+    from hyperiqa.runs import differences
+    from hyperiqa.scoring import quality_model
 
     measure = Measure(options.metric)
     entries, notes = chosen(options, measure)

@@ -26,13 +26,12 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from hyperiqa.base import cluster
-from hyperiqa.base.command_line import Flags, Given, run_tool, without
 from hyperiqa.base.cluster import Cluster, Submitted, cluster_flags
+from hyperiqa.base.command_line import Flags, Given, run_tool, without
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.launching import end, last_error, start
-from hyperiqa.runs import reading
-from hyperiqa.runs import tables
-from hyperiqa.runs.reading import FIGURE, Entry, Measure
+from hyperiqa.runs import measures, reading, tables
+from hyperiqa.runs.measures import FIGURE, Entry, Measure
 
 OWN = (*"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(), *cluster.OWN)
 LOOK_SECONDS = 3  # between two looks at what other searches run
@@ -254,8 +253,8 @@ def report(options, jobs: Sequence[Job]) -> None:
         return
     measure, entries = Measure(options.metric), [Entry(setting, tuple(of_it)) for setting, of_it in found.items()]
     measure.draw_together(entries)
-    entries = reading.ranked(entries, measure)
-    header, rows = reading.table(entries, measure, grouped=True)
+    entries = measures.ranked(entries, measure)
+    header, rows = measures.table(entries, measure, grouped=True)
     short = tables.short_names([entry.name for entry in entries], tables.room_for_names(header, rows, 100))
     print(tables.text_table(header, [[short[name], *cells] for name, *cells in rows]))
     print("".join(f"\n  {brief} = {name}" for name, brief in short.items() if brief != name))

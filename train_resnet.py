@@ -5,10 +5,11 @@ python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published b
 
 Several processes, several nodes, Slurm: as train_swin.py."""
 
-from hyperiqa.base.command_line import run_tool
 from hyperiqa.base.cluster import submitted
+from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
-from hyperiqa.training.options import Script, train_options
+from hyperiqa.training.flags import Script
+from hyperiqa.training.options import train_options
 
 SCRIPT = Script(
     backbones=("resnet50", "resnet18", "resnet34", "resnet101"),

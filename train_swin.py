@@ -14,10 +14,11 @@ torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:
 Slurm: a job that is queued again, and goes on, when its time is over
 python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --time 24 --slurm partition=gpu"""
 
-from hyperiqa.base.command_line import run_tool
 from hyperiqa.base.cluster import submitted
+from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
-from hyperiqa.training.options import Script, train_options
+from hyperiqa.training.flags import Script
+from hyperiqa.training.options import train_options
 
 SWINS = tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base"))
 SCRIPT = Script(

@@ -7,10 +7,11 @@ python train_timm.py --init checkpoints/NAME --dataset csv --dataset_path mine.c
 
 Several processes, several nodes, Slurm: as train_swin.py."""
 
-from hyperiqa.base.command_line import run_tool
 from hyperiqa.base.cluster import submitted
+from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
-from hyperiqa.training.options import Script, train_options
+from hyperiqa.training.flags import Script
+from hyperiqa.training.options import train_options
 
 SCRIPT = Script(
     backbones=("tf_efficientnet_lite0",),

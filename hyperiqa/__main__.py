@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -186,5 +186,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if tally.failed else 0
 
 
-if __name__ == "__main__":
+def command() -> NoReturn:
+    """What the installed command `hyperiqa` runs."""
     run_tool(main)
+
+
+if __name__ == "__main__":
+    command()

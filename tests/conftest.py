@@ -10,7 +10,8 @@ from processes import Launcher
 
 from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
-from hyperiqa.training.options import Script, train_options
+from hyperiqa.training.flags import Script
+from hyperiqa.training.options import train_options
 
 SCRIPTS = {
     "swin": Script(("swin_nano",), DEFAULT_RESIZE, {}, "swin"),

@@ -12,8 +12,7 @@ import openpyxl
 import torch
 from PIL import Image
 
-from hyperiqa.model import checkpoints
-from hyperiqa.scoring import quality_model
+from hyperiqa.model import checkpoints, factory
 
 
 def write_images(folder: Path, names: list[str], size: tuple[int, int] = (96, 72), seed: int = 0) -> None:
@@ -120,7 +119,7 @@ class Done:
 def save_random_model(path, description, spread=1, seed=0):
     """A checkpoint of random weights whose scores lie around 50; `spread` times what they differ by. Returns its path."""
     torch.manual_seed(seed)
-    net = quality_model.build(description)
+    net = factory.build(description)
     with torch.no_grad():
         net.fc5b_fc.bias += 50
         net.fc5w_fc.weight *= spread

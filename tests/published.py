@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms as T
 
-from hyperiqa.model.hypernet import IMAGENET_MEAN, IMAGENET_STD
 from hyperiqa.images.decode import resized_size
+from hyperiqa.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 
 LR, WEIGHT_DECAY, PATCH = 2e-5, 5e-4, 224
 KONIQ_SHAPE, SPAQ_SHAPE = (1024, 768), (3264, 2448)

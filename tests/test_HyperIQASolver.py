@@ -8,16 +8,15 @@ import pytest
 import torch
 from helpers import score_of
 
-from hyperiqa.model import checkpoints
-from hyperiqa.scoring import quality_model
-from hyperiqa.stats import intervals
-from hyperiqa.stats import metrics
 from hyperiqa.base.device import choose_bf16, choose_device
 from hyperiqa.base.errors import UserError
-from HyperIQASolver import HyperIQASolver
-from HyperIQASolver_swin import HyperIQASolverSwin
+from hyperiqa.model import checkpoints
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone
+from hyperiqa.scoring import quality_model
+from hyperiqa.stats import intervals, metrics
+from HyperIQASolver import HyperIQASolver
+from HyperIQASolver_swin import HyperIQASolverSwin
 
 
 def run(options):
@@ -296,7 +295,7 @@ def test_a_new_loss_part_and_figure_appear_everywhere(settings, monkeypatch):
     """Row, record, medians and TensorBoard follow the criterion's parts and the dictionary of figures."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from hyperiqa.training import log
+    from hyperiqa.training import log as run_log
 
     monkeypatch.setitem(metrics.FIGURES, "krcc", metrics.Figure(metrics.krcc, recorded=True))
     for module in (metrics, run_log):

@@ -11,10 +11,10 @@ import torch
 from helpers import picture, save_teacher, write_images, write_koniq, write_spaq
 from PIL import Image
 
-from hyperiqa.training import certificate
 import certify
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring import quality_model
+from hyperiqa.training import certificate
 from hyperiqa.training.run_files import write_predictions
 from HyperIQASolver import HyperIQASolver
 

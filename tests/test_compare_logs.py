@@ -8,14 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_runs import write_files
+from test_reading import write_files
 
 import compare_logs
-from hyperiqa.stats import intervals
-from hyperiqa.stats import metrics
-from hyperiqa.stats import standards
-from hyperiqa.runs import differences
-from hyperiqa.runs import reading
+from hyperiqa.runs import differences, measures, reading
+from hyperiqa.stats import intervals, metrics, resampling, standards
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = """Training and testing on koniq-10k dataset for 1 rounds...
@@ -84,7 +81,7 @@ def test_json_holds_what_the_bootstrap_says(tool, logs):
     pair = next(c for c in whole["comparisons"] if c["a"] == "clean_2")
     one, other = (reading.read_runs(logs / f"{name}.jsonl")[0] for name in ("clean_2", "noisy_1"))
     a, b = one.scores("test"), other.scores("test")
-    draws = intervals.bootstrap("srcc", np.stack([a.score, b.score]), a.mos, 1000)
+    draws = resampling.bootstrap("srcc", np.stack([a.score, b.score]), a.mos, 1000)
     expected = intervals.paired_difference(0, draws[:, 0], draws[:, 1])
     assert (pair["low"], pair["high"], pair["p"]) == pytest.approx((expected.low, expected.high, expected.p))
     assert pair["value"] == pytest.approx(metrics.srcc(a.score, a.mos) - metrics.srcc(b.score, b.mos))
@@ -174,7 +171,7 @@ def test_mistakes_end_in_one_line(tool, logs, tmp_path, words, said):
 
 def entry(path):
     (run,) = reading.read_runs(path)
-    return reading.Entry(run.name, (run,))
+    return measures.Entry(run.name, (run,))
 
 
 def shift(path, edit):
@@ -183,7 +180,7 @@ def shift(path, edit):
 
 
 def test_different_images_or_opinions_are_refused(logs):
-    measure = reading.Measure(resamples=100)
+    measure = measures.Measure(resamples=100)
     shift(logs / "noisy_1_predictions.csv", lambda line: line.replace("koniq-10k,0", "koniq-10k,x"))
     found = differences.compare(measure, entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl"))
     assert found.refused == "only 0 of 60 images are in both predictions files"
@@ -200,7 +197,7 @@ def test_images_that_only_one_run_has_are_left_out(logs):
     some = logs / "noisy_1_predictions.csv"
     shift(some, lambda line: line.replace("koniq-10k,00", "koniq-10k,y"))
     a, b = entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl")
-    found = differences.compare(reading.Measure(resamples=100), a, b)
+    found = differences.compare(measures.Measure(resamples=100), a, b)
     assert found.images == 50
     score_a, score_b = a.runs[0].scores("test"), b.runs[0].scores("test")
     common = [key for key in score_b.keys if not key[0].startswith("00")]
@@ -210,7 +207,7 @@ def test_images_that_only_one_run_has_are_left_out(logs):
 
 def test_lower_rmse_is_better(logs):
     found = differences.compare_all(
-        reading.Measure("rmse", resamples=300), [(entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl"))]
+        measures.Measure("rmse", resamples=300), [(entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl"))]
     )
     text = differences.sentence(found[0], {"clean_1": "A", "noisy_1": "B"}, 1, higher_is_better=False)
     assert text.startswith("A is better than B: −")

@@ -17,19 +17,19 @@ from helpers import score_of, write_images, write_koniq, write_spaq
 from releases import write_csiq, write_kadid, write_official_spaq
 from scipy import optimize, stats
 
-from hyperiqa.model import checkpoints
 import evaluate
-from hyperiqa.stats import intervals
-from hyperiqa.stats import standards
 from hyperiqa.base.errors import UserError
-from hyperiqa.training.run_files import read_records
-from hyperiqa.runs import reading
 from hyperiqa.datasets.readers import READERS
+from hyperiqa.model import checkpoints
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.resnet import ResNetBackbone
+from hyperiqa.model.swin import SwinBackbone
+from hyperiqa.runs import reading
+from hyperiqa.scoring import evaluation
+from hyperiqa.stats import intervals, resampling, standards
+from hyperiqa.training.run_files import read_records
 from HyperIQASolver import HyperIQASolver
 from HyperIQASolver_swin import HyperIQASolverSwin
-from hyperiqa.model.hypernet import HyperNet, ResNetBackbone
-from hyperiqa.model.swin import SwinBackbone
-from hyperiqa.scoring import evaluation
 
 ROOT = Path(__file__).resolve().parent.parent
 DESCRIPTION = {
@@ -161,7 +161,7 @@ def test_figures_are_scipys_on_the_predictions(tool, model, kadid, tmp_path):
     assert value["fitted_rmse"] == pytest.approx(np.sqrt(((best - mos) ** 2).mean()), rel=1e-3)
     assert value["fitted_plcc"] == pytest.approx(stats.pearsonr(best, mos).statistic, rel=1e-3)
 
-    draws = intervals.bootstrap("krcc", score, mos, 300)
+    draws = resampling.bootstrap("krcc", score, mos, 300)
     bounds = found["figures"]["krcc"]["low"], found["figures"]["krcc"]["high"]
     assert bounds == pytest.approx(intervals.percentile_interval(draws[:, 0]))
     for figure in found["figures"].values():

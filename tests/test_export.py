@@ -10,7 +10,8 @@ from helpers import fill_by_recipe, picture, save_random_model
 
 import export
 from hyperiqa.base.errors import UserError, not_installed
-from hyperiqa.scoring.quality_model import build, load
+from hyperiqa.model.factory import build
+from hyperiqa.scoring.quality_model import load
 
 ROOT = Path(export.__file__).resolve().parent
 DESCRIPTION = {

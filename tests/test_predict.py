@@ -16,11 +16,11 @@ import torchvision.transforms as T
 from helpers import huge_header, jpeg_bytes, picture, save_random_model
 from PIL import Image
 
-from hyperiqa.model import checkpoints
-from hyperiqa.scoring import quality_model
 from hyperiqa import __main__
 from hyperiqa.base.errors import UserError
-from hyperiqa.model.hypernet import IMAGENET_MEAN, IMAGENET_STD
+from hyperiqa.model import checkpoints, factory
+from hyperiqa.model.backbone import IMAGENET_MEAN, IMAGENET_STD
+from hyperiqa.scoring import quality_model
 
 SCRIPT = Path(__main__.__file__)
 DESCRIPTION = {
@@ -69,7 +69,7 @@ def scores(path):
 def plain_score(checkpoint, path, crops=None):
     """The field's procedure, step by step, one crop at a time: Pillow and torchvision's transforms."""
     state = torch.load(checkpoint, weights_only=True)
-    net = quality_model.build(DESCRIPTION)
+    net = factory.build(DESCRIPTION)
     net.load_state_dict(state)
     net.eval()
     image = T.Resize(72)(Image.open(path).convert("RGB"))

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from hyperiqa.stats import metrics
 import report
+from hyperiqa.images.decode import load_image
+from hyperiqa.pages import run_sections, set_sections
+from hyperiqa.stats import metrics
 from hyperiqa.training.run_files import read_predictions
 from HyperIQASolver_swin import HyperIQASolverSwin
-from hyperiqa.images.decode import load_image
-from hyperiqa.pages import run_sections
-from hyperiqa.pages import set_sections
 
 pytest.importorskip("plotly")
 

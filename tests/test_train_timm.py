@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers import write_images
 
-from hyperiqa.model import checkpoints
-from hyperiqa.training import engine
 import evaluate
-from hyperiqa.scoring import quality_model
 from hyperiqa import __main__
 from hyperiqa.base.errors import UserError
+from hyperiqa.model import checkpoints, factory
+from hyperiqa.scoring import quality_model
+from hyperiqa.training import engine
 from HyperIQASolver import HyperIQASolver
 
 FROZEN = ("--freeze_backbone", "--fixed_crops")
@@ -139,7 +139,7 @@ def test_init_refuses_flags_that_say_otherwise(settings, trained):
 def test_init_of_a_model_that_says_nothing_of_its_hyper_network(settings, trained, tmp_path):
     state, description = checkpoints.load_model(checkpoints.find_model(trained.log.checkpoints))
     older = {name: value for name, value in description.items() if name not in ("hyper", "dropout", "drop_path")}
-    net = quality_model.build(older)
+    net = factory.build(older)
     net.load_state_dict(state)
     checkpoints.save(tmp_path / "older.pkl", checkpoints.portable_state(net, older))
     solver = HyperIQASolver(settings("timm", "--init", tmp_path / "older.pkl", "--dropout", 0.2))
@@ -172,7 +172,7 @@ def test_a_teachers_scores_are_learnt_on_the_scale_of_the_set(settings, trained,
 
 def test_a_teacher_whose_scores_are_on_no_scale_is_refused(settings, trained, tmp_path):
     state, description = checkpoints.load_model(checkpoints.find_model(trained.log.checkpoints))
-    net = quality_model.build(description)
+    net = factory.build(description)
     checkpoints.save(tmp_path / "plcc.pkl", checkpoints.portable_state(net, {**description, "loss": "plcc"}))
     with pytest.raises(UserError, match="trained with --loss plcc, so its scores are on no scale"):
         HyperIQASolver(settings("timm", "--teacher", tmp_path / "plcc.pkl"))

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hyperiqa.base.version import VERSION
 from hyperiqa.base.errors import Interrupted, NothingToDo, UserError
 from hyperiqa.base.files import is_there
+from hyperiqa.base.version import VERSION
 
 Given = Mapping[str, tuple[str, object]]
 Range = tuple[str, Callable[[Any], object]]  # what a flag's value must be, in words, and the test of it
@@ -252,33 +252,7 @@ def parse_resize(text: str) -> int | tuple[int, int] | None:
     raise UserError(f"--resize {text}: expected S (shorter side), HxW (height x width) or none")
 
 
-def kind_of(name: str) -> str:
-    """What reads a set of `named_sets`: csv of csv:NAME, else the name."""
-    return name.partition(":")[0]
 
 
-def called(name: str) -> str:
-    """What a set of `named_sets` is called in records: NAME of csv:NAME, else the name."""
-    return name.removeprefix("csv:")
 
 
-def named_sets(flag: str, words: Sequence[str], known: Iterable[str]) -> dict[str, Path | None]:
-    """`NAME[=PATH] …` of a flag -> name -> path; a CSV set may be given a name of its own, as in csv:NAME=PATH.
-    Raises UserError for unknown and repeated names."""
-    known, sets, problems = list(known), {}, []
-    for word in words:
-        name, _, path = word.partition("=")
-        kind, colon, own = name.partition(":")
-        if kind == "csv" and colon and not (re.fullmatch(r"[\w.-]+", own) and own not in known):
-            rule = "with letters, digits and _ . + -, no set's name"
-            problems.append(f"{flag} {word}: expected csv:NAME=FILE.csv, {rule}")
-        elif (kind if kind == "csv" else name) not in known:
-            problems.append(f"{flag} {word}: expected NAME or NAME=PATH, NAME one of {', '.join(known)}")
-        elif name in sets:
-            problems.append(f"{flag}: {name} is listed twice")
-        elif kind == "csv" and not path:
-            problems.append(f"{flag} {name}: expected {name}=FILE.csv")
-        sets[name] = Path(path).expanduser() if path else None
-    if problems:
-        raise UserError("; ".join(problems))
-    return sets

@@ -9,7 +9,11 @@ from typing import BinaryIO
 
 from hyperiqa.base.errors import UserError, said_of
 
-HERE = Path(__file__).resolve().parent.parent  # where the scripts lie, and users' data folders beside them
+# The folder that holds this package: a checkout with the scripts, or site-packages once it is installed.
+CHECKOUT = Path(__file__).resolve().parents[2]
+IS_CHECKOUT = (CHECKOUT / "HyperIQASolver.py").is_file()
+# Where users keep data sets and the cache: beside the scripts, or where they stand; never in site-packages.
+HERE = CHECKOUT if IS_CHECKOUT else Path.cwd()
 # hf://USER/NAME[@REVISION][/FILE], also as a Path leaves it, with one of the slashes.
 HUB = re.compile(r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
 

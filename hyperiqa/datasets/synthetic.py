@@ -7,8 +7,19 @@ from pathlib import Path, PurePath
 
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.datasets.collections import Listed
-from hyperiqa.datasets.formats import aligned, cell_text, number, read_json_scores, read_lines, read_mat, read_sheet, read_table, under_header
-from hyperiqa.datasets.records import Reader, Row
+from hyperiqa.datasets.formats import (
+    aligned,
+    cell_text,
+    number,
+    read_json_scores,
+    read_lines,
+    read_mat,
+    read_sheet,
+    read_table,
+    under_header,
+)
+from hyperiqa.datasets.reader import Reader
+from hyperiqa.datasets.records import Row
 
 
 class NamedByContent(Reader):

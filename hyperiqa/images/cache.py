@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
-from hyperiqa.images.decode import decode, fitted_size, look, resize_image
+from hyperiqa.images.build_once import build_once
+from hyperiqa.images.decode import decode, fitted_size, resize_image
+from hyperiqa.images.perceptual_hash import look
 
 CACHE_FORMAT = 4  # raise it when decoding, resizing or the index changes
 COPY_BYTES = 2**28
@@ -208,48 +208,8 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def half_built(folder: Path) -> Path:
-    """Where `build_once` builds a folder."""
-    return folder.with_name(f".{folder.name}.tmp")
 
 
-def build_once(
-    folder: Path, opened: Callable[[], bool], build: Callable[[Path], None], waiting: str, what: str,
-    goes_on: bool = False
-) -> bool:  # fmt: skip
-    """Make a folder that appears under its name only when it is complete; returns whether this process made it.
-    opened: opens it where it is complete; build(temporary): fills it, under a lock: who comes meanwhile says `waiting`
-    and waits. goes_on: what a killed process had built is handed to `build`, not removed. Raises UserError."""
-    temporary = half_built(folder)
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            print(waiting, file=sys.stderr)
-            lock.acquire()
-        try:
-            if opened():
-                return False
-            # As no one else is building, half-built folders are those of killed runs.
-            for leftover in (folder,) if goes_on else (temporary, folder):
-                shutil.rmtree(leftover, ignore_errors=True)
-            temporary.mkdir(exist_ok=goes_on)
-            try:
-                build(temporary)
-                temporary.rename(folder)
-            finally:
-                if not goes_on:
-                    shutil.rmtree(temporary, ignore_errors=True)
-        finally:
-            lock.release()
-    except OSError as problem:
-        said = f"{problem.filename or folder}: the {what} cannot be written: {problem.strerror}"
-        raise UserError(f"{said}; give --cache_dir PATH or --no_cache") from None
-    if not opened():
-        raise RuntimeError(f"{folder} cannot be opened though it was just built")
-    return True
 
 
 def put_on_gpu(caches: Sequence[ImageCache], choice: str, device: torch.device) -> str:

@@ -16,7 +16,8 @@ import torch
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
-from hyperiqa.images.cache import ImageCache, build_once, half_built
+from hyperiqa.images.build_once import build_once, half_built
+from hyperiqa.images.cache import ImageCache
 
 FEATURE_FORMAT = 1  # raise it when what a row holds changes
 DTYPES: dict[str, type[np.floating]] = {"fp16": np.float16, "fp32": np.float32}

@@ -8,7 +8,7 @@ import torch
 from timm.models.swin_transformer import WindowAttention
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.model.hypernet import Backbone
+from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.timm_encoder import create
 
 # Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.

@@ -17,9 +17,10 @@ import huggingface_hub
 import timm
 import torch
 
-from hyperiqa.model import checkpoints
 from hyperiqa.base.errors import UserError
-from hyperiqa.model.hypernet import Backbone
+from hyperiqa.model import checkpoints
+from hyperiqa.model.backbone import Backbone
+from hyperiqa.model.pretrained import check_reachable
 
 STAGES = 4
 SMALLEST, FARTHEST = 32, 224  # pixels: the smallest patch, and how far from a size that is refused others are tried
@@ -88,7 +89,7 @@ def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
         near = difflib.get_close_matches(stem, timm.list_models(f"{stem[:3]}*") or timm.list_models(), n=3)
         raise UserError(f"timm {timm.__version__} has no such model{'; near: ' if near else ''}{', '.join(near)}")
     if pretrained and not in_hub_cache(name):
-        checkpoints.check_reachable(huggingface_hub.constants.ENDPOINT)
+        check_reachable(huggingface_hub.constants.ENDPOINT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -171,7 +172,7 @@ def _hub_architecture(name: str) -> dict[str, Any] | None:
     if not colon:
         return None
     if not in_hub_cache(name, ("config.json",)):
-        checkpoints.check_reachable(huggingface_hub.constants.ENDPOINT)
+        check_reachable(huggingface_hub.constants.ENDPOINT)
     try:
         if source == "local-dir":
             config = json.loads((Path(place) / "config.json").read_text())

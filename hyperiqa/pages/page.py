@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hyperiqa.base.files import write_whole
-from hyperiqa.training.run_files import plain
+from hyperiqa.base.plain_values import plain
 from hyperiqa.images.decode import from_pillow, read_header
 
 TEMPLATE = Path(__file__).with_name("page.html")

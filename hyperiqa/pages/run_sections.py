@@ -12,22 +12,21 @@ import scipy.stats
 import torch
 from tqdm import tqdm
 
-from hyperiqa.model import checkpoints
 from hyperiqa.base.errors import UserError
-from hyperiqa.training.run_files import read_records
-from hyperiqa.runs import reading
-from hyperiqa.runs.differences import Comparison, cannot_be_seen, sentence
-from hyperiqa.runs.reading import Entry, Measure, Run
-from hyperiqa.scoring.quality_model import QualityModel
-from hyperiqa.stats.metrics import RECORDED
-from hyperiqa.training.options import settings_again
-from hyperiqa.training.sets import RunData
-from hyperiqa.training.log import SilentLog
-from hyperiqa.scoring import certificate_checks
-from hyperiqa.runs import evidence
-from hyperiqa.scoring import maps
+from hyperiqa.model import checkpoints
 from hyperiqa.pages.page import Page, block
 from hyperiqa.pages.set_sections import Tested
+from hyperiqa.runs import footnotes, measures, standards_table
+from hyperiqa.runs.differences import Comparison, cannot_be_seen, sentence
+from hyperiqa.runs.measures import Entry, Measure
+from hyperiqa.runs.reading import Run
+from hyperiqa.scoring import certificate_checks, maps
+from hyperiqa.scoring.quality_model import QualityModel
+from hyperiqa.stats.metrics import RECORDED
+from hyperiqa.training.log import SilentLog
+from hyperiqa.training.options import settings_again
+from hyperiqa.training.run_files import read_records
+from hyperiqa.training.sets import RunData
 
 MAPS = 4  # in each level of quality
 
@@ -90,22 +89,22 @@ def all_tested(
 def add_runs(page: Page, entries: Sequence[Entry], measure: Measure, grouped: bool, compared: Sequence[Comparison],
              short: Mapping[str, str]) -> None:  # fmt: skip
     """The sections on runs: their table, differences, settings and curves."""
-    head, rows = reading.table(entries, measure, grouped)
+    head, rows = measures.table(entries, measure, grouped)
     table = block("table", head=head, rows=[[short[name], *cells] for name, *cells in rows], label="Runs")
     full = [f"{brief} = {name}" for name, brief in short.items() if name != brief]
-    page.section("Runs", table, block("text", lines=[*full, *evidence.footnotes(entries, measure)]))
+    page.section("Runs", table, block("text", lines=[*full, *footnotes.footnotes(entries, measure)]))
     lines = []
     for each in compared:
         lines.append(sentence(each, dict(short), len(compared), measure.higher_is_better))
         if unseen := cannot_be_seen(each):
             lines[-1] += f"; {unseen}"
     page.section(f"Differences in {measure.metric.upper()}", block("list", lines=lines) if lines else None)
-    head, rows = reading.settings_table(entries)
+    head, rows = measures.settings_table(entries)
     differ = [[short[name], *cells] for name, *cells in rows]
     page.section("Settings that differ", block("table", head=head, rows=differ) if len(head) > 1 else None)
     page.section("Curves", _curves(entries))
-    standards = [(short[e.name], of, found) for e in entries for of, found in evidence.of_entry(e).items()]
-    head, rows = evidence.table(standards, "run") if standards else ([], [])
+    standards = [(short[e.name], of, found) for e in entries for of, found in standards_table.of_entry(e).items()]
+    head, rows = standards_table.table(standards, "run") if standards else ([], [])
     page.section("Figures of the standards", block("table", head=head, rows=rows) if rows else None)
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 import scipy.ndimage
 
-from hyperiqa.stats import intervals
-from hyperiqa.stats import metrics
-from hyperiqa.runs.reading import shown_estimate
-from hyperiqa.training.batches import DecodedSet, test_patches
-from hyperiqa.stats.intervals import Estimate
+from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import read_header
-from hyperiqa.datasets.records import Record
 from hyperiqa.pages.page import Page, Source, block, cached
+from hyperiqa.runs.measures import shown_estimate
+from hyperiqa.stats import intervals, metrics, resampling
+from hyperiqa.stats.intervals import Estimate
+from hyperiqa.training.batches import DecodedSet
+from hyperiqa.training.patches import test_patches
 
 MOST_GROUPS, EXAMPLES = 300, 12
 WORST = "largest error"
@@ -168,7 +168,7 @@ def _against_measures(errors: np.ndarray, measures: Mapping[str, Sequence[float]
         found = []
         for each in (errors, abs(errors)):
             value = metrics.srcc(each, np.array(values))
-            draws = intervals.bootstrap("srcc", each, np.array(values), 1000)[:, 0]
+            draws = resampling.bootstrap("srcc", each, np.array(values), 1000)[:, 0]
             found.append(shown_estimate(Estimate(value, *intervals.percentile_interval(draws))))
         rows.append([name, *found])
     head = ["measure", "SRCC with the error", "SRCC with its size"]

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.stats import intervals
 from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.runs.reading import Entry, Measure
+from hyperiqa.runs.measures import Entry, Measure
+from hyperiqa.stats import intervals
 
 
 @dataclass(frozen=True)

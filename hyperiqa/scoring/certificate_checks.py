@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.training import certificate
-from hyperiqa.model import checkpoints
-from hyperiqa.training import engine
-from hyperiqa.base.command_line import called, without
+from hyperiqa.base.command_line import without
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import HERE
-from hyperiqa.training.run_files import read_predictions
-from hyperiqa.training.batches import SCORE_BATCH
-from hyperiqa.scoring.quality_model import QualityModel
-from hyperiqa.training.options import settings_again
+from hyperiqa.datasets.names import called
 from hyperiqa.datasets.records import Columns
-from hyperiqa.training.sets import RunData, look_alikes
-from hyperiqa.training.log import SilentLog
+from hyperiqa.model import checkpoints
 from hyperiqa.scoring import evaluation
+from hyperiqa.scoring.quality_model import QualityModel
+from hyperiqa.training import certificate, engine
+from hyperiqa.training.batches import SCORE_BATCH
+from hyperiqa.training.log import SilentLog
+from hyperiqa.training.options import settings_again
+from hyperiqa.training.run_files import read_predictions
+from hyperiqa.training.sets import RunData, look_alikes
 
 REPRODUCED, DIFFERS, UNCHECKED = "reproduced", "differs", "cannot be checked"
 TOLERANCE = 5e-5

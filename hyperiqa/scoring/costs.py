@@ -10,12 +10,13 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hyperiqa.scoring import quality_model
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import is_there
+from hyperiqa.model import factory
 from hyperiqa.model.fusion import FUSIONS
 from hyperiqa.model.hyper import HYPERS
 from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.scoring import quality_model
 
 BATCHES, WARM_UP, PASSES = (1, 32), 3, 30  # images at a time, passes before measuring, passes measured
 
@@ -32,7 +33,7 @@ def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
         raise UserError(f"--model {name}: expected {', '.join(FUSIONS)} or {', '.join(HYPERS)} after a +")
     else:
         head = {axes[choice]: choice for choice in choices}
-        net, side = quality_model.build({"backbone": backbone, "patch_size": patch_size, **head}), patch_size
+        net, side = factory.build({"backbone": backbone, "patch_size": patch_size, **head}), patch_size
     net = net.to(device).to(memory_format=torch.channels_last).eval()
     found: dict[str, Any] = {**operations(net, side), "patch_size": side, "seconds": {}}
     images = torch.zeros(BATCHES[-1], 3, side, side, device=device)

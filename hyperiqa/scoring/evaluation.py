@@ -11,22 +11,19 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hyperiqa.training import engine
-from hyperiqa.stats import intervals
-from hyperiqa.stats import metrics
-from hyperiqa.stats import standards
-from hyperiqa.training.certificate import trained_looks
-from hyperiqa.base.command_line import called, kind_of
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import HERE
-from hyperiqa.training.batches import DecodedSet, drop_bad_images
+from hyperiqa.datasets.names import called, kind_of, lower_sets
 from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
-from hyperiqa.scoring.quality_model import QualityModel
-from hyperiqa.stats.intervals import Estimate
-from hyperiqa.training.options import lower_sets
-from hyperiqa.images.cache import put_on_gpu
-from hyperiqa.images.decode import near_duplicates
 from hyperiqa.datasets.records import USUAL, Columns, DataSet, Record
+from hyperiqa.images.cache import put_on_gpu
+from hyperiqa.images.perceptual_hash import near_duplicates
+from hyperiqa.scoring.quality_model import QualityModel
+from hyperiqa.stats import intervals, metrics, resampling, standards
+from hyperiqa.stats.intervals import Estimate
+from hyperiqa.training import engine
+from hyperiqa.training.batches import DecodedSet, drop_bad_images
+from hyperiqa.training.certificate import trained_looks
 
 SPAQ_SETS = {"spaq", "spaq-official"}  # the test images of the public code's list, and the whole release
 # `fitted_` before a function of metrics.py: of the scores that the logistic has mapped to the set's scale.
@@ -142,7 +139,7 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
             metric = name.removeprefix("fitted_")
             scores = signed if metric == name else mapped
             value = math.nan if scores is None else metrics.FIGURES[metric].of(scores, mos)
-            draws = np.empty(0) if math.isnan(value) else intervals.bootstrap(metric, scores, mos, resamples)[:, 0]
+            draws = np.empty(0) if math.isnan(value) else resampling.bootstrap(metric, scores, mos, resamples)[:, 0]
             test.figures[name] = Estimate(value, *intervals.percentile_interval(draws))
     errors = [record.error for record in test.records]
     error = None if None in errors else np.array(errors)

@@ -9,11 +9,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
-from hyperiqa.model.checkpoints import HUB_MODEL, description_json, portable_state, save_safetensors
 from hyperiqa.base.errors import UserError, said_of
 from hyperiqa.base.files import write_whole
-from hyperiqa.scoring.quality_model import QualityModel
+from hyperiqa.model.checkpoints import HUB_MODEL, description_json, portable_state, save_safetensors
 from hyperiqa.scoring import certificate_checks
+from hyperiqa.scoring.quality_model import QualityModel
 
 TASK = "image-quality-assessment"
 TAGS = [TASK, "blind-image-quality-assessment", "no-reference", "hyperiqa"]

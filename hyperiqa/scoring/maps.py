@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from hyperiqa.base.errors import reading
 from hyperiqa.model.fusion import AttentionFusion
+from hyperiqa.model.target_net import TARGET_SIZES
 from hyperiqa.scoring.quality_model import ImageLike, QualityModel
-from hyperiqa.model.hypernet import TARGET_SIZES
 
 STEPS = 7  # of the dense grid, to a patch's side
 LAYERS = range(1, len(TARGET_SIZES))

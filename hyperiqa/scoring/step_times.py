@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from hyperiqa.training import processes
-from hyperiqa.training import engine
 from hyperiqa.base.device import Hardware, keep_freed_memory
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.scoring import costs
+from hyperiqa.training import engine, processes, whole_batch
 
 WARM_UP = 3
 PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")
@@ -25,7 +24,7 @@ def measure(
     `backward` has the sum of the processes' gradients with it, `forward` the augmentation. `patches` per second, over
     all processes; `used`: the share of `matrix`, the device's operations per second in large products of matrices, that
     these patches' products forward and backward are, by torch's count of one patch."""
-    processes.prepare(model)
+    whole_batch.prepare(model)
 
     def some(number: int) -> Iterator[dict]:
         return (batches[k % max(1, len(batches) - 1)] for k in range(number))

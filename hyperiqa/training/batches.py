@@ -2,104 +2,32 @@
 Everything random is addressed: an epoch's order, crops and augmentations are a pure function of (seed, epoch), so
 workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3), augmented where the model is."""
 
-import contextlib
-import hashlib
 import itertools
-import shutil
-import signal
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from hyperiqa.training.augmentations import DEFAULT, draw, trained_mos
-from hyperiqa.base.device import Hardware
 from hyperiqa.base.errors import UserError
-from hyperiqa.images.features import Features
-from hyperiqa.images.cache import ImageCache
 from hyperiqa.datasets.records import DataSet, Record
+from hyperiqa.images.cache import ImageCache
+from hyperiqa.images.features import Features
+from hyperiqa.training.augmentations import trained_mos
+from hyperiqa.training.patches import Patches, addressed_seed
 
-TEST_CROP_SEED = 20  # the public code draws its random test crops anew in every run; ours come from this seed
 SCORE_BATCH = 64
-SHARED_MEMORY = Path("/dev/shm")  # where Linux keeps what processes hand over
-WORKER_SECONDS = 300  # without a batch, after which the processes that cut them are taken to hang
 
 
-@dataclass(frozen=True)
-class Patches:
-    """Where patches lie: image number, top and left, each (n,), in the order of their use.
-    drawn: augmentation -> what it does to each patch, (n, …). address: (seed, epoch) of training patches. row: of
-    patches that stay the same in all epochs, the number of each among them."""
-
-    image: np.ndarray
-    top: np.ndarray
-    left: np.ndarray
-    drawn: Mapping[str, np.ndarray] = field(default_factory=dict)
-    address: tuple[int, ...] = ()
-    row: np.ndarray | None = None
-
-    def __len__(self) -> int:
-        return len(self.image)
-
-    def digest(self) -> str:
-        """Changes when a patch or its place in the order changes."""
-        arrays = [self.image, self.top, self.left, *(self.drawn[name] for name in sorted(self.drawn))]
-        return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
-def addressed_seed(*address: int) -> np.random.SeedSequence:
-    """The seed of an address such as (seed, epoch, step); different addresses are independent."""
-    return np.random.SeedSequence(address)
 
 
-def train_patches(
-    sizes: np.ndarray, patch_size: int, per_image: int | np.ndarray, seed: int, epoch: int,
-    augment: Mapping[str, float] = DEFAULT, fixed: bool = False
-) -> Patches:  # fmt: skip
-    """`per_image` random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
-    sizes: (n, 2) heights and widths. per_image: of all, or of each (n,). `seed` is the round's own, so round 2 of seed
-    7 is round 1 of seed 8. augment: name -> strength. fixed: the crops of epoch 0, which is no epoch, in the order of
-    this one."""
-    rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch)))
-    if fixed and epoch:
-        same = train_patches(sizes, patch_size, per_image, seed, 0, augment)
-        row = rng.permutation(len(same))
-        drawn = {name: each[row] for name, each in same.drawn.items()}
-        return Patches(same.image[row], same.top[row], same.left[row], drawn, (seed, epoch), row)
-    image = rng.permutation(np.repeat(np.arange(len(sizes)), per_image))
-    room = sizes[image] - patch_size + 1
-    top, left = (rng.random((len(image), 2)) * room).astype(np.int64).T
-    return Patches(image, top, left, draw(augment, rng, len(image)), (seed, epoch))
 
 
-def _grid(height: int, width: int, patch_size: int, number: int) -> list[tuple[int, int]]:
-    """(top, left) of `number` crops in the rows x columns that suit the image's shape best; coinciding ones once."""
-    shapes = [(rows, number // rows) for rows in range(1, number + 1) if number % rows == 0]
-    rows, columns = min(shapes, key=lambda s: abs(np.log(s[0] / s[1]) - np.log(height / width)))
-    rooms = (height - patch_size, rows), (width - patch_size, columns)
-    tops, lefts = (sorted({round(x) for x in (np.linspace(0, room, n) if n > 1 else [room / 2])}) for room, n in rooms)
-    return list(itertools.product(tops, lefts))
 
 
-def test_patches(sizes: np.ndarray, patch_size: int, crop: str = "center", number: int = 25) -> Patches:
-    """The distinct crops that an image is scored on, image by image.
-    center: one (all `number` would be the same); grid: `number` on a regular grid; random: `number` by a fixed seed."""
-    rows = []
-    for i, (height, width) in enumerate(sizes):
-        if crop == "center":
-            places = [(round((height - patch_size) / 2), round((width - patch_size) / 2))]
-        elif crop == "grid":
-            places = _grid(height, width, patch_size, number)
-        else:
-            rng = np.random.Generator(np.random.PCG64(addressed_seed(TEST_CROP_SEED, i)))
-            room = np.array([height, width]) - patch_size + 1
-            places = [tuple(p) for p in (rng.random((number, 2)) * room).astype(np.int64)]
-        rows += [(i, top, left) for top, left in places]
-    image, top, left = np.array(rows, np.int64).reshape(-1, 3).T
-    return Patches(image, top, left)
 
 
 class JoinedCache:
@@ -238,61 +166,11 @@ def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
     return text if bad else ""
 
 
-def fitting_workers(wanted: int, batch_bytes: int) -> tuple[int, str]:
-    """(how many of the wanted processes have room for their batches, "" or why not all): each holds two batches of
-    `batch_bytes` in shared memory (Docker gives 64 MB), and some twenty open files; one batch more is in use."""
-    limits = [(wanted, "")]
-    if SHARED_MEMORY.is_dir():
-        free = shutil.disk_usage(SHARED_MEMORY).free
-        fitting = int(0.9 * free / max(batch_bytes, 1) - 1) // 2
-        limits.append((fitting, f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free"))
-    with contextlib.suppress(ImportError, ValueError, OSError):  # another system
-        import resource
-
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-        limits += [((hard - 100) // 20, f"{hard} files may be open")] if hard >= 0 else []
-    number, why = min(limits)
-    return max(0, number), f"--workers {wanted}: room for {max(0, number)}, as {why}" if why else ""
 
 
-def fewer_workers(hardware: Hardware, batch_size: int, patch_size: int) -> str:
-    """Where fewer processes than wanted have room for batches of patches: how many, and why; else ""."""
-    return fitting_workers(hardware.workers, 3 * batch_size * patch_size**2)[1]
 
 
-@contextlib.contextmanager
-def workers_watched() -> Iterator[None]:
-    """A process that cuts patches and dies or hangs becomes a UserError."""
-    try:
-        yield
-    except (RuntimeError, OSError) as problem:
-        said = str(problem)
-        ends = {
-            "gave nothing": said.startswith("DataLoader timed out"), "died": said.startswith("DataLoader worker"),
-            "opened too many files": "ancdata" in said or "Too many open files" in said,
-        }  # fmt: skip
-        if (how := next((how for how, so in ends.items() if so), None)) is None:
-            raise
-        hint = "--workers 0 cuts them in the run's own, --resume auto goes on"
-        raise UserError(f"a process that cuts patches {how} ({said.splitlines()[0]}); {hint}") from None
 
 
-def make_loader(batches: PatchBatches, hardware: Hardware, start: int = 0, stride: int = 1) -> Iterable[dict]:
-    """The batches from number `start` on, each or every `stride`-th, in order, cut by `hardware.workers` processes (0:
-    in this one), or as many of them as have room. Crops of images that lie on the GPU are cut there, by this process,
-    whatever `workers` says."""
-    numbers = range(start, len(batches), stride)
-    if batches.on_device:
-        return (batches[b] for b in numbers)
-    workers = fitting_workers(min(hardware.workers, len(numbers)), batches.bytes)[0]
-    processes: Any = dict(num_workers=workers, pin_memory=hardware.device.type == "cuda")
-    if workers:
-        processes |= dict(worker_init_fn=_leave_signals_to_the_run, timeout=WORKER_SECONDS)
-    return torch.utils.data.DataLoader(batches, batch_size=None, sampler=numbers, **processes)
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the run decides when its workers stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -19,15 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.training import processes
-from hyperiqa.stats import intervals
-from hyperiqa.model.checkpoints import digest, find_model, load_model
 from hyperiqa.base.device import Hardware
-from hyperiqa.base.files import HERE
-from hyperiqa.training.run_files import Prediction, plain
-from hyperiqa.training.batches import DecodedSet
+from hyperiqa.base.files import CHECKOUT, IS_CHECKOUT
+from hyperiqa.base.plain_values import plain
+from hyperiqa.base.version import git, versions
+from hyperiqa.model.checkpoints import digest, find_model, load_model
+from hyperiqa.stats import intervals, resampling
 from hyperiqa.stats.metrics import FIGURES, RECORDED
-from hyperiqa.training.log import git, versions
+from hyperiqa.training import processes
+from hyperiqa.training.batches import DecodedSet
+from hyperiqa.training.run_files import Prediction
 
 FORMAT, RESAMPLES = 1, 1000
 
@@ -39,9 +40,10 @@ def digest_of(content: object) -> str:
 @functools.cache
 def code() -> dict[str, Any]:
     """The digest of this program's own files, the commit, and whether files were changed since (None: no checkout)."""
-    files = sorted(path for place in (HERE, *HERE.glob("[a-z]*/")) for path in place.glob("*.py"))
-    own = [p for p in files if p.parent == HERE or (p.parent / "__init__.py").exists()]
-    sources = [[str(path.relative_to(HERE)), hashlib.sha256(path.read_bytes()).hexdigest()] for path in own]
+    files = list((CHECKOUT / "hyperiqa").rglob("*.py"))
+    if IS_CHECKOUT:  # the folder of an installed package holds other projects' files too
+        files += CHECKOUT.glob("*.py")
+    sources = [[path.relative_to(CHECKOUT).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(files)]
     status = git("status", "--porcelain", "--untracked-files=no")
     return {"sources": digest_of(sources), "changed": None if status is None else bool(status), **versions()}
 
@@ -66,7 +68,7 @@ def with_intervals(tested: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[
     """Part -> (scores, MOS) to part -> figure -> [value, low, high], 95 % bootstrap over images."""
     found = {}
     for part, (scores, mos) in tested.items():
-        draws = {name: intervals.bootstrap(name, scores, mos, RESAMPLES)[:, 0] for name in RECORDED}
+        draws = {name: resampling.bootstrap(name, scores, mos, RESAMPLES)[:, 0] for name in RECORDED}
         bounds = {name: intervals.percentile_interval(each) for name, each in draws.items()}
         found[part] = {name: [FIGURES[name].of(scores, mos), *bounds[name]] for name in RECORDED}
     return found

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hyperiqa.training import processes
-from hyperiqa.stats import metrics
-from hyperiqa.training.augmentations import AUGMENTATIONS, augmented, mixed
 from hyperiqa.base.device import Hardware
-from hyperiqa.training.batches import SCORE_BATCH, DecodedSet, PatchBatches, make_loader, test_patches, workers_watched
+from hyperiqa.datasets.records import Record
 from hyperiqa.model.fusion import StageMaps
 from hyperiqa.model.hypernet import HyperNet
-from hyperiqa.datasets.records import Record
+from hyperiqa.stats import metrics
+from hyperiqa.training import processes, whole_batch
+from hyperiqa.training.augmentations import AUGMENTATIONS, augmented, mixed
+from hyperiqa.training.batches import SCORE_BATCH, DecodedSet, PatchBatches
+from hyperiqa.training.loaders import make_loader, workers_watched
+from hyperiqa.training.patches import test_patches
 
 READ_EVERY = 10  # steps between two looks at the losses on a GPU, where each makes the host wait for the device
 Criterion = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
@@ -95,13 +97,13 @@ def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.
 def taught(loader: Iterable[dict], teacher: HyperNet, hardware: Hardware) -> Iterator[dict]:
     """The loader's batches with `teacher` (N,): the scores that another model, in eval mode, gives the same patches."""
     for batch in loader:
-        processes.begin_step(len(batch["mos"]))
+        whole_batch.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
         patches = augmented(batch)  # once, for both models
         batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS} | {"patches": patches}
         with hardware.autocast():
             scores = teacher(to_model_input(teacher, batch))["scores"].float()
-        yield batch | processes.gathered({"teacher": scores})
+        yield batch | whole_batch.gathered({"teacher": scores})
 
 
 @workers_watched()
@@ -118,15 +120,15 @@ def train_one_epoch(
     for batch in loader:
         if "seed" in batch:
             torch.manual_seed(batch["seed"])
-        processes.begin_step(len(batch["mos"]))
+        whole_batch.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
         # Now, not before the backward pass: kept beside the activations they would scatter the free memory.
         optimizer.zero_grad(set_to_none=True)
         with hardware.autocast():
-            outputs = processes.gathered(model(to_model_input(model, batch)))
+            outputs = whole_batch.gathered(model(to_model_input(model, batch)))
         losses = criterion(outputs, batch)
         losses["loss"].backward()
-        processes.sum_gradients()
+        whole_batch.sum_gradients()
         optimizer.step()
         progress.add(losses, outputs["scores"], batch["mos"])
         del outputs, losses  # which lie where the activations were

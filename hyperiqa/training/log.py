@@ -4,43 +4,29 @@ import io
 import itertools
 import json
 import os
-import platform
-import subprocess
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 from filelock import FileLock, Timeout
 
-from hyperiqa.base.version import VERSION
 from hyperiqa.base import cluster
 from hyperiqa.base.device import Hardware
 from hyperiqa.base.errors import UserError
-from hyperiqa.base.files import HERE, write_whole
-from hyperiqa.training.run_files import Prediction, plain, shown, write_predictions
+from hyperiqa.base.files import write_whole
+from hyperiqa.base.plain_values import plain, shown
+from hyperiqa.base.version import versions
 from hyperiqa.stats.metrics import RECORDED, medians
+from hyperiqa.training.run_files import Prediction, write_predictions
 
 UNSAID = ("demo_defaults", "trained", *cluster.SETTINGS)  # said otherwise, or no matter of the run's
 
 
-def git(*words: str) -> str | None:
-    """What git says of this program's own files; None where they are no checkout."""
-    try:
-        command = ["git", "-C", str(HERE), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
-def versions() -> dict[str, str]:
-    """Versions of this program and of what figures depend on, and the git commit (`unknown` outside a checkout)."""
-    found = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")}
-    commit = git("rev-parse", "HEAD") or "unknown"
-    return {"hyperiqa": VERSION, "python": platform.python_version(), **found, "commit": commit}
 
 
 class RunLog:

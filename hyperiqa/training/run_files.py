@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from hyperiqa.base.errors import UserError, reading
 from hyperiqa.base.files import write_whole
@@ -22,22 +20,8 @@ PREDICTIONS = ["dataset", "image", "mos", "score"]
 Prediction = tuple[str, str, float, float]
 
 
-def plain(value: object) -> Any:
-    """A value as JSON knows it: nan becomes null, paths strings, tuples lists."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if isinstance(value, (str, int, bool, type(None))) else str(value)
 
 
-def shown(value: object) -> str:
-    """A setting as a person reads it, on one line."""
-    if isinstance(value, Mapping):
-        value = [str(key) if item is None else f"{key}={item}" for key, item in value.items()]
-    return ",".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
 
 
 def read_records(path: Path) -> list[dict]:

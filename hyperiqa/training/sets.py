@@ -5,7 +5,7 @@ import math
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,53 +15,23 @@ import timm
 import torch
 import torchvision
 
+from hyperiqa.base.errors import UserError, first_five
+from hyperiqa.base.files import HERE
+from hyperiqa.base.plain_values import plain
+from hyperiqa.datasets.names import lower_sets
+from hyperiqa.datasets.readers import read_cross_tests, reader_of
+from hyperiqa.datasets.records import Columns, DataSet, take_validation
+from hyperiqa.datasets.scales import scale_of
+from hyperiqa.images.cache import put_on_gpu
+from hyperiqa.images.features import check_room
+from hyperiqa.images.perceptual_hash import near_duplicates
 from hyperiqa.model import checkpoints
 from hyperiqa.stats import intervals
 from hyperiqa.training.augmentations import draw_mixing, label_noise
-from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.base.files import HERE
-from hyperiqa.training.run_files import plain
-from hyperiqa.training.batches import SCORE_BATCH, DecodedSet, JoinedCache, PatchBatches, addressed_seed, drop_bad_images, test_patches, train_patches
-from hyperiqa.images.features import check_room
-from hyperiqa.datasets.readers import read_cross_tests, reader_of
-from hyperiqa.training.options import lower_sets, stored_features
-from hyperiqa.images.cache import put_on_gpu
-from hyperiqa.images.decode import near_duplicates
-from hyperiqa.datasets.records import Columns, DataSet, take_validation
+from hyperiqa.training.batches import SCORE_BATCH, DecodedSet, JoinedCache, PatchBatches, drop_bad_images
 from hyperiqa.training.log import RunLog
-
-
-@dataclass(frozen=True)
-class Scale:
-    """From a data set's own scores to those that are trained on: factor * score + offset."""
-
-    factor: float = 1.0
-    offset: float = 0.0
-
-    def common(self, scores: np.ndarray) -> np.ndarray:
-        return self.factor * scores + self.offset
-
-    def own(self, scores: np.ndarray) -> np.ndarray:
-        return (scores - self.offset) / self.factor
-
-
-def scale_of(data: DataSet, main: DataSet, how: str | None) -> Scale:
-    """How a set's scores meet the others', by `--mix_scale`; `main` is the first set. Raises UserError."""
-    if how == "range":
-        low, high = data.range if data.higher_is_better else reversed(data.range)
-        factor = 100 / ((high - low) or 1)
-        return Scale(factor, -factor * low)
-    same_way = data.higher_is_better == main.higher_is_better
-    if data is main or (how == "none" and same_way):
-        return Scale()
-    if how == "none":
-        means = {True: "quality", False: "badness"}
-        one, other = (means[each.higher_is_better] for each in (main, data))
-        said = f"the scores of {main.name} mean {one}, those of {data.name} {other}"
-        raise UserError(f"--mix_scale none: {said}; expected one direction, or first or range")
-    theirs, first = (np.array([record.score for record in each.split("train")]) for each in (data, main))
-    factor = (1 if same_way else -1) * first.std() / (theirs.std() or 1)
-    return Scale(float(factor), float(first.mean() - factor * theirs.mean()))
+from hyperiqa.training.options import stored_features
+from hyperiqa.training.patches import addressed_seed, test_patches, train_patches
 
 
 class RunData:

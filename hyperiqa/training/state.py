@@ -1,6 +1,8 @@
 """What a run must remember to go on exactly where it was, and finding the run to go on with."""
 
 import math
+import os
+import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +11,15 @@ from typing import Any
 
 import torch
 
-from hyperiqa.training import processes
-from hyperiqa.model.checkpoints import load_last, newest_round, save_last
 from hyperiqa.base.errors import NothingToDo, UserError
-from hyperiqa.training.run_files import Prediction, plain, read_records
+from hyperiqa.base.plain_values import plain
+from hyperiqa.model.checkpoints import load, save
+from hyperiqa.training import processes
 from hyperiqa.training.engine import EpochProgress
-from hyperiqa.training.schedules import make_schedule
-from hyperiqa.training.options import figure_settings
 from hyperiqa.training.log import RunLog, SilentLog
+from hyperiqa.training.options import figure_settings
+from hyperiqa.training.run_files import Prediction, read_records
+from hyperiqa.training.schedules import make_schedule
 
 LOCK_PATIENCE = 8  # seconds; the workers of a killed run hold its lock until they notice
 
@@ -232,3 +235,36 @@ def _at(log: RunLog, state: dict, note: str) -> dict:
     note += "\n" if note else ""
     log.show(f"{note}Resuming {log.name}: round {state['round']}, epoch {state['epoch']}{step}")
     return state
+
+
+def save_last(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write `last.pt`; the one before stays as `previous.pt`. At every moment one of them is whole."""
+    last, spare = folder / "last.pt", folder / ".previous.pt.tmp"
+    if last.exists():
+        spare.unlink(missing_ok=True)
+        try:
+            os.link(last, spare)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(last, spare)
+        spare.replace(folder / "previous.pt")
+    save(last, state)
+
+
+def load_last(folder: Path) -> tuple[dict[str, Any], str]:
+    """The state that `save_last` wrote, and what to tell the user where `last.pt` was damaged (else "").
+    Raises UserError where neither file can be read."""
+    try:
+        return load(folder / "last.pt"), ""
+    except UserError as damage:
+        previous = folder / "previous.pt"
+        if not previous.exists():
+            raise
+        state = load(previous)
+        previous.replace(folder / "last.pt")  # or the next save would put the damaged one where the good one lies
+        return state, f"{damage}; falling back to previous.pt"
+
+
+def newest_round(folder: Path) -> Path:
+    """Where a run's newest `last.pt` lies: its folder, or that of its last round (`round2`, `round3`, …)."""
+    rounds = sorted(folder.glob("round*/last.pt"), key=lambda path: int(path.parent.name.removeprefix("round")))
+    return rounds[-1].parent if rounds else folder

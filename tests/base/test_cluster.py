@@ -10,8 +10,8 @@ import pytest
 from helpers import write_koniq
 from processes import ROOT, assert_same_but_for_stops, results
 
-from hyperiqa.base.command_line import Flags, without
 from hyperiqa.base.cluster import OWN, Cluster, cluster_flags
+from hyperiqa.base.command_line import Flags, without
 from hyperiqa.base.errors import UserError
 
 pytest.importorskip("submitit")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize(
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
     [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"OMP_WAIT_POLICY": ""}, "None")],
 )  # fmt: skip
 def test_threads_spin_shortly_unless_the_user_has_said_otherwise(own, expected):
-    script = "import os, sys; from common.cli import run_tool; run_tool(lambda: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules))"
+    script = "import os, sys; from hyperiqa.base.command_line import run_tool; run_tool(lambda: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules))"
     usual = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, env={**usual, **own}, capture_output=True, text=True, check=True

@@ -9,7 +9,17 @@ import scipy.io
 from helpers import cells, write_book
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets.formats import aligned, cell_text, number, read_json_scores, read_lines, read_mat, read_sheet, read_table, under_header  # fmt: skip
+from hyperiqa.datasets.formats import (  # fmt: skip
+    aligned,
+    cell_text,
+    number,
+    read_json_scores,
+    read_lines,
+    read_mat,
+    read_sheet,
+    read_table,
+    under_header,
+)
 
 
 def test_mat_arrays_of_either_shape(tmp_path):

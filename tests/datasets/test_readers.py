@@ -11,7 +11,9 @@ from helpers import score_of, write_book, write_dir, write_images, write_koniq, 
 from releases import CSIQ_HEADER, RELEASES, write_csiq, write_live, write_official_spaq
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets.readers import DEFAULT_RESIZE, READERS, Demo, KonIQ10k, find_spaq
+from hyperiqa.datasets.authentic import KonIQ10k
+from hyperiqa.datasets.demo import Demo
+from hyperiqa.datasets.readers import DEFAULT_RESIZE, READERS, find_spaq
 from hyperiqa.datasets.records import Columns, DataSet, take_validation
 
 
@@ -592,7 +594,7 @@ def test_a_set_that_comes_as_a_workbook_says_what_to_install(form, file, tmp_pat
     RELEASES[form][0](write_dir(tmp_path))
     code = (
         "import sys; sys.modules['openpyxl'] = None\n"
-        "from folders import READERS\nfrom common.cli import run_tool\n"
+        "from hyperiqa.datasets.readers import READERS\nfrom hyperiqa.base.command_line import run_tool\n"
         f"run_tool(lambda: READERS[{form.split()[0]!r}]({str(tmp_path)!r}).read())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets.records import DataSet, Reader, Record, Row, take_validation
+from hyperiqa.datasets.reader import Reader
+from hyperiqa.datasets.records import DataSet, Record, Row, take_validation
 
 
 def test_a_validation_fraction_takes_whole_groups_of_the_training_images():
@@ -71,5 +72,5 @@ def test_a_test_on_all_images_draws_no_split(tmp_path):
 
 def test_readers_are_light_to_import():
     """The train scripts check their flags with the readers' names before anything heavy is imported."""
-    code = "import sys, folders; print(sorted({'torch', 'scipy', 'openpyxl', 'PIL'} & set(sys.modules)))"
+    code = "import sys, hyperiqa.datasets.readers; print(sorted({'torch', 'scipy', 'openpyxl', 'PIL'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from hyperiqa.base.errors import UserError
 from hyperiqa.images import cache as reading_cache
 from hyperiqa.images.cache import ImageCache
-from hyperiqa.images.decode import decode, look, near_duplicates, read_header, resize_image, resized_size
+from hyperiqa.images.decode import decode, read_header, resize_image, resized_size
+from hyperiqa.images.perceptual_hash import look, near_duplicates
 
 
 @pytest.fixture

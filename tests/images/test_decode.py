@@ -11,7 +11,7 @@ import torchvision.transforms as T
 from helpers import jpeg_bytes, picture
 from PIL import Image, ImageOps
 
-from hyperiqa.images import decode
+from hyperiqa.images import decode as images
 from hyperiqa.images.decode import decode, fitted_size, from_pillow, load_image, read_header, resize_image, resized_size
 
 
@@ -49,7 +49,7 @@ def test_decoding_is_bit_identical_to_pillow(tmp_path, mode, name, options):
 def test_pillow_decodes_alone_to_the_same_pixels(tmp_path, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(jpeg_bytes())
     with_torchvision = decode(tmp_path / "a.jpg")
-    monkeypatch.setattr(decode, "decode_image", None)
+    monkeypatch.setattr(images, "decode_image", None)
     assert np.array_equal(decode(tmp_path / "a.jpg"), with_torchvision)
 
 
@@ -204,7 +204,7 @@ def test_an_orientation_that_is_none_is_upright(tmp_path, value):
 
 def fates(folder):
     """What became of each file of a folder in a process that decodes them all; fails where it crashed."""
-    command = [sys.executable, "-W", "ignore", Path(__file__).with_name("fuzz.py"), folder]
+    command = [sys.executable, "-W", "ignore", fuzz.__file__, folder]
     root = Path(__file__).parents[2]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": str(root)}, timeout=1200)
     lines = done.stdout.decode(errors="replace").splitlines()

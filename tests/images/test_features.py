@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import write_images
 
-from hyperiqa.images import features
 from hyperiqa.base.errors import Interrupted, UserError
-from hyperiqa.images.features import Features, check_room
+from hyperiqa.images import features as feature_cache
 from hyperiqa.images.cache import ImageCache
+from hyperiqa.images.features import Features, check_room
 
 ROWS, WIDTH, BATCH = 10, 6, 4
 WANTED = np.random.default_rng(0).normal(0, 9, (ROWS, WIDTH)).astype(np.float32)
@@ -118,6 +118,6 @@ def test_features_of_images_that_changed_go_when_new_ones_come(cache):
 
 
 def test_the_names_of_the_precisions_are_the_flags():
-    from hyperiqa.training.options import FEATURE_DTYPES
+    from hyperiqa.training.flags import FEATURE_DTYPES
 
-    assert (*features.DTYPES, "none") == FEATURE_DTYPES
+    assert (*feature_cache.DTYPES, "none") == FEATURE_DTYPES

@@ -14,11 +14,13 @@ import timm
 import torch
 import torchvision
 
-from hyperiqa.model import checkpoints
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
-from hyperiqa.model.hypernet import HyperNet, ResNetBackbone
+from hyperiqa.model import checkpoints, pretrained
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.resnet import ResNetBackbone
 from hyperiqa.model.swin import SwinBackbone
+from hyperiqa.training.state import load_last, save_last
 
 DESCRIPTION = {
     "backbone": "resnet18", "fusion": "none", "patch_size": 64, "resize": "72", "exif_rotate": True,
@@ -78,11 +80,11 @@ def test_the_description_survives_a_tensors_only_load_and_a_strict_one(tmp_path)
 
 def test_a_damaged_state_never_takes_the_place_of_the_good_one(tmp_path):
     for n in (1, 2):
-        checkpoints.save_last(tmp_path, {"n": n})
+        save_last(tmp_path, {"n": n})
     (tmp_path / "last.pt").write_bytes(b"damaged")
-    state, note = checkpoints.load_last(tmp_path)
+    state, note = load_last(tmp_path)
     assert state == {"n": 1} and note.endswith("falling back to previous.pt")
-    checkpoints.save_last(tmp_path, {"n": 3})
+    save_last(tmp_path, {"n": 3})
     assert [checkpoints.load(tmp_path / f"{name}.pt")["n"] for name in ("previous", "last")] == [1, 3]
 
 
@@ -351,7 +353,7 @@ def test_backbone_weights_of_torchvision_and_timm(tmp_path):
     torch.save(resnet.state_dict(), tmp_path / "resnet.pth")
     backbone = ResNetBackbone("resnet18")
     lda = backbone.lda1_fc.weight.clone()
-    checkpoints.load_backbone_weights(backbone, tmp_path / "resnet.pth")
+    pretrained.load_backbone_weights(backbone, tmp_path / "resnet.pth")
     assert torch.equal(backbone.layer4[1].conv2.weight, resnet.layer4[1].conv2.weight)
     assert torch.equal(backbone.bn1.running_mean, resnet.bn1.running_mean)
     assert torch.equal(backbone.lda1_fc.weight, lda)
@@ -359,15 +361,15 @@ def test_backbone_weights_of_torchvision_and_timm(tmp_path):
     swin = timm.create_model("swin_tiny_patch4_window7_224")
     torch.save({"model": swin.state_dict()}, tmp_path / "swin.pth")
     backbone = SwinBackbone("swin_tiny_patch4_window7_224")
-    checkpoints.load_backbone_weights(backbone, tmp_path / "swin.pth")
+    pretrained.load_backbone_weights(backbone, tmp_path / "swin.pth")
     theirs = swin.layers[3].blocks[1].mlp.fc2.weight
     assert torch.equal(backbone.backbone.layers_3.blocks[1].mlp.fc2.weight, theirs)
 
     with pytest.raises(UserError, match=r"swin.pth: \d+ of the backbone's \d+ tensors are missing or of another shape"):
-        checkpoints.load_backbone_weights(ResNetBackbone("resnet18"), tmp_path / "swin.pth")
+        pretrained.load_backbone_weights(ResNetBackbone("resnet18"), tmp_path / "swin.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="list.pth: expected a state dict"):
-        checkpoints.load_backbone_weights(backbone, tmp_path / "list.pth")
+        pretrained.load_backbone_weights(backbone, tmp_path / "list.pth")
 
 
 def test_a_server_that_never_answers_is_noticed_in_time():
@@ -375,7 +377,7 @@ def test_a_server_that_never_answers_is_noticed_in_time():
     with socket.create_server(("127.0.0.1", 0)) as server:
         start, url = time.monotonic(), f"http://127.0.0.1:{server.getsockname()[1]}/weights.pth"
         with pytest.raises(OSError, match="does not answer|timed out"):
-            checkpoints.check_reachable(url, seconds=1)
+            pretrained.check_reachable(url, seconds=1)
     assert time.monotonic() - start < 5
     with pytest.raises(OSError, match="refused"):
-        checkpoints.check_reachable(url)
+        pretrained.check_reachable(url)

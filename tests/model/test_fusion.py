@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hyperiqa.training import options
 from hyperiqa.model.fusion import FUSIONS
+from hyperiqa.training import flags
 
 CHANNELS, SIDES = (3, 5, 6, 8), (28, 14, 7, 7)
 
@@ -64,4 +64,4 @@ def test_every_fusion_takes_a_plain_encoders_maps_and_trains_all_that_it_has(nam
 
 
 def test_which_fusions_need_whole_maps_is_known_before_torch_is():
-    assert {name for name, fuse in FUSIONS.items() if not fuse.pools} == set(options.WHOLE_MAPS)
+    assert {name for name, fuse in FUSIONS.items() if not fuse.pools} == set(flags.WHOLE_MAPS)

@@ -32,7 +32,7 @@ def test_the_transformer_is_two_layers_of_torchs_own_over_tokens_of_all_stages()
 def test_each_body_is_a_model_that_trains_all_of_itself_and_scores_stored_maps_as_pixels():
     for name in HYPERS:
         torch.manual_seed(1)
-        model = HyperNet(factory.build("resnet18", patch_size=64), "concat", name)
+        model = HyperNet(factory.build_backbone("resnet18", patch_size=64), "concat", name)
         images = torch.randn(4, 3, 64, 64)
         model(images)["scores"].square().sum().backward()
         head = model.parameter_groups()["head"]

@@ -4,8 +4,9 @@ import torch
 from helpers import fill_by_recipe, recipe_images
 
 from hyperiqa.model import factory
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.target_net import TARGET_SIZES, TargetNet
 from hyperiqa.scoring import quality_model
-from hyperiqa.model.hypernet import TARGET_SIZES, HyperNet, TargetNet
 
 # Measured on the public implementations: weights by recipe, eval mode, four images, seed 0, fp32.
 GOLDEN = {
@@ -52,7 +53,7 @@ FIRST_BACKBONE_KEYS = {
 
 
 def build(name: str, fusion: str = "none", patch_size: int = 224) -> HyperNet:
-    return HyperNet(factory.build(name, patch_size=patch_size), fusion)
+    return HyperNet(factory.build_backbone(name, patch_size=patch_size), fusion)
 
 
 def public_head(prefix: str, channels: tuple[int, ...], hidden: tuple[int, int]) -> dict[str, tuple[int, ...]]:
@@ -211,7 +212,7 @@ def test_averaged_stage_maps_score_as_the_images_do(name, fusion, patch_size):
 
 def test_averaged_stage_maps_of_swin_t_are_as_few_as_stated():
     with torch.device("meta"):
-        model = HyperNet(factory.build("swin_tiny_patch4_window7_224"))
+        model = HyperNet(factory.build_backbone("swin_tiny_patch4_window7_224"))
     assert sum(model.pools.values()) == 96 * 64 + 192 * 16 + 384 * 4 + 768 * 50 == 49152
 
 
@@ -228,7 +229,7 @@ def test_rescaling_is_a_change_of_the_last_layer():
 def test_dropout_lies_where_smart_iqa_has_it():
     """Against the model in parts: a mask on what the generators see, and one after each of three layers."""
     torch.manual_seed(0)
-    model = HyperNet(factory.build("resnet18", patch_size=64), dropout=0.3)
+    model = HyperNet(factory.build_backbone("resnet18", patch_size=64), dropout=0.3)
     model.backbone.eval()
     images = torch.randn(4, 3, 64, 64)
     maps = model.backbone.stage_maps(images)
@@ -258,7 +259,7 @@ def test_dropout_lies_where_smart_iqa_has_it():
 def test_drop_path_leaves_blocks_out_by_image_while_training(name):
     """Copies of one image come out alike without it and not with it; scoring leaves nothing out."""
     torch.manual_seed(0)
-    plain, dropping = (factory.build(name, patch_size=64, drop_path=rate) for rate in (0.0, 0.9))
+    plain, dropping = (factory.build_backbone(name, patch_size=64, drop_path=rate) for rate in (0.0, 0.9))
     dropping.load_state_dict(plain.state_dict())
     images = torch.randn(1, 3, 64, 64).repeat(8, 1, 1, 1)
     for backbone in (plain, dropping):
@@ -277,7 +278,7 @@ def test_stochastic_depth_of_a_resnet_is_timms():
     theirs = timm.create_model("resnet50", drop_path_rate=0.7)
     theirs = [b for s in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4) for b in s]
     rates = [block.drop_path.drop_prob if block.drop_path else 0.0 for block in theirs]
-    blocks = [b for s in (1, 2, 3, 4) for b in getattr(factory.build("resnet50", drop_path=0.7), f"layer{s}")]
+    blocks = [b for s in (1, 2, 3, 4) for b in getattr(factory.build_backbone("resnet50", drop_path=0.7), f"layer{s}")]
     assert len(rates) == len(blocks) == 16
     for rate, block in zip(rates, blocks):
         (hook,) = block.bn3._forward_hooks.values()

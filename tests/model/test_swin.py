@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hyperiqa.model import swin
 from hyperiqa.base.errors import UserError
+from hyperiqa.model import swin
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone
 

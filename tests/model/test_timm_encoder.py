@@ -7,13 +7,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from hyperiqa.model import factory
-from hyperiqa.model import checkpoints
-from hyperiqa.scoring import quality_model
 from hyperiqa.base.errors import UserError
-from hyperiqa.training.losses import QualityLoss
+from hyperiqa.model import checkpoints, factory
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.timm_encoder import TimmBackbone
+from hyperiqa.training.losses import QualityLoss
 
 # name, the side of its patches, channels and sides of its four stage maps, whether they go through the final norm
 FAMILIES = [
@@ -42,7 +40,7 @@ SLOW_FAMILIES = [
 )
 def test_every_family_gives_its_stage_maps_and_takes_a_step(name, side, channels, sides, normed):
     torch.manual_seed(0)
-    model = HyperNet(factory.build(name, patch_size=side), "concat")
+    model = HyperNet(factory.build_backbone(name, patch_size=side), "concat")
     images, mos = torch.randn(2, 3, side, side), torch.tensor([20.0, 80.0])
     maps = model.backbone.stage_maps(images)
     assert [tuple(m.shape) for m in maps] == [(2, c, s, s) for c, s in zip(channels, sides)]
@@ -70,7 +68,7 @@ def test_plain_encoders_give_evenly_spaced_blocks_as_timm_itself_shows_them():
 
 def test_the_default_encoder_starts_from_its_packages_imagenet_weights():
     weights = torch.load(next(Path(package.__file__).parent.glob("models/*.pth")), weights_only=True)
-    backbone = factory.build("tf_efficientnet_lite0", pretrained=True)
+    backbone = factory.build_backbone("tf_efficientnet_lite0", pretrained=True)
     own = backbone.backbone.state_dict()
     assert torch.equal(own["conv_stem.weight"], weights["_conv_stem.weight"])
     assert torch.equal(own["bn1.running_var"], weights["_bn0.running_var"])
@@ -94,14 +92,14 @@ def test_the_default_encoder_starts_from_its_packages_imagenet_weights():
 )
 def test_what_cannot_serve_is_said_in_one_line(name, side, said):
     with pytest.raises(UserError, match=said) as found:
-        factory.build(name, patch_size=side)
+        factory.build_backbone(name, patch_size=side)
     assert "\n" not in str(found.value)
 
 
 def test_what_has_no_pretrained_weights_says_so():
     name = next(m for m in timm.list_models() if timm.get_pretrained_cfg(m).hf_hub_id is None and "vit_" in m)
     with pytest.raises(UserError, match="it has no pretrained weights: add --no_pretrained|cannot be downloaded"):
-        factory.build(name, pretrained=True)
+        factory.build_backbone(name, pretrained=True)
 
 
 def test_a_model_of_a_hub_is_rebuilt_without_it(tmp_path):
@@ -110,11 +108,11 @@ def test_a_model_of_a_hub_is_rebuilt_without_it(tmp_path):
     theirs = timm.create_model("test_vit", num_classes=5, depth=8)
     theirs.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     timm.models.save_for_hf(theirs, tmp_path / "theirs", model_args={"depth": 8})
-    backbone = factory.build(f"local-dir:{tmp_path / 'theirs'}", pretrained=True, patch_size=160)
+    backbone = factory.build_backbone(f"local-dir:{tmp_path / 'theirs'}", pretrained=True, patch_size=160)
     assert torch.equal(backbone.backbone.blocks[7].mlp.fc2.weight, theirs.blocks[7].mlp.fc2.weight)
     described = {**backbone.described, "backbone": "hf-hub:user/model", "patch_size": 160}
     assert described["mean"] == [0.1, 0.2, 0.3] and described["architecture"]["args"]["depth"] == 8
-    again = quality_model.build(described)
+    again = factory.build_backbone(described)
     assert again.backbone.encoder_state().keys() == backbone.encoder_state().keys()
     assert again.backbone.normalisation == backbone.normalisation
 
@@ -123,15 +121,15 @@ def test_a_model_of_a_hub_is_rebuilt_without_it(tmp_path):
 def test_a_model_of_a_hub_that_is_not_timms_is_said_in_one_line(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(UserError, match="local-dir:.*: its config.json describes no encoder of timm"):
-        factory.build(f"local-dir:{tmp_path}")
+        factory.build_backbone(f"local-dir:{tmp_path}")
 
 
 def test_weights_of_timm_of_another_grid_and_of_our_models_start_an_encoder(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=7)
     save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
-    backbone = factory.build("vit_tiny_patch16_224", patch_size=224, weights=tmp_path / "timm.safetensors")
+    backbone = factory.build_backbone("vit_tiny_patch16_224", patch_size=224, weights=tmp_path / "timm.safetensors")
     assert torch.equal(backbone.backbone.pos_embed, theirs.pos_embed)
-    smaller = factory.build("vit_tiny_patch16_224", patch_size=64, weights=tmp_path / "timm.safetensors")
+    smaller = factory.build_backbone("vit_tiny_patch16_224", patch_size=64, weights=tmp_path / "timm.safetensors")
     assert smaller.backbone.pos_embed.shape == (1, 17, 192)
     resampled = timm.layers.resample_abs_pos_embed(theirs.pos_embed, new_size=[4, 4], num_prefix_tokens=1)
     assert torch.allclose(smaller.backbone.pos_embed, resampled)
@@ -141,16 +139,16 @@ def test_weights_of_timm_of_another_grid_and_of_our_models_start_an_encoder(tmp_
     for name in ("vit_tiny_patch16_224", "test_vit"):
         if name == "test_vit":
             with pytest.raises(UserError, match=r"ours.pkl: \d+ of the backbone's \d+ tensors are missing"):
-                factory.build(name, weights=tmp_path / "ours.pkl")
+                factory.build_backbone(name, weights=tmp_path / "ours.pkl")
         else:
-            again = factory.build(name, weights=tmp_path / "ours.pkl")
+            again = factory.build_backbone(name, weights=tmp_path / "ours.pkl")
             assert torch.equal(again.backbone.blocks[11].norm1.weight, theirs.blocks[11].norm1.weight)
             assert not torch.equal(again.lda1_fc.weight, backbone.lda1_fc.weight)
 
 
 def test_a_frozen_encoder_stays_as_it_is_while_the_rest_trains():
     torch.manual_seed(0)
-    model = HyperNet(factory.build("tf_efficientnet_lite0", patch_size=64))
+    model = HyperNet(factory.build_backbone("tf_efficientnet_lite0", patch_size=64))
     model.backbone.freeze()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     head, backbone = model.parameter_groups().values()

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.pages import page
+from hyperiqa.pages.page import draw_pairs, draw_scores, thumbnail
 
 UP = {"dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True}
 DOWN = {**UP, "higher_is_better": False}
@@ -35,7 +35,7 @@ def captions(page, selector="figcaption b"):
 
 
 def test_a_file_holds_all_that_it_shows(tmp_path, coloured):
-    page.draw_scores(tmp_path / "s.html", "model & </script>", UP, coloured)
+    draw_scores(tmp_path / "s.html", "model & </script>", UP, coloured)
     text = (tmp_path / "s.html").read_text()
     assert "<title>Scores by model &amp; &lt;/script&gt;</title>" in text and text.count("</script>") == 3
     assert not re.search(r"""(src|href)=["']?(?!#)|url\(|https?://""", text.replace('{href: "#" + id}', ""))
@@ -50,7 +50,7 @@ def test_a_file_holds_all_that_it_shows(tmp_path, coloured):
 
 @pytest.mark.parametrize(("description", "order"), [(UP, "blue red black green"), (DOWN, "green black red blue")])
 def test_a_browser_shows_the_images_best_first(tmp_path, coloured, browse, description, order):
-    page.draw_scores(tmp_path / "s.html", "model", description, coloured)
+    draw_scores(tmp_path / "s.html", "model", description, coloured)
     page = browse(tmp_path / "s.html")
     marks = {"blue": "71", "red": "60.25", "black": "33.3", "green": "8.5"}
     assert captions(page) == [marks[name] for name in order.split()]
@@ -67,7 +67,7 @@ def test_a_browser_shows_the_images_best_first(tmp_path, coloured, browse, descr
 
 
 def test_the_images_are_sorted_and_filtered(tmp_path, coloured, browse):
-    page.draw_scores(tmp_path / "s.html", "model", UP, coloured)
+    draw_scores(tmp_path / "s.html", "model", UP, coloured)
     page = browse(tmp_path / "s.html")
     page.get_by_role("button", name="descending").click()
     assert captions(page) == ["8.5", "33.3", "60.25", "71"]
@@ -82,7 +82,7 @@ def test_the_images_are_sorted_and_filtered(tmp_path, coloured, browse):
 
 def test_ten_thousand_images_do_not_choke_a_browser(tmp_path, coloured, browse):
     many = [(coloured[i % 4][0], float(np.sin(i))) for i in range(10_000)]
-    page.draw_scores(tmp_path / "s.html", "model", UP, many)
+    draw_scores(tmp_path / "s.html", "model", UP, many)
     start = time.monotonic()
     page = browse(tmp_path / "s.html")
     assert page.locator("output").inner_text() == "10,000 of 10,000" and time.monotonic() - start < 30
@@ -104,7 +104,7 @@ def test_odd_names_and_lost_images(tmp_path, browse):
     images = [(str(tmp_path / name), float(50 - i)) for i, name in enumerate(names)]
     for image, _ in images[:-1]:
         Image.new("RGB", (30, 20), "red").save(image)
-    page.draw_scores(tmp_path / "s.html", "m\n<x>", UP, images, ["a<b.jpg (no image)", "c.jpg (empty)"], 7)
+    draw_scores(tmp_path / "s.html", "m\n<x>", UP, images, ["a<b.jpg (no image)", "c.jpg (empty)"], 7)
     page = browse(tmp_path / "s.html")
     shown = ["<b>&.png", 'say "x".png', "two?lines.png", "latin?.png", "山" * 40 + ".png", "lost.png"]
     assert page.locator("figure").evaluate_all("all => all.map(f => f.title)") == shown
@@ -114,7 +114,7 @@ def test_odd_names_and_lost_images(tmp_path, browse):
 
 
 def test_a_page_without_images_says_so(tmp_path, browse):
-    page.draw_scores(tmp_path / "s.html", "model", UP, [], ["a.jpg (empty)"], 1)
+    draw_scores(tmp_path / "s.html", "model", UP, [], ["a.jpg (empty)"], 1)
     page = browse(tmp_path / "s.html")
     assert captions(page, "#facts p")[0] == "no image has a score" and captions(page, "li") == ["a.jpg (empty)"]
 
@@ -125,15 +125,15 @@ def test_thumbnails_are_upright_and_of_any_kind(tmp_path):
     image.save(tmp_path / "turned.jpg", exif=exif)
     image.convert("CMYK").save(tmp_path / "cmyk.jpg")
     Image.fromarray(np.full((200, 400), 65535, np.uint16)).save(tmp_path / "deep.png")
-    assert page.thumbnail(str(tmp_path / "turned.jpg")).size == (200, 400)
-    assert page.thumbnail(str(tmp_path / "cmyk.jpg")).getpixel((50, 25))[2] > 240
-    assert page.thumbnail(str(tmp_path / "deep.png")).getpixel((50, 25)) == (255, 255, 255)
-    assert page.thumbnail(str(tmp_path)) is None
+    assert thumbnail(str(tmp_path / "turned.jpg")).size == (200, 400)
+    assert thumbnail(str(tmp_path / "cmyk.jpg")).getpixel((50, 25))[2] > 240
+    assert thumbnail(str(tmp_path / "deep.png")).getpixel((50, 25)) == (255, 255, 255)
+    assert thumbnail(str(tmp_path)) is None
 
 
 def test_a_page_that_cannot_be_written_is_named(tmp_path, coloured):
     with pytest.raises(UserError, match="s.html: cannot be written"):
-        page.draw_scores(tmp_path / "black.png" / "s.html", "model", UP, coloured)
+        draw_scores(tmp_path / "black.png" / "s.html", "model", UP, coloured)
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1600, "light")])
@@ -143,7 +143,7 @@ def test_a_browser_shows_pictures_in_their_own_shape(tmp_path, browse, width, sc
     for i, size in enumerate([(640, 480), (480, 640), (900, 200), (200, 900), (100, 80), (640, 480)]):
         Image.new("RGB", size, (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
         scores.append((str(tmp_path / f"{i}.png"), float(i)))
-    page.draw_scores(tmp_path / "a.html", "m", UP, scores)
+    draw_scores(tmp_path / "a.html", "m", UP, scores)
     page = browse(tmp_path / "a.html", width, scheme=scheme)
     shown = page.locator("img").evaluate_all("""all => all.map(i => { const r = i.getBoundingClientRect();
         return [r.width, r.height, i.naturalWidth, i.naturalHeight, i.closest("figure").clientWidth] })""")
@@ -158,7 +158,7 @@ def test_a_browser_shows_pictures_in_their_own_shape(tmp_path, browse, width, sc
 
 def test_pairs_stand_side_by_side(tmp_path, coloured, browse):
     pairs = [[(f"test {i}", coloured[i][0]), (f"train {i}", coloured[i][0])] for i in range(3)]
-    page.draw_pairs(tmp_path / "p.html", "Twins", pairs)
+    draw_pairs(tmp_path / "p.html", "Twins", pairs)
     page = browse(tmp_path / "p.html", 400)
     places = page.locator("figure").evaluate_all("all => all.map(f => [f.offsetLeft, f.offsetTop + f.offsetHeight])")
     assert page.locator("figure").evaluate_all("all => all.map(f => f.title)") == [

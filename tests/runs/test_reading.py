@@ -5,10 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from hyperiqa.stats import intervals
-from hyperiqa.stats import metrics
 from hyperiqa.base.errors import UserError
-from hyperiqa.runs import reading
+from hyperiqa.runs import measures, reading
+from hyperiqa.stats import intervals, metrics
 
 IMAGES, CROSS = 60, 40
 
@@ -71,7 +70,7 @@ def write_run(tmp_path):
 
 
 def entry(run):
-    return reading.Entry(run.name, (run,))
+    return measures.Entry(run.name, (run,))
 
 
 def test_a_jsonl_as_a_run(write_run):
@@ -138,7 +137,7 @@ def test_undefined_figures_are_no_best_epoch(write_run):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     (run,) = reading.read_runs(path)
     assert run.best == 3
-    assert math.isnan(reading.Measure().estimate(entry(run)).value)
+    assert math.isnan(measures.Measure().estimate(entry(run)).value)
 
 
 @pytest.mark.parametrize(
@@ -196,9 +195,9 @@ def test_the_plain_log_alone_gives_the_row_of_the_jsonl(write_run):
     path.with_suffix(".log").write_text("\n".join(text) + "\n")
     path.unlink()
     (plain,) = reading.find([path.parent])[0]
-    measure = reading.Measure()
-    header, ((*row, minutes, status),) = reading.table([entry(run)], measure)
-    _, ((*plain_row, plain_minutes, plain_status),) = reading.table([entry(plain)], measure)
+    measure = measures.Measure()
+    header, ((*row, minutes, status),) = measures.table([entry(run)], measure)
+    _, ((*plain_row, plain_minutes, plain_status),) = measures.table([entry(plain)], measure)
     assert plain_row == row
     assert "~[" in row[4]
     assert (status, plain_status) == ("finished", "finished")
@@ -209,22 +208,22 @@ def test_the_plain_log_alone_gives_the_row_of_the_jsonl(write_run):
 def test_interval_from_predictions_holds_the_recorded_figure(write_run):
     (run,) = reading.read_runs(write_run("a"))
     for metric in (*metrics.FIGURES, *(f"spaq_{name}" for name in metrics.FIGURES)):
-        found = reading.Measure(metric, resamples=500).estimate(entry(run))
+        found = measures.Measure(metric, resamples=500).estimate(entry(run))
         assert not found.approximate
         assert found.low < found.value < found.high
-    assert reading.Measure().value(run) == run.figure("test", "srcc", 2)
+    assert measures.Measure().value(run) == run.figure("test", "srcc", 2)
     score, mos = (values for values in (run.scores("test").score, run.scores("test").mos))
     assert metrics.srcc(score, mos) == pytest.approx(run.figure("test", "srcc", 2), abs=1e-6)
-    assert reading.Measure("krcc").value(run) == metrics.krcc(score, mos)
+    assert measures.Measure("krcc").value(run) == metrics.krcc(score, mos)
 
 
 def test_other_epochs_have_the_approximate_interval(write_run):
     (run,) = reading.read_runs(write_run("a"))
-    found = reading.Measure(epoch="3").estimate(entry(run))
+    found = measures.Measure(epoch="3").estimate(entry(run))
     assert found.approximate
     assert (found.low, found.high) == intervals.bonett_wright(run.figure("test", "srcc", 3), IMAGES)
-    assert math.isnan(reading.Measure("krcc", epoch="3").estimate(entry(run)).value)
-    assert math.isnan(reading.Measure(epoch="7").estimate(entry(run)).value)
+    assert math.isnan(measures.Measure("krcc", epoch="3").estimate(entry(run)).value)
+    assert math.isnan(measures.Measure(epoch="7").estimate(entry(run)).value)
 
 
 def test_the_whole_release_of_spaq_is_a_cross_test_too(write_run):
@@ -240,7 +239,7 @@ def test_scores_of_badness_are_turned_for_spaq(write_run):
     assert run.figure("spaq", "srcc", 2) > 0.3
     scores = run.scores("spaq")
     assert metrics.srcc(scores.score, scores.mos) == pytest.approx(run.figure("spaq", "srcc", 2), abs=1e-6)
-    found = reading.Measure("spaq_srcc", resamples=300).estimate(entry(run))
+    found = measures.Measure("spaq_srcc", resamples=300).estimate(entry(run))
     assert 0 < found.low < found.value < found.high
 
 
@@ -251,7 +250,7 @@ def test_predictions_of_another_epoch_are_left_out_and_named(write_run):
     predictions.write_text("\n".join([lines[0], *(line + "1e2" for line in lines[1:20]), *lines[20:]]) + "\n")
     (run,), problems = reading.find([path])
     assert "not that of epoch 2" in problems[0]
-    assert reading.Measure().estimate(entry(run)).approximate
+    assert measures.Measure().estimate(entry(run)).approximate
     predictions.write_text("image,score\n")
     assert "expected the columns" in reading.find([path])[1][0]
     predictions.write_text("\n".join([*lines[:4], "koniq-10k,x.jpg,12"]))
@@ -274,7 +273,7 @@ def test_groups_are_equal_settings_with_different_seeds(write_run):
         write_run(f"strong{seed}", seed, epochs=(0.4, 0.2), ranking_loss_alpha=0.5)
     write_run("again", 3)
     path = write_run("broken", 4, end="interrupted")
-    groups, notes = reading.group(reading.find([path.parent])[0])
+    groups, notes = measures.group(reading.find([path.parent])[0])
     assert sorted(len(group.runs) for group in groups) == [3, 3]
     assert sorted(sorted(group.name.split()) for group in groups) == [
         ["epochs=2", "ranking_loss_alpha=0.5"],
@@ -282,8 +281,8 @@ def test_groups_are_equal_settings_with_different_seeds(write_run):
     ]
     assert any("broken: interrupted" in note for note in notes)
     assert any("seed 3 once more" in note for note in notes)
-    measure = reading.Measure(resamples=300)
-    best = reading.ranked(groups, measure)[0]
+    measure = measures.Measure(resamples=300)
+    best = measures.ranked(groups, measure)[0]
     assert "ranking_loss_alpha=0.5" in best.name
     found, values = measure.estimate(best), [measure.value(run) for run in best.runs]
     assert found.value == pytest.approx(np.mean(values))
@@ -296,9 +295,9 @@ def test_rounds_of_a_public_log_are_a_group_of_their_own(tmp_path):
         rows = "".join(f"Round {r}\n1\t5.0\t0.8\t0.9{r}\t0.9\n" for r in (1, 2))
         text = "Epoch\tTrain_Loss\tTrain_SRCC\tTest_SRCC\tTest_PLCC\n" + rows + "Testing median SRCC 0.9\n"
         (tmp_path / f"{name}.log").write_text(text)
-    groups, _ = reading.group(reading.find([tmp_path])[0])
+    groups, _ = measures.group(reading.find([tmp_path])[0])
     assert [len(group.runs) for group in groups] == [2, 2]
-    found = reading.Measure().estimate(groups[0])
+    found = measures.Measure().estimate(groups[0])
     assert found.value == pytest.approx(0.915)
     assert found.approximate
 
@@ -310,10 +309,10 @@ def test_only_settings_known_to_differ_are_shown(write_run, tmp_path):
         "Backbone: Swin Transformer Tiny\nEpoch\tTrain_Loss\tTrain_SRCC\tTest_SRCC\tTest_PLCC\n1\t5\t0.1\t0.2\t0.3\n"
     )
     found = [entry(run) for path in (a, b, log) for run in reading.read_runs(path)]
-    header, rows = reading.settings_table(found[:2])
+    header, rows = measures.settings_table(found[:2])
     assert header == ["run", "ranking_loss_alpha"]
     assert [row[1:] for row in rows] == [["0.3"], ["0.5"]]
-    header, rows = reading.settings_table(found)
+    header, rows = measures.settings_table(found)
     assert header == ["run", "backbone", "ranking_loss_alpha", "code"]
     assert rows[2][1:] == ["swin_tiny_patch4_window7_224", "0", "public"]
 
@@ -328,32 +327,32 @@ def test_ranking_puts_the_better_first_and_the_unknown_last(write_run):
     paths = [write_run("noisy", epochs=(0.9,)), write_run("clean", epochs=(0.1,)), write_run("none", epochs=())]
     found = [entry(run) for path in paths for run in reading.read_runs(path)]
     for metric in ("srcc", "rmse"):
-        names = [e.name for e in reading.ranked(found, reading.Measure(metric, resamples=100))]
+        names = [e.name for e in measures.ranked(found, measures.Measure(metric, resamples=100))]
         assert names == ["clean", "noisy", "none"]
 
 
 def test_logistic_fit_changes_plcc_and_is_of_predictions_alone(write_run):
     (run,) = reading.read_runs(write_run("a"))
     scores = run.scores("test")
-    fitted = reading.Measure("plcc", logistic=True, resamples=300)
+    fitted = measures.Measure("plcc", logistic=True, resamples=300)
     assert fitted.value(run) == metrics.plcc(metrics.fitted(scores.score, scores.mos), scores.mos)
-    assert math.isnan(reading.Measure("plcc", logistic=True, epoch="3").value(run))
-    assert reading.Measure("srcc", logistic=True).value(run) == run.figure("test", "srcc", 2)
-    header, (row,) = reading.table([entry(run)], fitted)
+    assert math.isnan(measures.Measure("plcc", logistic=True, epoch="3").value(run))
+    assert measures.Measure("srcc", logistic=True).value(run) == run.figure("test", "srcc", 2)
+    header, (row,) = measures.table([entry(run)], fitted)
     assert row[5].startswith(f"{fitted.value(run):.4f} [")
 
 
 @pytest.mark.parametrize(
     "estimate, text",
     [
-        (reading.Estimate(math.nan), "–"),
-        (reading.Estimate(0.92051), "0.9205"),
-        (reading.Estimate(0.9205, 0.91234, 0.928), "0.9205 [.912 .928]"),
-        (reading.Estimate(0.0567, -0.2271, 0.3301, True), "0.0567 ~[-.227 .330]"),
-        (reading.Estimate(10.1234, 9.5, 10.75), "10.1234 [9.500 10.750]"),
-        (reading.Estimate(0.9205, 0.91, 0.93, False, 0.0012), "0.9205 ±.0012 [.910 .930]"),
-        (reading.Estimate(0.9998, 0.99, 0.99996), "0.9998 [.990 1.000]"),
+        (intervals.Estimate(math.nan), "–"),
+        (intervals.Estimate(0.92051), "0.9205"),
+        (intervals.Estimate(0.9205, 0.91234, 0.928), "0.9205 [.912 .928]"),
+        (intervals.Estimate(0.0567, -0.2271, 0.3301, True), "0.0567 ~[-.227 .330]"),
+        (intervals.Estimate(10.1234, 9.5, 10.75), "10.1234 [9.500 10.750]"),
+        (intervals.Estimate(0.9205, 0.91, 0.93, False, 0.0012), "0.9205 ±.0012 [.910 .930]"),
+        (intervals.Estimate(0.9998, 0.99, 0.99996), "0.9998 [.990 1.000]"),
     ],
 )
 def test_how_a_figure_is_shown(estimate, text):
-    assert reading.shown_estimate(estimate) == text
+    assert measures.shown_estimate(estimate) == text

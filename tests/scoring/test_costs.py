@@ -18,7 +18,7 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_backbones_cost_what_their_papers_say(name):
     gmacs, millions, width = PUBLISHED[name]
-    net = HyperNet(factory.build(name)).eval()
+    net = HyperNet(factory.build_backbone(name)).eval()
     with torch.no_grad():
         sides = [m.shape[-1] for m in net.backbone.stage_maps(torch.zeros(1, 3, 224, 224))]
     found = costs.operations(net, 224)
@@ -33,7 +33,7 @@ def test_backbones_cost_what_their_papers_say(name):
 
 
 def test_parts_are_counted_as_done_by_hand():
-    net = HyperNet(factory.build("resnet18", patch_size=224), "concat").eval()
+    net = HyperNet(factory.build_backbone("resnet18", patch_size=224), "concat").eval()
     found = costs.operations(net, 224)
     sizes = (224, 112, 56, 28, 14, 1)
     assert (
@@ -47,11 +47,11 @@ def test_parts_are_counted_as_done_by_hand():
 
 
 def test_a_pyramid_and_attention_are_counted_as_done_by_hand():
-    found = costs.operations(HyperNet(factory.build("resnet18"), "fpn", "transformer").eval(), 224)
+    found = costs.operations(HyperNet(factory.build_backbone("resnet18"), "fpn", "transformer").eval(), 224)
     channels, sides = (64, 128, 256, 512), (56, 28, 14, 7)
     assert found["macs"]["fusion"] == sum(side**2 * (c * 128 + 9 * 128 * 128) for c, side in zip(channels, sides))
     tokens, width = 4 * 49, 256
     layer = tokens * (4 * width**2 + 2 * width * 2 * width) + 2 * tokens**2 * width  # qkv, out, MLP; two products
     body = 49 * width * (64 + 128 + 256 + 4 * 128) + 2 * layer + 49 * width * 112
-    generators = costs.operations(HyperNet(factory.build("resnet18"), "none").eval(), 224)["macs"]["hyper"]
+    generators = costs.operations(HyperNet(factory.build_backbone("resnet18"), "none").eval(), 224)["macs"]["hyper"]
     assert found["macs"]["hyper"] == generators - (512 * 1024 + 1024 * 512 + 512 * 112) * 49 + body

@@ -12,13 +12,13 @@ import yaml
 from helpers import write_images
 from hub import serving
 
-from hyperiqa.model import checkpoints
 import export
-from hyperiqa.scoring import quality_model
+from hyperiqa.model import checkpoints, factory
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone
+from hyperiqa.scoring import quality_model
 
-ROOT = Path(checkpoints.__file__).parent
+ROOT = Path(checkpoints.__file__).parents[2]
 DESCRIPTION = {
     "backbone": "swin_nano", "fusion": "attention", "patch_size": 64, "resize": "72", "exif_rotate": False, "seed": 7,
     "dataset": "livec", "score_range": [0.0, 100.0], "higher_is_better": True, "test_crop": "center",
@@ -85,7 +85,7 @@ def test_a_model_is_pushed_pulled_and_read_without_network(tool, place, server):
 
 
 def _scaled(state, d):
-    net = quality_model.build(d)
+    net = factory.build(d)
     net.load_state_dict(state, strict=False)
     net.rescale(0.5, 10)
     return net

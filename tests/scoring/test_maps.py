@@ -4,12 +4,11 @@ import torch
 from helpers import write_images
 from PIL import Image
 
-from hyperiqa.model import checkpoints
-from hyperiqa.scoring import quality_model
 from hyperiqa import __main__
+from hyperiqa.model import checkpoints
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone
-from hyperiqa.scoring import maps
+from hyperiqa.scoring import maps, quality_model
 
 DESCRIPTION = {"backbone": "swin_nano", "fusion": "attention", "patch_size": 64, "resize": "none", "exif_rotate": False,
                "seed": 7, "dataset": "livec", "score_range": [0.0, 100.0], "higher_is_better": True,

@@ -9,11 +9,12 @@ import torchvision.transforms as T
 from helpers import fill_by_recipe, jpeg_bytes, picture, recipe_images, save_random_model
 from PIL import Image
 
-from hyperiqa.model import checkpoints
-from hyperiqa.scoring import quality_model
 from hyperiqa.base.errors import UserError
-from hyperiqa.scoring.quality_model import build, load
-from hyperiqa.model.hypernet import IMAGENET_MEAN, IMAGENET_STD
+from hyperiqa.model import checkpoints
+from hyperiqa.model.backbone import IMAGENET_MEAN, IMAGENET_STD
+from hyperiqa.model.factory import build
+from hyperiqa.scoring import quality_model
+from hyperiqa.scoring.quality_model import load
 
 TINY = "swin_tiny_patch4_window7_224"
 DESCRIPTION = {

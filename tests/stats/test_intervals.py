@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hyperiqa.stats import intervals
-from hyperiqa.stats import metrics
+from hyperiqa.stats import intervals, metrics, resampling
 
 SCIPY = {
     "srcc": lambda x, y: stats.spearmanr(x, y).statistic,
@@ -26,9 +25,9 @@ def test_every_resample_has_the_figure_that_scipy_gives_it(metric, levels):
     predictions, mos = two_runs(35)
     if levels:
         predictions, mos = np.round(predictions * levels / 4), np.round(mos * levels / 4)
-    draws = intervals.bootstrap(metric, predictions, mos, resamples=60, seed=3)
-    chunk = intervals._PAIR_CHUNK if metric == "krcc" else intervals._CHUNK
-    counts = np.concatenate([c.T for c in intervals.resample_counts(35, 60, 3, chunk)]).astype(int)
+    draws = resampling.bootstrap(metric, predictions, mos, resamples=60, seed=3)
+    chunk = resampling._PAIR_CHUNK if metric == "krcc" else resampling._CHUNK
+    counts = np.concatenate([c.T for c in resampling.resample_counts(35, 60, 3, chunk)]).astype(int)
     assert draws.shape == (60, 2)
     for row, count in zip(draws, counts):
         drawn = np.repeat(np.arange(35), count)
@@ -41,8 +40,8 @@ def test_a_figure_without_a_fast_form_is_resampled_one_by_one(monkeypatch):
 
     monkeypatch.setitem(metrics.FIGURES, "worst", metrics.Figure(largest_error))
     predictions, mos = two_runs(20)
-    draws = intervals.bootstrap("worst", predictions, mos, resamples=40, seed=5)
-    counts = np.concatenate([c.T for c in intervals.resample_counts(20, 40, 5)]).astype(int)
+    draws = resampling.bootstrap("worst", predictions, mos, resamples=40, seed=5)
+    counts = np.concatenate([c.T for c in resampling.resample_counts(20, 40, 5)]).astype(int)
     assert draws.shape == (40, 2) and len(np.unique(draws)) > 2
     for row, count in zip(draws, counts):
         drawn = np.repeat(np.arange(20), count)
@@ -50,19 +49,19 @@ def test_a_figure_without_a_fast_form_is_resampled_one_by_one(monkeypatch):
 
 
 def test_resamples_are_a_multinomial_and_a_function_of_the_seed():
-    counts = np.concatenate(list(intervals.resample_counts(20, 5000, 1)), axis=1)
+    counts = np.concatenate(list(resampling.resample_counts(20, 5000, 1)), axis=1)
     assert counts.shape == (20, 5000)
     assert (counts.sum(0) == 20).all()
     assert counts.mean(1) == pytest.approx(np.ones(20), abs=0.06)
     # A multinomial's count has variance n p (1 - p), so that no image is drawn evenly.
     assert counts.var(1) == pytest.approx(np.full(20, 0.95), abs=0.12)
-    again = np.concatenate(list(intervals.resample_counts(20, 5000, 1)), axis=1)
+    again = np.concatenate(list(resampling.resample_counts(20, 5000, 1)), axis=1)
     assert (counts == again).all()
-    assert (counts != np.concatenate(list(intervals.resample_counts(20, 5000, 2)), axis=1)).any()
+    assert (counts != np.concatenate(list(resampling.resample_counts(20, 5000, 2)), axis=1)).any()
 
 
 def test_a_resample_of_one_image_alone_has_no_correlation():
-    draws = intervals.bootstrap("srcc", np.array([1.0, 2.0]), np.array([1.0, 2.0]), resamples=50)
+    draws = resampling.bootstrap("srcc", np.array([1.0, 2.0]), np.array([1.0, 2.0]), resamples=50)
     assert np.isnan(draws).any()
     assert np.nanmin(draws) == np.nanmax(draws) == 1
     assert np.isnan(intervals.percentile_interval(np.full(5, np.nan))).all()
@@ -109,7 +108,7 @@ def test_pairing_sees_what_separate_intervals_cannot():
     mos = random.normal(size=600)
     first = mos + 0.4 * random.normal(size=600)
     second = first + 0.08 * random.normal(size=600)
-    draws = intervals.bootstrap("srcc", np.stack([first, second]), mos, 1000)
+    draws = resampling.bootstrap("srcc", np.stack([first, second]), mos, 1000)
     value = metrics.srcc(first, mos) - metrics.srcc(second, mos)
     paired = intervals.paired_difference(value, draws[:, 0], draws[:, 1])
     apart = intervals.unpaired_difference(
@@ -141,7 +140,7 @@ def covers(metric, true, rho, trials, images, seed):
     for trial in range(trials):
         mos = random.normal(size=images)
         scores = rho * mos + np.sqrt(1 - rho**2) * random.normal(size=images)
-        low, high = intervals.percentile_interval(intervals.bootstrap(metric, scores, mos, 400, trial)[:, 0])
+        low, high = intervals.percentile_interval(resampling.bootstrap(metric, scores, mos, 400, trial)[:, 0])
         hits += low <= true <= high
     return hits / trials
 
@@ -158,7 +157,7 @@ def test_paired_test_raises_few_false_alarms_and_finds_real_differences():
         predictions, mos = two_runs(200, seed=trial)
         worse = predictions[1] + 0.3 * np.random.default_rng(trial).normal(size=200)
         runs = np.stack([*predictions, worse])
-        draws = intervals.bootstrap("srcc", runs, mos, 400, trial)
+        draws = resampling.bootstrap("srcc", runs, mos, 400, trial)
         a, b, c = (metrics.srcc(run, mos) for run in runs)
         alarms += intervals.paired_difference(a - b, draws[:, 0], draws[:, 1]).p < 0.05
         found += intervals.paired_difference(a - c, draws[:, 0], draws[:, 2]).p < 0.05
@@ -185,7 +184,7 @@ def single_alarms(trials, count=3, spread=0.4):
     for trial in range(trials):
         runs, mos = seeds_of_settings(trial, count, spread)
         runs = runs[: count + 1]
-        draws = intervals.bootstrap("srcc", runs, mos, 300, trial)
+        draws = resampling.bootstrap("srcc", runs, mos, 300, trial)
         figures = [metrics.srcc(run, mos) for run in runs]
         one = intervals.group_difference(figures[:count], figures[count:], draws[:, :count], draws[:, count:])
         alarms += one.p < 0.05
@@ -209,7 +208,7 @@ def test_calibration_of_a_group_against_a_single_run(count):
 
 def test_seeds_that_are_all_alike_are_as_sure_as_their_images():
     predictions, mos = two_runs(100)
-    draws = intervals.bootstrap("srcc", predictions, mos, 500)
+    draws = resampling.bootstrap("srcc", predictions, mos, 500)
     a, b = (metrics.srcc(p, mos) for p in predictions)
     found = intervals.group_difference([a, a, a], [b], draws[:, [0, 0, 0]], draws[:, [1]])
     error = np.std(draws[:, 0] - draws[:, 1])
@@ -222,7 +221,7 @@ def found_rate(trials, images=200):
     random = np.random.default_rng(0)
     mos = random.normal(size=images)
     base, twin = (mos + 0.5 * e for e in _alike(random, images))
-    draws = intervals.bootstrap("srcc", np.stack([base, twin]), mos, 1000)
+    draws = resampling.bootstrap("srcc", np.stack([base, twin]), mos, 1000)
     visible = intervals.paired_difference(0.0, draws[:, 0], draws[:, 1]).visible
     # The noise at which the other model is worse by just that, of many images.
     many = np.random.default_rng(1)
@@ -237,7 +236,7 @@ def found_rate(trials, images=200):
         mos = random.normal(size=images)
         a, b = _alike(random, images)
         runs = np.stack([mos + 0.5 * a, mos + level * b])
-        draws = intervals.bootstrap("srcc", runs, mos, 300)
+        draws = resampling.bootstrap("srcc", runs, mos, 300)
         value = metrics.srcc(runs[0], mos) - metrics.srcc(runs[1], mos)
         found += intervals.paired_difference(value, draws[:, 0], draws[:, 1]).p < 0.05
     return found / trials
@@ -338,7 +337,7 @@ def alarm_rate(difference, trials=200, count=3):
     alarms = {"both": 0, "images alone": 0}
     for trial in range(trials):
         runs, mos = seeds_of_settings(trial, count, spread=0.4, difference=difference)
-        draws = intervals.bootstrap("srcc", runs, mos, 300, trial)
+        draws = resampling.bootstrap("srcc", runs, mos, 300, trial)
         figures = [metrics.srcc(run, mos) for run in runs]
         found = intervals.group_difference(figures[:count], figures[count:], draws[:, :count], draws[:, count:])
         alarms["both"] += found.p < 0.05
@@ -361,7 +360,7 @@ def test_groups_of_seeds_find_real_differences():
 
 def test_seeds_that_agree_leave_the_images_alone():
     predictions, mos = two_runs(100)
-    draws = intervals.bootstrap("srcc", predictions, mos, 500)
+    draws = resampling.bootstrap("srcc", predictions, mos, 500)
     a, b = (metrics.srcc(p, mos) for p in predictions)
     groups = intervals.group_difference([a, a], [b, b], draws[:, [0, 0]], draws[:, [1, 1]])
     paired = intervals.paired_difference(a - b, draws[:, 0], draws[:, 1])

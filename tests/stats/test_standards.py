@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from hyperiqa.stats import metrics
-from hyperiqa.stats import standards
+from hyperiqa.stats import metrics, standards
 
 TRIALS = 1000
 

@@ -5,8 +5,7 @@ from helpers import picture
 from PIL import Image, ImageEnhance
 from scipy import ndimage, stats
 
-from hyperiqa.training import augmentations
-from hyperiqa.training import options
+from hyperiqa.training import augmentations, flags
 from hyperiqa.training.augmentations import AUGMENTATIONS
 
 N, SIDE = 40, 60
@@ -108,4 +107,4 @@ def test_a_cut_box_covers_what_beta_says_where_it_lies_inside():
 
 
 def test_choices_are_those_of_the_flag():
-    assert (*AUGMENTATIONS, "none") == options.AUGMENTATIONS
+    assert (*AUGMENTATIONS, "none") == flags.AUGMENTATIONS

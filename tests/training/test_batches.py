@@ -13,17 +13,17 @@ from helpers import picture, score_of, write_images, write_koniq
 from PIL import Image
 from scipy import stats
 
-from hyperiqa.training import augmentations
-from hyperiqa.training import batches
-from hyperiqa.training import engine
-from hyperiqa.training.augmentations import draw_mixing, mixed
 from hyperiqa.base.device import Hardware
 from hyperiqa.base.errors import UserError
-from hyperiqa.training.batches import PatchBatches, fitting_workers, make_loader, test_patches, train_patches
-from hyperiqa.model.hypernet import Backbone
 from hyperiqa.images.cache import ImageCache
-from hyperiqa.training.sets import RunData
+from hyperiqa.model.backbone import Backbone
+from hyperiqa.training import augmentations, batches, engine, loaders
+from hyperiqa.training.augmentations import draw_mixing, mixed
+from hyperiqa.training.batches import PatchBatches
+from hyperiqa.training.loaders import fitting_workers, make_loader
 from hyperiqa.training.log import RunLog
+from hyperiqa.training.patches import test_patches, train_patches
+from hyperiqa.training.sets import RunData
 
 test_patches.__test__ = False  # its name is the field's, not pytest's
 
@@ -147,7 +147,7 @@ def test_model_input_is_torchvisions_totensor_flip_and_normalize():
 
 
 def test_no_more_workers_than_their_batches_have_room_for():
-    free = shutil.disk_usage(batches.SHARED_MEMORY).free
+    free = shutil.disk_usage(loaders.SHARED_MEMORY).free
     for workers in (0, 1, 4, 7):
         # Two batches each and one in use, in nine tenths of what is free: a byte less fits, a byte more does not.
         largest = int(0.9 * free / (2 * workers + 1))

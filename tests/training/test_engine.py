@@ -9,19 +9,22 @@ import pytest
 import torch
 from helpers import write_images
 
-from hyperiqa.model import factory
-from hyperiqa.training import engine
-from hyperiqa.stats import metrics
-from hyperiqa.training.augmentations import augmented
 from hyperiqa.base.device import Hardware
-from hyperiqa.training.batches import PatchBatches, addressed_seed, make_loader, test_patches, train_patches
-from hyperiqa.training.losses import QualityLoss
-from hyperiqa.model.hypernet import HyperNet, ResNetBackbone
 from hyperiqa.images.cache import ImageCache
+from hyperiqa.model import factory
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.resnet import ResNetBackbone
+from hyperiqa.stats import metrics
+from hyperiqa.training import engine
+from hyperiqa.training.augmentations import augmented
+from hyperiqa.training.batches import PatchBatches
+from hyperiqa.training.loaders import make_loader
+from hyperiqa.training.losses import QualityLoss
+from hyperiqa.training.patches import addressed_seed, test_patches, train_patches
 
 test_patches.__test__ = False
 CPU = Hardware(torch.device("cpu"))
-ROOT = Path(engine.__file__).resolve().parent
+ROOT = Path(engine.__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +117,7 @@ def test_bf16_training_stays_near_fp32(cache):
 def test_freed_memory_is_used_again_instead_of_asked_for_anew():
     code = """
 import resource, torch
-from common import device
+from hyperiqa.base import device
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(2**24).add_(1)  # 64 MiB: 16,384 pages
@@ -129,7 +132,7 @@ print(sum([faults() for _ in range(40)][20:]))
 def test_a_teacher_scores_the_students_patches_in_its_own_way(cache):
     batches = batches_of(cache, train_patches(cache.sizes, 64, 2, 1, 1), 8)
     torch.manual_seed(1)
-    teacher = HyperNet(factory.build("test_vit", patch_size=64)).eval()
+    teacher = HyperNet(factory.build_backbone("test_vit", patch_size=64)).eval()
     teacher.backbone.set_normalisation((0.5, 0.4, 0.3), (0.2, 0.2, 0.3))
     weights = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
     student, seen = model_of(), []

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.training.run_files import plain
-from hyperiqa.training.log import RunLog, versions
+from hyperiqa.base.plain_values import plain
+from hyperiqa.base.version import versions
+from hyperiqa.training.log import RunLog
 
 
 def test_a_taken_name_gets_a_suffix_and_an_own_taken_name_is_an_error(tmp_path):

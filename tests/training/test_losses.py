@@ -5,8 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from hyperiqa.training import losses
-from hyperiqa.training import options
+from hyperiqa.training import flags, losses
 from hyperiqa.training.losses import LOSSES, QualityLoss, ranking_loss
 
 
@@ -164,4 +163,4 @@ def test_distillation_is_the_distance_to_the_teachers_scores():
 
 
 def test_choices_are_those_of_the_flag():
-    assert tuple(LOSSES) == options.LOSSES
+    assert tuple(LOSSES) == flags.LOSSES

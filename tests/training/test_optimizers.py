@@ -3,9 +3,9 @@ from argparse import Namespace
 import pytest
 import torch
 
-from hyperiqa.training import options
-from hyperiqa.training.schedules import Rates
+from hyperiqa.training import flags
 from hyperiqa.training.optimizers import OPTIMIZERS, moving_average, optimizer_for, set_rates
+from hyperiqa.training.schedules import Rates
 
 LR, DECAY = {"head": 0.1, "backbone": 0.01}, 0.3
 
@@ -107,4 +107,4 @@ def test_the_moving_average_is_the_plain_one_of_weights_and_statistics():
 
 
 def test_choices_are_those_of_the_flag():
-    assert tuple(OPTIMIZERS) == options.OPTIMIZERS
+    assert tuple(OPTIMIZERS) == flags.OPTIMIZERS

@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from hyperiqa.model import fusion
-from hyperiqa.model import hyper
-from hyperiqa.training import schedules
-from hyperiqa.training import options
 from hyperiqa.base.command_line import Flags, parse_resize
 from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.training.options import Script, figure_settings, parse_fixes, train_options
 from hyperiqa.datasets.records import USUAL, Columns
+from hyperiqa.model import fusion, hyper
+from hyperiqa.training import flags, schedules
+from hyperiqa.training.flags import Script
+from hyperiqa.training.options import figure_settings, parse_fixes, train_options
 
 DATASETS = {"koniq-10k": "384", "spaq": "384", "csv": "384", "demo": "384", "live": "none"}
 DEMO = {"backbone": "tiny", "pretrained": False, "lr": 1e-3}
@@ -222,8 +221,8 @@ def test_parser_says_errors_as_user_errors():
 
 def test_choices_are_those_of_the_axes():
     """options.py lists them, since it must not import torch; the dictionaries of the axes are the truth."""
-    assert tuple(fusion.FUSIONS) == options.FUSIONS and tuple(schedules.SCHEDULES) == options.SCHEDULES
-    assert tuple(hyper.HYPERS) == options.HYPERS
+    assert tuple(fusion.FUSIONS) == flags.FUSIONS and tuple(schedules.SCHEDULES) == flags.SCHEDULES
+    assert tuple(hyper.HYPERS) == flags.HYPERS
 
 
 def test_the_columns_of_a_csv_are_settings_of_the_run_but_not_where_its_images_lie():

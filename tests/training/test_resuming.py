@@ -9,12 +9,8 @@ import pytest
 from helpers import save_teacher, write_koniq
 from processes import assert_same_results, results
 
-from hyperiqa.training import augmentations
-from hyperiqa.model import fusion
-from hyperiqa.model import hyper
-from hyperiqa.training import losses
-from hyperiqa.training import schedules
-from hyperiqa.training import optimizers
+from hyperiqa.model import fusion, hyper
+from hyperiqa.training import augmentations, losses, optimizers, schedules
 
 ROWS = covering.covering_array()
 IN_CI = range(0, len(ROWS), -(-len(ROWS) // 12))

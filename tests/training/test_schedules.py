@@ -6,11 +6,12 @@ import pytest
 import torch
 from helpers import fill_by_recipe, recipe_images
 
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.resnet import ResNetBackbone
 from hyperiqa.training import schedules
 from hyperiqa.training.losses import QualityLoss
-from hyperiqa.training.schedules import SCHEDULES, Rates
-from hyperiqa.model.hypernet import HyperNet, ResNetBackbone
 from hyperiqa.training.optimizers import optimizer_for
+from hyperiqa.training.schedules import SCHEDULES, Rates
 
 LR, RATIO = 2e-5, 10
 COMBINATIONS = [c for n in range(4) for c in itertools.combinations(("filter", "backbone_lr", "optimizer_state"), n)]

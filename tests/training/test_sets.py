@@ -12,14 +12,14 @@ from PIL import Image
 
 import compare_logs
 import evaluate
+import report
+from hyperiqa import __main__
+from hyperiqa.base.errors import UserError
 from hyperiqa.scoring import quality_model
 from hyperiqa.stats import metrics
-from hyperiqa import __main__
-import report
-from hyperiqa.base.errors import UserError
-from HyperIQASolver import HyperIQASolver
-from hyperiqa.training.sets import RunData
 from hyperiqa.training.log import RunLog
+from hyperiqa.training.sets import RunData
+from HyperIQASolver import HyperIQASolver
 
 
 def write_csv(folder, name, scores, seed):

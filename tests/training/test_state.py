@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from hyperiqa.base.errors import NothingToDo, UserError
-from HyperIQASolver import HyperIQASolver
 from hyperiqa.training.state import RunState
+from HyperIQASolver import HyperIQASolver
 
 
 def run(options):

@@ -1,0 +1,105 @@
+"""What every backbone is: stage maps, and the LDA that hangs on them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from hyperiqa.base.errors import UserError
+from hyperiqa.model.fusion import StageMaps, at, pool_to
+from hyperiqa.model.target_net import TARGET_SIZES
+
+LDA_CHANNELS, LDA_GRIDS, LDA_WIDTH = (16, 32, 64), (8, 4, 2), 16
+
+
+LDA_POOLS = ((0, 8), (1, 4), (2, 2), (3, 1))  # (stage, side) of what the LDA looks at
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Backbone(nn.Module):
+    """What HyperNet asks of a backbone: stage maps, and the LDA that hangs on them under the same names.
+    A subclass sets `prefix` (its name in HyperNet's state dict) and `hidden` (widths of the hyper network's first two
+    convs), calls `add_lda(channels)` and implements `stage_maps`; where an ImageNet state dict belongs to a part of it,
+    that is its `backbone`, and it has `adapted`; where its pixels are not ImageNet's, it calls `set_normalisation`."""
+
+    prefix: str
+    hidden: tuple[int, int]
+    mean: torch.Tensor
+    std: torch.Tensor
+    frozen = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
+
+    def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Mean and standard deviation of RGB values 0..1; kept on the device: making them anew makes the host wait."""
+        self.normalisation = {"mean": list(mean), "std": list(std)}  # as a checkpoint's description keeps it
+        for name, value in self.normalisation.items():
+            self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
+
+    def normalised(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches uint8 (N, P, P, 3) -> fp32 (N, 3, P, P), channels last in memory."""
+        return (patches.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint's description says of it, beside its name: all that rebuilding it takes."""
+        return dict(self.normalisation)
+
+    @property
+    def pretrained_part(self) -> nn.Module:
+        return getattr(self, "backbone", self)
+
+    def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights as their authors publish them, under the names and in the shapes of `pretrained_part`."""
+        return state
+
+    def add_lda(self, channels: Sequence[int]) -> None:
+        """Local distortion aware modules for stage maps with these channel counts."""
+        self.channels = tuple(channels)
+        for i, (c_in, c_out, grid) in enumerate(zip(channels, LDA_CHANNELS, LDA_GRIDS), 1):
+            # A Sequential of one: the conv's public name is lda{i}_pool.0.
+            self.add_module(f"lda{i}_pool", nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False)))
+            self.add_module(f"lda{i}_fc", nn.Linear(c_out * grid * grid, LDA_WIDTH))
+        self.lda4_fc = nn.Linear(channels[3], TARGET_SIZES[0] - 3 * LDA_WIDTH)
+        for name, parameter in self.named_parameters():
+            if name.startswith("lda") and parameter.ndim > 1:
+                nn.init.kaiming_normal_(parameter)
+
+    def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """(N, 3, H, W) -> four maps (N, C_i, H_i, W_i), finest first."""
+        raise NotImplementedError
+
+    def encoder_state(self) -> dict[str, torch.Tensor]:
+        """The tensors of `pretrained_part`, without the LDA's."""
+        return {n: tensor for n, tensor in self.pretrained_part.state_dict().items() if not n.startswith("lda")}
+
+    def freeze(self) -> None:
+        """Leave the encoder as it is: in eval mode, without gradients. The LDA goes on training."""
+        self.frozen = True
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith("lda"))
+
+    def fuse_attention(self) -> None:
+        """Compute attention by fused kernels where there is a choice. Raises UserError where there is none."""
+        raise UserError("--fused_attention is for Swin; the other transformers of timm have it so already")
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        for name, child in self.named_children():
+            if self.frozen and not name.startswith("lda"):
+                child.eval()
+        return self
+
+    def target_in_vec(self, maps: StageMaps) -> torch.Tensor:
+        """Stage maps -> (N, 224): three times 16 local features and 176 global ones."""
+        features = []
+        for i, grid in enumerate(LDA_GRIDS, 1):
+            # A 1x1 conv and an average commute: maps that are averaged already come out the same.
+            local = pool_to(getattr(self, f"lda{i}_pool")(at(maps, i - 1, grid)), grid)
+            features.append(getattr(self, f"lda{i}_fc")(local.flatten(1)))
+        return torch.cat([*features, self.lda4_fc(pool_to(at(maps, 3, 1), 1).flatten(1))], 1)

@@ -1,0 +1,7 @@
+"""The Swin Transformer backbone under the public code's file name; hyperiqa/model/swin.py has it."""
+
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.swin import SwinBackbone
+from hyperiqa.model.target_net import TargetNet
+
+__all__ = ["HyperNet", "SwinBackbone", "TargetNet"]
