@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base.device import choose_hardware, keep_freed_memory, large_tensors_apart, set_backends
+from hyperiqa.base.device import choose_hardware, keep_freed_memory, map_large_tensors_separately, set_backends
 from hyperiqa.base.errors import Interrupted, UserError
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.base.version import versions
@@ -33,7 +33,7 @@ from hyperiqa.training.options import default_run_name
 from hyperiqa.training.run_files import Prediction
 from hyperiqa.training.schedules import Rates, make_schedule
 from hyperiqa.training.sets import RunData
-from hyperiqa.training.starts import Initial
+from hyperiqa.training.starts import StartingModel
 from hyperiqa.training.state import RunState, open_run, settings_of
 
 Figures = dict[str, float]
@@ -48,13 +48,13 @@ class HyperIQASolver:
     def __init__(self, options: argparse.Namespace):
         o = self.options = options
         self.begun, self.costs = time.perf_counter(), list[dict[str, float]]()
-        self.initial = Initial.of(o) if o.init else None
-        self.taught_by = Initial.teacher_of(o) if o.teacher else None
-        self.hardware, self.reason = choose_hardware(processes.own_device(o.device), o.precision, o.workers)
+        self.initial_start = StartingModel.of(o) if o.init else None
+        self.teacher_start = StartingModel.teacher_of(o) if o.teacher else None
+        self.hardware, self.reason = choose_hardware(processes.device_of_process(o.device), o.precision, o.workers)
         set_backends(o.deterministic)
-        large_tensors_apart()
+        map_large_tensors_separately()
         self.criterion, self.schedule = make_criterion(o), make_schedule(o)
-        self.signals = StopSignals(several=processes.world() > 1)
+        self.signals = StopSignals(several=processes.world_size() > 1)
 
     def run(self) -> None:
         """Train and test; every exit but a kill leaves an `end` record that says how it came."""
@@ -87,7 +87,7 @@ class HyperIQASolver:
         """A new model with weights from `seed`, and pretrained or given ones for the backbone; or that of `--init`."""
         o = self.options
         torch.manual_seed(seed)
-        model = self.initial.model(self.data.common, o) if self.initial else new_model(o)
+        model = self.initial_start.model(self.data.common, o) if self.initial_start else new_model(o)
         if o.fused_attention:
             model.backbone.fuse_attention()
         if o.freeze_backbone:
@@ -104,24 +104,24 @@ class HyperIQASolver:
         o = self.options
         self.data = RunData(o, o.seed)
         # Before what takes long and leaves files: the flags may still name a model that there is not.
-        with processes.first_of_node():  # which downloads
+        with processes.node_leader_first():  # which downloads
             self.model = self.build_model(o.seed)
-        self.teacher: Any = self.taught_by and self.taught_by.model(self.data.common, o).to(self.hardware.device).eval()
+        self.teacher: Any = self.teacher_start and self.teacher_start.model(self.data.common, o).to(self.hardware.device).eval()
         settings = settings_of({**vars(o), "fingerprint": self.data.fingerprint})
         self.log, self.saved = open_run(o, self.run_name(), settings)
         self.state, self.status = RunState(settings), "failed"
         try:
-            with processes.watched():
-                processes.check_same("settings or data", settings)
+            with processes.shared_failures():
+                processes.check_same_in_all("settings or data", settings)
                 if self.saved:
                     self.state = RunState.restored(self.saved, settings, self.hardware.device)
                 else:
                     log_start(self.log, o, self.hardware, self.reason, self.data, self.criterion, self.schedule)
-                    for model, how in ((self.initial, "Starting from"), (self.taught_by, "Learning from")):
+                    for model, how in ((self.initial_start, "Starting from"), (self.teacher_start, "Learning from")):
                         self.log.line(model.explained(self.data.common, how)) if model else None
                 if o.tensorboard:
                     self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
-                with processes.first_of_node():
+                with processes.node_leader_first():
                     self.data.decode(self.hardware.device, self.log, new=self.saved is None)
                 if fewer := fewer_workers(self.hardware, max(o.batch_size, SCORE_BATCH), o.patch_size):
                     self.log.line(fewer)
@@ -130,7 +130,7 @@ class HyperIQASolver:
             self.status = "interrupted"
             self.log.line("Interrupted")
             command = re.sub(r" --resume[ =]\S+", "", shlex.join(sys.argv))
-            self.log.show(f"Go on with: {processes.launched_by()} {command} --resume auto")
+            self.log.show(f"Go on with: {processes.launch_command()} {command} --resume auto")
             raise
         except UserError as mistake:
             self.log.keep(f"error: {mistake}")
@@ -160,7 +160,7 @@ class HyperIQASolver:
         elif o.train_test_num > 1:
             self.log.line(f"Round {number} of {o.train_test_num}, seed {self.seed}")
         compute = partial(engine.stage_maps, self.model, self.hardware.fp32)
-        with processes.first_of_node():
+        with processes.node_leader_first():
             self.data.prepare_features(self.model, self.seed, compute, self.log.line if new else self.log.show)
         if new:
             self.log.line(epoch_columns(["train", *self.data.parts]))
@@ -184,10 +184,10 @@ class HyperIQASolver:
         whole_batch.prepare(self.model)
         loader = make_loader(batches, self.hardware, progress.step)
         if self.teacher is not None:
-            loader = engine.taught(loader, self.teacher, self.hardware)
+            loader = engine.with_teacher_scores(loader, self.teacher, self.hardware)
         ready, before = time.perf_counter(), progress.step
         started = ready - progress.seconds
-        with engine.bar(f"Epoch {epoch}/{o.epochs}", len(batches.patches), progress.step * o.batch_size) as bar:
+        with engine.progress_bar(f"Epoch {epoch}/{o.epochs}", len(batches.patches), progress.step * o.batch_size) as bar:
 
             def after_step() -> None:
                 keep_freed_memory()  # from the first step on, which made what the optimizer keeps
@@ -207,8 +207,8 @@ class HyperIQASolver:
                 names = self.data.names_of(batches, problem.step)
                 raise UserError(f"{problem.explained(epoch, self.folder / 'last.pt')}{names}") from None
         progress.seconds = time.perf_counter() - started
-        if processes.world() > 1 and not self.costs:
-            self.costs = processes.costs(ready - self.begun, ready, progress.step - before, self.hardware.device)
+        if processes.world_size() > 1 and not self.costs:
+            self.costs = processes.process_costs(ready - self.begun, ready, progress.step - before, self.hardware.device)
             self.log.record(type="processes", processes=self.costs)
             self.log.line("\n".join(processes.cost_lines(self.costs)))
         return result
@@ -218,7 +218,7 @@ class HyperIQASolver:
         o, (images, split) = self.options, self.data.tests[part]
         data, records, crops = images.data, images.records(split), (o.test_crop, o.test_patch_num)
         scores = engine.score_set(self.trained.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked)
-        scores, agreeing = self.data.agreeing(data, scores)
+        scores, agreeing = self.data.oriented_scores(data, scores)
         self.agreed[part] = agreeing, (mos := np.array([r.score for r in records]))
         if split != "val":
             rows = zip(records, scores.tolist(), strict=True)
@@ -226,9 +226,9 @@ class HyperIQASolver:
         return metrics.recorded(agreeing, mos)
 
     def stop_if_asked(self) -> None:
-        if signum := processes.largest(self.signals.received or 0):
+        if signum := processes.largest_of_all(self.signals.received or 0):
             self.save()
-            processes.largest(0)  # a launcher ends the others once one has left
+            processes.largest_of_all(0)  # a launcher ends the others once one has left
             raise Interrupted(signum)
 
     def log_epoch(self, result: dict[str, Figures], seconds: Figures) -> None:
@@ -251,7 +251,7 @@ class HyperIQASolver:
             state.clear_models(self.folder, keep=1)
         epoch, best = state.best["epoch"], {part: state.best["result"][part] for part in data.parts}
         log.line(f"{figures_text(best[data.chosen], before='Best ')} (epoch {epoch})")
-        price = data.selection_price(state.scores)
+        price = data.selection_bias(state.scores)
         if not math.isnan(price):
             log.line(f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}")
         round_ = {"round": state.round, "seed": self.seed, "best_epoch": epoch, "selection_price": price}
@@ -284,9 +284,9 @@ class HyperIQASolver:
         model = {**self.data.description, **self.model.backbone.described}
         figures = {part: result[part] for part in self.data.parts}
         if self.certified is None:
-            starts = {"init": self.initial, "teacher": self.taught_by}
-            self.certified = certificate.made(self.options, self.hardware, certificate.of_sets(self.data), starts)
-        rows, bounds = certificate.predictions_digest(self.predictions), certificate.with_intervals(self.agreed)
+            starts = {"init": self.initial_start, "teacher": self.teacher_start}
+            self.certified = certificate.describe_round(self.options, self.hardware, certificate.describe_sets(self.data), starts)
+        rows, bounds = certificate.predictions_digest(self.predictions), certificate.figures_with_intervals(self.agreed)
         place = {"round": self.state.round, "epoch": self.state.epoch}
         of_run = {**place, "weights": weights, "predictions": rows, "figures": bounds}
         about = {"metrics": figures, "run": self.log.name, "versions": versions(), "certificate": self.certified}

@@ -35,7 +35,7 @@ if "--child" in sys.argv:  # which measures; the parent, which checks the flags 
         choose_device,
         choose_hardware,
         keep_freed_memory,
-        large_tensors_apart,
+        map_large_tensors_separately,
         set_backends,
     )
     from hyperiqa.datasets.readers import READERS
@@ -104,7 +104,7 @@ def contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
 def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
     """What train_swin.py and train_resnet.py do, by the same functions."""
     set_backends(deterministic=not flags.no_deterministic)
-    large_tensors_apart()
+    map_large_tensors_separately()
     hardware = choose_hardware(flags.device, flags.precision)[0]
 
     def start() -> list[DecodedSet]:
@@ -136,8 +136,8 @@ def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, fl
 
 def measure_step(flags: argparse.Namespace, koniq) -> dict[str, Any]:
     set_backends(deterministic=not flags.no_deterministic)
-    large_tensors_apart()
-    hardware = choose_hardware(processes.own_device(flags.device), flags.precision)[0]
+    map_large_tensors_separately()
+    hardware = choose_hardware(processes.device_of_process(flags.device), flags.precision)[0]
     data = DecodedSet(koniq, "384", PATCH, cache_dir=flags.cache_dir)
     put_on_gpu([data.cache], "auto", hardware.device)
     model, optimizer = trained_model(flags.backbone, hardware.device)
@@ -175,7 +175,7 @@ def measure(flags: argparse.Namespace) -> None:
         return
     koniq = READERS["koniq-10k"](flags.dataset_path).read()
     if flags.child == "step":
-        with processes.joined():
+        with processes.process_group():
             found = measure_step(flags, koniq)
             if processes.rank() == 0:
                 show_measured(found, {}, device)

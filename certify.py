@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, first_five, reading
+from hyperiqa.base.errors import UserError, first_five, reading_file
 from hyperiqa.base.files import HERE
 
 
@@ -76,7 +76,7 @@ def main() -> int:
     if (form := d.get("certificate", {}).get("format")) != certificate.FORMAT:
         found = "carries no certificate" if form is None else f"its certificate is of format {form}"
         raise UserError(f"{path}: {found}; expected a best model of a newer run")
-    with reading(path, "its certificate is damaged", KeyError, TypeError, AttributeError):
+    with reading_file(path, "its certificate is damaged", KeyError, TypeError, AttributeError):
         facts = list(certificate_checks.facts(path.name, d))
     for title, text in facts:
         print(textwrap.fill(f"{title:12} {text}", 100, subsequent_indent=" " * 13, break_on_hyphens=False))

@@ -25,7 +25,7 @@ import numpy as np
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import write_whole
-from hyperiqa.base.plain_values import plain
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.runs import differences, footnotes, measures, power, reading, standards_table, tables
 from hyperiqa.runs.differences import Comparison
 from hyperiqa.runs.measures import FIGURE, Entry, Measure
@@ -103,7 +103,7 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
 
 def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> None:
     """The standards' figures of each entry and set, and their differences, all p-values corrected together."""
-    sets = {entry: standards_table.of_entry(entry) for entry in entries}
+    sets = {entry: standards_table.entry_standards(entry) for entry in entries}
     rows = [(entry.name, of, found) for entry in entries for of, found in sets[entry].items()]
     print("\nStandards: errors after a monotonic cubic, in units of the MOS; what needs votes is – without\n")
     show(*standards_table.table(rows, "run")) if rows else print("None: they need the predictions of a run's best epoch")
@@ -112,8 +112,8 @@ def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> No
         print("Their differences, p-values corrected (Holm):\n")
     for (a, b, of, name, d, pitman_morgan), p in zip(tested, intervals.holm([t[4].p for t in tested])):
         what = standards_table.STANDARDS[name].title.replace("\n", " ")
-        more = "" if math.isnan(pitman_morgan) else f"; Pitman–Morgan p {differences.shown_p(pitman_morgan)}"
-        print(f"- {of} {what}: {short[a.name]} − {short[b.name]}: {differences.shown_difference(d, p)}{more}")
+        more = "" if math.isnan(pitman_morgan) else f"; Pitman–Morgan p {differences.p_text(pitman_morgan)}"
+        print(f"- {of} {what}: {short[a.name]} − {short[b.name]}: {differences.difference_text(d, p)}{more}")
 
 
 def print_differences(comparisons: Sequence[Comparison], short: dict[str, str], measure: Measure, wide: int) -> None:
@@ -155,12 +155,12 @@ def print_json(entries, measure, comparisons, notes) -> None:
     for c in comparisons:
         pair = {"a": c.a.name, "b": c.b.name, "method": c.method, "images": c.images, "refused": c.refused}
         pairs.append(pair | (asdict(c.difference) if c.difference else {}) | {"p_corrected": c.corrected})
-    print(json.dumps(plain({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
+    print(json.dumps(to_json_value({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
     names = measures.differences([run for entry in entries for run in entry.runs])
-    rows = [plain(record_of(e, measure)) | {f"setting_{name}": e.setting(name) for name in names} for e in entries]
+    rows = [to_json_value(record_of(e, measure)) | {f"setting_{name}": e.setting(name) for name in names} for e in entries]
     columns = dict.fromkeys(name for row in rows for name in row if name != "files")
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([columns, *([row.get(c) for c in columns] for row in rows)])

@@ -20,13 +20,13 @@ from typing import Any
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import Interrupted, UserError, not_installed
 from hyperiqa.base.files import HERE, write_whole
-from hyperiqa.base.plain_values import plain
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.datasets.names import lower_sets, named_sets
+from hyperiqa.datasets.names import lower_is_better_sets, parse_set_names
 from hyperiqa.datasets.readers import READERS
 from hyperiqa.datasets.records import Columns
 from hyperiqa.runs import standards_table, tables
-from hyperiqa.runs.measures import shown_estimate
+from hyperiqa.runs.measures import estimate_text
 from hyperiqa.stats import standards
 from hyperiqa.stats.intervals import Estimate
 from hyperiqa.stats.resampling import RESAMPLES
@@ -69,10 +69,10 @@ def parse() -> argparse.Namespace:
 
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     try:
-        options.datasets = named_sets("--datasets", options.datasets, READERS)
+        options.datasets = parse_set_names("--datasets", options.datasets, READERS)
         if not any(name.startswith("csv") for name in options.datasets):
             yield from for_csv_alone(given, "csv")
-        lower_sets(options.lower_is_better, options.datasets)
+        lower_is_better_sets(options.lower_is_better, options.datasets)
     except UserError as mistake:
         yield str(mistake)
     if options.markdown and options.json:
@@ -142,7 +142,7 @@ def about(origin: Mapping[str, Any], tests: Sequence) -> tuple[list[str], list[s
 
 
 def figures(tests: Sequence) -> tuple[list[str], list[list[str]]]:
-    rows = [[t.data.name, str(len(t.records)), *(shown_estimate(t.figures[n]) for n in TITLES)] for t in tests]
+    rows = [[t.data.name, str(len(t.records)), *(estimate_text(t.figures[n]) for n in TITLES)] for t in tests]
     return ["data set", "images", *TITLES.values()], rows
 
 
@@ -153,10 +153,10 @@ def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
     table, point = (tables.markdown_table, "- ") if markdown else (tables.text_table, "")
     lines = [*(point + line for line in said), "", table(head, rows), "", *(point + line for line in notes)]
     if any(test.by_standards for test in tests):
-        sets = standards_table.with_all({test.data.name: test.by_standards for test in tests})
+        sets = standards_table.with_overall({test.data.name: test.by_standards for test in tests})
         lines += ["", table(*standards_table.table([("", of, found) for of, found in sets.items()], ""))]
     for test in (test for test in tests if test.kinds):
-        rows = [[kind, str(n), *(shown_estimate(Estimate(x)) for x in found)] for kind, n, *found in test.kinds]
+        rows = [[kind, str(n), *(estimate_text(Estimate(x)) for x in found)] for kind, n, *found in test.kinds]
         lines += ["", table([f"{test.data.name} by distortion", "images", "SRCC", "PLCC"], rows)]
     return "\n".join(lines)
 
@@ -211,7 +211,7 @@ def main() -> None:
     with StopSignals():
         try:
             origin, tests = evaluate(options)
-            records = plain(as_records(tests))
+            records = to_json_value(as_records(tests))
             if options.csv:
                 write_figures(options.csv, records)
             if options.report:
@@ -219,7 +219,7 @@ def main() -> None:
         except Interrupted:
             print("Interrupted", file=sys.stderr)
             raise
-    found = {**plain(origin), "datasets": records}
+    found = {**to_json_value(origin), "datasets": records}
     print(json.dumps(found, indent=1) if options.json else as_text(origin, tests, options.markdown))
 
 

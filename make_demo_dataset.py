@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from hyperiqa.base.command_line import Flags, run_tool
 from hyperiqa.base.errors import UserError
-from hyperiqa.base.launching import mapped
+from hyperiqa.base.launching import parallel_map
 from hyperiqa.base.signals import StopSignals
 
 WIDTH, HEIGHT = 512, 384
@@ -278,7 +278,7 @@ def make_image(task: Task) -> list[float]:
 
 
 def _make_all(tasks: list[Task], processes: int) -> list[list[float]]:
-    return list(tqdm(mapped(make_image, tasks, processes), "making images", len(tasks), unit="", file=sys.stderr))
+    return list(tqdm(parallel_map(make_image, tasks, processes), "making images", len(tasks), unit="", file=sys.stderr))
 
 
 def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: int) -> None:

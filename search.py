@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from hyperiqa.base import cluster
 from hyperiqa.base.cluster import Cluster, Submitted, cluster_flags
-from hyperiqa.base.command_line import Flags, Given, run_tool, without
+from hyperiqa.base.command_line import Flags, Given, run_tool, without_flags
 from hyperiqa.base.errors import UserError
-from hyperiqa.base.launching import end, last_error, start
+from hyperiqa.base.launching import end_programs, last_error, start_program
 from hyperiqa.runs import measures, reading, tables
 from hyperiqa.runs.measures import FIGURE, Entry, Measure
 
@@ -118,14 +118,14 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
         first = next((value if equals else word for (flag, equals, value), word in following if flag == "--seed"), "42")
         if not first.isdecimal():
             raise UserError(f"--seed {first}: expected a whole number of at least 0")
-        common = without(common, "--seed")
+        common = without_flags(common, "--seed")
         seeds = [str(int(first) + k) for k in range(options.seeds)]
     if options.each:
         base = {flag: values[0] for flag, values in axes.items()}
         found: list[dict[str, str]] = [{}, *({flag: value} for flag in axes for value in axes[flag][1:])]
     else:
         found = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-    counts = [options.script.name, *without(common, *PLACES), *itertools.chain(*base.items())]
+    counts = [options.script.name, *without_flags(common, *PLACES), *itertools.chain(*base.items())]
     digest = hashlib.sha256("\0".join(counts).encode()).hexdigest()[:8]
     jobs = []
     for setting, seed in itertools.product(found, seeds):
@@ -159,7 +159,7 @@ def launch(options: argparse.Namespace, cluster: Cluster | None, job: Job, slot:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     elif slots > 1:
         environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))  # not all cores
-    return start([sys.executable, *words], job.file(".output"), environment)
+    return start_program([sys.executable, *words], job.file(".output"), environment)
 
 
 class Turns:
@@ -226,7 +226,7 @@ def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
             for _, child in children.values():
                 if isinstance(child, Submitted):
                     child.cancel()
-            end([child for _, child in children.values() if not isinstance(child, Submitted)])
+            end_programs([child for _, child in children.values() if not isinstance(child, Submitted)])
             for job, _ in children.values():
                 job.file(".output").unlink(missing_ok=True)
     return failures

@@ -24,7 +24,7 @@ def main() -> None:
     from hyperiqa.training import processes  # torch: only once the flags are known to be right
     from HyperIQASolver import HyperIQASolver
 
-    with processes.joined():
+    with processes.process_group():
         HyperIQASolver(options).run()
 
 

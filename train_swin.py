@@ -37,7 +37,7 @@ def main() -> None:
     from hyperiqa.training import processes  # torch: only once the flags are known to be right
     from HyperIQASolver_swin import HyperIQASolverSwin
 
-    with processes.joined():
+    with processes.process_group():
         HyperIQASolverSwin(options).run()
 
 

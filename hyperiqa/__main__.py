@@ -21,9 +21,9 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import Interrupted, first_five, reading
+from hyperiqa.base.errors import Interrupted, first_five, reading_file
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.scoring.image_sources import find_images, once, passed_over, paths_from, place
+from hyperiqa.scoring.image_sources import canonical_path, find_images, paths_from, skipped_note, without_repeats
 from hyperiqa.scoring.score_files import ScoreFile, take_up
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -100,7 +100,7 @@ def score_images(model, images, total: int | None, options, made: str, signals: 
     if options.map:
         from hyperiqa.scoring import maps
 
-        with reading(options.map, "cannot be made"):
+        with reading_file(options.map, "cannot be made"):
             options.map.mkdir(parents=True, exist_ok=True)
     output = ScoreFile(options.output, options.format)
     to_terminal = options.output is None and sys.stdout.isatty()  # the rows themselves show how far it is
@@ -114,7 +114,7 @@ def score_images(model, images, total: int | None, options, made: str, signals: 
             if error is None:
                 tally.scored += 1
                 if options.map:
-                    maps.write(options.map, scored.image, maps.look(model, scored.image), model)
+                    maps.write(options.map, scored.image, maps.map_image(model, scored.image), model)
                 tally.scores += [(scored.image, score)] if options.sheet else []
             else:
                 tally.failed += 1
@@ -129,12 +129,12 @@ def take_up_output(options, made: str, named: Sequence[str], tally: Tally) -> se
     """The places of the images that an earlier run scored into --output; their scores go on the sheet too."""
     if not (options.output and options.output.is_file() and options.output.stat().st_size):
         return set()
-    places = {place(image) for image in named}
+    places = {canonical_path(image) for image in named}
     streamed = "-" in options.sources  # any image may yet be named
-    earlier, note = take_up(options.output, options.format, made, lambda image: streamed or place(image) in places)
+    earlier, note = take_up(options.output, options.format, made, lambda image: streamed or canonical_path(image) in places)
     print(note, file=sys.stderr)
     tally.scores += earlier.items() if options.sheet else []
-    return {place(image) for image in earlier}
+    return {canonical_path(image) for image in earlier}
 
 
 def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> None:
@@ -151,10 +151,10 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
         print(assumptions(options.checkpoint, model), file=sys.stderr)
     made = made_with(model, options.precision)
     done = take_up_output(options, made, named, tally)
-    images: Any = list(once(named, done))
+    images: Any = list(without_repeats(named, done))
     total: int | None = len(images)
     if "-" in options.sources:
-        images, total = itertools.chain(images, once(paths_from(sys.stdin.fileno()), done)), None
+        images, total = itertools.chain(images, without_repeats(paths_from(sys.stdin.fileno()), done)), None
     score_images(model, images, total, options, made, signals, tally)
     if options.sheet:
         from hyperiqa.pages import page
@@ -166,7 +166,7 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
 def main(argv: Sequence[str] | None = None) -> int:
     options, tally = parse(argv), Tally()
     passed: list[str] = []
-    named = list(once(find_images(options.sources, options.sheet, passed), set()))
+    named = list(without_repeats(find_images(options.sources, options.sheet, passed), set()))
     try:
         with StopSignals() as signals:
             run(options, named, signals, tally)
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.output:
         print(f"{options.output}: {tally.scored} images scored", file=sys.stderr)
     if passed:
-        print(passed_over(passed), file=sys.stderr)
+        print(skipped_note(passed), file=sys.stderr)
     if tally.failed:
         total = tally.scored + tally.failed
         print(f"{tally.failed} of {total} images could not be scored: {first_five(tally.failures)}", file=sys.stderr)

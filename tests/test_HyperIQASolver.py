@@ -356,7 +356,7 @@ def test_the_price_of_choosing_on_the_test_set_is_said_of_that_choice_alone(sett
     on_val = run(settings("resnet", "--dataset_path", koniq, "--epochs", 3, "--run_name", "b", "--select_on", "val",
                           "--val_fraction", 0.3))  # fmt: skip
     with np.load(on_test.log.path("_epochs.npz")) as arrays:
-        price = intervals.selection_price([(arrays["test_scores"], arrays["test_mos"])])
+        price = intervals.selection_bias([(arrays["test_scores"], arrays["test_mos"])])
     assert records(on_test)[-1]["rounds"][0]["selection_price"] == pytest.approx(price)
     said = f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}\n"
     assert said in on_test.log.path(".log").read_text()

@@ -286,7 +286,7 @@ def test_predictions_of_a_file_have_the_digest_of_the_run(tmp_path):
 
 def test_names_and_looks_are_packed_whole():
     rows = [["ä b.jpg", "0123456789abcdef"], ["c", ""]]
-    assert certificate.unpacked(certificate.packed(rows)) == rows
+    assert certificate.unpack_hashes(certificate.pack_hashes(rows)) == rows
 
 
 def test_several_sets_and_their_validation_images_are_checked(settings, run_main, tmp_path):

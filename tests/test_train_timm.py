@@ -157,7 +157,7 @@ def test_a_teachers_scores_are_learnt_on_the_scale_of_the_set(settings, trained,
     teacher = quality_model.load(trained.log.checkpoints)
     batch = solver.data.train_batches(42, 1, 8)[0]
     batch["patches"] = torch.where(batch.pop("hflip")[:, None, None, None], batch["patches"].flip(2), batch["patches"])
-    found = next(iter(engine.taught([batch], solver.teacher, solver.hardware)))["teacher"]
+    found = next(iter(engine.with_teacher_scores([batch], solver.teacher, solver.hardware)))["teacher"]
     with torch.no_grad():
         expected = 1 + 0.04 * teacher.net(teacher.net.backbone.normalised(batch["patches"]))["scores"]
     assert torch.allclose(found, expected, atol=1e-4)

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base.command_line import POSITIVE, Flags, without
-from hyperiqa.base.errors import UserError, said_of
+from hyperiqa.base.command_line import POSITIVE, Flags, without_flags
+from hyperiqa.base.errors import UserError, reason_of
 
 LAUNCHERS = ("slurm", "local")
 OWN = ("--launcher", "--nodes", "--gpus_per_node", "--time", "--slurm")
@@ -112,7 +112,7 @@ class Cluster:
         try:
             self.executor: Any = submitit.AutoExecutor(folder, cluster=options.launcher)
         except RuntimeError as problem:
-            raise UserError(f"--launcher {options.launcher}: {said_of(problem)}") from None
+            raise UserError(f"--launcher {options.launcher}: {reason_of(problem)}") from None
         self.executor.update_parameters(
             nodes=options.nodes, tasks_per_node=options.gpus_per_node, gpus_per_node=options.gpus_per_node,
             timeout_min=max(1, round(60 * options.time)), slurm_signal_delay_s=SIGNAL_SECONDS,
@@ -125,14 +125,14 @@ class Cluster:
         try:
             return Submitted(self.executor.submit(Command(list(words))))
         except (OSError, RuntimeError) as problem:
-            raise UserError(f"--launcher {self.options.launcher}: {said_of(problem)}") from None
+            raise UserError(f"--launcher {self.options.launcher}: {reason_of(problem)}") from None
 
 
 def submitted(options: Namespace) -> bool:
     """Whether the program's flags ask for a job, which is then submitted, and said where it writes."""
     if options.launcher is None:
         return False
-    name, words = options.run_name or Path(sys.argv[0]).stem, without(sys.argv, *OWN)
+    name, words = options.run_name or Path(sys.argv[0]).stem, without_flags(sys.argv, *OWN)
     job = Cluster(options, options.log_dir / "jobs").submit(name, words).job
     print(f"Job {job.job_id}: what it says goes to {job.paths.stdout} and {job.paths.stderr.name}")
     return True

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hyperiqa.base.errors import Interrupted, NothingToDo, UserError
-from hyperiqa.base.files import is_there
+from hyperiqa.base.files import exists_or_on_hub
 from hyperiqa.base.version import VERSION
 
 Given = Mapping[str, tuple[str, object]]
@@ -36,7 +36,7 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.exit(main() or 0)
     except UserError as mistake:
-        if not (mistake.said if mistake.said is not None else not first):
+        if not (mistake.already_shown if mistake.already_shown is not None else not first):
             print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
     except NothingToDo as done:
@@ -175,7 +175,7 @@ class Flags:
         kinds = "a model file, a run's folder or hf://USER/NAME"
         self.words("checkpoint", kinds, type=Path, metavar="CHECKPOINT")
         wrong = "no such file or folder; expected"
-        self._check("checkpoint", lambda path: None if is_there(path) else f"{path}: {wrong} {kinds}")
+        self._check("checkpoint", lambda path: None if exists_or_on_hub(path) else f"{path}: {wrong} {kinds}")
 
     def device(self) -> None:
         names = "auto, cpu, cuda, cuda:N or mps"  # whether the machine has it is seen later
@@ -222,7 +222,7 @@ class Flags:
         return options
 
 
-def without(words: Sequence[str], *flags: str) -> list[str]:
+def without_flags(words: Sequence[str], *flags: str) -> list[str]:
     """A command's words without these flags and their values."""
     kept, dropping = [], False
     for word in words:

@@ -89,7 +89,7 @@ def set_backends(deterministic: bool) -> None:
     torch.backends.cudnn.allow_tf32 = False  # cuDNN's default rounds the inputs of convolutions to 10 bits
 
 
-def large_tensors_apart() -> None:
+def map_large_tensors_separately() -> None:
     """Until `keep_freed_memory`: give every large tensor memory of its own. Those that stay, weights and optimizer
     state, then do not lie in the midst of what steps allocate, which they would scatter, so that it grew by a fifth."""
     _mallopt(-3, 2**17)  # M_MMAP_THRESHOLD

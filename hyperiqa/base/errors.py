@@ -12,7 +12,7 @@ class UserError(Exception):
     """A mistake of the user's: shown as one line `error: …`, exit code 2, without a traceback.
     said: whether another process shows it; None: the first one does."""
 
-    said: bool | None = None
+    already_shown: bool | None = None
 
 
 class NothingToDo(Exception):
@@ -39,14 +39,14 @@ def not_installed(what: str, *packages: str) -> str:
     return f"{what} needs {', '.join(missing)}: pip install {' '.join(packages)}" if missing else ""
 
 
-def said_of(problem: BaseException) -> str:
+def reason_of(problem: BaseException) -> str:
     """Why something failed, in one line: the system's own words, else the exception's."""
     text = getattr(problem, "strerror", None) or f"{problem}".strip() or type(problem).__name__
     return " ".join(text.split())
 
 
 @contextmanager
-def reading(path: Path, what: str, *problems: Any) -> Iterator[None]:
+def reading_file(path: Path, what: str, *problems: Any) -> Iterator[None]:
     """Turn OSError, and the `problems` that a damaged file gives, into the UserError `path: what: reason`."""
     try:
         yield
@@ -55,4 +55,4 @@ def reading(path: Path, what: str, *problems: Any) -> Iterator[None]:
     except (OSError, *problems) as problem:
         # Where anything may come, what came says more than its words.
         name = f"{type(problem).__name__} " if Exception in problems and not isinstance(problem, OSError) else ""
-        raise UserError(f"{path}: {what}: {name}{said_of(problem)}") from None
+        raise UserError(f"{path}: {what}: {name}{reason_of(problem)}") from None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from hyperiqa.base.errors import UserError, said_of
+from hyperiqa.base.errors import UserError, reason_of
 
 # The folder that holds this package: a checkout with the scripts, or site-packages once it is installed.
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -18,7 +18,7 @@ HERE = CHECKOUT if IS_CHECKOUT else Path.cwd()
 HUB = re.compile(r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
 
 
-def is_there(path: Path) -> bool:
+def exists_or_on_hub(path: Path) -> bool:
     """Whether there is such a file or folder; one of the Hugging Face Hub is looked for only once it is needed."""
     return HUB.fullmatch(str(path)) is not None or path.exists()
 
@@ -60,7 +60,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
         problem = error if isinstance(error, OSError) else getattr(watched, "problem", None)
         if problem is None:
             raise
-        raise UserError(f"{path}: cannot be written: {said_of(problem)}") from None
+        raise UserError(f"{path}: cannot be written: {reason_of(problem)}") from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

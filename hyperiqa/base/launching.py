@@ -13,7 +13,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 
-def start(command: Sequence[str], output: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+def start_program(command: Sequence[str], output: Path, environment: Mapping[str, str]) -> subprocess.Popen:
     """Start a program that writes all it says into the file `output`, in a session of its own.
     Ctrl-C then reaches the one that started it alone, which ends it once."""
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,7 @@ def start(command: Sequence[str], output: Path, environment: Mapping[str, str]) 
         )
 
 
-def end(processes: Sequence[subprocess.Popen], patience: float = 10) -> None:
+def end_programs(processes: Sequence[subprocess.Popen], patience: float = 10) -> None:
     """Interrupt the programs, so that they write their last records, and kill what is left after `patience` seconds."""
     with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
         for process in processes:
@@ -56,7 +56,7 @@ def _follow_parent() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def mapped(work: Callable, items: Iterable, processes: int, apart: bool = False) -> Iterator:
+def parallel_map(work: Callable, items: Iterable, processes: int, apart: bool = False) -> Iterator:
     """`work` of each item, in order, by that many processes; they end with this one. A single one is this one, unless
     it is to be `apart`: where it dies, BrokenProcessPool is raised."""
     if processes == 1 and not apart:

@@ -5,18 +5,18 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def plain(value: object) -> Any:
+def to_json_value(value: object) -> Any:
     """A value as JSON knows it: nan becomes null, paths strings, tuples lists."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [to_json_value(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, (str, int, bool, type(None))) else str(value)
 
 
-def shown(value: object) -> str:
+def to_text(value: object) -> str:
     """A setting as a person reads it, on one line."""
     if isinstance(value, Mapping):
         value = [str(key) if item is None else f"{key}={item}" for key, item in value.items()]

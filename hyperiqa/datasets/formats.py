@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError, first_five, reading
-from hyperiqa.base.launching import mapped
+from hyperiqa.base.errors import UserError, first_five, reading_file
+from hyperiqa.base.launching import parallel_map
 
 # What the parser of a MAT file may use, bytes and seconds; the sets' own files are under 1 MB.
 MAT_MEMORY, MAT_SECONDS = 4 * 2**30, 60
@@ -38,7 +38,7 @@ def _text(path: Path) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank. Raises UserError."""
-    with reading(path, "not a readable text file", UnicodeDecodeError):
+    with reading_file(path, "not a readable text file", UnicodeDecodeError):
         return [line for line in _text(path).splitlines() if line.strip()]
 
 
@@ -64,7 +64,7 @@ def read_table(
     The separator is the comma, semicolon or tab; blanks around cells, empty rows and the case of the header do not
     count. Raises UserError where the file is unreadable, a column is missing (`more`: what helps then) or a row has
     more cells than the header."""
-    with reading(path, "not a readable CSV file in UTF-8 or UTF-16", UnicodeDecodeError, csv.Error):
+    with reading_file(path, "not a readable CSV file in UTF-8 or UTF-16", UnicodeDecodeError, csv.Error):
         text = _text(path)
         headers = {mark: next(_cells(text, mark), (0, []))[1] for mark in ",;\t"}
         separator, header = max(headers.items(), key=lambda found: len(_places(found[1], columns)))
@@ -120,10 +120,10 @@ def read_mat(path: Path, *variables: str) -> list[tuple]:
     An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError."""
     what = "not a readable MAT file"
     # The parser meets a damaged file with whatever comes first, the end of its process among it.
-    with reading(path, what, Exception):
+    with reading_file(path, what, Exception):
         path.open("rb").close()
         try:
-            (content,) = mapped(partial(_mat, path), [variables], 1, apart=True)
+            (content,) = parallel_map(partial(_mat, path), [variables], 1, apart=True)
         except BrokenProcessPool:
             raise UserError(f"{path}: {what}: it is damaged, the parser crashed") from None
     if missing := [name for name in variables if name not in content]:
@@ -161,7 +161,7 @@ def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
     except ImportError:
         raise UserError(f"{owner}: reading {path} needs the package openpyxl: pip install openpyxl") from None
     # A damaged archive or XML: the parsers raise what they like.
-    with reading(path, "not a readable workbook", Exception), warnings.catch_warnings(), path.open("rb") as file:
+    with reading_file(path, "not a readable workbook", Exception), warnings.catch_warnings(), path.open("rb") as file:
         warnings.simplefilter("ignore")  # about styles and extensions, which hold no data
         book = load_workbook(file, read_only=True, data_only=True)
         sheets = {found.title: found for found in book.worksheets}

@@ -7,17 +7,17 @@ from pathlib import Path
 from hyperiqa.base.errors import UserError
 
 
-def kind_of(name: str) -> str:
-    """What reads a set of `named_sets`: csv of csv:NAME, else the name."""
+def reader_name(name: str) -> str:
+    """What reads a set of `parse_set_names`: csv of csv:NAME, else the name."""
     return name.partition(":")[0]
 
 
-def called(name: str) -> str:
-    """What a set of `named_sets` is called in records: NAME of csv:NAME, else the name."""
+def record_name(name: str) -> str:
+    """What a set of `parse_set_names` is called in records: NAME of csv:NAME, else the name."""
     return name.removeprefix("csv:")
 
 
-def named_sets(flag: str, words: Sequence[str], known: Iterable[str]) -> dict[str, Path | None]:
+def parse_set_names(flag: str, words: Sequence[str], known: Iterable[str]) -> dict[str, Path | None]:
     """`NAME[=PATH] …` of a flag -> name -> path; a CSV set may be given a name of its own, as in csv:NAME=PATH.
     Raises UserError for unknown and repeated names."""
     known, sets, problems = list(known), {}, []
@@ -39,9 +39,9 @@ def named_sets(flag: str, words: Sequence[str], known: Iterable[str]) -> dict[st
     return sets
 
 
-def lower_sets(flag: bool | list[str], names: Iterable[str]) -> set[str]:
+def lower_is_better_sets(flag: bool | list[str], names: Iterable[str]) -> set[str]:
     """The CSV sets of these whose scores mean badness, as `--lower_is_better` says. Raises UserError."""
-    csv = {called(name): name for name in names if name.startswith("csv")}
+    csv = {record_name(name): name for name in names if name.startswith("csv")}
     if isinstance(flag, bool) or not flag:
         return set(csv.values()) if flag is not False else set()
     if unknown := [name for name in flag if name not in csv]:

@@ -10,7 +10,7 @@ from hyperiqa.base.files import HERE
 from hyperiqa.datasets.authentic import BID, FLIVE, LIVEC, SPAQ, UHDIQA, AGIQA3k, AGIQA20k, KonIQ10k
 from hyperiqa.datasets.csv_table import CSVTable
 from hyperiqa.datasets.demo import Demo
-from hyperiqa.datasets.names import called, kind_of
+from hyperiqa.datasets.names import reader_name, record_name
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.records import USUAL, Columns, DataSet
 from hyperiqa.datasets.synthetic import CSIQ, LIVE, TID2013, KADID10k
@@ -31,9 +31,9 @@ def reader_of(
 ) -> Reader:
     """The reader of a set of `named_sets`, under the name that records call it by; path None: its default place.
     lower_is_better, columns: of a CSV file."""
-    kind = kind_of(name)
+    kind = reader_name(name)
     reader = READERS[kind](path, seed, *((lower_is_better, columns) if kind == "csv" else ()))
-    reader.name = called(name)
+    reader.name = record_name(name)
     return reader
 
 
@@ -60,7 +60,7 @@ def read_cross_tests(
             return {}, ["SPAQ cross test: skipped, found neither spaq/ nor spaq-test/ (--spaq_path gives it)"]
         chosen = {"spaq": spaq}
     sets = {
-        called(name): open_set(name, path, seed, name in lower, columns, beside).read_for_test()[0]
+        record_name(name): open_set(name, path, seed, name in lower, columns, beside).read_for_test()[0]
         for name, path in chosen.items()
     }
     return sets, [] if sets else ["SPAQ cross test: off"]

@@ -19,7 +19,7 @@ from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
 from hyperiqa.images.build_once import build_once
 from hyperiqa.images.decode import decode, fitted_size, resize_image
-from hyperiqa.images.perceptual_hash import look
+from hyperiqa.images.perceptual_hash import perceptual_hash
 
 CACHE_FORMAT = 4  # raise it when decoding, resizing or the index changes
 COPY_BYTES = 2**28
@@ -95,7 +95,7 @@ class ImageCache:
         """Decode all images: begin() once their sizes are known, then keep(i, image) for each, from any thread."""
         self.was_there = False
         self.bad: dict[Path, str] = {}
-        self.digests, self.looks = [""] * len(self), [""] * len(self)
+        self.digests, self.hashes = [""] * len(self), [""] * len(self)
         threads = torch.get_num_threads()
         # Images are the unit of work: with several threads to an image, too, they would wait for each other.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -125,7 +125,7 @@ class ImageCache:
     def _fill(self, keep: Callable[[int, np.ndarray], None], i: int, path: Path) -> None:
         if path not in self.bad and (image := self._tried(decode, path)) is not None:
             self.digests[i], resized = _digest(image), resize_image(image, *self.sizes[i])
-            self.looks[i] = look(resized)
+            self.hashes[i] = perceptual_hash(resized)
             keep(i, resized)
 
     def _build_in_memory(self) -> None:
@@ -144,7 +144,7 @@ class ImageCache:
         try:
             index = json.loads((self.folder / "index.json").read_text())
             self._set_sizes(index["sizes"])
-            self.digests, self.looks = index["digests"], index["looks"]
+            self.digests, self.hashes = index["digests"], index["looks"]
             self.upscaled, self.bad = index["upscaled"], {Path(p): reason for p, reason in index["bad"].items()}
             # Mode c: a stray write would change this process's view, never the file. An empty file cannot be mapped.
             file = self.folder / "images.u8"
@@ -176,7 +176,7 @@ class ImageCache:
             os.fsync(file.fileno())
         bad = {str(path): reason for path, reason in self.bad.items()}
         index = {"sizes": self.sizes.tolist(), "upscaled": self.upscaled, "bad": bad, "files": self.files}
-        index |= {"format": CACHE_FORMAT, "digests": self.digests, "looks": self.looks}
+        index |= {"format": CACHE_FORMAT, "digests": self.digests, "looks": self.hashes}
         write_whole(folder / "index.json", json.dumps(index))
 
     def _remove_stale(self) -> None:

@@ -8,7 +8,7 @@ import scipy.fft
 from hyperiqa.images.decode import resize_image
 
 
-def look(image: np.ndarray) -> str:
+def perceptual_hash(image: np.ndarray) -> str:
     """A perceptual hash of RGB uint8 (H, W, 3), 16 hexadecimal digits: the signs of the 63 lowest frequencies, but for
     the mean, of its 32 x 32 grey version (DCT, after Zauner, Implementation and benchmarking of perceptual image hash
     functions, 2010). Copies that were compressed, resized, brightened or blurred differ in few bits."""

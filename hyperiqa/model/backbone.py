@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.model.fusion import StageMaps, at, pool_to
+from hyperiqa.model.fusion import StageMaps, pool_to, stage_map
 from hyperiqa.model.target_net import TARGET_SIZES
 
 LDA_CHANNELS, LDA_GRIDS, LDA_WIDTH = (16, 32, 64), (8, 4, 2), 16
@@ -100,6 +100,6 @@ class Backbone(nn.Module):
         features = []
         for i, grid in enumerate(LDA_GRIDS, 1):
             # A 1x1 conv and an average commute: maps that are averaged already come out the same.
-            local = pool_to(getattr(self, f"lda{i}_pool")(at(maps, i - 1, grid)), grid)
+            local = pool_to(getattr(self, f"lda{i}_pool")(stage_map(maps, i - 1, grid)), grid)
             features.append(getattr(self, f"lda{i}_fc")(local.flatten(1)))
-        return torch.cat([*features, self.lda4_fc(pool_to(at(maps, 3, 1), 1).flatten(1))], 1)
+        return torch.cat([*features, self.lda4_fc(pool_to(stage_map(maps, 3, 1), 1).flatten(1))], 1)

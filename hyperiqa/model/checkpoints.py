@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 
-from hyperiqa.base.errors import UserError, first_five, reading, said_of
+from hyperiqa.base.errors import UserError, first_five, reading_file, reason_of
 from hyperiqa.base.files import HUB, write_whole
-from hyperiqa.base.plain_values import plain
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.model.foreign import WRAPPERS, _public_description, _unwrapped
 
 DESCRIPTION_FORMAT = 1
@@ -52,7 +52,7 @@ def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def description_json(description: Mapping[str, Any]) -> str:
     """A description as JSON for files that are no pickles; undefined figures (nan) are null."""
-    return json.dumps(plain(_portable(description)))
+    return json.dumps(to_json_value(_portable(description)))
 
 
 def digest(state: Mapping[str, torch.Tensor]) -> str:
@@ -115,7 +115,7 @@ def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file or HUB_MODEL, revision=revision))
     except Exception as problem:  # of HTTP, of the Hub, of names, of the disk
-        name, reason = f"{repo}@{revision}" if revision else repo, said_of(problem).split(" (Request ID")[0]
+        name, reason = f"{repo}@{revision}" if revision else repo, reason_of(problem).split(" (Request ID")[0]
         raise UserError(f"hf://{name}: {file or HUB_MODEL} cannot be had: {reason}") from None
 
 
@@ -161,7 +161,7 @@ def _read(path: Path) -> tuple[Mapping[str, torch.Tensor], Any]:
         return state, description_of(state)
     if not path.exists():
         raise UserError(f"{path}: no such file")
-    with reading(path, "not a safetensors file", ValueError, SafetensorError), safe_open(path, "pt") as file:
+    with reading_file(path, "not a safetensors file", ValueError, SafetensorError), safe_open(path, "pt") as file:
         text = (file.metadata() or {}).get("hyperiqa")
         return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text) if text else None  # noqa: SIM118
 

@@ -35,7 +35,7 @@ def _averages(size: int, side: int, like: torch.Tensor) -> torch.Tensor:
     return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
 
 
-def at(maps: StageMaps, stage: int, side: int) -> torch.Tensor:
+def stage_map(maps: StageMaps, stage: int, side: int) -> torch.Tensor:
     """The map of a stage (0..3) for a use at `side`: the whole one, or the one that is averaged to that side."""
     return maps[stage, side] if isinstance(maps, Mapping) else maps[stage]
 
@@ -57,7 +57,7 @@ class NoFusion(Fusion):
     pools = ((3, GRID),)
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
-        return pool_to(at(maps, 3, GRID), GRID)
+        return pool_to(stage_map(maps, 3, GRID), GRID)
 
 
 class DirectFusion(Fusion):
@@ -70,7 +70,7 @@ class DirectFusion(Fusion):
         self.out_channels = sum(channels)
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
-        return torch.cat([pool_to(at(maps, stage, GRID), GRID) for stage in range(4)], 1)
+        return torch.cat([pool_to(stage_map(maps, stage, GRID), GRID) for stage in range(4)], 1)
 
 
 class ConcatFusion(DirectFusion):
@@ -99,11 +99,11 @@ class AttentionFusion(DirectFusion):
 
     def weights(self, maps: StageMaps) -> torch.Tensor:
         """How much of each stage: (N, 4), summing to 1."""
-        return self.attention_net(pool_to(at(maps, 3, 1), 1).flatten(1)).softmax(1)
+        return self.attention_net(pool_to(stage_map(maps, 3, 1), 1).flatten(1)).softmax(1)
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
         weights = self.weights(maps)[:, :, None, None, None]
-        return torch.cat([weights[:, k] * pool_to(at(maps, k, GRID), GRID) for k in range(4)], 1)
+        return torch.cat([weights[:, k] * pool_to(stage_map(maps, k, GRID), GRID) for k in range(4)], 1)
 
 
 class PyramidFusion(Fusion):
@@ -119,7 +119,7 @@ class PyramidFusion(Fusion):
         self.out_channels = len(channels) * self.WIDTH
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
-        levels = self.pyramid({str(stage): at(maps, stage, 0) for stage in range(4)})
+        levels = self.pyramid({str(stage): stage_map(maps, stage, 0) for stage in range(4)})
         return torch.cat([pool_to(level, GRID) for level in levels.values()], 1)
 
 
@@ -135,9 +135,9 @@ class ProgressiveFusion(Fusion):
             nn.init.kaiming_normal_(conv.get_parameter("weight"))
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
-        x = at(maps, 0, 0)
+        x = stage_map(maps, 0, 0)
         for stage, mix in enumerate(self.mix, 1):
-            own = at(maps, stage, 0)
+            own = stage_map(maps, stage, 0)
             x = F.relu(mix(torch.cat([pool_to(x, own.shape[-1]), own], 1)))
         return pool_to(x, GRID)
 

@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import nn
 
-from hyperiqa.model.fusion import GRID, StageMaps, at, pool_to
+from hyperiqa.model.fusion import GRID, StageMaps, pool_to, stage_map
 
 HYPER_CHANNELS = 112
 
@@ -50,7 +50,7 @@ class TransformerHyper(nn.Module):
         self.out = nn.Linear(width, HYPER_CHANNELS)
 
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:
-        looked_at = [pool_to(at(maps, stage, GRID), GRID) for stage in range(3)] + [fused]
+        looked_at = [pool_to(stage_map(maps, stage, GRID), GRID) for stage in range(3)] + [fused]
         tokens = [embed(each).flatten(2).transpose(1, 2) for embed, each in zip(self.tokens, looked_at)]
         x = self.layers(torch.cat([each + stage + self.position for each, stage in zip(tokens, self.stage)], 1))
         return self.out(self.norm(x[:, -GRID * GRID :])).transpose(1, 2).unflatten(2, (GRID, GRID))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from hyperiqa.model.backbone import LDA_POOLS, Backbone
-from hyperiqa.model.fusion import FUSIONS, GRID, Fusion, StageMaps, at, pool_to
+from hyperiqa.model.fusion import FUSIONS, GRID, Fusion, StageMaps, pool_to, stage_map
 from hyperiqa.model.hyper import HYPER_CHANNELS, HYPERS
 from hyperiqa.model.target_net import TARGET_SIZES, TargetNet
 
@@ -106,7 +106,7 @@ class HyperNet(nn.Module):
 
     def forward(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
         maps = self.stage_maps(images)
-        features = pool_to(at(maps, 3, 1), 1).flatten(1)
+        features = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
         return {"scores": self.target_net(self.target_weights(maps)), "features": features}
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hyperiqa.base.files import write_whole
-from hyperiqa.base.plain_values import plain
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.images.decode import from_pillow, read_header
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -88,7 +88,7 @@ def block(kind: str, **content: Any) -> dict[str, Any]:
 
 def _json(content: object) -> str:
     """As it may stand within a script: nan is null, and nothing in it ends the script."""
-    return json.dumps(plain(content), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    return json.dumps(to_json_value(content), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
 
 
 def _data(name: str, pieces: Any) -> Iterator[str]:

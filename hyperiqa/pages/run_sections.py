@@ -103,7 +103,7 @@ def add_runs(page: Page, entries: Sequence[Entry], measure: Measure, grouped: bo
     differ = [[short[name], *cells] for name, *cells in rows]
     page.section("Settings that differ", block("table", head=head, rows=differ) if len(head) > 1 else None)
     page.section("Curves", _curves(entries))
-    standards = [(short[e.name], of, found) for e in entries for of, found in standards_table.of_entry(e).items()]
+    standards = [(short[e.name], of, found) for e in entries for of, found in standards_table.entry_standards(e).items()]
     head, rows = standards_table.table(standards, "run") if standards else ([], [])
     page.section("Figures of the standards", block("table", head=head, rows=rows) if rows else None)
 
@@ -157,7 +157,7 @@ def add_maps(page: Page, tested: Tested, model: QualityModel, number: int) -> No
     by_level = maps.levels(tested.mos[chosen])
     mapped = {int(i) for of in by_level.values() for i in of[:: max(1, len(of) // MAPS)][:MAPS]}
     looked = [
-        maps.look(model, cache[cache.index[tested.records[i].path]], k in mapped)
+        maps.map_image(model, cache[cache.index[tested.records[i].path]], k in mapped)
         for k, i in enumerate(tqdm(chosen, "Where it looks", unit="image", leave=False))
     ]
     shown = [k for k, each in enumerate(looked) if each.map is not None]

@@ -14,7 +14,7 @@ from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import read_header
 from hyperiqa.pages.page import Page, Source, block, cached
-from hyperiqa.runs.measures import shown_estimate
+from hyperiqa.runs.measures import estimate_text
 from hyperiqa.stats import intervals, metrics, resampling
 from hyperiqa.stats.intervals import Estimate
 from hyperiqa.training.batches import DecodedSet
@@ -169,7 +169,7 @@ def _against_measures(errors: np.ndarray, measures: Mapping[str, Sequence[float]
         for each in (errors, abs(errors)):
             value = metrics.srcc(each, np.array(values))
             draws = resampling.bootstrap("srcc", each, np.array(values), 1000)[:, 0]
-            found.append(shown_estimate(Estimate(value, *intervals.percentile_interval(draws))))
+            found.append(estimate_text(Estimate(value, *intervals.percentile_interval(draws))))
         rows.append([name, *found])
     head = ["measure", "SRCC with the error", "SRCC with its size"]
     return block("table", head=head, rows=rows, label="Errors and simple measures")

@@ -81,7 +81,7 @@ def sentence(comparison: Comparison, names: dict[str, str], tests: int, higher_i
     basis = f"{comparison.images} images" if comparison.images else "seeds alone"
     fewest, most = sorted((len(comparison.a.runs), len(comparison.b.runs)))
     basis += ", a single seed: less sure than it looks" if fewest == 1 < most else ""
-    figures = shown_difference(found, comparison.corrected if tests > 1 else None)
+    figures = difference_text(found, comparison.corrected if tests > 1 else None)
     figures = f"{figures} ({'approximate, ' if found.approximate else ''}{basis})"
     if comparison.corrected >= 1 - intervals.LEVEL:
         return f"{a} − {b}: no evidence of a difference: {figures}"
@@ -98,12 +98,12 @@ def cannot_be_seen(comparison: Comparison) -> str:
     return f"differences under {comparison.difference.visible:.4f} cannot be seen with {images}{seeds}"
 
 
-def shown_difference(found: intervals.Difference, corrected: float | None) -> str:
-    more = "" if corrected is None else f", corrected {shown_p(corrected).removeprefix('= ')}"
-    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p {shown_p(found.p)}{more}".replace("-", "−")
+def difference_text(found: intervals.Difference, corrected: float | None) -> str:
+    more = "" if corrected is None else f", corrected {p_text(corrected).removeprefix('= ')}"
+    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p {p_text(found.p)}{more}".replace("-", "−")
 
 
-def shown_p(p: float) -> str:
+def p_text(p: float) -> str:
     return "< 0.0001" if p < 0.0001 else f"= {p:.2f}" if p >= 0.1 else f"= {p:.2g}"
 
 

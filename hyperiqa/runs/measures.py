@@ -175,7 +175,7 @@ def table(entries: Sequence[Entry], measure: Measure, grouped: bool = False) -> 
         count = str(len(entry.runs)) if grouped else f"{run.epoch(measure.epoch) or '–'}/{len(run.epochs)}"
         means = [_shown_number(entry.mean(replace(measure, metric=name).value), 4) for name in ("train_srcc", *titles)]
         cells = [entry.name, run.backbone, count, *means]
-        cells[4 + list(titles).index(measure.metric)] = shown_estimate(measure.estimate(entry))
+        cells[4 + list(titles).index(measure.metric)] = estimate_text(measure.estimate(entry))
         status = "running?" if run.status == UNDER_WAY else run.status.replace("_", " ")
         rows.append([*cells, _shown_number(minutes, 1 if minutes >= 1 else 2)] + ([] if grouped else [status]))
     return [*header, "min/\nepoch"] + ([] if grouped else ["status"]), rows
@@ -185,7 +185,7 @@ def _shown_number(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def shown_estimate(estimate: Estimate) -> str:
+def estimate_text(estimate: Estimate) -> str:
     """`0.9205 [.912 .928]`, `~` before an approximate interval, `±` the deviation over seeds."""
     if math.isnan(estimate.value):
         return "–"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from hyperiqa.base.errors import UserError, reading
+from hyperiqa.base.errors import UserError, reading_file
 from hyperiqa.stats.metrics import FIGURES
 
 _ELAPSED = re.compile(rb"\[(?:(\d+):)?(\d+):(\d\d)<")
@@ -34,7 +34,7 @@ def read_log(path: Path) -> list[dict]:
     """The records of a plain log: one `run`, an `epoch` for every row, one `end`, with the jsonl's fields.
     Seconds per epoch are the progress bars' sum, {"bars": s}. What a log doesn't say is absent. Raises UserError."""
     reader = _Reader(path.stem)
-    with reading(path, "cannot be read"), path.open("rb") as file:
+    with reading_file(path, "cannot be read"), path.open("rb") as file:
         for line in file:
             reader.take(line)
     if not reader.recognised:

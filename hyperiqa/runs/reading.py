@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError, reading
+from hyperiqa.base.errors import UserError, reading_file
 from hyperiqa.runs.old_logs import read_log
 from hyperiqa.stats import metrics
 from hyperiqa.stats.intervals import NAN
@@ -119,7 +119,7 @@ class Run:
         file = name and self.predictions.with_name(name)
         if not file or not file.is_file():
             return None
-        with reading(file, "not a run's epochs", Exception), np.load(file) as arrays:
+        with reading_file(file, "not a run's epochs", Exception), np.load(file) as arrays:
             if f"{part}_error" not in arrays:
                 return None
             names, errors = (arrays[f"{part}_{what}"].tolist() for what in ("images", "error"))

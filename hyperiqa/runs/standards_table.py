@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hyperiqa.runs.measures import Entry, shown_estimate
+from hyperiqa.runs.measures import Entry, estimate_text
 from hyperiqa.stats import standards
 from hyperiqa.stats.intervals import NAN, Difference
 from hyperiqa.stats.standards import STANDARDS, Measured
@@ -15,7 +15,7 @@ ALL = "all sets"
 Sets = dict[str, dict[str, Measured]]  # data set -> figure -> what was measured
 
 
-def with_all(sets: Sets) -> Sets:
+def with_overall(sets: Sets) -> Sets:
     """The sets, and where there are several the figures over all of those that have them."""
     shared = [name for name in STANDARDS if all(name in found for found in sets.values())]
     if len(sets) < 2 or not shared:
@@ -23,7 +23,7 @@ def with_all(sets: Sets) -> Sets:
     return {**sets, ALL: {n: standards.over_sets(n, [found[n] for found in sets.values()]) for n in shared}}
 
 
-def of_entry(entry: Entry) -> Sets:
+def entry_standards(entry: Entry) -> Sets:
     """The standards' figures on a run's test set and cross tests with known scores; over seeds means, by image."""
     sets: Sets = {}
     for part in ("test", *entry.runs[0].cross_tests):
@@ -35,13 +35,13 @@ def of_entry(entry: Entry) -> Sets:
         for name in (name for name in STANDARDS if all(name in each for each in found)):
             values, influences = zip(*((each[name].value, each[name].influence) for each in found))
             sets.setdefault(part, {})[name] = Measured(float(np.mean(values)), np.mean(influences, 0))
-    return with_all(sets)
+    return with_overall(sets)
 
 
 def table(rows: Sequence[tuple[str, str, Mapping[str, Measured]]], first: str) -> tuple[list[str], list[list[str]]]:
     """Header and rows of (name, set, figures); first: the title of the names."""
     names = [name for name in STANDARDS if any(name in found for _, _, found in rows)]
-    shown = lambda name, found: shown_estimate(standards.estimate(name, found[name])) if name in found else "–"  # noqa: E731
+    shown = lambda name, found: estimate_text(standards.estimate(name, found[name])) if name in found else "–"  # noqa: E731
     cells = [[who, of, *(shown(name, found) for name in names)] for who, of, found in rows]
     return [first, "set", *(STANDARDS[name].title for name in names)], cells
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.base.command_line import without
+from hyperiqa.base.command_line import without_flags
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import HERE
-from hyperiqa.datasets.names import called
+from hyperiqa.datasets.names import record_name
 from hyperiqa.datasets.records import Columns
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring import evaluation
@@ -27,7 +27,7 @@ from hyperiqa.training.batches import SCORE_BATCH
 from hyperiqa.training.log import SilentLog
 from hyperiqa.training.options import settings_again
 from hyperiqa.training.run_files import read_predictions
-from hyperiqa.training.sets import RunData, look_alikes
+from hyperiqa.training.sets import RunData, near_duplicate_pairs
 
 REPRODUCED, DIFFERS, UNCHECKED = "reproduced", "differs", "cannot be checked"
 TOLERANCE = 5e-5
@@ -86,7 +86,7 @@ def trained_sets(model: QualityModel, options: Namespace, flags: Places) -> tupl
     for part, (images, split) in data.tests.items():
         records = images.records(split)
         scores = engine.score_set(model.net, images, records, (run.test_crop, run.test_patch_num), model.hardware)
-        tested[part] = data.agreeing(images.data, scores)[1], np.array([r.score for r in records])
+        tested[part] = data.oriented_scores(images.data, scores)[1], np.array([r.score for r in records])
     return data.images, tested, list(data.trained.values())
 
 
@@ -99,7 +99,7 @@ def cross_set(model: QualityModel, options: Namespace, flag: str, path: Path | N
     cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
     evaluation.load_images([test], model, cache_dir, run.skip_bad_images)
     evaluation.score(test, model, SCORE_BATCH)
-    return {called(flag): test.images}, {called(flag): (test.sign * test.scores, test.mos)}, []
+    return {record_name(flag): test.images}, {record_name(flag): (test.sign * test.scores, test.mos)}, []
 
 
 def check_sets(model: QualityModel, options: Namespace, where: Places, twins: list) -> Iterator[Check]:
@@ -124,11 +124,11 @@ def check_sets(model: QualityModel, options: Namespace, where: Places, twins: li
         decoded, of_training = [*decoded, *images.values()], [*of_training, *training]
         for name, each in images.items():
             yield same(f"{name} records and split", sets[name]["records"], each.data.fingerprint())
-            yield same(f"{name} pixels", sets[name]["pixels"], certificate.pixels(each))
-        for part, figures in certificate.with_intervals(tested).items():
+            yield same(f"{name} pixels", sets[name]["pixels"], certificate.pixels_digest(each))
+        for part, figures in certificate.figures_with_intervals(tested).items():
             for figure, bounds in figures.items():
                 yield compared(f"{part} {figure.upper()}", c["figures"][part][figure], bounds)
-    twins += look_alikes(decoded, of_training)
+    twins += near_duplicate_pairs(decoded, of_training)
 
 
 def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
@@ -139,10 +139,10 @@ def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
     for name, each in c["sets"].items():
         placed[each["trained"]].append(each["flag"] + (f"={where[name]}" if where[name] else ""))
     if "demo" not in c["sets"]:  # which finds its cross test itself
-        words = without(words, "--spaq_path", "--cross_test", "--no_spaq")
+        words = without_flags(words, "--spaq_path", "--cross_test", "--no_spaq")
         words += ["--cross_test", *placed[False]] if placed[False] else ["--no_spaq"]
     # Also where the run was once taken up again, it is trained from its beginning.
-    words = [*without(words, "--dataset", "--dataset_path", "--resume"), "--dataset", *placed[True]]
+    words = [*without_flags(words, "--dataset", "--dataset_path", "--resume"), "--dataset", *placed[True]]
     with tempfile.TemporaryDirectory(prefix="certify_") as folder:
         words += ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
@@ -162,7 +162,7 @@ def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
 
 def facts(name: str, d: Mapping[str, Any], compared: bool = True) -> Iterator[tuple[str, str]]:
     """The certificate for a person: (title, text). compared: with what runs here."""
-    c, now = d["certificate"], certificate.code()
+    c, now = d["certificate"], certificate.code_version()
     code, hardware = c["code"], c["hardware"]
     yield "Model", f"{name} of run {d['run']}"
     yield "Command", f"python {shlex.join(c['command'])}"

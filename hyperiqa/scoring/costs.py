@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.base.files import is_there
+from hyperiqa.base.files import exists_or_on_hub
 from hyperiqa.model import factory
 from hyperiqa.model.fusion import FUSIONS
 from hyperiqa.model.hyper import HYPERS
@@ -26,7 +26,7 @@ def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
     a backbone's, as in NAME+FUSION+HYPER, or a checkpoint's path, with a patch_size of its own. Raises UserError."""
     backbone, *choices = name.split("+")
     axes = {**dict.fromkeys(HYPERS, "hyper"), **dict.fromkeys(FUSIONS, "fusion")}
-    if is_there(Path(name)):
+    if exists_or_on_hub(Path(name)):
         model = quality_model.load(name, str(device))
         net, side = model.net, model.description["patch_size"]
     elif not axes.keys() >= {*choices}:

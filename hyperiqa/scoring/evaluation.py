@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import HERE
-from hyperiqa.datasets.names import called, kind_of, lower_sets
+from hyperiqa.datasets.names import lower_is_better_sets, reader_name, record_name
 from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
 from hyperiqa.datasets.records import USUAL, Columns, DataSet, Record
 from hyperiqa.images.cache import put_on_gpu
@@ -23,7 +23,7 @@ from hyperiqa.stats import intervals, metrics, resampling, standards
 from hyperiqa.stats.intervals import Estimate
 from hyperiqa.training import engine
 from hyperiqa.training.batches import DecodedSet, drop_bad_images
-from hyperiqa.training.certificate import trained_looks
+from hyperiqa.training.certificate import training_hashes
 
 SPAQ_SETS = {"spaq", "spaq-official"}  # the test images of the public code's list, and the whole release
 # `fitted_` before a function of metrics.py: of the scores that the logistic has mapped to the set's scale.
@@ -67,7 +67,7 @@ def read_sets(
     # The demo brings a SPAQ of its own, which its runs are tested on.
     beside = (paths.get("demo") or HERE / "demo") / "spaq-test" if trained_on == "demo" else None
     seed = description.get("seed") if seed is None else seed
-    tests, problems, lower = [], [], lower_sets(lower_is_better, paths)
+    tests, problems, lower = [], [], lower_is_better_sets(lower_is_better, paths)
     for name, path in paths.items():
         try:
             reader = open_set(name, path, seed, name in lower, columns, beside)
@@ -95,10 +95,10 @@ def default_resize(name: str, own: bool, description: Mapping[str, Any]) -> str:
     Else the set's default. That is how a run treats its cross tests."""
     trained = (description.get("mix_resize") or {}).get(name, description["resize"])
     cross = description.get("cross_resize") or {}
-    if called(name) in cross and not own:
-        return cross[called(name)]
+    if record_name(name) in cross and not own:
+        return cross[record_name(name)]
     usual = DEFAULT_RESIZE.get(str(description["dataset"]).removesuffix("-official"), trained)
-    return trained if own or trained != usual else DEFAULT_RESIZE[kind_of(name)]
+    return trained if own or trained != usual else DEFAULT_RESIZE[reader_name(name)]
 
 
 def load_images(tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool) -> None:
@@ -113,7 +113,7 @@ def load_images(tests: Sequence[SetTest], model: QualityModel, cache_dir: Path |
         test.records = test.images.records("test")
         if test.images.bad:
             test.data.notes.append(f"{test.data.name}: left out: {drop_bad_images([test.images], skip=True)}")
-    names, looks = trained_looks(d)
+    names, looks = training_hashes(d)
     for test in tests if looks else ():
         twins = near_duplicates([test.images.of("looks", record) for record in test.records], looks)
         if twins and "training images among them" not in test.which:

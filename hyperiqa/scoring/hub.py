@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
-from hyperiqa.base.errors import UserError, said_of
+from hyperiqa.base.errors import UserError, reason_of
 from hyperiqa.base.files import write_whole
 from hyperiqa.model.checkpoints import HUB_MODEL, description_json, portable_state, save_safetensors
 from hyperiqa.scoring import certificate_checks
@@ -87,5 +87,5 @@ def push(folder: Path, repo: str, private: bool) -> str:
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a HyperIQA model")
     except Exception as problem:  # of HTTP, of the Hub, of names
         hint = "log in by `hf auth login`, with a token that may write"
-        raise UserError(f"--push {repo}: {said_of(problem)} ({hint})") from None
+        raise UserError(f"--push {repo}: {reason_of(problem)} ({hint})") from None
     return f"{api.endpoint}/{repo}"

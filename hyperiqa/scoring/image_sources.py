@@ -6,7 +6,7 @@ import select
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from hyperiqa.base.errors import UserError, first_five, said_of
+from hyperiqa.base.errors import UserError, first_five, reason_of
 from hyperiqa.datasets.records import IMAGE_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES | set(".apng .avif .dib .gif .j2k .jfif .jpe .jpx .pbm .pgm .pnm .ppm .tga".split())
@@ -38,15 +38,15 @@ def find_images(sources: Iterable[str], leave_out: Path | None = None, passed: l
                 images, none = [], "no such file or folder"
             kept = [image for image in images if leave_out is None or Path(image) != leave_out]
             found += kept
-            problems += [f"{source}: {none}{passed_over(passed[before:], ', ')}"] if not kept else []
+            problems += [f"{source}: {none}{skipped_note(passed[before:], ', ')}"] if not kept else []
         except (OSError, ValueError) as problem:  # a name that is too long, `**` within a name
-            problems.append(f"{source}: {said_of(problem)}")
+            problems.append(f"{source}: {reason_of(problem)}")
     if problems:
         raise UserError("; ".join(problems[:5]) + ("; …" if len(problems) > 5 else ""))
     return found
 
 
-def passed_over(pictures: Sequence[str], before: str = "") -> str:
+def skipped_note(pictures: Sequence[str], before: str = "") -> str:
     """What is said of pictures that were passed over, "" without any."""
     suffixes = ", ".join(sorted({Path(picture).suffix.lower() for picture in pictures}))
     said = f"passed over {len(pictures)} pictures of formats that are not read here ({suffixes}): "
@@ -107,14 +107,14 @@ def paths_from(descriptor: int) -> Iterator[str | None]:
         yield from (os.fsdecode(line) for line in (line.rstrip(b"\r") for line in lines) if line)
 
 
-def place(image: str) -> str:
+def canonical_path(image: str) -> str:
     """What tells images apart: `a.jpg` and `./a.jpg` are one."""
     return str(Path(image).absolute())
 
 
-def once(images: Iterable[str | None], done: set[str]) -> Iterator[str | None]:
+def without_repeats(images: Iterable[str | None], done: set[str]) -> Iterator[str | None]:
     """The images (and Nones) without those whose place is in `done`, where each is entered."""
     for image in images:
-        if image is None or place(image) not in done:
-            done.update([place(image)] if image is not None else [])
+        if image is None or canonical_path(image) not in done:
+            done.update([canonical_path(image)] if image is not None else [])
             yield image

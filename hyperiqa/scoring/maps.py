@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from hyperiqa.base.errors import reading
+from hyperiqa.base.errors import reading_file
 from hyperiqa.model.fusion import AttentionFusion
 from hyperiqa.model.target_net import TARGET_SIZES
 from hyperiqa.scoring.quality_model import ImageLike, QualityModel
@@ -20,7 +20,7 @@ CIVIDIS = np.array([[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119]
 
 
 @dataclass(frozen=True)
-class Looked:
+class ImageMaps:
     """pixels: uint8 (H, W, 3), as the model is given them; score: of its own crops; stages: (4,), what `attention`
     weighs each of them, None without it; weights: the generated ones of each layer of the target network, flat, the
     last two averaged over the crops; map: (H, W), of the patches around each pixel, None if it was not asked for."""
@@ -37,7 +37,7 @@ class Looked:
         return np.array([each.std() for each in self.weights])
 
 
-def look(model: QualityModel, image: ImageLike, with_map: bool = True) -> Looked:
+def map_image(model: QualityModel, image: ImageLike, with_map: bool = True) -> ImageMaps:
     """Raises ValueError where the image cannot be read."""
     pixels, net = model.pixels(image), model.net
     patches, fuse = model.patches(pixels), net.fuse
@@ -48,7 +48,7 @@ def look(model: QualityModel, image: ImageLike, with_map: bool = True) -> Looked
         stages = fuse.weights(maps).mean(0).cpu().numpy() if isinstance(fuse, AttentionFusion) else None
     layers = [weights[f"target_fc{i}w"].float().mean(0).flatten().cpu().numpy() for i in LAYERS]
     score = float(model.score_patches([patches])[0])
-    return Looked(pixels, score, stages, layers, quality_map(model, pixels) if with_map else None)
+    return ImageMaps(pixels, score, stages, layers, quality_map(model, pixels) if with_map else None)
 
 
 def quality_map(model: QualityModel, pixels: np.ndarray) -> np.ndarray:
@@ -74,7 +74,7 @@ def colours(share: np.ndarray) -> np.ndarray:
     return np.stack([np.interp(share, places, channel) for channel in CIVIDIS.T], -1)
 
 
-def coloured(looked: Looked, higher_is_better: bool) -> tuple[Image.Image, float, float]:
+def coloured(looked: ImageMaps, higher_is_better: bool) -> tuple[Image.Image, float, float]:
     """The map laid over the image, and the scores that its darkest and its brightest colour stand for."""
     low, high = float(looked.map.min()), float(looked.map.max())
     low, high = (low, high) if higher_is_better else (high, low)
@@ -83,7 +83,7 @@ def coloured(looked: Looked, higher_is_better: bool) -> tuple[Image.Image, float
     return Image.fromarray((0.65 * colours(share) + 0.35 * grey).astype(np.uint8)), low, high
 
 
-def drawn(looked: Looked, model: QualityModel) -> Image.Image:
+def drawn(looked: ImageMaps, model: QualityModel) -> Image.Image:
     """The image, its map beside it, what the colours mean, the stages and the spread of the weights."""
     d = model.description
     overlay, low, high = coloured(looked, d["higher_is_better"])
@@ -107,10 +107,10 @@ def drawn(looked: Looked, model: QualityModel) -> Image.Image:
     return sheet
 
 
-def write(folder: Path, image: str, looked: Looked, model: QualityModel) -> None:
+def write(folder: Path, image: str, looked: ImageMaps, model: QualityModel) -> None:
     """`drawn` as a PNG named after the image. Raises UserError if unwritable."""
     path = folder / (re.sub(r"[^\w.-]+", "_", image).strip("_")[-200:] + ".png")
-    with reading(path, "cannot be written"):
+    with reading_file(path, "cannot be written"):
         drawn(looked, model).save(path)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base.errors import UserError, said_of
+from hyperiqa.base.errors import UserError, reason_of
 from hyperiqa.base.files import write_whole
 
 COLUMNS = ("image", "score", "error", "made_with")
@@ -59,7 +59,7 @@ class ScoreFile:
             data = data[self.file.write(data) :]
 
     def _fail(self, problem: OSError) -> None:
-        raise UserError(f"{self.name}: cannot be written: {said_of(problem)}") from None
+        raise UserError(f"{self.name}: cannot be written: {reason_of(problem)}") from None
 
 
 def _is_real_output() -> bool:

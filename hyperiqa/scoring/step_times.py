@@ -39,8 +39,8 @@ def measure(
     found = {"whole": whole, **_parts(some, train, model, criterion, optimizer, hardware, steps)}
     macs = sum(costs.operations(model.eval(), batches.cache.min_side)["macs"].values())
     speed, patches = matrix_speed(hardware), min(batches.batch_size, len(batches.patches)) / whole
-    used = 6 * macs * patches / (speed * processes.world())
-    return {**found, "patches": patches, "matrix": speed, "used": used, "processes": processes.world()}
+    used = 6 * macs * patches / (speed * processes.world_size())
+    return {**found, "patches": patches, "matrix": speed, "used": used, "processes": processes.world_size()}
 
 
 def _parts(some, train, model, criterion, optimizer, hardware: Hardware, steps: int) -> dict[str, float]:

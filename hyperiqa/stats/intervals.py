@@ -13,7 +13,7 @@ from scipy import optimize, stats
 
 NAN = float("nan")
 LEVEL, POWER = 0.95, 0.80
-FOUND = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER))  # standard errors of a difference that is found
+DETECTABLE_IN_ERRORS = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER))  # standard errors of a difference that is found
 
 Formula = Callable[[float, int], tuple[float, float]]
 
@@ -74,7 +74,7 @@ def unpaired_difference(a: float, b: float, interval: Formula, images_a: int, im
     # The interval's half that reaches towards zero is as long as norm.ppf(0.975) standard errors.
     error = (a - b - low if a > b else high - (a - b)) / stats.norm.ppf((1 + LEVEL) / 2)
     p = float(2 * stats.norm.sf(abs(a - b) / error)) if error else 1.0
-    return Difference(a - b, float(low), float(high), p, True, float(FOUND * error))
+    return Difference(a - b, float(low), float(high), p, True, float(DETECTABLE_IN_ERRORS * error))
 
 
 
@@ -110,7 +110,7 @@ def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) ->
     draws = draws_a - draws_b
     draws = draws[np.isfinite(draws)]
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    p, visible = float(min(1.0, 2 * (tail + 1) / (len(draws) + 1))), FOUND * float(draws.std()) if len(draws) else NAN
+    p, visible = float(min(1.0, 2 * (tail + 1) / (len(draws) + 1))), DETECTABLE_IN_ERRORS * float(draws.std()) if len(draws) else NAN
     return Difference(value, *percentile_interval(draws), p=p, visible=visible)
 
 
@@ -181,7 +181,7 @@ def visible_differences(pair: float, of_seeds: float, spread: float, seeds: int 
     """The smallest difference between settings of k seeds each that is found 80 times in 100, for k from 1 to `seeds`.
     pair, of_seeds: variances over resampled images of the difference of two settings' runs, and of two seeds' of one;
     spread: that of seeds beyond images'. One seed a setting knows nothing of that spread, and is as sure as images."""
-    found = [FOUND * float(np.sqrt(pair))]
+    found = [DETECTABLE_IN_ERRORS * float(np.sqrt(pair))]
     for k in range(2, seeds + 1):
         variance = max(0.0, pair - of_seeds) + min(pair, of_seeds) / k + 2 * spread / k
         freedom = max(k - 1, variance**2 / (2 * (spread / k) ** 2 / (k - 1))) if spread else np.inf
@@ -189,7 +189,7 @@ def visible_differences(pair: float, of_seeds: float, spread: float, seeds: int 
     return found
 
 
-def selection_price(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int = 200) -> float:
+def selection_bias(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int = 200) -> float:
     """By how much the best SRCC of E epochs flatters, the mean of the sets' (scores (E, N), MOS (N,)): the epoch chosen
     on half of each set's images is tested on the other half, and the other way round; twice the images halve the
     variance, hence 1/sqrt(2). nan below two epochs or eight images."""

@@ -17,7 +17,7 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from hyperiqa.stats import metrics
-from hyperiqa.stats.intervals import FOUND, LEVEL, NAN, Difference, Estimate
+from hyperiqa.stats.intervals import DETECTABLE_IN_ERRORS, LEVEL, NAN, Difference, Estimate
 
 CI = float(stats.norm.ppf((1 + LEVEL) / 2))
 MAPPED = 4  # parameters of the monotonic cubic
@@ -231,7 +231,7 @@ def difference(a: Measured, b: Measured) -> Difference:
         return Difference(both.value, NAN, NAN, NAN if np.isnan(both.value) else float(both.value == 0))
     reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     p = float(2 * stats.t.sf(abs(both.value) / error, freedom))
-    return Difference(both.value, both.value - reach, both.value + reach, p, visible=FOUND * error)
+    return Difference(both.value, both.value - reach, both.value + reach, p, visible=DETECTABLE_IN_ERRORS * error)
 
 
 def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:

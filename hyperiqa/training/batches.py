@@ -51,7 +51,7 @@ class JoinedCache:
         return cut[order.to(cut.device)]
 
 
-def own_rows(number: int, first: int, stride: int) -> np.ndarray:
+def rows_of_process(number: int, first: int, stride: int) -> np.ndarray:
     """Which of a batch's rows process `first` of `stride` takes: as many as the others, its last one again where there
     are none left; (⌈number / stride⌉,)."""
     return np.minimum(np.arange(-(-number // stride)) * stride + first, number - 1)
@@ -91,7 +91,7 @@ class PatchBatches(torch.utils.data.Dataset):
         image, drawn = p.image[rows], {name: each[rows] for name, each in p.drawn.items()}
         mos = trained_mos(self.mos[image], drawn)
         batch: dict[str, Any] = {"mos": torch.from_numpy(mos), "image": torch.from_numpy(image)}
-        own, several = own_rows(len(rows), *self.share), self.share[1] > 1
+        own, several = rows_of_process(len(rows), *self.share), self.share[1] > 1
         if self.features is not None:
             seen = rows[own]
             batch["features"] = self.features[seen if p.row is None else p.row[seen]]

@@ -94,7 +94,7 @@ def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.
 
 
 @torch.no_grad()
-def taught(loader: Iterable[dict], teacher: HyperNet, hardware: Hardware) -> Iterator[dict]:
+def with_teacher_scores(loader: Iterable[dict], teacher: HyperNet, hardware: Hardware) -> Iterator[dict]:
     """The loader's batches with `teacher` (N,): the scores that another model, in eval mode, gives the same patches."""
     for batch in loader:
         whole_batch.begin_step(len(batch["mos"]))
@@ -154,9 +154,9 @@ def score(
             scores.append(model(to_model_input(model, batch))["scores"].float())
         image.append(batch["image"])
         after_batch(len(batch["image"]))
-    if len(scores) < -(-batches // processes.world()):  # others have one more
+    if len(scores) < -(-batches // processes.world_size()):  # others have one more
         after_batch(0)
-    of, value = (np.concatenate(processes.in_turn([each.cpu().numpy() for each in v])) for v in (image, scores))
+    of, value = (np.concatenate(processes.interleaved([each.cpu().numpy() for each in v])) for v in (image, scores))
     return np.bincount(of, value, images) / np.bincount(of, minlength=images)
 
 
@@ -165,7 +165,7 @@ def score(
 def stage_maps(model: HyperNet, hardware: Hardware, batches: PatchBatches, start: int = 0) -> Iterator[np.ndarray]:
     """What the model looks at of its encoder's stage maps, (N, F) in fp32: of each batch of patches from `start` on."""
     model.eval()
-    with bar("Computing features", len(batches.patches), start * batches.batch_size) as shown:
+    with progress_bar("Computing features", len(batches.patches), start * batches.batch_size) as shown:
         for batch in make_loader(batches, hardware, start):
             images = model.backbone.normalised(augmented(hardware.take(batch)))
             yield model.pack(model.backbone.stage_maps(images)).cpu().numpy()
@@ -178,7 +178,7 @@ def score_set(
 ) -> np.ndarray:  # fmt: skip
     """Scores (N,) of a data set's records: `crops` are those of `--test_crop` and `--test_patch_num`."""
     batches = images.batches(records, batch_size, lambda sizes: test_patches(sizes, images.cache.min_side, *crops))
-    with bar(f"Testing {images.data.name}", len(batches.patches)) as shown:
+    with progress_bar(f"Testing {images.data.name}", len(batches.patches)) as shown:
 
         def after(patches: int) -> None:
             shown.update(patches)
@@ -188,5 +188,5 @@ def score_set(
         return score(model, loader, len(records), hardware, after, len(batches))
 
 
-def bar(text: str, total: int, done: int = 0) -> tqdm:
+def progress_bar(text: str, total: int, done: int = 0) -> tqdm:
     return tqdm(total=total, initial=done, desc=text, unit="patch", leave=False, dynamic_ncols=True)

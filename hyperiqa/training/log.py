@@ -17,7 +17,7 @@ from hyperiqa.base import cluster
 from hyperiqa.base.device import Hardware
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
-from hyperiqa.base.plain_values import plain, shown
+from hyperiqa.base.plain_values import to_json_value, to_text
 from hyperiqa.base.version import versions
 from hyperiqa.stats.metrics import RECORDED, medians
 from hyperiqa.training.run_files import Prediction, write_predictions
@@ -115,7 +115,7 @@ class RunLog:
 
     def record(self, **fields: object) -> None:
         """Append a record to the jsonl; nan becomes null."""
-        self._write(self._records, json.dumps(plain(fields)))
+        self._write(self._records, json.dumps(to_json_value(fields)))
         if self._board is not None and fields.get("type") == "epoch":
             for part, figures in fields.items():
                 for name, value in figures.items() if isinstance(figures, Mapping) else ():
@@ -213,13 +213,13 @@ def log_start(log: RunLog, o: Namespace, hardware: Hardware, reason: str, data: 
     precision, training = ("bf16", "bf16 autocast") if hardware.bf16 else ("fp32", "fp32")
     facts = dict(device=hardware.name, precision=precision, versions=versions(), data=data.counts)
     log.record(type="run", name=log.name, started=started, flags=flags, **facts, fingerprint=data.fingerprint)
-    brought = " ".join(f"--{name} {shown(value)}" for name, value in o.demo_defaults.items())
+    brought = " ".join(f"--{name} {to_text(value)}" for name, value in o.demo_defaults.items())
     loose = [flag for flag, on in (("--no_deterministic", not o.deterministic), ("--compile", o.compile)) if on]
     on_test = "The best epoch is chosen on the test set, as in published results; --select_on val avoids that"
     on_val = "The best epoch is chosen on validation images; the test figures are those of that epoch"
     lines = [
         f"Run: {log.name}",
-        "Settings: " + " ".join(f"{name}={shown(value)}" for name, value in flags.items()),
+        "Settings: " + " ".join(f"{name}={to_text(value)}" for name, value in flags.items()),
         f"The demo brings its own defaults: {brought}" if brought else "",
         f"Device: {hardware.name}",
         f"Precision: training {training} ({reason}), scoring fp32",

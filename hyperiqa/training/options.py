@@ -11,9 +11,9 @@ from typing import Any
 
 from hyperiqa.base.command_line import Given, problem_of
 from hyperiqa.base.errors import UserError, not_installed
-from hyperiqa.base.files import is_there
-from hyperiqa.base.plain_values import plain, shown
-from hyperiqa.datasets.names import called, kind_of, lower_sets, named_sets
+from hyperiqa.base.files import exists_or_on_hub
+from hyperiqa.base.plain_values import to_json_value, to_text
+from hyperiqa.datasets.names import lower_is_better_sets, parse_set_names, reader_name, record_name
 from hyperiqa.training.flags import AUGMENTATIONS, FIXES, MIX_SCALES, WHOLE_MAPS, Script, for_csv_alone, train_flags
 from hyperiqa.training.run_files import NOT_FIGURES
 
@@ -64,7 +64,7 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         "--training_fixes needs --lr_scheduler step: it repairs that schedule and no other":
             o.training_fixes != "none" and o.lr_scheduler != "step",
         "--milestones needs --lr_scheduler multistep": o.milestones and o.lr_scheduler != "multistep",
-        f"--milestones {shown(o.milestones)}: expected rising numbers from 1 to {o.epochs - 1}, below --epochs":
+        f"--milestones {to_text(o.milestones)}: expected rising numbers from 1 to {o.epochs - 1}, below --epochs":
             o.milestones and o.milestones != sorted({n for n in o.milestones if 0 < n < o.epochs}),
         "--plateau_patience needs --lr_scheduler plateau": "plateau_patience" in given and o.lr_scheduler != "plateau",
         "contradictory flags: --warmup_epochs and --lr_scheduler step, the published procedure":
@@ -93,16 +93,16 @@ def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
         f"--resume {path}: no such file; expected auto, a run's last.pt or its folder":
             path and not Path(path).exists(),
         f"--backbone_weights {o.backbone_weights}: no such file":
-            o.backbone_weights and not is_there(o.backbone_weights),
+            o.backbone_weights and not exists_or_on_hub(o.backbone_weights),
         "--distill_weight needs --teacher": "distill_weight" in given and not o.teacher,
-        f"--teacher {o.teacher}: no such file or folder": o.teacher and not is_there(o.teacher),
-        f"--init {o.init}: no such file or folder": o.init and not is_there(o.init),
+        f"--teacher {o.teacher}: no such file or folder": o.teacher and not exists_or_on_hub(o.teacher),
+        f"--init {o.init}: no such file or folder": o.init and not exists_or_on_hub(o.init),
     }  # fmt: skip
     yield from (text for text, wrong in checks.items() if wrong)
     names = [*o.trained, *(o.cross_test or ())]
     if not any(name.startswith("csv") for name in names):
         yield from for_csv_alone(given, "--dataset csv")
-    elif problem := problem_of(lower_sets, o.lower_is_better, names):
+    elif problem := problem_of(lower_is_better_sets, o.lower_is_better, names):
         yield problem
     yield from needs_pixels(o)
     if problem := problem_of(parse_fixes, o.training_fixes):
@@ -123,7 +123,7 @@ def _trained_sets(o: argparse.Namespace, script: Script, given: Given) -> Iterat
         yield "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)"
     else:
         try:
-            o.trained = named_sets("--dataset", words, script.datasets)
+            o.trained = parse_set_names("--dataset", words, script.datasets)
         except UserError as mistake:
             yield str(mistake)
     several, o.dataset = len(o.trained) > 1, "+".join(o.trained)
@@ -141,7 +141,7 @@ def _trained_sets(o: argparse.Namespace, script: Script, given: Given) -> Iterat
     numbers = len(counts) == len(o.trained) and all(re.fullmatch(r"[1-9]\d*", count) for count in counts)
     if counts != ["balanced"] and not numbers:
         yield f"--mix_patches {' '.join(counts)}: expected a number for each of {', '.join(o.trained)}, or balanced"
-    o.mix_resize = {name: o.resize or script.datasets[kind_of(name)] for name in o.trained}
+    o.mix_resize = {name: o.resize or script.datasets[reader_name(name)] for name in o.trained}
     o.dataset_path = o.trained  # for the record
 
 
@@ -155,7 +155,7 @@ def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
     chosen: dict[str, Path | None] = {} if not spaq or "spaq" in o.trained else None
     if o.cross_test is not None:
         try:
-            chosen = named_sets("--cross_test", o.cross_test, [name for name in script.datasets if name != "demo"])
+            chosen = parse_set_names("--cross_test", o.cross_test, [name for name in script.datasets if name != "demo"])
         except UserError as mistake:
             yield str(mistake)
     if chosen and "spaq" in chosen and (not spaq or chosen["spaq"]) and (not spaq or spaq_path):
@@ -165,7 +165,7 @@ def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
     o.cross_test = {**(chosen or {}), "spaq": spaq_path} if spaq_path else chosen
     # An explicit --resize is for all sets; without, each has its own.
     names = ["spaq"] if o.cross_test is None else list(o.cross_test)
-    o.cross_resize = {called(name): o.resize or script.datasets.get(kind_of(name), "384") for name in names}
+    o.cross_resize = {record_name(name): o.resize or script.datasets.get(reader_name(name), "384") for name in names}
 
 
 def train_options(argv: Sequence[str] | None, description: str | None, script: Script) -> argparse.Namespace:
@@ -190,7 +190,7 @@ def train_options(argv: Sequence[str] | None, description: str | None, script: S
         options.demo_defaults = {name: value for name, value in demo.items() if name not in asked}
         vars(options).update(options.demo_defaults)
         problems.extend(_cross_tests(options, script))
-        options.resize = options.resize or script.datasets[kind_of(next(iter(options.trained)))]
+        options.resize = options.resize or script.datasets[reader_name(next(iter(options.trained)))]
         options.augment = [name for name in AUGMENTATIONS if name in options.augment]  # in one order, each once
 
     def found(options: argparse.Namespace, given: Given) -> Iterator[str]:
@@ -231,7 +231,7 @@ def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str
     if "cross_resize" not in given and "spaq" in given:  # before 0.8, SPAQ was the only cross test
         given["cross_resize"] = {"spaq": given["spaq_resize"]} if given["spaq"] and given["dataset"] != "spaq" else {}
     settings = {**_defaults(), **given}
-    return plain({name: settings[name] for name in _defaults() if name not in NOT_FIGURES})  # type: ignore[return-value]
+    return to_json_value({name: settings[name] for name in _defaults() if name not in NOT_FIGURES})  # type: ignore[return-value]
 
 
 def settings_again(description: Mapping[str, Any], **where: Any) -> argparse.Namespace:

@@ -26,42 +26,42 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share() -> tuple[int, int]:
     """(this process's number, how many there are): the first row it takes, and the stride."""
-    return rank(), world()
+    return rank(), world_size()
 
 
-def local() -> tuple[int, int]:
+def node_rank_and_size() -> tuple[int, int]:
     """This process's number on its node, and how many the node has."""
     return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def own_device(name: str) -> str:
+def device_of_process(name: str) -> str:
     """`--device` of this process: of several, each takes the GPU of its number on the node. Raises UserError."""
-    if world() == 1 or name in ("cpu", "mps") or not torch.cuda.is_available():
+    if world_size() == 1 or name in ("cpu", "mps") or not torch.cuda.is_available():
         return name
     if name.startswith("cuda:"):
-        raise UserError(f"--device {name}: expected cuda, as each of the {world()} processes takes a GPU of its own")
-    if local()[0] < torch.cuda.device_count():
-        torch.cuda.set_device(local()[0])
-    return f"cuda:{local()[0]}"
+        raise UserError(f"--device {name}: expected cuda, as each of the {world_size()} processes takes a GPU of its own")
+    if node_rank_and_size()[0] < torch.cuda.device_count():
+        torch.cuda.set_device(node_rank_and_size()[0])
+    return f"cuda:{node_rank_and_size()[0]}"
 
 
-def launched_by() -> str:
+def launch_command() -> str:
     """How the program was started, for the user to do so again."""
-    if world() == 1:
+    if world_size() == 1:
         return "python"
-    processes = local()[1]
-    nodes = f"--nnodes {world() // processes} " if world() > processes else ""
+    processes = node_rank_and_size()[1]
+    nodes = f"--nnodes {world_size() // processes} " if world_size() > processes else ""
     return f"torchrun {nodes}--nproc_per_node {processes}"
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
+def process_group() -> Iterator[None]:
     """Find the other processes of the run, if its launcher started several, and leave them at the end.
     Of a UserError that ends them all, one process speaks. Raises UserError."""
     if os.environ.get("WORLD_SIZE", "1") in ("", "0", "1"):
@@ -71,15 +71,15 @@ def joined() -> Iterator[None]:
     if missing:
         raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} without {', '.join(missing)}: start with torchrun")
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local()[1]))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // node_rank_and_size()[1]))
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
     store = dist.distributed_c10d._get_default_store()
     try:
-        with watched():
+        with shared_failures():
             yield
     except UserError as mistake:
         with contextlib.suppress(RuntimeError):  # the store went with its process
-            mistake.said = store.add("said", 1) > 1
+            mistake.already_shown = store.add("said", 1) > 1
         raise
     finally:
         with contextlib.suppress(RuntimeError):
@@ -87,9 +87,9 @@ def joined() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[None]:
+def shared_failures() -> Iterator[None]:
     """What ends one process ends all, for its reason: here as a UserError or Interrupted in each."""
-    if world() == 1:
+    if world_size() == 1:
         yield
         return
     store = dist.distributed_c10d._get_default_store()
@@ -119,31 +119,31 @@ def _reason(store: dist.Store) -> str:
     return ""
 
 
-def largest(number: int) -> int:
+def largest_of_all(number: int) -> int:
     """The largest of all processes' numbers."""
-    if world() == 1:
+    if world_size() == 1:
         return number
     dist.all_reduce(found := torch.tensor(number), dist.ReduceOp.MAX)
     return int(found)
 
 
-def all_of(value: Any) -> list:
+def gather_objects(value: Any) -> list:
     """Every process's value, by their numbers."""
-    found = [value] * world()
-    if world() > 1:
+    found = [value] * world_size()
+    if world_size() > 1:
         dist.all_gather_object(found, value)
     return found
 
 
-def in_turn(values: Sequence) -> list:
+def interleaved(values: Sequence) -> list:
     """The processes' values one after the other: the first of each, the second of each, …"""
-    found = all_of(list(values))
+    found = gather_objects(list(values))
     return [each[k] for k in range(max(map(len, found))) for each in found if k < len(each)]
 
 
-def from_first(work: Callable[[], Any]) -> Any:
+def from_rank_zero(work: Callable[[], Any]) -> Any:
     """What process 0 finds; what it raises is raised in all."""
-    if world() == 1:
+    if world_size() == 1:
         return work()
     found: list[Any] = [None, None]
     if rank() == 0:
@@ -157,7 +157,7 @@ def from_first(work: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def costs(start: float, ready: float, steps: int, device: torch.device) -> list[dict[str, float]]:
+def process_costs(start: float, ready: float, steps: int, device: torch.device) -> list[dict[str, float]]:
     """Of each process: seconds to its first step, seconds a step of `steps` since `ready`, peak MiB (on a GPU, its)."""
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
@@ -165,27 +165,27 @@ def costs(start: float, ready: float, steps: int, device: torch.device) -> list[
         import resource  # Windows has none: what only scores must not need it
 
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return all_of({"start": start, "step": (time.perf_counter() - ready) / max(1, steps), "memory": memory / 2**20})
+    return gather_objects({"start": start, "step": (time.perf_counter() - ready) / max(1, steps), "memory": memory / 2**20})
 
 
-def cost_lines(costs: Sequence[Mapping[str, float]]) -> Iterator[str]:
-    for number, cost in enumerate(costs):
+def cost_lines(process_costs: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    for number, cost in enumerate(process_costs):
         yield f"Process {number}: {{start:.1f}} s to start, {{step:.3f}} s a step, {{memory:.0f}} MiB".format(**cost)
 
 
 @contextlib.contextmanager
-def first_of_node() -> Iterator[None]:
+def node_leader_first() -> Iterator[None]:
     """One process of a node goes before the others, who find what it leaves."""
-    if local()[0]:
-        largest(0)
+    if node_rank_and_size()[0]:
+        largest_of_all(0)
     yield
-    if not local()[0]:
-        largest(0)
+    if not node_rank_and_size()[0]:
+        largest_of_all(0)
 
 
-def check_same(what: str, value: Mapping[str, Any]) -> None:
+def check_same_in_all(what: str, value: Mapping[str, Any]) -> None:
     """Raise UserError where the processes do not agree, naming the first thing that differs."""
-    for number, other in enumerate(all_of(dict(value))):
+    for number, other in enumerate(gather_objects(dict(value))):
         names = [name for name in {**value, **other} if value.get(name) != other.get(name)]
         if names and rank() == 0:
             ours, theirs = value.get(names[0]), other.get(names[0])

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from hyperiqa.base.errors import UserError, reading
+from hyperiqa.base.errors import UserError, reading_file
 from hyperiqa.base.files import write_whole
 
 # Flags that change where and how fast a run goes, but none of its figures: a resumed run may differ in them.
@@ -26,7 +26,7 @@ Prediction = tuple[str, str, float, float]
 
 def read_records(path: Path) -> list[dict]:
     """The records of a NAME.jsonl; a last line that a crash cut off is dropped. Raises UserError."""
-    with reading(path, "cannot be read", UnicodeDecodeError):
+    with reading_file(path, "cannot be read", UnicodeDecodeError):
         lines = path.read_text(encoding="utf-8").splitlines()
     records = []
     for number, line in enumerate(lines, 1):
@@ -49,7 +49,7 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """The rows that `write_predictions` wrote. Raises UserError naming the line that is none."""
-    with reading(path, "not a predictions file"), path.open(newline="", encoding="utf-8") as file:
+    with reading_file(path, "not a predictions file"), path.open(newline="", encoding="utf-8") as file:
         lines = csv.reader(file)
         try:
             if next(lines, None) != PREDICTIONS:

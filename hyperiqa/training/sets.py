@@ -17,8 +17,8 @@ import torchvision
 
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import HERE
-from hyperiqa.base.plain_values import plain
-from hyperiqa.datasets.names import lower_sets
+from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.datasets.names import lower_is_better_sets
 from hyperiqa.datasets.readers import read_cross_tests, reader_of
 from hyperiqa.datasets.records import Columns, DataSet, take_validation
 from hyperiqa.datasets.scales import scale_of
@@ -44,7 +44,7 @@ class RunData:
         self.options = o = options
         official_validation = o.select_on == "val" and o.val_fraction is None
         splits = ("train", "val", "test") if official_validation else ("train", "test")
-        lower, beside = lower_sets(o.lower_is_better, [*o.trained, *(o.cross_test or ())]), None
+        lower, beside = lower_is_better_sets(o.lower_is_better, [*o.trained, *(o.cross_test or ())]), None
         self.trained: dict[str, DataSet] = {}
         for name, path in o.trained.items():
             reader = reader_of(name, path, seed, name in lower, Columns.of(o))
@@ -127,7 +127,7 @@ class RunData:
                 log.record(type="skipped", images=bad)
         if overlap := overlapping(decoded.values(), self.trained.values(), o.allow_overlap):
             say(overlap)
-        if alike := look_alikes(decoded.values(), self.trained.values()):
+        if alike := near_duplicate_pairs(decoded.values(), self.trained.values()):
             named = [f"{test} ~ {train}" for (test, _), (train, _) in alike]
             twins = ", ".join(named[:5]) + (f" and {len(named) - 5} more" if len(named) > 5 else "")  # in ASCII
             say(f"Near duplicates: {len(alike)} pairs of test and training images look alike: {twins}")
@@ -160,7 +160,7 @@ class RunData:
         found = {**means, **result}
         return {"train": found["train"], **{part: found[part] for part in self.parts}}
 
-    def agreeing(self, data: DataSet, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def oriented_scores(self, data: DataSet, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """A model's scores of a set's images: (on the set's own scale where the model was trained on it, and so that
         they rise where its opinions do)."""
         if self.trained.get(data.name) is data:
@@ -179,13 +179,13 @@ class RunData:
             arrays[f"{part}_scores"] = np.stack([np.asarray(each) for each in of_epochs])
         return arrays
 
-    def selection_price(self, scores: Mapping[str, Sequence]) -> float:
+    def selection_bias(self, scores: Mapping[str, Sequence]) -> float:
         """By how much the best epoch's SRCC flatters; nan where it was not chosen on test images."""
         if self.options.select_on != "test" or not scores:
             return math.nan
         arrays = self.tested(scores)
         chosen = self.means.get(self.chosen, [self.chosen])
-        return intervals.selection_price([(arrays[f"{part}_scores"], arrays[f"{part}_mos"]) for part in chosen])
+        return intervals.selection_bias([(arrays[f"{part}_scores"], arrays[f"{part}_mos"]) for part in chosen])
 
     def train_batches(self, seed: int, epoch: int, batch_size: int, share: tuple[int, int] = (0, 1)) -> PatchBatches:
         """The batches of an epoch, a function of (seed, epoch); of several processes, their shares of each."""
@@ -242,7 +242,7 @@ class RunData:
             return
         encoder = {
             "encoder": checkpoints.digest(backbone.encoder_state()),
-            "described": [o.backbone, o.patch_size, plain(backbone.described), [*model.pools]],
+            "described": [o.backbone, o.patch_size, to_json_value(backbone.described), [*model.pools]],
             "versions": [torch.__version__, torchvision.__version__, timm.__version__],
         }
         parts = {"train": (self.images[self.main.name], "train"), **self.tests}
@@ -287,13 +287,13 @@ def overlapping(sets: Iterable[DecodedSet], trained: Iterable[DataSet], allowed:
     return text if found else ""
 
 
-def look_alikes(sets: Iterable[DecodedSet], trained: Iterable[DataSet]) -> list[tuple[tuple[str, Path], ...]]:
+def near_duplicate_pairs(sets: Iterable[DecodedSet], trained: Iterable[DataSet]) -> list[tuple[tuple[str, Path], ...]]:
     """Pairs of images that look alike, one that is tested and one that is trained on, each (set and name, path)."""
     sides: tuple[list, list] = [], []
     for images in sets:
         of_training = any(images.data is data for data in trained)
         for r in images.data.records:
-            found = f"{images.data.name} {r.name}", r.path, images.of("looks", r)
+            found = f"{images.data.name} {r.name}", r.path, images.of("hashes", r)
             sides[of_training and r.split == "train"].append(found)
     tested, training = ([look for _, _, look in side] for side in sides)
     return [(sides[0][i][:2], sides[1][j][:2]) for i, j in near_duplicates(tested, training)]

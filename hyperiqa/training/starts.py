@@ -13,7 +13,7 @@ from hyperiqa.training.losses import SCALELESS
 from hyperiqa.training.options import needs_pixels
 
 
-class Initial:
+class StartingModel:
     """What `--init` starts from, or `--teacher` learns from: a whole trained model, anything that `load` reads."""
 
     def __init__(self, path: Path):
@@ -22,7 +22,7 @@ class Initial:
         self.digest = checkpoints.digest(self.state)
 
     @classmethod
-    def of(cls, options: Namespace) -> "Initial":
+    def of(cls, options: Namespace) -> "StartingModel":
         """As the flags say; what they leave to the checkpoint is set in them. Raises UserError."""
         initial = cls(options.init)
         known = {"hyper": "conv", **initial.description}  # before there was another, models did not say it
@@ -37,7 +37,7 @@ class Initial:
         return initial
 
     @classmethod
-    def teacher_of(cls, options: Namespace) -> "Initial":
+    def teacher_of(cls, options: Namespace) -> "StartingModel":
         """The model of `--teacher`. Raises UserError where its scores are on no scale that could be learnt."""
         teacher = cls(options.teacher)
         if (loss := teacher.description.get("loss")) in SCALELESS:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hyperiqa.base.errors import NothingToDo, UserError
-from hyperiqa.base.plain_values import plain
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.model.checkpoints import load, save
 from hyperiqa.training import processes
 from hyperiqa.training.engine import EpochProgress
@@ -102,7 +102,7 @@ def open_run(options: Namespace, default_name: str, settings: Mapping[str, Any])
         own.append(log)
         return log.checkpoints, saved
 
-    folder, saved = processes.from_first(find)
+    folder, saved = processes.from_rank_zero(find)
     return (own or [SilentLog(options.log_dir, folder)])[0], saved
 
 
@@ -168,7 +168,7 @@ def _check_longer(o: Namespace, name: str, epochs: int, status: str, asked: str)
 def settings_of(run: Mapping) -> dict[str, Any]:
     """What a run's figures depend on, of its flags and the `fingerprint` of its records: in the form of this version,
     also of what an older one saved."""
-    return {**figure_settings(run), "fingerprint": plain(run.get("fingerprint"))}
+    return {**figure_settings(run), "fingerprint": to_json_value(run.get("fingerprint"))}
 
 
 def _records(path: Path) -> list[dict]:

@@ -9,8 +9,8 @@ import torch.distributed as dist
 from timm.layers import DropPath
 from torch import nn
 
-from hyperiqa.training.batches import own_rows
-from hyperiqa.training.processes import rank, share, world
+from hyperiqa.training.batches import rows_of_process
+from hyperiqa.training.processes import rank, share, world_size
 
 BUCKET_BYTES = 2**24
 
@@ -29,11 +29,11 @@ def begin_step(rows: int) -> None:
 
 def gathered(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Outputs (n, …) for this process's rows -> (B, …) for the batch's; gradients flow to this process's alone."""
-    if world() == 1:
+    if world_size() == 1:
         return dict(outputs)
     whole = {}
     for name, own in outputs.items():
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(world())]
+        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, own.detach().contiguous())
         parts[rank()] = own
         whole[name] = torch.stack(parts, 1).flatten(0, 1)[:_rows_of_batch]
@@ -83,7 +83,7 @@ class GradientSum:
 def prepare(model: nn.Module) -> None:
     """Before an epoch's steps: let the model see whole batches, from process 0's weights, and sum its gradients."""
     global _gradients
-    if world() == 1:
+    if world_size() == 1:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if _gradients is None or _gradients.model is not model:
@@ -118,7 +118,7 @@ class _WholeMask(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not getattr(self, "p", getattr(self, "drop_prob", 0)):
             return super().forward(x)
-        rows, number = own_rows(_rows_of_batch, *share()), _rows_of_batch
+        rows, number = rows_of_process(_rows_of_batch, *share()), _rows_of_batch
         if len(x) != len(rows):
             raise RuntimeError(f"expected {len(rows)} rows of a batch of {number}, found {len(x)}")
         shape = x.shape[1:] if isinstance(self, nn.Dropout) else (1,) * (x.ndim - 1)
@@ -151,7 +151,7 @@ class _WholeBatchNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
-        own = x[: len(range(rank(), _rows_of_batch, world()))]
+        own = x[: len(range(rank(), _rows_of_batch, world_size()))]
         normed = nn.SyncBatchNorm.forward(self, own) if x.is_cuda else self._normed(own)  # type: ignore[arg-type]
         normed = normed if len(own) == len(x) else torch.cat([normed, x[len(own) :].to(normed.dtype)])
         for name in ("drop", "act"):  # timm's norms that have their activation with them

@@ -11,7 +11,7 @@ from helpers import write_koniq
 from processes import ROOT, assert_same_but_for_stops, results
 
 from hyperiqa.base.cluster import OWN, Cluster, cluster_flags
-from hyperiqa.base.command_line import Flags, without
+from hyperiqa.base.command_line import Flags, without_flags
 from hyperiqa.base.errors import UserError
 
 pytest.importorskip("submitit")
@@ -39,8 +39,8 @@ def test_a_job_runs_the_command_without_the_flags_of_the_cluster():
         "--time",
         "2",
     ]
-    assert without(words, *OWN) == ["train.py", "--epochs", "3", "--lr", "1"]
-    assert without(["train.py", "--slurm", "a=b"], *OWN) == ["train.py"]
+    assert without_flags(words, *OWN) == ["train.py", "--epochs", "3", "--lr", "1"]
+    assert without_flags(["train.py", "--slurm", "a=b"], *OWN) == ["train.py"]
 
 
 @pytest.mark.parametrize(

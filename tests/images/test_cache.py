@@ -17,7 +17,7 @@ from hyperiqa.base.errors import UserError
 from hyperiqa.images import cache as reading_cache
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import decode, read_header, resize_image, resized_size
-from hyperiqa.images.perceptual_hash import look, near_duplicates
+from hyperiqa.images.perceptual_hash import near_duplicates, perceptual_hash
 
 
 @pytest.fixture
@@ -209,7 +209,7 @@ def test_copies_look_alike_and_other_images_do_not(tmp_path):
     for _ in range(30):  # the larger the frequency the weaker, as in photographs
         wave = np.fft.irfft2(np.fft.rfft2(random.normal(size=(96, 128))) / frequency)
         scenes.append(np.repeat(np.clip(128 + 40 * wave / wave.std(), 0, 255)[..., None], 3, 2).astype(np.uint8))
-    looks = [look(scene) for scene in scenes]
+    looks = [perceptual_hash(scene) for scene in scenes]
     assert near_duplicates(looks, looks) == [(i, i) for i in range(30)]
     for changed in (
         lambda s: np.ascontiguousarray(s[:, ::-1]),
@@ -217,7 +217,7 @@ def test_copies_look_alike_and_other_images_do_not(tmp_path):
         lambda s: np.clip(s + random.normal(0, 20, s.shape), 0, 255).astype(np.uint8),
         lambda s: (s * 0.8).astype(np.uint8),
     ):
-        found = near_duplicates([look(changed(scene)) for scene in scenes], looks)
+        found = near_duplicates([perceptual_hash(changed(scene)) for scene in scenes], looks)
         assert {i for i, j in found if i == j} >= {*range(28)} and all(i == j for i, j in found)
     assert near_duplicates(["", looks[0]], ["", looks[0]]) == [(1, 1)]
 
@@ -225,5 +225,5 @@ def test_copies_look_alike_and_other_images_do_not(tmp_path):
 def test_looks_are_kept_with_the_digests(images, tmp_path):
     built = ImageCache("set", images, "50", 48, tmp_path / "cache")
     found = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    assert found.was_there and found.looks == built.looks == ImageCache("set", images, "50", 48).looks
-    assert all(len(each) == 16 for each in found.looks) and len({*found.looks}) > 1
+    assert found.was_there and found.hashes == built.hashes == ImageCache("set", images, "50", 48).hashes
+    assert all(len(each) == 16 for each in found.hashes) and len({*found.hashes}) > 1

@@ -355,4 +355,4 @@ def test_logistic_fit_changes_plcc_and_is_of_predictions_alone(write_run):
     ],
 )
 def test_how_a_figure_is_shown(estimate, text):
-    assert measures.shown_estimate(estimate) == text
+    assert measures.estimate_text(estimate) == text

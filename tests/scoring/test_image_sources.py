@@ -6,7 +6,7 @@ import pytest
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.scoring import image_sources
-from hyperiqa.scoring.image_sources import find_images, once, paths_from
+from hyperiqa.scoring.image_sources import find_images, paths_from, without_repeats
 
 
 @pytest.fixture
@@ -104,9 +104,9 @@ def test_a_folder_that_cannot_be_listed_is_left_for_the_output_to_report(photos)
 
 
 def test_an_image_named_twice_comes_once(photos):
-    done = {image_sources.place("photos/sub/c.gif")}
+    done = {image_sources.canonical_path("photos/sub/c.gif")}
     named = ["photos/a.png", None, "./photos//a.png", str(photos / "a.png"), "photos/sub/c.gif", "photos/b.JPG"]
-    assert list(once(named, done)) == ["photos/a.png", None, "photos/b.JPG"]
+    assert list(without_repeats(named, done)) == ["photos/a.png", None, "photos/b.JPG"]
 
 
 def test_paths_come_as_they_are_written_however_they_are_torn():

@@ -33,7 +33,7 @@ def test_stages_weights_and_score_are_the_models_own(model, tmp_path):
         hooks.append(
             model.net.fuse.attention_net.register_forward_hook(lambda m, i, out: seen.setdefault("stages", out))
         )
-    looked = maps.look(model, tmp_path / "a.png", with_map=False)
+    looked = maps.map_image(model, tmp_path / "a.png", with_map=False)
     for hook in hooks:
         hook.remove()
     assert looked.score == model.score(tmp_path / "a.png") and looked.map is None
@@ -76,7 +76,7 @@ def test_an_image_of_one_patch_has_its_score_everywhere(model):
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_bright_is_better(higher_is_better):
     grid = np.tile(np.linspace(10, 90, 200), (50, 1))
-    looked = maps.Looked(np.full((50, 200, 3), 128, np.uint8), 50.0, None, [], grid)
+    looked = maps.ImageMaps(np.full((50, 200, 3), 128, np.uint8), 50.0, None, [], grid)
     overlay, dark, bright = maps.coloured(looked, higher_is_better)
     luma = np.asarray(overlay.convert("L"))[25].astype(int)
     assert (luma[-1] > luma[0] + 60) == higher_is_better and (luma[0] > luma[-1] + 60) != higher_is_better

@@ -292,7 +292,7 @@ def prices(trials, slope, own, images=400):
         seen = np.array([metrics.srcc(s, mos) for s in scores])
         best = seen.argmax()
         # Beside the luck of these images, which all epochs share.
-        rows.append((seen[best] - true[best] - (seen - true).mean(), intervals.selection_price([(scores, mos)], 100)))
+        rows.append((seen[best] - true[best] - (seen - true).mean(), intervals.selection_bias([(scores, mos)], 100)))
     return np.mean(rows, 0)
 
 
@@ -318,9 +318,9 @@ def test_the_price_by_a_plain_loop_and_where_there_is_none():
             on_a = [stats.spearmanr(s[a], mos[a]).statistic for s in scores]
             chosen = int(np.argmax(on_a))
             found.append(on_a[chosen] - stats.spearmanr(scores[chosen][b], mos[b]).statistic)
-    assert intervals.selection_price([(scores, mos)], 20) == pytest.approx(np.mean(found) / np.sqrt(2))
-    assert intervals.selection_price([(scores[[0, 0]], mos)]) == pytest.approx(0, abs=0.02)
-    assert np.isnan(intervals.selection_price([(scores[:1], mos)]))
+    assert intervals.selection_bias([(scores, mos)], 20) == pytest.approx(np.mean(found) / np.sqrt(2))
+    assert intervals.selection_bias([(scores[[0, 0]], mos)]) == pytest.approx(0, abs=0.02)
+    assert np.isnan(intervals.selection_bias([(scores[:1], mos)]))
 
 
 def test_the_ceiling_is_what_the_true_quality_reaches():

@@ -143,7 +143,7 @@ def test_a_teacher_scores_the_students_patches_in_its_own_way(cache):
         return criterion(outputs, batch)
 
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
-    loader = engine.taught(make_loader(batches, CPU), teacher, CPU)
+    loader = engine.with_teacher_scores(make_loader(batches, CPU), teacher, CPU)
     figures = engine.train_one_epoch(student, remembering, optimizer, loader, CPU, engine.EpochProgress())
     for b, batch in enumerate(seen):
         pixels = batches[b]["patches"].numpy().astype(np.float32)

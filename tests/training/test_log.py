@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.base.plain_values import plain
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.version import versions
 from hyperiqa.training.log import RunLog
 
@@ -50,4 +50,4 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
 def test_versions_and_plain_values():
     found = versions()
     assert set(found) == {"hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "commit"}
-    assert json.dumps(plain({"a": float("inf"), "b": (1, None, True)})) == '{"a": null, "b": [1, null, true]}'
+    assert json.dumps(to_json_value({"a": float("inf"), "b": (1, None, True)})) == '{"a": null, "b": [1, null, true]}'
