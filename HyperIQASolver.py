@@ -15,7 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base.device import choose_hardware, keep_freed_memory, map_large_tensors_separately, set_backends
+from hyperiqa.base.device import (
+    choose_hardware,
+    keep_freed_memory,
+    map_large_tensors_separately,
+    set_backends,
+)
 from hyperiqa.base.errors import Interrupted, UserError
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.base.version import versions
@@ -42,7 +47,10 @@ Figures = dict[str, float]
 class HyperIQASolver:
     """A run of `--train_test_num` rounds. `options` are the settings that `options.train_options` returns."""
 
-    default_backbone, default_name = "resnet50", "resnet50"  # what a run's name calls it; others by their own name
+    default_backbone, default_name = (
+        "resnet50",
+        "resnet50",
+    )  # what a run's name calls it; others by their own name
     always_names_alpha = False
 
     def __init__(self, options: argparse.Namespace):
@@ -50,7 +58,9 @@ class HyperIQASolver:
         self.begun, self.costs = time.perf_counter(), list[dict[str, float]]()
         self.initial_start = StartingModel.of(o) if o.init else None
         self.teacher_start = StartingModel.teacher_of(o) if o.teacher else None
-        self.hardware, self.reason = choose_hardware(processes.device_of_process(o.device), o.precision, o.workers)
+        self.hardware, self.reason = choose_hardware(
+            processes.device_of_process(o.device), o.precision, o.workers
+        )
         set_backends(o.deterministic)
         map_large_tensors_separately()
         self.criterion, self.schedule = make_criterion(o), make_schedule(o)
@@ -87,7 +97,9 @@ class HyperIQASolver:
         """A new model with weights from `seed`, and pretrained or given ones for the backbone; or that of `--init`."""
         o = self.options
         torch.manual_seed(seed)
-        model = self.initial_start.model(self.data.common, o) if self.initial_start else new_model(o)
+        model = (
+            self.initial_start.model(self.data.common, o) if self.initial_start else new_model(o)
+        )
         if o.fused_attention:
             model.backbone.fuse_attention()
         if o.freeze_backbone:
@@ -96,7 +108,9 @@ class HyperIQASolver:
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
     def run_name(self) -> str:
-        return default_run_name(self.options, self.default_backbone, self.default_name, self.always_names_alpha)
+        return default_run_name(
+            self.options, self.default_backbone, self.default_name, self.always_names_alpha
+        )
 
     @contextmanager
     def opened(self) -> Iterator[RunState]:
@@ -106,7 +120,10 @@ class HyperIQASolver:
         # Before what takes long and leaves files: the flags may still name a model that there is not.
         with processes.node_leader_first():  # which downloads
             self.model = self.build_model(o.seed)
-        self.teacher: Any = self.teacher_start and self.teacher_start.model(self.data.common, o).to(self.hardware.device).eval()
+        self.teacher: Any = (
+            self.teacher_start
+            and self.teacher_start.model(self.data.common, o).to(self.hardware.device).eval()
+        )
         settings = settings_of({**vars(o), "fingerprint": self.data.fingerprint})
         self.log, self.saved = open_run(o, self.run_name(), settings)
         self.state, self.status = RunState(settings), "failed"
@@ -116,14 +133,27 @@ class HyperIQASolver:
                 if self.saved:
                     self.state = RunState.restored(self.saved, settings, self.hardware.device)
                 else:
-                    log_start(self.log, o, self.hardware, self.reason, self.data, self.criterion, self.schedule)
-                    for model, how in ((self.initial_start, "Starting from"), (self.teacher_start, "Learning from")):
+                    log_start(
+                        self.log,
+                        o,
+                        self.hardware,
+                        self.reason,
+                        self.data,
+                        self.criterion,
+                        self.schedule,
+                    )
+                    for model, how in (
+                        (self.initial_start, "Starting from"),
+                        (self.teacher_start, "Learning from"),
+                    ):
                         self.log.line(model.explained(self.data.common, how)) if model else None
                 if o.tensorboard:
                     self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
                 with processes.node_leader_first():
                     self.data.decode(self.hardware.device, self.log, new=self.saved is None)
-                if fewer := fewer_workers(self.hardware, max(o.batch_size, SCORE_BATCH), o.patch_size):
+                if fewer := fewer_workers(
+                    self.hardware, max(o.batch_size, SCORE_BATCH), o.patch_size
+                ):
                     self.log.line(fewer)
                 yield self.state
         except Interrupted:
@@ -137,7 +167,9 @@ class HyperIQASolver:
             raise
         finally:
             rounds = self.state.rounds
-            self.log.record(type="end", status=self.status, rounds=rounds, medians=metrics.medians(rounds))
+            self.log.record(
+                type="end", status=self.status, rounds=rounds, medians=metrics.medians(rounds)
+            )
             self.log.close()
 
     def begin_round(self, number: int) -> None:
@@ -149,7 +181,9 @@ class HyperIQASolver:
         if number > 1:
             self.data.draw_again(self.seed)
             self.model = self.build_model(self.seed)
-        self.compiled: Any = torch.compile(self.model) if o.compile else self.model  # to train; shares the parameters
+        self.compiled: Any = (
+            torch.compile(self.model) if o.compile else self.model
+        )  # to train; shares the parameters
         self.trained = TrainedModel(self.model, o)
         if not (new := self.saved is None):
             self.trained.restore(self.saved, self.rates(state.epoch))
@@ -161,7 +195,9 @@ class HyperIQASolver:
             self.log.line(f"Round {number} of {o.train_test_num}, seed {self.seed}")
         compute = partial(engine.stage_maps, self.model, self.hardware.fp32)
         with processes.node_leader_first():
-            self.data.prepare_features(self.model, self.seed, compute, self.log.line if new else self.log.show)
+            self.data.prepare_features(
+                self.model, self.seed, compute, self.log.line if new else self.log.show
+            )
         if new:
             self.log.line(epoch_columns(["train", *self.data.parts]))
         self.saved_at, self.signals.deferred = time.monotonic(), True
@@ -187,7 +223,9 @@ class HyperIQASolver:
             loader = engine.with_teacher_scores(loader, self.teacher, self.hardware)
         ready, before = time.perf_counter(), progress.step
         started = ready - progress.seconds
-        with engine.progress_bar(f"Epoch {epoch}/{o.epochs}", len(batches.patches), progress.step * o.batch_size) as bar:
+        with engine.progress_bar(
+            f"Epoch {epoch}/{o.epochs}", len(batches.patches), progress.step * o.batch_size
+        ) as bar:
 
             def after_step() -> None:
                 keep_freed_memory()  # from the first step on, which made what the optimizer keeps
@@ -201,14 +239,24 @@ class HyperIQASolver:
 
             try:
                 result = engine.train_one_epoch(
-                    self.compiled, self.criterion, self.trained.optimizer, loader, self.hardware, progress, after_step
+                    self.compiled,
+                    self.criterion,
+                    self.trained.optimizer,
+                    loader,
+                    self.hardware,
+                    progress,
+                    after_step,
                 )
             except engine.NonFiniteLoss as problem:
                 names = self.data.names_of(batches, problem.step)
-                raise UserError(f"{problem.explained(epoch, self.folder / 'last.pt')}{names}") from None
+                raise UserError(
+                    f"{problem.explained(epoch, self.folder / 'last.pt')}{names}"
+                ) from None
         progress.seconds = time.perf_counter() - started
         if processes.world_size() > 1 and not self.costs:
-            self.costs = processes.process_costs(ready - self.begun, ready, progress.step - before, self.hardware.device)
+            self.costs = processes.process_costs(
+                ready - self.begun, ready, progress.step - before, self.hardware.device
+            )
             self.log.record(type="processes", processes=self.costs)
             self.log.line("\n".join(processes.cost_lines(self.costs)))
         return result
@@ -217,7 +265,9 @@ class HyperIQASolver:
         """Score a set; the scores of all sets but validation's make the epoch's predictions."""
         o, (images, split) = self.options, self.data.tests[part]
         data, records, crops = images.data, images.records(split), (o.test_crop, o.test_patch_num)
-        scores = engine.score_set(self.trained.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked)
+        scores = engine.score_set(
+            self.trained.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked
+        )
         scores, agreeing = self.data.oriented_scores(data, scores)
         self.agreed[part] = agreeing, (mos := np.array([r.score for r in records]))
         if split != "val":
@@ -238,7 +288,9 @@ class HyperIQASolver:
             self.state.scores.setdefault(part, []).append(torch.from_numpy(scores).float())
         self.log.epochs(self.state.round, self.data.tested(self.state.scores))
         self.log.line(epoch_row(epoch, result, ["train", *self.data.parts]))
-        self.log.record(type="epoch", round=self.state.round, epoch=epoch, **result, lr=lr, seconds=seconds)
+        self.log.record(
+            type="epoch", round=self.state.round, epoch=epoch, **result, lr=lr, seconds=seconds
+        )
         self.log.line(f"Learning rates: {self.rates(epoch + 1)}")
 
     def end_round(self) -> None:
@@ -254,13 +306,22 @@ class HyperIQASolver:
         price = data.selection_bias(state.scores)
         if not math.isnan(price):
             log.line(f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}")
-        round_ = {"round": state.round, "seed": self.seed, "best_epoch": epoch, "selection_price": price}
+        round_ = {
+            "round": state.round,
+            "seed": self.seed,
+            "best_epoch": epoch,
+            "selection_price": price,
+        }
         state.rounds.append({**round_, **best})
 
     @property
     def folder(self) -> Path:
         """Where the round's models go."""
-        return self.log.checkpoints if self.state.round == 1 else self.log.checkpoints / f"round{self.state.round}"
+        return (
+            self.log.checkpoints
+            if self.state.round == 1
+            else self.log.checkpoints / f"round{self.state.round}"
+        )
 
     def keep_if_best(self, result: dict[str, Figures]) -> None:
         """Keep the epoch's model and predictions where its SRCC is the best so far."""
@@ -275,21 +336,37 @@ class HyperIQASolver:
             state.keep(result, file, self.predictions)
         state.without_gain = 0 if better else state.without_gain + 1
         epochs = f"{state.without_gain} epoch{'s' if state.without_gain > 1 else ''}"
-        log.line(f"New best model saved! {figures_text(result[first])}" if better else f"No improvement for {epochs}")
+        log.line(
+            f"New best model saved! {figures_text(result[first])}"
+            if better
+            else f"No improvement for {epochs}"
+        )
 
     def description(self, result: dict[str, Figures], weights: str) -> dict[str, Any]:
         """What is needed to use the model without repeating a flag, every choice that made it, and its certificate.
         weights: their digest."""
-        choices = {name: value for name, value in self.state.settings.items() if name != "fingerprint"}
+        choices = {
+            name: value for name, value in self.state.settings.items() if name != "fingerprint"
+        }
         model = {**self.data.description, **self.model.backbone.described}
         figures = {part: result[part] for part in self.data.parts}
         if self.certified is None:
             starts = {"init": self.initial_start, "teacher": self.teacher_start}
-            self.certified = certificate.describe_round(self.options, self.hardware, certificate.describe_sets(self.data), starts)
-        rows, bounds = certificate.predictions_digest(self.predictions), certificate.figures_with_intervals(self.agreed)
+            self.certified = certificate.describe_round(
+                self.options, self.hardware, certificate.describe_sets(self.data), starts
+            )
+        rows, bounds = (
+            certificate.predictions_digest(self.predictions),
+            certificate.figures_with_intervals(self.agreed),
+        )
         place = {"round": self.state.round, "epoch": self.state.epoch}
         of_run = {**place, "weights": weights, "predictions": rows, "figures": bounds}
-        about = {"metrics": figures, "run": self.log.name, "versions": versions(), "certificate": self.certified}
+        about = {
+            "metrics": figures,
+            "run": self.log.name,
+            "versions": versions(),
+            "certificate": self.certified,
+        }
         return certificate.sealed({**choices, "seed": self.seed, **model, **about}, of_run)
 
     def save(self) -> None:

@@ -24,17 +24,26 @@ def parse() -> argparse.Namespace:
     flags.checkpoint()
     flags.group("data")
     place = "where it lies (default: as in training, else beside the scripts)"
-    flags.value("--dataset_path", (), f"the set that it was trained on: {place}; of several: NAME=PATH …", nargs="+",
-                metavar="PATH")  # fmt: skip
+    flags.value(
+        "--dataset_path",
+        (),
+        f"the set that it was trained on: {place}; of several: NAME=PATH …",
+        nargs="+",
+        metavar="PATH",
+    )
     flags.path("--spaq_path", None, f"SPAQ: {place}")
-    flags.value("--cross_test", (), f"its other cross tests: {place}", nargs="+", metavar="NAME=PATH")
+    flags.value(
+        "--cross_test", (), f"its other cross tests: {place}", nargs="+", metavar="NAME=PATH"
+    )
     flags.path("--image_root", None, "where the image paths of a CSV set start")
     flags.path("--log_dir", Path("logs"), "where the run's predictions are")
     flags.device()
     flags.workers()
     flags.cache()
     flags.group("more")
-    flags.output("--sheet", "write the near duplicates of training images among the test images", [".html"])
+    flags.output(
+        "--sheet", "write the near duplicates of training images among the test images", [".html"]
+    )
     flags.switch("--repeat", "repeat", True, "train anew by the certificate's command, and compare")
     return flags.parse(None, _problems)
 
@@ -47,7 +56,9 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 def places(options: argparse.Namespace, sets: Mapping[str, Mapping]) -> dict[str, Path | None]:
     """Where each set lies: as asked for, else as in training where it is still there, else None, its default place."""
     there = {name: Path(each["path"] or "") for name, each in sets.items()}
-    found = {name: path if sets[name]["path"] and path.exists() else None for name, path in there.items()}
+    found = {
+        name: path if sets[name]["path"] and path.exists() else None for name, path in there.items()
+    }
     trained = [name for name, each in sets.items() if each["trained"]]
     words = [*options.cross_test, *options.dataset_path]
     if len(options.dataset_path) == 1 and "=" not in options.dataset_path[0]:
@@ -79,20 +90,39 @@ def main() -> int:
     with reading_file(path, "its certificate is damaged", KeyError, TypeError, AttributeError):
         facts = list(certificate_checks.facts(path.name, d))
     for title, text in facts:
-        print(textwrap.fill(f"{title:12} {text}", 100, subsequent_indent=" " * 13, break_on_hyphens=False))
+        print(
+            textwrap.fill(
+                f"{title:12} {text}", 100, subsequent_indent=" " * 13, break_on_hyphens=False
+            )
+        )
     model = quality_model.load(path, options.device, workers=options.workers)
     where, twins = places(options, d["certificate"]["sets"]), list[Any]()
-    checks = [*certificate_checks.check_file(state, d, options.log_dir), *certificate_checks.check_sets(model, options, where, twins)]
+    checks = [
+        *certificate_checks.check_file(state, d, options.log_dir),
+        *certificate_checks.check_sets(model, options, where, twins),
+    ]
     checks += certificate_checks.check_again(d, where) if options.repeat else ()
     if twins:
         said = first_five(f"{test} ~ {train}" for (test, _), (train, _) in twins)
-        print(f"\nNear duplicates: {len(twins)} pairs of test and training images look alike: {said}")
+        print(
+            f"\nNear duplicates: {len(twins)} pairs of test and training images look alike: {said}"
+        )
     if options.sheet:
         page.draw_pairs(options.sheet, f"Near duplicates, {d['run']}", twins)
     wide = max(len(check.what) for check in checks)
-    print("\n" + "\n".join(f"{c.what:{wide}}  {c.verdict}{': ' if c.how else ''}{c.how}" for c in checks) + "\n")
-    verdicts = (certificate_checks.REPRODUCED, certificate_checks.DIFFERS, certificate_checks.UNCHECKED)
-    reproduced, differ, unchecked = (sum(c.verdict == verdict for c in checks) for verdict in verdicts)
+    print(
+        "\n"
+        + "\n".join(f"{c.what:{wide}}  {c.verdict}{': ' if c.how else ''}{c.how}" for c in checks)
+        + "\n"
+    )
+    verdicts = (
+        certificate_checks.REPRODUCED,
+        certificate_checks.DIFFERS,
+        certificate_checks.UNCHECKED,
+    )
+    reproduced, differ, unchecked = (
+        sum(c.verdict == verdict for c in checks) for verdict in verdicts
+    )
     print(f"{reproduced} reproduced, {differ} differ, {unchecked} cannot be checked")
     return 1 if differ else 3 if unchecked else 0
 

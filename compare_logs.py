@@ -35,22 +35,54 @@ from hyperiqa.stats.metrics import RECORDED
 
 def parse() -> argparse.Namespace:
     flags = Flags(__doc__)
-    flags.words("paths", "logs or folders of logs (default: logs)", nargs="*", type=Path, default=[Path("logs")],
-                metavar="PATH")  # fmt: skip
+    flags.words(
+        "paths",
+        "logs or folders of logs (default: logs)",
+        nargs="*",
+        type=Path,
+        default=[Path("logs")],
+        metavar="PATH",
+    )
     flags.group("table")
     compared = "the figure with the interval, which is compared; spaq_srcc: of a cross test"
     flags.value("--metric", "srcc", compared, FIGURE)
-    flags.value("--sort", None, "figure by which rows are ordered, best first (default: the metric)", FIGURE)
-    epochs = ("best, last or a number from 1", lambda text: re.fullmatch("best|last|[1-9][0-9]*", text))
+    flags.value(
+        "--sort", None, "figure by which rows are ordered, best first (default: the metric)", FIGURE
+    )
+    epochs = (
+        "best, last or a number from 1",
+        lambda text: re.fullmatch("best|last|[1-9][0-9]*", text),
+    )
     flags.value("--epoch", "best", "which epoch of each run", epochs, metavar="best|last|N")
-    flags.switch("--logistic", "logistic", True, "PLCC and RMSE after the usual four-parameter logistic fit")
+    flags.switch(
+        "--logistic", "logistic", True, "PLCC and RMSE after the usual four-parameter logistic fit"
+    )
     flags.switch("--group", "group", True, "one row for all seeds of a setting")
     flags.group("differences")
-    flags.value("--against", None, "test every run against this one (its name or a part of it)", metavar="RUN")
-    flags.switch("--pairs", "pairs", True, "test every pair of runs; two runs alone are tested anyway")
-    flags.switch("--standards", "standards", True, "the figures of ITU-T P.1401, J.149 and Krasula, and their tests")
-    flags.value("--power", None, "the smallest difference that runs like this one (default: the best) could show, for "
-                "1 to 10 seeds", nargs="?", const="", metavar="RUN")  # fmt: skip
+    flags.value(
+        "--against",
+        None,
+        "test every run against this one (its name or a part of it)",
+        metavar="RUN",
+    )
+    flags.switch(
+        "--pairs", "pairs", True, "test every pair of runs; two runs alone are tested anyway"
+    )
+    flags.switch(
+        "--standards",
+        "standards",
+        True,
+        "the figures of ITU-T P.1401, J.149 and Krasula, and their tests",
+    )
+    flags.value(
+        "--power",
+        None,
+        "the smallest difference that runs like this one (default: the best) could show, for "
+        "1 to 10 seeds",
+        nargs="?",
+        const="",
+        metavar="RUN",
+    )
     flags.count("--resamples", resampling.RESAMPLES, "of the bootstrap", least=100)
     flags.group("output")
     flags.switch("--markdown", "markdown", True, "tables as markdown")
@@ -74,7 +106,11 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
 
     def show(header: list[str], rows: list[list[str]]) -> None:
         rows = [[short[name], *cells] for name, *cells in rows]
-        text = tables.markdown_table(header, rows) if options.markdown else tables.text_table(header, rows, wide)
+        text = (
+            tables.markdown_table(header, rows)
+            if options.markdown
+            else tables.text_table(header, rows, wide)
+        )
         print(text + "\n")
 
     show(header, rows)
@@ -84,7 +120,11 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         print(("- " if options.markdown else "") + note)
     header, rows = measures.settings_table(entries)
     if len(header) > 1:
-        print("\nSettings that differ" + (" (? = not in the log)" if any("?" in row for row in rows) else "") + ":\n")
+        print(
+            "\nSettings that differ"
+            + (" (? = not in the log)" if any("?" in row for row in rows) else "")
+            + ":\n"
+        )
         show(header, rows)
     elif len(entries) > 1:
         print("\nThe settings known of these runs are the same.")
@@ -95,8 +135,14 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
     if options.standards:
         print_standards(entries, [(c.a, c.b) for c in comparisons], short, show)
     if options.power is not None:
-        chosen = differences.named(options.power, entries, "--power") if options.power else entries[0]
-        settings = entries if options.group else measures.group([run for entry in entries for run in entry.runs])[0]
+        chosen = (
+            differences.named(options.power, entries, "--power") if options.power else entries[0]
+        )
+        settings = (
+            entries
+            if options.group
+            else measures.group([run for entry in entries for run in entry.runs])[0]
+        )
         seeds = next((each for each in settings if chosen.runs[0] in each.runs), chosen)
         print("\n" + "\n".join(power.power(seeds, settings, measure)))
 
@@ -105,65 +151,109 @@ def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> No
     """The standards' figures of each entry and set, and their differences, all p-values corrected together."""
     sets = {entry: standards_table.entry_standards(entry) for entry in entries}
     rows = [(entry.name, of, found) for entry in entries for of, found in sets[entry].items()]
-    print("\nStandards: errors after a monotonic cubic, in units of the MOS; what needs votes is – without\n")
-    show(*standards_table.table(rows, "run")) if rows else print("None: they need the predictions of a run's best epoch")
+    print(
+        "\nStandards: errors after a monotonic cubic, in units of the MOS; what needs votes is – without\n"
+    )
+    show(*standards_table.table(rows, "run")) if rows else print(
+        "None: they need the predictions of a run's best epoch"
+    )
     tested = [(a, b, *found) for a, b in pairs for found in standards_table.differences(a, b, sets)]
     if len(tested) > 1:
         print("Their differences, p-values corrected (Holm):\n")
-    for (a, b, of, name, d, pitman_morgan), p in zip(tested, intervals.holm([t[4].p for t in tested])):
+    for (a, b, of, name, d, pitman_morgan), p in zip(
+        tested, intervals.holm([t[4].p for t in tested])
+    ):
         what = standards_table.STANDARDS[name].title.replace("\n", " ")
-        more = "" if math.isnan(pitman_morgan) else f"; Pitman–Morgan p {differences.p_text(pitman_morgan)}"
-        print(f"- {of} {what}: {short[a.name]} − {short[b.name]}: {differences.difference_text(d, p)}{more}")
+        more = (
+            ""
+            if math.isnan(pitman_morgan)
+            else f"; Pitman–Morgan p {differences.p_text(pitman_morgan)}"
+        )
+        print(
+            f"- {of} {what}: {short[a.name]} − {short[b.name]}: {differences.difference_text(d, p)}{more}"
+        )
 
 
-def print_differences(comparisons: Sequence[Comparison], short: dict[str, str], measure: Measure, wide: int) -> None:
+def print_differences(
+    comparisons: Sequence[Comparison], short: dict[str, str], measure: Measure, wide: int
+) -> None:
     tests = sum(not c.refused for c in comparisons)
     print(f"Differences in {measure.metric}{', p-values corrected (Holm)' if tests > 1 else ''}:\n")
     for comparison in comparisons:
         said = differences.sentence(comparison, short, tests, measure.higher_is_better)
-        text = re.sub("(p|p [=<]|corrected|\\[.*?,) ", "\\1\xa0", said)  # what belongs together stays on one line
-        wrapped = textwrap.fill(text, wide, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False)
+        text = re.sub(
+            "(p|p [=<]|corrected|\\[.*?,) ", "\\1\xa0", said
+        )  # what belongs together stays on one line
+        wrapped = textwrap.fill(
+            text, wide, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
+        )
         print(wrapped.replace("\xa0", " "))
         if unseen := differences.cannot_be_seen(comparison):
             print(f"  {unseen}")
     if any(c.difference and c.method == "number of images" for c in comparisons):
-        print("\napproximate: as if on different images. Runs on the same images differ less by chance than this\n"
-              "assumes; predictions files of both would show smaller differences.")  # fmt: skip
+        print(
+            "\napproximate: as if on different images. Runs on the same images differ less by chance than this\n"
+            "assumes; predictions files of both would show smaller differences."
+        )
 
 
 def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
     """A row with its figures in full, for --json and --csv."""
     first, single = entry.runs[0], len(entry.runs) == 1
     figures = {
-        f"{part}_{name}": float(np.mean([run.figure(part, name, run.epoch(measure.epoch)) for run in entry.runs]))
+        f"{part}_{name}": float(
+            np.mean([run.figure(part, name, run.epoch(measure.epoch)) for run in entry.runs])
+        )
         for part in ("train", "test", *first.cross_tests)
         for name in RECORDED
     }
     return {
-        "run": entry.name, "files": [str(run.path) for run in entry.runs], "backbone": first.backbone,
+        "run": entry.name,
+        "files": [str(run.path) for run in entry.runs],
+        "backbone": first.backbone,
         "status": "/".join(dict.fromkeys(run.status for run in entry.runs)),
-        "epoch": first.epoch(measure.epoch) if single else [run.epoch(measure.epoch) for run in entry.runs],
-        "epochs_run": len(first.epochs) if single else [len(run.epochs) for run in entry.runs], **figures,
-        "metric": measure.metric, **asdict(measure.estimate(entry)),
+        "epoch": first.epoch(measure.epoch)
+        if single
+        else [run.epoch(measure.epoch) for run in entry.runs],
+        "epochs_run": len(first.epochs) if single else [len(run.epochs) for run in entry.runs],
+        **figures,
+        "metric": measure.metric,
+        **asdict(measure.estimate(entry)),
         "minutes_per_epoch": entry.mean(lambda run: run.minutes),
-    }  # fmt: skip
+    }
 
 
 def print_json(entries, measure, comparisons, notes) -> None:
-    rows = [{**record_of(e, measure), "settings": [run.settings for run in e.runs]} for e in entries]
+    rows = [
+        {**record_of(e, measure), "settings": [run.settings for run in e.runs]} for e in entries
+    ]
     pairs = []
     for c in comparisons:
-        pair = {"a": c.a.name, "b": c.b.name, "method": c.method, "images": c.images, "refused": c.refused}
-        pairs.append(pair | (asdict(c.difference) if c.difference else {}) | {"p_corrected": c.corrected})
+        pair = {
+            "a": c.a.name,
+            "b": c.b.name,
+            "method": c.method,
+            "images": c.images,
+            "refused": c.refused,
+        }
+        pairs.append(
+            pair | (asdict(c.difference) if c.difference else {}) | {"p_corrected": c.corrected}
+        )
     print(json.dumps(to_json_value({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
     names = measures.differences([run for entry in entries for run in entry.runs])
-    rows = [to_json_value(record_of(e, measure)) | {f"setting_{name}": e.setting(name) for name in names} for e in entries]
+    rows = [
+        to_json_value(record_of(e, measure))
+        | {f"setting_{name}": e.setting(name) for name in names}
+        for e in entries
+    ]
     columns = dict.fromkeys(name for row in rows for name in row if name != "files")
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([columns, *([row.get(c) for c in columns] for row in rows)])
+    csv.writer(text, lineterminator="\n").writerows(
+        [columns, *([row.get(c) for c in columns] for row in rows)]
+    )
     write_whole(path, text.getvalue())
 
 
@@ -172,14 +262,20 @@ def main() -> None:
     found, problems = reading.find(options.paths)
     print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
     if not found:
-        raise UserError(f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, found none")
+        raise UserError(
+            f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, found none"
+        )
     measure = Measure(options.metric, options.epoch, options.logistic, options.resamples)
-    entries, notes = measures.group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
+    entries, notes = (
+        measures.group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
+    )
     if not entries:
         raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
     measure.draw_together(entries)
     entries = measures.ranked(entries, replace(measure, metric=options.sort or measure.metric))
-    comparisons = differences.compare_all(measure, differences.chosen_pairs(entries, options.against, options.pairs))
+    comparisons = differences.compare_all(
+        measure, differences.chosen_pairs(entries, options.against, options.pairs)
+    )
     if options.json:
         print_json(entries, measure, comparisons, notes + problems)
     else:

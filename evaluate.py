@@ -33,7 +33,13 @@ from hyperiqa.stats.resampling import RESAMPLES
 from hyperiqa.training.flags import csv_flags, for_csv_alone
 from hyperiqa.training.run_files import write_predictions
 
-TITLES = {"srcc": "SRCC", "plcc": "PLCC", "fitted_plcc": "fitted\nPLCC", "krcc": "KRCC", "fitted_rmse": "fitted\nRMSE"}
+TITLES = {
+    "srcc": "SRCC",
+    "plcc": "PLCC",
+    "fitted_plcc": "fitted\nPLCC",
+    "krcc": "KRCC",
+    "fitted_rmse": "fitted\nRMSE",
+}
 BOUNDS = ("value", "low", "high")
 
 
@@ -42,23 +48,41 @@ def parse() -> argparse.Namespace:
     flags = Flags(__doc__, "%(prog)s CHECKPOINT --datasets NAME[=PATH] … [flags]")
     flags.checkpoint()
     flags.group("data")
-    flags.value("--datasets", None, f"out of {', '.join(READERS)} (csv=FILE.csv: columns image,mos and optional "
-                "split,group)", nargs="+", required=True, metavar="NAME[=PATH]")  # fmt: skip
+    flags.value(
+        "--datasets",
+        None,
+        f"out of {', '.join(READERS)} (csv=FILE.csv: columns image,mos and optional split,group)",
+        nargs="+",
+        required=True,
+        metavar="NAME[=PATH]",
+    )
     flags.value("--split", "auto", "which images; auto: see above", choices=["auto", "test", "all"])
     flags.count("--seed", None, "of a random split (default: the run's own)", least=0)
     flags.images(resize="for every set; default: see above")
     flags.skip_bad_images()
     csv_flags(flags)
     flags.group("scoring")
-    flags.count("--crops", None, "1: the centre crop; N on a grid (default: as in the run's own tests)")
+    flags.count(
+        "--crops", None, "1: the centre crop; N on a grid (default: as in the run's own tests)"
+    )
     flags.device()
-    flags.value("--precision", "fp32", "bf16: faster, scores differ by some hundredths", choices=["fp32", "bf16"])
+    flags.value(
+        "--precision",
+        "fp32",
+        "bf16: faster, scores differ by some hundredths",
+        choices=["fp32", "bf16"],
+    )
     flags.batch_size(64)
     flags.workers()
     flags.cache()
     flags.count("--resamples", RESAMPLES, "of the bootstrap over images", least=100)
     flags.group("output")
-    flags.switch("--standards", "standards", True, "also the figures of ITU-T P.1401 and J.149, and of Krasula")
+    flags.switch(
+        "--standards",
+        "standards",
+        True,
+        "also the figures of ITU-T P.1401 and J.149, and of Krasula",
+    )
     flags.switch("--markdown", "markdown", True, "tables as markdown")
     flags.switch("--json", "json", True, "everything as JSON instead of tables")
     flags.output("--csv", "write the figures, also those of each kind of distortion")
@@ -96,30 +120,48 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
     d = model.description
     if not d["described"]:
         said = f"trained on {d['dataset']}, resize {d['resize']}, patches of {d['patch_size']}"
-        print(f"{path} does not say how it is to be used; as in the public code: {said}", file=sys.stderr)
-    tests = evaluation.read_sets(o.datasets, d, o.split, o.resize, o.seed, o.lower_is_better, Columns.of(o))
-    evaluation.load_images(tests, model, (o.cache_dir or HERE / "cache") if o.cache else None, o.skip_bad_images)
+        print(
+            f"{path} does not say how it is to be used; as in the public code: {said}",
+            file=sys.stderr,
+        )
+    tests = evaluation.read_sets(
+        o.datasets, d, o.split, o.resize, o.seed, o.lower_is_better, Columns.of(o)
+    )
+    evaluation.load_images(
+        tests, model, (o.cache_dir or HERE / "cache") if o.cache else None, o.skip_bad_images
+    )
     if fewer := fewer_workers(model.hardware, o.batch_size, d["patch_size"]):
         print(fewer, file=sys.stderr)
     rows: list[tuple[str, str, float, float]] = []
     for test in tests:
         evaluation.score(test, model, o.batch_size)
-        rows += [(test.data.name, r.name, r.score, s) for r, s in zip(test.records, test.scores.tolist(), strict=True)]
+        rows += [
+            (test.data.name, r.name, r.score, s)
+            for r, s in zip(test.records, test.scores.tolist(), strict=True)
+        ]
         if o.predictions:
             write_predictions(o.predictions, rows)
     for test in tests:
         evaluation.measure(test, o.resamples, o.standards)
     described = {name: value for name, value in d.items() if name != "certificate"}
     return {
-        "checkpoint": str(path), "model": described, "device": str(model.hardware.device),
-        "precision": o.precision, "resamples": o.resamples, "versions": versions(),
-    }, tests  # fmt: skip
+        "checkpoint": str(path),
+        "model": described,
+        "device": str(model.hardware.device),
+        "precision": o.precision,
+        "resamples": o.resamples,
+        "versions": versions(),
+    }, tests
 
 
 def about(origin: Mapping[str, Any], tests: Sequence) -> tuple[list[str], list[str]]:
     """In words: what was tested how, and what the figures mean."""
     d, versions = origin["model"], origin["versions"]
-    crops = "centre crop" if d["test_crop"] == "center" else f"{d['test_patch_num']} crops ({d['test_crop']})"
+    crops = (
+        "centre crop"
+        if d["test_crop"] == "center"
+        else f"{d['test_patch_num']} crops ({d['test_crop']})"
+    )
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm"))
     said = [
         f"Model: {origin['checkpoint']}",
@@ -128,35 +170,59 @@ def about(origin: Mapping[str, Any], tests: Sequence) -> tuple[list[str], list[s
         f"{packages}, commit {versions['commit'][:10]}",
     ]
     for test in tests:
-        said += [f"{test.data.name}: {len(test.records)} images ({test.which}), resize {test.resize}", *test.data.notes]
+        said += [
+            f"{test.data.name}: {len(test.records)} images ({test.which}), resize {test.resize}",
+            *test.data.notes,
+        ]
     notes = [
         f"in brackets: 95 % intervals, bootstrap over images, {origin['resamples']} resamples",
         "fitted: after a four-parameter logistic, fitted once to the set; RMSE in units of its MOS",
     ]
     if turned := [test.data.name for test in tests if test.sign < 0]:
-        notes.append(f"signs turned, because scores and opinions point in opposite directions: {', '.join(turned)}")
+        notes.append(
+            f"signs turned, because scores and opinions point in opposite directions: {', '.join(turned)}"
+        )
     for test in (test for test in tests if test.ceiling):
         best = ", ".join(f"{name.upper()} {value:.4f}" for name, value in test.ceiling.items())
-        notes.append(f"{test.data.name}: a perfect model would reach {best}, as sure as its votes are")
+        notes.append(
+            f"{test.data.name}: a perfect model would reach {best}, as sure as its votes are"
+        )
     return said, notes
 
 
 def figures(tests: Sequence) -> tuple[list[str], list[list[str]]]:
-    rows = [[t.data.name, str(len(t.records)), *(estimate_text(t.figures[n]) for n in TITLES)] for t in tests]
+    rows = [
+        [t.data.name, str(len(t.records)), *(estimate_text(t.figures[n]) for n in TITLES)]
+        for t in tests
+    ]
     return ["data set", "images", *TITLES.values()], rows
 
 
 def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
     (said, notes), (head, rows) = about(origin, tests), figures(tests)
     if not markdown:  # the intervals stand below their figures, so that a row keeps to 100 columns
-        rows = [list(line) for row in rows for line in zip(*(cell.partition(" ")[::2] for cell in row))]
+        rows = [
+            list(line) for row in rows for line in zip(*(cell.partition(" ")[::2] for cell in row))
+        ]
     table, point = (tables.markdown_table, "- ") if markdown else (tables.text_table, "")
-    lines = [*(point + line for line in said), "", table(head, rows), "", *(point + line for line in notes)]
+    lines = [
+        *(point + line for line in said),
+        "",
+        table(head, rows),
+        "",
+        *(point + line for line in notes),
+    ]
     if any(test.by_standards for test in tests):
         sets = standards_table.with_overall({test.data.name: test.by_standards for test in tests})
-        lines += ["", table(*standards_table.table([("", of, found) for of, found in sets.items()], ""))]
+        lines += [
+            "",
+            table(*standards_table.table([("", of, found) for of, found in sets.items()], "")),
+        ]
     for test in (test for test in tests if test.kinds):
-        rows = [[kind, str(n), *(estimate_text(Estimate(x)) for x in found)] for kind, n, *found in test.kinds]
+        rows = [
+            [kind, str(n), *(estimate_text(Estimate(x)) for x in found)]
+            for kind, n, *found in test.kinds
+        ]
         lines += ["", table([f"{test.data.name} by distortion", "images", "SRCC", "PLCC"], rows)]
     return "\n".join(lines)
 
@@ -164,23 +230,34 @@ def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
 def as_records(tests: Sequence) -> list[dict[str, Any]]:
     return [
         {
-            "dataset": test.data.name, "images": len(test.records), "which": test.which, "resize": test.resize,
+            "dataset": test.data.name,
+            "images": len(test.records),
+            "which": test.which,
+            "resize": test.resize,
             "higher_is_better": test.data.higher_is_better,
-            "figures": {name: {b: getattr(found, b) for b in BOUNDS} for name, found in test.figures.items()},
+            "figures": {
+                name: {b: getattr(found, b) for b in BOUNDS} for name, found in test.figures.items()
+            },
             "ceiling": test.ceiling,
-            "standards": {n: vars(standards.estimate(n, found)) for n, found in test.by_standards.items()},
+            "standards": {
+                n: vars(standards.estimate(n, found)) for n, found in test.by_standards.items()
+            },
             "kinds": [dict(zip(("kind", "images", "srcc", "plcc"), row)) for row in test.kinds],
             "notes": test.data.notes,
         }
         for test in tests
-    ]  # fmt: skip
+    ]
 
 
 def write_figures(path: Path, records: Sequence[Mapping]) -> None:
     """A row per set, with an empty `kind`, and one per kind of distortion, which have SRCC and PLCC alone."""
-    columns = {name if b == "value" else f"{name}_{b}": (name, b) for name in TITLES for b in BOUNDS}
+    columns = {
+        name if b == "value" else f"{name}_{b}": (name, b) for name in TITLES for b in BOUNDS
+    }
     text = io.StringIO()
-    writer = csv.DictWriter(text, ["dataset", "kind", "images", "which", "resize", *columns], lineterminator="\n")
+    writer = csv.DictWriter(
+        text, ["dataset", "kind", "images", "which", "resize", *columns], lineterminator="\n"
+    )
     writer.writeheader()
     for record in records:
         same = {name: record[name] for name in ("dataset", "which", "resize")}
@@ -195,9 +272,13 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence) -> None:
     from hyperiqa.pages.set_sections import Tested, add_set
 
     d = origin["model"]
-    page = Page(f"{d.get('run') or Path(origin['checkpoint']).name} on {', '.join(test.data.name for test in tests)}")
+    page = Page(
+        f"{d.get('run') or Path(origin['checkpoint']).name} on {', '.join(test.data.name for test in tests)}"
+    )
     (said, notes), (head, rows) = about(origin, tests), figures(tests)
-    page.section("Figures", block("table", head=head, rows=rows), block("text", lines=[*notes, *said]))
+    page.section(
+        "Figures", block("table", head=head, rows=rows), block("text", lines=[*notes, *said])
+    )
     crop = (d["patch_size"], d["test_crop"], d["test_patch_num"])
     for test in tests:
         names, scores = [record.name for record in test.records], {"score": test.sign * test.scores}

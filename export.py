@@ -47,26 +47,35 @@ def to_onnx(model: Any, opset: int) -> Any:
 
     side, backbone = model.description["patch_size"], model.description["backbone"]
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # deprecations between torch and onnxscript, none of the user's
+        warnings.simplefilter(
+            "ignore"
+        )  # deprecations between torch and onnxscript, none of the user's
         try:
             program = torch.onnx.export(
                 FromPatches().eval(),
                 (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
                 dynamo=True,  # torch 2.6 would still trace to TorchScript
-                dynamic_shapes={"patches": {0: torch.export.Dim("N", max=2**31)}},  # torch 2.6 needs a bound
+                dynamic_shapes={
+                    "patches": {0: torch.export.Dim("N", max=2**31)}
+                },  # torch 2.6 needs a bound
                 input_names=["patches"],
                 output_names=["scores"],
                 opset_version=opset,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError:
-            said = f"torch {torch.__version__} cannot export {backbone}: use a newer torch (2.11 can)"
+            said = (
+                f"torch {torch.__version__} cannot export {backbone}: use a newer torch (2.11 can)"
+            )
             raise UserError(said) from None
     proto = program.model_proto
     found = {entry.domain: entry.version for entry in proto.opset_import}.get("")
     if found != opset:
         raise UserError(f"--opset {opset}: this torch and onnxscript write {found}")
-    for part in (*proto.graph.node, *proto.graph.value_info):  # the exporter's stack traces, with this machine's paths
+    for part in (
+        *proto.graph.node,
+        *proto.graph.value_info,
+    ):  # the exporter's stack traces, with this machine's paths
         del part.metadata_props[:]
     proto.metadata_props.add(key="hyperiqa", value=description_json(model.description))
     return proto
@@ -77,7 +86,10 @@ def sample_patches(side: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (2, side, side, 3))
     places = (np.mgrid[:side, :side] / side).reshape(2, -1)
-    waves = [np.sum([np.sin(rng.normal(0, 3 * k, 2) @ places + k) / k for k in range(1, 12)], 0) for _ in "1234"]
+    waves = [
+        np.sum([np.sin(rng.normal(0, 3 * k, 2) @ places + k) / k for k in range(1, 12)], 0)
+        for _ in "1234"
+    ]
     scenes = [wave.reshape(side, side, 1) * 60 + rng.uniform(60, 190, 3) for wave in waves]
     scenes = [scene + rng.normal(0, 30 / 2**i, (side, side, 3)) for i, scene in enumerate(scenes)]
     flat = [np.full((side, side, 3), value) for value in (0, 255)]
@@ -92,7 +104,9 @@ def largest_difference(model: Any, data: bytes) -> float:
     patches = sample_patches(model.description["patch_size"])
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = model.net(model.net.backbone.normalised(torch.from_numpy(patches)))["scores"].numpy()
+        expected = model.net(model.net.backbone.normalised(torch.from_numpy(patches)))[
+            "scores"
+        ].numpy()
     found = [session.run(["scores"], {"patches": part})[0] for part in np.split(patches, [1, 3])]
     if not np.isfinite(expected).all():
         raise UserError("the model's scores are not finite: its weights are broken")
@@ -105,16 +119,22 @@ def write_onnx(model: Any, output: Path, opset: int) -> str:
     low, high = model.description["score_range"]
     difference, allowed = largest_difference(model, data), TOLERANCE * ((high - low) or 1)
     if not difference <= allowed:
-        raise UserError(f"{output}: not written: onnxruntime's scores differ by {difference:.2g} from PyTorch's")
+        raise UserError(
+            f"{output}: not written: onnxruntime's scores differ by {difference:.2g} from PyTorch's"
+        )
     write_whole(output, data)
     return f"opset {opset}; largest difference to PyTorch {difference:.2g}, allowed {allowed:.2g}"
 
 
-def chosen_output(checkpoint: Path, output: Path | None, form: str | None, force: bool) -> tuple[Path, str]:
+def chosen_output(
+    checkpoint: Path, output: Path | None, form: str | None, force: bool
+) -> tuple[Path, str]:
     """(where to write, format) from the flags; UserError where they contradict each other or a file is in the way."""
     form = form or (output.suffix.removeprefix(".") if output else "onnx")
     if form not in FORMATS:
-        raise UserError(f"{output}: expected OUTPUT to end with .{', .'.join(FORMATS)}, or --format")
+        raise UserError(
+            f"{output}: expected OUTPUT to end with .{', .'.join(FORMATS)}, or --format"
+        )
     output = output or checkpoint.with_name(f"{checkpoint.stem}.{form}")
     if output.suffix != f".{form}":
         raise UserError(f"contradictory: --format {form} and {output.name}")
@@ -153,8 +173,13 @@ def main(argv: list[str] | None = None) -> None:
     flags.switch("--force", "force", True, "replace OUTPUT if it exists")
     flags.group("Hugging Face Hub")
     repo = ("USER/NAME", lambda name: re.fullmatch(r"[\w.-]+/[\w.-]+", name))
-    flags.value("--push", None, "upload the model to this repository, which is made if there is none", repo,
-                metavar="USER/NAME")  # fmt: skip
+    flags.value(
+        "--push",
+        None,
+        "upload the model to this repository, which is made if there is none",
+        repo,
+        metavar="USER/NAME",
+    )
     flags.switch("--private", "private", True, "make the repository a private one")
     options = flags.parse(argv, _problems)
     # torch is imported only once the flags are known to be right.
@@ -168,7 +193,9 @@ def main(argv: list[str] | None = None) -> None:
 
     model, about = load(checkpoint, device="cpu"), ""
     if not model.description["described"]:
-        print(f"{checkpoint}: no description in it; described as the public code uses such a model, on KonIQ-10k")
+        print(
+            f"{checkpoint}: no description in it; described as the public code uses such a model, on KonIQ-10k"
+        )
     if options.push:
         from hyperiqa.scoring.hub import push
 

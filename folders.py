@@ -7,6 +7,20 @@ from hyperiqa.datasets.readers import DEFAULT_RESIZE, READERS
 from hyperiqa.datasets.synthetic import CSIQ, LIVE, TID2013, KADID10k
 
 __all__ = [
-    "BID", "CSIQ", "DEFAULT_RESIZE", "FLIVE", "LIVE", "LIVEC", "READERS", "SPAQ", "TID2013", "UHDIQA", "AGIQA3k", "AGIQA20k",
-    "CSVTable", "Demo", "KADID10k", "KonIQ10k",
-]  # fmt: skip
+    "BID",
+    "CSIQ",
+    "DEFAULT_RESIZE",
+    "FLIVE",
+    "LIVE",
+    "LIVEC",
+    "READERS",
+    "SPAQ",
+    "TID2013",
+    "UHDIQA",
+    "AGIQA3k",
+    "AGIQA20k",
+    "CSVTable",
+    "Demo",
+    "KADID10k",
+    "KonIQ10k",
+]

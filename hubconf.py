@@ -8,4 +8,14 @@ model.score("photo.jpg")
 from hyperiqa import load as hyperiqa
 
 __all__ = ["hyperiqa"]
-dependencies = ["torch", "torchvision", "timm", "numpy", "scipy", "PIL", "tqdm", "filelock", "safetensors"]
+dependencies = [
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "PIL",
+    "tqdm",
+    "filelock",
+    "safetensors",
+]

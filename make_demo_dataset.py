@@ -36,11 +36,24 @@ from hyperiqa.base.signals import StopSignals
 WIDTH, HEIGHT = 512, 384
 CSV_HEADER = ["image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "MOS_zscore"]
 WORDS = "QUALITY image Street OPEN market 1987 North Hotel BREAD river Cafe No.42 SALE garden music".split()
-THEMES = np.array([  # RGB, %: leaves, grass, earth, brick; sand, stone, sky, water; snow, skin, paint
-    (36, 52, 22), (52, 64, 30), (42, 30, 20), (62, 34, 26),
-    (80, 70, 50), (55, 55, 54), (50, 64, 84), (24, 38, 50),
-    (88, 88, 86), (80, 60, 50), (78, 24, 22),
-]) / 100  # fmt: skip
+THEMES = (
+    np.array(
+        [  # RGB, %: leaves, grass, earth, brick; sand, stone, sky, water; snow, skin, paint
+            (36, 52, 22),
+            (52, 64, 30),
+            (42, 30, 20),
+            (62, 34, 26),
+            (80, 70, 50),
+            (55, 55, 54),
+            (50, 64, 84),
+            (24, 38, 50),
+            (88, 88, 86),
+            (80, 60, 50),
+            (78, 24, 22),
+        ]
+    )
+    / 100
+)
 
 
 class Kind(NamedTuple):
@@ -121,7 +134,9 @@ def noise_field(rng: np.random.Generator, exponent: float) -> np.ndarray:
     """(HEIGHT, WIDTH) float32 noise with the amplitude spectrum 1/f^exponent, mean 0, sd 1."""
     frequency = np.hypot(fft.fftfreq(HEIGHT)[:, None], fft.rfftfreq(WIDTH)[None]).astype(np.float32)
     frequency[0, 0] = np.inf  # no mean
-    spectrum = fft.rfft2(rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)) * frequency**-exponent
+    spectrum = (
+        fft.rfft2(rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)) * frequency**-exponent
+    )
     field = fft.irfft2(spectrum, s=(HEIGHT, WIDTH))
     return field / field.std()
 
@@ -133,15 +148,24 @@ def textures(rng: np.random.Generator, smooth: np.ndarray) -> list[np.ndarray]:
 
     def wave(i: int, bend: float, turn: float = 0.0) -> np.ndarray:
         # Python floats, since NumPy's would make the arrays float64
-        across, down = (2 * np.pi / periods[i] * float(f(angles[i] + turn)) for f in (np.cos, np.sin))
+        across, down = (
+            2 * np.pi / periods[i] * float(f(angles[i] + turn)) for f in (np.cos, np.sin)
+        )
         return np.sin(across * x + down * y + bend * smooth)
 
     grain = noise_field(rng, 0.7)
     checker = wave(2, 0.5) * wave(2, 0.5, np.pi / 2)
-    return [grain, wave(0, 8.0) + 0.6 * grain, 1.2 * np.tanh(2 * wave(1, 0.5)), 1.3 * np.tanh(4 * checker)]
+    return [
+        grain,
+        wave(0, 8.0) + 0.6 * grain,
+        1.2 * np.tanh(2 * wave(1, 0.5)),
+        1.3 * np.tanh(4 * checker),
+    ]
 
 
-def _leaf(draw: ImageDraw.ImageDraw, at: list[float], radius: float, shape: list[float], label: int) -> None:
+def _leaf(
+    draw: ImageDraw.ImageDraw, at: list[float], radius: float, shape: list[float], label: int
+) -> None:
     """Draws an ellipse or a polygon of 3 to 6 corners, of double size; `shape` is four numbers 0..1."""
     (x, y), (polygon, corners, flat, turn) = at, shape
     a, b = 2 * radius, 2 * radius * (0.45 + 0.55 * flat)
@@ -150,7 +174,10 @@ def _leaf(draw: ImageDraw.ImageDraw, at: list[float], radius: float, shape: list
         draw.ellipse((x - a, y - b, x + a, y + b), fill=label)
         return
     cos, sin, count = math.cos(math.pi * turn), math.sin(math.pi * turn), 3 + int(4 * corners)
-    unit = [(a * math.cos(math.tau * k / count), b * math.sin(math.tau * k / count)) for k in range(count)]
+    unit = [
+        (a * math.cos(math.tau * k / count), b * math.sin(math.tau * k / count))
+        for k in range(count)
+    ]
     draw.polygon([(x + u * cos - v * sin, y + u * sin + v * cos) for u, v in unit], fill=label)
 
 
@@ -164,7 +191,9 @@ def _labels(rng: np.random.Generator, domain: Domain, sky: bool, words: int) -> 
     places = rng.random((domain.leaves, 2)) ** [1, 0.6 if sky else 1] * [2 * WIDTH, 2 * HEIGHT]
     shapes = rng.random((domain.leaves, 4))
     shapes[:, 0] = shapes[:, 0] < rng.choice([0.15, 0.5, 0.9])  # round, mixed or angular scenes
-    for label, leaf in enumerate(zip(places.tolist(), radii.tolist(), shapes.tolist(), strict=True), start=1):
+    for label, leaf in enumerate(
+        zip(places.tolist(), radii.tolist(), shapes.tolist(), strict=True), start=1
+    ):
         _leaf(draw, *leaf, label)
     for label in range(domain.leaves + 1, domain.leaves + 1 + words):
         at = rng.uniform(-40, 2 * WIDTH - 60), rng.uniform(-10, 2 * HEIGHT - 30)
@@ -177,7 +206,9 @@ def _looks(rng: np.random.Generator, leaves: int, sky: bool, words: int) -> np.n
     """(1 + leaves + words, 8) uint8 per object: RGB, how much each of the four textures shows, a spare."""
     count = 1 + leaves + words
     looks = np.zeros((count, 8), np.float32)
-    theme = THEMES[rng.choice(len(THEMES), 5, replace=False)]  # colours recur within a scene, as in a photo
+    theme = THEMES[
+        rng.choice(len(THEMES), 5, replace=False)
+    ]  # colours recur within a scene, as in a photo
     looks[:, :3] = theme[rng.integers(5, size=count)] * rng.uniform(0.35, 1.35, (count, 1))
     looks[:, :3] += rng.normal(0, 0.05, (count, 3))
     kinds = rng.choice(4, size=count, p=[0.4, 0.3, 0.15, 0.15])
@@ -245,7 +276,9 @@ def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) 
     strength = KINDS[kind].strengths[level - 1]
     match kind:
         case "gaussian_blur":
-            return _to_uint8(ndimage.gaussian_filter(image.astype(np.float32), (strength, strength, 0)))
+            return _to_uint8(
+                ndimage.gaussian_filter(image.astype(np.float32), (strength, strength, 0))
+            )
         case "motion_blur":
             return _to_uint8(_motion_blur(image, strength, rng.uniform(0, np.pi)))
         case "white_noise":
@@ -253,7 +286,13 @@ def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) 
         case "jpeg":
             return _recode(image, format="JPEG", quality=int(strength))
         case "jpeg2000":
-            return _recode(image, format="JPEG2000", quality_mode="rates", quality_layers=[strength], irreversible=True)
+            return _recode(
+                image,
+                format="JPEG2000",
+                quality_mode="rates",
+                quality_layers=[strength],
+                irreversible=True,
+            )
         case "pixelation":
             height, width = image.shape[:2]
             size = round(width / strength), round(height / strength)
@@ -278,35 +317,62 @@ def make_image(task: Task) -> list[float]:
 
 
 def _make_all(tasks: list[Task], processes: int) -> list[list[float]]:
-    return list(tqdm(parallel_map(make_image, tasks, processes), "making images", len(tasks), unit="", file=sys.stderr))
+    return list(
+        tqdm(
+            parallel_map(make_image, tasks, processes),
+            "making images",
+            len(tasks),
+            unit="",
+            file=sys.stderr,
+        )
+    )
 
 
 def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: int) -> None:
     """Writes the whole data set into the new folder `root`."""
     koniq, spaq_root = root / "koniq-10k", root / "spaq-test"
-    splits = [("train", koniq / "train", train), ("test", koniq / "test", test), ("spaq", spaq_root, spaq)]
+    splits = [
+        ("train", koniq / "train", train),
+        ("test", koniq / "test", test),
+        ("spaq", spaq_root, spaq),
+    ]
     tasks = []
     for number, (split, folder, count) in enumerate(splits):
         folder.mkdir(parents=True)
         for i, (kind, level) in enumerate(plan(count)):
             path = folder / f"{split}_{i:04d}_{kind}_{level}.jpg"
-            tasks.append(Task((seed, number, i), SPAQ if split == "spaq" else KONIQ, kind, level, path))
-    made = [(task.path.name, *row) for task, row in zip(tasks, _make_all(tasks, processes), strict=True)]
-    lists = {koniq / "koniq_train.json": train, koniq / "koniq_test.json": test, spaq_root / "spaq_test.json": spaq}
+            tasks.append(
+                Task((seed, number, i), SPAQ if split == "spaq" else KONIQ, kind, level, path)
+            )
+    made = [
+        (task.path.name, *row) for task, row in zip(tasks, _make_all(tasks, processes), strict=True)
+    ]
+    lists = {
+        koniq / "koniq_train.json": train,
+        koniq / "koniq_test.json": test,
+        spaq_root / "spaq_test.json": spaq,
+    }
     done = iter(made)
     for path, count in lists.items():
-        entries = [{"image": f"{path.stem}/{row[0]}", "score": row[-1]} for row in itertools.islice(done, count)]
+        entries = [
+            {"image": f"{path.stem}/{row[0]}", "score": row[-1]}
+            for row in itertools.islice(done, count)
+        ]
         path.write_text(json.dumps(entries, indent=1) + "\n")
     with (koniq / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([CSV_HEADER, *made[: train + test]])
 
 
-def build(out: Path, seed: int = 7, train: int = 200, test: int = 60, spaq: int = 48, processes: int = 0) -> None:
+def build(
+    out: Path, seed: int = 7, train: int = 200, test: int = 60, spaq: int = 48, processes: int = 0
+) -> None:
     """Makes the data set in the folder `out`, new or empty; `processes` 0: as many as there are cores.
     It appears under its name only when it is complete. Of several builds at once the first one's stays.
     Raises UserError if Pillow lacks a codec or `out` is taken, OSError if it cannot be written."""
     if missing := [name for name in ("jpg_2000", "freetype2") if not features.check(name)]:
-        raise UserError(f"expected Pillow built with jpg_2000 and freetype2, found no {', '.join(missing)}")
+        raise UserError(
+            f"expected Pillow built with jpg_2000 and freetype2, found no {', '.join(missing)}"
+        )
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         found = "a folder that is not empty" if out.is_dir() else "a file"
@@ -331,14 +397,21 @@ def main(argv: list[str] | None = None) -> None:
     flags.words("out", "new folder (default: demo/ here)", nargs="?", type=Path, default=beside)
     flags.count("--seed", 7, "of everything random", least=0)
     for name, count in (("train", 200), ("test", 60), ("spaq", 48)):
-        flags.count(f"--{name}", count, "number of images, one of each distortion at least", least=len(KINDS))
+        flags.count(
+            f"--{name}",
+            count,
+            "number of images, one of each distortion at least",
+            least=len(KINDS),
+        )
     options = flags.parse(argv)
     try:
         with StopSignals():
             build(**vars(options))
     except OSError as problem:
         raise UserError(f"{options.out}: expected a folder to write in, found: {problem}") from None
-    print(f"{options.out}: {options.train} training, {options.test} test and {options.spaq} SPAQ-like images")
+    print(
+        f"{options.out}: {options.train} training, {options.test} test and {options.spaq} SPAQ-like images"
+    )
 
 
 if __name__ == "__main__":

@@ -25,16 +25,32 @@ def parse() -> argparse.Namespace:
     flags = Flags(__doc__, "%(prog)s RUN … [flags]")
     flags.words("paths", "logs or folders of logs", nargs="+", type=Path, metavar="RUN")
     flags.output("--output", "the page (default: report.html)", [".html"])
-    flags.switch("--follow", "follow", True, "renew the page after every epoch until the runs are done")
+    flags.switch(
+        "--follow", "follow", True, "renew the page after every epoch until the runs are done"
+    )
     flags.group("comparison")
     flags.value("--metric", "srcc", "the figure with the interval, which is compared", FIGURE)
     flags.switch("--group", "group", True, "all seeds of a setting together")
-    flags.value("--against", None, "test every run against this one (default: the best)", metavar="RUN")
+    flags.value(
+        "--against", None, "test every run against this one (default: the best)", metavar="RUN"
+    )
     flags.group("images")
-    flags.switch("--no_images", "images", False, "leave the data sets alone: no pictures, no simple measures")
-    flags.value("--datasets", (), "where sets lie now (default: as in training)", nargs="+", metavar="NAME=PATH")
-    flags.count("--maps", 0, "look where the best run's model looks, in so many test images", least=0)
-    flags.path("--checkpoint_dir", None, "where the runs' checkpoints are (default: as in training)")
+    flags.switch(
+        "--no_images", "images", False, "leave the data sets alone: no pictures, no simple measures"
+    )
+    flags.value(
+        "--datasets",
+        (),
+        "where sets lie now (default: as in training)",
+        nargs="+",
+        metavar="NAME=PATH",
+    )
+    flags.count(
+        "--maps", 0, "look where the best run's model looks, in so many test images", least=0
+    )
+    flags.path(
+        "--checkpoint_dir", None, "where the runs' checkpoints are (default: as in training)"
+    )
     flags.device()
     flags.cache()
     flags.parser.set_defaults(output=Path("report.html"))
@@ -46,7 +62,9 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield missing
     if gone := [path for path in options.paths if not path.exists()]:
         yield f"{first_five(gone)}: no such file or folder"
-    yield from (f"--datasets {word}: expected NAME=PATH" for word in options.datasets if "=" not in word)
+    yield from (
+        f"--datasets {word}: expected NAME=PATH" for word in options.datasets if "=" not in word
+    )
     if options.maps and not options.images:
         yield "contradictory flags: --maps and --no_images"
 
@@ -55,8 +73,12 @@ def chosen(options: argparse.Namespace, measure: Measure) -> tuple[list[Entry], 
     """The entries, best first, and what could not be read. Raises UserError where nothing could."""
     found, problems = find(options.paths)
     if not found:
-        raise UserError(f"{first_five(problems or options.paths)}: expected logs of a run, found none")
-    entries, notes = group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
+        raise UserError(
+            f"{first_five(problems or options.paths)}: expected logs of a run, found none"
+        )
+    entries, notes = (
+        group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
+    )
     if not entries:
         raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
     measure.draw_together(entries)
@@ -77,15 +99,29 @@ def write(options: argparse.Namespace) -> list[Run]:
     under_way = [run for run in own if run.status == UNDER_WAY]
     seconds = [60 * run.minutes for run in under_way if run.minutes == run.minutes]
     page = Page(
-        entries[0].name if len(entries) == 1 else f"{len(entries)} {'settings' if options.group else 'runs'}",
-        [f"made {time.strftime('%Y-%m-%d %H:%M')}" + ("; renewed after every epoch" if options.follow else "")],
+        entries[0].name
+        if len(entries) == 1
+        else f"{len(entries)} {'settings' if options.group else 'runs'}",
+        [
+            f"made {time.strftime('%Y-%m-%d %H:%M')}"
+            + ("; renewed after every epoch" if options.follow else "")
+        ],
         min(60, max(3, min(seconds, default=10) / 4)) if options.follow and under_way else 0,
     )
     wide = lambda names: short_names(names, 40)  # noqa: E731
-    run_sections.add_runs(page, entries, measure, options.group, differences.compare_all(measure, pairs),
-                       wide([entry.name for entry in entries]))  # fmt: skip
+    run_sections.add_runs(
+        page,
+        entries,
+        measure,
+        options.group,
+        differences.compare_all(measure, pairs),
+        wide([entry.name for entry in entries]),
+    )
     shown = dict(zip(own, wide([run.name for run in own]).values()))
-    where = {name: Path(path).expanduser() for name, _, path in (word.partition("=") for word in options.datasets)}
+    where = {
+        name: Path(path).expanduser()
+        for name, _, path in (word.partition("=") for word in options.datasets)
+    }
     cache = {"cache": options.cache, "cache_dir": options.cache_dir} if options.images else None
     # First of all: a model that is not there is said before the work.
     path = run_sections.checkpoint_of(own[0], options.checkpoint_dir) if options.maps else None
@@ -98,7 +134,10 @@ def write(options: argparse.Namespace) -> list[Run]:
     run_sections.add_certificates(page, shown, options.checkpoint_dir)
     page.content["facts"] += [*notes, *missing]
     page.write(options.output)
-    print(f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)" + "".join(f"\n{m}" for m in missing))
+    print(
+        f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)"
+        + "".join(f"\n{m}" for m in missing)
+    )
     return under_way
 
 
@@ -115,7 +154,11 @@ def main() -> None:
 
 def written(paths: Sequence[Path]) -> list[int]:
     """When the runs' records were last written."""
-    files = [file for path in paths for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])]
+    files = [
+        file
+        for path in paths
+        for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
+    ]
     return [file.stat().st_mtime_ns for file in files]
 
 

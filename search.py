@@ -82,8 +82,14 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
     given_to_all = {word.split("=")[0] for word in common if word.startswith("--")}
 
     def problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
-        yield from (f"{flag}: expected values to search" for flag, values in grid.items() if not values)
-        yield from (f"{flag}: given both as a searched flag and after --" for flag in grid if flag in given_to_all)
+        yield from (
+            f"{flag}: expected values to search" for flag, values in grid.items() if not values
+        )
+        yield from (
+            f"{flag}: given both as a searched flag and after --"
+            for flag in grid
+            if flag in given_to_all
+        )
         if options.gpus and options.launcher:
             yield "contradictory flags: --gpus and --launcher: the cluster chooses the GPUs"
         taken = (flag for flag in ("--run_name", "--resume") if flag in {*given_to_all, *grid})
@@ -97,11 +103,18 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
 
     flags = Flags(__doc__)
     flags.words("script", "train_swin.py, train_resnet.py or train_timm.py", type=Path)
-    flags.switch("--each", "each", True, "change one flag at a time: the first value of each flag is its default")
+    flags.switch(
+        "--each",
+        "each",
+        True,
+        "change one flag at a time: the first value of each flag is its default",
+    )
     flags.count("--seeds", 1, "repeat each setting with K seeds")
     flags.count("--jobs", None, "runs at a time (default: one, or one per GPU of --gpus)")
     numbers = ("numbers such as 0,1", lambda text: re.fullmatch(r"\d+(,\d+)*", text))
-    flags.value("--gpus", None, "GPUs to spread the runs over, such as 0,1", numbers, metavar="LIST")
+    flags.value(
+        "--gpus", None, "GPUs to spread the runs over, such as 0,1", numbers, metavar="LIST"
+    )
     flags.path("--log_dir", Path("logs"), "where the logs go")
     flags.value("--metric", "srcc", "what the settings are ranked by", FIGURE)
     flags.switch("--dry_run", "dry_run", True, "print the commands and stop")
@@ -115,14 +128,24 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
     seeds, base = axes.pop("--seed", None), {}
     if seeds is None:
         following = zip((word.partition("=") for word in common), [*common[1:], ""])
-        first = next((value if equals else word for (flag, equals, value), word in following if flag == "--seed"), "42")
+        first = next(
+            (
+                value if equals else word
+                for (flag, equals, value), word in following
+                if flag == "--seed"
+            ),
+            "42",
+        )
         if not first.isdecimal():
             raise UserError(f"--seed {first}: expected a whole number of at least 0")
         common = without_flags(common, "--seed")
         seeds = [str(int(first) + k) for k in range(options.seeds)]
     if options.each:
         base = {flag: values[0] for flag, values in axes.items()}
-        found: list[dict[str, str]] = [{}, *({flag: value} for flag in axes for value in axes[flag][1:])]
+        found: list[dict[str, str]] = [
+            {},
+            *({flag: value} for flag in axes for value in axes[flag][1:]),
+        ]
     else:
         found = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
     counts = [options.script.name, *without_flags(common, *PLACES), *itertools.chain(*base.items())]
@@ -134,7 +157,11 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
         safe = re.sub(r"[^\w.+=-]", "-", readable)[:100]
         if safe != readable:
             safe += "_" + hashlib.sha256(readable.encode()).hexdigest()[:8]
-        searched = [word for flag, value in {**base, **settings}.items() for word in (flag, *shlex.split(value))]
+        searched = [
+            word
+            for flag, value in {**base, **settings}.items()
+            for word in (flag, *shlex.split(value))
+        ]
         flags = [*searched, *common, "--log_dir", str(options.log_dir)]
         jobs.append(Job(f"search_{safe}_{digest}", settings, flags, options.log_dir))
     return jobs
@@ -149,7 +176,9 @@ def finished(job: Job) -> list[reading.Run]:
     return found if found[-1].status in reading.DONE else []
 
 
-def launch(options: argparse.Namespace, cluster: Cluster | None, job: Job, slot: int, slots: int) -> Child:
+def launch(
+    options: argparse.Namespace, cluster: Cluster | None, job: Job, slot: int, slots: int
+) -> Child:
     words = [str(options.script), *job.flags, "--run_name", job.name, "--resume", "auto"]
     if cluster is not None:
         return cluster.submit(job.name, words)
@@ -158,7 +187,9 @@ def launch(options: argparse.Namespace, cluster: Cluster | None, job: Job, slot:
         gpus = options.gpus.split(",")
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     elif slots > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots)))  # not all cores
+        environment.setdefault(
+            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots))
+        )  # not all cores
     return start_program([sys.executable, *words], job.file(".output"), environment)
 
 
@@ -171,7 +202,9 @@ class Turns:
 
     def next(self) -> Job | None:
         """A job to run now; None where others have all that is left, or nothing is left."""
-        if time.monotonic() - self.looked > LOOK_SECONDS:  # what others ran may be finished, or they may have gone
+        if (
+            time.monotonic() - self.looked > LOOK_SECONDS
+        ):  # what others ran may be finished, or they may have gone
             self.waiting += [job for job in self.elsewhere if not finished(job)]
             self.elsewhere, self.looked = [], time.monotonic()
         while self.waiting:
@@ -200,7 +233,9 @@ def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
 
         def show(changed: bool) -> None:
             # The clock ticks on a terminal; in a file every refresh is a line.
-            bar.update(len(jobs) - len(turns.waiting) - len(turns.elsewhere) - len(children) - bar.n)
+            bar.update(
+                len(jobs) - len(turns.waiting) - len(turns.elsewhere) - len(children) - bar.n
+            )
             elsewhere = f", {len(turns.elsewhere)} elsewhere" if turns.elsewhere else ""
             text = f"{len(children)} running{elsewhere}, {len(failures)} failed"
             bar.set_postfix_str(text, refresh=changed or sys.stderr.isatty())
@@ -214,7 +249,9 @@ def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
                     show(changed=True)
                 show(changed=False)
                 time.sleep(0.2)
-                for slot in [slot for slot, (_, child) in children.items() if child.poll() is not None]:
+                for slot in [
+                    slot for slot, (_, child) in children.items() if child.poll() is not None
+                ]:
                     job, child = children.pop(slot)
                     turns.held.pop(job.name).release()
                     if problem := failure(job, child):
@@ -226,7 +263,9 @@ def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
             for _, child in children.values():
                 if isinstance(child, Submitted):
                     child.cancel()
-            end_programs([child for _, child in children.values() if not isinstance(child, Submitted)])
+            end_programs(
+                [child for _, child in children.values() if not isinstance(child, Submitted)]
+            )
             for job, _ in children.values():
                 job.file(".output").unlink(missing_ok=True)
     return failures
@@ -247,15 +286,23 @@ def report(options, jobs: Sequence[Job]) -> None:
     found: dict[str, list[reading.Run]] = {}
     for job in jobs:
         if rounds := finished(job):
-            setting = said({flag: value for flag, value in job.settings.items() if flag != "--seed"}) or "default"
+            setting = (
+                said({flag: value for flag, value in job.settings.items() if flag != "--seed"})
+                or "default"
+            )
             found.setdefault(setting, []).extend(rounds)
     if not found:
         return
-    measure, entries = Measure(options.metric), [Entry(setting, tuple(of_it)) for setting, of_it in found.items()]
+    measure, entries = (
+        Measure(options.metric),
+        [Entry(setting, tuple(of_it)) for setting, of_it in found.items()],
+    )
     measure.draw_together(entries)
     entries = measures.ranked(entries, measure)
     header, rows = measures.table(entries, measure, grouped=True)
-    short = tables.short_names([entry.name for entry in entries], tables.room_for_names(header, rows, 100))
+    short = tables.short_names(
+        [entry.name for entry in entries], tables.room_for_names(header, rows, 100)
+    )
     print(tables.text_table(header, [[short[name], *cells] for name, *cells in rows]))
     print("".join(f"\n  {brief} = {name}" for name, brief in short.items() if brief != name))
     if len(entries) > 1:

@@ -14,7 +14,15 @@ from hyperiqa.training.options import train_options
 SCRIPT = Script(
     backbones=("resnet50", "resnet18", "resnet34", "resnet101"),
     datasets=DEFAULT_RESIZE,
-    demo=dict(backbone="resnet18", pretrained=False, lr=2e-4, lr_ratio=1.0, train_patch_num=4, epochs=6, batch_size=16),
+    demo=dict(
+        backbone="resnet18",
+        pretrained=False,
+        lr=2e-4,
+        lr_ratio=1.0,
+        train_patch_num=4,
+        epochs=6,
+        batch_size=16,
+    ),
 )
 
 

@@ -25,10 +25,22 @@ SCRIPT = Script(
     backbones=(*SWINS, "swin_nano", "swin_pico"),
     any_backbone="swin",
     datasets=DEFAULT_RESIZE,
-    demo=dict(backbone="swin_pico", pretrained=False, patch_size=128, fusion="direct", ranking_loss_alpha=0.5, lr=1e-3,
-              lr_ratio=1.0, lr_scheduler="cosine_step", warmup_epochs=1, drop_path=0.0, train_patch_num=5, epochs=10,
-              batch_size=8),
-)  # fmt: skip
+    demo=dict(
+        backbone="swin_pico",
+        pretrained=False,
+        patch_size=128,
+        fusion="direct",
+        ranking_loss_alpha=0.5,
+        lr=1e-3,
+        lr_ratio=1.0,
+        lr_scheduler="cosine_step",
+        warmup_epochs=1,
+        drop_path=0.0,
+        train_patch_num=5,
+        epochs=10,
+        batch_size=8,
+    ),
+)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Blind image quality assessment with HyperIQA: one image in, one quality score out, no reference image.
 
-    import hyperiqa
+import hyperiqa
 
-    model = hyperiqa.load("checkpoints/NAME")
-    print(model.score("photo.jpg"))
+model = hyperiqa.load("checkpoints/NAME")
+print(model.score("photo.jpg"))
 """
 
 from typing import TYPE_CHECKING, Any

@@ -23,7 +23,13 @@ from tqdm import tqdm
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import Interrupted, first_five, reading_file
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.scoring.image_sources import canonical_path, find_images, paths_from, skipped_note, without_repeats
+from hyperiqa.scoring.image_sources import (
+    canonical_path,
+    find_images,
+    paths_from,
+    skipped_note,
+    without_repeats,
+)
 from hyperiqa.scoring.score_files import ScoreFile, take_up
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -36,21 +42,46 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.checkpoint()
     flags.words("sources", "what to score", nargs="+", metavar="IMAGE|FOLDER|GLOB|-")
     flags.group("scoring")
-    flags.count("--crops", None, "1: the centre crop; N: a regular grid, averaged (default: as trained)", 1, 10_000)
+    flags.count(
+        "--crops",
+        None,
+        "1: the centre crop; N: a regular grid, averaged (default: as trained)",
+        1,
+        10_000,
+    )
     flags.images(resize="default: as trained")
-    flags.switch("--exif_rotate", "exif_rotate", True, "turn images as EXIF says (default: as trained)")
-    flags.value("--precision", "fp32", "bf16: faster on some hardware, less exact", choices=["fp32", "bf16"])
-    flags.value("--scale", None, "of a model of several sets: on whose scale (default: where they met)", metavar="NAME")
+    flags.switch(
+        "--exif_rotate", "exif_rotate", True, "turn images as EXIF says (default: as trained)"
+    )
+    flags.value(
+        "--precision", "fp32", "bf16: faster on some hardware, less exact", choices=["fp32", "bf16"]
+    )
+    flags.value(
+        "--scale",
+        None,
+        "of a model of several sets: on whose scale (default: where they met)",
+        metavar="NAME",
+    )
     flags.group("hardware")
     flags.batch_size(64, "crops per forward pass")
     flags.device()
     flags.workers("threads that decode (default: one per core)", least=1)
     flags.group("output")
     flags.output("--output", "instead of standard output; appended to")
-    flags.value("--format", None, "of the rows (default: by --output's suffix, else csv)", choices=["csv", "jsonl"])
+    flags.value(
+        "--format",
+        None,
+        "of the rows (default: by --output's suffix, else csv)",
+        choices=["csv", "jsonl"],
+    )
     flags.output("--sheet", "page of the images, to be sorted and filtered by score", [".html"])
-    flags.path("--map", None, "folder for a picture of each image: its score all over it, the stages that `attention` "
-               "weighs, the generated weights; takes dozens of times as long", "FOLDER")  # fmt: skip
+    flags.path(
+        "--map",
+        None,
+        "folder for a picture of each image: its score all over it, the stages that `attention` "
+        "weighs, the generated weights; takes dozens of times as long",
+        "FOLDER",
+    )
     flags.parser.set_defaults(exif_rotate=None)
     options = flags.parse(argv, _problems)
     suffix = options.output.suffix.lower() if options.output else ""
@@ -95,7 +126,9 @@ def assumptions(checkpoint: Path, model) -> str:
     return f"{checkpoint} has no description; assumed: {net}, scores of {scores}"
 
 
-def score_images(model, images, total: int | None, options, made: str, signals: StopSignals, tally: Tally) -> None:
+def score_images(
+    model, images, total: int | None, options, made: str, signals: StopSignals, tally: Tally
+) -> None:
     """Score the images into the output. A signal stops it between two rows, never within one."""
     if options.map:
         from hyperiqa.scoring import maps
@@ -103,8 +136,17 @@ def score_images(model, images, total: int | None, options, made: str, signals: 
         with reading_file(options.map, "cannot be made"):
             options.map.mkdir(parents=True, exist_ok=True)
     output = ScoreFile(options.output, options.format)
-    to_terminal = options.output is None and sys.stdout.isatty()  # the rows themselves show how far it is
-    with tqdm(total=total, desc="Scoring", unit="image", leave=False, dynamic_ncols=True, disable=to_terminal) as bar:
+    to_terminal = (
+        options.output is None and sys.stdout.isatty()
+    )  # the rows themselves show how far it is
+    with tqdm(
+        total=total,
+        desc="Scoring",
+        unit="image",
+        leave=False,
+        dynamic_ncols=True,
+        disable=to_terminal,
+    ) as bar:
         for scored in model.score_all(images, options.batch_size, options.workers):
             signals.deferred = True
             score, error = scored.score, scored.problem
@@ -114,11 +156,15 @@ def score_images(model, images, total: int | None, options, made: str, signals: 
             if error is None:
                 tally.scored += 1
                 if options.map:
-                    maps.write(options.map, scored.image, maps.map_image(model, scored.image), model)
+                    maps.write(
+                        options.map, scored.image, maps.map_image(model, scored.image), model
+                    )
                 tally.scores += [(scored.image, score)] if options.sheet else []
             else:
                 tally.failed += 1
-                tally.failures += [f"{scored.image} ({error})"] if len(tally.failures) < FAILURES_KEPT else []
+                tally.failures += (
+                    [f"{scored.image} ({error})"] if len(tally.failures) < FAILURES_KEPT else []
+                )
             bar.update()
             signals.deferred = False
             if signals.received:
@@ -131,7 +177,12 @@ def take_up_output(options, made: str, named: Sequence[str], tally: Tally) -> se
         return set()
     places = {canonical_path(image) for image in named}
     streamed = "-" in options.sources  # any image may yet be named
-    earlier, note = take_up(options.output, options.format, made, lambda image: streamed or canonical_path(image) in places)
+    earlier, note = take_up(
+        options.output,
+        options.format,
+        made,
+        lambda image: streamed or canonical_path(image) in places,
+    )
     print(note, file=sys.stderr)
     tally.scores += earlier.items() if options.sheet else []
     return {canonical_path(image) for image in earlier}
@@ -139,7 +190,9 @@ def take_up_output(options, made: str, named: Sequence[str], tally: Tally) -> se
 
 def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> None:
     """Load the model, score what has no score yet, draw the sheet."""
-    from hyperiqa.base.device import keep_freed_memory  # torch: only once the flags and sources are known to be right
+    from hyperiqa.base.device import (
+        keep_freed_memory,  # torch: only once the flags and sources are known to be right
+    )
     from hyperiqa.scoring.quality_model import load
 
     keep_freed_memory()
@@ -154,13 +207,18 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
     images: Any = list(without_repeats(named, done))
     total: int | None = len(images)
     if "-" in options.sources:
-        images, total = itertools.chain(images, without_repeats(paths_from(sys.stdin.fileno()), done)), None
+        images, total = (
+            itertools.chain(images, without_repeats(paths_from(sys.stdin.fileno()), done)),
+            None,
+        )
     score_images(model, images, total, options, made, signals, tally)
     if options.sheet:
         from hyperiqa.pages import page
 
         name = options.checkpoint.resolve().name
-        page.draw_scores(options.sheet, name, model.description, tally.scores, tally.failures, tally.failed)
+        page.draw_scores(
+            options.sheet, name, model.description, tally.scores, tally.failures, tally.failed
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -182,7 +240,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(skipped_note(passed), file=sys.stderr)
     if tally.failed:
         total = tally.scored + tally.failed
-        print(f"{tally.failed} of {total} images could not be scored: {first_five(tally.failures)}", file=sys.stderr)
+        print(
+            f"{tally.failed} of {total} images could not be scored: {first_five(tally.failures)}",
+            file=sys.stderr,
+        )
     return 1 if tally.failed else 0
 
 

@@ -44,9 +44,31 @@ def settings(koniq, spaq, tmp_path):
     """settings("swin", "--epochs", 3): the parsed flags of a run that takes a second or two."""
 
     def make(model: str, *flags: object):
-        tiny = ["--no_pretrained", "--patch_size", 64, "--resize", 72, "--train_patch_num", 2, "--batch_size", 8,
-                "--epochs", 2, "--lr", 1e-3, "--precision", "fp32", "--dataset_path", koniq, "--spaq_path", spaq,
-                "--log_dir", tmp_path / "logs", "--checkpoint_dir", tmp_path / "checkpoints"]  # fmt: skip
+        tiny = [
+            "--no_pretrained",
+            "--patch_size",
+            64,
+            "--resize",
+            72,
+            "--train_patch_num",
+            2,
+            "--batch_size",
+            8,
+            "--epochs",
+            2,
+            "--lr",
+            1e-3,
+            "--precision",
+            "fp32",
+            "--dataset_path",
+            koniq,
+            "--spaq_path",
+            spaq,
+            "--log_dir",
+            tmp_path / "logs",
+            "--checkpoint_dir",
+            tmp_path / "checkpoints",
+        ]
         tiny += ["--cache_dir", tmp_path / "cache"]
         named = "--dataset" in flags and "=" in str(flags[flags.index("--dataset") + 1])
         if "--dataset_path" in flags or named:
@@ -67,7 +89,9 @@ def settings(koniq, spaq, tmp_path):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--runslow", action="store_true", help="also the tests marked slow: every kill moment")
+    parser.addoption(
+        "--runslow", action="store_true", help="also the tests marked slow: every kill moment"
+    )
 
 
 def pytest_configure(config):
@@ -100,7 +124,9 @@ def run_main(monkeypatch, capsys):
 def chromium():
     """A real Chromium, driven by Playwright; what is on the machine, never a download."""
     sync_api = pytest.importorskip("playwright.sync_api")
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(
+        filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+    )
     if path is None:
         pytest.skip("needs a Chromium")
     flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
@@ -116,16 +142,23 @@ def browse(chromium):
     said, asked, contexts = [], [], []
 
     def open_page(path, width=1200, height=900, scheme="light"):
-        contexts.append(chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
+        contexts.append(
+            chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        )
         page = contexts[-1].new_page()
         page.on("console", lambda message: said.append(message.text))
         page.on("pageerror", lambda problem: said.append(str(problem)))
-        page.on("request", lambda request: None if request.url.startswith("data:") else asked.append(request.url))
+        page.on(
+            "request",
+            lambda request: None if request.url.startswith("data:") else asked.append(request.url),
+        )
         page.goto(path.as_uri())
         page.wait_for_selector("body[data-ready]", timeout=60_000)
         return page
 
     yield open_page
-    assert not said and {url.split("#")[0] for url in asked} == {context.pages[0].url for context in contexts}
+    assert not said and {url.split("#")[0] for url in asked} == {
+        context.pages[0].url for context in contexts
+    }
     for context in contexts:
         context.close()

@@ -6,16 +6,31 @@ import random
 # Axis -> level -> its flags; the first level is the default.
 AXES = {
     "backbone": {
-        name: ["--backbone", name] for name in ("test_convnext", "resnet18", "swin_nano", "test_efficientnet")
+        name: ["--backbone", name]
+        for name in ("test_convnext", "resnet18", "swin_nano", "test_efficientnet")
     },
-    "encoder": {"whole": [], "frozen": ["--freeze_backbone"], "stored": ["--freeze_backbone", "--fixed_crops"]},
-    "fusion": {name: ["--fusion", name] for name in ("none", "concat", "direct", "attention", "fpn", "progressive")},
+    "encoder": {
+        "whole": [],
+        "frozen": ["--freeze_backbone"],
+        "stored": ["--freeze_backbone", "--fixed_crops"],
+    },
+    "fusion": {
+        name: ["--fusion", name]
+        for name in ("none", "concat", "direct", "attention", "fpn", "progressive")
+    },
     "hyper": {name: ["--hyper", name] for name in ("conv", "transformer")},
     "dropout": {"0": [], "0.2": ["--dropout", 0.2]},
     "drop_path": {"own": [], "0.3": ["--drop_path", 0.3]},
     "label_noise": {"0": [], "1.5": ["--label_noise", 1.5]},
-    "mixing": {"no": [], "mixup": ["--mixup", 0.4], "cutmix": ["--cutmix", 1], "both": ["--mixup", 0.4, "--cutmix", 1]},
-    "loss": {name: ["--loss", name] for name in ("l1", "mse", "smooth_l1", "plcc", "srcc", "fidelity")},
+    "mixing": {
+        "no": [],
+        "mixup": ["--mixup", 0.4],
+        "cutmix": ["--cutmix", 1],
+        "both": ["--mixup", 0.4, "--cutmix", 1],
+    },
+    "loss": {
+        name: ["--loss", name] for name in ("l1", "mse", "smooth_l1", "plcc", "srcc", "fidelity")
+    },
     "ranking": {"0": [], "0.3": ["--ranking_loss_alpha", 0.3]},
     "contrastive": {"0": [], "0.5": ["--contrastive_weight", 0.5]},
     "augment": {
@@ -24,11 +39,18 @@ AXES = {
         "turns": ["--augment", "vflip", "rot90"],
         "all": ["--augment", "hflip", "vflip", "rot90", "color", "blur"],
     },
-    "optimizer": {"adam": [], "adamw": ["--optimizer", "adamw"], "sgd": ["--optimizer", "sgd", "--lr", 1e-7]},
+    "optimizer": {
+        "adam": [],
+        "adamw": ["--optimizer", "adamw"],
+        "sgd": ["--optimizer", "sgd", "--lr", 1e-7],
+    },
     "clip_grad": {"no": [], "1": ["--clip_grad", 1]},
     "schedule": {
         "plateau": ["--lr_scheduler", "plateau", "--plateau_patience", 0],
-        **{name: ["--lr_scheduler", name] for name in ("cosine", "step", "none", "multistep", "cosine_step")},
+        **{
+            name: ["--lr_scheduler", name]
+            for name in ("cosine", "step", "none", "multistep", "cosine_step")
+        },
         "fixed step": ["--lr_scheduler", "step", "--training_fixes", "all"],
     },
     "warmup": {"0": [], "2": ["--warmup_epochs", 2]},
@@ -37,11 +59,25 @@ AXES = {
 }
 # What the program refuses together.
 REFUSED = [
-    ({("encoder", "stored")}, {("fusion", "fpn"), ("fusion", "progressive"), ("augment", "turns"), ("augment", "all"),
-                               ("mixing", "mixup"), ("mixing", "cutmix"), ("mixing", "both"), ("teacher", "yes")}),
-    ({("encoder", "stored"), ("encoder", "frozen")}, {("drop_path", "0.3"), ("contrastive", "0.5")}),
+    (
+        {("encoder", "stored")},
+        {
+            ("fusion", "fpn"),
+            ("fusion", "progressive"),
+            ("augment", "turns"),
+            ("augment", "all"),
+            ("mixing", "mixup"),
+            ("mixing", "cutmix"),
+            ("mixing", "both"),
+            ("teacher", "yes"),
+        },
+    ),
+    (
+        {("encoder", "stored"), ("encoder", "frozen")},
+        {("drop_path", "0.3"), ("contrastive", "0.5")},
+    ),
     ({("schedule", "step"), ("schedule", "fixed step")}, {("warmup", "2")}),
-]  # fmt: skip
+]
 BANNED = {frozenset(pair) for ones, others in REFUSED for pair in itertools.product(ones, others)}
 
 
@@ -61,7 +97,12 @@ def covering_array(seed=4, tries=30):
     """Rows {axis: level} that hold all pairs together; each the best of some that were filled greedily."""
     rng, left, rows = random.Random(seed), all_pairs(), []
     while left:
-        rows.append(max((_filled(rng, left) for _ in range(tries)), key=lambda row: len(pairs_of(row) & left)))
+        rows.append(
+            max(
+                (_filled(rng, left) for _ in range(tries)),
+                key=lambda row: len(pairs_of(row) & left),
+            )
+        )
         left -= pairs_of(rows[-1])
     return rows
 
@@ -72,11 +113,14 @@ def _filled(rng, left):
     rng.shuffle(axes)
     for axis in axes:
         allowed = [
-            level for level in AXES[axis] if not any(frozenset({(axis, level), have}) in BANNED for have in row.items())
+            level
+            for level in AXES[axis]
+            if not any(frozenset({(axis, level), have}) in BANNED for have in row.items())
         ]
         rng.shuffle(allowed)
         row[axis] = max(
-            allowed, key=lambda level: sum(frozenset({(axis, level), have}) in left for have in row.items())
+            allowed,
+            key=lambda level: sum(frozenset({(axis, level), have}) in left for have in row.items()),
         )
     return {axis: row[axis] for axis in AXES}
 

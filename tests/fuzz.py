@@ -11,15 +11,35 @@ from PIL import Image
 
 # Format -> the modes and options that it is saved with; what is offered in `reading.images.FORMATS`.
 SAVED = {
-    "jpg": [("RGB", {"quality": 90}), ("L", {}), ("CMYK", {}), ("RGB", {"progressive": True, "quality": 60})],
-    "png": [("RGB", {}), ("L", {}), ("P", {}), ("RGBA", {}), ("I;16", {}), ("1", {}), ("RGB", {"transparency": (9, 9, 9)})],
+    "jpg": [
+        ("RGB", {"quality": 90}),
+        ("L", {}),
+        ("CMYK", {}),
+        ("RGB", {"progressive": True, "quality": 60}),
+    ],
+    "png": [
+        ("RGB", {}),
+        ("L", {}),
+        ("P", {}),
+        ("RGBA", {}),
+        ("I;16", {}),
+        ("1", {}),
+        ("RGB", {"transparency": (9, 9, 9)}),
+    ],
     "apng": [("RGB", {"format": "PNG", "save_all": True})],
     "bmp": [("RGB", {}), ("L", {}), ("P", {}), ("1", {})],
     "dib": [("RGB", {})],
     "gif": [("P", {}), ("L", {}), ("RGB", {})],
-    "tif": [("RGB", {"compression": c}) for c in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")]
+    "tif": [
+        ("RGB", {"compression": c})
+        for c in ("raw", "tiff_lzw", "tiff_adobe_deflate", "jpeg", "packbits")
+    ]
     + [("I;16", {}), ("F", {}), ("1", {"compression": "group4"}), ("CMYK", {}), ("RGBA", {})],
-    "jp2": [("RGB", {}), ("L", {}), ("RGB", {"quality_mode": "rates", "quality_layers": [20], "irreversible": True})],
+    "jp2": [
+        ("RGB", {}),
+        ("L", {}),
+        ("RGB", {"quality_mode": "rates", "quality_layers": [20], "irreversible": True}),
+    ],
     "j2k": [("RGB", {}), ("RGBA", {})],
     "webp": [("RGB", {}), ("RGBA", {"lossless": True}), ("RGB", {"save_all": True})],
     "avif": [("RGB", {}), ("RGBA", {})],
@@ -28,14 +48,16 @@ SAVED = {
     "pbm": [("1", {})],
     "tga": [("RGB", {}), ("RGB", {"compression": "tga_rle"}), ("L", {}), ("P", {})],
     "mpo": [("RGB", {"save_all": True})],
-}  # fmt: skip
+}
 
 
 def sound(suffix: str, number: int, side: int = 40) -> bytes:
     """A sound file of this format, of its mode `number`: a smooth picture with an EXIF orientation where it can."""
     mode, options = SAVED[suffix][number % len(SAVED[suffix])]
     y, x = np.mgrid[:side, : side + 8]
-    pixels = np.stack([127 + 120 * np.sin((a * x + b * y) / 9) for a, b in ((1, 0), (0, 1), (1, 2))], 2)
+    pixels = np.stack(
+        [127 + 120 * np.sin((a * x + b * y) / 9) for a, b in ((1, 0), (0, 1), (1, 2))], 2
+    )
     image = Image.fromarray(pixels.astype(np.uint8))
     if mode == "I;16":
         image = Image.fromarray((pixels[..., 0] * 257).astype(np.uint16))
@@ -50,7 +72,14 @@ def sound(suffix: str, number: int, side: int = 40) -> bytes:
         exif = Image.Exif()
         exif[0x0112] = 6
         more["exif"] = exif
-    form = {"jpg": "JPEG", "tif": "TIFF", "jp2": "JPEG2000", "j2k": "JPEG2000", "pgm": "PPM", "pbm": "PPM"}
+    form = {
+        "jpg": "JPEG",
+        "tif": "TIFF",
+        "jp2": "JPEG2000",
+        "j2k": "JPEG2000",
+        "pgm": "PPM",
+        "pbm": "PPM",
+    }
     image.save(file := io.BytesIO(), **{"format": form.get(suffix, suffix.upper()), **more})
     return file.getvalue()
 
@@ -78,7 +107,9 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
         case 6:
             found[at : at + 4] = rng.choice([0, 1, 0x7F, 0x80, 0xFF], 4).astype(np.uint8).tobytes()
         case 7:
-            found[at : at + length] = rng.integers(256, size=len(found[at : at + length])).astype(np.uint8).tobytes()
+            found[at : at + length] = (
+                rng.integers(256, size=len(found[at : at + length])).astype(np.uint8).tobytes()
+            )
     return bytes(found)
 
 

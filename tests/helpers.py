@@ -15,7 +15,9 @@ from PIL import Image
 from hyperiqa.model import checkpoints, factory
 
 
-def write_images(folder: Path, names: list[str], size: tuple[int, int] = (96, 72), seed: int = 0) -> None:
+def write_images(
+    folder: Path, names: list[str], size: tuple[int, int] = (96, 72), seed: int = 0
+) -> None:
     """Noise over a gradient whose strength falls from the first name to the last; size = (width, height)."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,9 +29,14 @@ def write_images(folder: Path, names: list[str], size: tuple[int, int] = (96, 72
         Image.fromarray(pixels).save(folder / name, quality=95)
 
 
-def write_koniq(root: Path, train: int = 12, test: int = 6, size: tuple[int, int] = (96, 72)) -> Path:
+def write_koniq(
+    root: Path, train: int = 12, test: int = 6, size: tuple[int, int] = (96, 72)
+) -> Path:
     """KonIQ-10k's layout with images in train/ and test/ and the JSON lists."""
-    names = {part: [f"{part}_{i}.jpg" for i in range(n)] for part, n in (("train", train), ("test", test))}
+    names = {
+        part: [f"{part}_{i}.jpg" for i in range(n)]
+        for part, n in (("train", train), ("test", test))
+    }
     with (write_dir(root) / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(["image_name", "c1", "MOS", "MOS_zscore"])
@@ -45,7 +52,9 @@ def write_koniq(root: Path, train: int = 12, test: int = 6, size: tuple[int, int
 def write_spaq(root: Path, number: int = 5) -> Path:
     names = [f"spaq_{i}.jpg" for i in range(number)]
     write_images(root, names, (80, 110), seed=9)
-    entries = [{"image": f"spaq_test/{name}", "score": score_of(i, number)} for i, name in enumerate(names)]
+    entries = [
+        {"image": f"spaq_test/{name}", "score": score_of(i, number)} for i, name in enumerate(names)
+    ]
     (root / "spaq_test.json").write_text(json.dumps(entries))
     return root
 
@@ -100,7 +109,9 @@ def recipe_images(number: int, seed: int) -> torch.Tensor:
 
 def picture(width=120, height=90, seed=0, channels=3):
     rng = np.random.default_rng(seed)
-    smooth = np.kron(rng.integers(0, 256, (height // 10, width // 10, channels)), np.ones((10, 10, 1)))
+    smooth = np.kron(
+        rng.integers(0, 256, (height // 10, width // 10, channels)), np.ones((10, 10, 1))
+    )
     return np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255).astype(np.uint8)
 
 
@@ -129,9 +140,20 @@ def save_random_model(path, description, spread=1, seed=0):
 
 def save_teacher(path):
     """A random model of another encoder, scale and direction than those that the tests train. Returns its path."""
-    about = {"backbone": "test_vit", "fusion": "concat", "patch_size": 64, "resize": "72", "exif_rotate": False,
-             "dataset": "kadid-10k", "score_range": [1.0, 5.0], "higher_is_better": False, "test_crop": "center",
-             "test_patch_num": 1, "mean": [0.5] * 3, "std": [0.3] * 3}  # fmt: skip
+    about = {
+        "backbone": "test_vit",
+        "fusion": "concat",
+        "patch_size": 64,
+        "resize": "72",
+        "exif_rotate": False,
+        "dataset": "kadid-10k",
+        "score_range": [1.0, 5.0],
+        "higher_is_better": False,
+        "test_crop": "center",
+        "test_patch_num": 1,
+        "mean": [0.5] * 3,
+        "std": [0.3] * 3,
+    }
     return save_random_model(path, about)
 
 
@@ -143,7 +165,17 @@ def jpeg_bytes():
 
 def huge_header():
     """A BMP header that claims 100,000 x 100,000 pixels."""
-    head = b"BM" + (54).to_bytes(4, "little") + bytes(4) + (54).to_bytes(4, "little") + (40).to_bytes(4, "little")
+    head = (
+        b"BM"
+        + (54).to_bytes(4, "little")
+        + bytes(4)
+        + (54).to_bytes(4, "little")
+        + (40).to_bytes(4, "little")
+    )
     return (
-        head + (100_000).to_bytes(4, "little") * 2 + (1).to_bytes(2, "little") + (24).to_bytes(2, "little") + bytes(24)
+        head
+        + (100_000).to_bytes(4, "little") * 2
+        + (1).to_bytes(2, "little")
+        + (24).to_bytes(2, "little")
+        + bytes(24)
     )

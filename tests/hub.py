@@ -32,15 +32,24 @@ class Hub(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             repos.setdefault(
-                name, {"private": asked.get("private", asked.get("visibility") == "private"), "commits": {}}
+                name,
+                {
+                    "private": asked.get("private", asked.get("visibility") == "private"),
+                    "commits": {},
+                },
             )
-            return self.answer({"url": f"http://{self.headers['Host']}/{name}", "name": name, "id": name})
+            return self.answer(
+                {"url": f"http://{self.headers['Host']}/{name}", "name": name, "id": name}
+            )
         if self.path == "/api/validate-yaml":
             return self.answer({"errors": [], "warnings": []})
         name = "/".join(parts[2:4])
         if parts[4] == "preupload":
             files = json.loads(body)["files"]
-            each = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None} for f in files]
+            each = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
+                for f in files
+            ]
             return self.answer({"files": each})
         if parts[4] == "commit":
             lines = [json.loads(line) for line in body.splitlines()]
@@ -67,7 +76,9 @@ class Hub(BaseHTTPRequestHandler):
         if parts[:2] == ["api", "models"]:
             repo = self.server.repos.get("/".join(parts[2:4]))
             return self.answer(
-                {"id": "/".join(parts[2:4]), "sha": repo["head"], "siblings": []} if repo else {"error": "none"},
+                {"id": "/".join(parts[2:4]), "sha": repo["head"], "siblings": []}
+                if repo
+                else {"error": "none"},
                 200 if repo else 404,
             )
         name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
@@ -79,7 +90,11 @@ class Hub(BaseHTTPRequestHandler):
         if file not in repo["commits"][revision]:
             return self.answer({"error": "Entry not found"}, 404, X_Error_Code="EntryNotFound")
         data = repo["commits"][revision][file]
-        oid = next(o for o, files in repo["commits"].items() if o != "main" and files == repo["commits"][revision])
+        oid = next(
+            o
+            for o, files in repo["commits"].items()
+            if o != "main" and files == repo["commits"][revision]
+        )
         return self.answer(data, ETag=f'"{hashlib.sha1(data).hexdigest()}"', X_Repo_Commit=oid)
 
     do_HEAD = do_GET

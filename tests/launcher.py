@@ -39,7 +39,12 @@ def child(request, rank, port):
     for ending, stream in (("", 1), (".err", 2)):
         os.dup2(os.open(request["output"] + ending, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
     if request["world"] > 1:
-        told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": request["world"], "LOCAL_WORLD_SIZE": request["world"]}
+        told = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": request["world"],
+            "LOCAL_WORLD_SIZE": request["world"],
+        }
         told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in told.items()})
     if request["fsize"]:
@@ -82,7 +87,10 @@ def main():
             pids.append(os.fork())
             if pids[-1] == 0:
                 child(request, rank, port)
-        print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]), flush=True)
+        print(
+            json.dumps([os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

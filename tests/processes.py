@@ -18,7 +18,12 @@ class Launcher:
         command = [sys.executable, ROOT / "tests" / "launcher.py"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            command,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         self.output = scratch / "output"
         assert self.process.stdout.readline() == "ready\n"
@@ -64,7 +69,8 @@ def results(folder):
         "predictions": [p.read_text() for p in sorted((folder / "logs").glob("*.csv"))],
         "epochs": [p.read_bytes() for p in sorted((folder / "logs").glob("*_epochs.npz"))],
         "models": [
-            (p.relative_to(folder / "checkpoints" / jsonl.stem), torch.load(p, weights_only=True)) for p in models
+            (p.relative_to(folder / "checkpoints" / jsonl.stem), torch.load(p, weights_only=True))
+            for p in models
         ],
     }
 
@@ -74,13 +80,22 @@ def assert_same_results(found, expected):
         assert found[name] == expected[name], name
     assert [path for path, _ in found["models"]] == [path for path, _ in expected["models"]]
     for (_, one), (_, other) in zip(found["models"], expected["models"]):
-        assert all(torch.equal(one[name], other[name]) for name in other) and one.keys() == other.keys()
+        assert (
+            all(torch.equal(one[name], other[name]) for name in other)
+            and one.keys() == other.keys()
+        )
 
 
 def assert_same_but_for_stops(found, expected):
     """The same results of several processes, of which one run was stopped and taken up again: that it was, and what
     its processes took, is no result."""
     for each in (found, expected):
-        each["records"] = [r for r in each["records"] if r["type"] != "processes" and r.get("status") != "interrupted"]
-        each["rows"] = [line for line in each["rows"].splitlines() if not line.startswith("Process ")]
+        each["records"] = [
+            r
+            for r in each["records"]
+            if r["type"] != "processes" and r.get("status") != "interrupted"
+        ]
+        each["rows"] = [
+            line for line in each["rows"].splitlines() if not line.startswith("Process ")
+        ]
     assert_same_results(found, expected)

@@ -29,10 +29,19 @@ PICTURES = 12  # different ones; more files are copies, which decoding does not 
 def make_images(root: Path, number: int) -> None:
     """KonIQ- and SPAQ-shaped JPEGs of 1/f noise in their layouts, in KonIQ's proportions."""
     koniq, spaq = root / "koniq-10k", root / "spaq-test"
-    pictures = {shape: [_jpeg(shape, seed) for seed in range(PICTURES)] for shape in (KONIQ_SHAPE, SPAQ_SHAPE)}
+    pictures = {
+        shape: [_jpeg(shape, seed) for seed in range(PICTURES)]
+        for shape in (KONIQ_SHAPE, SPAQ_SHAPE)
+    }
     rng, rows = random.Random(0), ["image_name,MOS_zscore"]
-    for part, home, shape in (("train", koniq, KONIQ_SHAPE), ("test", koniq, KONIQ_SHAPE), ("spaq", spaq, SPAQ_SHAPE)):
-        folder, listing = (home, "spaq_test.json") if home == spaq else (home / part, f"koniq_{part}.json")
+    for part, home, shape in (
+        ("train", koniq, KONIQ_SHAPE),
+        ("test", koniq, KONIQ_SHAPE),
+        ("spaq", spaq, SPAQ_SHAPE),
+    ):
+        folder, listing = (
+            (home, "spaq_test.json") if home == spaq else (home / part, f"koniq_{part}.json")
+        )
         folder.mkdir(parents=True)
         entries: list[dict[str, Any]] = []
         for i in range(max(2, round(number * PROPORTIONS[part] / sum(PROPORTIONS.values())))):
@@ -47,7 +56,9 @@ def _jpeg(shape: tuple[int, int], seed: int) -> bytes:
     rng, canvas = np.random.default_rng(seed), np.zeros((shape[1], shape[0], 3), np.float32)
     for side in (6, 24, 96, 384, 1536):
         layer = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), np.uint8))
-        canvas += np.asarray(layer.resize(shape, Image.Resampling.BICUBIC), np.float32) * (0.5 if side == 6 else 0.125)
+        canvas += np.asarray(layer.resize(shape, Image.Resampling.BICUBIC), np.float32) * (
+            0.5 if side == 6 else 0.125
+        )
     Image.fromarray(canvas.astype(np.uint8)).save(data := io.BytesIO(), "JPEG", quality=92)
     return data.getvalue()
 
@@ -56,10 +67,14 @@ class Plain:
     """The published procedure."""
 
     def __init__(self, flags, model, device):
-        torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which the published code runs with
+        torch.backends.cudnn.allow_tf32 = (
+            True  # PyTorch's default, which the published code runs with
+        )
         self.flags, self.device = flags, device
         normalise = [T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-        self.train_transform = T.Compose([T.RandomHorizontalFlip(), T.RandomCrop(PATCH), *normalise])
+        self.train_transform = T.Compose(
+            [T.RandomHorizontalFlip(), T.RandomCrop(PATCH), *normalise]
+        )
         self.test_transform = T.Compose([T.CenterCrop(PATCH), *normalise])
         self.found: list[float] = []  # which the published code keeps too: scores and losses
         self.model = model
@@ -83,7 +98,9 @@ class Plain:
         self.model.train()
         for start in range(0, len(patches), self.flags.batch_size):
             batch = patches[start : start + self.flags.batch_size]
-            images = torch.stack([self.train_transform(image) for image, _ in batch]).to(self.device)
+            images = torch.stack([self.train_transform(image) for image, _ in batch]).to(
+                self.device
+            )
             mos = torch.tensor([score for _, score in batch]).to(self.device)
             self.optimizer.zero_grad()
             scores = self.forward(images)
@@ -96,7 +113,9 @@ class Plain:
         self.model.eval()
         with torch.no_grad():
             for image in (image for image in images for _ in range(self.flags.test_patch_num)):
-                self.found.append(self.forward(self.test_transform(image)[None].to(self.device)).item())
+                self.found.append(
+                    self.forward(self.test_transform(image)[None].to(self.device)).item()
+                )
 
 
 def measure_plain(flags, koniq, spaq, model, timed) -> dict[str, float]:
@@ -107,7 +126,10 @@ def measure_plain(flags, koniq, spaq, model, timed) -> dict[str, float]:
     plain = Plain(flags, model, device)
 
     def decode_all() -> dict[str, list]:
-        return {part: [(plain.decode(record), record.score) for record in records] for part, records in sets.items()}
+        return {
+            part: [(plain.decode(record), record.score) for record in records]
+            for part, records in sets.items()
+        }
 
     found: dict[str, float] = {}
     found["first start"], decoded = timed(decode_all, device)

@@ -31,7 +31,9 @@ def write_kadid(root: Path, images: str = "images") -> Expected:
 def write_kadid_json(root: Path) -> Expected:
     expected = write_kadid(root, "")
     (root / "dmos.csv").unlink()
-    entries = [{"image": f"kadid_test/{name}", "score": score} for name, (score, _, _) in expected.items()]
+    entries = [
+        {"image": f"kadid_test/{name}", "score": score} for name, (score, _, _) in expected.items()
+    ]
     (root / "kadid_test.json").write_text(json.dumps(entries))
     return expected
 
@@ -47,8 +49,12 @@ def write_agiqa(root: Path, images: str = "") -> Expected:
     write_images(root / images, list(expected), (8, 6))
     with (root / "data.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow("name prompt adj1 adj2 style mos_quality std_quality mos_align std_align".split())
-        table.writerows([n, prompt, "", "", "", mos, 0.1, 4.9, 0.2] for n, (mos, prompt, _) in expected.items())
+        table.writerow(
+            "name prompt adj1 adj2 style mos_quality std_quality mos_align std_align".split()
+        )
+        table.writerows(
+            [n, prompt, "", "", "", mos, 0.1, 4.9, 0.2] for n, (mos, prompt, _) in expected.items()
+        )
     return expected
 
 
@@ -66,12 +72,16 @@ def write_livec(root: Path) -> Expected:
     write_images(root / "Images", names, (8, 6))
     scores = np.array([[*range(7), 63.25, 50.0, 3.5, 92.0, 71.5]])
     write_dir(root / "Data")
-    scipy.io.savemat(root / "Data" / "AllImages_release.mat", {"AllImages_release": cells(shown + names)})
+    scipy.io.savemat(
+        root / "Data" / "AllImages_release.mat", {"AllImages_release": cells(shown + names)}
+    )
     scipy.io.savemat(root / "Data" / "AllMOS_release.mat", {"AllMOS_release": scores})
     return {name: (score, None, None) for name, score in zip(names, scores[0, 7:].tolist())}
 
 
-def write_live(root: Path, file: str = "dmos_realigned.mat", variable: str = "dmos_new") -> Expected:
+def write_live(
+    root: Path, file: str = "dmos_realigned.mat", variable: str = "dmos_new"
+) -> Expected:
     kinds = {
         "jp2k": (227, "JPEG2000 compression"),
         "jpeg": (233, "JPEG compression"),
@@ -124,14 +134,21 @@ def write_csiq(root: Path, header: list[str] = CSIQ_HEADER) -> Expected:
 
 
 def write_tid2013(root: Path) -> Expected:
-    kinds = {1: "additive gaussian noise", 8: "gaussian blur", 24: "sparse sampling and reconstruction"}
+    kinds = {
+        1: "additive gaussian noise",
+        8: "gaussian blur",
+        24: "sparse sampling and reconstruction",
+    }
     listed = {
         f"I{content:02}_{kind:02}_{level}.bmp": (9 - level - content / 10, f"I{content:02}", text)
         for content in range(1, 6)
         for kind, text in kinds.items()
         for level in (1, 5)
     }
-    on_disk = {name: name.replace("I", "i").replace("bmp", "BMP") if i % 2 else name for i, name in enumerate(listed)}
+    on_disk = {
+        name: name.replace("I", "i").replace("bmp", "BMP") if i % 2 else name
+        for i, name in enumerate(listed)
+    }
     write_images(root / "distorted_images", list(on_disk.values()), (8, 6))
     in_list = [name.lower() if i % 3 else name for i, name in enumerate(listed)]
     lines = [f"{score:.5f} {name}" for name, (score, _, _) in zip(in_list, listed.values())]
@@ -143,7 +160,10 @@ def write_bid(root: Path, images: str = "ImageDatabase") -> Expected:
     scores = {1: 3.25, 2: 0.5, 10: 5, 586: 4.125}
     names = {number: f"DatabaseImage{number:04}.JPG" for number in scores}
     write_images(root / images, list(names.values()), (8, 6))
-    rows = [["Image Number", "Average Subjective Grade", "Blur"], *([n, s, "motion"] for n, s in scores.items())]
+    rows = [
+        ["Image Number", "Average Subjective Grade", "Blur"],
+        *([n, s, "motion"] for n, s in scores.items()),
+    ]
     write_book(root / "DatabaseGrades.xlsx", Plan1=rows)
     return {names[number]: (score, None, None) for number, score in scores.items()}
 
@@ -152,7 +172,10 @@ def write_official_spaq(root: Path) -> Expected:
     names = [f"{i:05}.jpg" for i in range(1, 6)]
     expected = {name: (20.5 + 10 * i, None, None) for i, name in enumerate(names)}
     write_images(root / "TestImage", names, (8, 6))
-    rows = [["Image name", "MOS", "Brightness"], *([name, score, 50] for name, (score, _, _) in expected.items())]
+    rows = [
+        ["Image name", "MOS", "Brightness"],
+        *([name, score, 50] for name, (score, _, _) in expected.items()),
+    ]
     write_book(root / "Annotations" / "MOS and Image attribute scores.xlsx", Sheet1=rows)
     return expected
 

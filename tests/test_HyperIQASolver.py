@@ -20,7 +20,9 @@ from HyperIQASolver_swin import HyperIQASolverSwin
 
 
 def run(options):
-    solver = (HyperIQASolverSwin if options.backbone.startswith("swin") else HyperIQASolver)(options)
+    solver = (HyperIQASolverSwin if options.backbone.startswith("swin") else HyperIQASolver)(
+        options
+    )
     solver.run()
     return solver
 
@@ -31,7 +33,9 @@ def records(solver):
 
 def without_times(solver):
     rows = [r for r in records(solver) if r["type"] in ("epoch", "end")]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "round", "rounds")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "round", "rounds")} for row in rows
+    ]
 
 
 def table(path):
@@ -62,10 +66,16 @@ def test_a_run_leaves_what_the_design_says(settings, model):
     for n, epoch in enumerate(epochs, 1):
         assert epoch["type"] == "epoch" and epoch["epoch"] == n and epoch["round"] == 1
         assert set(epoch["train"]) == {"loss", "l1", "rank", "srcc", "plcc"}
-        assert epoch["train"]["loss"] == pytest.approx(0.7 * epoch["train"]["l1"] + 0.3 * epoch["train"]["rank"])
+        assert epoch["train"]["loss"] == pytest.approx(
+            0.7 * epoch["train"]["l1"] + 0.3 * epoch["train"]["rank"]
+        )
         assert set(epoch["seconds"]) == {"train", "test", "spaq"}
     assert epochs[0]["lr"] == {"head": pytest.approx(1e-2), "backbone": pytest.approx(1e-3)}
-    assert last["type"] == "end" and last["status"] == "finished" and last["rounds"][0]["best_epoch"] in (1, 2)
+    assert (
+        last["type"] == "end"
+        and last["status"] == "finished"
+        and last["rounds"][0]["best_epoch"] in (1, 2)
+    )
 
     best = epochs[last["rounds"][0]["best_epoch"] - 1]
     rows = table(solver.log.path("_predictions.csv"))
@@ -75,7 +85,10 @@ def test_a_run_leaves_what_the_design_says(settings, model):
         assert metrics.srcc(scores, mos) == pytest.approx(best[part]["srcc"], abs=1e-9)
     files = sorted(p.name for p in solver.log.checkpoints.iterdir() if p.name[0] != ".")
     assert len(files) == 3 and files[1:] == ["last.pt", "previous.pt"]
-    assert files[0] == f"best_model_srcc_{best['test']['srcc']:.4f}_plcc_{best['test']['plcc']:.4f}.pkl"
+    assert (
+        files[0]
+        == f"best_model_srcc_{best['test']['srcc']:.4f}_plcc_{best['test']['plcc']:.4f}.pkl"
+    )
 
 
 def test_the_best_model_scores_what_the_predictions_say(settings):
@@ -83,9 +96,18 @@ def test_the_best_model_scores_what_the_predictions_say(settings):
     solver = run(settings("swin", "--epochs", 1))
     state = torch.load(next(solver.log.checkpoints.glob("best*.pkl")), weights_only=True)
     about = checkpoints.description_of(state)
-    assert about["resize"] == "72" and about["dataset"] == "koniq-10k" and about["higher_is_better"] is True
-    assert about["score_range"] == [10.0, score_of(11, 12)] and about["metrics"]["test"].keys() == {"srcc", "plcc"}
-    model = HyperNet(SwinBackbone(about["backbone"], patch_size=about["patch_size"]), about["fusion"])
+    assert (
+        about["resize"] == "72"
+        and about["dataset"] == "koniq-10k"
+        and about["higher_is_better"] is True
+    )
+    assert about["score_range"] == [10.0, score_of(11, 12)] and about["metrics"]["test"].keys() == {
+        "srcc",
+        "plcc",
+    }
+    model = HyperNet(
+        SwinBackbone(about["backbone"], patch_size=about["patch_size"]), about["fusion"]
+    )
     model.load_state_dict(state, strict=True)
     scores = solver.model.eval(), model.eval()
     images = torch.randn(2, 3, 64, 64)
@@ -109,7 +131,10 @@ def test_round_two_is_a_run_with_the_next_seed(settings):
     alone = [r for r in records(second) if r["type"] == "epoch"]
     assert [r["test"] for r in figures] == [r["test"] for r in alone]
     assert (both.log.checkpoints / "round2" / "last.pt").exists()
-    assert both.log.path("_round2_predictions.csv").read_text() == second.log.path("_predictions.csv").read_text()
+    assert (
+        both.log.path("_round2_predictions.csv").read_text()
+        == second.log.path("_predictions.csv").read_text()
+    )
     end = records(both)[-1]
     values = [r["test"]["srcc"] for r in end["rounds"]]
     assert end["medians"]["test"]["srcc"] == pytest.approx(np.median(values))
@@ -122,8 +147,14 @@ def test_a_random_split_is_drawn_anew_in_every_round(settings, tmp_path, koniq):
     (root / "1024x768").mkdir()
     for path in koniq.rglob("*.jpg"):
         (root / "1024x768" / path.name).symlink_to(path)
-    (root / "koniq10k_scores_and_distributions.csv").symlink_to(koniq / "koniq10k_scores_and_distributions.csv")
-    solver = run(settings("resnet", "--train_test_num", 2, "--epochs", 1, "--dataset_path", root, "--no_spaq"))
+    (root / "koniq10k_scores_and_distributions.csv").symlink_to(
+        koniq / "koniq10k_scores_and_distributions.csv"
+    )
+    solver = run(
+        settings(
+            "resnet", "--train_test_num", 2, "--epochs", 1, "--dataset_path", root, "--no_spaq"
+        )
+    )
     files = (solver.log.path("_predictions.csv"), solver.log.path("_round2_predictions.csv"))
     one, two = ({row[1] for row in table(path)} for path in files)
     assert len(one) == len(two) == 4 and one != two
@@ -131,7 +162,11 @@ def test_a_random_split_is_drawn_anew_in_every_round(settings, tmp_path, koniq):
 
 def test_early_stopping_and_step_schedule(settings):
     """A frozen model cannot improve: epoch 1 is best, and patience 2 ends the run after epoch 3."""
-    solver = run(settings("resnet", "--lr_scheduler", "step", "--lr", "1e-12", "--patience", 2, "--epochs", 9))
+    solver = run(
+        settings(
+            "resnet", "--lr_scheduler", "step", "--lr", "1e-12", "--patience", 2, "--epochs", 9
+        )
+    )
     log = solver.log.path(".log").read_text()
     epochs = [r for r in records(solver) if r["type"] == "epoch"]
     assert records(solver)[-1]["status"] == "early_stopped" and len(epochs) <= 9
@@ -160,8 +195,12 @@ def test_constant_scores_are_undefined_never_best_and_never_a_crash(settings, mo
     assert [r["test"]["srcc"] for r in epochs] == [None, None]
     log = solver.log.path(".log").read_text()
     assert "\tnan\tnan" in log and "New best" not in log and "No improvement for 2 epochs" in log
-    assert [p.name for p in solver.log.checkpoints.glob("best*")] == ["best_model_srcc_nan_plcc_nan.pkl"]
-    assert records(solver)[-1]["rounds"][0]["best_epoch"] == 2  # the newest, as long as none was defined
+    assert [p.name for p in solver.log.checkpoints.glob("best*")] == [
+        "best_model_srcc_nan_plcc_nan.pkl"
+    ]
+    assert (
+        records(solver)[-1]["rounds"][0]["best_epoch"] == 2
+    )  # the newest, as long as none was defined
     assert records(solver)[-1]["medians"] == {}
 
 
@@ -174,21 +213,33 @@ def test_a_badness_set_is_tested_on_spaq_with_its_sign_turned(settings, tmp_path
     table_file.write_text("\n".join(lines))
     flags = ("--dataset", "csv", "--dataset_path", table_file, "--lower_is_better", "--epochs", 1)
     solver = run(settings("swin", *flags))
-    rows = [(float(m), float(s)) for data, _, m, s in table(solver.log.path("_predictions.csv")) if data == "spaq"]
+    rows = [
+        (float(m), float(s))
+        for data, _, m, s in table(solver.log.path("_predictions.csv"))
+        if data == "spaq"
+    ]
     mos, scores = zip(*rows)
     epoch = next(r for r in records(solver) if r["type"] == "epoch")
     assert epoch["spaq"]["srcc"] == pytest.approx(-metrics.srcc(scores, mos))
     assert (
-        checkpoints.description_of(torch.load(next(solver.log.checkpoints.glob("best*"))))["higher_is_better"] is False
+        checkpoints.description_of(torch.load(next(solver.log.checkpoints.glob("best*"))))[
+            "higher_is_better"
+        ]
+        is False
     )
 
 
 def test_selection_on_validation_images(settings):
     """The best epoch goes by the validation SRCC, and the test figures are that epoch's, better or not."""
-    solver = run(settings("resnet", "--select_on", "val", "--val_fraction", 0.5, "--epochs", 4, "--no_spaq"))
+    solver = run(
+        settings("resnet", "--select_on", "val", "--val_fraction", 0.5, "--epochs", 4, "--no_spaq")
+    )
     log = solver.log.path(".log").read_text()
     epochs = [r for r in records(solver) if r["type"] == "epoch"]
-    assert "Epoch\tTrain_Loss\tTrain_SRCC\tTrain_PLCC\tVal_SRCC\tVal_PLCC\tTest_SRCC\tTest_PLCC\n" in log
+    assert (
+        "Epoch\tTrain_Loss\tTrain_SRCC\tTrain_PLCC\tVal_SRCC\tVal_PLCC\tTest_SRCC\tTest_PLCC\n"
+        in log
+    )
     assert "koniq-10k: 6 train images, 6 val images, 6 test images" in log
     assert "The best epoch is chosen on validation images" in log
     by_val = [epoch["val"]["srcc"] if epoch["val"]["srcc"] is not None else -2 for epoch in epochs]
@@ -208,12 +259,17 @@ def test_tensorboard_holds_the_epochs_figures(settings):
     for part, name in (("train", "loss"), ("test", "plcc"), ("lr", "head")):
         scalars = events.Scalars(f"round1/{part}/{name}")
         assert [s.step for s in scalars] == [1, 2]
-        assert [s.value for s in scalars] == pytest.approx([e[part][name] for e in epochs], rel=1e-6)
+        assert [s.value for s in scalars] == pytest.approx(
+            [e[part][name] for e in epochs], rel=1e-6
+        )
 
 
 def test_run_names(settings):
     stamp = r"_\d{8}_\d{6}$"
-    default, fused = "swin_tiny_patch4_window7_224", ("--use_multiscale", "--ranking_loss_alpha", 0.3)
+    default, fused = (
+        "swin_tiny_patch4_window7_224",
+        ("--use_multiscale", "--ranking_loss_alpha", 0.3),
+    )
     for solver, flags, expected in (
         (HyperIQASolverSwin, ("--backbone", default), "swin_ranking_alpha0"),
         (HyperIQASolverSwin, ("--backbone", default, *fused), "swin_multiscale_ranking_alpha0.3"),
@@ -236,7 +292,9 @@ def test_failures_leave_an_end_record(settings, tmp_path, koniq):
     root = write_koniq(tmp_path / "broken", 4, 2)
     (root / "train" / "train_1.jpg").write_bytes(b"no image")
     solver = HyperIQASolver(settings("resnet", "--dataset_path", root, "--no_spaq"))
-    with pytest.raises(UserError, match="1 of 6 images cannot be read: .*train_1.jpg: not an image"):
+    with pytest.raises(
+        UserError, match="1 of 6 images cannot be read: .*train_1.jpg: not an image"
+    ):
         solver.run()
     assert records(solver)[-1]["status"] == "failed"
     assert "error: 1 of 6 images cannot be read" in solver.log.path(".log").read_text()
@@ -260,7 +318,9 @@ def test_devices_and_precision():
     assert choose_bf16("fp32", torch.device("cpu"))[0] is False
     assert choose_bf16("bf16", torch.device("cpu"))[0] is True
     flags = Path("/proc/cpuinfo").read_text()
-    assert choose_bf16("auto", torch.device("cpu"))[0] == ("avx512_bf16" in flags or "amx_bf16" in flags)
+    assert choose_bf16("auto", torch.device("cpu"))[0] == (
+        "avx512_bf16" in flags or "amx_bf16" in flags
+    )
 
 
 def test_median_of_undefined_rounds_is_left_out():
@@ -268,18 +328,33 @@ def test_median_of_undefined_rounds_is_left_out():
     assert metrics.medians(rounds) == {"test": {"srcc": 0.2, "plcc": pytest.approx(0.6)}}
 
 
-def test_several_cross_tests_each_have_their_columns_records_and_predictions(settings, tmp_path, koniq, spaq):
+def test_several_cross_tests_each_have_their_columns_records_and_predictions(
+    settings, tmp_path, koniq, spaq
+):
     """A CSV of badness among them: its sign is turned. The figures of a set do not depend on the others."""
     lines = [f"train/train_{i}.jpg,{100 - score_of(i, 12)}" for i in range(12)]
     (koniq / "other.csv").write_text("\n".join(["image,mos", *lines]))
-    both = run(settings("resnet", "--allow_overlap", "--cross_test", f"spaq={spaq}", f"csv={koniq / 'other.csv'}"))
+    both = run(
+        settings(
+            "resnet",
+            "--allow_overlap",
+            "--cross_test",
+            f"spaq={spaq}",
+            f"csv={koniq / 'other.csv'}",
+        )
+    )
     alone = run(settings("resnet"))
     log = both.log.path(".log").read_text()
-    assert "\tSPAQ_SRCC\tSPAQ_PLCC\tCSV_SRCC\tCSV_PLCC\n" in log and "\nCSV cross test: 12 images\n" in log
+    assert (
+        "\tSPAQ_SRCC\tSPAQ_PLCC\tCSV_SRCC\tCSV_PLCC\n" in log
+        and "\nCSV cross test: 12 images\n" in log
+    )
     first, *epochs, last = records(both)
     assert first["data"] == {"train": 12, "test": 6, "spaq": 5, "csv": 12}
     assert set(first["fingerprint"]) == {"koniq-10k", "spaq", "csv"}
-    assert [e["spaq"] for e in epochs] == [e["spaq"] for e in records(alone) if e["type"] == "epoch"]
+    assert [e["spaq"] for e in epochs] == [
+        e["spaq"] for e in records(alone) if e["type"] == "epoch"
+    ]
     assert list(last["medians"]) == ["test", "spaq", "csv"] and set(epochs[0]["seconds"]) == {
         "train",
         "test",
@@ -287,7 +362,13 @@ def test_several_cross_tests_each_have_their_columns_records_and_predictions(set
         "csv",
     }
     best = epochs[last["rounds"][0]["best_epoch"] - 1]
-    mos, scores = zip(*[(float(m), float(s)) for d, _, m, s in table(both.log.path("_predictions.csv")) if d == "csv"])
+    mos, scores = zip(
+        *[
+            (float(m), float(s))
+            for d, _, m, s in table(both.log.path("_predictions.csv"))
+            if d == "csv"
+        ]
+    )
     assert best["csv"]["srcc"] == pytest.approx(metrics.srcc(scores, mos), abs=1e-9)
 
 
@@ -302,16 +383,26 @@ def test_a_new_loss_part_and_figure_appear_everywhere(settings, monkeypatch):
         monkeypatch.setattr(module, "RECORDED", ("srcc", "plcc", "krcc"))
     solver = HyperIQASolver(settings("resnet", "--no_spaq", "--tensorboard"))
     plain = solver.criterion
-    solver.criterion = lambda outputs, batch: {**plain(outputs, batch), "mse": outputs["scores"].var() + 1}
+    solver.criterion = lambda outputs, batch: {
+        **plain(outputs, batch),
+        "mse": outputs["scores"].var() + 1,
+    }
     solver.run()
     log = solver.log.path(".log").read_text()
     assert "Train_SRCC\tTrain_PLCC\tTrain_KRCC\tTest_SRCC\tTest_PLCC\tTest_KRCC\n" in log
     assert re.search(r"^1\t\d+\.\d{3} \(L1:\d+\.\d{3},Mse:\d+\.\d{3}\)\t", log, re.M)
     epochs = [r for r in records(solver) if r["type"] == "epoch"]
-    assert set(epochs[0]["train"]) == {"loss", "l1", "mse", "srcc", "plcc", "krcc"} and "krcc" in epochs[0]["test"]
-    assert "krcc" in records(solver)[-1]["medians"]["test"] and re.search(r", KRCC -?[01]\.\d{4}$", log, re.M)
+    assert (
+        set(epochs[0]["train"]) == {"loss", "l1", "mse", "srcc", "plcc", "krcc"}
+        and "krcc" in epochs[0]["test"]
+    )
+    assert "krcc" in records(solver)[-1]["medians"]["test"] and re.search(
+        r", KRCC -?[01]\.\d{4}$", log, re.M
+    )
     events = EventAccumulator(str(solver.log.path(".tensorboard"))).Reload()
-    assert [s.value for s in events.Scalars("round1/train/mse")] == pytest.approx([e["train"]["mse"] for e in epochs])
+    assert [s.value for s in events.Scalars("round1/train/mse")] == pytest.approx(
+        [e["train"]["mse"] for e in epochs]
+    )
 
 
 def test_the_description_keeps_every_choice_and_the_backbones_own_normalisation(settings):
@@ -323,9 +414,15 @@ def test_the_description_keeps_every_choice_and_the_backbones_own_normalisation(
 
     solver = OwnPixels(settings("resnet", "--no_spaq", "--epochs", 1, "--weight_decay", 0.25))
     solver.run()
-    about = checkpoints.description_of(torch.load(next(solver.log.checkpoints.glob("best*")), weights_only=True))
+    about = checkpoints.description_of(
+        torch.load(next(solver.log.checkpoints.glob("best*")), weights_only=True)
+    )
     assert (about["mean"], about["std"]) == ([0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
-    assert about["weight_decay"] == 0.25 and about["lr_scheduler"] == "cosine" and about["versions"]["hyperiqa"]
+    assert (
+        about["weight_decay"] == 0.25
+        and about["lr_scheduler"] == "cosine"
+        and about["versions"]["hyperiqa"]
+    )
     scores = [float(row[3]) for row in table(solver.log.path("_predictions.csv"))]
     model = quality_model.load(solver.log.checkpoints)
     images = [record.path for record in solver.data.main.split("test")]
@@ -338,12 +435,16 @@ def test_what_every_epoch_scored_and_what_the_choice_costs(settings):
         with np.load(solver.log.path(ending)) as arrays:
             found = dict(arrays)
         assert set(found) == {
-            f"{part}_{what}" for part in ("test", "spaq") for what in ("images", "mos", "error", "scores")
+            f"{part}_{what}"
+            for part in ("test", "spaq")
+            for what in ("images", "mos", "error", "scores")
         }
         assert found["test_scores"].shape == (3, 6) and found["spaq_scores"].shape == (3, 5)
         epochs = [r for r in records(solver) if r["type"] == "epoch" and r["round"] == number]
         for scores, epoch in zip(found["test_scores"], epochs):
-            assert metrics.srcc(scores, found["test_mos"]) == pytest.approx(epoch["test"]["srcc"], abs=1e-6)
+            assert metrics.srcc(scores, found["test_mos"]) == pytest.approx(
+                epoch["test"]["srcc"], abs=1e-6
+            )
         assert np.isnan(found["test_error"]).all() and len({*found["test_images"]}) == 6
     assert all("selection_price" in each for each in records(solver)[-1]["rounds"])
 
@@ -353,8 +454,21 @@ def test_the_price_of_choosing_on_the_test_set_is_said_of_that_choice_alone(sett
 
     koniq = write_koniq(tmp_path / "koniq", test=10)
     on_test = run(settings("resnet", "--dataset_path", koniq, "--epochs", 3, "--run_name", "a"))
-    on_val = run(settings("resnet", "--dataset_path", koniq, "--epochs", 3, "--run_name", "b", "--select_on", "val",
-                          "--val_fraction", 0.3))  # fmt: skip
+    on_val = run(
+        settings(
+            "resnet",
+            "--dataset_path",
+            koniq,
+            "--epochs",
+            3,
+            "--run_name",
+            "b",
+            "--select_on",
+            "val",
+            "--val_fraction",
+            0.3,
+        )
+    )
     with np.load(on_test.log.path("_epochs.npz")) as arrays:
         price = intervals.selection_bias([(arrays["test_scores"], arrays["test_mos"])])
     assert records(on_test)[-1]["rounds"][0]["selection_price"] == pytest.approx(price)

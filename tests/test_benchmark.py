@@ -11,7 +11,9 @@ from hyperiqa.datasets.readers import READERS
 
 
 def test_generated_images_are_koniq_and_spaq_shaped_and_in_proportion(tmp_path, monkeypatch):
-    monkeypatch.setattr(published, "PICTURES", 2)  # fewer different ones: drawing them is what takes the time
+    monkeypatch.setattr(
+        published, "PICTURES", 2
+    )  # fewer different ones: drawing them is what takes the time
     published.make_images(tmp_path, 20)
     koniq = READERS["koniq-10k"](tmp_path / "koniq-10k").read()
     spaq = READERS["spaq"](tmp_path / "spaq-test").read_all_as_test()
@@ -26,15 +28,35 @@ def test_the_table_says_ratios_so_that_more_is_better_but_for_memory():
     plain = {"first start": 10.0, "training": 5.0, "peak memory": 100.0, "compute only": None}
     ours = {"first start": 2.0, "training": 20.0, "compute only": 25.0, "peak memory": 50.0}
     lines = {line[:20].strip(): line.split()[-1] for line in benchmark.table(plain, ours)}
-    assert (lines["first start"], lines["training"], lines["peak memory"]) == ("5.00", "4.00", "0.50")
-    assert lines["compute only"] == "patches/s" and "training / compute only: 0.800" in benchmark.table(plain, ours)[-1]
+    assert (lines["first start"], lines["training"], lines["peak memory"]) == (
+        "5.00",
+        "4.00",
+        "0.50",
+    )
+    assert (
+        lines["compute only"] == "patches/s"
+        and "training / compute only: 0.800" in benchmark.table(plain, ours)[-1]
+    )
 
 
 @pytest.mark.slow
 def test_both_procedures_run_and_are_measured(tmp_path):
-    words = ["--backbone", "resnet", "--images", "10", "--repeats", "1", "--batch_size", "4", "--test_patch_num", "2"]
+    words = [
+        "--backbone",
+        "resnet",
+        "--images",
+        "10",
+        "--repeats",
+        "1",
+        "--batch_size",
+        "4",
+        "--test_patch_num",
+        "2",
+    ]
     done = subprocess.run(
-        [sys.executable, "benchmark.py", *words, "--json", str(tmp_path / "out.json")], capture_output=True, text=True
+        [sys.executable, "benchmark.py", *words, "--json", str(tmp_path / "out.json")],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["medians"]
@@ -75,31 +97,55 @@ def test_a_models_costs_are_a_table_of_its_parts(tmp_path):
         "--json",
         tmp_path / "c.json",
     ]
-    done = subprocess.run([sys.executable, "benchmark.py", *map(str, words)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "benchmark.py", *map(str, words)], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     header, whole, *parts = done.stdout.splitlines()[3:]
     assert whole.split()[:3] == ["test_vit+concat", "@64", "all"]
     assert [line.split()[0] for line in parts] == ["backbone", "fusion", "hyper", "target"]
-    assert float(whole.split()[3]) == pytest.approx(sum(float(line.split()[1]) for line in parts), rel=1e-2)
+    assert float(whole.split()[3]) == pytest.approx(
+        sum(float(line.split()[1]) for line in parts), rel=1e-2
+    )
     found = json.loads((tmp_path / "c.json").read_text())["test_vit+concat"]["found"]
     assert all(len(times) == 30 and min(times) > 0 for times in found["seconds"].values()) and set(
         found["seconds"]
     ) == {"1", "32"}
     table = (tmp_path / "c.tex").read_text().splitlines()
-    assert table[0] == r"\begin{tabular}{llrrrrrr}" and table[-1] == r"\end{tabular}" and len(table) == 11
+    assert (
+        table[0] == r"\begin{tabular}{llrrrrrr}"
+        and table[-1] == r"\end{tabular}"
+        and len(table) == 11
+    )
     assert all(line.count("&") == 7 and line.endswith(r"\\") for line in table if "&" in line)
 
 
 @pytest.mark.slow
 def test_a_step_of_one_and_of_two_processes_is_measured_part_by_part(tmp_path):
-    words = ["--step", "2", "--processes", "1", "2", "--backbone", "resnet", "--images", "10", "--batch_size", "6"]
+    words = [
+        "--step",
+        "2",
+        "--processes",
+        "1",
+        "2",
+        "--backbone",
+        "resnet",
+        "--images",
+        "10",
+        "--batch_size",
+        "6",
+    ]
     done = subprocess.run(
-        [sys.executable, "benchmark.py", *words, "--json", str(tmp_path / "out.json")], capture_output=True, text=True
+        [sys.executable, "benchmark.py", *words, "--json", str(tmp_path / "out.json")],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     for processes, child in enumerate(json.loads((tmp_path / "out.json").read_text()), 1):
         found = child["found"]
-        assert found["processes"] == processes and all(found[part] > 0 for part in benchmark.STEP_PARTS)
+        assert found["processes"] == processes and all(
+            found[part] > 0 for part in benchmark.STEP_PARTS
+        )
         assert found["patches"] == pytest.approx(6 / found["whole"])
         # ResNet-50's public count is 4.1 GMACs; the LDA and the hyper network add some.
         flops = found["used"] * processes * found["matrix"] / found["patches"]

@@ -28,12 +28,46 @@ def trained(tmp_path_factory):
     write_koniq(folder / "koniq", train=12, test=10)
     write_spaq(folder / "spaq", number=10)
     teacher = save_teacher(folder / "teacher.pkl")
-    flags = ["--dataset_path", folder / "koniq", "--spaq_path", folder / "spaq", "--log_dir", folder / "logs",
-             "--checkpoint_dir", folder / "checkpoints", "--cache_dir", folder / "cache", "--run_name", "run",
-             "--backbone", "resnet18", "--no_pretrained", "--patch_size", 64, "--resize", 72, "--train_patch_num", 2,
-             "--batch_size", 8, "--epochs", 2, "--lr", 1e-3, "--precision", "fp32", "--teacher", teacher]  # fmt: skip
+    flags = [
+        "--dataset_path",
+        folder / "koniq",
+        "--spaq_path",
+        folder / "spaq",
+        "--log_dir",
+        folder / "logs",
+        "--checkpoint_dir",
+        folder / "checkpoints",
+        "--cache_dir",
+        folder / "cache",
+        "--run_name",
+        "run",
+        "--backbone",
+        "resnet18",
+        "--no_pretrained",
+        "--patch_size",
+        64,
+        "--resize",
+        72,
+        "--train_patch_num",
+        2,
+        "--batch_size",
+        8,
+        "--epochs",
+        2,
+        "--lr",
+        1e-3,
+        "--precision",
+        "fp32",
+        "--teacher",
+        teacher,
+    ]
     command = [sys.executable, ROOT / "train_resnet.py", *flags]
-    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1", "HOME": str(folder)}
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1",
+        "HOME": str(folder),
+    }
     done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return folder, checkpoints.find_model(folder / "checkpoints" / "run")
@@ -56,14 +90,19 @@ def verdicts(text):
         for verdict in ("reproduced", "differs", "cannot be checked"):
             what, between, how = line.partition(f"  {verdict}")
             if between:
-                found[what.strip().split(" 0.")[0].split(" -0.")[0]] = (verdict, how.removeprefix(": "))
+                found[what.strip().split(" 0.")[0].split(" -0.")[0]] = (
+                    verdict,
+                    how.removeprefix(": "),
+                )
     return found
 
 
 def checked(run_main, folder, model, code, *flags, sets=True):
     where = ["--dataset_path", folder / "koniq", "--spaq_path", folder / "spaq"] if sets else []
     more = ["--log_dir", folder / "logs", "--no_cache"]
-    return verdicts(run_main("certify.py", certify.main, model, *where, *more, *flags, code=code).stdout)
+    return verdicts(
+        run_main("certify.py", certify.main, model, *where, *more, *flags, code=code).stdout
+    )
 
 
 def edited(model, change):
@@ -76,12 +115,17 @@ def edited(model, change):
 def test_an_untouched_model_is_reproduced(run_main, copy):
     folder, model = copy
     found = checked(run_main, folder, model, 0)
-    items = "seal weights predictions|koniq-10k records and split|koniq-10k pixels|test SRCC|test PLCC"
+    items = (
+        "seal weights predictions|koniq-10k records and split|koniq-10k pixels|test SRCC|test PLCC"
+    )
     items = items.replace("seal weights predictions", "seal|weights|predictions").split("|")
     items += ["spaq records and split", "spaq pixels", "spaq SRCC", "spaq PLCC"]
     assert {*items} <= {*found} and len(found) == len(items) + 1  # and the teacher
     assert {verdict for verdict, _ in found.values()} == {"reproduced"}
-    assert found["test SRCC"][1] in ("exactly", *(f"to {n}e-{k:02}" for n in range(1, 10) for k in range(5, 17)))
+    assert found["test SRCC"][1] in (
+        "exactly",
+        *(f"to {n}e-{k:02}" for n in range(1, 10) for k in range(5, 17)),
+    )
 
 
 def change_image(folder, model):
@@ -103,7 +147,10 @@ def change_mos(folder, model):
 
 
 def change_split(folder, model):
-    lists = {part: json.loads((folder / f"koniq/koniq_{part}.json").read_text()) for part in ("train", "test")}
+    lists = {
+        part: json.loads((folder / f"koniq/koniq_{part}.json").read_text())
+        for part in ("train", "test")
+    }
     lists["train"][0], lists["test"][0] = lists["test"][0], lists["train"][0]
     for part, entries in lists.items():
         (folder / f"koniq/koniq_{part}.json").write_text(json.dumps(entries))
@@ -115,7 +162,9 @@ def swap_weights(folder, model):
     def change(state, d):
         for tensor in state.values():
             if tensor.is_floating_point():
-                tensor += 0.02 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+                tensor += 0.02 * torch.randn(
+                    tensor.shape, generator=torch.Generator().manual_seed(1)
+                )
 
     edited(model, change)
 
@@ -190,7 +239,10 @@ def test_what_was_changed_is_found(run_main, copy, tamper):
     found = checked(run_main, folder, model, 1)
     differing = {what for what, (verdict, _) in found.items() if verdict == "differs"}
     wanted = TAMPERINGS[tamper]
-    assert all(any(what.startswith(each) for what in differing) for each in wanted), (differing, wanted)
+    assert all(any(what.startswith(each) for what in differing) for each in wanted), (
+        differing,
+        wanted,
+    )
     untouched = {"seal", "weights", "predictions"} - {each for each in wanted if "-" not in each}
     assert not differing & untouched
 
@@ -209,7 +261,9 @@ def test_what_is_not_there_cannot_be_checked(run_main, copy):
 
 def test_a_set_is_looked_for_where_it_was_in_training(run_main, copy):
     folder, model = copy
-    assert "differs" not in {verdict for verdict, _ in checked(run_main, folder, model, 0, sets=False).values()}
+    assert "differs" not in {
+        verdict for verdict, _ in checked(run_main, folder, model, 0, sets=False).values()
+    }
 
 
 def test_a_model_without_a_certificate_and_wrong_flags(run_main, copy, tmp_path):
@@ -221,23 +275,33 @@ def test_a_model_without_a_certificate_and_wrong_flags(run_main, copy, tmp_path)
     said = run_main("certify.py", certify.main, tmp_path / "bare.pkl", code=2).stderr
     assert "carries no certificate" in said and len(said.splitlines()) == 1
     edited(model, lambda state, d: d["certificate"].pop("hardware"))
-    assert "its certificate is damaged" in run_main("certify.py", certify.main, model, code=2).stderr
+    assert (
+        "its certificate is damaged" in run_main("certify.py", certify.main, model, code=2).stderr
+    )
     edited(
         model,
         lambda state, d: d["certificate"].update(
             hardware={"device": "cpu", "precision": "fp32", "threads": 1, "processes": 1}
         ),
     )
-    said = run_main("certify.py", certify.main, model, "--cross_test", f"tid2013={folder}", code=2).stderr
+    said = run_main(
+        "certify.py", certify.main, model, "--cross_test", f"tid2013={folder}", code=2
+    ).stderr
     assert "the certificate is of koniq-10k, spaq" in said
-    assert "expected NAME=PATH" in run_main("certify.py", certify.main, model, "--cross_test", "x", code=2).stderr
+    assert (
+        "expected NAME=PATH"
+        in run_main("certify.py", certify.main, model, "--cross_test", "x", code=2).stderr
+    )
 
 
 def test_exported_models_keep_their_certificate(run_main, copy, tmp_path):
     folder, model = copy
     state, d = checkpoints.load_model(model)
     checkpoints.save_safetensors(tmp_path / "model.safetensors", state, d)
-    assert checked(run_main, folder, tmp_path / "model.safetensors", 0)["seal"] == ("reproduced", "")
+    assert checked(run_main, folder, tmp_path / "model.safetensors", 0)["seal"] == (
+        "reproduced",
+        "",
+    )
 
 
 def test_training_anew_gives_the_same_weights(run_main, copy):
@@ -260,17 +324,32 @@ def test_near_duplicates_are_named_in_training_testing_and_on_a_sheet(settings, 
     with Image.open(koniq / "train/train_2.jpg") as image:
         image.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(koniq / "test/test_5.jpg", quality=70)
         image.resize((120, 90)).save(spaq / "spaq_1.jpg", quality=80)
-    solver = HyperIQASolver(settings("resnet", "--dataset_path", koniq, "--spaq_path", spaq, "--epochs", 1))
+    solver = HyperIQASolver(
+        settings("resnet", "--dataset_path", koniq, "--spaq_path", spaq, "--epochs", 1)
+    )
     solver.run()
     log = solver.log.path(".log").read_text()
-    assert "koniq-10k test_5.jpg ~ koniq-10k train_2.jpg" in log and "spaq spaq_1.jpg ~ koniq-10k train_2.jpg" in log
+    assert (
+        "koniq-10k test_5.jpg ~ koniq-10k train_2.jpg" in log
+        and "spaq spaq_1.jpg ~ koniq-10k train_2.jpg" in log
+    )
     import evaluate
 
     flags = ["--datasets", f"spaq={spaq}", "--no_cache", "--resamples", 100]
     out = run_main("evaluate.py", evaluate.main, solver.folder, *flags).stdout
     assert "look like training images: spaq_1.jpg ~ koniq-10k train_2.jpg" in out
-    where = ["--dataset_path", koniq, "--spaq_path", spaq, "--log_dir", tmp_path / "logs", "--no_cache"]
-    out = run_main("certify.py", certify.main, solver.folder, *where, "--sheet", tmp_path / "twins.html").stdout
+    where = [
+        "--dataset_path",
+        koniq,
+        "--spaq_path",
+        spaq,
+        "--log_dir",
+        tmp_path / "logs",
+        "--no_cache",
+    ]
+    out = run_main(
+        "certify.py", certify.main, solver.folder, *where, "--sheet", tmp_path / "twins.html"
+    ).stdout
     assert "Near duplicates" in out
     page = (tmp_path / "twins.html").read_text()
     assert page.count("koniq-10k test_5.jpg") and page.count("spaq spaq_1.jpg")
@@ -281,7 +360,9 @@ def test_predictions_of_a_file_have_the_digest_of_the_run(tmp_path):
     write_predictions(tmp_path / "p.csv", rows)
     from hyperiqa.training.run_files import read_predictions
 
-    assert certificate.predictions_digest(read_predictions(tmp_path / "p.csv")) == certificate.predictions_digest(rows)
+    assert certificate.predictions_digest(
+        read_predictions(tmp_path / "p.csv")
+    ) == certificate.predictions_digest(rows)
 
 
 def test_names_and_looks_are_packed_whole():
@@ -305,5 +386,7 @@ def test_several_sets_and_their_validation_images_are_checked(settings, run_main
     assert {f"{part} {figure}" for part in parts for figure in ("SRCC", "PLCC")} <= {*found}
     assert {"one pixels", "two records and split"} <= {*found}
     elsewhere = ["--dataset_path", f"one={tmp_path / 'gone.csv'}", f"two={folder / 'two.csv'}"]
-    found = verdicts(run_main("certify.py", certify.main, solver.folder, *elsewhere, *where, code=3).stdout)
+    found = verdicts(
+        run_main("certify.py", certify.main, solver.folder, *elsewhere, *where, code=3).stdout
+    )
     assert found["two"][0] == "cannot be checked" and found["weights"][0] == "reproduced"

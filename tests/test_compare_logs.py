@@ -20,9 +20,7 @@ KonIQ-10k: 7046 train images, 2010 test images
 Epoch\tTrain_Loss\tTrain_SRCC\tTest_SRCC\tTest_PLCC\tSPAQ_SRCC\tSPAQ_PLCC
 \rTesting:  50%|█████     | 20100/40200 [02:00<02:00, 100.0batch/s]\rTesting: 100%|█████| 40200/40200 [04:00<00:00, 100.0batch/s]
 {rows}"""
-SWIN = (
-    "1\t4.850\t\t0.8823\t\t0.9193\t\t0.9346\t0.8621\t0.8603\n3\t2.482\t\t0.9690\t\t0.9205\t\t0.9334\t0.8546\t0.8497\n"
-)
+SWIN = "1\t4.850\t\t0.8823\t\t0.9193\t\t0.9346\t0.8621\t0.8603\n3\t2.482\t\t0.9690\t\t0.9205\t\t0.9334\t0.8546\t0.8497\n"
 RESNET = "1\t5.477\t\t0.8613\t\t0.9000\t\t0.9191\t\t0.8575\t\t0.8540\n2\t3.750\t\t0.9339\t\t0.8994\t\t0.9157\t\t0.8516\t\t0.8434\n"
 
 
@@ -36,7 +34,10 @@ def tool(run_main):
 
 @pytest.fixture
 def public(tmp_path):
-    for name, rows in (("swin_multiscale_ranking_alpha0_20251217_103941", SWIN), ("resnet50_20251215_191130", RESNET)):
+    for name, rows in (
+        ("swin_multiscale_ranking_alpha0_20251217_103941", SWIN),
+        ("resnet50_20251215_191130", RESNET),
+    ):
         (tmp_path / f"{name}.log").write_text(PUBLIC.format(rows=rows))
     return tmp_path
 
@@ -52,10 +53,20 @@ def logs(tmp_path):
 
 def test_two_public_logs_are_compared_unasked(tool, public):
     out = tool(public).stdout
-    first, second = (line for line in out.splitlines() if line.startswith(("swin", "resnet")) and "/2" in line)
-    assert first.split()[2:] == "3/2 0.9690 0.9205 ~[.912 .928] 0.9334 0.8546 0.8497 4.0 cut off".split()
-    assert second.split()[2:] == "1/2 0.8613 0.9000 ~[.890 .909] 0.9191 0.8575 0.8540 4.0 cut off".split()
-    assert "is better than resnet50: +0.0205 [+0.0079, +0.0333], p = 0.0014" in " ".join(out.split())
+    first, second = (
+        line for line in out.splitlines() if line.startswith(("swin", "resnet")) and "/2" in line
+    )
+    assert (
+        first.split()[2:]
+        == "3/2 0.9690 0.9205 ~[.912 .928] 0.9334 0.8546 0.8497 4.0 cut off".split()
+    )
+    assert (
+        second.split()[2:]
+        == "1/2 0.8613 0.9000 ~[.890 .909] 0.9191 0.8575 0.8540 4.0 cut off".split()
+    )
+    assert "is better than resnet50: +0.0205 [+0.0079, +0.0333], p = 0.0014" in " ".join(
+        out.split()
+    )
     assert "approximate" in out
     assert "Bonett & Wright 2000" in out
     assert max(map(len, out.splitlines())) <= 100
@@ -63,14 +74,18 @@ def test_two_public_logs_are_compared_unasked(tool, public):
 
 
 def test_differences_within_the_noise_are_called_that(tool, public):
-    (public / "resnet50_20251215_191130.log").write_text(PUBLIC.format(rows=SWIN.replace("0.9205", "0.9184")))
+    (public / "resnet50_20251215_191130.log").write_text(
+        PUBLIC.format(rows=SWIN.replace("0.9205", "0.9184"))
+    )
     out = " ".join(tool(public).stdout.split())
     assert "no evidence of a difference: +0.0012" in out  # its best epoch is now 0.9193
 
 
 def test_torch_is_not_imported():
     code = "import sys, compare_logs, search; print(sorted({'torch', 'timm', 'matplotlib'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -83,8 +98,12 @@ def test_json_holds_what_the_bootstrap_says(tool, logs):
     a, b = one.scores("test"), other.scores("test")
     draws = resampling.bootstrap("srcc", np.stack([a.score, b.score]), a.mos, 1000)
     expected = intervals.paired_difference(0, draws[:, 0], draws[:, 1])
-    assert (pair["low"], pair["high"], pair["p"]) == pytest.approx((expected.low, expected.high, expected.p))
-    assert pair["value"] == pytest.approx(metrics.srcc(a.score, a.mos) - metrics.srcc(b.score, b.mos))
+    assert (pair["low"], pair["high"], pair["p"]) == pytest.approx(
+        (expected.low, expected.high, expected.p)
+    )
+    assert pair["value"] == pytest.approx(
+        metrics.srcc(a.score, a.mos) - metrics.srcc(b.score, b.mos)
+    )
     assert (pair["method"], pair["images"]) == ("images, paired", 60)
     corrected = intervals.holm([c["p"] for c in whole["comparisons"]])
     assert [c["p_corrected"] for c in whole["comparisons"]] == pytest.approx(corrected)
@@ -104,7 +123,9 @@ def test_csv_and_markdown(tool, logs, tmp_path):
 
 def test_groups_of_seeds(tool, logs):
     out = tool(logs, "--group", "--pairs", "--resamples", 1000).stdout
-    assert "ranking_loss_alpha=0.5 is better than ranking_loss_alpha=0.3: +" in " ".join(out.split())
+    assert "ranking_loss_alpha=0.5 is better than ranking_loss_alpha=0.3: +" in " ".join(
+        out.split()
+    )
     assert "±" in out
     whole = json.loads(tool(logs, "--group", "--json", "--resamples", 1000).stdout)
     (pair,) = whole["comparisons"]
@@ -114,7 +135,10 @@ def test_groups_of_seeds(tool, logs):
 
 def test_sorting(tool, logs):
     def names(*flags):
-        return [row["run"] for row in json.loads(tool(logs, "--json", "--resamples", 100, *flags).stdout)["runs"]]
+        return [
+            row["run"]
+            for row in json.loads(tool(logs, "--json", "--resamples", 100, *flags).stdout)["runs"]
+        ]
 
     assert names("--metric", "rmse")[0].startswith("clean")
     assert names("--epoch", "1", "--sort", "spaq_srcc")[0].startswith("clean")
@@ -155,7 +179,10 @@ def test_unfinished_and_damaged_files(tool, logs):
         (["{logs}", "--against", "noisy"], "3 runs match"),
         (["{logs}", "--epoch", "first"], "expected best, last or a number"),
         (["{logs}", "--resamples", "5"], "at least 100"),
-        (["{logs}", "--metric", "psnr"], "--metric psnr: expected [SET_]FIGURE, FIGURE one of srcc, plcc, krcc, rmse"),
+        (
+            ["{logs}", "--metric", "psnr"],
+            "--metric psnr: expected [SET_]FIGURE, FIGURE one of srcc, plcc, krcc, rmse",
+        ),
         (["{logs}", "--csv", "no/x.csv"], "--csv no/x.csv: no folder no"),
         (["{logs}", "--makrdown"], "did you mean --markdown"),
         (["{empty}"], "expected logs"),
@@ -182,11 +209,15 @@ def shift(path, edit):
 def test_different_images_or_opinions_are_refused(logs):
     measure = measures.Measure(resamples=100)
     shift(logs / "noisy_1_predictions.csv", lambda line: line.replace("koniq-10k,0", "koniq-10k,x"))
-    found = differences.compare(measure, entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl"))
+    found = differences.compare(
+        measure, entry(logs / "noisy_1.jsonl"), entry(logs / "clean_1.jsonl")
+    )
     assert found.refused == "only 0 of 60 images are in both predictions files"
     scaled = logs / "noisy_2_predictions.csv"
     shift(scaled, lambda line: re.sub(r"(.*,.*),(.*),(.*)", r"\1,1\2,\3", line))
-    found = differences.compare(measure, entry(logs / "noisy_2.jsonl"), entry(logs / "clean_1.jsonl"))
+    found = differences.compare(
+        measure, entry(logs / "noisy_2.jsonl"), entry(logs / "clean_1.jsonl")
+    )
     assert found.refused == "60 of 60 common images have different MOS"
     write_files(logs, "other", dataset="livec")
     found = differences.compare(measure, entry(logs / "other.jsonl"), entry(logs / "clean_1.jsonl"))
@@ -207,9 +238,12 @@ def test_images_that_only_one_run_has_are_left_out(logs):
 
 def test_lower_rmse_is_better(logs):
     found = differences.compare_all(
-        measures.Measure("rmse", resamples=300), [(entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl"))]
+        measures.Measure("rmse", resamples=300),
+        [(entry(logs / "clean_1.jsonl"), entry(logs / "noisy_1.jsonl"))],
     )
-    text = differences.sentence(found[0], {"clean_1": "A", "noisy_1": "B"}, 1, higher_is_better=False)
+    text = differences.sentence(
+        found[0], {"clean_1": "A", "noisy_1": "B"}, 1, higher_is_better=False
+    )
     assert text.startswith("A is better than B: −")
 
 
@@ -231,9 +265,16 @@ def test_two_runs_of_koniq_size_compare_in_under_ten_seconds(tool, tmp_path):
     mos, spaq = random.uniform(0, 100, 2010), random.uniform(0, 100, 2224)
     for name in ("a", "b"):
         score, cross = mos + 8 * random.normal(size=2010), spaq + 20 * random.normal(size=2224)
-        figures = {"test": {"srcc": metrics.srcc(score, mos)}, "spaq": {"srcc": metrics.srcc(cross, spaq)}}
+        figures = {
+            "test": {"srcc": metrics.srcc(score, mos)},
+            "spaq": {"srcc": metrics.srcc(cross, spaq)},
+        }
         records = [
-            {"type": "run", "flags": {"dataset": "koniq-10k", "seed": 1}, "data": {"test": 2010, "spaq": 2224}},
+            {
+                "type": "run",
+                "flags": {"dataset": "koniq-10k", "seed": 1},
+                "data": {"test": 2010, "spaq": 2224},
+            },
             {"type": "epoch", "round": 1, "epoch": 1, "train": {}, **figures},
             {"type": "end", "status": "finished", "rounds": []},
         ]
@@ -242,12 +283,19 @@ def test_two_runs_of_koniq_size_compare_in_under_ten_seconds(tool, tmp_path):
             writer = csv.writer(file)
             writer.writerow(["dataset", "image", "mos", "score"])
             writer.writerows(
-                ("koniq-10k", f"{i}.jpg", m, s) for i, (m, s) in enumerate(zip(mos.tolist(), score.tolist()))
+                ("koniq-10k", f"{i}.jpg", m, s)
+                for i, (m, s) in enumerate(zip(mos.tolist(), score.tolist()))
             )
-            writer.writerows(("spaq", f"{i}.jpg", m, s) for i, (m, s) in enumerate(zip(spaq.tolist(), cross.tolist())))
+            writer.writerows(
+                ("spaq", f"{i}.jpg", m, s)
+                for i, (m, s) in enumerate(zip(spaq.tolist(), cross.tolist()))
+            )
     start = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, ROOT / "compare_logs.py", tmp_path], capture_output=True, text=True, check=True
+        [sys.executable, ROOT / "compare_logs.py", tmp_path],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     out = done.stdout
     assert time.perf_counter() - start < 10
@@ -259,37 +307,59 @@ def write_epochs(folder, name, error=3.0):
     """What the epochs of `write_files`' runs would have left: the errors of the MOS."""
     scores = reading.read_predictions(folder / f"{name}_predictions.csv")["koniq-10k"]
     images = np.array([image for image, _ in scores.keys])
-    np.savez(folder / f"{name}_epochs.npz", test_images=images[::-1], test_mos=scores.mos[::-1],
-             test_error=np.linspace(error, 2 * error, len(images))[::-1], test_scores=scores.score[None, ::-1])  # fmt: skip
+    np.savez(
+        folder / f"{name}_epochs.npz",
+        test_images=images[::-1],
+        test_mos=scores.mos[::-1],
+        test_error=np.linspace(error, 2 * error, len(images))[::-1],
+        test_scores=scores.score[None, ::-1],
+    )
 
 
 def test_below_every_comparison_what_could_not_be_seen(tool, logs):
     out = tool(logs, "--against", "noisy_1", "--resamples", 1000).stdout
     said = [line.strip() for line in out.splitlines() if "cannot be seen" in line]
     assert len(said) == 5
-    assert all(re.fullmatch(r"differences under 0\.\d{4} cannot be seen with 60 images and one seed", s) for s in said)
+    assert all(
+        re.fullmatch(r"differences under 0\.\d{4} cannot be seen with 60 images and one seed", s)
+        for s in said
+    )
     grouped = tool(logs, "--group", "--pairs", "--resamples", 1000).stdout
-    assert re.search(r"differences under 0\.\d{4} cannot be seen with 60 images and 3 seeds", grouped)
+    assert re.search(
+        r"differences under 0\.\d{4} cannot be seen with 60 images and 3 seeds", grouped
+    )
     pair = json.loads(tool(logs, "--json", "--pairs", "--resamples", 1000).stdout)["comparisons"][0]
     assert pair["visible"] > 0
 
 
 def test_the_standards_figures_and_their_tests(tool, logs):
-    out = tool(logs / "noisy_1.jsonl", logs / "clean_1.jsonl", "--standards", "--resamples", 500).stdout
+    out = tool(
+        logs / "noisy_1.jsonl", logs / "clean_1.jsonl", "--standards", "--resamples", 500
+    ).stdout
     header = next(line for line in out.splitlines() if line.startswith("run") and "RMSE" in line)
     assert header.split()[:3] == ["run", "set", "RMSE"] and "AUC" not in out  # which needs votes
-    scores = {n: reading.read_predictions(logs / f"{n}_1_predictions.csv")["koniq-10k"] for n in ("noisy", "clean")}
+    scores = {
+        n: reading.read_predictions(logs / f"{n}_1_predictions.csv")["koniq-10k"]
+        for n in ("noisy", "clean")
+    }
     expected = {n: standards.measure(s.score, s.mos, None)["rmse"].value for n, s in scores.items()}
     for name, value in expected.items():
         assert re.search(rf"^{name}_1 +test +{value:.4f} \[", out, re.M)
-    assert re.search(r"^- test RMSE: clean_1 − noisy_1: −\d.*corrected.*; Pitman–Morgan p", out, re.M)
+    assert re.search(
+        r"^- test RMSE: clean_1 − noisy_1: −\d.*corrected.*; Pitman–Morgan p", out, re.M
+    )
     assert re.search(r"^- all sets RMSE: ", out, re.M)
     for name in ("noisy_1", "clean_1"):
         write_epochs(logs, name)
-    out = tool(logs / "noisy_1.jsonl", logs / "clean_1.jsonl", "--standards", "--resamples", 500).stdout
+    out = tool(
+        logs / "noisy_1.jsonl", logs / "clean_1.jsonl", "--standards", "--resamples", 500
+    ).stdout
     error = np.linspace(3, 6, len(scores["clean"].mos))
     found = standards.measure(scores["clean"].score, scores["clean"].mos, error)
-    assert all(f"{found[name].value:.4f} [" in out for name in ("rmse_star", "outlier_ratio", "auc_ds", "accuracy"))
+    assert all(
+        f"{found[name].value:.4f} [" in out
+        for name in ("rmse_star", "outlier_ratio", "auc_ds", "accuracy")
+    )
     ceiling = intervals.ceiling(scores["clean"].mos, error)["srcc"]
     assert f"a perfect model would reach srcc {ceiling:.4f}, given the votes of 60 images" in out
 
@@ -310,6 +380,8 @@ def test_the_power_of_more_seeds(tool, logs):
 
 def test_what_choosing_on_the_test_set_flatters_is_said(tool, logs):
     path = logs / "clean_1.jsonl"
-    path.write_text(path.read_text().replace('"best_epoch": 2', '"best_epoch": 2, "selection_price": 0.00123'))
+    path.write_text(
+        path.read_text().replace('"best_epoch": 2', '"best_epoch": 2, "selection_price": 0.00123')
+    )
     assert "chosen on the test set: about +0.0012 of the SRCC is that choice's" in tool(path).stdout
     assert "that choice's" not in tool(logs / "clean_2.jsonl").stdout

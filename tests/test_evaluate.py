@@ -62,7 +62,9 @@ def model(tmp_path_factory):
 
 def redraw(root):
     """Other images than the releases' writers', which are alike in some sets: each set has better and worse ones."""
-    folders = {path.parent for path in root.rglob("*") if path.suffix.lower() in (".png", ".bmp", ".jpg")}
+    folders = {
+        path.parent for path in root.rglob("*") if path.suffix.lower() in (".png", ".bmp", ".jpg")
+    }
     for seed, folder in enumerate(sorted(folders)):
         names = sorted(path.name for path in folder.iterdir() if path.suffix != ".csv")
         write_images(folder, list(np.random.default_rng(seed).permutation(names)), (80, 70), seed)
@@ -87,7 +89,9 @@ def csiq(tmp_path_factory):
 def tool(run_main, tmp_path):
     def run(*words, code=0):
         quick = () if "--resamples" in words else ("--resamples", 100)
-        place = () if {"--cache_dir", "--no_cache"} & {*words} else ("--cache_dir", tmp_path / "cache")
+        place = (
+            () if {"--cache_dir", "--no_cache"} & {*words} else ("--cache_dir", tmp_path / "cache")
+        )
         return run_main("evaluate.py", evaluate.main, *words, *quick, *place, code=code)
 
     return run
@@ -95,7 +99,11 @@ def tool(run_main, tmp_path):
 
 def scores_and_mos(path, name):
     with path.open(newline="") as file:
-        rows = [(float(r["score"]), float(r["mos"])) for r in csv.DictReader(file) if r["dataset"] == name]
+        rows = [
+            (float(r["score"]), float(r["mos"]))
+            for r in csv.DictReader(file)
+            if r["dataset"] == name
+        ]
     return np.array(rows).T
 
 
@@ -128,7 +136,17 @@ def test_a_runs_own_test_comes_out_again(tool, settings, tmp_path, koniq, spaq, 
 
 
 def test_the_random_split_of_a_later_round_is_drawn_again(tool, settings, tmp_path, kadid):
-    flags = ("--dataset", "kadid-10k", "--dataset_path", kadid, "--train_test_num", 2, "--epochs", 1, "--no_spaq")
+    flags = (
+        "--dataset",
+        "kadid-10k",
+        "--dataset_path",
+        kadid,
+        "--train_test_num",
+        2,
+        "--epochs",
+        1,
+        "--no_spaq",
+    )
     solver = HyperIQASolver(settings("resnet", *flags))
     solver.run()
     for folder, ending in (("", "_predictions.csv"), ("round2", "_round2_predictions.csv")):
@@ -140,7 +158,16 @@ def test_the_random_split_of_a_later_round_is_drawn_again(tool, settings, tmp_pa
 # ------------------------------------------------------------------------------------------------- figures
 def test_figures_are_scipys_on_the_predictions(tool, model, kadid, tmp_path):
     file = tmp_path / "p.csv"
-    out = tool(model, "--datasets", f"kadid-10k={kadid}", "--predictions", file, "--json", "--resamples", 300).stdout
+    out = tool(
+        model,
+        "--datasets",
+        f"kadid-10k={kadid}",
+        "--predictions",
+        file,
+        "--json",
+        "--resamples",
+        300,
+    ).stdout
     (found,) = json.loads(out)["datasets"]
     score, mos = scores_and_mos(file, "kadid-10k")
     assert found["images"] == len(score) == 30
@@ -172,7 +199,10 @@ def test_comparison_tools_read_the_predictions(tool, model, csiq, koniq, tmp_pat
     sets = ("--datasets", f"csiq={csiq}", f"koniq-10k={koniq}")
     tool(model, *sets, "--predictions", tmp_path / "p.csv")
     found = reading.read_predictions(tmp_path / "p.csv")
-    assert {name: len(scores.keys) for name, scores in found.items()} == {"csiq": 60, "koniq-10k": 6}
+    assert {name: len(scores.keys) for name, scores in found.items()} == {
+        "csiq": 60,
+        "koniq-10k": 6,
+    }
     expected = {("test_0.jpg", 0): score_of(0, 6), ("test_5.jpg", 0): score_of(5, 6)}
     mos = dict(zip(found["koniq-10k"].keys, found["koniq-10k"].mos))
     assert {key: mos[key] for key in expected} == expected
@@ -204,7 +234,9 @@ def test_a_csv_of_dmos_turned_round_gives_the_same_figures(tool, model, koniq, t
         found.append(json.loads(out)["datasets"][0]["figures"])
     for name, figure in found[0].items():
         assert figure["value"] == pytest.approx(found[1][name]["value"], rel=1e-6)
-        if "fitted" not in name:  # six fitted points lie on a step, whose resamples hang on the last digit
+        if (
+            "fitted" not in name
+        ):  # six fitted points lie on a step, whose resamples hang on the last digit
             assert figure == pytest.approx(found[1][name], rel=1e-6)
 
 
@@ -212,7 +244,9 @@ def test_kinds_of_distortion_are_what_a_plain_loop_finds(tool, model, kadid, tmp
     root = tmp_path / "kadid"
     shutil.copytree(kadid, root)
     lines = (root / "dmos.csv").read_text().splitlines()
-    alike = [re.sub(r",[^,]+,0\.5$", ",3.0,0.5", line) if "_25_" in line else line for line in lines]
+    alike = [
+        re.sub(r",[^,]+,0\.5$", ",3.0,0.5", line) if "_25_" in line else line for line in lines
+    ]
     (root / "dmos.csv").write_text("\n".join(alike))
     file = tmp_path / "p.csv"
     words = (model, "--datasets", f"kadid-10k={root}", "--predictions", file)
@@ -221,11 +255,23 @@ def test_kinds_of_distortion_are_what_a_plain_loop_finds(tool, model, kadid, tmp
         rows = list(csv.DictReader(rows))
     expected = {}
     for number, kind in (("_01_", "gaussian blur"), ("_09_", "JPEG2000 compression")):
-        score, mos = np.array([(float(r["score"]), float(r["mos"])) for r in rows if number in r["image"]]).T
-        expected[kind] = (10, stats.spearmanr(score, mos).statistic, stats.pearsonr(score, mos).statistic)
-    *kinds, last = [(kind["kind"], kind["images"], kind["srcc"], kind["plcc"]) for kind in found["kinds"]]
-    assert {kind: figures for kind, *figures in kinds} == {k: pytest.approx(list(v)) for k, v in expected.items()}
-    assert [srcc for _, _, srcc, _ in kinds] == sorted((srcc for _, _, srcc, _ in kinds), reverse=True)
+        score, mos = np.array(
+            [(float(r["score"]), float(r["mos"])) for r in rows if number in r["image"]]
+        ).T
+        expected[kind] = (
+            10,
+            stats.spearmanr(score, mos).statistic,
+            stats.pearsonr(score, mos).statistic,
+        )
+    *kinds, last = [
+        (kind["kind"], kind["images"], kind["srcc"], kind["plcc"]) for kind in found["kinds"]
+    ]
+    assert {kind: figures for kind, *figures in kinds} == {
+        k: pytest.approx(list(v)) for k, v in expected.items()
+    }
+    assert [srcc for _, _, srcc, _ in kinds] == sorted(
+        (srcc for _, _, srcc, _ in kinds), reverse=True
+    )
     assert last == ("contrast change", 10, None, None)
     text = tool(*words).stdout.splitlines()
     assert text[-1].split() == ["contrast", "change", "10", "–", "–"]
@@ -243,7 +289,9 @@ def test_kinds_of_distortion_are_what_a_plain_loop_finds(tool, model, kadid, tmp
     ],
 )
 def test_which_images_of_a_set_without_a_split(kadid, split, trained_on, images, which):
-    (test,) = evaluation.read_sets({"kadid-10k": kadid}, {**DESCRIPTION, "dataset": trained_on}, split)
+    (test,) = evaluation.read_sets(
+        {"kadid-10k": kadid}, {**DESCRIPTION, "dataset": trained_on}, split
+    )
     assert (len(test.data.records), test.which) == (images, which)
     if images == 6:
         expected = READERS["kadid-10k"](kadid, 7).read().split("test")
@@ -253,7 +301,9 @@ def test_which_images_of_a_set_without_a_split(kadid, split, trained_on, images,
 @pytest.mark.parametrize(("split", "images"), [("auto", 6), ("test", 6), ("all", 18)])
 @pytest.mark.parametrize("trained_on", ["livec", "koniq-10k"])
 def test_which_images_of_a_set_that_comes_with_a_split(koniq, split, images, trained_on):
-    (test,) = evaluation.read_sets({"koniq-10k": koniq}, {**DESCRIPTION, "dataset": trained_on}, split)
+    (test,) = evaluation.read_sets(
+        {"koniq-10k": koniq}, {**DESCRIPTION, "dataset": trained_on}, split
+    )
     assert len(test.data.records) == images
     assert {record.split for record in test.data.records} == {"test"}
 
@@ -268,7 +318,9 @@ def test_a_csv_is_the_training_set_when_its_scores_are(koniq):
 
 
 def test_a_split_whose_seed_is_not_known_is_no_guess(kadid):
-    about = {name: value for name, value in DESCRIPTION.items() if name != "seed"} | {"dataset": "kadid-10k"}
+    about = {name: value for name, value in DESCRIPTION.items() if name != "seed"} | {
+        "dataset": "kadid-10k"
+    }
     message = "kadid-10k: comes without a split, and the seed of the run's is not known; give --seed N or --split all"
     with pytest.raises(UserError) as raised:
         evaluation.read_sets({"kadid-10k": kadid}, about)
@@ -279,7 +331,10 @@ def test_a_split_whose_seed_is_not_known_is_no_guess(kadid):
 
 def test_the_two_sets_of_spaq_share_images(tmp_path, spaq):
     write_official_spaq(tmp_path / "official")
-    for path, name, other in ((spaq, "spaq", "spaq-official"), (tmp_path / "official", "spaq-official", "spaq")):
+    for path, name, other in (
+        (spaq, "spaq", "spaq-official"),
+        (tmp_path / "official", "spaq-official", "spaq"),
+    ):
         for trained_on in (name, other):
             (test,) = evaluation.read_sets({"spaq": path}, {**DESCRIPTION, "dataset": trained_on})
             note = f"{name}: shares images with {other}, which the model was trained on"
@@ -292,7 +347,9 @@ def test_spaq_of_a_model_of_the_demo_is_the_demos(tmp_path):
     write_spaq(tmp_path / "spaq-test")
     sets = {"spaq": None, "demo": tmp_path}
     tests = evaluation.read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
-    assert [(t.data.name, len(t.data.records), t.data.records[0].path.parent.name) for t in tests] == [
+    assert [
+        (t.data.name, len(t.data.records), t.data.records[0].path.parent.name) for t in tests
+    ] == [
         ("spaq", 5, "spaq-test"),
         ("demo", 6, "test"),
     ]
@@ -305,8 +362,18 @@ def test_spaq_of_a_model_of_the_demo_is_the_demos(tmp_path):
 @pytest.mark.parametrize(
     ("trained_on", "trained", "asked", "expected"),
     [
-        ("koniq-10k", "384", None, {"koniq-10k": "384", "spaq": "384", "csiq": "none", "bid": "512x512"}),
-        ("koniq-10k", "512x384", None, {"koniq-10k": "512x384", "spaq": "512x384", "csiq": "512x384"}),
+        (
+            "koniq-10k",
+            "384",
+            None,
+            {"koniq-10k": "384", "spaq": "384", "csiq": "none", "bid": "512x512"},
+        ),
+        (
+            "koniq-10k",
+            "512x384",
+            None,
+            {"koniq-10k": "512x384", "spaq": "512x384", "csiq": "512x384"},
+        ),
         ("csiq", "none", None, {"koniq-10k": "384", "spaq": "384", "csiq": "none"}),
         ("spaq-official", "384", None, {"csiq": "none"}),
         ("a set to come", "100", None, {"csiq": "none", "koniq-10k": "384"}),
@@ -325,7 +392,10 @@ def test_the_size_of_each_set(koniq, spaq, csiq, trained_on, trained, asked, exp
 
 # --------------------------------------------------------------------------------------------------- mistakes
 MISTAKES = {
-    "an unknown set": (("--datasets", "kadid"), "--datasets kadid: expected NAME or NAME=PATH, NAME one of koniq-10k, "),
+    "an unknown set": (
+        ("--datasets", "kadid"),
+        "--datasets kadid: expected NAME or NAME=PATH, NAME one of koniq-10k, ",
+    ),
     "a set twice": (("--datasets", "livec", "livec=x"), "--datasets: livec is listed twice"),
     "a csv without its file": (("--datasets", "csv"), "--datasets csv: expected csv=FILE.csv"),
     "a direction without csv": (
@@ -333,7 +403,20 @@ MISTAKES = {
         "--lower_is_better is for csv: how the other sets are read is known",
     ),
     "numbers out of range": (
-        ("--datasets", "livec", "--crops", 0, "--seed", -1, "--workers", 300, "--batch_size", 0, "--resamples", 9),
+        (
+            "--datasets",
+            "livec",
+            "--crops",
+            0,
+            "--seed",
+            -1,
+            "--workers",
+            300,
+            "--batch_size",
+            0,
+            "--resamples",
+            9,
+        ),
         "--seed -1: expected a whole number of at least 0; --crops 0: expected a whole number of at least 1; "
         "--batch_size 0: expected a whole number of at least 1; --workers 300: expected 0 to 256; "
         "--resamples 9: expected a whole number of at least 100",
@@ -346,7 +429,10 @@ MISTAKES = {
         ("--datasets", "livec", "--device", "tpu"),
         "--device tpu: expected auto, cpu, cuda, cuda:N or mps",
     ),
-    "two outputs at once": (("--datasets", "livec", "--json", "--markdown"), "contradictory flags: --markdown and --json"),
+    "two outputs at once": (
+        ("--datasets", "livec", "--json", "--markdown"),
+        "contradictory flags: --markdown and --json",
+    ),
     "two places at once": (
         ("--datasets", "livec", "--no_cache", "--cache_dir", "c"),
         "contradictory flags: --no_cache and --cache_dir",
@@ -357,15 +443,22 @@ MISTAKES = {
         "--report x.jpg: expected a name that ends in .html",
     ),
     "no sets": ((), "the following arguments are required: --datasets"),
-    "a misspelt flag": (("--datasets", "livec", "--resise", "1"), "unknown argument: --resise (did you mean --resize?), 1"),
-}  # fmt: skip
+    "a misspelt flag": (
+        ("--datasets", "livec", "--resise", "1"),
+        "unknown argument: --resise (did you mean --resize?), 1",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_in_the_flags_is_one_line(tool, model, case):
     words, message = MISTAKES[case]
     done = tool(model, *words, code=2)
-    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1 and not done.stdout
+    assert (
+        done.stderr.startswith(f"error: {message}")
+        and done.stderr.count("\n") == 1
+        and not done.stdout
+    )
 
 
 def test_a_missing_checkpoint_is_said_with_the_other_mistakes(tool):
@@ -378,12 +471,19 @@ def test_a_missing_checkpoint_is_said_with_the_other_mistakes(tool):
 
 def test_flags_are_checked_without_torch():
     code = "import sys, evaluate; print(sorted({'torch', 'timm', 'matplotlib'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
 def test_all_that_is_wrong_with_the_sets_is_said_before_any_work(tool, model, koniq, tmp_path):
-    sets = (f"koniq-10k={koniq}", f"kadid-10k={tmp_path}", f"livec={tmp_path / 'none'}", f"spaq={tmp_path}")
+    sets = (
+        f"koniq-10k={koniq}",
+        f"kadid-10k={tmp_path}",
+        f"livec={tmp_path / 'none'}",
+        f"spaq={tmp_path}",
+    )
     done = tool(model, "--datasets", *sets, "--predictions", tmp_path / "p.csv", code=2)
     assert done.stderr == (
         f"error: kadid-10k: no kadid_test.json or dmos.csv in {tmp_path}; expected kadid_test.json or dmos.csv, and "
@@ -402,7 +502,10 @@ def test_images_that_cannot_be_read(tool, model, tmp_path):
     words = (model, "--datasets", f"spaq={root}", "--predictions", tmp_path / "p.csv")
     done = tool(*words, code=2)
     reasons = f"{root}/spaq_1.jpg: the file is empty; {root}/spaq_3.jpg: not an image of a format that is read here"
-    assert done.last_words == f"error: 2 of 5 images cannot be read: {reasons} (--skip_bad_images drops them)\n"
+    assert (
+        done.last_words
+        == f"error: 2 of 5 images cannot be read: {reasons} (--skip_bad_images drops them)\n"
+    )
     out = tool(*words, "--skip_bad_images").stdout
     assert "spaq: 3 images (all), resize 72\n" in out
     assert f"spaq: left out: 2 of 5 images cannot be read: {reasons}\n" in out
@@ -445,7 +548,9 @@ def test_ctrl_c_leaves_the_predictions_of_the_sets_done(tool, model, koniq, tmp_
     done = tool(model, *sets, "--predictions", file, "--batch_size", 1, code=130)
     thread.join()
     assert done.last_words == "Interrupted\n" and not done.stdout
-    assert {name: len(scores.keys) for name, scores in reading.read_predictions(file).items()} == {"koniq-10k": 6}
+    assert {name: len(scores.keys) for name, scores in reading.read_predictions(file).items()} == {
+        "koniq-10k": 6
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ output
@@ -456,7 +561,10 @@ def test_the_table_keeps_to_100_columns_and_says_where_it_comes_from(tool, model
     assert lines[:2] == [f"Model: {model}", "swin_nano, fusion none, trained on livec, run a_run"]
     assert lines[2] == "Scored in fp32 on cpu: patches of 64, centre crop"
     assert lines[3].startswith(f"torch {torch.__version__.split('+')[0]}")
-    assert lines[4:6] == ["koniq-10k: 6 images (its test split), resize 72", "csiq: 60 images (all), resize 72"]
+    assert lines[4:6] == [
+        "koniq-10k: 6 images (its test split), resize 72",
+        "csiq: 60 images (all), resize 72",
+    ]
     assert lines[8].split() == ["data", "set", "images", "SRCC", "PLCC", "PLCC", "KRCC", "RMSE"]
     first, below = lines[9], lines[10]
     assert first.startswith("koniq-10k       6 ") and len(first.split()) == 7
@@ -469,8 +577,20 @@ def test_crops_and_precision_are_said_and_used(tool, model, koniq, tmp_path):
     nine = tool(*words, tmp_path / "9.csv", "--crops", 9, "--precision", "bf16").stdout
     assert "fp32 on cpu: patches of 64, centre crop\n" in one
     assert "bf16 on cpu: patches of 64, 9 crops (grid)\n" in nine
-    again = tool(*words, tmp_path / "again.csv", "--crops", 1, "--batch_size", 2, "--no_cache", "--workers", 1)
-    found = [scores_and_mos(tmp_path / f"{name}.csv", "koniq-10k")[0] for name in ("1", "9", "again")]
+    again = tool(
+        *words,
+        tmp_path / "again.csv",
+        "--crops",
+        1,
+        "--batch_size",
+        2,
+        "--no_cache",
+        "--workers",
+        1,
+    )
+    found = [
+        scores_and_mos(tmp_path / f"{name}.csv", "koniq-10k")[0] for name in ("1", "9", "again")
+    ]
     assert found[2] == pytest.approx(found[0], abs=1e-4) and again.returncode == 0
     assert found[1] != pytest.approx(found[0], abs=1e-4)
 
@@ -478,14 +598,23 @@ def test_crops_and_precision_are_said_and_used(tool, model, koniq, tmp_path):
 def test_csv_json_and_markdown_agree(tool, model, kadid, csiq, tmp_path):
     words = (model, "--datasets", f"kadid-10k={kadid}", f"csiq={csiq}")
     whole = json.loads(tool(*words, "--json", "--csv", tmp_path / "f.csv").stdout)
-    assert whole["checkpoint"] == str(model) and whole["model"]["run"] == "a_run" and whole["versions"]["torch"]
+    assert (
+        whole["checkpoint"] == str(model)
+        and whole["model"]["run"] == "a_run"
+        and whole["versions"]["torch"]
+    )
     with (tmp_path / "f.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["dataset"], row["kind"]) for row in rows if not row["kind"]] == [("kadid-10k", ""), ("csiq", "")]
+    assert [(row["dataset"], row["kind"]) for row in rows if not row["kind"]] == [
+        ("kadid-10k", ""),
+        ("csiq", ""),
+    ]
     for row, found in zip([row for row in rows if not row["kind"]], whole["datasets"]):
         assert int(row["images"]) == found["images"] and row["resize"] == found["resize"]
         for name, figure in found["figures"].items():
-            assert [float(row[name + ending]) for ending in ("", "_low", "_high")] == list(figure.values())
+            assert [float(row[name + ending]) for ending in ("", "_low", "_high")] == list(
+                figure.values()
+            )
     kinds = [row for row in rows if row["kind"]]
     assert len(kinds) == 3 + 6 and all(row["srcc"] and not row["krcc"] for row in kinds)
     lines = tool(*words, "--markdown").stdout.splitlines()
@@ -509,10 +638,16 @@ def test_a_constant_model_has_no_figures(tool, koniq, tmp_path):
     assert "\nkoniq-10k       6     –     –       –     –       –\n" in out
     figures = json.loads(tool(*words, "--json").stdout)["datasets"][0]["figures"]
     assert all(figure == {"value": None, "low": None, "high": None} for figure in figures.values())
-    assert (tmp_path / "f.csv").read_text().endswith("koniq-10k,,6,its test split,72" + "," * 15 + "\n")
+    assert (
+        (tmp_path / "f.csv")
+        .read_text()
+        .endswith("koniq-10k,,6,its test split,72" + "," * 15 + "\n")
+    )
 
 
-def test_the_page_has_a_section_for_each_set(tool, model, koniq, csiq, kadid, spaq, tmp_path, browse):
+def test_the_page_has_a_section_for_each_set(
+    tool, model, koniq, csiq, kadid, spaq, tmp_path, browse
+):
     pytest.importorskip("plotly")
     sets = (f"koniq-10k={koniq}", f"csiq={csiq}", f"kadid-10k={kadid}", f"spaq={spaq}")
     words = (model, "--datasets", *sets, "--report", tmp_path / "s.html")
@@ -521,9 +656,15 @@ def test_the_page_has_a_section_for_each_set(tool, model, koniq, csiq, kadid, sp
     assert page.locator("h1").inner_text() == "a_run on koniq-10k, csiq, kadid-10k, spaq"
     assert page.locator("h2").all_inner_texts() == ["Figures", *(each["dataset"] for each in found)]
     for number, each in enumerate(found, 1):
-        section, figures = page.locator(f"#s{number}"), {name: f["value"] for name, f in each["figures"].items()}
+        section, figures = (
+            page.locator(f"#s{number}"),
+            {name: f["value"] for name, f in each["figures"].items()},
+        )
         note = section.locator("figcaption").first.inner_text()
-        assert f"{each['images']} images; score: SRCC {figures['srcc']:.4f}, PLCC {figures['plcc']:.4f}" in note
+        assert (
+            f"{each['images']} images; score: SRCC {figures['srcc']:.4f}, PLCC {figures['plcc']:.4f}"
+            in note
+        )
         axis = "score and DMOS" if each["dataset"] == "csiq" else "score and MOS"
         assert section.locator(".plots h3").first.inner_text().startswith(axis)
         kinds = section.locator("table").first.inner_text() if each["kinds"] else ""
@@ -532,8 +673,12 @@ def test_the_page_has_a_section_for_each_set(tool, model, koniq, csiq, kadid, sp
 
 def test_predictions_that_cannot_be_written(tool, model, koniq, tmp_path):
     (tmp_path / "f").write_text("")
-    done = tool(model, "--datasets", f"koniq-10k={koniq}", "--predictions", tmp_path / "f" / "p.csv", code=2)
-    assert done.stderr.endswith(f"error: --predictions {tmp_path / 'f' / 'p.csv'}: no folder {tmp_path / 'f'}\n")
+    done = tool(
+        model, "--datasets", f"koniq-10k={koniq}", "--predictions", tmp_path / "f" / "p.csv", code=2
+    )
+    assert done.stderr.endswith(
+        f"error: --predictions {tmp_path / 'f' / 'p.csv'}: no folder {tmp_path / 'f'}\n"
+    )
 
 
 def test_the_standards_figures_and_what_a_perfect_model_would_reach(tool, model, tmp_path):
@@ -541,16 +686,25 @@ def test_the_standards_figures_and_what_a_perfect_model_would_reach(tool, model,
     table = root / "koniq10k_scores_and_distributions.csv"
     header, *rows = csv.reader(table.open())
     rows = [[row[0], 100, 1 + float(row[3]) / 25, 2.0, row[3]] for row in rows]
-    csv.writer(table.open("w", newline="")).writerows([["image_name", "c_total", "MOS", "SD", "MOS_zscore"], *rows])
-    words = (model, "--datasets", f"koniq-10k={root}", "--standards", "--predictions", tmp_path / "p.csv")
+    csv.writer(table.open("w", newline="")).writerows(
+        [["image_name", "c_total", "MOS", "SD", "MOS_zscore"], *rows]
+    )
+    words = (
+        model,
+        "--datasets",
+        f"koniq-10k={root}",
+        "--standards",
+        "--predictions",
+        tmp_path / "p.csv",
+    )
     (found,) = json.loads(tool(*words, "--json").stdout)["datasets"]
     score, mos = scores_and_mos(tmp_path / "p.csv", "koniq-10k")
     error = np.full(12, 25 * 2.0 / 10)  # a SD of 2 in 1..5, of a hundred votes
     expected = standards.measure(score, mos, error)
     for name, each in expected.items():
-        assert found["standards"][name]["value"] == pytest.approx(each.value, rel=1e-6, nan_ok=True) or np.isnan(
-            each.value
-        )
+        assert found["standards"][name]["value"] == pytest.approx(
+            each.value, rel=1e-6, nan_ok=True
+        ) or np.isnan(each.value)
     assert found["ceiling"]["plcc"] == pytest.approx(np.sqrt(1 - 25 / mos.var()))
     text = tool(*words).stdout
     assert "koniq-10k: a perfect model would reach SRCC 0." in text and "RMSE*" in text

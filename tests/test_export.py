@@ -15,10 +15,18 @@ from hyperiqa.scoring.quality_model import load
 
 ROOT = Path(export.__file__).resolve().parent
 DESCRIPTION = {
-    "backbone": "resnet18", "fusion": "none", "patch_size": 64, "resize": "80", "exif_rotate": False, "dataset": "demo",
-    "score_range": [10.0, 90.0], "higher_is_better": True, "test_crop": "grid", "test_patch_num": 3,
+    "backbone": "resnet18",
+    "fusion": "none",
+    "patch_size": 64,
+    "resize": "80",
+    "exif_rotate": False,
+    "dataset": "demo",
+    "score_range": [10.0, 90.0],
+    "higher_is_better": True,
+    "test_crop": "grid",
+    "test_patch_num": 3,
     "metrics": {"test": {"srcc": float("nan"), "plcc": 0.5}},
-}  # fmt: skip
+}
 MISSING = not_installed("ONNX", *export.NEEDED)
 needs_onnx = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 TINY = "swin_tiny_patch4_window7_224"
@@ -41,7 +49,12 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize(
     ("backbone", "fusion", "patch_size", "opset"),
     [
-        ("resnet18", "concat", 80, 18),  # 80: no stage map divides into 7x7, so the pools are adaptive
+        (
+            "resnet18",
+            "concat",
+            80,
+            18,
+        ),  # 80: no stage map divides into 7x7, so the pools are adaptive
         ("swin_nano", "concat", 224, 20),
         ("test_convnext", "fpn+transformer", 64, 18),
         pytest.param("resnet18", "progressive", 80, 18, marks=pytest.mark.slow),
@@ -62,8 +75,15 @@ def test_the_file_scores_as_the_model_does_and_says_how_to_use_it(
 
     fusion, _, hyper = fusion.partition("+")
     changes = {"backbone": backbone, "fusion": fusion, "patch_size": patch_size, "resize": "none"}
-    changes |= {"hyper": hyper or "conv", "dropout": 0.3, "drop_path": 0.1}  # which scoring does not see
-    changes |= {"mean": [0.3, 0.5, 0.6], "std": [0.4, 0.2, 0.1]}  # which the graph applies, as `score` does
+    changes |= {
+        "hyper": hyper or "conv",
+        "dropout": 0.3,
+        "drop_path": 0.1,
+    }  # which scoring does not see
+    changes |= {
+        "mean": [0.3, 0.5, 0.6],
+        "std": [0.4, 0.2, 0.1],
+    }  # which the graph applies, as `score` does
     best = save(tmp_path / "run" / "best_model_srcc_0.9000_plcc_0.8000.pkl", **changes)
     run(best.parent, "--opset", opset)
     path = best.with_name("best_model_srcc_0.9000_plcc_0.8000.onnx")
@@ -72,8 +92,14 @@ def test_the_file_scores_as_the_model_does_and_says_how_to_use_it(
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (taken,), (given) = session.get_inputs(), session.get_outputs()
-    assert (taken.name, taken.type, taken.shape) == ("patches", "tensor(uint8)", ["N", patch_size, patch_size, 3])
-    assert [(out.name, out.type, out.shape) for out in given] == [("scores", "tensor(float)", ["N"])]
+    assert (taken.name, taken.type, taken.shape) == (
+        "patches",
+        "tensor(uint8)",
+        ["N", patch_size, patch_size, 3],
+    )
+    assert [(out.name, out.type, out.shape) for out in given] == [
+        ("scores", "tensor(float)", ["N"])
+    ]
     model, images = load(best, "cpu"), [picture(400, 300, seed=i) for i in range(3)]
     patches = [model.patches(image) for image in images]
     found = [session.run(None, {"patches": p})[0].mean() for p in patches]
@@ -82,13 +108,20 @@ def test_the_file_scores_as_the_model_does_and_says_how_to_use_it(
     together = session.run(["scores"], {"patches": np.concatenate(patches)})[0]
     assert together.reshape(3, 3).mean(1) == pytest.approx(expected, abs=1e-4)
 
-    description = {"format": 1, **DESCRIPTION, **changes, "metrics": {"test": {"srcc": None, "plcc": 0.5}}}
+    description = {
+        "format": 1,
+        **DESCRIPTION,
+        **changes,
+        "metrics": {"test": {"srcc": None, "plcc": 0.5}},
+    }
     assert json.loads(session.get_modelmeta().custom_metadata_map["hyperiqa"]) == description
     proto = onnx.load(path)
     onnx.checker.check_model(proto)
     assert [(o.domain, o.version) for o in proto.opset_import if not o.domain] == [("", opset)]
     data = path.read_bytes()
-    assert str(ROOT).encode() not in data and b'File "' not in data, "stack traces of the exporting machine"
+    assert str(ROOT).encode() not in data and b'File "' not in data, (
+        "stack traces of the exporting machine"
+    )
 
 
 @needs_onnx
@@ -99,7 +132,9 @@ def test_a_file_that_scores_otherwise_is_not_left(checkpoint, tmp_path, monkeypa
     with torch.no_grad():
         model.net.fc5b_fc.bias += 0.009  # more than 1e-4 of the range of 80
     monkeypatch.setattr(export, "to_onnx", lambda *_: proto)
-    with pytest.raises(UserError, match="m.onnx: not written: onnxruntime's scores differ by 0.009 from PyTorch's"):
+    with pytest.raises(
+        UserError, match="m.onnx: not written: onnxruntime's scores differ by 0.009 from PyTorch's"
+    ):
         export.write_onnx(model, tmp_path / "m.onnx", 18)
     with torch.no_grad():
         model.net.fc5b_fc.bias += float("nan")
@@ -120,7 +155,11 @@ def test_the_patches_to_compare_on_are_different_and_cover_the_range():
 @pytest.mark.parametrize("form", ["safetensors", "pkl"])
 def test_models_of_the_public_code_are_converted(tmp_path, capsys, form):
     net = fill_by_recipe(build({"backbone": "resnet18", "fusion": "none", "patch_size": 224}))
-    old = {"state_dict": OrderedDict((f"module.{name}", tensor) for name, tensor in net.state_dict().items())}
+    old = {
+        "state_dict": OrderedDict(
+            (f"module.{name}", tensor) for name, tensor in net.state_dict().items()
+        )
+    }
     torch.save(old, tmp_path / "public.pkl", _use_new_zipfile_serialization=False)
     output = tmp_path / "converted" / f"ours.{form}"
     run(tmp_path / "public.pkl", output)
@@ -140,12 +179,21 @@ def test_models_of_the_public_code_are_converted(tmp_path, capsys, form):
         (["gone.pkl"], "gone.pkl: no such file"),
         (["model.pkl", "model.pkl"], "model.pkl: is the checkpoint itself; name another OUTPUT"),
         (["model.pkl", "--format", "pkl", "--force"], "model.pkl: is the checkpoint itself"),
-        (["model.pkl", "there.onnx"], "there.onnx: exists already; name another OUTPUT or add --force"),
+        (
+            ["model.pkl", "there.onnx"],
+            "there.onnx: exists already; name another OUTPUT or add --force",
+        ),
         (["model.pkl", "--format", "safetensors"], "model.safetensors: exists already"),
         (["model.pkl", "folder.onnx", "--force"], "folder.onnx: is a folder"),
-        (["model.pkl", "model.tflite"], "model.tflite: expected OUTPUT to end with .onnx, .safetensors, .pkl"),
+        (
+            ["model.pkl", "model.tflite"],
+            "model.tflite: expected OUTPUT to end with .onnx, .safetensors, .pkl",
+        ),
         (["model.pkl", "model"], "model: expected OUTPUT to end with"),
-        (["model.pkl", "model.onnx", "--format", "pkl"], "contradictory: --format pkl and model.onnx"),
+        (
+            ["model.pkl", "model.onnx", "--format", "pkl"],
+            "contradictory: --format pkl and model.onnx",
+        ),
         (["model.pkl", "--opset", "11"], "--opset 11: expected 18 to 23"),
         (["model.pkl", "--opest", "18"], r"unknown argument: --opest .*did you mean --opset"),
         (["empty"], "empty: no best_model_srcc_….pkl in this folder"),
@@ -161,14 +209,21 @@ def test_mistakes(tmp_path, monkeypatch, argv, message):
     monkeypatch.setattr(export, "not_installed", lambda *_: "")
     with pytest.raises(UserError, match=message):
         export.main(argv)
-    assert all(Path(name).read_text() == "as before" for name in ("model.pkl", "there.onnx", "model.safetensors"))
+    assert all(
+        Path(name).read_text() == "as before"
+        for name in ("model.pkl", "there.onnx", "model.safetensors")
+    )
 
 
 def test_missing_packages_are_named_before_the_work(tmp_path, monkeypatch):
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("onnxr") else found(name))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name.startswith("onnxr") else found(name)
+    )
     (tmp_path / "model.pkl").write_text("is never read")
-    missing = ", ".join(name for name in export.NEEDED if name == "onnxruntime" or found(name) is None)
+    missing = ", ".join(
+        name for name in export.NEEDED if name == "onnxruntime" or found(name) is None
+    )
     expected = f"--format onnx needs {missing}: pip install onnx onnxscript onnxruntime"
     with pytest.raises(UserError, match=expected):
         run(tmp_path / "model.pkl")

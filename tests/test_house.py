@@ -19,7 +19,9 @@ def imported(path):
 
 
 def test_a_room_imports_only_from_the_rooms_to_its_left():
-    assert {path.parent.name for path in (CHECKOUT / "hyperiqa").glob("*/__init__.py")} == set(ROOMS)
+    assert {path.parent.name for path in (CHECKOUT / "hyperiqa").glob("*/__init__.py")} == set(
+        ROOMS
+    )
     for number, room in enumerate(ROOMS):
         allowed = {f"hyperiqa.{name}" for name in ROOMS[: number + 1]}
         for path in (CHECKOUT / "hyperiqa" / room).rglob("*.py"):

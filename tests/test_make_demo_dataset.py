@@ -21,7 +21,11 @@ from hyperiqa.base.command_line import run_tool
 SCRIPT = Path(demo.__file__)
 COUNTS = {"train": 25, "test": 10, "spaq": 9}
 SPLITS = {"train": "koniq-10k/train", "test": "koniq-10k/test", "spaq": "spaq-test"}
-LISTS = {"train": "koniq-10k/koniq_train.json", "test": "koniq-10k/koniq_test.json", "spaq": "spaq-test/spaq_test.json"}
+LISTS = {
+    "train": "koniq-10k/koniq_train.json",
+    "test": "koniq-10k/koniq_test.json",
+    "spaq": "spaq-test/spaq_test.json",
+}
 FOLDERS = {"train": "koniq_train", "test": "koniq_test", "spaq": "spaq_test"}
 TABLE = "koniq-10k/koniq10k_scores_and_distributions.csv"
 
@@ -34,7 +38,9 @@ def built(tmp_path_factory) -> Path:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()
+    }
 
 
 def table(root: Path) -> list[dict[str, str]]:
@@ -76,7 +82,9 @@ def test_every_image_is_an_rgb_jpeg_of_512x384(built):
 
 def test_the_table_agrees_with_the_lists_and_with_itself(built):
     rows = table(built)
-    listed = [e for split in ("train", "test") for e in json.loads((built / LISTS[split]).read_text())]
+    listed = [
+        e for split in ("train", "test") for e in json.loads((built / LISTS[split]).read_text())
+    ]
     scores = {entry["image"].split("/")[1]: entry["score"] for entry in listed}
     assert {row["image_name"]: float(row["MOS_zscore"]) for row in rows} == scores
     for row in rows:
@@ -166,7 +174,10 @@ def test_scenes_have_like_statistics_and_detail_in_every_crop():
             grey = scene.mean(2)
             assert abs(grey.mean() - domain.mean) < 10 and 40 < grey.std() < 60
             steps = np.abs(np.diff(grey, axis=1))
-            assert min(steps[y : y + 224, x : x + 223].mean() for y in (0, 160) for x in (0, 144, 288)) > 5
+            assert (
+                min(steps[y : y + 224, x : x + 223].mean() for y in (0, 160) for x in (0, 144, 288))
+                > 5
+            )
 
 
 def test_the_spaq_like_scenes_are_another_domain(built):
@@ -255,7 +266,9 @@ def test_of_two_builds_at_once_the_first_stays(built, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr(demo, "_make_all", other_is_faster)
     demo.main([str(out)])
-    assert contents(out) == contents(built) and [path.name for path in tmp_path.iterdir()] == ["demo"]
+    assert contents(out) == contents(built) and [path.name for path in tmp_path.iterdir()] == [
+        "demo"
+    ]
     assert "another process" in capsys.readouterr().err
 
 
@@ -277,7 +290,9 @@ def test_what_else_appears_meanwhile_is_no_finished_build(tmp_path, capsys, monk
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_build_leaves_no_data_set_and_no_workers(tmp_path, tmp_path_factory, how):
     command = [sys.executable, SCRIPT, tmp_path / "demo", "--train", "2000"]
-    errors = tmp_path_factory.mktemp("said") / "stderr"  # no pipe: workers left behind would hold it open
+    errors = (
+        tmp_path_factory.mktemp("said") / "stderr"
+    )  # no pipe: workers left behind would hold it open
     with errors.open("w") as file:
         process = subprocess.Popen(command, stderr=file, stdout=subprocess.DEVNULL)
     try:

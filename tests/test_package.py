@@ -17,10 +17,28 @@ from hyperiqa.model.swin import SwinBackbone
 from hyperiqa.scoring import quality_model
 
 DESCRIPTION = {
-    "backbone": "swin_nano", "fusion": "none", "patch_size": 64, "resize": "72", "exif_rotate": False, "seed": 7,
-    "dataset": "livec", "score_range": [0.0, 100.0], "higher_is_better": True, "test_crop": "grid", "test_patch_num": 3,
-}  # fmt: skip
-OTHERS = ("options", "models", "engine", "fusion", "metrics", "common/__init__", "training/__init__", "scoring/__init__")
+    "backbone": "swin_nano",
+    "fusion": "none",
+    "patch_size": 64,
+    "resize": "72",
+    "exif_rotate": False,
+    "seed": 7,
+    "dataset": "livec",
+    "score_range": [0.0, 100.0],
+    "higher_is_better": True,
+    "test_crop": "grid",
+    "test_patch_num": 3,
+}
+OTHERS = (
+    "options",
+    "models",
+    "engine",
+    "fusion",
+    "metrics",
+    "common/__init__",
+    "training/__init__",
+    "scoring/__init__",
+)
 # Modules of the standard library that Windows does not have.
 POSIX = ("resource", "fcntl", "pwd", "grp", "termios", "tty", "pty", "syslog", "readline")
 
@@ -43,7 +61,11 @@ def run(project, code, **env):
     names = ", ".join(name.split("/")[0] for name in OTHERS)
     theirs = f"import {names}\nassert all(each.MINE for each in ({names},))\n"
     found = subprocess.run(
-        [sys.executable, "-c", theirs + code], cwd=project, env={**os.environ, **env}, capture_output=True, text=True
+        [sys.executable, "-c", theirs + code],
+        cwd=project,
+        env={**os.environ, **env},
+        capture_output=True,
+        text=True,
     )
     assert found.returncode == 0, found.stderr
     return found.stdout.split()
@@ -56,8 +78,20 @@ def installed(tmp_path_factory):
     source, site = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("site")
     for name in ("pyproject.toml", "requirements.txt", "train_swin.py", "HyperIQASolver.py"):
         shutil.copy(CHECKOUT / name, source)
-    shutil.copytree(CHECKOUT / "hyperiqa", source / "hyperiqa", ignore=shutil.ignore_patterns("__pycache__"))
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--target", site]
+    shutil.copytree(
+        CHECKOUT / "hyperiqa", source / "hyperiqa", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        site,
+    ]
     done = subprocess.run([*pip, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return site
@@ -72,7 +106,11 @@ def test_an_installed_package_scores_in_a_project_with_modules_like_ours(project
 def test_the_package_is_installed_whole_and_under_one_name(installed):
     there = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert there == {"hyperiqa", "bin"}
-    files = {path.relative_to(CHECKOUT) for path in (CHECKOUT / "hyperiqa").rglob("*.*") if path.suffix != ".pyc"}
+    files = {
+        path.relative_to(CHECKOUT)
+        for path in (CHECKOUT / "hyperiqa").rglob("*.*")
+        if path.suffix != ".pyc"
+    }
     assert files <= {path.relative_to(installed) for path in installed.rglob("*.*")}
 
 
@@ -82,8 +120,16 @@ def test_the_installed_command_scores_images(project, installed):
     done = subprocess.run(words, cwd=project[0], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     header, row = done.stdout.splitlines()
-    assert header == "image,score,error,made_with" and float(row.split(",")[1]) == pytest.approx(project[1], abs=1e-4)
-    mistake = subprocess.run([*words[:1], "none.pkl", "a.png"], cwd=project[0], env=environment, capture_output=True, text=True)
+    assert header == "image,score,error,made_with" and float(row.split(",")[1]) == pytest.approx(
+        project[1], abs=1e-4
+    )
+    mistake = subprocess.run(
+        [*words[:1], "none.pkl", "a.png"],
+        cwd=project[0],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert mistake.returncode == 2 and mistake.stderr.startswith("error: none.pkl: no such file")
 
 
@@ -99,7 +145,10 @@ def test_importing_the_package_imports_no_torch(project):
 
 def test_scoring_needs_no_module_that_windows_lacks(project):
     hidden = f"import sys\nimport torch, timm, torchvision\nfor name in {POSIX}: sys.modules[name] = None\n"
-    code = hidden + "import hyperiqa\nimport hyperiqa.__main__\nprint(hyperiqa.load('m.pkl').score('a.png'))"
+    code = (
+        hidden
+        + "import hyperiqa\nimport hyperiqa.__main__\nprint(hyperiqa.load('m.pkl').score('a.png'))"
+    )
     assert float(run(project[0], code, PYTHONPATH=str(CHECKOUT))[0]) == project[1]
 
 

@@ -24,10 +24,21 @@ from hyperiqa.scoring import quality_model
 
 SCRIPT = Path(__main__.__file__)
 DESCRIPTION = {
-    "backbone": "resnet18", "fusion": "none", "patch_size": 64, "resize": "72", "exif_rotate": False, "seed": 42,
-    "dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True, "mean": list(IMAGENET_MEAN),
-    "std": list(IMAGENET_STD), "test_crop": "center", "test_patch_num": 25, "run": "test",
-}  # fmt: skip
+    "backbone": "resnet18",
+    "fusion": "none",
+    "patch_size": 64,
+    "resize": "72",
+    "exif_rotate": False,
+    "seed": 42,
+    "dataset": "koniq-10k",
+    "score_range": [0.0, 100.0],
+    "higher_is_better": True,
+    "mean": list(IMAGENET_MEAN),
+    "std": list(IMAGENET_STD),
+    "test_crop": "center",
+    "test_patch_num": 25,
+    "run": "test",
+}
 
 
 def save_model(path, seed=0, **changes):
@@ -43,8 +54,12 @@ def checkpoint(tmp_path_factory):
 def photos(tmp_path, monkeypatch):
     """Six photos of different sizes in a tree, with the current folder above it."""
     (tmp_path / "photos" / "sub").mkdir(parents=True)
-    for i, name in enumerate(["a.png", "b.jpg", "c, d.jpg", "sub/e.webp", "sub/f.bmp", "sub/g.tif"]):
-        Image.fromarray(picture(90 + 20 * i, 150 - 10 * i, seed=i)).save(tmp_path / "photos" / name, quality=90)
+    for i, name in enumerate(
+        ["a.png", "b.jpg", "c, d.jpg", "sub/e.webp", "sub/f.bmp", "sub/g.tif"]
+    ):
+        Image.fromarray(picture(90 + 20 * i, 150 - 10 * i, seed=i)).save(
+            tmp_path / "photos" / name, quality=90
+        )
     monkeypatch.chdir(tmp_path)
     return tmp_path / "photos"
 
@@ -56,8 +71,15 @@ def run(*words):
 def read(path):
     """image -> (score or None, error) of an output file, by the standard library's readers; no image twice."""
     with Path(path).open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [json.loads(line) for line in file] if Path(path).suffix == ".jsonl" else list(csv.DictReader(file))
-    found = {row["image"]: (None if row["score"] in ("", None) else float(row["score"]), row["error"]) for row in rows}
+        rows = (
+            [json.loads(line) for line in file]
+            if Path(path).suffix == ".jsonl"
+            else list(csv.DictReader(file))
+        )
+    found = {
+        row["image"]: (None if row["score"] in ("", None) else float(row["score"]), row["error"])
+        for row in rows
+    }
     assert len(found) == len(rows)
     return found
 
@@ -73,7 +95,11 @@ def plain_score(checkpoint, path, crops=None):
     net.load_state_dict(state)
     net.eval()
     image = T.Resize(72)(Image.open(path).convert("RGB"))
-    cut = [T.CenterCrop(64)(image)] if crops is None else [image.crop((x, y, x + 64, y + 64)) for x, y in crops]
+    cut = (
+        [T.CenterCrop(64)(image)]
+        if crops is None
+        else [image.crop((x, y, x + 64, y + 64)) for x, y in crops]
+    )
     with torch.no_grad():
         normal = T.Compose([T.ToTensor(), T.Normalize(IMAGENET_MEAN, IMAGENET_STD)])
         return float(np.mean([net(normal(crop)[None])["scores"].item() for crop in cut]))
@@ -83,18 +109,27 @@ def plain_score(checkpoint, path, crops=None):
 def test_scores_are_those_of_the_plain_procedure(checkpoint, photos, form):
     assert run(checkpoint, "photos", "--output", f"out.{form}", "--batch_size", 4) == 0
     found = scores(f"out.{form}")
-    assert list(found) == [f"photos/{name}" for name in ("a.png", "b.jpg", "c, d.jpg", "sub/e.webp", "sub/f.bmp", "sub/g.tif")]  # fmt: skip
+    assert list(found) == [
+        f"photos/{name}"
+        for name in ("a.png", "b.jpg", "c, d.jpg", "sub/e.webp", "sub/f.bmp", "sub/g.tif")
+    ]
     model = quality_model.load(checkpoint, device="cpu")
     for image, score in found.items():
         assert score == pytest.approx(model.score(image), abs=1e-3)
-        assert score == pytest.approx(plain_score(checkpoint, image), abs=0.02)  # Pillow rounds its resize otherwise
+        assert score == pytest.approx(
+            plain_score(checkpoint, image), abs=0.02
+        )  # Pillow rounds its resize otherwise
     assert max(found.values()) - min(found.values()) > 0.2
 
 
 def test_scores_without_a_resize_are_exact(checkpoint, photos):
-    Image.fromarray(picture(100, 72 + 8)).resize((100, 72)).save("photos/exact.png")  # its shorter side is the resize's
+    Image.fromarray(picture(100, 72 + 8)).resize((100, 72)).save(
+        "photos/exact.png"
+    )  # its shorter side is the resize's
     run(checkpoint, "photos/exact.png", "--output", "out.csv")
-    assert scores("out.csv")["photos/exact.png"] == pytest.approx(plain_score(checkpoint, "photos/exact.png"), abs=1e-3)
+    assert scores("out.csv")["photos/exact.png"] == pytest.approx(
+        plain_score(checkpoint, "photos/exact.png"), abs=1e-3
+    )
 
 
 def test_flags_change_what_is_scored(checkpoint, photos):
@@ -103,8 +138,13 @@ def test_flags_change_what_is_scored(checkpoint, photos):
     expected = plain_score(checkpoint, "tall.png", [(4, 0), (4, 72)])
     assert scores("grid.csv")["tall.png"] == pytest.approx(expected, abs=1e-3)
     assert abs(expected - plain_score(checkpoint, "tall.png")) > 0.01
-    for flags, setting in ((["--resize", "100x80"], "resize=100x80"), (["--precision", "bf16"], "precision=bf16"),
-                           (["--exif_rotate"], "exif_rotate=yes"), (["--crops", 2], "crops=2"), ([], "crops=1")):  # fmt: skip
+    for flags, setting in (
+        (["--resize", "100x80"], "resize=100x80"),
+        (["--precision", "bf16"], "precision=bf16"),
+        (["--exif_rotate"], "exif_rotate=yes"),
+        (["--crops", 2], "crops=2"),
+        ([], "crops=1"),
+    ):
         output = Path(f"{setting}.csv")
         assert run(checkpoint, "tall.png", *flags, "--output", output) == 0
         assert setting in output.read_text().splitlines()[1].split(",")[3].split()
@@ -116,7 +156,8 @@ def test_rows_go_to_standard_output(checkpoint, photos, capfd):
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
     assert [row["image"] for row in rows] == ["photos/b.jpg", "photos/c, d.jpg"]
     assert re.fullmatch(
-        "weights=[0-9a-f]{12} resize=72 patch_size=64 crops=1 exif_rotate=no precision=fp32", rows[0]["made_with"]
+        "weights=[0-9a-f]{12} resize=72 patch_size=64 crops=1 exif_rotate=no precision=fp32",
+        rows[0]["made_with"],
     )
     assert run(checkpoint, "photos/b.jpg") == 0
     lines = capfd.readouterr().out.splitlines()
@@ -146,7 +187,9 @@ def test_unreadable_files_do_not_stop_the_rest(checkpoint, photos, capfd):
     frames = [Image.fromarray(picture(seed=i)) for i in range(3)]
     frames[0].save(odd / "moving.gif", save_all=True, append_images=frames[1:])
 
-    assert run(checkpoint, "photos", "--output", "out.jsonl", "--workers", 2, "--batch_size", 3) == 1
+    assert (
+        run(checkpoint, "photos", "--output", "out.jsonl", "--workers", 2, "--batch_size", 3) == 1
+    )
     found = read("out.jsonl")
     reasons = {Path(image).name: error for image, (score, error) in found.items() if score is None}
     assert (
@@ -163,7 +206,9 @@ def test_unreadable_files_do_not_stop_the_rest(checkpoint, photos, capfd):
         or "1080000" not in reasons["strip.png"]
     )
     assert len(found) == 6 + 7 + 7 and len(reasons) == 7
-    assert set(fine) | {"moving.gif"} <= {Path(image).name for image, (score, _) in found.items() if score}
+    assert set(fine) | {"moving.gif"} <= {
+        Path(image).name for image, (score, _) in found.items() if score
+    }
     said = capfd.readouterr().err.splitlines()[-1]
     assert said.startswith("7 of 20 images could not be scored: photos/odd/cut.jpg (")
     assert said.endswith(", …") and said.count("photos/odd/") == 5
@@ -186,7 +231,9 @@ def test_an_interrupted_output_is_gone_on_with(checkpoint, photos, capfd):
     )
     assert said.endswith("cut.csv: 5 images scored\n")
     found = scores("cut.csv")
-    assert list(found)[:2] == list(scores("whole.csv"))[:2] and found.pop("photos/h.jpg") is not None
+    assert (
+        list(found)[:2] == list(scores("whole.csv"))[:2] and found.pop("photos/h.jpg") is not None
+    )
     for image, score in scores("whole.csv").items():
         if score is not None:
             assert found.pop(image) == pytest.approx(score, abs=1e-3)
@@ -208,10 +255,14 @@ def test_other_models_and_settings_are_not_mixed_in(checkpoint, photos, tmp_path
     run(checkpoint, "photos/a.png", "--output", "out.csv")
     before = Path("out.csv").read_bytes()
     other = save_model(tmp_path / "other.pkl", seed=1)
-    with pytest.raises(UserError, match=r"out.csv: its rows were made with weights [0-9a-f]{12}; this command has weights [0-9a-f]{12}; scores of"):  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"out.csv: its rows were made with weights [0-9a-f]{12}; this command has weights [0-9a-f]{12}; scores of",
+    ):
         run(other, "photos", "--output", "out.csv")
     with pytest.raises(
-        UserError, match="its rows were made with resize 72, crops 1; this command has resize none, crops 4;"
+        UserError,
+        match="its rows were made with resize 72, crops 1; this command has resize none, crops 4;",
     ):
         run(checkpoint, "photos", "--resize", "none", "--crops", 4, "--output", "out.csv")
     assert Path("out.csv").read_bytes() == before
@@ -261,28 +312,57 @@ def test_the_sheet_shows_earlier_runs_too(checkpoint, photos):
         (["CK", "a.jpg", "--crop", "3"], "unknown argument: --crop, 3 (did you mean --crops?)"),
         (["CK", "a.jpg"], "a.jpg: no such file or folder"),
         (["CK", "p", "*.gif"], "p: no images in this folder; *.gif: no images match this pattern"),
-        (["nosuch.pkl", "a.jpg"], "nosuch.pkl: no such file or folder; expected a model file, a run's folder or hf://USER/NAME"),
-        (["CK", "-", "--crops", "0", "--workers", "-1", "--batch_size", "0", "--resize", "0", "--device", "gpu"],
-         "--crops 0: expected 1 to 10000; --resize 0: expected S (shorter side), HxW (height x width) or none; "
-         "--batch_size 0: expected a whole number of at least 1; --device gpu: expected auto, cpu, cuda, cuda:N or mps; "
-         "--workers -1: expected 1 to 256"),
-        (["CK", "-", "--sheet", "s.jpg", "--output", "no/o.csv"],
-         "--output no/o.csv: no folder no; --sheet s.jpg: expected a name that ends in .html"),
+        (
+            ["nosuch.pkl", "a.jpg"],
+            "nosuch.pkl: no such file or folder; expected a model file, a run's folder or hf://USER/NAME",
+        ),
+        (
+            [
+                "CK",
+                "-",
+                "--crops",
+                "0",
+                "--workers",
+                "-1",
+                "--batch_size",
+                "0",
+                "--resize",
+                "0",
+                "--device",
+                "gpu",
+            ],
+            "--crops 0: expected 1 to 10000; --resize 0: expected S (shorter side), HxW (height x width) or none; "
+            "--batch_size 0: expected a whole number of at least 1; --device gpu: expected auto, cpu, cuda, cuda:N or mps; "
+            "--workers -1: expected 1 to 256",
+        ),
+        (
+            ["CK", "-", "--sheet", "s.jpg", "--output", "no/o.csv"],
+            "--output no/o.csv: no folder no; --sheet s.jpg: expected a name that ends in .html",
+        ),
         (["CK", "-", "--sheet", "s.PNG"], "--sheet s.PNG: expected a name that ends in .html"),
-        (["CK", "-", "--sheet", "x.html", "--output", "x.html"], "--output and --sheet: the same file x.html"),
+        (
+            ["CK", "-", "--sheet", "x.html", "--output", "x.html"],
+            "--output and --sheet: the same file x.html",
+        ),
         (["CK", "-", "--output", "p"], "--output p: a folder; expected a file"),
-        (["CK", "-", "--output", "s.xlsx"],
-         "--output s.xlsx: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl"),
+        (
+            ["CK", "-", "--output", "s.xlsx"],
+            "--output s.xlsx: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_found_before_torch_is_loaded(checkpoint, tmp_path, words, message):
     (tmp_path / "p").mkdir()
     words = [str(checkpoint) if word == "CK" else word for word in words]
     # The script must not get as far as torch: an import of it would say so.
     (tmp_path / "torch.py").write_text("print('torch was imported')")
     done = subprocess.run(
-        [sys.executable, SCRIPT, *words], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
+        [sys.executable, SCRIPT, *words],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
     said = done.stderr.strip()
     if "did you mean" in message:
         assert said.startswith("error: unknown argument: --crop (did you mean --crops?)")
@@ -293,7 +373,9 @@ def test_mistakes_are_found_before_torch_is_loaded(checkpoint, tmp_path, words, 
 
 def start(checkpoint, *words, **pipes):
     command = [sys.executable, str(SCRIPT), str(checkpoint), "--device", "cpu", *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **pipes)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **pipes
+    )
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
@@ -307,12 +389,17 @@ def test_a_pipe_that_stays_open_is_scored_as_it_comes_until_a_signal(checkpoint,
         found = [process.stdout.readline().split(",") for _ in range(5)]
         process.stdin.write("photos/b.jpg\n")
         process.stdin.flush()
-        found.append(process.stdout.readline().split(","))  # nothing was closed, and no batch is full
+        found.append(
+            process.stdout.readline().split(",")
+        )  # nothing was closed, and no batch is full
         process.send_signal(kind)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert [row[0] for row in found] == [f"photos/{name}" for name in ("sub/e.webp", "sub/f.bmp", "sub/g.tif", "a.png", "nosuch.jpg", "b.jpg")]  # fmt: skip
+    assert [row[0] for row in found] == [
+        f"photos/{name}"
+        for name in ("sub/e.webp", "sub/f.bmp", "sub/g.tif", "a.png", "nosuch.jpg", "b.jpg")
+    ]
     assert [row[2] for row in found] == ["", "", "", "", "No such file or directory", ""]
     assert process.returncode == 128 + kind and out == ""
     assert err.endswith("interrupted after 6 images\n") and "Traceback" not in err
@@ -342,7 +429,10 @@ def test_a_full_disk_is_one_line(checkpoint, photos):
         command = [sys.executable, str(SCRIPT), str(checkpoint), "photos", "--device", "cpu"]
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     said = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and said == "error: standard output: cannot be written: No space left on device"
+    assert (
+        done.returncode == 2
+        and said == "error: standard output: cannot be written: No space left on device"
+    )
 
 
 def test_images_are_read_ahead_no_further_than_a_batch_needs(checkpoint, photos):
@@ -364,7 +454,9 @@ def test_images_are_read_ahead_no_further_than_a_batch_needs(checkpoint, photos)
 def test_a_long_stretch_of_unreadable_files_is_reported_as_it_goes(checkpoint, photos):
     model = quality_model.load(checkpoint, device="cpu")
     named = []
-    results = model.score_all((named.append(i) or f"no{i}.jpg" for i in range(1000)), batch_size=4, workers=1)
+    results = model.score_all(
+        (named.append(i) or f"no{i}.jpg" for i in range(1000)), batch_size=4, workers=1
+    )
     assert next(results).problem == "No such file or directory" and len(named) < 20
     assert sum(result.score is None for result in results) == 999
 
@@ -387,7 +479,8 @@ def test_pictures_that_are_passed_over_are_named(checkpoint, photos, capfd):
     (photos / "only").mkdir()
     (photos / "only" / "x.cr2").touch()
     with pytest.raises(
-        UserError, match=r"no images in this folder, passed over 1 pictures .*\(.cr2\): photos/only/x.cr2"
+        UserError,
+        match=r"no images in this folder, passed over 1 pictures .*\(.cr2\): photos/only/x.cr2",
     ):
         run(checkpoint, "photos/only")
 

@@ -28,9 +28,33 @@ def ran(tmp_path_factory):
 
     place = tmp_path_factory.mktemp("ran")
     koniq, spaq = write_koniq(place / "koniq", 12, 24, (110, 90)), write_spaq(place / "spaq", 10)
-    tiny = ["--no_pretrained", "--patch_size", 64, "--resize", 72, "--train_patch_num", 2, "--batch_size", 8, "--epochs", 2,
-            "--lr", 1e-3, "--precision", "fp32", "--dataset_path", koniq, "--spaq_path", spaq, "--log_dir", place / "logs",
-            "--checkpoint_dir", place / "checkpoints", "--cache_dir", place / "cache"]  # fmt: skip
+    tiny = [
+        "--no_pretrained",
+        "--patch_size",
+        64,
+        "--resize",
+        72,
+        "--train_patch_num",
+        2,
+        "--batch_size",
+        8,
+        "--epochs",
+        2,
+        "--lr",
+        1e-3,
+        "--precision",
+        "fp32",
+        "--dataset_path",
+        koniq,
+        "--spaq_path",
+        spaq,
+        "--log_dir",
+        place / "logs",
+        "--checkpoint_dir",
+        place / "checkpoints",
+        "--cache_dir",
+        place / "cache",
+    ]
     for name, more in (("attention", ["--fusion", "attention"]), ("none", [])):
         words = [str(word) for word in (*tiny, "--run_name", name, *more)]
         HyperIQASolverSwin(train_options(words, "test", conftest.SCRIPTS["swin"])).run()
@@ -51,7 +75,13 @@ def predictions(place, run, dataset="koniq-10k"):
 
 def test_a_run_on_a_page(ran, run_main, tmp_path, browse):
     out = run_main(
-        "report.py", report.main, ran / "logs" / "attention.jsonl", "--output", tmp_path / "r.html", "--maps", 10
+        "report.py",
+        report.main,
+        ran / "logs" / "attention.jsonl",
+        "--output",
+        tmp_path / "r.html",
+        "--maps",
+        10,
     ).stdout
     assert out.startswith(f"{tmp_path / 'r.html'} (") and len(out.splitlines()) == 1
     page = browse(tmp_path / "r.html")
@@ -64,16 +94,23 @@ def test_a_run_on_a_page(ran, run_main, tmp_path, browse):
         "Where the model looks",
         "Certificates",
     ]
-    assert page.locator("h1").inner_text() == "attention" and page.locator("h2").all_inner_texts() == titles
+    assert (
+        page.locator("h1").inner_text() == "attention"
+        and page.locator("h2").all_inner_texts() == titles
+    )
     assert page.locator("nav a").all_inner_texts() == titles
     own = predictions(ran, "attention")
-    records = [json.loads(line) for line in (ran / "logs" / "attention.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (ran / "logs" / "attention.jsonl").read_text().splitlines()
+    ]
     best = max((r for r in records if r["type"] == "epoch"), key=lambda r: r["test"]["srcc"])
     assert f"{best['test']['srcc']:.4f}" in page.locator("table").first.inner_text()
     # Hovering shows the image that the point is of, with its figures.
     page.locator("#s3 .area").first.scroll_into_view_if_needed()
     page.wait_for_selector("#s3 .points path", state="attached")
-    for point in (page.locator("#s3 .plots figure").first.locator(".points path").nth(i) for i in (0, 7)):
+    for point in (
+        page.locator("#s3 .plots figure").first.locator(".points path").nth(i) for i in (0, 7)
+    ):
         point.hover(force=True)
         page.wait_for_selector("#card:not([hidden])")
         lines = page.locator("#card").inner_text().splitlines()
@@ -116,36 +153,77 @@ def test_errors_crops_and_measures_of_each_image(ran, run_main, tmp_path):
         [[left, top, width, height]] = found["crops"][i]
         pixels = load_image(ran / "koniq" / "test" / name, "72", 64).astype(float)
         high, wide = pixels.shape[:2]
-        assert (width, height) == (pytest.approx(6400 / wide, abs=0.01), pytest.approx(6400 / high, abs=0.01))
-        assert left == pytest.approx((100 - width) / 2, abs=1) and top == pytest.approx((100 - height) / 2, abs=1)
+        assert (width, height) == (
+            pytest.approx(6400 / wide, abs=0.01),
+            pytest.approx(6400 / high, abs=0.01),
+        )
+        assert left == pytest.approx((100 - width) / 2, abs=1) and top == pytest.approx(
+            (100 - height) / 2, abs=1
+        )
         grey = pixels @ [0.299, 0.587, 0.114]
         fields = {field: values[i] for field, values in found["fields"].items()}
-        assert fields["brightness"] == pytest.approx(grey.mean(), rel=1e-4) and fields["contrast"] == pytest.approx(
-            grey.std(), rel=1e-4
+        assert fields["brightness"] == pytest.approx(grey.mean(), rel=1e-4) and fields[
+            "contrast"
+        ] == pytest.approx(grey.std(), rel=1e-4)
+        inner = (
+            grey[:-2, 1:-1]
+            + grey[2:, 1:-1]
+            + grey[1:-1, :-2]
+            + grey[1:-1, 2:]
+            - 4 * grey[1:-1, 1:-1]
         )
-        inner = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
-        assert fields["sharpness"] == pytest.approx(np.log10(inner.var()), abs=0.05)  # but for the edges
-        rg, yb = pixels[..., 0] - pixels[..., 1], (pixels[..., 0] + pixels[..., 1]) / 2 - pixels[..., 2]
+        assert fields["sharpness"] == pytest.approx(
+            np.log10(inner.var()), abs=0.05
+        )  # but for the edges
+        rg, yb = (
+            pixels[..., 0] - pixels[..., 1],
+            (pixels[..., 0] + pixels[..., 1]) / 2 - pixels[..., 2],
+        )
         colour = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
         assert fields["colourfulness"] == pytest.approx(colour, rel=1e-3)
         assert fields["megapixels"] == pytest.approx(110 * 90 / 1e6)
-    table = next(block for section in content(tmp_path / "r.html")["sections"] if section["title"] == "koniq-10k"
-                 for block in section["blocks"] if block.get("label") == "Errors and simple measures")  # fmt: skip
+    table = next(
+        block
+        for section in content(tmp_path / "r.html")["sections"]
+        if section["title"] == "koniq-10k"
+        for block in section["blocks"]
+        if block.get("label") == "Errors and simple measures"
+    )
     for name, of_error, of_size in table["rows"]:
         values = found["fields"][name]
         for cell, each in ((of_error, expected), (of_size, abs(expected))):
-            rho = scipy.stats.spearmanr(each, values).statistic if len(set(values)) > 1 else float("nan")
-            assert cell == "–" if np.isnan(rho) else float(cell.split()[0]) == pytest.approx(rho, abs=6e-5)
+            rho = (
+                scipy.stats.spearmanr(each, values).statistic
+                if len(set(values)) > 1
+                else float("nan")
+            )
+            assert (
+                cell == "–"
+                if np.isnan(rho)
+                else float(cell.split()[0]) == pytest.approx(rho, abs=6e-5)
+            )
 
 
 def test_two_runs_beside_each_other(ran, run_main, tmp_path, browse):
     run_main("report.py", report.main, ran / "logs", "--output", tmp_path / "r.html", "--no_images")
     page = browse(tmp_path / "r.html", 390, scheme="dark")
-    assert {"Differences in SRCC", "Settings that differ"} <= set(page.locator("h2").all_inner_texts())
-    assert re.search("no evidence of a difference|is better than|is worse than", page.locator("li").first.inner_text())
+    assert {"Differences in SRCC", "Settings that differ"} <= set(
+        page.locator("h2").all_inner_texts()
+    )
+    assert re.search(
+        "no evidence of a difference|is better than|is worse than",
+        page.locator("li").first.inner_text(),
+    )
     assert "cannot be seen with 24 images" in page.locator("li").first.inner_text()
-    assert "attention" in page.locator("section", has_text="Settings that differ").locator("table").first.inner_text()
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # on a phone only tables scroll sideways
+    assert (
+        "attention"
+        in page.locator("section", has_text="Settings that differ")
+        .locator("table")
+        .first.inner_text()
+    )
+    assert (
+        page.evaluate("document.documentElement.scrollWidth") <= 390
+    )  # on a phone only tables scroll sideways
     # Each run has a colour and a marker of its own, in the curves and in the clouds.
     page.locator(".plots").first.scroll_into_view_if_needed()
     page.wait_for_selector(".legendtext")
@@ -157,12 +235,19 @@ def test_two_runs_beside_each_other(ran, run_main, tmp_path, browse):
     # A reader who switches to light gets it at once.
     page.emulate_media(color_scheme="light")
     page.wait_for_timeout(500)
-    assert page.evaluate("""[...document.querySelectorAll(".area")].find(a => a.data).layout.font.color""") == "#1d2126"
+    assert (
+        page.evaluate(
+            """[...document.querySelectorAll(".area")].find(a => a.data).layout.font.color"""
+        )
+        == "#1d2126"
+    )
 
 
 def test_kinds_and_contents_have_figures():
     records = [
-        set_sections.Record(f"{i}.png", None, float(i), "test", f"c{i % 2}", "blur" if i < 6 else "noise")
+        set_sections.Record(
+            f"{i}.png", None, float(i), "test", f"c{i % 2}", "blur" if i < 6 else "noise"
+        )
         for i in range(12)
     ]
     mos = np.array([r.score for r in records])
@@ -171,23 +256,39 @@ def test_kinds_and_contents_have_figures():
     errors = tested.errors("run")
     for what, first in (("kind", "blur"), ("group", "c0")):
         own = np.array([getattr(r, what) == first for r in records])
-        name, images, mean, srcc, bias, rmse = set_sections._by(tested, what, {"run": errors})["rows"][0]
+        name, images, mean, srcc, bias, rmse = set_sections._by(tested, what, {"run": errors})[
+            "rows"
+        ][0]
         assert (name, images, mean) == (first, own.sum(), mos[own].mean())
         assert srcc == pytest.approx(scipy.stats.spearmanr(scores[own], mos[own]).statistic)
-        assert (bias, rmse) == (pytest.approx(errors[own].mean()), pytest.approx(np.sqrt((errors[own] ** 2).mean())))
+        assert (bias, rmse) == (
+            pytest.approx(errors[own].mean()),
+            pytest.approx(np.sqrt((errors[own] ** 2).mean())),
+        )
 
 
 def test_a_run_under_way_is_followed(ran, tmp_path, browse):
     """The page is renewed after an epoch, the open one follows, and both rest once the run has ended."""
     lines = (ran / "logs" / "none.jsonl").read_text().splitlines(keepends=True)
-    begun, first, rest = lines[0], *([line for line in lines if '"type": "epoch"' in line][:1]), lines[1:]
+    begun, first, rest = (
+        lines[0],
+        *([line for line in lines if '"type": "epoch"' in line][:1]),
+        lines[1:],
+    )
     (tmp_path / "under.jsonl").write_text(begun + first)
     words = [tmp_path / "under.jsonl", "--follow", "--no_images", "--output", tmp_path / "r.html"]
-    process = subprocess.Popen([sys.executable, report.__file__, *words], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, report.__file__, *words], cwd=tmp_path, stdout=subprocess.DEVNULL
+    )
     _wait(lambda: (tmp_path / "r.html").exists())
     page = browse(tmp_path / "r.html")
-    assert "1/1" in page.locator("table").first.inner_text() and content(tmp_path / "r.html")["reload"] >= 3
-    (tmp_path / "under.jsonl").write_text("".join([begun, *[line for line in rest if '"type": "end"' not in line]]))
+    assert (
+        "1/1" in page.locator("table").first.inner_text()
+        and content(tmp_path / "r.html")["reload"] >= 3
+    )
+    (tmp_path / "under.jsonl").write_text(
+        "".join([begun, *[line for line in rest if '"type": "end"' not in line]])
+    )
     _wait(lambda: "2" in page.locator("table tbody td").nth(2).inner_text().split("/")[1], page)
     (tmp_path / "under.jsonl").write_text("".join(lines))
     assert process.wait(60) == 0

@@ -61,7 +61,9 @@ def command(script, *words):
 
 
 def tool(script, *words, code=0):
-    done = subprocess.run(command(script, *words), capture_output=True, text=True, cwd=script.parent)
+    done = subprocess.run(
+        command(script, *words), capture_output=True, text=True, cwd=script.parent
+    )
     assert done.returncode == code, done.stderr
     return done
 
@@ -117,7 +119,9 @@ def test_names_are_a_function_of_what_is_computed(tmp_path):
 
 
 def test_dry_run_prints_commands_that_a_shell_understands(script):
-    out = tool(script, "--lr", "1", "2", "--seeds", "2", "--dry_run", "--", "--note", "two words").stdout
+    out = tool(
+        script, "--lr", "1", "2", "--seeds", "2", "--dry_run", "--", "--note", "two words"
+    ).stdout
     lines = out.splitlines()
     assert len(lines) == 4
     assert all("'two words'" in line and "--run_name search_lr=" in line for line in lines)
@@ -147,14 +151,19 @@ def test_a_failed_run_is_reported_and_the_rest_goes_on(script):
     done = tool(script, "--lr", "0.1", "0.2", "0.3", "--", "--bad", "0.2", code=1)
     assert "error: lr is bad" in done.stderr
     assert "search_lr=0.2" in done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("lr=")] == ["lr=0.3", "lr=0.1"]
+    assert [line.split()[0] for line in done.stdout.splitlines() if line.startswith("lr=")] == [
+        "lr=0.3",
+        "lr=0.1",
+    ]
     (output,) = (script.parent / "logs").glob("*.output")
     assert "last words" in output.read_text()
 
 
 def test_jobs_run_at_once_on_their_gpus(script):
     tool(script, "--lr", "0.1", "0.2", "0.3", "--gpus", "4,7", "--", "--sleep", "1")
-    records = [[json.loads(line) for line in p.open()] for p in (script.parent / "logs").glob("*.jsonl")]
+    records = [
+        [json.loads(line) for line in p.open()] for p in (script.parent / "logs").glob("*.jsonl")
+    ]
     times = sorted((run["at"], end["at"]) for run, _, end in records)
     assert times[1][0] < times[0][1]
     assert times[2][0] > min(end for _, end in times[:2])
@@ -169,7 +178,9 @@ def test_an_interrupted_search_ends_its_runs_and_goes_on_later(script, kind):
     slow = script.read_text()
     # The second run waits until it is interrupted; the script's text is no part of a run's name.
     script.write_text(slow.replace("time.sleep(", "time.sleep(60 if flags['--lr'] == '0.2' else "))
-    process = subprocess.Popen(command(script, *words), cwd=script.parent, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(script, *words), cwd=script.parent, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 30
     while not (logs / "order.txt").exists() or len(ran(script)) < 2:
         assert time.monotonic() < deadline
@@ -191,7 +202,10 @@ def test_an_interrupted_search_ends_its_runs_and_goes_on_later(script, kind):
 def test_a_run_that_ignores_the_interrupt_is_killed():
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True, env=dict(os.environ)
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        env=dict(os.environ),
     )
     process.stdout.readline()
     search.end([process], patience=0.5)
@@ -212,44 +226,76 @@ def test_last_error_of_an_output(tmp_path):
 def test_the_real_train_script_takes_the_flags(tmp_path):
     # Its own check of flags, which comes before any import of torch, names the value that search passed on.
     done = subprocess.run(
-        [sys.executable, ROOT / "search.py", ROOT / "train_swin.py", "--lr", "-1", "--ranking_loss_alpha", "7"]
-        + ["--log_dir", tmp_path, "--", "--dataset", "koniq-10k", "--checkpoint_dir", tmp_path / "ck"],
+        [
+            sys.executable,
+            ROOT / "search.py",
+            ROOT / "train_swin.py",
+            "--lr",
+            "-1",
+            "--ranking_loss_alpha",
+            "7",
+        ]
+        + [
+            "--log_dir",
+            tmp_path,
+            "--",
+            "--dataset",
+            "koniq-10k",
+            "--checkpoint_dir",
+            tmp_path / "ck",
+        ],
         capture_output=True,
         text=True,
         cwd=tmp_path,
     )
     assert done.returncode == 1
-    assert "error: --ranking_loss_alpha 7.0: expected a number from 0 to 1; --lr -1.0: expected" in done.stderr
+    assert (
+        "error: --ranking_loss_alpha 7.0: expected a number from 0 to 1; --lr -1.0: expected"
+        in done.stderr
+    )
 
 
 def test_each_changes_one_flag_at_a_time(script):
     grid = ("--lr", "0.1", "0.3", "--augment", "hflip", "hflip blur", "--seeds", 2)
     shown = tool(script, "--each", *grid, "--dry_run").stdout.splitlines()
     told = [
-        re.search(r"(--lr.*) --log_dir", line)[1].replace(" --seed 42", "") for line in shown if "--seed 42" in line
+        re.search(r"(--lr.*) --log_dir", line)[1].replace(" --seed 42", "")
+        for line in shown
+        if "--seed 42" in line
     ]
-    assert told == ["--lr 0.1 --augment hflip", "--lr 0.3 --augment hflip", "--lr 0.1 --augment hflip blur"]
+    assert told == [
+        "--lr 0.1 --augment hflip",
+        "--lr 0.3 --augment hflip",
+        "--lr 0.1 --augment hflip blur",
+    ]
     table = tool(script, "--each", "--lr", "0.1", "0.3", "--margin", "1", "2", "--seeds", 2).stdout
     rows = [line.split()[0] for line in table.splitlines() if re.match(r"\S+ .*0\.\d{4}", line)]
     assert rows[0] == "lr=0.3" and {*rows[1:]} == {"default", "margin=2"}
     assert len(ran(script)) == 6
-    assert tool(script, "--each", "--lr", "0.1", "0.3", "--margin", "1", "2", "--seeds", 2).stdout.startswith(
-        "6 runs, 6 of"
-    )
+    assert tool(
+        script, "--each", "--lr", "0.1", "0.3", "--margin", "1", "2", "--seeds", 2
+    ).stdout.startswith("6 runs, 6 of")
     # Another default is another set of runs.
-    assert tool(script, "--each", "--lr", "0.3", "0.1", "--seeds", 2).stdout.startswith("4 runs, 0 of")
+    assert tool(script, "--each", "--lr", "0.3", "0.1", "--seeds", 2).stdout.startswith(
+        "4 runs, 0 of"
+    )
 
 
 def test_two_searches_of_one_folder_share_the_work(script):
     """Each run is made once; the one that is killed in the middle is taken up by the other."""
     words = ("--lr", 0.1, 0.2, 0.3, 0.4, "--", "--sleep", 1)
     both = [
-        subprocess.Popen(command(script, *words), cwd=script.parent, stdout=subprocess.PIPE, text=True) for _ in "ab"
+        subprocess.Popen(
+            command(script, *words), cwd=script.parent, stdout=subprocess.PIPE, text=True
+        )
+        for _ in "ab"
     ]
     said = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert ran(script) == [f"{lr} 42 None" for lr in (0.1, 0.2, 0.3, 0.4)]
-    assert all(text.count("lr=0.4") == 1 and text.index("lr=0.4") < text.index("lr=0.1") for text in said)
+    assert all(
+        text.count("lr=0.4") == 1 and text.index("lr=0.4") < text.index("lr=0.1") for text in said
+    )
 
 
 def test_what_a_killed_search_was_running_is_taken_up_by_another(script):
@@ -269,4 +315,6 @@ def test_runs_as_jobs_of_a_cluster(script):
     pytest.importorskip("submitit")
     words = ("--lr", 0.1, 0.2, "--launcher", "local", "--time", 0.1, "--", "--bad", 0.2)
     done = tool(script, *words, code=1)
-    assert "lr=0.1" in done.stdout and re.search(r"failed: search_lr=0.2.*: error: lr is bad", done.stderr)
+    assert "lr=0.1" in done.stdout and re.search(
+        r"failed: search_lr=0.2.*: error: lr is bad", done.stderr
+    )

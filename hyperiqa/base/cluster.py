@@ -28,12 +28,22 @@ SIGNAL_SECONDS = 180  # before the time limit; a state takes seconds to write
 def cluster_flags(flags: Flags) -> None:
     """The flags of the programs that start jobs."""
     flags.group("cluster")
-    flags.value("--launcher", None, "run as a job of slurm, or local: as one of this machine", choices=LAUNCHERS)
+    flags.value(
+        "--launcher",
+        None,
+        "run as a job of slurm, or local: as one of this machine",
+        choices=LAUNCHERS,
+    )
     flags.count("--nodes", 1, "machines of a job")
     flags.count("--gpus_per_node", 1, "GPUs of each, with a process for each", most=64)
     flags.real("--time", 24, "hours until a job is stopped, saved, and queued again", POSITIVE)
-    flags.value("--slurm", [], "what else the cluster asks for, such as partition=gpu account=iqa mem=64G", nargs="+",
-                metavar="KEY=VALUE")  # fmt: skip
+    flags.value(
+        "--slurm",
+        [],
+        "what else the cluster asks for, such as partition=gpu account=iqa mem=64G",
+        nargs="+",
+        metavar="KEY=VALUE",
+    )
     flags.checks.append(_problem)
 
 
@@ -57,15 +67,22 @@ class Command:
 
         environment = submitit.JobEnvironment()
         if environment.num_tasks > 1:
-            submitit.helpers.TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+            submitit.helpers.TorchDistributedEnvironment().export(
+                set_cuda_visible_devices=False, overwrite=True
+            )
         again = self.again or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-        words = [*self.words, *(["--resume", "auto"] if again and "--resume" not in self.words else [])]
+        words = [
+            *self.words,
+            *(["--resume", "auto"] if again and "--resume" not in self.words else []),
+        ]
         # The cluster's signal may reach the program too, which would end of it; a child inherits what is ignored.
         warning = environment._usr_sig()
         before = signal.signal(warning, signal.SIG_IGN)
         self.process = subprocess.Popen([sys.executable, "-u", *words])
         signal.signal(warning, before)
-        while (code := self.process.poll()) is None:  # not wait(): in the middle of it `checkpoint` could not wait too
+        while (
+            code := self.process.poll()
+        ) is None:  # not wait(): in the middle of it `checkpoint` could not wait too
             time.sleep(0.2)
         if code not in (0, 128 + signal.SIGTERM):
             raise RuntimeError(f"exit code {code}: {shlex.join(words)}")
@@ -108,16 +125,24 @@ class Cluster:
         except ImportError:
             raise UserError(f"--launcher {options.launcher}: pip install submitit") from None
         self.options = options
-        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a job may begin in another folder
+        cloudpickle.register_pickle_by_value(
+            sys.modules[__name__]
+        )  # a job may begin in another folder
         try:
             self.executor: Any = submitit.AutoExecutor(folder, cluster=options.launcher)
         except RuntimeError as problem:
             raise UserError(f"--launcher {options.launcher}: {reason_of(problem)}") from None
         self.executor.update_parameters(
-            nodes=options.nodes, tasks_per_node=options.gpus_per_node, gpus_per_node=options.gpus_per_node,
-            timeout_min=max(1, round(60 * options.time)), slurm_signal_delay_s=SIGNAL_SECONDS,
-            slurm_additional_parameters={"requeue": True, **dict(word.split("=", 1) for word in options.slurm)},
-        )  # fmt: skip
+            nodes=options.nodes,
+            tasks_per_node=options.gpus_per_node,
+            gpus_per_node=options.gpus_per_node,
+            timeout_min=max(1, round(60 * options.time)),
+            slurm_signal_delay_s=SIGNAL_SECONDS,
+            slurm_additional_parameters={
+                "requeue": True,
+                **dict(word.split("=", 1) for word in options.slurm),
+            },
+        )
 
     def submit(self, name: str, words: Sequence[str]) -> Submitted:
         """A job that runs the script's words. Raises UserError."""

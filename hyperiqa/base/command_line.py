@@ -16,7 +16,9 @@ from hyperiqa.base.files import exists_or_on_hub
 from hyperiqa.base.version import VERSION
 
 Given = Mapping[str, tuple[str, object]]
-Range = tuple[str, Callable[[Any], object]]  # what a flag's value must be, in words, and the test of it
+Range = tuple[
+    str, Callable[[Any], object]
+]  # what a flag's value must be, in words, and the test of it
 POSITIVE: Range = ("a number above 0", lambda x: x > 0)
 NOT_NEGATIVE: Range = ("a number of at least 0", lambda x: x >= 0)
 SHARE: Range = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
@@ -94,7 +96,10 @@ class _Parser(ArgumentParser):
         if unknown:
             known = self._option_string_actions
             hints = [difflib.get_close_matches(word.split("=")[0], known, n=1) for word in unknown]
-            said = (f"{word} (did you mean {hint[0]}?)" if hint else word for word, hint in zip(unknown, hints))
+            said = (
+                f"{word} (did you mean {hint[0]}?)" if hint else word
+                for word, hint in zip(unknown, hints)
+            )
             raise UserError(f"unknown argument: {', '.join(said)}")
         return options
 
@@ -118,7 +123,9 @@ class Flags:
     several = False  # whether torchrun may start it as several processes
 
     def __init__(self, description: str | None, usage: str = "%(prog)s [flags]"):
-        self.parser = _Parser(usage=usage, description=description, formatter_class=_Formatter, allow_abbrev=False)
+        self.parser = _Parser(
+            usage=usage, description=description, formatter_class=_Formatter, allow_abbrev=False
+        )
         self.parser.add_argument("--version", action="version", version=VERSION)
         self.current: Any = self.parser
         self.checks: list[Callable[[Namespace], str | None]] = []
@@ -132,21 +139,40 @@ class Flags:
 
     def value(self, name: str, default, text: str, ok: Range | None = None, **more) -> None:
         """A flag with a value; `ok` says what it must be."""
-        dest = self.current.add_argument(name, default=default, help=text, action=_Setting, **more).dest
+        dest = self.current.add_argument(
+            name, default=default, help=text, action=_Setting, **more
+        ).dest
         if ok is not None:
-            self._check(dest, lambda value: None if ok[1](value) else f"{name} {value}: expected {ok[0]}")
+            self._check(
+                dest, lambda value: None if ok[1](value) else f"{name} {value}: expected {ok[0]}"
+            )
 
     def _check(self, dest: str, problem: Callable[[Any], str | None]) -> None:
-        self.checks.append(lambda o: None if (value := getattr(o, dest)) is None else problem(value))
+        self.checks.append(
+            lambda o: None if (value := getattr(o, dest)) is None else problem(value)
+        )
 
-    def count(self, name: str, default: int | None, text: str, least: int = 1, most: float = math.inf) -> None:
+    def count(
+        self, name: str, default: int | None, text: str, least: int = 1, most: float = math.inf
+    ) -> None:
         """A whole number."""
-        expected = f"a whole number of at least {least}" if most == math.inf else f"{least} to {most:g}"
-        self.value(name, default, text, (expected, lambda n: least <= n <= most), type=int, metavar="N")
+        expected = (
+            f"a whole number of at least {least}" if most == math.inf else f"{least} to {most:g}"
+        )
+        self.value(
+            name, default, text, (expected, lambda n: least <= n <= most), type=int, metavar="N"
+        )
 
     def real(self, name: str, default: float | None, text: str, ok: Range) -> None:
         """A finite number."""
-        self.value(name, default, text, (ok[0], lambda x: math.isfinite(x) and ok[1](x)), type=float, metavar="X")
+        self.value(
+            name,
+            default,
+            text,
+            (ok[0], lambda x: math.isfinite(x) and ok[1](x)),
+            type=float,
+            metavar="X",
+        )
 
     def path(self, name: str, default: Path | None, text: str, metavar: str = "PATH") -> None:
         self.value(name, default, text, type=Path, metavar=metavar)
@@ -161,12 +187,16 @@ class Flags:
                 return f"{name} {path}: no folder {path.parent}"
             return f"{name} {path}: a folder; expected a file" if path.is_dir() else None
 
-        dest = self.current.add_argument(name, type=Path, metavar="FILE", help=text, action=_Setting).dest
+        dest = self.current.add_argument(
+            name, type=Path, metavar="FILE", help=text, action=_Setting
+        ).dest
         self._check(dest, problem)
 
     def switch(self, name: str, dest: str, const: object, text: str) -> None:
         """A flag without a value that sets `dest` to `const`: a yes or no, or a short form of another flag."""
-        self.current.add_argument(name, dest=dest, action=_Setting, nargs=0, const=const, default=SUPPRESS, help=text)
+        self.current.add_argument(
+            name, dest=dest, action=_Setting, nargs=0, const=const, default=SUPPRESS, help=text
+        )
         if isinstance(const, bool):
             self.parser.set_defaults(**{dest: not const})
 
@@ -175,24 +205,37 @@ class Flags:
         kinds = "a model file, a run's folder or hf://USER/NAME"
         self.words("checkpoint", kinds, type=Path, metavar="CHECKPOINT")
         wrong = "no such file or folder; expected"
-        self._check("checkpoint", lambda path: None if exists_or_on_hub(path) else f"{path}: {wrong} {kinds}")
+        self._check(
+            "checkpoint",
+            lambda path: None if exists_or_on_hub(path) else f"{path}: {wrong} {kinds}",
+        )
 
     def device(self) -> None:
         names = "auto, cpu, cuda, cuda:N or mps"  # whether the machine has it is seen later
         known = re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch
         self.value("--device", "auto", names, (names, known), metavar="NAME")
 
-    def workers(self, text: str = "processes that cut patches (default: 0 on a CPU, else 4)", least: int = 0) -> None:
+    def workers(
+        self, text: str = "processes that cut patches (default: 0 on a CPU, else 4)", least: int = 0
+    ) -> None:
         self.count("--workers", None, text, least, 256)
 
     def batch_size(self, default: int, text: str = "patches per forward pass") -> None:
         self.count("--batch_size", default, text)
 
     def cache(self) -> None:
-        self.path("--cache_dir", None, "decoded images, which later runs map (default: cache/ beside the scripts)")
-        self.switch("--no_cache", "cache", False, "decode into memory, and leave nothing on the disk")
+        self.path(
+            "--cache_dir",
+            None,
+            "decoded images, which later runs map (default: cache/ beside the scripts)",
+        )
+        self.switch(
+            "--no_cache", "cache", False, "decode into memory, and leave nothing on the disk"
+        )
         contradictory = "contradictory flags: --no_cache and --cache_dir"
-        self.checks.append(lambda options: contradictory if options.cache_dir and not options.cache else None)
+        self.checks.append(
+            lambda options: contradictory if options.cache_dir and not options.cache else None
+        )
 
     def images(self, resize: str) -> None:
         """How images are read; resize: what holds where the flag is not given."""
@@ -201,18 +244,30 @@ class Flags:
         self._check("resize", lambda size: size and problem_of(parse_resize, size))
 
     def skip_bad_images(self) -> None:
-        self.switch("--skip_bad_images", "skip_bad_images", True, "drop images that cannot be read instead of stopping")
+        self.switch(
+            "--skip_bad_images",
+            "skip_bad_images",
+            True,
+            "drop images that cannot be read instead of stopping",
+        )
 
     def parse(
-        self, argv: Sequence[str] | None = None,
+        self,
+        argv: Sequence[str] | None = None,
         problems: Callable[[Namespace, Given], Iterable[str]] = lambda options, given: (),
-        prepare: Callable[[Namespace, Given], object] = lambda options, given: None
-    ) -> Namespace:  # fmt: skip
+        prepare: Callable[[Namespace, Given], object] = lambda options, given: None,
+    ) -> Namespace:
         """The flags, all checked: ranges first, then the program's own `problems(options, given)`.
         given: the settings that the user gave -> (flag, value). prepare(options, given) fills in what follows from
         other flags, before the checks. Raises UserError naming every mistake."""
-        if (processes := os.environ.get("WORLD_SIZE", "1")) not in ("", "0", "1") and not self.several:
-            raise UserError(f"WORLD_SIZE is {processes}, as of torchrun; expected one process: each would do it all")
+        if (processes := os.environ.get("WORLD_SIZE", "1")) not in (
+            "",
+            "0",
+            "1",
+        ) and not self.several:
+            raise UserError(
+                f"WORLD_SIZE is {processes}, as of torchrun; expected one process: each would do it all"
+            )
         options = self.parser.parse_args(argv)
         given = vars(options).pop("given", {})
         prepare(options, given)
@@ -250,9 +305,3 @@ def parse_resize(text: str) -> int | tuple[int, int] | None:
         height, width = match.groups()
         return (int(height), int(width)) if width else int(height)
     raise UserError(f"--resize {text}: expected S (shorter side), HxW (height x width) or none")
-
-
-
-
-
-

@@ -29,7 +29,11 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        found = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
+        found = (
+            torch.cuda.get_device_name(self.device)
+            if self.device.type == "cuda"
+            else platform.machine()
+        )
         return f"{self.device} ({found})"
 
     def autocast(self) -> torch.autocast:
@@ -41,12 +45,16 @@ class Hardware:
         def taken(value: Any) -> Any:
             if not torch.is_tensor(value) or value.device == self.device:
                 return value
-            return (value.pin_memory() if self.device.type == "cuda" else value).to(self.device, non_blocking=True)
+            return (value.pin_memory() if self.device.type == "cuda" else value).to(
+                self.device, non_blocking=True
+            )
 
         return {name: taken(value) for name, value in batch.items()}
 
 
-def choose_hardware(device: str, precision: str = "fp32", workers: int | None = None) -> tuple[Hardware, str]:
+def choose_hardware(
+    device: str, precision: str = "fp32", workers: int | None = None
+) -> tuple[Hardware, str]:
     """`--device`, `--precision`, `--workers` -> (hardware, why that precision). Raises UserError."""
     found = choose_device(device)
     bf16, reason = choose_bf16(precision, found)
@@ -60,7 +68,9 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices")
+        raise UserError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError(f"--device {name}: this machine, or its torch, has no Metal")
     return device
@@ -86,7 +96,9 @@ def set_backends(deterministic: bool) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.allow_tf32 = False  # cuDNN's default rounds the inputs of convolutions to 10 bits
+    torch.backends.cudnn.allow_tf32 = (
+        False  # cuDNN's default rounds the inputs of convolutions to 10 bits
+    )
 
 
 def map_large_tensors_separately() -> None:

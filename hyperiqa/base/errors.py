@@ -54,5 +54,9 @@ def reading_file(path: Path, what: str, *problems: Any) -> Iterator[None]:
         raise
     except (OSError, *problems) as problem:
         # Where anything may come, what came says more than its words.
-        name = f"{type(problem).__name__} " if Exception in problems and not isinstance(problem, OSError) else ""
+        name = (
+            f"{type(problem).__name__} "
+            if Exception in problems and not isinstance(problem, OSError)
+            else ""
+        )
         raise UserError(f"{path}: {what}: {name}{reason_of(problem)}") from None

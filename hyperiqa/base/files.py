@@ -44,7 +44,9 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
     temporary, watched = None, None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        descriptor, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
         with os.fdopen(descriptor, "wb") as file:
             watched = _Watched(file)
             if callable(content):
@@ -54,7 +56,9 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
             file.flush()
             os.fsync(file.fileno())
         os.umask(mask := os.umask(0))
-        Path(temporary).chmod(0o666 & ~mask)  # mkstemp makes private files; a result is as readable as any other
+        Path(temporary).chmod(
+            0o666 & ~mask
+        )  # mkstemp makes private files; a result is as readable as any other
         Path(temporary).replace(path)
     except (OSError, RuntimeError) as error:
         problem = error if isinstance(error, OSError) else getattr(watched, "problem", None)

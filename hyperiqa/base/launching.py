@@ -13,13 +13,20 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 
-def start_program(command: Sequence[str], output: Path, environment: Mapping[str, str]) -> subprocess.Popen:
+def start_program(
+    command: Sequence[str], output: Path, environment: Mapping[str, str]
+) -> subprocess.Popen:
     """Start a program that writes all it says into the file `output`, in a session of its own.
     Ctrl-C then reaches the one that started it alone, which ends it once."""
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("wb") as file:
         return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            start_new_session=True,
         )
 
 
@@ -41,7 +48,10 @@ def last_error(output: Path) -> str:
     """The last line that says why a program failed: its `error: …`, else whatever it said last."""
     text = output.read_bytes()[-20_000:].decode("utf-8", "replace")
     lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
-    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "no output")
+    return next(
+        (line for line in reversed(lines) if line.startswith("error: ")),
+        lines[-1] if lines else "no output",
+    )
 
 
 def _follow_parent() -> None:

@@ -17,7 +17,9 @@ class StopSignals:
         self.deferred = False
 
     def __enter__(self) -> "StopSignals":
-        allowed = threading.current_thread() is threading.main_thread()  # elsewhere Python does not allow it
+        allowed = (
+            threading.current_thread() is threading.main_thread()
+        )  # elsewhere Python does not allow it
         stops = (signal.SIGINT, signal.SIGTERM) if allowed else ()
         self._before = {signum: signal.signal(signum, self._note) for signum in stops}
         return self

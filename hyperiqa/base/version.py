@@ -27,5 +27,8 @@ def commit() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of this program and of what figures depend on, and the git commit (`unknown` outside a checkout)."""
-    found = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")}
+    found = {
+        name: metadata.version(name)
+        for name in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")
+    }
     return {"hyperiqa": VERSION, "python": platform.python_version(), **found, "commit": commit()}

@@ -26,18 +26,28 @@ SCORES, SETS = "koniq10k_scores_and_distributions.csv", "koniq10k_distributions_
 
 # What unpacking the authors' archives also leaves: folders of the archives' names around those of the images.
 UNPACKED = tuple(
-    (form.format(size),) for size in ("1024x768", "512x384") for form in ("koniq10k_{0}/{0}", "koniq10k_{0}", "{0}/{0}")
+    (form.format(size),)
+    for size in ("1024x768", "512x384")
+    for form in ("koniq10k_{0}/{0}", "koniq10k_{0}", "{0}/{0}")
 )
 
 
-SPLIT_NAMES = {"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test"}
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
 def _read_sets(path: Path, *more: str) -> list[dict[str, str]]:
     """Rows of a table with image_name, `more` and set, of which each must be known. Raises UserError."""
     rows = list(read_table(path, ("image_name", *more, "set")))
     if strange := sorted({row["set"] for row in rows} - SPLIT_NAMES.keys()):
-        raise UserError(f"{path}: column set: expected training, validation or test, found {first_five(strange)}")
+        raise UserError(
+            f"{path}: column set: expected training, validation or test, found {first_five(strange)}"
+        )
     return rows
 
 
@@ -55,15 +65,21 @@ class KonIQ10k(Reader):
         if split is None:
             return [Row(name, score, error=errors.get(name)) for name, score in scores.items()]
         if unlisted := len(scores.keys() - split.keys()):
-            self.notes.append(f"{self.name}: {unlisted} images of the CSV are in no split and left out")
+            self.notes.append(
+                f"{self.name}: {unlisted} images of the CSV are in no split and left out"
+            )
         if unscored := [name for name in split if name not in scores]:
             found = f"{len(unscored)} images of the split have no score in {SCORES}: {first_five(unscored)}"
             raise UserError(f"{self.name}: {found}")
-        return [Row(name, scores[name], part, error=errors.get(name)) for name, part in split.items()]
+        return [
+            Row(name, scores[name], part, error=errors.get(name)) for name, part in split.items()
+        ]
 
     def _collected(self) -> list[Row] | None:
         rows = super()._collected()
-        if rows and max(row.score for row in rows) <= 5:  # a list of the mean opinions, not of MOS_zscore
+        if (
+            rows and max(row.score for row in rows) <= 5
+        ):  # a list of the mean opinions, not of MOS_zscore
             self.nominal_range = (1.0, 5.0)
         return rows
 
@@ -73,7 +89,10 @@ class KonIQ10k(Reader):
         if path.name.lower() == SETS:
             column, more = "MOS", f"; {SCORES} is missing"
             self.notes.append(f"{self.name}: {SCORES} is missing; scores are the MOS of {SETS}")
-        return {row["image_name"]: number(row[column]) for row in read_table(path, ("image_name", column), (), more)}
+        return {
+            row["image_name"]: number(row[column])
+            for row in read_table(path, ("image_name", column), (), more)
+        }
 
     def _errors(self) -> dict[str, float]:
         """Image -> standard error of its MOS of 0..100: the SD / sqrt(votes) of the score file, of its MOS of 1..5,
@@ -81,10 +100,18 @@ class KonIQ10k(Reader):
         path, columns = self._there(SCORES), ("image_name", "MOS_zscore", "MOS", "SD", "c_total")
         try:
             rows = list(read_table(path, columns[:1], columns[1:])) if path.exists() else []
-            scores, mos, sd, votes = ([float(row[column]) for row in rows] for column in columns[1:])
+            scores, mos, sd, votes = (
+                [float(row[column]) for row in rows] for column in columns[1:]
+            )
             slope = statistics.linear_regression(mos, scores).slope
-            return {row["image_name"]: slope * s / math.sqrt(n) for row, s, n in zip(rows, sd, votes)}
-        except (KeyError, ValueError, ZeroDivisionError):  # a column is missing, or is none of numbers
+            return {
+                row["image_name"]: slope * s / math.sqrt(n) for row, s, n in zip(rows, sd, votes)
+            }
+        except (
+            KeyError,
+            ValueError,
+            ZeroDivisionError,
+        ):  # a column is missing, or is none of numbers
             return {}
 
     def _split(self, scores: dict[str, float]) -> dict[str, str] | None:
@@ -92,17 +119,33 @@ class KonIQ10k(Reader):
         lists = {part: self._there(f"koniq_{part}.json") for part in ("train", "test")}
         there = [path for path in lists.values() if path.exists()]
         if len(there) == 1:
-            raise UserError(f"{self.name}: {there[0]} needs its twin; expected koniq_train.json and koniq_test.json")
+            raise UserError(
+                f"{self.name}: {there[0]} needs its twin; expected koniq_train.json and koniq_test.json"
+            )
         path = self._there(SETS)
-        sets = {row["image_name"]: SPLIT_NAMES[row["set"]] for row in _read_sets(path)} if path.exists() else None
+        sets = (
+            {row["image_name"]: SPLIT_NAMES[row["set"]] for row in _read_sets(path)}
+            if path.exists()
+            else None
+        )
         if not there:
             return sets
         train, test = (read_json_scores(path) for path in lists.values())
         if both := train.keys() & test.keys():
-            raise UserError(f"{self.name}: {len(both)} images are in both JSON lists: {first_five(sorted(both))}")
+            raise UserError(
+                f"{self.name}: {len(both)} images are in both JSON lists: {first_five(sorted(both))}"
+            )
         # The lists leave the official validation images out; those are the ones to select on.
-        validation = {name for name, part in (sets or {}).items() if part == "val"} - train.keys() - test.keys()
-        return dict.fromkeys(train, "train") | dict.fromkeys(test, "test") | dict.fromkeys(sorted(validation), "val")
+        validation = (
+            {name for name, part in (sets or {}).items() if part == "val"}
+            - train.keys()
+            - test.keys()
+        )
+        return (
+            dict.fromkeys(train, "train")
+            | dict.fromkeys(test, "test")
+            | dict.fromkeys(sorted(validation), "val")
+        )
 
 
 class SPAQ(Reader):
@@ -117,7 +160,9 @@ class SPAQ(Reader):
 
     def _collected(self) -> list[Row] | None:
         if rows := super()._collected():
-            self.name = self.name if self.placed else "spaq-official"  # pyiqa's table is of the whole release
+            self.name = (
+                self.name if self.placed else "spaq-official"
+            )  # pyiqa's table is of the whole release
         return rows
 
     def rows(self) -> list[Row]:
@@ -125,7 +170,9 @@ class SPAQ(Reader):
         if path.suffix.lower() == ".json":
             return [Row(name, score) for name, score in read_json_scores(path).items()]
         self.name = "spaq-official"
-        self.notes.append("spaq-official: the official release of SPAQ, not the test images of spaq_test.json")
+        self.notes.append(
+            "spaq-official: the official release of SPAQ, not the test images of spaq_test.json"
+        )
         cells = under_header(path, read_sheet(path, self.name), ("Image name", "MOS"))
         return [Row(cell_text(name), number(score)) for name, score in cells]
 
@@ -143,7 +190,13 @@ class AGIQA3k(Reader):
         if path.suffix.lower() == ".json":
             return [Row(name, score) for name, score in read_json_scores(path).items()]
         return [
-            Row(x["name"], number(x["mos_quality"]), None, x["prompt"] or None, error=self.error(x.get("std_quality")))
+            Row(
+                x["name"],
+                number(x["mos_quality"]),
+                None,
+                x["prompt"] or None,
+                error=self.error(x.get("std_quality")),
+            )
             for x in read_table(path, ("name", "prompt", "mos_quality"), ("std_quality",))
         ]
 
@@ -157,7 +210,9 @@ class LIVEC(Reader):
     table, word, votes = "LIVEChallenge", "livec", 175  # votes: on average
 
     def rows(self) -> list[Row]:
-        files = {f"All{v}_release": self._file(f"Data/All{v}_release.mat") for v in ("Images", "MOS")}
+        files = {
+            f"All{v}_release": self._file(f"Data/All{v}_release.mat") for v in ("Images", "MOS")
+        }
         deviations = self._there("Data/AllStdDev_release.mat")
         files |= {"AllStdDev_release": deviations} if deviations.exists() else {}
         columns = {v: [x for (x,) in read_mat(path, v)] for v, path in files.items()}
@@ -186,8 +241,13 @@ class BID(Reader):
         # Below the header: the image's number, its mean grade, and more that is of no use here.
         cells = [(row + (None, None))[:2] for row in read_sheet(path, self.name)[1:]]
         if strange := [image for image, _ in cells if not number(image).is_integer()]:
-            raise UserError(f"{path}: column 1: expected image numbers, found {first_five(strange)}")
-        return [Row(f"DatabaseImage{int(number(image)):04d}.JPG", number(grade)) for image, grade in cells]
+            raise UserError(
+                f"{path}: column 1: expected image numbers, found {first_five(strange)}"
+            )
+        return [
+            Row(f"DatabaseImage{int(number(image)):04d}.JPG", number(grade))
+            for image, grade in cells
+        ]
 
 
 class FLIVE(Reader):
@@ -203,11 +263,20 @@ class FLIVE(Reader):
         inside = self._there("database")
         self.root = inside if inside.is_dir() else self.root
         test, padded = self._there("labels640.csv"), self._there("labels=640_padded.csv")
-        part = {row["name_image"]: "test" for row in read_table(test, ("name_image",))} if test.exists() else {}
+        part = (
+            {row["name_image"]: "test" for row in read_table(test, ("name_image",))}
+            if test.exists()
+            else {}
+        )
         if part and padded.exists():
             for row in read_table(padded, ("name_image", "is_valid")):
-                part[row["name_image"]] = "val" if row["is_valid"].lower() in ("true", "1") else "train"
-        rest, listed = "train" if part else None, read_table(self._file("labels_image.csv"), ("name", "mos"))
+                part[row["name_image"]] = (
+                    "val" if row["is_valid"].lower() in ("true", "1") else "train"
+                )
+        rest, listed = (
+            "train" if part else None,
+            read_table(self._file("labels_image.csv"), ("name", "mos")),
+        )
         return [Row(row["name"], number(row["mos"]), part.get(row["name"], rest)) for row in listed]
 
 
@@ -219,10 +288,15 @@ class UHDIQA(Reader):
     image_folders = (("training", "validation", "test"), ("training", "validation"), ("training",))
 
     def rows(self) -> list[Row]:
-        rows = _read_sets(self._file("uhd-iqa-metadata.csv", "uhd-iqa-training-metadata.csv"), "quality_mos")
+        rows = _read_sets(
+            self._file("uhd-iqa-metadata.csv", "uhd-iqa-training-metadata.csv"), "quality_mos"
+        )
         alone = len({row["set"] for row in rows}) == 1  # the challenge's table: to be split
         split = {} if alone else SPLIT_NAMES
-        return [Row(f"{x['set']}/{x['image_name']}", number(x["quality_mos"]), split.get(x["set"])) for x in rows]
+        return [
+            Row(f"{x['set']}/{x['image_name']}", number(x["quality_mos"]), split.get(x["set"]))
+            for x in rows
+        ]
 
 
 class AGIQA20k(Reader):
@@ -238,7 +312,10 @@ class AGIQA20k(Reader):
         rows, first = [], self._file("info_train.csv", "info_train.xlsx")
         for part in ("train", "val", "test"):
             if (path := self._there(f"info_{part}{first.suffix}")).exists():
-                rows += [Row(name, number(mos), part, prompt or None) for name, prompt, mos in self._scored(path)]
+                rows += [
+                    Row(name, number(mos), part, prompt or None)
+                    for name, prompt, mos in self._scored(path)
+                ]
         parts = {row.split for row in rows}
         return rows if {"train", "test"} <= parts else [replace(row, split=None) for row in rows]
 
@@ -249,4 +326,7 @@ class AGIQA20k(Reader):
         sheet = read_sheet(path, self.name)
         if not any(str(cell).strip().lower() == "mos" for cell in sheet[0]):
             return []
-        return [(cell_text(n), cell_text(p), m) for n, p, m in under_header(path, sheet, ("name", "prompt", "mos"))]
+        return [
+            (cell_text(n), cell_text(p), m)
+            for n, p, m in under_header(path, sheet, ("name", "prompt", "mos"))
+        ]

@@ -40,30 +40,42 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
     places = [root / file, root / "meta_info" / file, root.parent / "meta_info" / file]
     if (path := next(filter(Path.is_file, places), None)) is None:
         return None
-    images, references, scores = ("img_name", "dist_name", "Image name"), ("ref_name",), ("mos", "dmos")
+    images, references, scores = (
+        ("img_name", "dist_name", "Image name"),
+        ("ref_name",),
+        ("mos", "dmos"),
+    )
     splits, more = ("official_split", "split", RATIO), ("std", "c_total", *OPINIONS)
     rows = list(read_table(path, (), (*images, *references, *scores, *splits, *more)))
     if not rows:
         return path, []
     there = rows[0].keys()
     image, reference, score, split = (
-        next((name for name in names if name in there), None) for names in (images, references, scores, splits)
+        next((name for name in names if name in there), None)
+        for names in (images, references, scores, splits)
     )
     if image is None or score is None:
         raise UserError(f"{path}: expected a column {', '.join(images)} and {' or '.join(scores)}")
     slope = _slope([number(row[score]) for row in rows], rows) if OPINIONS[0] in there else 1.0
     listed = []
     for row in rows:
-        part, reference_of = _split(path, row[split], split == RATIO) if split else None, reference and row[reference]
+        part, reference_of = (
+            _split(path, row[split], split == RATIO) if split else None,
+            reference and row[reference],
+        )
         deviation = slope * number(row["std"]) if "std" in there else None
         votes = number(row["c_total"]) if "c_total" in there else None
-        listed.append(Listed(row[image], number(row[score]), part, None, reference_of, deviation, votes))
+        listed.append(
+            Listed(row[image], number(row[score]), part, None, reference_of, deviation, votes)
+        )
     return path, listed
 
 
 def _split(path: Path, text: str, random: bool) -> str:
     if text not in SPLITS:
-        raise UserError(f"{path}: expected a split of train, val or test, or 0, 1 or 2, found {text!r}")
+        raise UserError(
+            f"{path}: expected a split of train, val or test, or 0, 1 or 2, found {text!r}"
+        )
     return "test" if random and text == "val" else SPLITS[text]
 
 
@@ -94,9 +106,15 @@ def _of_lists(lists: Mapping[str, list[Path]], base: Path) -> list[Listed]:
         for path in paths:
             listed = read_json_list(path)
             if outside := [image for image, _, _ in listed if leaves_its_folder(image)]:
-                raise UserError(f"{path}: {len(outside)} image names leave {base}: {first_five(outside)}")
+                raise UserError(
+                    f"{path}: {len(outside)} image names leave {base}: {first_five(outside)}"
+                )
             for image, score, deviation in listed:
                 place = PurePosixPath(image.replace("\\", "/"))
                 # A list of test images alone is a set to test on, or to split.
-                rows.append(Listed(place.name, score, split if both else None, base / place, None, deviation))
+                rows.append(
+                    Listed(
+                        place.name, score, split if both else None, base / place, None, deviation
+                    )
+                )
     return rows

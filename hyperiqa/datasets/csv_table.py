@@ -32,25 +32,39 @@ class CSVTable(Reader):
             raise UserError(f"{self.place}: no such folder")
         c = self.columns
         image, mos, *more = c.image_column, c.score_column, c.split_column, c.group_column
-        named = [column for column in more if column not in (USUAL.split_column, USUAL.group_column)]
+        named = [
+            column for column in more if column not in (USUAL.split_column, USUAL.group_column)
+        ]
         hint = "; --image_column, --score_column, --split_column and --group_column name others"
         lines = list(read_table(self.root, (image, mos, *named), more, hint))
         if not all(line[image] for line in lines):
-            raise UserError(f"{self.root}: column {image} is empty in {sum(not line[image] for line in lines)} rows")
+            raise UserError(
+                f"{self.root}: column {image} is empty in {sum(not line[image] for line in lines)} rows"
+            )
         if commas := [line[mos] for line in lines if re.fullmatch(r"[-+\d.]*,\d+", line[mos])]:
-            found = f"{len(commas)} scores have a decimal comma, such as {commas[0]}; expected a point"
+            found = (
+                f"{len(commas)} scores have a decimal comma, such as {commas[0]}; expected a point"
+            )
             raise UserError(f"{self.root}: column {mos}: {found}")
-        return [Row(self._name(x[image]), number(x[mos]), self._part(x), x.get(c.group_column) or None) for x in lines]
+        return [
+            Row(self._name(x[image]), number(x[mos]), self._part(x), x.get(c.group_column) or None)
+            for x in lines
+        ]
 
     def _part(self, line: Mapping[str, str]) -> str | None:
         column = self.columns.split_column
         if (text := line.get(column)) is not None and text.lower() not in SPLIT_NAMES:
-            raise UserError(f"{self.root}: column {column}: expected train, val or test, found {text!r}")
+            raise UserError(
+                f"{self.root}: column {column}: expected train, val or test, found {text!r}"
+            )
         return None if text is None else SPLIT_NAMES[text.lower()]
 
     def _name(self, text: str) -> str:
         """The normalised path below `folder`; one that is not below it as it is."""
-        path, folder = PurePath(os.path.normpath(text.replace("\\", "/"))), os.path.normpath(self.folder.absolute())
+        path, folder = (
+            PurePath(os.path.normpath(text.replace("\\", "/"))),
+            os.path.normpath(self.folder.absolute()),
+        )
         return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
     def _spelt(self, image: str) -> Path | None:
@@ -68,5 +82,9 @@ class CSVTable(Reader):
         for image, path in found.items():
             same.setdefault((path.stat().st_dev, path.stat().st_ino), []).append(image)
         if twice := [" = ".join(names) for names in same.values() if len(names) > 1]:
-            raise UserError(f"{self.root}: {len(twice)} images are listed by several names: {first_five(twice)}")
-        return [(found[row.image].relative_to(self.folder).as_posix(), found[row.image]) for row in rows]
+            raise UserError(
+                f"{self.root}: {len(twice)} images are listed by several names: {first_five(twice)}"
+            )
+        return [
+            (found[row.image].relative_to(self.folder).as_posix(), found[row.image]) for row in rows
+        ]

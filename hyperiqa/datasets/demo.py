@@ -19,7 +19,9 @@ class Demo(KonIQ10k):
         super().__init__(root, *settings, **more)
         if not self.root.exists():
             # A process of its own: the generator is an entry script, and those are never imported.
-            made = subprocess.run([sys.executable, HERE / "make_demo_dataset.py", self.root], check=False)
+            made = subprocess.run(
+                [sys.executable, HERE / "make_demo_dataset.py", self.root], check=False
+            )
             if made.returncode and not self.root.exists():  # another process may have made it first
                 raise UserError(f"demo: make_demo_dataset.py could not make {self.root}")
         self.spaq_root = self.root / "spaq-test"

@@ -53,8 +53,12 @@ def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 def _places(header: list[str], columns: Iterable[str]) -> dict[str, int]:
     """Where these columns are, in whatever case; without those that are nowhere."""
-    places = {title.lower(): i for i, title in enumerate(header)} | {title: i for i, title in enumerate(header)}
-    return {name: places.get(name, places[name.lower()]) for name in columns if name.lower() in places}
+    places = {title.lower(): i for i, title in enumerate(header)} | {
+        title: i for i, title in enumerate(header)
+    }
+    return {
+        name: places.get(name, places[name.lower()]) for name in columns if name.lower() in places
+    }
 
 
 def read_table(
@@ -64,7 +68,9 @@ def read_table(
     The separator is the comma, semicolon or tab; blanks around cells, empty rows and the case of the header do not
     count. Raises UserError where the file is unreadable, a column is missing (`more`: what helps then) or a row has
     more cells than the header."""
-    with reading_file(path, "not a readable CSV file in UTF-8 or UTF-16", UnicodeDecodeError, csv.Error):
+    with reading_file(
+        path, "not a readable CSV file in UTF-8 or UTF-16", UnicodeDecodeError, csv.Error
+    ):
         text = _text(path)
         headers = {mark: next(_cells(text, mark), (0, []))[1] for mark in ",;\t"}
         separator, header = max(headers.items(), key=lambda found: len(_places(found[1], columns)))
@@ -75,7 +81,9 @@ def read_table(
         for number, cells in itertools.islice(_cells(text, separator), 1, None):
             if any(cells[len(header) :]):
                 found = f"line {number} has {len(cells)} cells below {len(header)} column names"
-                raise UserError(f"{path}: {found}: a decimal comma, or a comma within a cell that is not in quotes?")
+                raise UserError(
+                    f"{path}: {found}: a decimal comma, or a comma within a cell that is not in quotes?"
+                )
             yield {name: cells[i] if i < len(cells) else "" for name, i in places.items()}
 
 
@@ -86,7 +94,9 @@ def read_json_scores(path: Path) -> dict[str, float]:
         names = [PurePosixPath(str(e["image"]).replace("\\", "/")).name for e in entries]
         scores = [number(e["score"]) for e in entries]
     except (OSError, ValueError, TypeError, KeyError) as problem:
-        raise UserError(f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}') from None
+        raise UserError(
+            f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}'
+        ) from None
     listed = dict(zip(names, scores, strict=True))
     if len(listed) < len(entries):
         raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
@@ -107,8 +117,12 @@ def read_json_list(path: Path) -> list[tuple[str, float, float | None]]:
         entries = json.loads(path.read_bytes())
         for entry in entries["files"] if isinstance(entries, Mapping) else entries:
             image = entry["image"] if "image" in entry else entry["img_path"]
-            score = entry.get("gt_score", entry.get("score", str(entry.get("id", "")).rpartition("->")[2]))
-            rows.append((str(image), number(score), number(entry["std"]) if "std" in entry else None))
+            score = entry.get(
+                "gt_score", entry.get("score", str(entry.get("id", "")).rpartition("->")[2])
+            )
+            rows.append(
+                (str(image), number(score), number(entry["std"]) if "std" in entry else None)
+            )
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
         wanted = '{"image", "gt_score"}, or with the score in "id"'
         raise UserError(f"{path}: expected a JSON list of {wanted}; found {problem!r}") from None
@@ -127,7 +141,9 @@ def read_mat(path: Path, *variables: str) -> list[tuple]:
         except BrokenProcessPool:
             raise UserError(f"{path}: {what}: it is damaged, the parser crashed") from None
     if missing := [name for name in variables if name not in content]:
-        raise UserError(f"{path}: no variable {', '.join(missing)}; expected {', '.join(variables)}")
+        raise UserError(
+            f"{path}: no variable {', '.join(missing)}; expected {', '.join(variables)}"
+        )
     return aligned(path, content)
 
 
@@ -142,7 +158,9 @@ def _mat(path: Path, variables: Sequence[str]) -> dict[str, list]:
         resource.setrlimit(resource.RLIMIT_CPU, (MAT_SECONDS, MAT_SECONDS))
     with path.open("rb") as file:
         content = loadmat(file, variable_names=variables)
-    return {name: [_entry(x) for x in np.ravel(content[name])] for name in variables if name in content}
+    return {
+        name: [_entry(x) for x in np.ravel(content[name])] for name in variables if name in content
+    }
 
 
 def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
@@ -159,15 +177,23 @@ def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
     try:
         from openpyxl import load_workbook  # optional: few data sets come as workbooks
     except ImportError:
-        raise UserError(f"{owner}: reading {path} needs the package openpyxl: pip install openpyxl") from None
+        raise UserError(
+            f"{owner}: reading {path} needs the package openpyxl: pip install openpyxl"
+        ) from None
     # A damaged archive or XML: the parsers raise what they like.
-    with reading_file(path, "not a readable workbook", Exception), warnings.catch_warnings(), path.open("rb") as file:
+    with (
+        reading_file(path, "not a readable workbook", Exception),
+        warnings.catch_warnings(),
+        path.open("rb") as file,
+    ):
         warnings.simplefilter("ignore")  # about styles and extensions, which hold no data
         book = load_workbook(file, read_only=True, data_only=True)
         sheets = {found.title: found for found in book.worksheets}
         chosen = sheets.get(sheet) if sheet else next(iter(sheets.values()), None)
         if chosen is None:
-            raise UserError(f"{path}: no sheet {sheet or 'in it'}; found {', '.join(sheets) or 'none'}")
+            raise UserError(
+                f"{path}: no sheet {sheet or 'in it'}; found {', '.join(sheets) or 'none'}"
+            )
         chosen.reset_dimensions()  # the size that a file states of itself may be wrong
         rows = list(chosen.iter_rows(values_only=True))
     return [row for row in rows if any(value is not None for value in row)]
@@ -179,10 +205,14 @@ def under_header(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> lis
         titles = [str(value).strip().lower() for value in row]
         if all(column.lower() in titles for column in columns):
             places = [titles.index(column.lower()) for column in columns]
-            found = [tuple(row[p] if p < len(row) else None for p in places) for row in rows[i + 1 :]]
+            found = [
+                tuple(row[p] if p < len(row) else None for p in places) for row in rows[i + 1 :]
+            ]
             return [values for values in found if any(value is not None for value in values)]
     seen = first_five(value for value in rows[0] if value is not None) if rows else "nothing"
-    raise UserError(f"{path}: no row with the columns {', '.join(columns)}; its first row holds {seen}")
+    raise UserError(
+        f"{path}: no row with the columns {', '.join(columns)}; its first row holds {seen}"
+    )
 
 
 def cell_text(value: object) -> str:

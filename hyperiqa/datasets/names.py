@@ -17,7 +17,9 @@ def record_name(name: str) -> str:
     return name.removeprefix("csv:")
 
 
-def parse_set_names(flag: str, words: Sequence[str], known: Iterable[str]) -> dict[str, Path | None]:
+def parse_set_names(
+    flag: str, words: Sequence[str], known: Iterable[str]
+) -> dict[str, Path | None]:
     """`NAME[=PATH] …` of a flag -> name -> path; a CSV set may be given a name of its own, as in csv:NAME=PATH.
     Raises UserError for unknown and repeated names."""
     known, sets, problems = list(known), {}, []
@@ -28,7 +30,9 @@ def parse_set_names(flag: str, words: Sequence[str], known: Iterable[str]) -> di
             rule = "with letters, digits and _ . + -, no set's name"
             problems.append(f"{flag} {word}: expected csv:NAME=FILE.csv, {rule}")
         elif (kind if kind == "csv" else name) not in known:
-            problems.append(f"{flag} {word}: expected NAME or NAME=PATH, NAME one of {', '.join(known)}")
+            problems.append(
+                f"{flag} {word}: expected NAME or NAME=PATH, NAME one of {', '.join(known)}"
+            )
         elif name in sets:
             problems.append(f"{flag}: {name} is listed twice")
         elif kind == "csv" and not path:
@@ -45,5 +49,7 @@ def lower_is_better_sets(flag: bool | list[str], names: Iterable[str]) -> set[st
     if isinstance(flag, bool) or not flag:
         return set(csv.values()) if flag is not False else set()
     if unknown := [name for name in flag if name not in csv]:
-        raise UserError(f"--lower_is_better {' '.join(unknown)}: expected CSV sets of this run: {', '.join(csv)}")
+        raise UserError(
+            f"--lower_is_better {' '.join(unknown)}: expected CSV sets of this run: {', '.join(csv)}"
+        )
     return {csv[name] for name in flag}

@@ -27,18 +27,31 @@ class Reader:
     name: str
     resize = "384"
     higher_is_better = True
-    nominal_range: tuple[float, float] | None = (0.0, 100.0)  # of the scores; None: what the images have
+    nominal_range: tuple[float, float] | None = (
+        0.0,
+        100.0,
+    )  # of the scores; None: what the images have
     expects: str
-    image_folders: tuple[tuple[str, ...], ...] = (("",),)  # where images may lie, best first; "" is the root itself
-    names_have_folders = False  # rows name an image with its folder, because base names repeat across the folders
+    image_folders: tuple[tuple[str, ...], ...] = (
+        ("",),
+    )  # where images may lie, best first; "" is the root itself
+    names_have_folders = (
+        False  # rows name an image with its folder, because base names repeat across the folders
+    )
     form, elsewhere = "folder", ""  # what `root` is, and what helps where images lie elsewhere
     table: str | None = None
     word: str | None = None
-    votes: float | None = None  # per image, where the set gives their deviation alone; 1: it gives the standard error
+    votes: float | None = (
+        None  # per image, where the set gives their deviation alone; 1: it gives the standard error
+    )
     spaq_root: Path | None = None  # where a set that brings a SPAQ of its own has it
 
     def __init__(
-        self, root: Path | None = None, seed: int | None = 42, lower_is_better: bool = False, columns: Columns = USUAL
+        self,
+        root: Path | None = None,
+        seed: int | None = 42,
+        lower_is_better: bool = False,
+        columns: Columns = USUAL,
     ):
         """seed: of the split, where it must be drawn; None: not known, which is an error then. columns: of a CSV."""
         self.root = Path(root) if root is not None else HERE / self.name
@@ -57,7 +70,9 @@ class Reader:
 
     def _collected(self) -> list[Row] | None:
         """The rows of the set as a collection has it; None where there is none."""
-        found = (self.table and pyiqa(self.root, self.table)) or (self.word and json_lists(self.root, self.word))
+        found = (self.table and pyiqa(self.root, self.table)) or (
+            self.word and json_lists(self.root, self.word)
+        )
         if not found:
             return None
         self.notes.append(f"{self.name}: read from {found[0]}")
@@ -65,7 +80,11 @@ class Reader:
         for listed in found[1]:
             if (row := self.row_of(listed)) is not None:
                 error = self.error(listed.deviation, listed.votes)
-                rows.append(replace(row, split=listed.split, error=error if row.error is None else row.error))
+                rows.append(
+                    replace(
+                        row, split=listed.split, error=error if row.error is None else row.error
+                    )
+                )
                 if listed.path is not None:
                     self.placed[row.image] = listed.path
         return rows
@@ -77,7 +96,11 @@ class Reader:
 
     def read(self, splits: tuple[str, ...] = ("train", "test")) -> DataSet:
         """Records of these splits. Images of other splits need not exist. Raises UserError."""
-        rows = self._drawn(self.listed) if any(row.split is None for row in self.listed) else self.listed
+        rows = (
+            self._drawn(self.listed)
+            if any(row.split is None for row in self.listed)
+            else self.listed
+        )
         rows = [row for row in rows if row.split in splits]
         self._check_rows(rows, splits)
         return self._data_set(rows)
@@ -94,7 +117,10 @@ class Reader:
         models are of the same images; those of the run's random split of its own set; else all. Raises UserError."""
         comes_with_one = any(row.split == "test" for row in self.listed)
         if split == "all" or (split == "auto" and not comes_with_one and not own):
-            data, which = self.read_all_as_test(), "all" + (", its training images among them" if own else "")
+            data, which = (
+                self.read_all_as_test(),
+                "all" + (", its training images among them" if own else ""),
+            )
         else:
             data = self.read(("test",))
             which = "its test split" if comes_with_one else f"random test split, seed {self.seed}"
@@ -121,9 +147,13 @@ class Reader:
     def _data_set(self, rows: list[Row]) -> DataSet:
         files = self._files(rows)
         if repeated := [name for name, n in Counter(name for name, _ in files).items() if n > 1]:
-            raise UserError(f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}")
+            raise UserError(
+                f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}"
+            )
         pairs = zip(rows, files, strict=True)
-        records = [Record(*file, r.score, r.split or "test", r.group, r.kind, r.error) for r, file in pairs]
+        records = [
+            Record(*file, r.score, r.split or "test", r.group, r.kind, r.error) for r, file in pairs
+        ]
         better = self.higher_is_better and not self.lower_is_better
         return DataSet(self.name, records, better, self.notes, self.nominal_range)
 
@@ -132,9 +162,13 @@ class Reader:
             raise UserError(f"{self.name}: {len(bad)} scores are not numbers: {first_five(bad)}")
         for split in splits:
             if split == "val" and not any(row.split == "val" for row in rows):
-                raise UserError(f"{self.name}: {self.root} names no validation images; give --val_fraction F")
+                raise UserError(
+                    f"{self.name}: {self.root} names no validation images; give --val_fraction F"
+                )
             if not any(row.split == split for row in rows):
-                raise UserError(f"{self.name}: the {split} split of {self.root} is empty{self.why_empty}")
+                raise UserError(
+                    f"{self.name}: the {split} split of {self.root} is empty{self.why_empty}"
+                )
 
     def _drawn(self, rows: list[Row]) -> list[Row]:
         """80 % of the contents into train, the rest into test, by seed."""
@@ -143,14 +177,19 @@ class Reader:
             raise UserError(f"{self.name}: {said}; give --seed N or --split all")
         contents = sorted({row.group or row.image for row in rows})
         if len(contents) == 1:
-            self.why_empty = f": to draw a split takes two contents, and all images are of one, {contents[0]}"
+            self.why_empty = (
+                f": to draw a split takes two contents, and all images are of one, {contents[0]}"
+            )
         order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(contents))
         share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
         train = {contents[i] for i in order[:share]}
         unit = "reference contents" if any(row.group for row in rows) else "images"
         drawn = f"random 80/20 split of {len(contents)} {unit}, seed {self.seed}"
         self.notes.append(f"{self.name}: no split given; {drawn}")
-        return [replace(row, split="train" if (row.group or row.image) in train else "test") for row in rows]
+        return [
+            replace(row, split="train" if (row.group or row.image) in train else "test")
+            for row in rows
+        ]
 
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
         """Name and path of each row's image: where a collection says, or by its name in the first of `image_folders`
@@ -158,21 +197,33 @@ class Reader:
         if self.placed:
             if gone := [row.image for row in rows if not self.placed[row.image].is_file()]:
                 place = self.placed[gone[0]].parent
-                raise UserError(f"{self.name}: {len(gone)} of {len(rows)} images, not in {place}: {first_five(gone)}")
+                raise UserError(
+                    f"{self.name}: {len(gone)} of {len(rows)} images, not in {place}: {first_five(gone)}"
+                )
             return [(row.image, self.placed[row.image]) for row in rows]
-        there = [{folder: self._there(folder) for folder in folders} for folders in self.image_folders]
+        there = [
+            {folder: self._there(folder) for folder in folders} for folders in self.image_folders
+        ]
         layouts = [layout for layout in there if all(path.is_dir() for path in layout.values())]
         if not layouts:
-            choices = " or ".join("+".join(f"{f}/" for f in folders) for folders in self.image_folders)
+            choices = " or ".join(
+                "+".join(f"{f}/" for f in folders) for folders in self.image_folders
+            )
             raise UserError(f"{self.name}: no images in {self.root}; expected {choices}")
         layout = next(filter(self._images_in, layouts), layouts[0])
         found = self._images_in(layout)
 
         def missing(rows: list[Row]) -> list[str]:
-            return [row.image for row in rows if row.image not in found and row.image.lower() not in found]
+            return [
+                row.image
+                for row in rows
+                if row.image not in found and row.image.lower() not in found
+            ]
 
         validation = [row for row in rows if row.split == "val"]
-        if missing(validation):  # the public lists leave them out, so they often lie in another layout's folder
+        if missing(
+            validation
+        ):  # the public lists leave them out, so they often lie in another layout's folder
             for other in layouts:
                 found = self._images_in(other) | found
             if gone := missing(validation):
@@ -181,7 +232,9 @@ class Reader:
                 raise UserError(f"{self.name}: {which}; {more}")
         if gone := missing(rows):
             where = " and ".join(map(str, layout.values()))
-            raise UserError(f"{self.name}: {len(gone)} of {len(rows)} images are not in {where}: {first_five(gone)}")
+            raise UserError(
+                f"{self.name}: {len(gone)} of {len(rows)} images are not in {where}: {first_five(gone)}"
+            )
         return [found.get(row.image) or found[row.image.lower()] for row in rows]
 
     def _images_in(self, layout: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
@@ -206,5 +259,7 @@ class Reader:
     def _file(self, *names: str) -> Path:
         """The first of these files that is there: the forms that a data set comes in, best first."""
         if (there := next(filter(Path.is_file, map(self._there, names)), None)) is None:
-            raise MissingFile(f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}")
+            raise MissingFile(
+                f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}"
+            )
         return there

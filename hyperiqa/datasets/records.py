@@ -63,7 +63,9 @@ class DataSet:
 
     def fingerprint(self) -> str:
         """Changes when an image name, a score, a split or a group changes; not when the folder moves."""
-        return _digest(sorted((r.split, r.name, repr(r.score), r.group or "") for r in self.records))
+        return _digest(
+            sorted((r.split, r.name, repr(r.score), r.group or "") for r in self.records)
+        )
 
     def votes(self) -> str:
         """Changes when a standard error does."""
@@ -106,19 +108,20 @@ class Columns:
 USUAL = Columns()
 
 
-
-
-
-
 def take_validation(data: DataSet, fraction: float, seed: int) -> None:
     """Move about this fraction of the training images into `val`, whole content groups, by seed. Raises UserError."""
     contents = sorted({r.group or r.name for r in data.split("train")})
     share = round(fraction * len(contents))
     if not 0 < share < len(contents):
-        raise UserError(f"--val_fraction {fraction}: takes {share} of {len(contents)} training contents")
+        raise UserError(
+            f"--val_fraction {fraction}: takes {share} of {len(contents)} training contents"
+        )
     order = np.random.Generator(np.random.PCG64([seed, 1])).permutation(len(contents))
     chosen = {contents[i] for i in order[:share]}
     data.records = [
-        replace(r, split="val") if r.split == "train" and (r.group or r.name) in chosen else r for r in data.records
+        replace(r, split="val") if r.split == "train" and (r.group or r.name) in chosen else r
+        for r in data.records
     ]
-    data.notes.append(f"{data.name}: {share} of {len(contents)} training contents held out for validation, seed {seed}")
+    data.notes.append(
+        f"{data.name}: {share} of {len(contents)} training contents held out for validation, seed {seed}"
+    )

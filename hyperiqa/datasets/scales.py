@@ -36,6 +36,8 @@ def scale_of(data: DataSet, main: DataSet, how: str | None) -> Scale:
         one, other = (means[each.higher_is_better] for each in (main, data))
         said = f"the scores of {main.name} mean {one}, those of {data.name} {other}"
         raise UserError(f"--mix_scale none: {said}; expected one direction, or first or range")
-    theirs, first = (np.array([record.score for record in each.split("train")]) for each in (data, main))
+    theirs, first = (
+        np.array([record.score for record in each.split("train")]) for each in (data, main)
+    )
     factor = (1 if same_way else -1) * first.std() / (theirs.std() or 1)
     return Scale(float(factor), float(first.mean() - factor * theirs.mean()))

@@ -35,12 +35,16 @@ class NamedByContent(Reader):
         for name, score in scores:
             parts = re.fullmatch(r"(I\d+)_(\d+)_\d+\.\w+", name, re.IGNORECASE)
             if parts and 1 <= int(parts[2]) <= len(self.kinds):
-                rows.append(Row(name, number(score), None, parts[1].upper(), self.kinds[int(parts[2]) - 1]))
+                rows.append(
+                    Row(name, number(score), None, parts[1].upper(), self.kinds[int(parts[2]) - 1])
+                )
             else:
                 strange.append(name)
         if strange:
             wanted = f"CONTENT_KIND_LEVEL with a kind of 1 to {len(self.kinds)}, such as I01_02_3"
-            raise UserError(f"{path}: {len(strange)} image names are not {wanted}: {first_five(strange)}")
+            raise UserError(
+                f"{path}: {len(strange)} image names are not {wanted}: {first_five(strange)}"
+            )
         return rows
 
 
@@ -53,12 +57,32 @@ class KADID10k(NamedByContent):
     expects = "kadid_test.json or dmos.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
     kinds = (
-        "gaussian blur", "lens blur", "motion blur", "color diffusion", "color shift", "color quantization",
-        "color saturation in HSV", "color saturation in Lab", "JPEG2000 compression", "JPEG compression",
-        "white noise", "white noise in color components", "impulse noise", "multiplicative noise", "denoising",
-        "brightening", "darkening", "mean shift", "jitter", "non-eccentricity patches", "pixelation", "quantization",
-        "color blocks", "oversharpening", "contrast change",
-    )  # fmt: skip
+        "gaussian blur",
+        "lens blur",
+        "motion blur",
+        "color diffusion",
+        "color shift",
+        "color quantization",
+        "color saturation in HSV",
+        "color saturation in Lab",
+        "JPEG2000 compression",
+        "JPEG compression",
+        "white noise",
+        "white noise in color components",
+        "impulse noise",
+        "multiplicative noise",
+        "denoising",
+        "brightening",
+        "darkening",
+        "mean shift",
+        "jitter",
+        "non-eccentricity patches",
+        "pixelation",
+        "quantization",
+        "color blocks",
+        "oversharpening",
+        "contrast change",
+    )
 
     def rows(self) -> list[Row]:
         path = self._file("kadid_test.json", "dmos.csv")
@@ -67,7 +91,10 @@ class KADID10k(NamedByContent):
         # What the file calls var is a standard deviation: only so do the scores be means of 30 whole votes.
         table = list(read_table(path, ("dist_img", "dmos"), ("var",)))
         rows = self._rows_by_name(path, [(line["dist_img"], line["dmos"]) for line in table])
-        return [replace(row, error=self.error(line.get("var"))) for row, line in zip(rows, table, strict=True)]
+        return [
+            replace(row, error=self.error(line.get("var")))
+            for row, line in zip(rows, table, strict=True)
+        ]
 
 
 class LIVE(Reader):
@@ -82,17 +109,24 @@ class LIVE(Reader):
     images = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
     image_folders = (tuple(images),)
     kinds = {
-        "jp2k": "JPEG2000 compression", "jpeg": "JPEG compression", "wn": "white noise", "gblur": "gaussian blur",
+        "jp2k": "JPEG2000 compression",
+        "jpeg": "JPEG compression",
+        "wn": "white noise",
+        "gblur": "gaussian blur",
         "fastfading": "fast fading",
-    }  # fmt: skip
+    }
 
     def rows(self) -> list[Row]:
         path = self._file("dmos_realigned.mat", "dmos.mat")
-        scored = read_mat(path, "dmos_new" if path.name.lower() == "dmos_realigned.mat" else "dmos", "orgs")
+        scored = read_mat(
+            path, "dmos_new" if path.name.lower() == "dmos_realigned.mat" else "dmos", "orgs"
+        )
         columns = {
             path.name: scored,
             "refnames_all.mat": read_mat(self._file("refnames_all.mat"), "refnames_all"),
-            "images of the release": [(folder, i) for folder, n in self.images.items() for i in range(1, n + 1)],
+            "images of the release": [
+                (folder, i) for folder, n in self.images.items() for i in range(1, n + 1)
+            ],
         }
         return [
             Row(f"{folder}/img{i}.bmp", number(dmos), None, str(reference), self.kinds[folder])
@@ -114,24 +148,39 @@ class CSIQ(Reader):
 
     name, table, word, resize = "csiq", "CSIQ", "csiq", "none"
     nominal_range, higher_is_better = (0.0, 1.0), False
-    expects = "csiq.DMOS.xlsx and dst_imgs/ with awgn/, jpeg/, jpeg2000/, fnoise/, blur/ and contrast/"
-    folders = tuple(f"dst_imgs/{kind}" for kind in ("awgn", "jpeg", "jpeg2000", "fnoise", "blur", "contrast"))
+    expects = (
+        "csiq.DMOS.xlsx and dst_imgs/ with awgn/, jpeg/, jpeg2000/, fnoise/, blur/ and contrast/"
+    )
+    folders = tuple(
+        f"dst_imgs/{kind}" for kind in ("awgn", "jpeg", "jpeg2000", "fnoise", "blur", "contrast")
+    )
     image_folders = (folders, ("dst_imgs_all",), ("dst_imgs",))
     # The workbook's dst_type, letters and digits alone -> the word in image names, the distortion.
     kinds = {
-        "noise": ("awgn", "white noise"), "awgn": ("awgn", "white noise"), "jpeg": ("jpeg", "JPEG compression"),
-        "jpeg2000": ("jpeg2000", "JPEG2000 compression"), "fnoise": ("fnoise", "pink noise"),
-        "blur": ("blur", "gaussian blur"), "contrast": ("contrast", "contrast decrease"),
-    }  # fmt: skip
+        "noise": ("awgn", "white noise"),
+        "awgn": ("awgn", "white noise"),
+        "jpeg": ("jpeg", "JPEG compression"),
+        "jpeg2000": ("jpeg2000", "JPEG2000 compression"),
+        "fnoise": ("fnoise", "pink noise"),
+        "blur": ("blur", "gaussian blur"),
+        "contrast": ("contrast", "contrast decrease"),
+    }
 
     def rows(self) -> list[Row]:
         path = self._file("csiq.DMOS.xlsx")
         sheet = read_sheet(path, self.name, "all_by_image")
         rows = []
-        for image, kind, level, dmos in under_header(path, sheet, ("image", "dst_type", "dst_lev", "dmos")):
-            reference, known = cell_text(image), self.kinds.get(re.sub(r"[\W_]", "", cell_text(kind).lower()))
+        for image, kind, level, dmos in under_header(
+            path, sheet, ("image", "dst_type", "dst_lev", "dmos")
+        ):
+            reference, known = (
+                cell_text(image),
+                self.kinds.get(re.sub(r"[\W_]", "", cell_text(kind).lower())),
+            )
             if known is None:
-                raise UserError(f"{path}: column dst_type: expected {', '.join(self.kinds)}, found {kind!r}")
+                raise UserError(
+                    f"{path}: column dst_type: expected {', '.join(self.kinds)}, found {kind!r}"
+                )
             name = f"{reference}.{known[0]}.{cell_text(level)}.png"
             rows.append(Row(name, number(dmos), None, reference.lower(), known[1]))
         return rows
@@ -139,8 +188,12 @@ class CSIQ(Reader):
     def row_of(self, listed: Listed) -> Row | None:
         reference, kind, level = (*listed.name.split("."), "", "")[:3]
         if (known := self.kinds.get(kind.lower())) is None:
-            raise UserError(f"{self.root}: expected names such as 1600.AWGN.1.png, found {listed.name}")
-        return Row(f"{reference}.{known[0]}.{level}.png", listed.score, None, reference.lower(), known[1])
+            raise UserError(
+                f"{self.root}: expected names such as 1600.AWGN.1.png, found {listed.name}"
+            )
+        return Row(
+            f"{reference}.{known[0]}.{level}.png", listed.score, None, reference.lower(), known[1]
+        )
 
 
 class TID2013(NamedByContent):
@@ -152,20 +205,39 @@ class TID2013(NamedByContent):
     expects = "mos_with_names.txt and distorted_images/"
     image_folders = (("distorted_images",),)
     kinds = (
-        "additive gaussian noise", "noise in color components", "spatially correlated noise", "masked noise",
-        "high frequency noise", "impulse noise", "quantization noise", "gaussian blur", "denoising",
-        "JPEG compression", "JPEG2000 compression", "JPEG transmission errors", "JPEG2000 transmission errors",
-        "non-eccentricity pattern noise", "local block-wise distortions", "mean shift", "contrast change",
-        "change of color saturation", "multiplicative gaussian noise", "comfort noise",
-        "lossy compression of noisy images", "color quantization with dither", "chromatic aberrations",
+        "additive gaussian noise",
+        "noise in color components",
+        "spatially correlated noise",
+        "masked noise",
+        "high frequency noise",
+        "impulse noise",
+        "quantization noise",
+        "gaussian blur",
+        "denoising",
+        "JPEG compression",
+        "JPEG2000 compression",
+        "JPEG transmission errors",
+        "JPEG2000 transmission errors",
+        "non-eccentricity pattern noise",
+        "local block-wise distortions",
+        "mean shift",
+        "contrast change",
+        "change of color saturation",
+        "multiplicative gaussian noise",
+        "comfort noise",
+        "lossy compression of noisy images",
+        "color quantization with dither",
+        "chromatic aberrations",
         "sparse sampling and reconstruction",
-    )  # fmt: skip
+    )
 
     def rows(self) -> list[Row]:
         path = self._file("mos_with_names.txt")
         lines = [line.split() for line in read_lines(path)]
         if strange := [" ".join(words) for words in lines if len(words) != 2]:
-            raise UserError(f"{path}: expected lines of MOS and image name, found {first_five(strange)}")
+            raise UserError(
+                f"{path}: expected lines of MOS and image name, found {first_five(strange)}"
+            )
         rows = self._rows_by_name(path, [(name, mos) for mos, name in lines])
         # In the same order, one number a line, standard errors already.
         errors = self._there("mos_std.txt")

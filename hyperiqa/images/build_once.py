@@ -16,9 +16,13 @@ def half_built(folder: Path) -> Path:
 
 
 def build_once(
-    folder: Path, opened: Callable[[], bool], build: Callable[[Path], None], waiting: str, what: str,
-    goes_on: bool = False
-) -> bool:  # fmt: skip
+    folder: Path,
+    opened: Callable[[], bool],
+    build: Callable[[Path], None],
+    waiting: str,
+    what: str,
+    goes_on: bool = False,
+) -> bool:
     """Make a folder that appears under its name only when it is complete; returns whether this process made it.
     opened: opens it where it is complete; build(temporary): fills it, under a lock: who comes meanwhile says `waiting`
     and waits. goes_on: what a killed process had built is handed to `build`, not removed. Raises UserError."""

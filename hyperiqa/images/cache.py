@@ -34,9 +34,14 @@ class ImageCache:
     which the next run maps instead of decoding; without, in memory. Raises UserError where it cannot be written."""
 
     def __init__(
-        self, name: str, paths: Sequence[Path], resize: str, min_side: int, cache_dir: Path | None = None,
-        exif_rotate: bool = False
-    ):  # fmt: skip
+        self,
+        name: str,
+        paths: Sequence[Path],
+        resize: str,
+        min_side: int,
+        cache_dir: Path | None = None,
+        exif_rotate: bool = False,
+    ):
         self.name, self.paths, self.resize, self.min_side = name, list(paths), resize, min_side
         self.exif_rotate = exif_rotate
         self.index = {path: i for i, path in enumerate(self.paths)}
@@ -64,23 +69,31 @@ class ImageCache:
     def bytes(self) -> int:
         return int(self.offsets[-1])
 
-    def crops(self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int) -> torch.Tensor:
+    def crops(
+        self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int
+    ) -> torch.Tensor:
         """Crops side x side at (top, left) of the images: uint8 (n, side, side, 3), where the cache lies."""
         if self.on_gpu is not None:
             # A row of a crop is 3 * side bytes in a row: one indexed read gives all rows of all crops.
             row = 3 * self.sizes[images, 1]
-            first, row = (self._beside(each) for each in (self.offsets[images] + top * row + 3 * left, row))
+            first, row = (
+                self._beside(each) for each in (self.offsets[images] + top * row + 3 * left, row)
+            )
             starts = first[:, None] + row[:, None] * torch.arange(side, device=row.device)
             return self.on_gpu.unfold(0, 3 * side, 1)[starts].view(-1, side, side, 3)
         out = np.empty((len(images), side, side, 3), np.uint8)
-        for k, (i, y, x) in enumerate(zip(images.tolist(), top.tolist(), left.tolist(), strict=True)):
+        for k, (i, y, x) in enumerate(
+            zip(images.tolist(), top.tolist(), left.tolist(), strict=True)
+        ):
             out[k] = self[i][y : y + side, x : x + side]
         return torch.from_numpy(out)
 
     def to_gpu(self, device: torch.device) -> None:
         """Copy all images to the device, from where crops are taken from now on."""
         self.on_gpu = torch.empty(self.bytes, dtype=torch.uint8, device=device)
-        for start in range(0, self.bytes, COPY_BYTES):  # piecewise: the mapped file need not fit into memory
+        for start in range(
+            0, self.bytes, COPY_BYTES
+        ):  # piecewise: the mapped file need not fit into memory
             piece = torch.from_numpy(np.array(self.buffer[start : start + COPY_BYTES]))
             self.on_gpu[start : start + len(piece)] = piece.to(device)
 
@@ -98,7 +111,11 @@ class ImageCache:
         self.digests, self.hashes = [""] * len(self), [""] * len(self)
         threads = torch.get_num_threads()
         # Images are the unit of work: with several threads to an image, too, they would wait for each other.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count() or 1
+        )
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             size_of = partial(fitted_size, resize=self.resize, min_side=self.min_side)
             found = list(pool.map(partial(self._tried, size_of), self.paths))
@@ -145,10 +162,17 @@ class ImageCache:
             index = json.loads((self.folder / "index.json").read_text())
             self._set_sizes(index["sizes"])
             self.digests, self.hashes = index["digests"], index["looks"]
-            self.upscaled, self.bad = index["upscaled"], {Path(p): reason for p, reason in index["bad"].items()}
+            self.upscaled, self.bad = (
+                index["upscaled"],
+                {Path(p): reason for p, reason in index["bad"].items()},
+            )
             # Mode c: a stray write would change this process's view, never the file. An empty file cannot be mapped.
             file = self.folder / "images.u8"
-            self.buffer = np.memmap(file, np.uint8, "c", shape=(self.bytes,)) if self.bytes else np.empty(0, np.uint8)
+            self.buffer = (
+                np.memmap(file, np.uint8, "c", shape=(self.bytes,))
+                if self.bytes
+                else np.empty(0, np.uint8)
+            )
         except (OSError, ValueError, KeyError):
             return False
         return True
@@ -175,7 +199,12 @@ class ImageCache:
             file.flush()
             os.fsync(file.fileno())
         bad = {str(path): reason for path, reason in self.bad.items()}
-        index = {"sizes": self.sizes.tolist(), "upscaled": self.upscaled, "bad": bad, "files": self.files}
+        index = {
+            "sizes": self.sizes.tolist(),
+            "upscaled": self.upscaled,
+            "bad": bad,
+            "files": self.files,
+        }
         index |= {"format": CACHE_FORMAT, "digests": self.digests, "looks": self.hashes}
         write_whole(folder / "index.json", json.dumps(index))
 
@@ -184,7 +213,10 @@ class ImageCache:
         for folder in self.folder.parent.glob(f"{self.name}_{self.resize}_*"):
             try:
                 index = json.loads((folder / "index.json").read_text())
-                same = all(_size_and_time(Path(path)) == (size, time) for path, size, time in index["files"])
+                same = all(
+                    _size_and_time(Path(path)) == (size, time)
+                    for path, size, time in index["files"]
+                )
                 fresh = same and index["format"] >= CACHE_FORMAT
             except (OSError, ValueError, KeyError):
                 fresh = False
@@ -208,10 +240,6 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-
-
-
-
 def put_on_gpu(caches: Sequence[ImageCache], choice: str, device: torch.device) -> str:
     """Move the caches to the GPU where `--cache_device` (auto, cpu, cuda) says so; returns where they are and why.
     auto: on a CUDA device on which they take at most half of the free memory."""
@@ -224,5 +252,7 @@ def put_on_gpu(caches: Sequence[ImageCache], choice: str, device: torch.device) 
         for cache in caches:
             cache.to_gpu(device)
     except torch.cuda.OutOfMemoryError:
-        raise UserError(f"--cache_device cuda: {need / 2**30:.1f} GiB of images do not fit on {device}") from None
+        raise UserError(
+            f"--cache_device cuda: {need / 2**30:.1f} GiB of images do not fit on {device}"
+        ) from None
     return str(device)

@@ -14,7 +14,9 @@ from hyperiqa.base.command_line import parse_resize
 
 try:
     from torchvision.io import ImageReadMode, decode_image
-except ImportError:  # deprecated in torchvision 0.29: without it Pillow decodes, to the same pixels but slower
+except (
+    ImportError
+):  # deprecated in torchvision 0.29: without it Pillow decodes, to the same pixels but slower
     decode_image = None
 
 # What is read here; each is fuzzed by tests/reading. Pillow knows more, some by programs of others (EPS).
@@ -22,8 +24,13 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "WEBP", "AVIF
 # More pixels than any camera's: a file that claims them is broken, or meant to fill the memory.
 MAX_PIXELS = 400_000_000
 # EXIF orientation -> what turns the image upright (CIPA DC-008).
-ORIENTATIONS = {n: getattr(Image.Transpose, name) for n, name in enumerate(
-    "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), 2)}  # fmt: skip
+ORIENTATIONS = {
+    n: getattr(Image.Transpose, name)
+    for n, name in enumerate(
+        "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(),
+        2,
+    )
+}
 Image.MAX_IMAGE_PIXELS = None  # our own limit, above, is checked before any pixel is decoded
 
 
@@ -47,7 +54,9 @@ def _decoding() -> Iterator[None]:
     except Exception as problem:
         reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
         # torchvision says where in its sources it stopped; its last words are the reason.
-        raise ValueError(reason.rpartition(", ")[2] if isinstance(problem, RuntimeError) else reason) from None
+        raise ValueError(
+            reason.rpartition(", ")[2] if isinstance(problem, RuntimeError) else reason
+        ) from None
 
 
 def read_header(path: Path, exif_rotate: bool = False) -> tuple[int, int]:
@@ -80,7 +89,9 @@ def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
             return np.repeat(_grey(turned, image)[:, :, None], 3, axis=2)
         if turned.mode in ("LAB", "La"):
             raise ValueError(f"pixels of mode {turned.mode} are not read here")
-        if turned.has_transparency_data:  # on white, as viewers show it: what hides below is arbitrary
+        if (
+            turned.has_transparency_data
+        ):  # on white, as viewers show it: what hides below is arbitrary
             rgba = turned.convert("RGBA")
             turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return np.array(turned.convert("RGB"))
@@ -91,13 +102,19 @@ def _grey(turned: Image.Image, image: Image.Image) -> np.ndarray:
     grey, mode = np.asarray(turned), turned.mode
     if mode == "F":
         if not (grey.min() >= 0 and grey.max() <= 1):
-            raise ValueError(f"floating pixels from {grey.min():g} to {grey.max():g}: expected 0 to 1")
+            raise ValueError(
+                f"floating pixels from {grey.min():g} to {grey.max():g}: expected 0 to 1"
+            )
         return np.rint(grey * 255.0).astype(np.uint8)
     if mode == "I" and image.format != "PPM":  # whose 16 bits Pillow reads as 32
         raise ValueError("32-bit integer pixels, whose range is not known: expected 8 or 16 bits")
-    bits, is_white = (getattr(image, "tag_v2", {}).get(tag, usual) for tag, usual in ((258, (16,)), (262, 1)))
+    bits, is_white = (
+        getattr(image, "tag_v2", {}).get(tag, usual) for tag, usual in ((258, (16,)), (262, 1))
+    )
     if tuple(bits) != (16,) or is_white == 0:
-        raise ValueError(f"grey of {bits[0]} bits{', 0 as white' if is_white == 0 else ''}: expected 8 or 16 bits")
+        raise ValueError(
+            f"grey of {bits[0]} bits{', 0 as white' if is_white == 0 else ''}: expected 8 or 16 bits"
+        )
     clear = image.info.get("transparency")
     grey = np.where(grey == clear, 65535, grey) if isinstance(clear, int) else grey
     return np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8)
@@ -136,19 +153,17 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return TF.resize(pixels, [height, width], antialias=True).permute(1, 2, 0).contiguous().numpy()
 
 
-
-
-
-
-
-
-def fitted_size(path: Path, resize: str, min_side: int, exif_rotate: bool = False) -> tuple[tuple[int, int], bool]:
+def fitted_size(
+    path: Path, resize: str, min_side: int, exif_rotate: bool = False
+) -> tuple[tuple[int, int], bool]:
     """What an image file becomes, before any pixel is decoded: ((height, width), whether it is smaller than a patch).
     Raises ValueError where the file is no image, or would be absurdly large once resized (a long thin strip)."""
     header = read_header(path, exif_rotate)
     height, width = resized_size(*header, resize, min_side)
     if height * width > MAX_PIXELS:
-        raise ValueError(f"absurdly large once resized from {header[1]}x{header[0]} to {width}x{height} pixels")
+        raise ValueError(
+            f"absurdly large once resized from {header[1]}x{header[0]} to {width}x{height} pixels"
+        )
     return (height, width), (height, width) != resized_size(*header, resize, 1)
 
 

@@ -21,14 +21,18 @@ from hyperiqa.images.cache import ImageCache
 
 FEATURE_FORMAT = 1  # raise it when what a row holds changes
 DTYPES: dict[str, type[np.floating]] = {"fp16": np.float16, "fp32": np.float32}
-Compute = Callable[[int], Iterator[np.ndarray]]  # rows (n, F) in fp32 from a number of patch on, batch by batch
+Compute = Callable[
+    [int], Iterator[np.ndarray]
+]  # rows (n, F) in fp32 from a number of patch on, batch by batch
 
 
 class Features:
     """Rows of F values for a list of patches; `features[rows]` is a tensor (n, F).
     depends_on: all that the rows depend on beside the images: patches, encoder, layout; it becomes the key."""
 
-    def __init__(self, cache: ImageCache, split: str, shape: tuple[int, int], dtype: str, depends_on: Mapping):
+    def __init__(
+        self, cache: ImageCache, split: str, shape: tuple[int, int], dtype: str, depends_on: Mapping
+    ):
         self.cache, self.split, self.shape, self.dtype = cache, split, shape, dtype
         self.bytes = int(np.prod(shape)) * np.dtype(DTYPES[dtype]).itemsize
         self.folder: Path | None = None
@@ -54,7 +58,9 @@ class Features:
             return
         waiting = f"{self.cache.name}: waiting for another run that is computing the same features"
         build = partial(self._build, compute, batch)
-        self.was_there = not build_once(self.folder, self._open, build, waiting, "feature cache", goes_on=True)
+        self.was_there = not build_once(
+            self.folder, self._open, build, waiting, "feature cache", goes_on=True
+        )
         if not self.was_there:
             self._remove_stale()
 
@@ -70,7 +76,9 @@ class Features:
         limit = np.finfo(DTYPES[self.dtype]).max
         if not (largest := np.abs(rows).max()) <= limit:
             found = f"values reach {largest:g}, expected at most {limit:g}"
-            raise UserError(f"--feature_dtype {self.dtype}: {found}; give fp32, or none to go through the pixels")
+            raise UserError(
+                f"--feature_dtype {self.dtype}: {found}; give fp32, or none to go through the pixels"
+            )
         return rows.astype(DTYPES[self.dtype])
 
     def _build(self, compute: Compute, batch: int, folder: Path) -> None:
@@ -91,7 +99,9 @@ class Features:
     def _open(self) -> bool:
         try:
             json.loads((self.folder / "index.json").read_text())
-            self.data = np.memmap(self.folder / "features.bin", DTYPES[self.dtype], "c", shape=self.shape)
+            self.data = np.memmap(
+                self.folder / "features.bin", DTYPES[self.dtype], "c", shape=self.shape
+            )
         except (OSError, ValueError):
             return False
         return True
@@ -100,7 +110,9 @@ class Features:
         """Delete this data set's features of images whose cache is gone, because they changed."""
         for folder in self.folder.parent.glob(f"{self.cache.name}_features_*"):
             try:
-                fresh = (folder.parent / json.loads((folder / "index.json").read_text())["images"]).is_dir()
+                fresh = (
+                    folder.parent / json.loads((folder / "index.json").read_text())["images"]
+                ).is_dir()
             except (OSError, ValueError, KeyError):
                 fresh = False
             if not fresh:

@@ -18,7 +18,9 @@ def perceptual_hash(image: np.ndarray) -> str:
     return np.packbits(signs).tobytes().hex()
 
 
-def near_duplicates(ours: Sequence[str], theirs: Sequence[str], bits: int = 6) -> list[tuple[int, int]]:
+def near_duplicates(
+    ours: Sequence[str], theirs: Sequence[str], bits: int = 6
+) -> list[tuple[int, int]]:
     """Pairs (i, j) of looks that differ in few bits, mirrored or not; an empty look is like no other. How many copies
     6 bits find is in docs/using_models.md."""
     mirrored, found = np.where(np.arange(64) % 2 == 1, -1, 1).astype(np.float32), []
@@ -33,5 +35,7 @@ def near_duplicates(ours: Sequence[str], theirs: Sequence[str], bits: int = 6) -
 def _signs(looks: Sequence[str]) -> np.ndarray:
     """(N, 64) of -1 and 1, of 0 for an empty look."""
     known = np.array([bool(each) for each in looks])
-    codes = np.frombuffer(bytes.fromhex("".join(each or "0" * 16 for each in looks)), np.uint8).reshape(-1, 8)
+    codes = np.frombuffer(
+        bytes.fromhex("".join(each or "0" * 16 for each in looks)), np.uint8
+    ).reshape(-1, 8)
     return (np.unpackbits(codes, axis=1) * np.float32(2) - 1) * known.reshape(-1, 1)

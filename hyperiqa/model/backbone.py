@@ -37,7 +37,10 @@ class Backbone(nn.Module):
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
         """Mean and standard deviation of RGB values 0..1; kept on the device: making them anew makes the host wait."""
-        self.normalisation = {"mean": list(mean), "std": list(std)}  # as a checkpoint's description keeps it
+        self.normalisation = {
+            "mean": list(mean),
+            "std": list(std),
+        }  # as a checkpoint's description keeps it
         for name, value in self.normalisation.items():
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
@@ -76,7 +79,11 @@ class Backbone(nn.Module):
 
     def encoder_state(self) -> dict[str, torch.Tensor]:
         """The tensors of `pretrained_part`, without the LDA's."""
-        return {n: tensor for n, tensor in self.pretrained_part.state_dict().items() if not n.startswith("lda")}
+        return {
+            n: tensor
+            for n, tensor in self.pretrained_part.state_dict().items()
+            if not n.startswith("lda")
+        }
 
     def freeze(self) -> None:
         """Leave the encoder as it is: in eval mode, without gradients. The LDA goes on training."""
@@ -86,7 +93,9 @@ class Backbone(nn.Module):
 
     def fuse_attention(self) -> None:
         """Compute attention by fused kernels where there is a choice. Raises UserError where there is none."""
-        raise UserError("--fused_attention is for Swin; the other transformers of timm have it so already")
+        raise UserError(
+            "--fused_attention is for Swin; the other transformers of timm have it so already"
+        )
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)

@@ -24,11 +24,20 @@ DESCRIPTION_FORMAT = 1
 HUB_MODEL = "model.safetensors"  # what a repository of the Hub holds
 # What no model can be used without; a description holds more.
 DESCRIBED = "backbone fusion patch_size resize score_range higher_is_better test_crop test_patch_num".split()
-COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")  # buffers; older timm saved them
-IDLE = (*COMPUTED, "num_batches_tracked")  # counters: unused with our momentum, and not in old torch's files
+COMPUTED = (
+    "relative_position_index",
+    "relative_coords_table",
+    "attn_mask",
+)  # buffers; older timm saved them
+IDLE = (
+    *COMPUTED,
+    "num_batches_tracked",
+)  # counters: unused with our momentum, and not in old torch's files
 
 
-def portable_state(model: torch.nn.Module, description: Mapping[str, Any] | None = None) -> OrderedDict:
+def portable_state(
+    model: torch.nn.Module, description: Mapping[str, Any] | None = None
+) -> OrderedDict:
     """The model's state dict on the CPU under its public names, with the description in its metadata."""
     state = OrderedDict(
         (WRAPPERS.sub("", name), tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
@@ -47,7 +56,10 @@ def describe(state: OrderedDict, description: Mapping[str, Any]) -> None:
 
 def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
     """A description as files carry it: with its format, without `load_model`'s note on where it came from."""
-    return {"format": DESCRIPTION_FORMAT, **{k: v for k, v in description.items() if k != "described"}}
+    return {
+        "format": DESCRIPTION_FORMAT,
+        **{k: v for k, v in description.items() if k != "described"},
+    }
 
 
 def description_json(description: Mapping[str, Any]) -> str:
@@ -88,18 +100,14 @@ def _reason(problem: Exception) -> str:
     """Why torch could not load a file, in one line, and without its advice to switch the protection off."""
     text = str(problem).strip()
     if found := re.search(r"GLOBAL (\S+) was not an allowed global", text):
-        return f"it holds {found[1]}, and to load anything but tensors can run code that came with it"
+        return (
+            f"it holds {found[1]}, and to load anything but tensors can run code that came with it"
+        )
     if "TorchScript" in text:
         return "a TorchScript archive; expected a state dict (parameter name -> tensor)"
     if "weights_only" in text:
         return "damaged, or not written by torch.save"
     return getattr(problem, "strerror", None) or (text.splitlines() or [type(problem).__name__])[0]
-
-
-
-
-
-
 
 
 def description_of(state: object) -> dict[str, Any] | None:
@@ -115,7 +123,10 @@ def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(repo, file or HUB_MODEL, revision=revision))
     except Exception as problem:  # of HTTP, of the Hub, of names, of the disk
-        name, reason = f"{repo}@{revision}" if revision else repo, reason_of(problem).split(" (Request ID")[0]
+        name, reason = (
+            f"{repo}@{revision}" if revision else repo,
+            reason_of(problem).split(" (Request ID")[0],
+        )
         raise UserError(f"hf://{name}: {file or HUB_MODEL} cannot be had: {reason}") from None
 
 
@@ -129,7 +140,9 @@ def find_model(path: Path) -> Path:
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
     if not models:
-        raise UserError(f"{path}: no best_model_srcc_….pkl in this folder; expected a model file or a run's folder")
+        raise UserError(
+            f"{path}: no best_model_srcc_….pkl in this folder; expected a model file or a run's folder"
+        )
     return models[-1]
 
 
@@ -143,9 +156,13 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
         return state, {**_public_description(path, state), "described": False}
     number = description.get("format") if isinstance(description, Mapping) else None
     if not isinstance(number, int):
-        raise UserError(f"{path}: its description is damaged: expected a format number, found {description!r:.60}")
+        raise UserError(
+            f"{path}: its description is damaged: expected a format number, found {description!r:.60}"
+        )
     if number > DESCRIPTION_FORMAT:
-        raise UserError(f"{path}: of format {number}, newer than this program's {DESCRIPTION_FORMAT}")
+        raise UserError(
+            f"{path}: of format {number}, newer than this program's {DESCRIPTION_FORMAT}"
+        )
     if missing := [name for name in DESCRIBED if name not in description]:
         raise UserError(f"{path}: its description is damaged: it lacks {', '.join(missing)}")
     return state, {**description, "described": True}
@@ -156,42 +173,57 @@ def _read(path: Path) -> tuple[Mapping[str, torch.Tensor], Any]:
     if path.suffix != ".safetensors":
         content = load(path)
         if isinstance(content, Mapping) and {"settings", "optimizer"} <= content.keys():
-            raise UserError(f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl")
+            raise UserError(
+                f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl"
+            )
         state = _unwrapped(path, content)
         return state, description_of(state)
     if not path.exists():
         raise UserError(f"{path}: no such file")
-    with reading_file(path, "not a safetensors file", ValueError, SafetensorError), safe_open(path, "pt") as file:
+    with (
+        reading_file(path, "not a safetensors file", ValueError, SafetensorError),
+        safe_open(path, "pt") as file,
+    ):
         text = (file.metadata() or {}).get("hyperiqa")
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(text) if text else None  # noqa: SIM118
-
-
-
-
+        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(
+            text
+        ) if text else None  # noqa: SIM118
 
 
 def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
     """Load `state`, which came from `path`, into the model. Raises UserError naming the parameters that don't fit."""
     both = model.state_dict(), state
-    own, given = ({name: t for name, t in each.items() if name.rpartition(".")[2] not in IDLE} for each in both)
+    own, given = (
+        {name: t for name, t in each.items() if name.rpartition(".")[2] not in IDLE}
+        for each in both
+    )
     problems = {
         "missing": [name for name in own if name not in given],
         "unknown": [name for name in given if name not in own],
-        "of another shape": [name for name in own if name in given and own[name].shape != given[name].shape],
+        "of another shape": [
+            name for name in own if name in given and own[name].shape != given[name].shape
+        ],
     }
-    if said := [f"{len(names)} {what} ({first_five(names)})" for what, names in problems.items() if names]:
-        raise UserError(f"{path}: its parameters do not fit the model it should be: {'; '.join(said)}")
-    fitting = {name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COMPUTED}
+    if said := [
+        f"{len(names)} {what} ({first_five(names)})" for what, names in problems.items() if names
+    ]:
+        raise UserError(
+            f"{path}: its parameters do not fit the model it should be: {'; '.join(said)}"
+        )
+    fitting = {
+        name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COMPUTED
+    }
     model.load_state_dict(fitting, strict=False)
 
 
-
-
-def save_safetensors(path: Path, state: Mapping[str, torch.Tensor], description: Mapping[str, Any]) -> None:
+def save_safetensors(
+    path: Path, state: Mapping[str, torch.Tensor], description: Mapping[str, Any]
+) -> None:
     """The same content as a best model's: tensors under the public names, the description as JSON in the metadata."""
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    write_whole(path, safetensors.torch.save(tensors, {"format": "pt", "hyperiqa": description_json(description)}))
-
-
-
-
+    write_whole(
+        path,
+        safetensors.torch.save(
+            tensors, {"format": "pt", "hyperiqa": description_json(description)}
+        ),
+    )

@@ -17,9 +17,13 @@ RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
 
 def build_backbone(
-    name: str, pretrained: bool = False, patch_size: int = 224, weights: Path | None = None,
-    drop_path: float | None = None, architecture: Mapping[str, Any] | None = None
-) -> Backbone:  # fmt: skip
+    name: str,
+    pretrained: bool = False,
+    patch_size: int = 224,
+    weights: Path | None = None,
+    drop_path: float | None = None,
+    architecture: Mapping[str, Any] | None = None,
+) -> Backbone:
     """The backbone of that name, for square patches of that side in pixels, with random weights, ImageNet's
     (pretrained), or those of the state dict in the file `weights`. drop_path: share of images for which a block is left
     out while training, rising linearly to it at the last block; None: the encoder's own. architecture: what a model of
@@ -34,7 +38,9 @@ def build_backbone(
             backbone = TimmBackbone(name, downloaded, patch_size, drop_path, architecture)
     except OSError as problem:
         advice = "give --backbone_weights PATH or --no_pretrained"
-        raise UserError(f"the pretrained weights of {name} cannot be downloaded ({problem}); {advice}") from None
+        raise UserError(
+            f"the pretrained weights of {name} cannot be downloaded ({problem}); {advice}"
+        ) from None
     if weights is not None:
         load_backbone_weights(backbone, weights)
     return backbone
@@ -42,13 +48,19 @@ def build_backbone(
 
 def hypernet(backbone: Backbone, choices: Mapping) -> HyperNet:
     """The HyperNet of a run's settings or a checkpoint's description; what they do not say takes its default."""
-    return HyperNet(backbone, **{name: choices[name] for name in ("dropout", *HyperNet.choices) if name in choices})
+    return HyperNet(
+        backbone,
+        **{name: choices[name] for name in ("dropout", *HyperNet.choices) if name in choices},
+    )
 
 
 def new_model(options: Namespace) -> HyperNet:
     """The untrained model that a run's flags ask for, with pretrained or given weights for the backbone."""
     o = options
-    return hypernet(build_backbone(o.backbone, o.pretrained, o.patch_size, o.backbone_weights, o.drop_path), vars(o))
+    return hypernet(
+        build_backbone(o.backbone, o.pretrained, o.patch_size, o.backbone_weights, o.drop_path),
+        vars(o),
+    )
 
 
 def build(description: Mapping[str, Any]) -> HyperNet:
@@ -60,7 +72,9 @@ def build(description: Mapping[str, Any]) -> HyperNet:
         net = hypernet(backbone, d)
     except (KeyError, ValueError):
         choices = ", ".join(f"{name} {d[name]}" for name in HyperNet.choices if name in d)
-        raise UserError(f"the checkpoint's backbone {d['backbone']} with {choices} is unknown here") from None
+        raise UserError(
+            f"the checkpoint's backbone {d['backbone']} with {choices} is unknown here"
+        ) from None
     if "mean" in d and "std" in d:
         backbone.set_normalisation(d["mean"], d["std"])
     return net

@@ -13,11 +13,18 @@ from hyperiqa.base.errors import UserError
 USUAL_KEYS = ("state_dict", "model", "params_ema", "params", "model_state_dict", "net")
 
 
-WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # DataParallel's and torch.compile's, before a public name
+WRAPPERS = re.compile(
+    r"^((module|_orig_mod)\.)+"
+)  # DataParallel's and torch.compile's, before a public name
 
 
 # Blocks of the third stage, and whether they are bottlenecks -> torchvision's name.
-RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101"}
+RESNETS = {
+    (2, False): "resnet18",
+    (6, False): "resnet34",
+    (6, True): "resnet50",
+    (23, True): "resnet101",
+}
 
 
 # Embedding width and blocks of the third stage -> what timm's name calls it.
@@ -41,7 +48,9 @@ def _unwrapped(path: Path, state: object) -> Mapping[str, torch.Tensor]:
 
 def _is_state_dict(value: object) -> bool:
     items = value.items() if isinstance(value, Mapping) else ()
-    return bool(items) and all(isinstance(name, str) and isinstance(found, torch.Tensor) for name, found in items)
+    return bool(items) and all(
+        isinstance(name, str) and isinstance(found, torch.Tensor) for name, found in items
+    )
 
 
 def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -61,17 +70,33 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
     if backbone is None or hyper is None or last is None or min(hyper.ndim, last.ndim) < 2:
         some = ", ".join(list(state)[:3]) or "none"
         wanted = "expected parameters res.*, conv1.* or swin.backbone.*, conv1.*"
-        raise UserError(f"{path}: not a HyperIQA model with a known backbone: {wanted}; found {some}, …")
-    stages = [state.get(f"{prefix}.lda{i}_pool.0.weight", last).shape[1:2].numel() for i in (1, 2, 3)]
+        raise UserError(
+            f"{path}: not a HyperIQA model with a known backbone: {wanted}; found {some}, …"
+        )
+    stages = [
+        state.get(f"{prefix}.lda{i}_pool.0.weight", last).shape[1:2].numel() for i in (1, 2, 3)
+    ]
     stages.append(last.shape[1])
     if hyper.shape[1] not in (last.shape[1], sum(stages)):
         wanted = f"{last.shape[1]}, those of the last stage, or {sum(stages)}, those of all stages"
-        raise UserError(f"{path}: conv1.0.weight takes {hyper.shape[1]} channels; expected {wanted}")
+        raise UserError(
+            f"{path}: conv1.0.weight takes {hyper.shape[1]} channels; expected {wanted}"
+        )
     fusion = "none" if hyper.shape[1] == last.shape[1] else "direct"
-    for name, found in (("concat", "fusion.conv.weight"), ("attention", "multiscale_attention.attention_net.0.weight")):
+    for name, found in (
+        ("concat", "fusion.conv.weight"),
+        ("attention", "multiscale_attention.attention_net.0.weight"),
+    ):
         fusion = name if found in state else fusion
     return {
-        "backbone": backbone, "fusion": fusion, "patch_size": 224, "resize": "512x384",
-        "exif_rotate": False, "dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True,
-        "test_crop": "center", "test_patch_num": 1,
-    }  # fmt: skip
+        "backbone": backbone,
+        "fusion": fusion,
+        "patch_size": 224,
+        "resize": "512x384",
+        "exif_rotate": False,
+        "dataset": "koniq-10k",
+        "score_range": [0.0, 100.0],
+        "higher_is_better": True,
+        "test_crop": "center",
+        "test_patch_num": 1,
+    }

@@ -30,7 +30,10 @@ def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 def _averages(size: int, side: int, like: torch.Tensor) -> torch.Tensor:
     """Adaptive pooling as a matrix (side, size): row k averages k*size/side to (k+1)*size/side, rounded outwards."""
-    k, cell = torch.arange(side, device=like.device)[:, None], torch.arange(size, device=like.device)
+    k, cell = (
+        torch.arange(side, device=like.device)[:, None],
+        torch.arange(size, device=like.device),
+    )
     inside = (cell >= k * size // side) & (cell < -(-(k + 1) * size // side))
     return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
 
@@ -94,7 +97,12 @@ class AttentionFusion(DirectFusion):
 
     def __init__(self, channels: Sequence[int]):
         super().__init__(channels)
-        layers = nn.Linear(channels[3], 256), nn.ReLU(inplace=True), nn.Dropout(0.5), nn.Linear(256, 4)
+        layers = (
+            nn.Linear(channels[3], 256),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.5),
+            nn.Linear(256, 4),
+        )
         self.attention_net = nn.Sequential(*layers)
 
     def weights(self, maps: StageMaps) -> torch.Tensor:
@@ -103,7 +111,9 @@ class AttentionFusion(DirectFusion):
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
         weights = self.weights(maps)[:, :, None, None, None]
-        return torch.cat([weights[:, k] * pool_to(stage_map(maps, k, GRID), GRID) for k in range(4)], 1)
+        return torch.cat(
+            [weights[:, k] * pool_to(stage_map(maps, k, GRID), GRID) for k in range(4)], 1
+        )
 
 
 class PyramidFusion(Fusion):
@@ -130,7 +140,9 @@ class ProgressiveFusion(Fusion):
 
     def __init__(self, channels: Sequence[int]):
         super().__init__(channels)
-        self.mix = nn.ModuleList(nn.Conv2d(below + own, own, 1) for below, own in pairwise(channels))
+        self.mix = nn.ModuleList(
+            nn.Conv2d(below + own, own, 1) for below, own in pairwise(channels)
+        )
         for conv in self.mix:
             nn.init.kaiming_normal_(conv.get_parameter("weight"))
 

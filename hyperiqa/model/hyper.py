@@ -22,7 +22,9 @@ class ConvHyper(nn.Sequential):
 
     def __init__(self, channels: Sequence[int], fused: int, hidden: Sequence[int]):
         widths = pairwise((fused, *hidden, HYPER_CHANNELS))
-        super().__init__(*(layer for w in widths for layer in (nn.Conv2d(*w, 1), nn.ReLU(inplace=True))))
+        super().__init__(
+            *(layer for w in widths for layer in (nn.Conv2d(*w, 1), nn.ReLU(inplace=True)))
+        )
 
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return super().forward(fused)
@@ -41,18 +43,26 @@ class TransformerHyper(nn.Module):
         width = self.WIDTH
         self.tokens = nn.ModuleList(nn.Conv2d(c, width, 1) for c in (*channels[:3], fused))
         self.stage = nn.Parameter(nn.init.trunc_normal_(torch.zeros(4, 1, width), std=0.02))
-        self.position = nn.Parameter(nn.init.trunc_normal_(torch.zeros(GRID * GRID, width), std=0.02))
+        self.position = nn.Parameter(
+            nn.init.trunc_normal_(torch.zeros(GRID * GRID, width), std=0.02)
+        )
         layers: list[Any] = [Block(width, self.HEADS, 2, qkv_bias=True) for _ in range(self.LAYERS)]
         for layer in layers:
-            layer.attn.fused_attn = False  # as matrix products, whose gradients repeat on every device
+            layer.attn.fused_attn = (
+                False  # as matrix products, whose gradients repeat on every device
+            )
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, HYPER_CHANNELS)
 
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:
         looked_at = [pool_to(stage_map(maps, stage, GRID), GRID) for stage in range(3)] + [fused]
-        tokens = [embed(each).flatten(2).transpose(1, 2) for embed, each in zip(self.tokens, looked_at)]
-        x = self.layers(torch.cat([each + stage + self.position for each, stage in zip(tokens, self.stage)], 1))
+        tokens = [
+            embed(each).flatten(2).transpose(1, 2) for embed, each in zip(self.tokens, looked_at)
+        ]
+        x = self.layers(
+            torch.cat([each + stage + self.position for each, stage in zip(tokens, self.stage)], 1)
+        )
         return self.out(self.norm(x[:, -GRID * GRID :])).transpose(1, 2).unflatten(2, (GRID, GRID))
 
 

@@ -26,9 +26,14 @@ class HyperNet(nn.Module):
     the mean of the last stage map. The two halves are public: `target_weights(images)` makes what `target_net` takes.
     In place of images it takes a frozen encoder's averaged stage maps: `unpack` of what `pack` made."""
 
-    choices = ("fusion", "hyper")  # settings that shape the model, as dropout does not, beside those of its backbone
+    choices = (
+        "fusion",
+        "hyper",
+    )  # settings that shape the model, as dropout does not, beside those of its backbone
 
-    def __init__(self, backbone: Backbone, fusion: str = "none", hyper: str = "conv", dropout: float = 0.0):
+    def __init__(
+        self, backbone: Backbone, fusion: str = "none", hyper: str = "conv", dropout: float = 0.0
+    ):
         super().__init__()
         fuse = FUSIONS[fusion](backbone.channels)
         body = HYPERS[hyper](backbone.channels, fuse.out_channels, backbone.hidden)
@@ -36,14 +41,18 @@ class HyperNet(nn.Module):
         for place, module in ((backbone.prefix, backbone), (fuse.place, fuse), (body.place, body)):
             self.add_module(place, module)
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
-            self.add_module(f"fc{i}w_conv", nn.Conv2d(HYPER_CHANNELS, n_in * n_out // GRID**2, 3, padding=1))
+            self.add_module(
+                f"fc{i}w_conv", nn.Conv2d(HYPER_CHANNELS, n_in * n_out // GRID**2, 3, padding=1)
+            )
             self.add_module(f"fc{i}b_fc", nn.Linear(HYPER_CHANNELS, n_out))
         self.fc5w_fc = nn.Linear(HYPER_CHANNELS, TARGET_SIZES[-2])
         self.fc5b_fc = nn.Linear(HYPER_CHANNELS, 1)
         for name, module in self.named_children():
             if name.startswith("fc"):
                 nn.init.kaiming_normal_(module.get_parameter("weight"))
-        self.dropout = nn.Dropout(dropout)  # before the generators and in the target network, as SMART-IQA
+        self.dropout = nn.Dropout(
+            dropout
+        )  # before the generators and in the target network, as SMART-IQA
         self.target_net = TargetNet(dropout)
 
     @property
@@ -61,7 +70,10 @@ class HyperNet(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone`: what is trained of it, with its LDA; `head`: everything else."""
         head = [p for name, p in self.named_parameters() if not name.startswith(f"{self.prefix}.")]
-        return {"head": head, "backbone": [p for p in self.backbone.parameters() if p.requires_grad]}
+        return {
+            "head": head,
+            "backbone": [p for p in self.backbone.parameters() if p.requires_grad],
+        }
 
     @property
     def pools(self) -> dict[tuple[int, int], int]:
@@ -76,7 +88,10 @@ class HyperNet(nn.Module):
     def unpack(self, packed: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
         """(N, F) of whatever precision -> averaged stage maps in fp32."""
         parts = packed.float().split(list(self.pools.values()), 1)
-        return {(stage, side): part.unflatten(1, (-1, side, side)) for (stage, side), part in zip(self.pools, parts)}
+        return {
+            (stage, side): part.unflatten(1, (-1, side, side))
+            for (stage, side), part in zip(self.pools, parts)
+        }
 
     def rescale(self, factor: float, offset: float) -> None:
         """Make every score factor·score + offset: that is a change of the last layer alone."""
@@ -94,7 +109,9 @@ class HyperNet(nn.Module):
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
         hyper = self.dropout(self.body(maps, self.fuse(maps)))
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
-            weights[f"target_fc{i}w"] = getattr(self, f"fc{i}w_conv")(hyper).reshape(-1, n_out, n_in, 1, 1)
+            weights[f"target_fc{i}w"] = getattr(self, f"fc{i}w_conv")(hyper).reshape(
+                -1, n_out, n_in, 1, 1
+            )
         # Biases and the last layer set the score's level: in bf16 a score of 80 has steps of 0.5.
         with torch.autocast(hyper.device.type, enabled=False):
             pooled = hyper.float().mean((2, 3))
@@ -108,5 +125,3 @@ class HyperNet(nn.Module):
         maps = self.stage_maps(images)
         features = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
         return {"scores": self.target_net(self.target_weights(maps)), "features": features}
-
-

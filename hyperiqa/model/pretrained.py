@@ -18,7 +18,9 @@ def check_reachable(url: str, seconds: float = 12) -> None:
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=seconds).close()
+            urllib.request.urlopen(
+                urllib.request.Request(url, method="HEAD"), timeout=seconds
+            ).close()
             answer.append(None)
         except Exception as problem:
             answer.append(None if isinstance(problem, urllib.error.HTTPError) else problem)
@@ -37,9 +39,15 @@ def load_backbone_weights(backbone: Any, path: Path) -> None:
     backbone it takes; the classifier's, and our LDA's, are left out. Raises UserError naming what is missing."""
     state = {WRAPPERS.sub("", name): tensor for name, tensor in _read(find_model(path))[0].items()}
     own = backbone.encoder_state()
-    inside = f"{backbone.prefix}." if backbone.pretrained_part is backbone else f"{backbone.prefix}.backbone."
+    inside = (
+        f"{backbone.prefix}."
+        if backbone.pretrained_part is backbone
+        else f"{backbone.prefix}.backbone."
+    )
     if any(name.startswith(inside) for name in state):  # a model of ours
-        state = {name.removeprefix(inside): t for name, t in state.items() if name.startswith(inside)}
+        state = {
+            name.removeprefix(inside): t for name, t in state.items() if name.startswith(inside)
+        }
     try:
         state = backbone.adapted(state)
         fits = {n for n, t in own.items() if n in state and state[n].shape == t.shape}

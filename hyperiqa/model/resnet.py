@@ -18,10 +18,17 @@ class ResNetBackbone(Backbone):
 
     prefix, hidden = "res", (1024, 512)
 
-    def __init__(self, name: str = "resnet50", pretrained: bool = False, drop_path: float | None = None):
+    def __init__(
+        self, name: str = "resnet50", pretrained: bool = False, drop_path: float | None = None
+    ):
         super().__init__()
-        weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] if pretrained else None
-        if weights and not (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).exists():
+        weights = (
+            torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] if pretrained else None
+        )
+        if (
+            weights
+            and not (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).exists()
+        ):
             check_reachable(weights.url)
         resnet = torchvision.models.get_model(name, weights=weights)
         for child, module in resnet.named_children():
@@ -32,9 +39,16 @@ class ResNetBackbone(Backbone):
         for n, block in enumerate(blocks if drop_path else ()):
             branch_end = block.bn3 if hasattr(block, "bn3") else block.bn2
             branch_end.add_module("drop_path", DropPath(drop_path * n / (len(blocks) - 1)))
-            branch_end.register_forward_hook(lambda own, _, output: own.get_submodule("drop_path")(output))
+            branch_end.register_forward_hook(
+                lambda own, _, output: own.get_submodule("drop_path")(output)
+            )
         # The last block's last batch norm has the stage's width, in basic blocks and in bottlenecks.
-        self.add_lda([[m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features for s in stages])
+        self.add_lda(
+            [
+                [m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
+                for s in stages
+            ]
+        )
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         own: Any = self

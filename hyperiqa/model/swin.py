@@ -12,7 +12,12 @@ from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.timm_encoder import create
 
 # Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.
-NANO = dict(architecture="swin_tiny_patch4_window7_224", embed_dim=32, depths=(1, 1, 2, 1), num_heads=(2, 4, 8, 16))
+NANO = dict(
+    architecture="swin_tiny_patch4_window7_224",
+    embed_dim=32,
+    depths=(1, 1, 2, 1),
+    num_heads=(2, 4, 8, 16),
+)
 # Smaller still, for patches of 128 pixels, whose maps its windows fit.
 PICO = {**NANO, "depths": (1, 1, 1, 1), "window_size": 8, "mlp_ratio": 2.0}
 OWN_SWINS: dict[str, dict[str, Any]] = {"swin_nano": NANO, "swin_pico": PICO}
@@ -24,7 +29,13 @@ class SwinBackbone(Backbone):
 
     prefix, hidden = "swin", (512, 256)
 
-    def __init__(self, name: str, pretrained: bool = False, patch_size: int = 224, drop_path: float | None = None):
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        patch_size: int = 224,
+        drop_path: float | None = None,
+    ):
         super().__init__()
         own = dict(OWN_SWINS.get(name, {}))
         if own and pretrained:
@@ -33,18 +44,24 @@ class SwinBackbone(Backbone):
         if drop_path is not None:
             own["drop_path_rate"] = drop_path
         try:
-            self.backbone: Any = create(architecture, pretrained, features_only=True, img_size=patch_size, **own)
+            self.backbone: Any = create(
+                architecture, pretrained, features_only=True, img_size=patch_size, **own
+            )
         except UserError as problem:
             raise UserError(f"--backbone {name}: {problem}") from None
         except (AssertionError, ValueError) as problem:
-            raise UserError(f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}") from None
+            raise UserError(
+                f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}"
+            ) from None
         if name in OWN_SWINS:
             # timm's trunc_normal(0.02) suits widths of hundreds; at 32 channels it starves every layer of signal.
             for module in self.backbone.modules():
                 if isinstance(module, torch.nn.Linear):
                     torch.nn.init.xavier_uniform_(module.weight)
         # Older timm says it on the wrapped model's class alone; it is never guessed from shapes.
-        self.channels_last = str(getattr(self.backbone.output_fmt, "value", self.backbone.output_fmt)) == "NHWC"
+        self.channels_last = (
+            str(getattr(self.backbone.output_fmt, "value", self.backbone.output_fmt)) == "NHWC"
+        )
         self.add_lda(self.backbone.feature_info.channels())  # type: ignore[union-attr, operator]
 
     def fuse_attention(self) -> None:

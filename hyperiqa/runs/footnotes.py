@@ -10,7 +10,10 @@ from hyperiqa.stats import intervals
 
 def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
     """What is said below a table of entries: what its signs mean, what flatters, what a perfect model would reach."""
-    found, runs = [measure.estimate(entry) for entry in entries], [run for entry in entries for run in entry.runs]
+    found, runs = (
+        [measure.estimate(entry) for entry in entries],
+        [run for entry in entries for run in entry.runs],
+    )
     if any(not e.approximate and not math.isnan(e.low) for e in found):
         yield f"[…] 95 % interval: bootstrap over test images, {measure.resamples} resamples"
     if any(e.approximate for e in found):

@@ -18,7 +18,10 @@ _NOT_OF_A_GROUP = {"seed", "device", "code", "images"}
 _NAMES = f"[SET_]FIGURE, FIGURE one of {', '.join(metrics.FIGURES)}"
 
 
-FIGURE: Range = (_NAMES, lambda name: metrics.figure_of(name)[1] in metrics.FIGURES)  # what `--metric` takes
+FIGURE: Range = (
+    _NAMES,
+    lambda name: metrics.figure_of(name)[1] in metrics.FIGURES,
+)  # what `--metric` takes
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,9 @@ def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
         members[seed] = run
     settings = [tuple(members.values()) for members in groups.values()]
     names = _names_of([of[0] for of in settings])
-    unique = [name if name and names.count(name) == 1 else of[0].name for name, of in zip(names, settings)]
+    unique = [
+        name if name and names.count(name) == 1 else of[0].name for name, of in zip(names, settings)
+    ]
     return list(map(Entry, unique, settings)), notes
 
 
@@ -64,14 +69,21 @@ def _names_of(runs: Sequence[Run]) -> list[str]:
     """The settings that tell a group from the others; what most of them have goes without saying."""
     differing = [name for name in differences(runs) if name not in _NOT_OF_A_GROUP]
     values = {name: [run.settings.get(name, "?") for run in runs] for name in differing}
-    told = [[f"{n}={of[i]}" for n, of in values.items() if 2 * of.count(of[i]) <= len(runs)] for i in range(len(runs))]
+    told = [
+        [f"{n}={of[i]}" for n, of in values.items() if 2 * of.count(of[i]) <= len(runs)]
+        for i in range(len(runs))
+    ]
     return [" ".join(each) or ("as most" if values else "") for each in told]
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """Names of the settings that two of the runs are known to have differently."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    return [name for name in names if len({run.settings[name] for run in runs if name in run.settings}) > 1]
+    return [
+        name
+        for name in names
+        if len({run.settings[name] for run in runs if name in run.settings}) > 1
+    ]
 
 
 @dataclass
@@ -87,7 +99,9 @@ class Measure:
     def __post_init__(self) -> None:
         self.part, self.name = metrics.figure_of(self.metric)
         self.higher_is_better = metrics.FIGURES[self.name].higher_is_better
-        self.fitted = self.logistic and metrics.FIGURES[self.name].fitted  # the scores, by the logistic
+        self.fitted = (
+            self.logistic and metrics.FIGURES[self.name].fitted
+        )  # the scores, by the logistic
         # The interval from the number of images alone; None where there is none.
         self.formula = None if self.fitted else intervals.FORMULAS.get(self.name)
 
@@ -105,13 +119,17 @@ class Measure:
         if keys is None and not math.isnan(recorded):
             return recorded
         found = self.scores(run)
-        return NAN if found is None else metrics.FIGURES[self.name].of(*found.on(keys or found.keys))
+        return (
+            NAN if found is None else metrics.FIGURES[self.name].of(*found.on(keys or found.keys))
+        )
 
     def draws(self, run: Run, keys: tuple[Key, ...]) -> np.ndarray:
         """The figure on each resample (B,) of these images; the same resamples for every run that has them."""
         if (run, keys) not in self._draws:
             score, mos = self.scores(run).on(keys)
-            self._draws[run, keys] = resampling.bootstrap(self.name, score, mos, self.resamples)[:, 0]
+            self._draws[run, keys] = resampling.bootstrap(self.name, score, mos, self.resamples)[
+                :, 0
+            ]
         return self._draws[run, keys]
 
     def draw_together(self, entries: Iterable[Entry]) -> None:
@@ -134,8 +152,12 @@ class Measure:
             if draws is None:
                 mean = intervals.welch_difference(values, constant)
             else:
-                mean = intervals.group_difference(values, constant, draws, np.zeros((len(draws), 2)))
-            return Estimate(mean.value, mean.low, mean.high, mean.approximate, float(np.std(values, ddof=1)))
+                mean = intervals.group_difference(
+                    values, constant, draws, np.zeros((len(draws), 2))
+                )
+            return Estimate(
+                mean.value, mean.low, mean.high, mean.approximate, float(np.std(values, ddof=1))
+            )
         if draws is not None:
             return Estimate(values[0], *intervals.percentile_interval(draws[:, 0]))
         images = entry.runs[0].images.get(self.part)
@@ -156,28 +178,51 @@ def ranked(entries: Iterable[Entry], measure: Measure) -> list[Entry]:
     return sorted(values, key=lambda e: (math.inf if math.isnan(values[e]) else values[e], e.name))
 
 
-def table(entries: Sequence[Entry], measure: Measure, grouped: bool = False) -> tuple[list[str], list[list[str]]]:
+def table(
+    entries: Sequence[Entry], measure: Measure, grouped: bool = False
+) -> tuple[list[str], list[list[str]]]:
     """Header (of two lines at most) and rows; grouped: of settings, which show seeds instead of epoch and status."""
     own = [measure.name] if measure.part == "test" else []
     titles = {name: name.upper() for name in (*metrics.RECORDED, *own)}
-    for part in dict.fromkeys(part for entry in entries for run in entry.runs for part in run.cross_tests):
+    for part in dict.fromkeys(
+        part for entry in entries for run in entry.runs for part in run.cross_tests
+    ):
         titles |= {f"{part}_{name}": f"{part.upper()}\n{name.upper()}" for name in metrics.RECORDED}
     titles.setdefault(measure.metric, measure.metric.upper().replace("_", "\n"))
     for name in titles if measure.logistic else ():
         part, figure = metrics.figure_of(name)
         if metrics.FIGURES[figure].fitted:
-            titles[name] = f"{'fitted' if part == 'test' else f'{part.upper()} fit'}\n{figure.upper()}"
-    header = ["setting" if grouped else "run", "backbone", "seeds" if grouped else "best/\nepochs", "train\nSRCC"]
-    header += [f"{title} [95 %]" if name == measure.metric else title for name, title in titles.items()]
+            titles[name] = (
+                f"{'fitted' if part == 'test' else f'{part.upper()} fit'}\n{figure.upper()}"
+            )
+    header = [
+        "setting" if grouped else "run",
+        "backbone",
+        "seeds" if grouped else "best/\nepochs",
+        "train\nSRCC",
+    ]
+    header += [
+        f"{title} [95 %]" if name == measure.metric else title for name, title in titles.items()
+    ]
     rows = []
     for entry in entries:
         run, minutes = entry.runs[0], entry.mean(lambda run: run.minutes)
-        count = str(len(entry.runs)) if grouped else f"{run.epoch(measure.epoch) or '–'}/{len(run.epochs)}"
-        means = [_shown_number(entry.mean(replace(measure, metric=name).value), 4) for name in ("train_srcc", *titles)]
+        count = (
+            str(len(entry.runs))
+            if grouped
+            else f"{run.epoch(measure.epoch) or '–'}/{len(run.epochs)}"
+        )
+        means = [
+            _shown_number(entry.mean(replace(measure, metric=name).value), 4)
+            for name in ("train_srcc", *titles)
+        ]
         cells = [entry.name, run.backbone, count, *means]
         cells[4 + list(titles).index(measure.metric)] = estimate_text(measure.estimate(entry))
         status = "running?" if run.status == UNDER_WAY else run.status.replace("_", " ")
-        rows.append([*cells, _shown_number(minutes, 1 if minutes >= 1 else 2)] + ([] if grouped else [status]))
+        rows.append(
+            [*cells, _shown_number(minutes, 1 if minutes >= 1 else 2)]
+            + ([] if grouped else [status])
+        )
     return [*header, "min/\nepoch"] + ([] if grouped else ["status"]), rows
 
 
@@ -194,7 +239,9 @@ def estimate_text(estimate: Estimate) -> str:
         text += f" ±{estimate.deviation:.4f}".replace("0.", ".", 1)
     if math.isnan(estimate.low):
         return text
-    low, high = (re.sub(r"^(-?)0\.", r"\1.", f"{bound:.3f}") for bound in (estimate.low, estimate.high))
+    low, high = (
+        re.sub(r"^(-?)0\.", r"\1.", f"{bound:.3f}") for bound in (estimate.low, estimate.high)
+    )
     return f"{text} {'~' if estimate.approximate else ''}[{low} {high}]"
 
 

@@ -16,8 +16,12 @@ from hyperiqa.stats.metrics import FIGURES
 _ELAPSED = re.compile(rb"\[(?:(\d+):)?(\d+):(\d\d)<")
 _ROW = re.compile(r"(?:^|\])\s*(\d+)\t+(\S.*)$")
 _LOSS = re.compile(r"([-\w.+]+)(?:\s*\((\w+:[-\w.+]+(?:,\s*\w+:[-\w.+]+)*)\))?$")
-_ERROR = re.compile(r"([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b.*|Killed|Segmentation fault.*)$")
-_PUBLIC_NAME = re.compile(r"(?:swin|resnet\d*)(_multiscale)?(?:_ranking(?:_alpha[\d.]+)?)?_\d{8}_\d{6}$")
+_ERROR = re.compile(
+    r"([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b.*|Killed|Segmentation fault.*)$"
+)
+_PUBLIC_NAME = re.compile(
+    r"(?:swin|resnet\d*)(_multiscale)?(?:_ranking(?:_alpha[\d.]+)?)?_\d{8}_\d{6}$"
+)
 _COUNTS = (
     r"(?P<count>\d+) (?P<part>train|test) images",
     r"(?P<part>Train|Test): (?P<count>\d+) images",
@@ -38,7 +42,9 @@ def read_log(path: Path) -> list[dict]:
         for line in file:
             reader.take(line)
     if not reader.recognised:
-        raise UserError(f"{path}: not a training log: expected a line `Epoch  Train_Loss  …`, found none")
+        raise UserError(
+            f"{path}: not a training log: expected a line `Epoch  Train_Loss  …`, found none"
+        )
     return reader.records()
 
 
@@ -61,20 +67,34 @@ class _Reader:
         fusion = {"fusion": "concat" if name[1] else "none"} if name else {}
         # Lines are told apart by how they begin.
         self.starts: dict[str, Callable[[re.Match], object]] = {
-            "Epoch.*Train_Loss": lambda m: note(columns=m.string.split(), recognised=True, seconds=0, bar=0),
+            "Epoch.*Train_Loss": lambda m: note(
+                columns=m.string.split(), recognised=True, seconds=0, bar=0
+            ),
             r"Epoch \d+/(\d+):": lambda m: flags.setdefault("epochs", int(m[1])),
-            r"Round (\d+)(?: of \d+, seed (\d+))?": lambda m: note(announced=int(m[1]), seed=m[2] and int(m[2])),
-            r"Training and testing on (\S+)": lambda m: note(recognised=True) or flags.update(dataset=m[1], **fusion),
+            r"Round (\d+)(?: of \d+, seed (\d+))?": lambda m: note(
+                announced=int(m[1]), seed=m[2] and int(m[2])
+            ),
+            r"Training and testing on (\S+)": lambda m: (
+                note(recognised=True) or flags.update(dataset=m[1], **fusion)
+            ),
             "Run: ": lambda m: note(own=True, recognised=True),
             "Settings: ": lambda m: self._given(_SETTING.findall(m.string[10:])),
-            r"Backbone: .*?Swin Transformer (\w+)": lambda m: flags.update(backbone=_SWIN.format(m[1].lower())),
+            r"Backbone: .*?Swin Transformer (\w+)": lambda m: flags.update(
+                backbone=_SWIN.format(m[1].lower())
+            ),
             "Using Swin": lambda m: flags.setdefault("backbone", _SWIN.format("tiny")),
             "Device: (.*)": lambda m: self.run.update(device=m[1]),
             r"Precision: training (\S+)": lambda m: self.run.update(precision=m[1]),
-            "Ranking loss enabled": lambda m: self._given(_RANKING.findall(m.string), "ranking_loss_"),
-            r"Best SRCC: .*?\(epoch (\d+)\)": lambda m: self.rounds.get(self.round, {}).update(best_epoch=int(m[1])),
+            "Ranking loss enabled": lambda m: self._given(
+                _RANKING.findall(m.string), "ranking_loss_"
+            ),
+            r"Best SRCC: .*?\(epoch (\d+)\)": lambda m: self.rounds.get(self.round, {}).update(
+                best_epoch=int(m[1])
+            ),
             "Early stopping triggered": lambda m: note(status="early_stopped"),
-            "Testing median SRCC|Median test of": lambda m: self.status == "early_stopped" or note(status="finished"),
+            "Testing median SRCC|Median test of": lambda m: (
+                self.status == "early_stopped" or note(status="finished")
+            ),
             r"Traceback \(most recent call last\)": lambda m: note(status="crashed", problem=""),
             "Interrupted": lambda m: note(status="interrupted", problem=""),
             "error: ": lambda m: note(status="failed", problem=m.string),
@@ -97,7 +117,10 @@ class _Reader:
                 action(begun)
                 return
         if (self.status == "crashed" or text == "Killed") and _ERROR.match(text):
-            self.status, self.problem = "interrupted" if text.startswith("KeyboardInterrupt") else "crashed", text
+            self.status, self.problem = (
+                "interrupted" if text.startswith("KeyboardInterrupt") else "crashed",
+                text,
+            )
         elif "images" in text:
             counts = (found for pattern in _COUNTS for found in re.finditer(pattern, text))
             self.data.update((found["part"].lower(), int(found["count"])) for found in counts)
@@ -111,24 +134,41 @@ class _Reader:
 
     def _row(self, epoch: int, text: str, complete: bool) -> None:
         fields = [str(epoch), *(field.strip() for field in re.split(r"\t+", text))]
-        needed = self.columns.index("Test_PLCC") + 1 if "Test_PLCC" in self.columns else len(self.columns)
+        needed = (
+            self.columns.index("Test_PLCC") + 1
+            if "Test_PLCC" in self.columns
+            else len(self.columns)
+        )
         loss = _LOSS.match(fields[1])
-        cut = not complete and (len(fields) < len(self.columns) or not re.search(r"\.\d{4}$|nan$", fields[-1]))
+        cut = not complete and (
+            len(fields) < len(self.columns) or not re.search(r"\.\d{4}$|nan$", fields[-1])
+        )
         if not needed <= len(fields) <= len(self.columns) or loss is None or cut:
             return
         # A round begins where the log says so, or, since not every code does, where epoch 1 comes again.
-        self.round += bool((self.announced or epoch == 1) and any(number == self.round for number, _ in self.rows))
+        self.round += bool(
+            (self.announced or epoch == 1) and any(number == self.round for number, _ in self.rows)
+        )
         self.announced = None
         self.rounds.setdefault(self.round, {"round": self.round, "seed": self.seed})
         losses = re.findall(r"(\w+):([-\w.+]+)", loss[2] or "")
-        figures = {"train": {"loss": _number(loss[1])} | {name.lower(): _number(value) for name, value in losses}}
+        figures = {
+            "train": {"loss": _number(loss[1])}
+            | {name.lower(): _number(value) for name, value in losses}
+        }
         for column, field in zip(self.columns[2:], fields[2:]):
             part, _, name = column.lower().rpartition("_")
             if part and name in FIGURES:
                 figures.setdefault(part, {})[name] = _number(field)
         seconds, self.seconds, self.bar = self.seconds + self.bar, 0, 0
         timing = {"seconds": {"bars": seconds}} if seconds else {}
-        self.rows[self.round, epoch] = {"type": "epoch", "round": self.round, "epoch": epoch, **figures, **timing}
+        self.rows[self.round, epoch] = {
+            "type": "epoch",
+            "round": self.round,
+            "epoch": epoch,
+            **figures,
+            **timing,
+        }
         self.status, self.problem = "cut off", ""
 
     def _given(self, settings: Iterable[tuple[str, str]], prefix: str = "") -> None:
@@ -142,16 +182,25 @@ class _Reader:
                 self.flags.setdefault("ranking_loss_alpha", 0)
             # Which sum of L1 and ranking loss the rows show; the public code changed it without saying so.
             alpha = self.flags.get("ranking_loss_alpha")
-            if train := next((e["train"] for e in epochs if alpha and e["train"].get("rank")), None):
+            if train := next(
+                (e["train"] for e in epochs if alpha and e["train"].get("rank")), None
+            ):
                 sums = (weight * train["l1"] + alpha * train["rank"] for weight in (1, 1 - alpha))
                 additive, convex = (abs(total - train["loss"]) for total in sums)
-                self.flags.setdefault("ranking_loss_form", "additive" if additive < convex else "convex")
+                self.flags.setdefault(
+                    "ranking_loss_form", "additive" if additive < convex else "convex"
+                )
             self.run["code"] = "public"
         last = max((epoch for number, epoch in self.rows if number == self.round), default=0)
         if self.status == "cut off" and last and last == self.flags.get("epochs"):
             self.status = "finished"
         run = {"type": "run", "name": self.stem, "flags": self.flags, "data": self.data, **self.run}
-        end = {"type": "end", "status": self.status, "problem": self.problem, "rounds": list(self.rounds.values())}
+        end = {
+            "type": "end",
+            "status": self.status,
+            "problem": self.problem,
+            "rounds": list(self.rounds.values()),
+        }
         return [run, *epochs, end]
 
 

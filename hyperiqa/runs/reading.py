@@ -64,7 +64,12 @@ class Run:
     @property
     def cross_tests(self) -> list[str]:
         """The sets that the epochs were tested on besides, in the order of the records."""
-        parts = {part: None for e in self.epochs.values() for part, found in e.items() if isinstance(found, dict)}
+        parts = {
+            part: None
+            for e in self.epochs.values()
+            for part, found in e.items()
+            if isinstance(found, dict)
+        }
         return [part for part in parts if part not in ("train", "val", "test", "lr", "seconds")]
 
     def figure(self, part: str, name: str, epoch: int) -> float:
@@ -92,13 +97,15 @@ class Run:
 
     def predictions_problem(self) -> str:
         """Why the predictions beside the run are of no use; empty where they are, or where there are none."""
-        if self.predictions is None or self.scores("test") or math.isnan(self.figure("test", "srcc", self.best)):
+        if (
+            self.predictions is None
+            or self.scores("test")
+            or math.isnan(self.figure("test", "srcc", self.best))
+        ):
             return ""
         if self.trained_on_several or self._predicted[1]:
             return self._predicted[1]
-        return (
-            f"{self.predictions}: left out, the SRCC of its scores is not that of epoch {self.best} in {self.path.name}"
-        )
+        return f"{self.predictions}: left out, the SRCC of its scores is not that of epoch {self.best} in {self.path.name}"
 
     def scores(self, part: str) -> Scores | None:
         """Predictions on `test` or a cross test whose SRCC is the recorded one of the best epoch; None without such.
@@ -106,16 +113,28 @@ class Run:
         sets, own = self._predicted[0], self.settings.get("dataset")
         test = own if own in sets or self.trained_on_several else next(iter(sets), None)
         # SPAQ's whole release goes by a name of its own, spaq-official.
-        cross = next((name for name in sets if name != test and name in (part, f"{part}-official")), None)
+        cross = next(
+            (name for name in sets if name != test and name in (part, f"{part}-official")), None
+        )
         found = sets.get(test if part == "test" else cross)
         recorded = self.figure(part, "srcc", self.best)
         tolerance = 1e-6 if self.path.suffix == ".jsonl" else 6e-5
-        turned = (replace(found, score=sign * found.score) for sign in ((1,) if part == "test" else (1, -1)) if found)
-        return next((s for s in turned if abs(metrics.srcc(s.score, s.mos) - recorded) <= tolerance), None)
+        turned = (
+            replace(found, score=sign * found.score)
+            for sign in ((1,) if part == "test" else (1, -1))
+            if found
+        )
+        return next(
+            (s for s in turned if abs(metrics.srcc(s.score, s.mos) - recorded) <= tolerance), None
+        )
 
     def errors(self, part: str, keys: Sequence[Key]) -> np.ndarray | None:
         """Standard errors of the images' MOS, from what the epochs left; None where the set has no votes."""
-        name = self.predictions.name.replace("_predictions.csv", "_epochs.npz") if self.predictions else ""
+        name = (
+            self.predictions.name.replace("_predictions.csv", "_epochs.npz")
+            if self.predictions
+            else ""
+        )
         file = name and self.predictions.with_name(name)
         if not file or not file.is_file():
             return None
@@ -128,15 +147,17 @@ class Run:
         return found if np.isfinite(found).all() else None
 
 
-
-
 def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
     """Runs of files and folders, each run once, and what could not be read, in words.
     A NAME.log beside its NAME.jsonl is the same run; the jsonl, which holds more, is read."""
     files: dict[Path, None] = {}
     runs, problems = [], []
     for path in paths:
-        logs = sorted(f for f in path.iterdir() if f.suffix in (".log", ".jsonl")) if path.is_dir() else [path]
+        logs = (
+            sorted(f for f in path.iterdir() if f.suffix in (".log", ".jsonl"))
+            if path.is_dir()
+            else [path]
+        )
         problems += [] if logs else [f"{path}: no *.log or *.jsonl in it"]
         for file in logs:
             records = file.with_suffix(".jsonl")
@@ -161,7 +182,9 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
 def read_runs(path: Path) -> list[Run]:
     """The rounds of a NAME.jsonl or a plain log. Raises UserError for a file that is neither."""
     records = _read_jsonl(path) if path.suffix == ".jsonl" else read_log(path)
-    begun, epochs, ends = ([r for r in records if r["type"] == kind] for kind in ("run", "epoch", "end"))
+    begun, epochs, ends = (
+        [r for r in records if r["type"] == kind] for kind in ("run", "epoch", "end")
+    )
     run = begun[-1]
     status = records[-1]["status"] if records[-1]["type"] == "end" else UNDER_WAY
     chosen = {r["round"]: r for record in ends for r in record.get("rounds", ())}
@@ -172,14 +195,30 @@ def read_runs(path: Path) -> list[Run]:
     for number in numbers:
         name = path.stem + (f"_round{number}" if several else "")
         own = {record["epoch"]: record for record in epochs if record["round"] == number}
-        best, seed, price = map(chosen.get(number, {}).get, ("best_epoch", "seed", "selection_price"))
+        best, seed, price = map(
+            chosen.get(number, {}).get, ("best_epoch", "seed", "selection_price")
+        )
         if seed is None and "seed" in run["flags"]:
             seed = int(run["flags"]["seed"]) + number - 1
         settings = _settings(run) | ({"seed": str(seed)} if seed is not None else {})
-        file = path.with_name(path.stem + (f"_round{number}" if number > 1 else "") + "_predictions.csv")
+        file = path.with_name(
+            path.stem + (f"_round{number}" if number > 1 else "") + "_predictions.csv"
+        )
         ended = status if number == numbers[-1] else "finished"
         predictions, price = file if file.is_file() else None, NAN if price is None else price
-        runs.append(Run(name, path, settings, images, own, best or _best_epoch(own), ended, predictions, price))
+        runs.append(
+            Run(
+                name,
+                path,
+                settings,
+                images,
+                own,
+                best or _best_epoch(own),
+                ended,
+                predictions,
+                price,
+            )
+        )
     return runs
 
 
@@ -191,14 +230,18 @@ def _read_jsonl(path: Path) -> list[dict]:
         if any(name not in record for name in known.get(record["type"], ())):
             raise UserError(f"{path}: record {number} is no record of a run: {str(record)[:40]!r}")
     if not any(record["type"] == "run" for record in records):
-        raise UserError(f"{path}: not a run's records: expected one of type `run`, found {len(records)} others")
+        raise UserError(
+            f"{path}: not a run's records: expected one of type `run`, found {len(records)} others"
+        )
     return [record for record in records if record["type"] in known]
 
 
 def _best_epoch(epochs: dict[int, dict]) -> int:
     """The epoch of the highest SRCC, of the validation set where there is one; while none is defined the newest."""
     part = "val" if any("val" in e for e in epochs.values()) else "test"
-    defined = {n: e[part]["srcc"] for n, e in epochs.items() if e.get(part, {}).get("srcc") is not None}
+    defined = {
+        n: e[part]["srcc"] for n, e in epochs.items() if e.get(part, {}).get("srcc") is not None
+    }
     return max(sorted(defined), key=defined.get) if defined else max(epochs, default=0)
 
 
@@ -206,11 +249,22 @@ def _settings(run: dict) -> dict[str, str]:
     """Everything of the `run` record that can change figures, as text."""
     flags = run["flags"]
     unused = () if flags.get("ranking_loss_alpha") else ("ranking_loss_margin", "ranking_loss_form")
-    settings = {name: _shown(value) for name, value in flags.items() if name not in (*_NOT_SETTINGS, *unused)}
+    settings = {
+        name: _shown(value)
+        for name, value in flags.items()
+        if name not in (*_NOT_SETTINGS, *unused)
+    }
     commit = run.get("versions", {}).get("commit", "unknown")
     code = run.get("code") or (commit[:7] if commit != "unknown" else None)
-    prints = "+".join(str(value)[:6] for name, value in run.get("fingerprint", {}).items() if name != "votes")
-    more = {"device": run.get("device"), "precision": run.get("precision"), "code": code, "images": prints}
+    prints = "+".join(
+        str(value)[:6] for name, value in run.get("fingerprint", {}).items() if name != "votes"
+    )
+    more = {
+        "device": run.get("device"),
+        "precision": run.get("precision"),
+        "code": code,
+        "images": prints,
+    }
     return settings | {name: value for name, value in more.items() if value}
 
 
@@ -233,22 +287,7 @@ def read_predictions(path: Path) -> dict[str, Scores]:
         again = seen[dataset, image] = seen.get((dataset, image), -1) + 1
         rows.setdefault(dataset, []).append(((image, again), mos, score))
     columns = {dataset: zip(*sorted(found)) for dataset, found in rows.items()}
-    return {name: Scores(keys, np.array(mos), np.array(score)) for name, (keys, mos, score) in columns.items()}
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
+    return {
+        name: Scores(keys, np.array(mos), np.array(score))
+        for name, (keys, mos, score) in columns.items()
+    }

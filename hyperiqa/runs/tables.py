@@ -9,13 +9,19 @@ def short_names(names: Sequence[str], width: int) -> dict[str, str]:
     """Each name in at most `width` characters and still unlike the others.
     Long names lose dates that tell none apart, then the words that all names share, then their middles."""
     undated = [re.sub(r"_\d{8}_\d{6}(?=$|_)", "", name) for name in names]
-    shared = set.intersection(*(set(re.split("[_ ]", name)) for name in names)) if len(names) > 1 else set()
+    shared = (
+        set.intersection(*(set(re.split("[_ ]", name)) for name in names))
+        if len(names) > 1
+        else set()
+    )
     short: dict[str, str] = {}
     for name, plain in zip(names, undated):
         text = plain if len(name) > width and undated.count(plain) == 1 else name
         if len(text) > width:
             words = ["…" if word in shared else word for word in re.split("[_ ]", text)]
-            kept = [word for word, before in zip(words, ["", *words]) if word != "…" or before != "…"]
+            kept = [
+                word for word, before in zip(words, ["", *words]) if word != "…" or before != "…"
+            ]
             text = "_".join(kept).replace("_…", "…").replace("…_", "…").lstrip("…")
         if len(text) > width:
             head = (width - 1) // 3  # what tells runs apart comes late in their names
@@ -57,5 +63,11 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table as GitHub's markdown, names in full."""
-    lines = [[title.replace("\n", " ") for title in header], ["---"] + ["---:"] * (len(header) - 1), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    lines = [
+        [title.replace("\n", " ") for title in header],
+        ["---"] + ["---:"] * (len(header) - 1),
+        *rows,
+    ]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )

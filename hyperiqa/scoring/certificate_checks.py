@@ -63,10 +63,22 @@ def check_file(state: Mapping, d: Mapping[str, Any], log_dir: Path) -> Iterator[
     """The seal, the weights, the run's predictions in `log_dir`, and what it started from."""
     c = d["certificate"]
     unbroken = certificate.seal_of(d) == c.get("seal")
-    yield Check("seal", REPRODUCED) if unbroken else Check("seal", DIFFERS, "the description was edited")
+    yield (
+        Check("seal", REPRODUCED)
+        if unbroken
+        else Check("seal", DIFFERS, "the description was edited")
+    )
     yield same("weights", c["weights"], checkpoints.digest(state))
-    file = log_dir / ("_".join([d["run"], *([f"round{c['round']}"] if c["round"] > 1 else []), "predictions.csv"]))
-    jobs = [("predictions", c["predictions"], lambda: certificate.predictions_digest(read_predictions(file)))]
+    file = log_dir / (
+        "_".join([d["run"], *([f"round{c['round']}"] if c["round"] > 1 else []), "predictions.csv"])
+    )
+    jobs = [
+        (
+            "predictions",
+            c["predictions"],
+            lambda: certificate.predictions_digest(read_predictions(file)),
+        )
+    ]
     for how, start in c["starts"].items():
         digest = lambda how=how, file=Path(start["file"]): certificate.weights_of(how, file)  # noqa: E731
         jobs.append((f"--{how} {start['file']}", start["weights"], digest))
@@ -79,18 +91,30 @@ def check_file(state: Mapping, d: Mapping[str, Any], log_dir: Path) -> Iterator[
 
 def trained_sets(model: QualityModel, options: Namespace, flags: Places) -> tuple[dict, dict, list]:
     """The sets that were trained on, read as by the run: (name -> decoded, part -> (scores, MOS), their data sets)."""
-    more = dict(cache=options.cache, cache_dir=options.cache_dir, image_root=options.image_root, allow_overlap=True)
+    more = dict(
+        cache=options.cache,
+        cache_dir=options.cache_dir,
+        image_root=options.image_root,
+        allow_overlap=True,
+    )
     run = settings_again(model.description, trained=dict(flags), cross_test={}, **more)
     data, tested = RunData(run, model.description["seed"]), {}
     data.decode(model.hardware.device, SilentLog(Path(), Path()), new=True)
     for part, (images, split) in data.tests.items():
         records = images.records(split)
-        scores = engine.score_set(model.net, images, records, (run.test_crop, run.test_patch_num), model.hardware)
-        tested[part] = data.oriented_scores(images.data, scores)[1], np.array([r.score for r in records])
+        scores = engine.score_set(
+            model.net, images, records, (run.test_crop, run.test_patch_num), model.hardware
+        )
+        tested[part] = (
+            data.oriented_scores(images.data, scores)[1],
+            np.array([r.score for r in records]),
+        )
     return data.images, tested, list(data.trained.values())
 
 
-def cross_set(model: QualityModel, options: Namespace, flag: str, path: Path | None) -> tuple[dict, dict, list]:
+def cross_set(
+    model: QualityModel, options: Namespace, flag: str, path: Path | None
+) -> tuple[dict, dict, list]:
     """A cross test, read as by the run; the same as of `trained_sets`."""
     d = model.description
     run = settings_again(d, image_root=options.image_root)
@@ -99,26 +123,39 @@ def cross_set(model: QualityModel, options: Namespace, flag: str, path: Path | N
     cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
     evaluation.load_images([test], model, cache_dir, run.skip_bad_images)
     evaluation.score(test, model, SCORE_BATCH)
-    return {record_name(flag): test.images}, {record_name(flag): (test.sign * test.scores, test.mos)}, []
+    return (
+        {record_name(flag): test.images},
+        {record_name(flag): (test.sign * test.scores, test.mos)},
+        [],
+    )
 
 
-def check_sets(model: QualityModel, options: Namespace, where: Places, twins: list) -> Iterator[Check]:
+def check_sets(
+    model: QualityModel, options: Namespace, where: Places, twins: list
+) -> Iterator[Check]:
     """Records, pixels and figures of each set; `twins` gets the near duplicates. The sets that were trained on belong
     together, each cross test is read on its own."""
     c = model.description["certificate"]
     sets, cross = c["sets"], [name for name, each in c["sets"].items() if not each["trained"]]
     trained = {each["flag"]: where[name] for name, each in sets.items() if each["trained"]}
     own, parts = ([name for name in each if name not in cross] for each in (sets, c["figures"]))
-    jobs: list[tuple[list[str], list[str], Any]] = [(own, parts, lambda: trained_sets(model, options, trained))]
+    jobs: list[tuple[list[str], list[str], Any]] = [
+        (own, parts, lambda: trained_sets(model, options, trained))
+    ]
     for name in cross:
         flag, path = sets[name]["flag"], where[name]
-        jobs.append(([name], [name], lambda flag=flag, path=path: cross_set(model, options, flag, path)))
+        jobs.append(
+            ([name], [name], lambda flag=flag, path=path: cross_set(model, options, flag, path))
+        )
     decoded, of_training = list[Any](), list[Any]()
     for names, parts, read in jobs:
         try:
             images, tested, training = read()
         except UserError as mistake:
-            unread = [*(f"{name} {what}" for name in names for what in ("records", "pixels")), *parts]
+            unread = [
+                *(f"{name} {what}" for name in names for what in ("records", "pixels")),
+                *parts,
+            ]
             yield from (Check(what, UNCHECKED, str(mistake)) for what in unread)
             continue
         decoded, of_training = [*decoded, *images.values()], [*of_training, *training]
@@ -142,7 +179,11 @@ def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
         words = without_flags(words, "--spaq_path", "--cross_test", "--no_spaq")
         words += ["--cross_test", *placed[False]] if placed[False] else ["--no_spaq"]
     # Also where the run was once taken up again, it is trained from its beginning.
-    words = [*without_flags(words, "--dataset", "--dataset_path", "--resume"), "--dataset", *placed[True]]
+    words = [
+        *without_flags(words, "--dataset", "--dataset_path", "--resume"),
+        "--dataset",
+        *placed[True],
+    ]
     with tempfile.TemporaryDirectory(prefix="certify_") as folder:
         words += ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
@@ -157,7 +198,9 @@ def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
     yield same("trained anew: weights", c["weights"], checkpoints.digest(state))
     for part, figures in c["figures"].items():
         for figure, (own, *_) in figures.items():
-            yield compared(f"trained anew: {part} {figure.upper()}", [own], [again["metrics"][part][figure]])
+            yield compared(
+                f"trained anew: {part} {figure.upper()}", [own], [again["metrics"][part][figure]]
+            )
 
 
 def facts(name: str, d: Mapping[str, Any], compared: bool = True) -> Iterator[tuple[str, str]]:
@@ -175,7 +218,10 @@ def facts(name: str, d: Mapping[str, Any], compared: bool = True) -> Iterator[tu
     other = {p: f" (here {now[p]})" if compared and now[p] != code[p] else "" for p in packages}
     yield "Versions", ", ".join(f"{p} {code[p]}{other[p]}" for p in packages)
     processes = f"{hardware['processes']} process{'es' if hardware['processes'] > 1 else ''}"
-    yield "Hardware", f"{hardware['device']}, {hardware['precision']}, {hardware['threads']} threads, {processes}"
+    yield (
+        "Hardware",
+        f"{hardware['device']}, {hardware['precision']}, {hardware['threads']} threads, {processes}",
+    )
     for name, each in c["sets"].items():
         counts = ", ".join(f"{n} {split}" for split, n in each["images"].items())
         split = "; ".join(each["notes"]) or "split as it comes with the set"

@@ -18,7 +18,11 @@ from hyperiqa.model.hyper import HYPERS
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.scoring import quality_model
 
-BATCHES, WARM_UP, PASSES = (1, 32), 3, 30  # images at a time, passes before measuring, passes measured
+BATCHES, WARM_UP, PASSES = (
+    (1, 32),
+    3,
+    30,
+)  # images at a time, passes before measuring, passes measured
 
 
 def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
@@ -30,16 +34,23 @@ def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
         model = quality_model.load(name, str(device))
         net, side = model.net, model.description["patch_size"]
     elif not axes.keys() >= {*choices}:
-        raise UserError(f"--model {name}: expected {', '.join(FUSIONS)} or {', '.join(HYPERS)} after a +")
+        raise UserError(
+            f"--model {name}: expected {', '.join(FUSIONS)} or {', '.join(HYPERS)} after a +"
+        )
     else:
         head = {axes[choice]: choice for choice in choices}
-        net, side = factory.build({"backbone": backbone, "patch_size": patch_size, **head}), patch_size
+        net, side = (
+            factory.build({"backbone": backbone, "patch_size": patch_size, **head}),
+            patch_size,
+        )
     net = net.to(device).to(memory_format=torch.channels_last).eval()
     found: dict[str, Any] = {**operations(net, side), "patch_size": side, "seconds": {}}
     images = torch.zeros(BATCHES[-1], 3, side, side, device=device)
     with torch.no_grad():
         for batch in BATCHES:
-            times = [timed(partial(net, images[:batch]), device)[0] for _ in range(WARM_UP + PASSES)]
+            times = [
+                timed(partial(net, images[:batch]), device)[0] for _ in range(WARM_UP + PASSES)
+            ]
             found["seconds"][str(batch)] = [each / batch for each in times[WARM_UP:]]
     return found
 
@@ -48,12 +59,16 @@ def operations(net: HyperNet, side: int) -> dict[str, dict[str, int]]:
     """Parameters and multiply-accumulates of one patch of that side, by part."""
     image = torch.zeros(1, 3, side, side, device=next(net.parameters()).device)
     inside = {"backbone": net.backbone, "fusion": net.fuse, "target": net.target_net}
-    parameters = {part: sum(p.numel() for p in module.parameters()) for part, module in inside.items()}
+    parameters = {
+        part: sum(p.numel() for p in module.parameters()) for part, module in inside.items()
+    }
     parameters["hyper"] = sum(p.numel() for p in net.parameters()) - sum(parameters.values())
     with torch.no_grad():
         maps, weights = net.backbone.stage_maps(image), net.target_weights(image)
         macs = {
-            "backbone": _multiplications(lambda: net.backbone.target_in_vec(net.backbone.stage_maps(image))),
+            "backbone": _multiplications(
+                lambda: net.backbone.target_in_vec(net.backbone.stage_maps(image))
+            ),
             "fusion": _multiplications(lambda: net.fuse(maps)),
             "target": _multiplications(lambda: net.target_net(weights)),
         }

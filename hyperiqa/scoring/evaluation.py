@@ -25,7 +25,10 @@ from hyperiqa.training import engine
 from hyperiqa.training.batches import DecodedSet, drop_bad_images
 from hyperiqa.training.certificate import training_hashes
 
-SPAQ_SETS = {"spaq", "spaq-official"}  # the test images of the public code's list, and the whole release
+SPAQ_SETS = {
+    "spaq",
+    "spaq-official",
+}  # the test images of the public code's list, and the whole release
 # `fitted_` before a function of metrics.py: of the scores that the logistic has mapped to the set's scale.
 FIGURES = ("srcc", "plcc", "fitted_plcc", "krcc", "fitted_rmse")
 
@@ -57,9 +60,14 @@ class SetTest:
 
 
 def read_sets(
-    paths: Mapping[str, Path | None], description: Mapping[str, Any], split: str = "auto", resize: str | None = None,
-    seed: int | None = None, lower_is_better: bool | list[str] = False, columns: Columns = USUAL
-) -> list[SetTest]:  # fmt: skip
+    paths: Mapping[str, Path | None],
+    description: Mapping[str, Any],
+    split: str = "auto",
+    resize: str | None = None,
+    seed: int | None = None,
+    lower_is_better: bool | list[str] = False,
+    columns: Columns = USUAL,
+) -> list[SetTest]:
     """The sets of `paths` (name -> folder, None: its default), read and checked, for a checkpoint's description.
     split: auto, test or all. resize: for all sets; None: each as `default_resize` says. seed: of a random split;
     None: the run's. lower_is_better, columns: of csv. Raises UserError naming what is wrong with each of the sets."""
@@ -71,18 +79,28 @@ def read_sets(
     for name, path in paths.items():
         try:
             reader = open_set(name, path, seed, name in lower, columns, beside)
-            scores = [row.score for row in reader.listed]  # listed first: SPAQ knows its name only then
+            scores = [
+                row.score for row in reader.listed
+            ]  # listed first: SPAQ knows its name only then
             # A csv also by the range of its scores, because all csv files go by one name.
-            same_range = reader.name != "csv" or [min(scores), max(scores)] == list(description["score_range"])
+            same_range = reader.name != "csv" or [min(scores), max(scores)] == list(
+                description["score_range"]
+            )
             scales = description.get("scales") or {}
             own = reader.name in scales or (reader.name == trained_on and same_range)
             data, which = reader.read_for_test(split, own)
             if not own and {reader.name, trained_on} == SPAQ_SETS:
-                data.notes.append(f"{data.name}: shares images with {trained_on}, which the model was trained on")
+                data.notes.append(
+                    f"{data.name}: shares images with {trained_on}, which the model was trained on"
+                )
             scale = scales.get(reader.name, {"factor": 1.0, "offset": 0.0})
-            agrees = (data.higher_is_better == description["higher_is_better"]) == (scale["factor"] > 0)
+            agrees = (data.higher_is_better == description["higher_is_better"]) == (
+                scale["factor"] > 0
+            )
             size = resize or default_resize(name, own, description)
-            tests.append(SetTest(data, which, size, 1 if agrees else -1, (scale["factor"], scale["offset"])))
+            tests.append(
+                SetTest(data, which, size, 1 if agrees else -1, (scale["factor"], scale["offset"]))
+            )
         except UserError as mistake:
             problems.append(str(mistake))
     if problems:
@@ -101,31 +119,41 @@ def default_resize(name: str, own: bool, description: Mapping[str, Any]) -> str:
     return trained if own or trained != usual else DEFAULT_RESIZE[reader_name(name)]
 
 
-def load_images(tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool) -> None:
+def load_images(
+    tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool
+) -> None:
     """Decode each set's images, into memory without `cache_dir`, and choose the records that can be scored.
     Raises UserError for images that cannot be read, all of them, unless they are to be skipped."""
     d = model.description
     for test in tests:
-        test.images = DecodedSet(test.data, test.resize, d["patch_size"], d.get("exif_rotate", False), cache_dir)
+        test.images = DecodedSet(
+            test.data, test.resize, d["patch_size"], d.get("exif_rotate", False), cache_dir
+        )
         test.data.notes += test.images.facts[1:]
     drop_bad_images([test.images for test in tests], skip_bad_images)
     for test in tests:
         test.records = test.images.records("test")
         if test.images.bad:
-            test.data.notes.append(f"{test.data.name}: left out: {drop_bad_images([test.images], skip=True)}")
+            test.data.notes.append(
+                f"{test.data.name}: left out: {drop_bad_images([test.images], skip=True)}"
+            )
     names, looks = training_hashes(d)
     for test in tests if looks else ():
         twins = near_duplicates([test.images.of("looks", record) for record in test.records], looks)
         if twins and "training images among them" not in test.which:
             said = first_five(f"{test.records[i].name} ~ {names[j]}" for i, j in twins)
-            test.data.notes.append(f"{test.data.name}: {len(twins)} images look like training images: {said}")
+            test.data.notes.append(
+                f"{test.data.name}: {len(twins)} images look like training images: {said}"
+            )
     put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
 
 
 def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
     """The scores of the test's records, by the crops and the function that a run's own test goes by."""
     crops = (model.description["test_crop"], model.description["test_patch_num"])
-    found = engine.score_set(model.net, test.images, test.records, crops, model.hardware, batch_size=batch_size)
+    found = engine.score_set(
+        model.net, test.images, test.records, crops, model.hardware, batch_size=batch_size
+    )
     test.scores = (found - test.scale[1]) / test.scale[0]
 
 
@@ -139,7 +167,11 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
             metric = name.removeprefix("fitted_")
             scores = signed if metric == name else mapped
             value = math.nan if scores is None else metrics.FIGURES[metric].of(scores, mos)
-            draws = np.empty(0) if math.isnan(value) else resampling.bootstrap(metric, scores, mos, resamples)[:, 0]
+            draws = (
+                np.empty(0)
+                if math.isnan(value)
+                else resampling.bootstrap(metric, scores, mos, resamples)[:, 0]
+            )
             test.figures[name] = Estimate(value, *intervals.percentile_interval(draws))
     errors = [record.error for record in test.records]
     error = None if None in errors else np.array(errors)
@@ -150,5 +182,12 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
     rows = []
     for kind in {record.kind for record in test.records} - {None}:
         own = [i for i, record in enumerate(test.records) if record.kind == kind]
-        rows.append((kind, len(own), metrics.srcc(signed[own], mos[own]), metrics.plcc(signed[own], mos[own])))
+        rows.append(
+            (
+                kind,
+                len(own),
+                metrics.srcc(signed[own], mos[own]),
+                metrics.plcc(signed[own], mos[own]),
+            )
+        )
     test.kinds = sorted(rows, key=lambda row: (math.inf if math.isnan(row[2]) else -row[2], row[0]))

@@ -9,16 +9,22 @@ from pathlib import Path
 from hyperiqa.base.errors import UserError, first_five, reason_of
 from hyperiqa.datasets.records import IMAGE_SUFFIXES
 
-SUFFIXES = IMAGE_SUFFIXES | set(".apng .avif .dib .gif .j2k .jfif .jpe .jpx .pbm .pgm .pnm .ppm .tga".split())
+SUFFIXES = IMAGE_SUFFIXES | set(
+    ".apng .avif .dib .gif .j2k .jfif .jpe .jpx .pbm .pgm .pnm .ppm .tga".split()
+)
 # Pictures that are not read here: passing them over is said.
 OTHERS = set(
     ".heic .heif .hif .jxl .jxr .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw .psd .exr .hdr .svg .eps .ico".split()
 )
 LONGEST = 1 << 16  # bytes of a path on standard input; more means that it is something else
-PAUSE = 0.2  # seconds without a path on standard input after which those before it are not kept waiting
+PAUSE = (
+    0.2  # seconds without a path on standard input after which those before it are not kept waiting
+)
 
 
-def find_images(sources: Iterable[str], leave_out: Path | None = None, passed: list[str] | None = None) -> list[str]:
+def find_images(
+    sources: Iterable[str], leave_out: Path | None = None, passed: list[str] | None = None
+) -> list[str]:
     """The images of all sources but `-`, in order; `passed` is filled with the pictures of OTHERS. Raises UserError,
     naming every source that has none."""
     passed = [] if passed is None else passed
@@ -38,7 +44,9 @@ def find_images(sources: Iterable[str], leave_out: Path | None = None, passed: l
                 images, none = [], "no such file or folder"
             kept = [image for image in images if leave_out is None or Path(image) != leave_out]
             found += kept
-            problems += [f"{source}: {none}{skipped_note(passed[before:], ', ')}"] if not kept else []
+            problems += (
+                [f"{source}: {none}{skipped_note(passed[before:], ', ')}"] if not kept else []
+            )
         except (OSError, ValueError) as problem:  # a name that is too long, `**` within a name
             problems.append(f"{source}: {reason_of(problem)}")
     if problems:
@@ -82,7 +90,11 @@ def images_matching(pattern: str, passed: list[str]) -> Iterator[str]:
     """Image files that a pattern matches, sorted, and those in the folders that it matches."""
     parts = Path(pattern).parts
     # A folder that is really called `a[1]` is no pattern.
-    first = next(i for i, part in enumerate(parts) if glob.has_magic(part) and not Path(*parts[: i + 1]).exists())
+    first = next(
+        i
+        for i, part in enumerate(parts)
+        if glob.has_magic(part) and not Path(*parts[: i + 1]).exists()
+    )
     hidden_too = any(part.startswith(".") for part in parts[first:])
     for path in sorted(Path(*parts[:first]).glob(str(Path(*parts[first:])))):
         if not hidden_too and any(part.startswith(".") for part in path.parts[first:]):
@@ -103,7 +115,9 @@ def paths_from(descriptor: int) -> Iterator[str | None]:
         more = bool(data)
         *lines, rest = (rest + data + (b"" if more else b"\n")).split(b"\n")
         if len(rest) > LONGEST:
-            raise UserError(f"standard input: expected a path per line, found a line of over {LONGEST} bytes")
+            raise UserError(
+                f"standard input: expected a path per line, found a line of over {LONGEST} bytes"
+            )
         yield from (os.fsdecode(line) for line in (line.rstrip(b"\r") for line in lines) if line)
 
 

@@ -16,7 +16,9 @@ from hyperiqa.scoring.quality_model import ImageLike, QualityModel
 STEPS = 7  # of the dense grid, to a patch's side
 LAYERS = range(1, len(TARGET_SIZES))
 # Cividis (Nuñez et al., PLOS ONE 2018), which every kind of sight reads alike: dark is bad, bright is good.
-CIVIDIS = np.array([[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]])
+CIVIDIS = np.array(
+    [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]]
+)
 
 
 @dataclass(frozen=True)
@@ -45,18 +47,24 @@ def map_image(model: QualityModel, image: ImageLike, with_map: bool = True) -> I
         normalised = net.backbone.normalised(torch.from_numpy(patches).to(model.hardware.device))
         maps = net.backbone.stage_maps(normalised)
         weights = net.target_weights(maps)
-        stages = fuse.weights(maps).mean(0).cpu().numpy() if isinstance(fuse, AttentionFusion) else None
+        stages = (
+            fuse.weights(maps).mean(0).cpu().numpy() if isinstance(fuse, AttentionFusion) else None
+        )
     layers = [weights[f"target_fc{i}w"].float().mean(0).flatten().cpu().numpy() for i in LAYERS]
     score = float(model.score_patches([patches])[0])
-    return ImageMaps(pixels, score, stages, layers, quality_map(model, pixels) if with_map else None)
+    return ImageMaps(
+        pixels, score, stages, layers, quality_map(model, pixels) if with_map else None
+    )
 
 
 def quality_map(model: QualityModel, pixels: np.ndarray) -> np.ndarray:
     """(H, W): the scores of a dense grid of patches, each pixel's averaged over those that cover it, by how near to
     their middle it lies (a Hann window)."""
     side, (height, width) = model.description["patch_size"], pixels.shape[:2]
-    places = [np.linspace(0, room, 1 + -(-room * STEPS // side)).round().astype(int)
-              for room in (height - side, width - side)]  # fmt: skip
+    places = [
+        np.linspace(0, room, 1 + -(-room * STEPS // side)).round().astype(int)
+        for room in (height - side, width - side)
+    ]
     corners = [(y, x) for y in places[0] for x in places[1]]
     scores = model.score_patches([pixels[None, y : y + side, x : x + side] for y, x in corners])
     window = np.hanning(side + 2)[1:-1]
@@ -90,8 +98,13 @@ def drawn(looked: ImageMaps, model: QualityModel) -> Image.Image:
     width, height = overlay.size
     lines = [f"score {looked.score:.2f} on the scale of {d['dataset']}"]
     if looked.stages is not None:
-        lines.append("stages, fine to coarse: " + "  ".join(f"{each:.2f}" for each in looked.stages))
-    lines.append("spread of generated weights, by layer: " + "  ".join(f"{each:.3f}" for each in looked.spread))
+        lines.append(
+            "stages, fine to coarse: " + "  ".join(f"{each:.2f}" for each in looked.stages)
+        )
+    lines.append(
+        "spread of generated weights, by layer: "
+        + "  ".join(f"{each:.3f}" for each in looked.spread)
+    )
     size = max(11, min(20, width // 26))
     font, line = ImageFont.load_default(size), round(1.5 * size)
     sheet = Image.new("RGB", (2 * width + 8, height + line * (len(lines) + 1) + 8), "white")

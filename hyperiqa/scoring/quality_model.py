@@ -43,9 +43,14 @@ class Scored:
 
 
 def load(
-    checkpoint: str | os.PathLike, device: str = "auto", precision: str = "fp32", resize: str | None = None,
-    crops: int | None = None, exif_rotate: bool | None = None, workers: int | None = None
-) -> "QualityModel":  # fmt: skip
+    checkpoint: str | os.PathLike,
+    device: str = "auto",
+    precision: str = "fp32",
+    resize: str | None = None,
+    crops: int | None = None,
+    exif_rotate: bool | None = None,
+    workers: int | None = None,
+) -> "QualityModel":
     """A model ready to score, used as it was trained unless told otherwise.
     checkpoint: a best model (or the folder of its run), its .safetensors, or a state dict of the public HyperIQA code
     or of SMART-IQA's. precision: fp32, or bf16 (autocast: faster where the hardware has it, scores differ by some
@@ -60,18 +65,19 @@ def load(
     path = checkpoints.find_model(Path(checkpoint))
     state, description = checkpoints.load_model(path)
     crop = None if crops is None else "center" if crops == 1 else "grid"
-    asked = {"resize": resize, "exif_rotate": exif_rotate, "test_patch_num": crops, "test_crop": crop}
+    asked = {
+        "resize": resize,
+        "exif_rotate": exif_rotate,
+        "test_patch_num": crops,
+        "test_crop": crop,
+    }
     description |= {name: value for name, value in asked.items() if value is not None}
-    with torch.random.fork_rng(devices=[]):  # the initial weights, which are replaced, are drawn at random
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # the initial weights, which are replaced, are drawn at random
         net = build(description)
     checkpoints.fill(net, state, path)
     return QualityModel(net, description, choose_hardware(device, precision, workers)[0])
-
-
-
-
-
-
 
 
 class QualityModel:
@@ -84,18 +90,26 @@ class QualityModel:
     @property
     def crops(self) -> int:
         """How many patches an image is scored on."""
-        return 1 if self.description["test_crop"] == "center" else self.description["test_patch_num"]
+        return (
+            1 if self.description["test_crop"] == "center" else self.description["test_patch_num"]
+        )
 
     def use_scale(self, name: str) -> None:
         """Score on the own scale of one of the sets that the model was trained on. Raises UserError."""
         d = self.description
-        scales = d.get("scales") or {d["dataset"]: {"factor": 1.0, "offset": 0.0, "nominal_range": d["score_range"]}}
+        scales = d.get("scales") or {
+            d["dataset"]: {"factor": 1.0, "offset": 0.0, "nominal_range": d["score_range"]}
+        }
         if name not in scales:
             raise UserError(f"--scale {name}: the model was trained on {', '.join(scales)}")
         factor, offset = scales[name]["factor"], scales[name]["offset"]
         self.net.rescale(1 / factor, -offset / factor)
         better = d["higher_is_better"] == (factor > 0)
-        self.description = {**d, "score_range": scales[name]["nominal_range"], "higher_is_better": better}
+        self.description = {
+            **d,
+            "score_range": scales[name]["nominal_range"],
+            "higher_is_better": better,
+        }
 
     def score(self, image: ImageLike) -> float:
         """The score of one image: a path; a PIL image; uint8 (H, W, 3) or (H, W); a tensor (3, H, W) or (1, H, W),
@@ -104,7 +118,10 @@ class QualityModel:
         return float(self.score_patches([self.patches(image)])[0])
 
     def score_all(
-        self, images: Iterable[ImageLike | None], batch_size: int = SCORE_BATCH, workers: int | None = None
+        self,
+        images: Iterable[ImageLike | None],
+        batch_size: int = SCORE_BATCH,
+        workers: int | None = None,
     ) -> Iterator[Scored]:
         """Score a stream of images, in order and in constant memory; what cannot be read does not stop it.
         batch_size: patches per forward pass; workers: threads that decode (default: one per core). A stream that
@@ -121,7 +138,10 @@ class QualityModel:
                     while len(waiting) > (0 if image is None else ahead):
                         earlier, future = waiting.popleft()
                         ready.append((earlier, future.result()))
-                        if max(len(ready), sum(len(p) for _, p in ready if not isinstance(p, str))) >= batch_size:
+                        if (
+                            max(len(ready), sum(len(p) for _, p in ready if not isinstance(p, str)))
+                            >= batch_size
+                        ):
                             yield from self._flush(ready, batch_size)
                     if image is None:
                         yield from self._flush(ready, batch_size)
@@ -135,7 +155,12 @@ class QualityModel:
         # Random crops belong to a test set, whose images are counted; a single image gets as many on a grid.
         crop = "grid" if d["test_crop"] == "random" else d["test_crop"]
         places = test_patches(np.array([pixels.shape[:2]]), side, crop, d["test_patch_num"])
-        return np.stack([pixels[y : y + side, x : x + side] for y, x in zip(places.top, places.left, strict=True)])
+        return np.stack(
+            [
+                pixels[y : y + side, x : x + side]
+                for y, x in zip(places.top, places.left, strict=True)
+            ]
+        )
 
     def pixels(self, image: ImageLike) -> np.ndarray:
         """An image as RGB uint8 (H, W, 3), resized as in training."""
@@ -155,10 +180,18 @@ class QualityModel:
         except ValueError as problem:
             return " ".join(str(problem).split())
 
-    def _flush(self, ready: list[tuple[ImageLike, np.ndarray | str]], batch_size: int) -> Iterator[Scored]:
-        scores = iter(self.score_patches([p for _, p in ready if not isinstance(p, str)], batch_size))
+    def _flush(
+        self, ready: list[tuple[ImageLike, np.ndarray | str]], batch_size: int
+    ) -> Iterator[Scored]:
+        scores = iter(
+            self.score_patches([p for _, p in ready if not isinstance(p, str)], batch_size)
+        )
         for image, found in ready:
-            yield Scored(image, None, found) if isinstance(found, str) else Scored(image, float(next(scores)))
+            yield (
+                Scored(image, None, found)
+                if isinstance(found, str)
+                else Scored(image, float(next(scores)))
+            )
         ready.clear()
 
     def score_patches(self, patches: list[np.ndarray], batch_size: int = SCORE_BATCH) -> np.ndarray:
@@ -166,9 +199,13 @@ class QualityModel:
         if not patches:
             return np.empty(0)
         flat = torch.from_numpy(np.concatenate(patches)).split(batch_size)
-        image = torch.from_numpy(np.repeat(np.arange(len(patches)), list(map(len, patches)))).split(batch_size)
+        image = torch.from_numpy(np.repeat(np.arange(len(patches)), list(map(len, patches)))).split(
+            batch_size
+        )
         batches = ({"patches": cut, "image": of} for cut, of in zip(flat, image))
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        with torch.backends.cudnn.flags(
+            enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+        ):
             return engine.score(self.net, batches, len(patches), self.hardware)
 
 
@@ -176,7 +213,9 @@ def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
     """An array or tensor as RGB uint8 (H, W, 3). Raises ValueError for other shapes, kinds and ranges."""
     if isinstance(image, torch.Tensor):
         if image.ndim != 3 or len(image) not in (1, 3) or 0 in image.shape:
-            raise ValueError(f"expected a tensor (3, H, W) or (1, H, W), found {tuple(image.shape)}")
+            raise ValueError(
+                f"expected a tensor (3, H, W) or (1, H, W), found {tuple(image.shape)}"
+            )
         pixels = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)
         if pixels.is_floating_point():
             if not (pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1):
@@ -186,9 +225,13 @@ def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
             raise ValueError(f"expected a tensor of uint8 or floating values, found {pixels.dtype}")
         return pixels.contiguous().numpy()
     if not isinstance(image, np.ndarray):
-        raise TypeError(f"expected a path, a PIL image, an array or a tensor, found {type(image).__name__}")
+        raise TypeError(
+            f"expected a path, a PIL image, an array or a tensor, found {type(image).__name__}"
+        )
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"expected uint8 (H, W, 3) or (H, W), found {image.dtype} {image.shape}")
-    return np.require(image, requirements=["C", "W"])  # torch takes no negative strides, as of image[..., ::-1]
+    return np.require(
+        image, requirements=["C", "W"]
+    )  # torch takes no negative strides, as of image[..., ::-1]

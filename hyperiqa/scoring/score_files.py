@@ -29,7 +29,11 @@ class ScoreFile:
         self.file: Any = sys.stdout
         try:
             if path or _is_real_output():
-                self.file = path.open("ab", buffering=0) if path else os.fdopen(1, "wb", buffering=0, closefd=False)
+                self.file = (
+                    path.open("ab", buffering=0)
+                    if path
+                    else os.fdopen(1, "wb", buffering=0, closefd=False)
+                )
             if form == "csv" and not (path and path.stat().st_size):
                 self._write(",".join(COLUMNS) + "\n")
         except OSError as problem:
@@ -37,11 +41,15 @@ class ScoreFile:
 
     def add(self, image: str, score: float | None, error: str | None, made_with: str) -> None:
         values = (image, None if score is None else round(score, 6), error, made_with)
-        if self.form == "jsonl":  # a name that is not text in UTF-8 is escaped: the file stays valid
+        if (
+            self.form == "jsonl"
+        ):  # a name that is not text in UTF-8 is escaped: the file stays valid
             line = json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=not image.isprintable())
         else:
             cells = ("" if value is None else str(value) for value in values)
-            line = ",".join('"' + c.replace('"', '""') + '"' if re.search('[",\r\n]', c) else c for c in cells)
+            line = ",".join(
+                '"' + c.replace('"', '""') + '"' if re.search('[",\r\n]', c) else c for c in cells
+            )
         try:
             self._write(line + "\n")
         except BrokenPipeError:
@@ -76,7 +84,9 @@ def read_rows(path: Path, form: str) -> Iterator[tuple[bytes, dict | None]]:
     with path.open("rb") as file:
         for line in iter(lambda: file.readline(LONGEST), b""):
             record += line
-            if len(record) < LONGEST and (not line.endswith(b"\n") or (form == "csv" and record.count(b'"') % 2)):
+            if len(record) < LONGEST and (
+                not line.endswith(b"\n") or (form == "csv" and record.count(b'"') % 2)
+            ):
                 continue  # goes on in the next line, or nowhere
             number += 1
             yield record, _parse_row(path, form, number, record.decode("utf-8", "surrogateescape"))
@@ -87,7 +97,11 @@ def read_rows(path: Path, form: str) -> Iterator[tuple[bytes, dict | None]]:
 
 def _parse_row(path: Path, form: str, number: int, text: str) -> dict | None:
     try:
-        row = json.loads(text) if form == "jsonl" else dict(zip(COLUMNS, next(csv.reader([text])), strict=True))
+        row = (
+            json.loads(text)
+            if form == "jsonl"
+            else dict(zip(COLUMNS, next(csv.reader([text])), strict=True))
+        )
         if form == "csv" and number == 1:
             if tuple(row.values()) != COLUMNS:
                 raise ValueError
@@ -96,10 +110,14 @@ def _parse_row(path: Path, form: str, number: int, text: str) -> dict | None:
         return {**{name: row[name] for name in COLUMNS}, "score": score}
     except (ValueError, KeyError, TypeError, StopIteration, csv.Error):
         wanted = ",".join(COLUMNS)
-        raise UserError(f"--output {path}: row {number} is not {form} of predict.py's, with {wanted}") from None
+        raise UserError(
+            f"--output {path}: row {number} is not {form} of predict.py's, with {wanted}"
+        ) from None
 
 
-def take_up(path: Path, form: str, made_with: str, again: Callable[[str], bool]) -> tuple[dict[str, float], str]:
+def take_up(
+    path: Path, form: str, made_with: str, again: Callable[[str], bool]
+) -> tuple[dict[str, float], str]:
     """Make a file of scores ready to be gone on with: (image -> score of what it holds, what to tell the user).
     Rows without a score go where `again(image)` says that the image is tried once more, a row that was cut off goes
     anyway. Raises UserError where the file is none of predict.py's, or was made with something else."""
@@ -139,5 +157,8 @@ def _differences(then: str, now: str) -> str:
     """`a=1 b=2`, `a=1 b=3` -> what differs, in words."""
     was, becomes = (dict(part.partition("=")[::2] for part in text.split()) for text in (then, now))
     names = [name for name in {**was, **becomes} if was.get(name) != becomes.get(name)]
-    made, this = (", ".join(f"{name} {side.get(name, 'unknown')}" for name in names) for side in (was, becomes))
+    made, this = (
+        ", ".join(f"{name} {side.get(name, 'unknown')}" for name in names)
+        for side in (was, becomes)
+    )
     return f"its rows were made with {made}; this command has {this}"

@@ -17,9 +17,13 @@ PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")
 
 
 def measure(
-    model: HyperNet, criterion: engine.Criterion, optimizer: torch.optim.Optimizer, batches: Any, hardware: Hardware,
-    steps: int
-) -> dict[str, Any]:  # fmt: skip
+    model: HyperNet,
+    criterion: engine.Criterion,
+    optimizer: torch.optim.Optimizer,
+    batches: Any,
+    hardware: Hardware,
+    steps: int,
+) -> dict[str, Any]:
     """Seconds a step: `whole` as training makes them, and each of `PARTS` when the host waits for the device after it.
     `backward` has the sum of the processes' gradients with it, `forward` the augmentation. `patches` per second, over
     all processes; `used`: the share of `matrix`, the device's operations per second in large products of matrices, that
@@ -30,7 +34,9 @@ def measure(
         return (batches[k % max(1, len(batches) - 1)] for k in range(number))
 
     def train(loader: Iterable[dict], criterion: engine.Criterion) -> None:
-        engine.train_one_epoch(model, criterion, optimizer, loader, hardware, engine.EpochProgress())
+        engine.train_one_epoch(
+            model, criterion, optimizer, loader, hardware, engine.EpochProgress()
+        )
 
     train(some(WARM_UP), criterion)
     keep_freed_memory()  # as training does, from its first step on
@@ -40,10 +46,18 @@ def measure(
     macs = sum(costs.operations(model.eval(), batches.cache.min_side)["macs"].values())
     speed, patches = matrix_speed(hardware), min(batches.batch_size, len(batches.patches)) / whole
     used = 6 * macs * patches / (speed * processes.world_size())
-    return {**found, "patches": patches, "matrix": speed, "used": used, "processes": processes.world_size()}
+    return {
+        **found,
+        "patches": patches,
+        "matrix": speed,
+        "used": used,
+        "processes": processes.world_size(),
+    }
 
 
-def _parts(some, train, model, criterion, optimizer, hardware: Hardware, steps: int) -> dict[str, float]:
+def _parts(
+    some, train, model, criterion, optimizer, hardware: Hardware, steps: int
+) -> dict[str, float]:
     spent: dict[str, float] = defaultdict(float)
     last = time.perf_counter()
 
@@ -81,4 +95,8 @@ def matrix_speed(hardware: Hardware, repeats: int = 8) -> float:
     a, b = (torch.randn(side, side, device=hardware.device) for _ in range(2))
     costs.wait_for(hardware.device)
     with hardware.autocast(), torch.no_grad():
-        return 2 * side**3 / min(costs.timed(lambda: a @ b, hardware.device)[0] for _ in range(repeats))
+        return (
+            2
+            * side**3
+            / min(costs.timed(lambda: a @ b, hardware.device)[0] for _ in range(repeats))
+        )

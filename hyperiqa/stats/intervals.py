@@ -13,7 +13,9 @@ from scipy import optimize, stats
 
 NAN = float("nan")
 LEVEL, POWER = 0.95, 0.80
-DETECTABLE_IN_ERRORS = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER))  # standard errors of a difference that is found
+DETECTABLE_IN_ERRORS = float(
+    stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(POWER)
+)  # standard errors of a difference that is found
 
 Formula = Callable[[float, int], tuple[float, float]]
 
@@ -65,7 +67,9 @@ def _from_z(r: float, images: int, variance: float) -> tuple[float, float]:
     return float(np.tanh(np.arctanh(r) - reach)), float(np.tanh(np.arctanh(r) + reach))
 
 
-def unpaired_difference(a: float, b: float, interval: Formula, images_a: int, images_b: int) -> Difference:
+def unpaired_difference(
+    a: float, b: float, interval: Formula, images_a: int, images_b: int
+) -> Difference:
     """Difference of two correlations known by value and number of images alone; interval: fisher or bonett_wright.
     Zou's interval (Psychological Methods 12, 2007) for independent samples, wider than a paired one; p inverts it."""
     (low_a, high_a), (low_b, high_b) = interval(a, images_a), interval(b, images_b)
@@ -77,32 +81,6 @@ def unpaired_difference(a: float, b: float, interval: Formula, images_a: int, im
     return Difference(a - b, float(low), float(high), p, True, float(DETECTABLE_IN_ERRORS * error))
 
 
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
 def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) -> Difference:
     """A − B of two runs on the same images; draws (B,) of both on the same resamples; value: A − B as measured.
     The p-value is the smallest level at which the percentile interval leaves zero out, counted as
@@ -110,12 +88,19 @@ def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) ->
     draws = draws_a - draws_b
     draws = draws[np.isfinite(draws)]
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    p, visible = float(min(1.0, 2 * (tail + 1) / (len(draws) + 1))), DETECTABLE_IN_ERRORS * float(draws.std()) if len(draws) else NAN
+    p, visible = (
+        float(min(1.0, 2 * (tail + 1) / (len(draws) + 1))),
+        DETECTABLE_IN_ERRORS * float(draws.std()) if len(draws) else NAN,
+    )
     return Difference(value, *percentile_interval(draws), p=p, visible=visible)
 
 
 def group_difference(
-    figures_a: Sequence[float], figures_b: Sequence[float], draws_a: np.ndarray, draws_b: np.ndarray, seed: int = 0
+    figures_a: Sequence[float],
+    figures_b: Sequence[float],
+    draws_a: np.ndarray,
+    draws_b: np.ndarray,
+    seed: int = 0,
 ) -> Difference:
     """Difference of the means of two groups of seeds, by a bootstrap over images and seeds together.
     figures (a,), (b,): each seed's figure on all images; draws (B, a), (B, b): on the same resamples of images,
@@ -124,10 +109,18 @@ def group_difference(
     Interval and p-value are Student's with Satterthwaite's degrees of freedom, of which images have no shortage.
     A group of one seed is taken to spread like the other (`_against_one`), which must have more."""
     random = np.random.default_rng([seed, len(figures_a), len(figures_b)])
-    sides = [(np.asarray(figures, float), draws) for figures, draws in ((figures_a, draws_a), (figures_b, draws_b))]
-    value, means = float(np.mean(figures_a) - np.mean(figures_b)), [draws.mean(1) for _, draws in sides]
+    sides = [
+        (np.asarray(figures, float), draws)
+        for figures, draws in ((figures_a, draws_a), (figures_b, draws_b))
+    ]
+    value, means = (
+        float(np.mean(figures_a) - np.mean(figures_b)),
+        [draws.mean(1) for _, draws in sides],
+    )
     if min(map(len, (figures_a, figures_b))) == 1:
-        return _against_one(value, float(np.nanvar(means[0] - means[1])), *max(sides, key=lambda side: len(side[0])))
+        return _against_one(
+            value, float(np.nanvar(means[0] - means[1])), *max(sides, key=lambda side: len(side[0]))
+        )
     spreads = [np.var(figures, ddof=1) for figures, _ in sides]
     for i, (figures, draws) in enumerate(sides):
         k, by_images = len(figures), np.nanvar(draws - draws.mean(1, keepdims=True), axis=0).sum()
@@ -138,11 +131,15 @@ def group_difference(
     uncertain = [spread / len(figures) for spread, (figures, _) in zip(spreads, sides)]
     squares = sum(part**2 / (len(side) - 1) for part, (side, _) in zip(uncertain, sides) if part)
     variance = float(np.nanvar(means[0] - means[1]))
-    freedom = max(min(len(side) for side, _ in sides) - 1, variance**2 / squares) if squares else np.inf
+    freedom = (
+        max(min(len(side) for side, _ in sides) - 1, variance**2 / squares) if squares else np.inf
+    )
     return _student(value, variance, freedom)
 
 
-def _against_one(value: float, by_images: float, figures: np.ndarray, draws: np.ndarray) -> Difference:
+def _against_one(
+    value: float, by_images: float, figures: np.ndarray, draws: np.ndarray
+) -> Difference:
     """A group (k,) against a single seed that spreads like it: through all spreads that are plausible after k seeds
     (Tsui & Weerahandi's generalised p-value, JASA 84, 1989). by_images: the difference's variance over images."""
     k = len(figures)
@@ -153,7 +150,9 @@ def _against_one(value: float, by_images: float, figures: np.ndarray, draws: np.
     if not errors.max():
         return _student(value, 0.0, np.inf)
     high = (1 + LEVEL) / 2
-    reach = optimize.brentq(lambda x: np.mean(stats.norm.cdf(x / errors.clip(1e-300))) - high, 0, 9 * errors.max())
+    reach = optimize.brentq(
+        lambda x: np.mean(stats.norm.cdf(x / errors.clip(1e-300))) - high, 0, 9 * errors.max()
+    )
     p = float(np.mean(2 * stats.norm.sf(abs(value) / errors.clip(1e-300))))
     visible = reach + stats.norm.ppf(POWER) * float(np.median(errors))
     return Difference(value, value - reach, value + reach, p, visible=visible)
@@ -164,20 +163,32 @@ def welch_difference(figures_a: Sequence[float], figures_b: Sequence[float]) -> 
     value = float(np.mean(figures_a) - np.mean(figures_b))
     if min(len(figures_a), len(figures_b)) < 2:
         return Difference(value, NAN, NAN, NAN, approximate=True)
-    parts = [(np.var(figures, ddof=1) / len(figures), len(figures) - 1) for figures in (figures_a, figures_b)]
-    variance, squares = float(sum(part for part, _ in parts)), float(sum(part**2 / free for part, free in parts))
+    parts = [
+        (np.var(figures, ddof=1) / len(figures), len(figures) - 1)
+        for figures in (figures_a, figures_b)
+    ]
+    variance, squares = (
+        float(sum(part for part, _ in parts)),
+        float(sum(part**2 / free for part, free in parts)),
+    )
     return _student(value, variance, variance**2 / squares if squares else np.inf, approximate=True)
 
 
-def _student(value: float, variance: float, freedom: float, approximate: bool = False) -> Difference:
+def _student(
+    value: float, variance: float, freedom: float, approximate: bool = False
+) -> Difference:
     error = np.sqrt(variance)
     reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     p = 2 * stats.t.sf(abs(value) / error, freedom) if error else float(value == 0)
     visible = float(reach + stats.t.ppf(POWER, freedom) * error)
-    return Difference(value, float(value - reach), float(value + reach), float(p), approximate, visible)
+    return Difference(
+        value, float(value - reach), float(value + reach), float(p), approximate, visible
+    )
 
 
-def visible_differences(pair: float, of_seeds: float, spread: float, seeds: int = 10) -> list[float]:
+def visible_differences(
+    pair: float, of_seeds: float, spread: float, seeds: int = 10
+) -> list[float]:
     """The smallest difference between settings of k seeds each that is found 80 times in 100, for k from 1 to `seeds`.
     pair, of_seeds: variances over resampled images of the difference of two settings' runs, and of two seeds' of one;
     spread: that of seeds beyond images'. One seed a setting knows nothing of that spread, and is as sure as images."""
@@ -185,7 +196,12 @@ def visible_differences(pair: float, of_seeds: float, spread: float, seeds: int 
     for k in range(2, seeds + 1):
         variance = max(0.0, pair - of_seeds) + min(pair, of_seeds) / k + 2 * spread / k
         freedom = max(k - 1, variance**2 / (2 * (spread / k) ** 2 / (k - 1))) if spread else np.inf
-        found.append(float((stats.t.ppf((1 + LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom)) * np.sqrt(variance)))
+        found.append(
+            float(
+                (stats.t.ppf((1 + LEVEL) / 2, freedom) + stats.t.ppf(POWER, freedom))
+                * np.sqrt(variance)
+            )
+        )
     return found
 
 
@@ -198,7 +214,10 @@ def selection_bias(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int = 
     random, prices = np.random.default_rng(0), []
     for _ in range(splits):
         halves = [np.array_split(random.permutation(len(mos)), 2) for _, mos in sets]
-        both = [[_plain_srcc(scores[:, of[k]], mos[of[k]]) for (scores, mos), of in zip(sets, halves)] for k in (0, 1)]
+        both = [
+            [_plain_srcc(scores[:, of[k]], mos[of[k]]) for (scores, mos), of in zip(sets, halves)]
+            for k in (0, 1)
+        ]
         one, other = np.mean(both, 1)
         prices += [one.max() - other[one.argmax()], other.max() - one[other.argmax()]]
     return float(np.mean(prices) / np.sqrt(2))
@@ -225,7 +244,9 @@ def ceiling(mos: np.ndarray, error: np.ndarray, draws: int = 200) -> dict[str, f
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values corrected for testing several differences at once (Holm, Scand. J. Statist. 6, 1979), in their order."""
     corrected, largest = [NAN] * len(p_values), 0.0
-    tested = sorted((i for i, p in enumerate(p_values) if not np.isnan(p)), key=p_values.__getitem__)
+    tested = sorted(
+        (i for i, p in enumerate(p_values) if not np.isnan(p)), key=p_values.__getitem__
+    )
     for rank, i in enumerate(tested):
         corrected[i] = largest = max(largest, min(1.0, (len(tested) - rank) * p_values[i]))
     return corrected
@@ -234,4 +255,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
     """95 % interval from bootstrap draws (B,): their 2.5th and 97.5th percentile; (nan, nan) without a defined draw."""
     defined = draws[np.isfinite(draws)]
-    return tuple(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist()) if len(defined) else (NAN, NAN)
+    return (
+        tuple(np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+        if len(defined)
+        else (NAN, NAN)
+    )

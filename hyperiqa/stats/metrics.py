@@ -15,7 +15,9 @@ from scipy import optimize, special, stats
 def _finite(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
     prediction, mos = np.asarray(prediction, np.float64), np.asarray(mos, np.float64)
     if prediction.shape != mos.shape or prediction.ndim != 1:
-        raise ValueError(f"expected two vectors of one length, found {prediction.shape} and {mos.shape}")
+        raise ValueError(
+            f"expected two vectors of one length, found {prediction.shape} and {mos.shape}"
+        )
     return (prediction, mos) if len(mos) >= 2 and np.isfinite([prediction, mos]).all() else None
 
 
@@ -50,7 +52,11 @@ def krcc(prediction, mos) -> float:
 def rmse(prediction, mos) -> float:
     """Root mean square error in the units of the MOS, 0 or more; constant predictions have one too."""
     pair = _finite(prediction, mos)
-    return math.nan if pair is None else float(np.linalg.norm(pair[0] - pair[1]) / np.sqrt(len(pair[0])))
+    return (
+        math.nan
+        if pair is None
+        else float(np.linalg.norm(pair[0] - pair[1]) / np.sqrt(len(pair[0])))
+    )
 
 
 def logistic(parameters, prediction) -> np.ndarray:
@@ -71,7 +77,9 @@ def fit_logistic(prediction, mos) -> np.ndarray | None:
     slope = plcc(x, y)
     # One start is the literature's; the other, a wide curve around the regression line, serves falling scores.
     starts = [np.array([y.max(), y.min(), 0.0, 1.0]), np.array([4 * slope, -4 * slope, 0.0, 2.0])]
-    fits = [optimize.least_squares(lambda p: logistic(p, x) - y, start, method="lm") for start in starts]
+    fits = [
+        optimize.least_squares(lambda p: logistic(p, x) - y, start, method="lm") for start in starts
+    ]
     upper, lower, centre, width = min(fits, key=lambda fit: fit.cost).x
     asymptotes = upper * y_scale + y_mean, lower * y_scale + y_mean
     return np.array([*asymptotes, centre * x_scale + x_mean, abs(width) * x_scale])
@@ -114,10 +122,14 @@ def figure_of(name: str) -> tuple[str, str]:
 
 def medians(rounds: Sequence[Mapping]) -> dict[str, dict[str, float]]:
     """Medians over the rounds of their best epochs' figures, by part; undefined figures are left out."""
-    parts = dict.fromkeys(part for each in rounds for part, figures in each.items() if isinstance(figures, Mapping))
+    parts = dict.fromkeys(
+        part for each in rounds for part, figures in each.items() if isinstance(figures, Mapping)
+    )
     found: dict[str, dict[str, float]] = {}
     for part, name in itertools.product(parts, RECORDED):
-        values = [each[part][name] for each in rounds if part in each and not math.isnan(each[part][name])]
+        values = [
+            each[part][name] for each in rounds if part in each and not math.isnan(each[part][name])
+        ]
         if values:
             found.setdefault(part, {})[name] = statistics.median(values)
     return found

@@ -9,20 +9,31 @@ from hyperiqa.stats import metrics
 RESAMPLES = 10_000
 
 
-_CHUNK, _PAIR_CHUNK = 32, 512  # resamples at a time: few enough that their arrays stay in the processor's cache
+_CHUNK, _PAIR_CHUNK = (
+    32,
+    512,
+)  # resamples at a time: few enough that their arrays stay in the processor's cache
 
 
 Figures = Callable[[np.ndarray], np.ndarray]
 
 
-def resample_counts(images: int, resamples: int, seed: int, chunk: int = _CHUNK) -> Iterator[np.ndarray]:
+def resample_counts(
+    images: int, resamples: int, seed: int, chunk: int = _CHUNK
+) -> Iterator[np.ndarray]:
     """Counts (images, up to `chunk`) of resamples with replacement: each column sums to `images`.
     A pure function of its arguments, so that two runs on the same images see the same resamples."""
     random = np.random.default_rng(seed)
     for start in range(0, resamples, chunk):
         columns = min(chunk, resamples - start)
-        cells = random.integers(0, images, (images, columns), dtype=np.int64) * columns + np.arange(columns)
-        yield np.bincount(cells.ravel(), minlength=images * columns).reshape(images, columns).astype(np.float64)
+        cells = random.integers(0, images, (images, columns), dtype=np.int64) * columns + np.arange(
+            columns
+        )
+        yield (
+            np.bincount(cells.ravel(), minlength=images * columns)
+            .reshape(images, columns)
+            .astype(np.float64)
+        )
 
 
 def bootstrap(
@@ -32,7 +43,9 @@ def bootstrap(
     of = _FIGURES.get(metric) or (lambda *scores: _one_by_one(metric, *scores))
     figures = of(np.atleast_2d(predictions).astype(np.float64), np.asarray(mos, np.float64))
     chunk = _PAIR_CHUNK if metric == "krcc" else _CHUNK
-    return np.concatenate([figures(counts).T for counts in resample_counts(len(mos), resamples, seed, chunk)])
+    return np.concatenate(
+        [figures(counts).T for counts in resample_counts(len(mos), resamples, seed, chunk)]
+    )
 
 
 def _ties(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -46,7 +59,11 @@ def _ranker(values: np.ndarray) -> Figures:
     place, order, starts = _ties(values)
 
     def ranks(counts: np.ndarray) -> np.ndarray:
-        size = counts[order] if len(starts) == len(values) else np.add.reduceat(counts[order], starts, axis=0)
+        size = (
+            counts[order]
+            if len(starts) == len(values)
+            else np.add.reduceat(counts[order], starts, axis=0)
+        )
         rank = np.cumsum(size, axis=0)
         rank -= (size - 1) / 2 + (len(values) + 1) / 2
         return rank[place]
@@ -62,7 +79,10 @@ def _srcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
         weighted = y * counts
         spread = np.einsum("nb,nb->b", weighted, y)
         ranks = (ranker(counts) for ranker in rankers)
-        sums = ((np.einsum("nb,nb->b", x, weighted), np.einsum("nb,nb,nb->b", x, x, counts)) for x in ranks)
+        sums = (
+            (np.einsum("nb,nb->b", x, weighted), np.einsum("nb,nb,nb->b", x, x, counts))
+            for x in ranks
+        )
         return np.stack([_ratio(both, own * spread) for both, own in sums])
 
     return figures
@@ -88,7 +108,11 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
     def tied(place: np.ndarray) -> Figures:
         """Counts -> the number of the resample's ordered pairs that have one place."""
         _, order, starts = _ties(place)
-        sizes = (lambda counts: counts) if len(starts) == n else lambda c: np.add.reduceat(c[order], starts, axis=0)
+        sizes = (
+            (lambda counts: counts)
+            if len(starts) == n
+            else lambda c: np.add.reduceat(c[order], starts, axis=0)
+        )
         return lambda counts: np.einsum("nb,nb->b", of := sizes(counts), of, dtype=np.float64)
 
     # Concordant less discordant pairs are all pairs less those tied in one or in both and twice the discordant ones.
@@ -108,7 +132,9 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
     def figures(counts: np.ndarray) -> np.ndarray:
         # Single precision holds the whole numbers up to 2^24 exactly.
         few = np.split(counts, range(_CHUNK, counts.shape[1], _CHUNK), axis=1)
-        return np.concatenate([of_few(np.ascontiguousarray(each, np.float32)) for each in few], axis=1)
+        return np.concatenate(
+            [of_few(np.ascontiguousarray(each, np.float32)) for each in few], axis=1
+        )
 
     return figures
 
@@ -153,7 +179,9 @@ def _one_by_one(metric: str, predictions: np.ndarray, mos: np.ndarray) -> Figure
 
     def figures(counts: np.ndarray) -> np.ndarray:
         drawn = [np.repeat(np.arange(len(mos)), column.astype(int)) for column in counts.T]
-        return np.array([[of(scores[images], mos[images]) for images in drawn] for scores in predictions])
+        return np.array(
+            [[of(scores[images], mos[images]) for images in drawn] for scores in predictions]
+        )
 
     return figures
 
@@ -165,5 +193,3 @@ def _ratio(covariance: np.ndarray, spreads: np.ndarray) -> np.ndarray:
     """A correlation; nan where a spread is zero but for rounding."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(spreads > 1e-24, np.clip(covariance / np.sqrt(spreads), -1, 1), np.nan)
-
-

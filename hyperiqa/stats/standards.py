@@ -120,16 +120,24 @@ def outlier_ratio(s: Sample) -> Measured:
     return Measured(float(outlier.mean()), outlier - outlier.mean())
 
 
-def _auc(s: Sample, values: np.ndarray, positive: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]) -> Measured:
+def _auc(
+    s: Sample, values: np.ndarray, positive: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]
+) -> Measured:
     """Area under the ROC curve by which values (P,) of pairs of images tell the positive from the others."""
     many, few = int(positive.sum()), int((~positive).sum())
     if not many or not few:
         return Measured(NAN, np.full(len(s.mos), NAN))
     ranks, below = stats.rankdata(values), np.empty(len(values))
-    for kind, others in ((positive, few), (~positive, many)):  # of the other kind, the share that lies lower
+    for kind, others in (
+        (positive, few),
+        (~positive, many),
+    ):  # of the other kind, the share that lies lower
         below[kind] = (ranks[kind] - stats.rankdata(values[kind])) / others
     value = float(below[positive].mean())
-    return Measured(value, s.of_images(pairs, np.where(positive, (below - value) / many, (1 - below - value) / few)))
+    return Measured(
+        value,
+        s.of_images(pairs, np.where(positive, (below - value) / many, (1 - below - value) / few)),
+    )
 
 
 def different_similar(s: Sample) -> Measured:
@@ -178,7 +186,11 @@ def _crossing(s: Sample) -> float:
     sums, counts = (np.bincount(place, weights, J149_BINS) for weights in (special.ndtr(z), None))
     with np.errstate(invalid="ignore"):
         means = (sums[1:] + sums[:-1]) / (counts[1:] + counts[:-1])
-    found = (k + (LEVEL - a) / (b - a) for k, (a, b) in enumerate(zip(means, means[1:]), 1) if a < LEVEL <= b)
+    found = (
+        k + (LEVEL - a) / (b - a)
+        for k, (a, b) in enumerate(zip(means, means[1:]), 1)
+        if a < LEVEL <= b
+    )
     return float(next(found, NAN) * step)
 
 
@@ -208,7 +220,11 @@ def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> di
     if len(mos) < 10 or np.ptp(scores) == 0:
         return {}
     sample = Sample(scores, mos, error)
-    return {name: each.of(sample) for name, each in STANDARDS.items() if error is not None or not each.votes}
+    return {
+        name: each.of(sample)
+        for name, each in STANDARDS.items()
+        if error is not None or not each.votes
+    }
 
 
 def estimate(name: str, found: Measured) -> Estimate:
@@ -220,7 +236,9 @@ def estimate(name: str, found: Measured) -> Estimate:
     if STANDARDS[name].scale == "log":
         return Estimate(value, *(value * np.exp(reach / (value or 1))).tolist())
     inside = np.clip(value, 0.5 / n, 1 - 0.5 / n)
-    return Estimate(value, *special.expit(special.logit(inside) + reach / (inside * (1 - inside))).tolist())
+    return Estimate(
+        value, *special.expit(special.logit(inside) + reach / (inside * (1 - inside))).tolist()
+    )
 
 
 def difference(a: Measured, b: Measured) -> Difference:
@@ -228,10 +246,14 @@ def difference(a: Measured, b: Measured) -> Difference:
     both = Measured(a.value - b.value, a.influence - b.influence)
     error, freedom = both.error, len(both.influence) - 1
     if not np.isfinite(both.value) or not error:
-        return Difference(both.value, NAN, NAN, NAN if np.isnan(both.value) else float(both.value == 0))
+        return Difference(
+            both.value, NAN, NAN, NAN if np.isnan(both.value) else float(both.value == 0)
+        )
     reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
     p = float(2 * stats.t.sf(abs(both.value) / error, freedom))
-    return Difference(both.value, both.value - reach, both.value + reach, p, visible=DETECTABLE_IN_ERRORS * error)
+    return Difference(
+        both.value, both.value - reach, both.value + reach, p, visible=DETECTABLE_IN_ERRORS * error
+    )
 
 
 def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
@@ -246,7 +268,10 @@ def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
 def over_sets(name: str, found: Sequence[Measured]) -> Measured:
     """One figure of several data sets, each weighing the same (P.1401, 7.8.1): the root of the mean square of errors,
     the mean of ratios. The sets are independent, so that their images' influences stand side by side."""
-    values, sizes = np.array([each.value for each in found]), [len(each.influence) for each in found]
+    values, sizes = (
+        np.array([each.value for each in found]),
+        [len(each.influence) for each in found],
+    )
     rooted = name in ("rmse", "rmse_star")
     value = float(np.sqrt(np.mean(values**2)) if rooted else np.mean(values))
     weights = (values / value if rooted and value else np.ones(len(found))) / len(found)

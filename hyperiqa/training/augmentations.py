@@ -35,7 +35,9 @@ class Turns:
 
     def __call__(self, patches: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
         for k in (1, 2, 3):
-            patches = torch.where((turns == k)[:, None, None, None], patches.rot90(k, (1, 2)), patches)
+            patches = torch.where(
+                (turns == k)[:, None, None, None], patches.rot90(k, (1, 2)), patches
+            )
         return patches
 
 
@@ -49,7 +51,9 @@ class Color:
     def __call__(self, patches: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         """Patches uint8, factors (N, 3) -> patches."""
         changed = list(patches.permute(0, 3, 1, 2))
-        for change, each in zip((tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation), factors.T.tolist()):
+        for change, each in zip(
+            (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation), factors.T.tolist()
+        ):
             changed = [change(patch, factor) for patch, factor in zip(changed, each)]
         return torch.stack(changed).permute(0, 2, 3, 1)
 
@@ -64,17 +68,31 @@ class Blur:
     def __call__(self, patches: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """Patches uint8, sigmas (N,) -> patches."""
         each = zip(patches.permute(0, 3, 1, 2), sigmas.tolist())
-        blurred = [tv.gaussian_blur(p, 2 * int(np.ceil(3 * s)) + 1, s) if s > 0 else p for p, s in each]
+        blurred = [
+            tv.gaussian_blur(p, 2 * int(np.ceil(3 * s)) + 1, s) if s > 0 else p for p, s in each
+        ]
         return torch.stack(blurred).permute(0, 2, 3, 1)
 
 
-AUGMENTATIONS: dict[str, Any] = {"hflip": Flip(2), "vflip": Flip(1), "rot90": Turns(), "color": Color(), "blur": Blur()}
+AUGMENTATIONS: dict[str, Any] = {
+    "hflip": Flip(2),
+    "vflip": Flip(1),
+    "rot90": Turns(),
+    "color": Color(),
+    "blur": Blur(),
+}
 DEFAULT = {"hflip": 1.0}
 
 
-def draw(strengths: Mapping[str, float], rng: np.random.Generator, number: int) -> dict[str, np.ndarray]:
+def draw(
+    strengths: Mapping[str, float], rng: np.random.Generator, number: int
+) -> dict[str, np.ndarray]:
     """What each of the named augmentations, but `none`, does to `number` patches: arrays (number, …)."""
-    return {name: a.draw(rng, number, strengths[name]) for name, a in AUGMENTATIONS.items() if name in strengths}
+    return {
+        name: a.draw(rng, number, strengths[name])
+        for name, a in AUGMENTATIONS.items()
+        if name in strengths
+    }
 
 
 def augmented(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -86,13 +104,19 @@ def augmented(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     return patches
 
 
-def label_noise(records: Sequence[Record], score_range: tuple[float, float], strength: float) -> np.ndarray:
+def label_noise(
+    records: Sequence[Record], score_range: tuple[float, float], strength: float
+) -> np.ndarray:
     """Standard deviations of the noise on MOS: `strength` standard errors where known, else % of the score range."""
     low, high = score_range
-    return strength * np.array([(high - low) / 100 if r.error is None else r.error for r in records])
+    return strength * np.array(
+        [(high - low) / 100 if r.error is None else r.error for r in records]
+    )
 
 
-def draw_mixing(rng: np.random.Generator, number: int, mixup: float, cutmix: float, side: int) -> dict[str, np.ndarray]:
+def draw_mixing(
+    rng: np.random.Generator, number: int, mixup: float, cutmix: float, side: int
+) -> dict[str, np.ndarray]:
     """How each patch is mixed with the one before it in its batch, the first with the last; {} where not at all. mixup,
     cutmix: parameters of the Beta distributions of what is kept; 0: never; with both, half of the patches each. `blend`
     (number,): what is kept of each pixel (Zhang et al., "mixup", ICLR 2018); `box` (number, 4): top, bottom, left and
@@ -104,7 +128,9 @@ def draw_mixing(rng: np.random.Generator, number: int, mixup: float, cutmix: flo
     keep = rng.beta(beta, beta)
     half = np.where(cut, side * np.sqrt(1 - keep) / 2, 0)
     y, x = rng.uniform(0, side, (2, number))
-    box = np.stack([y - half, y + half, x - half, x + half], 1).round().astype(np.int64).clip(0, side)
+    box = (
+        np.stack([y - half, y + half, x - half, x + half], 1).round().astype(np.int64).clip(0, side)
+    )
     covered = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2]) / side**2
     blend, share = np.where(cut, 1, keep), np.where(cut, 1 - covered, keep)
     return {"blend": blend.astype(np.float32), "box": box, "share": share.astype(np.float32)}

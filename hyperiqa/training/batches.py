@@ -20,16 +20,6 @@ from hyperiqa.training.patches import Patches, addressed_seed
 SCORE_BATCH = 64
 
 
-
-
-
-
-
-
-
-
-
-
 class JoinedCache:
     """Several image caches as one: their images are numbered one set after the other."""
 
@@ -42,11 +32,18 @@ class JoinedCache:
     def on_gpu(self) -> torch.Tensor | None:
         return self.caches[0].on_gpu  # all are, or none
 
-    def crops(self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int) -> torch.Tensor:
+    def crops(
+        self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int
+    ) -> torch.Tensor:
         """As `ImageCache.crops`."""
-        rows = [np.flatnonzero((images >= first) & (images < end)) for first, end in itertools.pairwise(self.first)]
+        rows = [
+            np.flatnonzero((images >= first) & (images < end))
+            for first, end in itertools.pairwise(self.first)
+        ]
         parts = zip(self.caches, self.first, rows)
-        cut = torch.cat([c.crops(images[r] - first, top[r], left[r], side) for c, first, r in parts if len(r)])
+        cut = torch.cat(
+            [c.crops(images[r] - first, top[r], left[r], side) for c, first, r in parts if len(r)]
+        )
         order = torch.from_numpy(np.argsort(np.concatenate(rows), kind="stable"))
         return cut[order.to(cut.device)]
 
@@ -65,10 +62,21 @@ class PatchBatches(torch.utils.data.Dataset):
     what the model sees it gets its own rows alone, and after them those that they are mixed with."""
 
     def __init__(
-        self, cache: ImageCache | JoinedCache, images: Sequence[int], mos: Sequence[float] | np.ndarray,
-        patches: Patches, batch_size: int, features: Features | None = None, share: tuple[int, int] = (0, 1)
-    ):  # fmt: skip
-        self.cache, self.images, self.patches, self.features = cache, np.asarray(images), patches, features
+        self,
+        cache: ImageCache | JoinedCache,
+        images: Sequence[int],
+        mos: Sequence[float] | np.ndarray,
+        patches: Patches,
+        batch_size: int,
+        features: Features | None = None,
+        share: tuple[int, int] = (0, 1),
+    ):
+        self.cache, self.images, self.patches, self.features = (
+            cache,
+            np.asarray(images),
+            patches,
+            features,
+        )
         self.mos, self.batch_size, self.share = np.asarray(mos, np.float32), batch_size, share
 
     def __len__(self) -> int:
@@ -77,7 +85,11 @@ class PatchBatches(torch.utils.data.Dataset):
     @property
     def bytes(self) -> int:
         """Of a batch's patches, or their features."""
-        each = self.cache.min_side**2 * 3 if self.features is None else self.features.bytes // self.features.shape[0]
+        each = (
+            self.cache.min_side**2 * 3
+            if self.features is None
+            else self.features.bytes // self.features.shape[0]
+        )
         return min(self.batch_size, len(self.patches)) * each
 
     @property
@@ -97,9 +109,16 @@ class PatchBatches(torch.utils.data.Dataset):
             batch["features"] = self.features[seen if p.row is None else p.row[seen]]
         else:
             seen = rows[np.concatenate([own, own - 1]) if several and "blend" in drawn else own]
-            batch["patches"] = self.cache.crops(self.images[p.image[seen]], p.top[seen], p.left[seen], side)
-            of = {"set": rows, **dict.fromkeys(("blend", "box"), rows[own])}  # the others with the patches
-            batch |= {name: torch.from_numpy(each[of.get(name, seen)]) for name, each in p.drawn.items()}
+            batch["patches"] = self.cache.crops(
+                self.images[p.image[seen]], p.top[seen], p.left[seen], side
+            )
+            of = {
+                "set": rows,
+                **dict.fromkeys(("blend", "box"), rows[own]),
+            }  # the others with the patches
+            batch |= {
+                name: torch.from_numpy(each[of.get(name, seen)]) for name, each in p.drawn.items()
+            }
         if p.address:
             batch["seed"] = int(addressed_seed(*p.address, b).generate_state(1)[0])
         return batch
@@ -110,7 +129,12 @@ class DecodedSet:
     patch_size: side of the patches in pixels, to which smaller images are scaled up. cache_dir None: in memory."""
 
     def __init__(
-        self, data: DataSet, resize: str, patch_size: int, exif_rotate: bool = False, cache_dir: Path | None = None
+        self,
+        data: DataSet,
+        resize: str,
+        patch_size: int,
+        exif_rotate: bool = False,
+        cache_dir: Path | None = None,
     ):
         self.data, paths = data, [record.path for record in data.records]
         self.cache = ImageCache(data.name, paths, resize, patch_size, cache_dir, exif_rotate)
@@ -121,7 +145,10 @@ class DecodedSet:
     def facts(self) -> list[str]:
         """What a log says of the images."""
         cache, name = self.cache, self.data.name
-        how, where = "found" if cache.was_there else "decoded", f"cache {cache.folder}" if cache.folder else "memory"
+        how, where = (
+            "found" if cache.was_there else "decoded",
+            f"cache {cache.folder}" if cache.folder else "memory",
+        )
         cost = f"{cache.bytes / 2**20:.0f} MiB, {cache.seconds:.1f} s"
         fact = f"{name}: {len(cache)} images {how} in {where}, resize {cache.resize}, {cost}"
         upscaled = f"{name}: {cache.upscaled} images smaller than the patch were scaled up to it"
@@ -139,20 +166,37 @@ class DecodedSet:
         return records
 
     def batches(
-        self, records: Sequence[Record], batch_size: int, patches_of: Callable[[np.ndarray], Patches],
-        share: tuple[int, int] = (0, 1)
-    ) -> PatchBatches:  # fmt: skip
+        self,
+        records: Sequence[Record],
+        batch_size: int,
+        patches_of: Callable[[np.ndarray], Patches],
+        share: tuple[int, int] = (0, 1),
+    ) -> PatchBatches:
         """Batches of the patches that `patches_of(sizes)` chooses in these images, of one split; of their features,
         where `add_features` has made them. share: as of PatchBatches."""
-        images, mos = [self.cache.index[record.path] for record in records], [record.score for record in records]
-        patches, features = patches_of(self.cache.sizes[images]), self.features.get(records[0].split)
+        images, mos = (
+            [self.cache.index[record.path] for record in records],
+            [record.score for record in records],
+        )
+        patches, features = (
+            patches_of(self.cache.sizes[images]),
+            self.features.get(records[0].split),
+        )
         return PatchBatches(self.cache, images, mos, patches, batch_size, features, share)
 
-    def add_features(self, split: str, batches: PatchBatches, width: int, dtype: str, encoder: Mapping) -> Features:
+    def add_features(
+        self, split: str, batches: PatchBatches, width: int, dtype: str, encoder: Mapping
+    ) -> Features:
         """Features of the split's patches, `width` values each, still to be filled. encoder: all that they depend on
         beside these patches."""
-        depends_on = {"images": batches.images.tolist(), "patches": batches.patches.digest(), **encoder}
-        self.features[split] = Features(self.cache, split, (len(batches.patches), width), dtype, depends_on)
+        depends_on = {
+            "images": batches.images.tolist(),
+            "patches": batches.patches.digest(),
+            **encoder,
+        }
+        self.features[split] = Features(
+            self.cache, split, (len(batches.patches), width), dtype, depends_on
+        )
         return self.features[split]
 
 
@@ -164,13 +208,3 @@ def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
     if bad and not skip:
         raise UserError(f"{text} (--skip_bad_images drops them)")
     return text if bad else ""
-
-
-
-
-
-
-
-
-
-

@@ -34,7 +34,9 @@ FORMAT, RESAMPLES = 1, 1000
 
 
 def json_digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(to_json_value(content), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(to_json_value(content), sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
 
 
 @functools.cache
@@ -43,15 +45,28 @@ def code_version() -> dict[str, Any]:
     files = list((CHECKOUT / "hyperiqa").rglob("*.py"))
     if IS_CHECKOUT:  # the folder of an installed package holds other projects' files too
         files += CHECKOUT.glob("*.py")
-    sources = [[path.relative_to(CHECKOUT).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(files)]
+    sources = [
+        [path.relative_to(CHECKOUT).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
+        for path in sorted(files)
+    ]
     status = git("status", "--porcelain", "--untracked-files=no")
-    return {"sources": json_digest(sources), "changed": None if status is None else bool(status), **versions()}
+    return {
+        "sources": json_digest(sources),
+        "changed": None if status is None else bool(status),
+        **versions(),
+    }
 
 
 def seal_of(description: Mapping[str, Any]) -> str:
     """Changes when anything of a description does, but the seal itself and what loading adds."""
-    kept = {name: value for name, value in description.items() if name not in ("described", "format", "certificate")}
-    certificate = {name: value for name, value in description["certificate"].items() if name != "seal"}
+    kept = {
+        name: value
+        for name, value in description.items()
+        if name not in ("described", "format", "certificate")
+    }
+    certificate = {
+        name: value for name, value in description["certificate"].items() if name != "seal"
+    }
     return json_digest({**kept, "certificate": certificate})
 
 
@@ -61,14 +76,23 @@ def pixels_digest(images: DecodedSet) -> str:
 
 
 def predictions_digest(rows: Iterable[Prediction]) -> str:
-    return json_digest([[dataset, image, repr(float(mos)), repr(float(score))] for dataset, image, mos, score in rows])
+    return json_digest(
+        [
+            [dataset, image, repr(float(mos)), repr(float(score))]
+            for dataset, image, mos, score in rows
+        ]
+    )
 
 
-def figures_with_intervals(tested: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, dict[str, list[float]]]:
+def figures_with_intervals(
+    tested: Mapping[str, tuple[np.ndarray, np.ndarray]],
+) -> dict[str, dict[str, list[float]]]:
     """Part -> (scores, MOS) to part -> figure -> [value, low, high], 95 % bootstrap over images."""
     found = {}
     for part, (scores, mos) in tested.items():
-        draws = {name: resampling.bootstrap(name, scores, mos, RESAMPLES)[:, 0] for name in RECORDED}
+        draws = {
+            name: resampling.bootstrap(name, scores, mos, RESAMPLES)[:, 0] for name in RECORDED
+        }
         bounds = {name: intervals.percentile_interval(each) for name, each in draws.items()}
         found[part] = {name: [FIGURES[name].of(scores, mos), *bounds[name]] for name in RECORDED}
     return found
@@ -86,7 +110,11 @@ def unpack_hashes(text: str) -> list[tuple[str, str]]:
 def training_hashes(description: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(names, looks) of the images that the model was trained on, as far as its description says."""
     sets = description.get("certificate", {}).get("sets", {})
-    rows = [(f"{name} {image}", look) for name, each in sets.items() for image, look in unpack_hashes(each["looks"])]
+    rows = [
+        (f"{name} {image}", look)
+        for name, each in sets.items()
+        for image, look in unpack_hashes(each["looks"])
+    ]
     return [name for name, _ in rows], [look for _, look in rows]
 
 
@@ -100,16 +128,25 @@ def describe_sets(data: Any) -> dict[str, dict[str, Any]]:
         if name in found:
             continue
         d, training = images.data, images.data.split("train") if name in data.trained else []
-        counts = {split: len(d.split(split)) for split in ("train", "val", "test") if d.split(split)}
+        counts = {
+            split: len(d.split(split)) for split in ("train", "val", "test") if d.split(split)
+        }
         found[name] = {
-            "flag": flags[name][0], "path": to_json_value(flags[name][1]), "trained": name in data.trained, "images": counts,
-            "records": d.fingerprint(), "pixels": pixels_digest(images), "notes": list(d.notes),
+            "flag": flags[name][0],
+            "path": to_json_value(flags[name][1]),
+            "trained": name in data.trained,
+            "images": counts,
+            "records": d.fingerprint(),
+            "pixels": pixels_digest(images),
+            "notes": list(d.notes),
             "looks": pack_hashes([(r.name, images.of("hashes", r)) for r in training]),
-        }  # fmt: skip
+        }
     return found
 
 
-def describe_round(o: Namespace, hardware: Hardware, sets: Mapping[str, Any], starts: Mapping[str, Any]) -> dict[str, Any]:
+def describe_round(
+    o: Namespace, hardware: Hardware, sets: Mapping[str, Any], starts: Mapping[str, Any]
+) -> dict[str, Any]:
     """What of the certificate is the same for all models of a round. sets: `describe_sets`. starts: the `inference.Initial`
     of --init and --teacher."""
     known: dict[str, dict] = {}
@@ -118,14 +155,33 @@ def describe_round(o: Namespace, hardware: Hardware, sets: Mapping[str, Any], st
             before = each.description.get("certificate", {}).get("starts", {})
             known[how] = {"file": str(each.path), "weights": each.digest, "starts": before}
     if file := o.backbone_weights:
-        known["backbone_weights"] = {"file": str(file), "weights": weights_of("backbone_weights", file), "starts": {}}
-    rule = {"select_on": o.select_on, "select_set": o.select_set, "patience": o.early_stopping and o.patience}
-    machine = {"device": hardware.name, "precision": "bf16" if hardware.bf16 else "fp32",
-               "threads": torch.get_num_threads(), "processes": processes.world_size()}  # fmt: skip
+        known["backbone_weights"] = {
+            "file": str(file),
+            "weights": weights_of("backbone_weights", file),
+            "starts": {},
+        }
+    rule = {
+        "select_on": o.select_on,
+        "select_set": o.select_set,
+        "patience": o.early_stopping and o.patience,
+    }
+    machine = {
+        "device": hardware.name,
+        "precision": "bf16" if hardware.bf16 else "fp32",
+        "threads": torch.get_num_threads(),
+        "processes": processes.world_size(),
+    }
     return {
-        "format": FORMAT, "command": [Path(sys.argv[0]).name, *sys.argv[1:]], "seed": o.seed, "code": code_version(),
-        "hardware": machine, "rule": rule, "sets": dict(sets), "starts": known, "resamples": RESAMPLES,
-    }  # fmt: skip
+        "format": FORMAT,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "seed": o.seed,
+        "code": code_version(),
+        "hardware": machine,
+        "rule": rule,
+        "sets": dict(sets),
+        "starts": known,
+        "resamples": RESAMPLES,
+    }
 
 
 def sealed(description: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,4 +194,8 @@ def sealed(description: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
 def weights_of(how: str, path: Path) -> str:
     """The digest of what a run started from: of a model's weights, or of a file of a backbone's. Raises UserError."""
     model = find_model(path)
-    return digest(load_model(model)[0]) if how != "backbone_weights" else hashlib.sha256(model.read_bytes()).hexdigest()
+    return (
+        digest(load_model(model)[0])
+        if how != "backbone_weights"
+        else hashlib.sha256(model.read_bytes()).hexdigest()
+    )

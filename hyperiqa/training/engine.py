@@ -21,7 +21,9 @@ from hyperiqa.training.loaders import make_loader, workers_watched
 from hyperiqa.training.patches import test_patches
 
 READ_EVERY = 10  # steps between two looks at the losses on a GPU, where each makes the host wait for the device
-Criterion = Callable[[Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+Criterion = Callable[
+    [Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]
+]
 
 
 class NonFiniteLoss(Exception):
@@ -33,7 +35,9 @@ class NonFiniteLoss(Exception):
 
     def explained(self, epoch: int, last: Path) -> str:
         """For the user, who is told which images the batch had: ends where their names belong."""
-        kept = f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        kept = (
+            f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        )
         return f"the loss is {self.loss} in epoch {epoch}, step {self.step + 1}; {kept}; images of this batch: "
 
 
@@ -51,7 +55,9 @@ class EpochProgress:
     checked: int = 0
     loss: float = float("nan")
 
-    def add(self, losses: Mapping[str, torch.Tensor], scores: torch.Tensor, mos: torch.Tensor) -> None:
+    def add(
+        self, losses: Mapping[str, torch.Tensor], scores: torch.Tensor, mos: torch.Tensor
+    ) -> None:
         self.step, self.names = self.step + 1, tuple(losses)
         self.parts.append(torch.stack([part.detach() for part in losses.values()]))
         self.scores.append(scores.detach().clone())
@@ -75,14 +81,21 @@ class EpochProgress:
 
     def state(self) -> dict[str, Any]:
         """As plain values and tensors on the CPU, for a checkpoint."""
-        lists = {name: [t.cpu() for t in getattr(self, name)] for name in ("parts", "scores", "mos")}
+        lists = {
+            name: [t.cpu() for t in getattr(self, name)] for name in ("parts", "scores", "mos")
+        }
         return {"step": self.step, "seconds": self.seconds, "names": list(self.names), **lists}
 
     @classmethod
     def from_state(cls, state: Mapping, device: torch.device) -> "EpochProgress":
-        lists: dict[str, Any] = {n: [t.to(device) for t in state[n]] for n in ("parts", "scores", "mos")}
+        lists: dict[str, Any] = {
+            n: [t.to(device) for t in state[n]] for n in ("parts", "scores", "mos")
+        }
         # States of versions before 0.8 knew these parts alone.
-        names = state.get("names") or ("loss", "l1", "rank")[: len(lists["parts"][0]) if lists["parts"] else 0]
+        names = (
+            state.get("names")
+            or ("loss", "l1", "rank")[: len(lists["parts"][0]) if lists["parts"] else 0]
+        )
         return cls(state["step"], state["seconds"], tuple(names), **lists)
 
 
@@ -94,13 +107,17 @@ def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.
 
 
 @torch.no_grad()
-def with_teacher_scores(loader: Iterable[dict], teacher: HyperNet, hardware: Hardware) -> Iterator[dict]:
+def with_teacher_scores(
+    loader: Iterable[dict], teacher: HyperNet, hardware: Hardware
+) -> Iterator[dict]:
     """The loader's batches with `teacher` (N,): the scores that another model, in eval mode, gives the same patches."""
     for batch in loader:
         whole_batch.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
         patches = augmented(batch)  # once, for both models
-        batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS} | {"patches": patches}
+        batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS} | {
+            "patches": patches
+        }
         with hardware.autocast():
             scores = teacher(to_model_input(teacher, batch))["scores"].float()
         yield batch | whole_batch.gathered({"teacher": scores})
@@ -108,10 +125,14 @@ def with_teacher_scores(loader: Iterable[dict], teacher: HyperNet, hardware: Har
 
 @workers_watched()
 def train_one_epoch(
-    model: HyperNet, criterion: Criterion, optimizer: torch.optim.Optimizer,
-    loader: Iterable[dict[str, torch.Tensor]], hardware: Hardware, progress: EpochProgress,
-    after_step: Callable[[], None] = lambda: None
-) -> dict[str, float]:  # fmt: skip
+    model: HyperNet,
+    criterion: Criterion,
+    optimizer: torch.optim.Optimizer,
+    loader: Iterable[dict[str, torch.Tensor]],
+    hardware: Hardware,
+    progress: EpochProgress,
+    after_step: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """Train on the loader's batches, which begin at step `progress.step` of the epoch. A batch's `seed` is that of the
     torch generators in its step; its `mos` are those of all processes' rows. after_step() shows, averages, saves, and
     may stop the epoch by raising. Returns the epoch's training figures. Raises NonFiniteLoss."""
@@ -141,9 +162,13 @@ def train_one_epoch(
 @workers_watched()
 @torch.no_grad()
 def score(
-    model: HyperNet, loader: Iterable[dict[str, torch.Tensor]], images: int, hardware: Hardware,
-    after_batch: Callable[[int], None] = lambda patches: None, batches: int = 0
-) -> np.ndarray:  # fmt: skip
+    model: HyperNet,
+    loader: Iterable[dict[str, torch.Tensor]],
+    images: int,
+    hardware: Hardware,
+    after_batch: Callable[[int], None] = lambda patches: None,
+    batches: int = 0,
+) -> np.ndarray:
     """Scores (images,): the mean over each image's patches, by the batches' `image`. after_batch(patches) may show, and
     may stop by raising. Of several processes each has every so many-th of all `batches`."""
     model.eval()
@@ -156,16 +181,23 @@ def score(
         after_batch(len(batch["image"]))
     if len(scores) < -(-batches // processes.world_size()):  # others have one more
         after_batch(0)
-    of, value = (np.concatenate(processes.interleaved([each.cpu().numpy() for each in v])) for v in (image, scores))
+    of, value = (
+        np.concatenate(processes.interleaved([each.cpu().numpy() for each in v]))
+        for v in (image, scores)
+    )
     return np.bincount(of, value, images) / np.bincount(of, minlength=images)
 
 
 @workers_watched()
 @torch.no_grad()
-def stage_maps(model: HyperNet, hardware: Hardware, batches: PatchBatches, start: int = 0) -> Iterator[np.ndarray]:
+def stage_maps(
+    model: HyperNet, hardware: Hardware, batches: PatchBatches, start: int = 0
+) -> Iterator[np.ndarray]:
     """What the model looks at of its encoder's stage maps, (N, F) in fp32: of each batch of patches from `start` on."""
     model.eval()
-    with progress_bar("Computing features", len(batches.patches), start * batches.batch_size) as shown:
+    with progress_bar(
+        "Computing features", len(batches.patches), start * batches.batch_size
+    ) as shown:
         for batch in make_loader(batches, hardware, start):
             images = model.backbone.normalised(augmented(hardware.take(batch)))
             yield model.pack(model.backbone.stage_maps(images)).cpu().numpy()
@@ -173,11 +205,18 @@ def stage_maps(model: HyperNet, hardware: Hardware, batches: PatchBatches, start
 
 
 def score_set(
-    model: HyperNet, images: DecodedSet, records: Sequence[Record], crops: tuple[str, int], hardware: Hardware,
-    after_batch: Callable[[], None] = lambda: None, batch_size: int = SCORE_BATCH
-) -> np.ndarray:  # fmt: skip
+    model: HyperNet,
+    images: DecodedSet,
+    records: Sequence[Record],
+    crops: tuple[str, int],
+    hardware: Hardware,
+    after_batch: Callable[[], None] = lambda: None,
+    batch_size: int = SCORE_BATCH,
+) -> np.ndarray:
     """Scores (N,) of a data set's records: `crops` are those of `--test_crop` and `--test_patch_num`."""
-    batches = images.batches(records, batch_size, lambda sizes: test_patches(sizes, images.cache.min_side, *crops))
+    batches = images.batches(
+        records, batch_size, lambda sizes: test_patches(sizes, images.cache.min_side, *crops)
+    )
     with progress_bar(f"Testing {images.data.name}", len(batches.patches)) as shown:
 
         def after(patches: int) -> None:

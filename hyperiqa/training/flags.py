@@ -39,7 +39,14 @@ SCHEDULES = ("cosine", "step", "none", "multistep", "plateau", "cosine_step")
 FIXES = ("filter", "backbone_lr", "optimizer_state")
 
 
-CSV_FLAGS = ("image_column", "score_column", "split_column", "group_column", "image_root", "lower_is_better")
+CSV_FLAGS = (
+    "image_column",
+    "score_column",
+    "split_column",
+    "group_column",
+    "image_root",
+    "lower_is_better",
+)
 
 
 PART: Range = ("a number from 0 to below 1", lambda x: 0 <= x < 1)

@@ -50,16 +50,21 @@ def workers_watched() -> Iterator[None]:
     except (RuntimeError, OSError) as problem:
         said = str(problem)
         ends = {
-            "gave nothing": said.startswith("DataLoader timed out"), "died": said.startswith("DataLoader worker"),
+            "gave nothing": said.startswith("DataLoader timed out"),
+            "died": said.startswith("DataLoader worker"),
             "opened too many files": "ancdata" in said or "Too many open files" in said,
-        }  # fmt: skip
+        }
         if (how := next((how for how, so in ends.items() if so), None)) is None:
             raise
         hint = "--workers 0 cuts them in the run's own, --resume auto goes on"
-        raise UserError(f"a process that cuts patches {how} ({said.splitlines()[0]}); {hint}") from None
+        raise UserError(
+            f"a process that cuts patches {how} ({said.splitlines()[0]}); {hint}"
+        ) from None
 
 
-def make_loader(batches: PatchBatches, hardware: Hardware, start: int = 0, stride: int = 1) -> Iterable[dict]:
+def make_loader(
+    batches: PatchBatches, hardware: Hardware, start: int = 0, stride: int = 1
+) -> Iterable[dict]:
     """The batches from number `start` on, each or every `stride`-th, in order, cut by `hardware.workers` processes (0:
     in this one), or as many of them as have room. Crops of images that lie on the GPU are cut there, by this process,
     whatever `workers` says."""

@@ -22,11 +22,11 @@ from hyperiqa.base.version import versions
 from hyperiqa.stats.metrics import RECORDED, medians
 from hyperiqa.training.run_files import Prediction, write_predictions
 
-UNSAID = ("demo_defaults", "trained", *cluster.SETTINGS)  # said otherwise, or no matter of the run's
-
-
-
-
+UNSAID = (
+    "demo_defaults",
+    "trained",
+    *cluster.SETTINGS,
+)  # said otherwise, or no matter of the run's
 
 
 class RunLog:
@@ -44,13 +44,19 @@ class RunLog:
                     taken = f"taken in {log_dir} or {checkpoint_dir}"
                     raise UserError(f"--run_name {name}: {taken}; choose another or --resume")
         except OSError as problem:
-            raise UserError(f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}") from None
+            raise UserError(
+                f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}"
+            ) from None
 
     def _claim(self, log_dir: Path, checkpoint_dir: Path, name: str) -> bool:
         """Take the name by making its log and folder, which only one of two runs can do."""
         log_dir.mkdir(parents=True, exist_ok=True)
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        log, jsonl, folder = log_dir / f"{name}.log", log_dir / f"{name}.jsonl", checkpoint_dir / name
+        log, jsonl, folder = (
+            log_dir / f"{name}.log",
+            log_dir / f"{name}.jsonl",
+            checkpoint_dir / name,
+        )
         if jsonl.exists() or folder.exists():
             return False
         try:
@@ -75,7 +81,9 @@ class RunLog:
         except Timeout:
             return None
         except OSError as problem:
-            raise UserError(f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}") from None
+            raise UserError(
+                f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}"
+            ) from None
         return log
 
     def _open(self, log_dir: Path, folder: Path, wait: float = 0) -> None:
@@ -120,7 +128,9 @@ class RunLog:
             for part, figures in fields.items():
                 for name, value in figures.items() if isinstance(figures, Mapping) else ():
                     if value is not None:
-                        self._board.add_scalar(f"round{fields['round']}/{part}/{name}", value, fields["epoch"])
+                        self._board.add_scalar(
+                            f"round{fields['round']}/{part}/{name}", value, fields["epoch"]
+                        )
             self._board.flush()
 
     def open_board(self, first_epoch: int) -> None:
@@ -181,7 +191,13 @@ def title(part: str) -> str:
 
 def epoch_columns(parts: Iterable[str]) -> str:
     """The header of the epoch rows; parts: train, val, test and the names of the cross tests that are measured."""
-    return "\t".join(["Epoch", "Train_Loss", *(f"{title(part)}_{name.upper()}" for part in parts for name in RECORDED)])
+    return "\t".join(
+        [
+            "Epoch",
+            "Train_Loss",
+            *(f"{title(part)}_{name.upper()}" for part in parts for name in RECORDED),
+        ]
+    )
 
 
 def epoch_row(epoch: int, result: Mapping[str, Mapping[str, float]], parts: Iterable[str]) -> str:
@@ -191,32 +207,54 @@ def epoch_row(epoch: int, result: Mapping[str, Mapping[str, float]], parts: Iter
     losses = [name for name in train if name not in ("loss", *RECORDED)]
     if len(losses) > 1:
         loss += f" ({','.join(f'{name.capitalize()}:{train[name]:.3f}' for name in losses)})"
-    return "\t".join([str(epoch), loss, *(f"{result[part][name]:.4f}" for part in parts for name in RECORDED)])
+    return "\t".join(
+        [str(epoch), loss, *(f"{result[part][name]:.4f}" for part in parts for name in RECORDED)]
+    )
 
 
 def figures_text(figures: Mapping[str, float], between: str = ": ", before: str = "") -> str:
     """`SRCC: 0.9123, PLCC: 0.9234`."""
-    return ", ".join(f"{before}{name.upper()}{between}{value:.4f}" for name, value in figures.items())
+    return ", ".join(
+        f"{before}{name.upper()}{between}{value:.4f}" for name, value in figures.items()
+    )
 
 
 def median_lines(rounds: Sequence[Mapping]) -> Iterator[str]:
     """The medians over the rounds, as the log ends with them."""
     number = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}"
-    yield from (f"Median {part} of {number}: {figures_text(each, ' ')}" for part, each in medians(rounds).items())
+    yield from (
+        f"Median {part} of {number}: {figures_text(each, ' ')}"
+        for part, each in medians(rounds).items()
+    )
 
 
-def log_start(log: RunLog, o: Namespace, hardware: Hardware, reason: str, data: Any, criterion, schedule) -> None:
+def log_start(
+    log: RunLog, o: Namespace, hardware: Hardware, reason: str, data: Any, criterion, schedule
+) -> None:
     """The beginning of a run: its record with all flags `o`, and what the log says before any epoch.
     reason: of the precision; data: a `RunData`; criterion and schedule say of themselves what they are."""
     flags = {name: value for name, value in sorted(vars(o).items()) if name not in UNSAID}
     started = datetime.now().isoformat(timespec="seconds")
     precision, training = ("bf16", "bf16 autocast") if hardware.bf16 else ("fp32", "fp32")
     facts = dict(device=hardware.name, precision=precision, versions=versions(), data=data.counts)
-    log.record(type="run", name=log.name, started=started, flags=flags, **facts, fingerprint=data.fingerprint)
+    log.record(
+        type="run",
+        name=log.name,
+        started=started,
+        flags=flags,
+        **facts,
+        fingerprint=data.fingerprint,
+    )
     brought = " ".join(f"--{name} {to_text(value)}" for name, value in o.demo_defaults.items())
-    loose = [flag for flag, on in (("--no_deterministic", not o.deterministic), ("--compile", o.compile)) if on]
+    loose = [
+        flag
+        for flag, on in (("--no_deterministic", not o.deterministic), ("--compile", o.compile))
+        if on
+    ]
     on_test = "The best epoch is chosen on the test set, as in published results; --select_on val avoids that"
-    on_val = "The best epoch is chosen on validation images; the test figures are those of that epoch"
+    on_val = (
+        "The best epoch is chosen on validation images; the test figures are those of that epoch"
+    )
     lines = [
         f"Run: {log.name}",
         "Settings: " + " ".join(f"{name}={to_text(value)}" for name, value in flags.items()),
@@ -226,7 +264,9 @@ def log_start(log: RunLog, o: Namespace, hardware: Hardware, reason: str, data: 
         f"Not exactly repeatable, because of {' and '.join(loose)}" if loose else "",
         *data.notes,
         f"Learning rate scheduler: {schedule}",
-        f"Early stopping enabled with patience={o.patience}" if o.early_stopping else "Early stopping disabled",
+        f"Early stopping enabled with patience={o.patience}"
+        if o.early_stopping
+        else "Early stopping disabled",
         str(criterion),
         on_test if o.select_on == "test" else on_val,
     ]

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SOFT_RANK = 0.1  # width of a step from one rank to the next, in standard deviations of the batch's MOS
+SOFT_RANK = (
+    0.1  # width of a step from one rank to the next, in standard deviations of the batch's MOS
+)
 CONTRAST_TEMPERATURE = 2.0  # as in Rank-N-Contrast's paper
 
 
@@ -46,7 +48,10 @@ def fidelity_loss(scores: Tensor, mos: Tensor) -> Tensor:
     scale = 2**0.5 * torch.where(sigma > 0, sigma, 1)
     # In logarithms: a square root of a probability that underflows has no gradient.
     d, e = ((x[:, None] - x[None, :]) / scale for x in (mos, scores))
-    both = [torch.exp((torch.special.log_ndtr(sign * d) + torch.special.log_ndtr(sign * e)) / 2) for sign in (1, -1)]
+    both = [
+        torch.exp((torch.special.log_ndtr(sign * d) + torch.special.log_ndtr(sign * e)) / 2)
+        for sign in (1, -1)
+    ]
     pairs = (1 - both[0] - both[1]).triu(1).sum() / max(len(mos) * (len(mos) - 1) // 2, 1)
     return pairs * (sigma > 0)
 
@@ -57,7 +62,10 @@ def rank_n_contrast(features: Tensor, mos: Tensor) -> Tensor:
     lie at least as far from i's, by the softmax of -|v_i - v_k| / t over these k. Takes N^3 floats; 0 for one image."""
     n, distance = len(mos), (mos[:, None] - mos[None, :]).abs()
     others = ~torch.eye(n, dtype=torch.bool, device=mos.device)
-    likeness = -torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist") / CONTRAST_TEMPERATURE
+    likeness = (
+        -torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+        / CONTRAST_TEMPERATURE
+    )
     farther = (distance[:, None, :] >= distance[:, :, None]) & others[:, None, :]
     # Finite, not infinite, where nothing is farther: there is no other image then, and nothing is summed.
     among = torch.where(farther, likeness[:, None, :], torch.finfo(likeness.dtype).min).logsumexp(2)
@@ -76,7 +84,9 @@ SCALELESS = ("plcc", "srcc")  # losses that any rising linear map of the scores 
 COMPARING = (*SCALELESS, "fidelity")  # losses that compare images, which must be of one data set
 
 
-def within_sets(loss: Callable[[Tensor, Tensor], Tensor], found: Tensor, mos: Tensor, sets: Tensor | None) -> Tensor:
+def within_sets(
+    loss: Callable[[Tensor, Tensor], Tensor], found: Tensor, mos: Tensor, sets: Tensor | None
+) -> Tensor:
     """A loss of what the model found (N, …) and the MOS (N,), taken within each data set alone: the mean over the
     sets by their patches. sets: the number of each patch's set (N,); None: all are of one."""
     if sets is None:
@@ -94,22 +104,39 @@ class QualityLoss:
     `loss` first, then its parts (`l1`; `rank`, `contrastive`, `distill`), scalar tensors in fp32."""
 
     def __init__(
-        self, alpha: float = 0.0, margin: float = 0.5, form: str = "convex", fit: str = "l1",
-        contrastive: float = 0.0, distill: float = 0.0
-    ):  # fmt: skip
+        self,
+        alpha: float = 0.0,
+        margin: float = 0.5,
+        form: str = "convex",
+        fit: str = "l1",
+        contrastive: float = 0.0,
+        distill: float = 0.0,
+    ):
         self.alpha, self.margin, self.form, self.fit = alpha, margin, form, fit
         self.contrastive, self.distill = contrastive, distill
-        self.part = f"{fit}_loss" if fit in ("plcc", "srcc") else fit  # a part must not be called like a figure
+        self.part = (
+            f"{fit}_loss" if fit in ("plcc", "srcc") else fit
+        )  # a part must not be called like a figure
 
-    def __call__(self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def __call__(
+        self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         scores, mos, sets = outputs["scores"].float(), batch["mos"].float(), batch.get("set")
-        loss = fit = within_sets(LOSSES[self.fit], scores, mos, sets if self.fit in COMPARING else None)
+        loss = fit = within_sets(
+            LOSSES[self.fit], scores, mos, sets if self.fit in COMPARING else None
+        )
         parts = {self.part: fit}
         if self.alpha:
-            parts["rank"] = within_sets(partial(ranking_loss, margin=self.margin), scores, mos, sets)
-            loss = (1.0 - self.alpha if self.form == "convex" else 1.0) * fit + self.alpha * parts["rank"]
+            parts["rank"] = within_sets(
+                partial(ranking_loss, margin=self.margin), scores, mos, sets
+            )
+            loss = (1.0 - self.alpha if self.form == "convex" else 1.0) * fit + self.alpha * parts[
+                "rank"
+            ]
         if self.contrastive:
-            parts["contrastive"] = within_sets(rank_n_contrast, outputs["features"].float(), mos, sets)
+            parts["contrastive"] = within_sets(
+                rank_n_contrast, outputs["features"].float(), mos, sets
+            )
             loss = loss + self.contrastive * parts["contrastive"]
         if self.distill:
             parts["distill"] = F.l1_loss(scores, batch["teacher"].float())

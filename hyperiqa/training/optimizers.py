@@ -25,7 +25,9 @@ def _decay_where_it_belongs(groups: Groups) -> Iterator[dict[str, Any]]:
 
 OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
     "adam": lambda groups, decay: Adam(groups, weight_decay=decay, fused=True),
-    "adamw": lambda groups, decay: AdamW(_decay_where_it_belongs(groups), weight_decay=decay, fused=True),
+    "adamw": lambda groups, decay: AdamW(
+        _decay_where_it_belongs(groups), weight_decay=decay, fused=True
+    ),
     "sgd": lambda groups, decay: SGD(groups, momentum=0.9, weight_decay=decay, fused=True),
 }
 
@@ -36,7 +38,10 @@ def set_rates(optimizer: Optimizer, rates: Rates) -> None:
 
 
 def optimizer_for(
-    options: Namespace, rates: Rates, weights: Mapping[str, list[Parameter]], previous: Optimizer | None = None
+    options: Namespace,
+    rates: Rates,
+    weights: Mapping[str, list[Parameter]],
+    previous: Optimizer | None = None,
 ) -> Optimizer:
     """The optimizer of an epoch with these rates: `previous`, or a new one where there is none.
     weights: of `head` and `backbone`; the head is in no optimizer while its rate is None, and then asks for no
@@ -47,12 +52,16 @@ def optimizer_for(
         set_rates(previous, rates)
         return previous
     trained = [name for name in ("head", "backbone") if getattr(rates, name) is not None]
-    groups = [{"params": weights[name], "lr": getattr(rates, name), "name": name} for name in trained]
+    groups = [
+        {"params": weights[name], "lr": getattr(rates, name), "name": name} for name in trained
+    ]
     optimizer = OPTIMIZERS[options.optimizer](groups, options.weight_decay)
     if options.clip_grad is not None:
 
         def clip(*step: object) -> None:
-            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], options.clip_grad)
+            torch.nn.utils.clip_grad_norm_(
+                [p for group in groups for p in group["params"]], options.clip_grad
+            )
 
         optimizer.register_step_pre_hook(clip)
     return optimizer
@@ -99,7 +108,11 @@ class TrainedModel:
     def state(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
         average = {"average": self.average.state_dict()} if self.average is not None else {}
-        return {"model": portable_state(self.model), "optimizer": self.optimizer.state_dict(), **average}
+        return {
+            "model": portable_state(self.model),
+            "optimizer": self.optimizer.state_dict(),
+            **average,
+        }
 
     def restore(self, saved: Mapping[str, Any], rates: Rates) -> None:
         """Back to what `state` gave, in an epoch of these rates."""

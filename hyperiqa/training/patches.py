@@ -9,7 +9,9 @@ import numpy as np
 
 from hyperiqa.training.augmentations import DEFAULT, draw
 
-TEST_CROP_SEED = 20  # the public code draws its random test crops anew in every run; ours come from this seed
+TEST_CROP_SEED = (
+    20  # the public code draws its random test crops anew in every run; ours come from this seed
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,12 @@ class Patches:
 
     def digest(self) -> str:
         """Changes when a patch or its place in the order changes."""
-        arrays = [self.image, self.top, self.left, *(self.drawn[name] for name in sorted(self.drawn))]
+        arrays = [
+            self.image,
+            self.top,
+            self.left,
+            *(self.drawn[name] for name in sorted(self.drawn)),
+        ]
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
@@ -40,9 +47,14 @@ def addressed_seed(*address: int) -> np.random.SeedSequence:
 
 
 def train_patches(
-    sizes: np.ndarray, patch_size: int, per_image: int | np.ndarray, seed: int, epoch: int,
-    augment: Mapping[str, float] = DEFAULT, fixed: bool = False
-) -> Patches:  # fmt: skip
+    sizes: np.ndarray,
+    patch_size: int,
+    per_image: int | np.ndarray,
+    seed: int,
+    epoch: int,
+    augment: Mapping[str, float] = DEFAULT,
+    fixed: bool = False,
+) -> Patches:
     """`per_image` random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
     sizes: (n, 2) heights and widths. per_image: of all, or of each (n,). `seed` is the round's own, so round 2 of seed
     7 is round 1 of seed 8. augment: name -> strength. fixed: the crops of epoch 0, which is no epoch, in the order of
@@ -64,11 +76,16 @@ def _grid(height: int, width: int, patch_size: int, number: int) -> list[tuple[i
     shapes = [(rows, number // rows) for rows in range(1, number + 1) if number % rows == 0]
     rows, columns = min(shapes, key=lambda s: abs(np.log(s[0] / s[1]) - np.log(height / width)))
     rooms = (height - patch_size, rows), (width - patch_size, columns)
-    tops, lefts = (sorted({round(x) for x in (np.linspace(0, room, n) if n > 1 else [room / 2])}) for room, n in rooms)
+    tops, lefts = (
+        sorted({round(x) for x in (np.linspace(0, room, n) if n > 1 else [room / 2])})
+        for room, n in rooms
+    )
     return list(itertools.product(tops, lefts))
 
 
-def test_patches(sizes: np.ndarray, patch_size: int, crop: str = "center", number: int = 25) -> Patches:
+def test_patches(
+    sizes: np.ndarray, patch_size: int, crop: str = "center", number: int = 25
+) -> Patches:
     """The distinct crops that an image is scored on, image by image.
     center: one (all `number` would be the same); grid: `number` on a regular grid; random: `number` by a fixed seed."""
     rows = []

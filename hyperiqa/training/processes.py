@@ -17,9 +17,19 @@ import torch.distributed as dist
 
 from hyperiqa.base.errors import Interrupted, UserError
 
-PATIENCE = timedelta(days=1)  # for a process that decodes or computes for all; of one that ended, the others learn soon
+PATIENCE = timedelta(
+    days=1
+)  # for a process that decodes or computes for all; of one that ended, the others learn soon
 # What a collective says when another process has gone.
-GONE = ("Connection closed", "Connection reset", "Broken pipe", "gloo", "NCCL", "ncclRemoteError", "store")
+GONE = (
+    "Connection closed",
+    "Connection reset",
+    "Broken pipe",
+    "gloo",
+    "NCCL",
+    "ncclRemoteError",
+    "store",
+)
 
 
 def rank() -> int:
@@ -45,7 +55,9 @@ def device_of_process(name: str) -> str:
     if world_size() == 1 or name in ("cpu", "mps") or not torch.cuda.is_available():
         return name
     if name.startswith("cuda:"):
-        raise UserError(f"--device {name}: expected cuda, as each of the {world_size()} processes takes a GPU of its own")
+        raise UserError(
+            f"--device {name}: expected cuda, as each of the {world_size()} processes takes a GPU of its own"
+        )
     if node_rank_and_size()[0] < torch.cuda.device_count():
         torch.cuda.set_device(node_rank_and_size()[0])
     return f"cuda:{node_rank_and_size()[0]}"
@@ -69,10 +81,14 @@ def process_group() -> Iterator[None]:
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
-        raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']} without {', '.join(missing)}: start with torchrun")
+        raise UserError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} without {', '.join(missing)}: start with torchrun"
+        )
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // node_rank_and_size()[1]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
+    )
     store = dist.distributed_c10d._get_default_store()
     try:
         with shared_failures():
@@ -157,7 +173,9 @@ def from_rank_zero(work: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def process_costs(start: float, ready: float, steps: int, device: torch.device) -> list[dict[str, float]]:
+def process_costs(
+    start: float, ready: float, steps: int, device: torch.device
+) -> list[dict[str, float]]:
     """Of each process: seconds to its first step, seconds a step of `steps` since `ready`, peak MiB (on a GPU, its)."""
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
@@ -165,12 +183,20 @@ def process_costs(start: float, ready: float, steps: int, device: torch.device) 
         import resource  # Windows has none: what only scores must not need it
 
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return gather_objects({"start": start, "step": (time.perf_counter() - ready) / max(1, steps), "memory": memory / 2**20})
+    return gather_objects(
+        {
+            "start": start,
+            "step": (time.perf_counter() - ready) / max(1, steps),
+            "memory": memory / 2**20,
+        }
+    )
 
 
 def cost_lines(process_costs: Sequence[Mapping[str, float]]) -> Iterator[str]:
     for number, cost in enumerate(process_costs):
-        yield f"Process {number}: {{start:.1f}} s to start, {{step:.3f}} s a step, {{memory:.0f}} MiB".format(**cost)
+        yield f"Process {number}: {{start:.1f}} s to start, {{step:.3f}} s a step, {{memory:.0f}} MiB".format(
+            **cost
+        )
 
 
 @contextlib.contextmanager
@@ -189,22 +215,6 @@ def check_same_in_all(what: str, value: Mapping[str, Any]) -> None:
         names = [name for name in {**value, **other} if value.get(name) != other.get(name)]
         if names and rank() == 0:
             ours, theirs = value.get(names[0]), other.get(names[0])
-            raise UserError(f"the processes' {what} differ: {names[0]} is {ours} in 0 and {theirs} in {number}")
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
-
+            raise UserError(
+                f"the processes' {what} differ: {names[0]} is {ours} in 0 and {theirs} in {number}"
+            )

@@ -20,10 +20,6 @@ PREDICTIONS = ["dataset", "image", "mos", "score"]
 Prediction = tuple[str, str, float, float]
 
 
-
-
-
-
 def read_records(path: Path) -> list[dict]:
     """The records of a NAME.jsonl; a last line that a crash cut off is dropped. Raises UserError."""
     with reading_file(path, "cannot be read", UnicodeDecodeError):
@@ -36,7 +32,9 @@ def read_records(path: Path) -> list[dict]:
             records.append(record)
         except (ValueError, TypeError, KeyError):
             if number < len(lines):
-                raise UserError(f"{path}: line {number} is no record of a run: {line[:40]!r}") from None
+                raise UserError(
+                    f"{path}: line {number} is no record of a run: {line[:40]!r}"
+                ) from None
     return records
 
 
@@ -49,7 +47,10 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """The rows that `write_predictions` wrote. Raises UserError naming the line that is none."""
-    with reading_file(path, "not a predictions file"), path.open(newline="", encoding="utf-8") as file:
+    with (
+        reading_file(path, "not a predictions file"),
+        path.open(newline="", encoding="utf-8") as file,
+    ):
         lines = csv.reader(file)
         try:
             if next(lines, None) != PREDICTIONS:
@@ -57,4 +58,6 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
             for dataset, image, mos, score in lines:
                 yield dataset, image, float(mos), float(score)
         except (ValueError, csv.Error):
-            raise UserError(f"{path}: line {lines.line_num} is no {','.join(PREDICTIONS)}") from None
+            raise UserError(
+                f"{path}: line {lines.line_num} is no {','.join(PREDICTIONS)}"
+            ) from None

@@ -55,7 +55,12 @@ class Cosine(Constant):
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         epochs = epoch - 1 + (done if self.by_step else 0)
         factor = (1 + math.cos(math.pi * epochs / self.epochs)) / 2
-        return Rates(*(self.eta_min + (lr - self.eta_min) * factor for lr in (self.lr * self.lr_ratio, self.lr)))
+        return Rates(
+            *(
+                self.eta_min + (lr - self.eta_min) * factor
+                for lr in (self.lr * self.lr_ratio, self.lr)
+            )
+        )
 
     def __str__(self) -> str:
         return f"CosineAnnealingLR (T_max={self.epochs}, eta_min={self.eta_min:g})"
@@ -79,7 +84,11 @@ class MultiStep(Constant):
         self.milestones = milestones or [max(1, round(share * epochs)) for share in (0.6, 0.85)]
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
-        return super().rates(epoch).times(0.1 ** sum(epoch > milestone for milestone in self.milestones))
+        return (
+            super()
+            .rates(epoch)
+            .times(0.1 ** sum(epoch > milestone for milestone in self.milestones))
+        )
 
     def __str__(self) -> str:
         return f"MultiStepLR (milestones={list(self.milestones)}, gamma=0.1)"
@@ -140,13 +149,18 @@ class Step(Constant):
         decay = 10 ** (t // 6)
         head = self.lr * (self.lr_ratio if t <= 8 else 1) / decay
         trained = self.fixes & {"filter", "optimizer_state"}
-        return Rates(head if trained else None, self.lr / decay if "backbone_lr" in self.fixes else self.lr)
+        return Rates(
+            head if trained else None, self.lr / decay if "backbone_lr" in self.fixes else self.lr
+        )
 
     def makes_new(self, epoch: int) -> bool:
         return epoch == 1 or "optimizer_state" not in self.fixes
 
     def __str__(self) -> str:
-        fixes = ", ".join(sorted(self.fixes)) or "none: head frozen and backbone lr constant from epoch 2 on"
+        fixes = (
+            ", ".join(sorted(self.fixes))
+            or "none: head frozen and backbone lr constant from epoch 2 on"
+        )
         return f"step, the published procedure (training fixes: {fixes})"
 
 

@@ -25,7 +25,10 @@ class StartingModel:
     def of(cls, options: Namespace) -> "StartingModel":
         """As the flags say; what they leave to the checkpoint is set in them. Raises UserError."""
         initial = cls(options.init)
-        known = {"hyper": "conv", **initial.description}  # before there was another, models did not say it
+        known = {
+            "hyper": "conv",
+            **initial.description,
+        }  # before there was another, models did not say it
         for name in ("backbone", "patch_size", *HyperNet.choices):
             own, asked = known.get(name), getattr(options, name)
             if asked not in (None, own) and name != "patch_size":
@@ -41,13 +44,20 @@ class StartingModel:
         """The model of `--teacher`. Raises UserError where its scores are on no scale that could be learnt."""
         teacher = cls(options.teacher)
         if (loss := teacher.description.get("loss")) in SCALELESS:
-            raise UserError(f"--teacher {options.teacher}: trained with --loss {loss}, so its scores are on no scale")
+            raise UserError(
+                f"--teacher {options.teacher}: trained with --loss {loss}, so its scores are on no scale"
+            )
         options.teacher_digest = teacher.digest
         return teacher
 
     def model(self, data: DataSet, options: Namespace) -> HyperNet:
         """The model, its scores brought to the scale of the data set that it is trained on next, as the flags say."""
-        net = build({**self.description, **{n: getattr(options, n) for n in ("patch_size", "dropout", "drop_path")}})
+        net = build(
+            {
+                **self.description,
+                **{n: getattr(options, n) for n in ("patch_size", "dropout", "drop_path")},
+            }
+        )
         checkpoints.fill(net, self.state, self.path)
         net.rescale(*self.scale(data))
         return net
@@ -69,5 +79,9 @@ class StartingModel:
         """What a log says of it; how: what the run does with the model."""
         (a, b), d = self.scale(data), self.description
         where = f"{d['dataset']} to {data.name}"
-        scale = "scores stay as they are" if (a, b) == (1, 0) else f"scores become {a:g} * score {b:+g}, from {where}"
+        scale = (
+            "scores stay as they are"
+            if (a, b) == (1, 0)
+            else f"scores become {a:g} * score {b:+g}, from {where}"
+        )
         return f"{how} {self.path} (weights {self.digest}): {scale}"

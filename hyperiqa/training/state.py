@@ -45,7 +45,13 @@ class RunState:
     def next_round(self, number: int) -> None:
         """Begin round `number`, unless it is the one that is under way."""
         if number != self.round:
-            self.round, self.epoch, self.progress, self.without_gain, self.best = number, 0, None, 0, None
+            self.round, self.epoch, self.progress, self.without_gain, self.best = (
+                number,
+                0,
+                None,
+                0,
+                None,
+            )
             self.history, self.scores = [], {}
 
     def is_better(self, part: str, srcc: float) -> bool | None:
@@ -58,7 +64,12 @@ class RunState:
     def keep(self, result: dict, file: str, predictions: Sequence[Prediction]) -> None:
         """Make the epoch the best; its model's file goes before those of the ones before."""
         older = [name for name in self.best["files"] if name != file] if self.best else []
-        self.best = {"epoch": self.epoch, "result": result, "files": [file, *older], "predictions": predictions}
+        self.best = {
+            "epoch": self.epoch,
+            "result": result,
+            "files": [file, *older],
+            "predictions": predictions,
+        }
 
     def epochs_left(self, epochs: int) -> range:
         """The epochs to run: the counter starts elsewhere in a run that goes on."""
@@ -71,7 +82,9 @@ class RunState:
             self.progress.check_finite()
         saved = {**vars(self), "progress": self.progress.state() if self.progress else None}
         save_last(folder, {**saved, **parts, "lengths": log.lengths()})
-        self.clear_models(folder, keep=2)  # previous.pt may still name the best model before this one
+        self.clear_models(
+            folder, keep=2
+        )  # previous.pt may still name the best model before this one
 
     def clear_models(self, folder: Path, keep: int) -> None:
         """Remove older best models, but for those that a state which could be resumed from still names."""
@@ -82,10 +95,18 @@ class RunState:
                     path.unlink()
 
     @classmethod
-    def restored(cls, saved: Mapping, settings: Mapping[str, Any], device: torch.device) -> "RunState":
+    def restored(
+        cls, saved: Mapping, settings: Mapping[str, Any], device: torch.device
+    ) -> "RunState":
         """The state that `save` wrote, by this version or an older one."""
-        state = cls(settings, **{name: saved[name] for name in ("round", "epoch", "without_gain", "best", "rounds")})
-        state.history, state.scores = saved.get("history", []), saved.get("scores", {})  # absent before 0.9
+        state = cls(
+            settings,
+            **{name: saved[name] for name in ("round", "epoch", "without_gain", "best", "rounds")},
+        )
+        state.history, state.scores = (
+            saved.get("history", []),
+            saved.get("scores", {}),
+        )  # absent before 0.9
         if saved["progress"]:
             state.progress = EpochProgress.from_state(saved["progress"], device)
         if state.best:
@@ -93,7 +114,9 @@ class RunState:
         return state
 
 
-def open_run(options: Namespace, default_name: str, settings: Mapping[str, Any]) -> tuple[RunLog, dict | None]:
+def open_run(
+    options: Namespace, default_name: str, settings: Mapping[str, Any]
+) -> tuple[RunLog, dict | None]:
     """`find_run` for all processes: the first one has the log, the others one that is silent."""
     own: list[RunLog] = []
 
@@ -106,7 +129,9 @@ def open_run(options: Namespace, default_name: str, settings: Mapping[str, Any])
     return (own or [SilentLog(options.log_dir, folder)])[0], saved
 
 
-def find_run(options: Namespace, default_name: str, settings: Mapping[str, Any]) -> tuple[RunLog, dict | None]:
+def find_run(
+    options: Namespace, default_name: str, settings: Mapping[str, Any]
+) -> tuple[RunLog, dict | None]:
     """A new run's log, or an unfinished run's with the state to go on from (None: from its beginning).
     By `--resume`: absent, `auto` (the newest unfinished run of these settings, a new one if there is none) or the path
     of a last.pt or its folder. settings: those that figures depend on, the records' fingerprint included. Raises
@@ -133,11 +158,15 @@ def find_run(options: Namespace, default_name: str, settings: Mapping[str, Any])
     return log, None
 
 
-def _go_on(o: Namespace, folder: Path, settings: Mapping[str, Any], asked: str) -> tuple[RunLog, dict]:
+def _go_on(
+    o: Namespace, folder: Path, settings: Mapping[str, Any], asked: str
+) -> tuple[RunLog, dict]:
     """The run that the user named, unfinished or to be made longer; an error where it is another's or in use."""
     state, note = load_last(newest_round(folder))
     if not isinstance(state, dict) or "settings" not in state:
-        raise UserError(f"{asked}: expected the last.pt of a run of these scripts, found another checkpoint")
+        raise UserError(
+            f"{asked}: expected the last.pt of a run of these scripts, found another checkpoint"
+        )
     theirs, status = settings_of(state["settings"]), _ended(o.log_dir / f"{folder.name}.jsonl")
     _check_same({**theirs, "epochs": settings["epochs"]} if status else theirs, settings, asked)
     if status:
@@ -155,12 +184,18 @@ def _check_same(theirs: Mapping[str, Any], settings: Mapping[str, Any], asked: s
 def _check_longer(o: Namespace, name: str, epochs: int, status: str, asked: str) -> None:
     """NothingToDo unless more epochs are asked of a run that has ended; UserError where it cannot be given them."""
     if o.epochs <= epochs:
-        raise NothingToDo(f"{name} has finished already{f', of {epochs} epochs' if o.epochs < epochs else ''}")
+        raise NothingToDo(
+            f"{name} has finished already{f', of {epochs} epochs' if o.epochs < epochs else ''}"
+        )
     if status == "early_stopped":
-        raise NothingToDo(f"{name} stopped early, before its {epochs} epochs were over: more would change nothing")
+        raise NothingToDo(
+            f"{name} stopped early, before its {epochs} epochs were over: more would change nothing"
+        )
     longer = f"{asked}: it has finished its {epochs} epochs and cannot go on to {o.epochs}"
     if not make_schedule(o).extendable:
-        raise UserError(f"{longer}: the rates of --lr_scheduler {o.lr_scheduler} depend on --epochs")
+        raise UserError(
+            f"{longer}: the rates of --lr_scheduler {o.lr_scheduler} depend on --epochs"
+        )
     if o.train_test_num > 1:
         raise UserError(f"{longer}: its rounds before the last have ended")
 
@@ -198,10 +233,14 @@ def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [f"{n} {one.get(n)} -> {other.get(n)}" for n in names if one.get(n) != other.get(n)]
 
 
-def _unfinished(o: Namespace, settings: Mapping[str, Any] | None = None) -> Iterator[tuple[str, dict]]:
+def _unfinished(
+    o: Namespace, settings: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, dict]]:
     """Unfinished runs of the log folder, newest first, and their settings: those of these settings, or all."""
     paths = [o.log_dir / f"{o.run_name}.jsonl"] if o.run_name else o.log_dir.glob("*.jsonl")
-    for path in sorted(filter(Path.is_file, paths), key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in sorted(
+        filter(Path.is_file, paths), key=lambda path: path.stat().st_mtime_ns, reverse=True
+    ):
         if not _ended(path) and (theirs := _settings(path)) and settings in (None, theirs):
             yield path.stem, theirs
 
@@ -209,8 +248,14 @@ def _unfinished(o: Namespace, settings: Mapping[str, Any] | None = None) -> Iter
 def _nearest(o: Namespace, settings: Mapping[str, Any], own: str) -> str:
     """Which unfinished run comes nearest to what was asked for, and what differs: likely a flag that was forgotten."""
     others = [(name, differing(theirs, settings)) for name, theirs in _unfinished(o) if name != own]
-    name, found = min((other for other in others if other[1]), key=lambda other: len(other[1]), default=("", []))
-    return f" (the nearest unfinished one, {name}, has other settings: {'; '.join(found)})" if found else ""
+    name, found = min(
+        (other for other in others if other[1]), key=lambda other: len(other[1]), default=("", [])
+    )
+    return (
+        f" (the nearest unfinished one, {name}, has other settings: {'; '.join(found)})"
+        if found
+        else ""
+    )
 
 
 def _state_to_go_on_from(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
@@ -260,11 +305,15 @@ def load_last(folder: Path) -> tuple[dict[str, Any], str]:
         if not previous.exists():
             raise
         state = load(previous)
-        previous.replace(folder / "last.pt")  # or the next save would put the damaged one where the good one lies
+        previous.replace(
+            folder / "last.pt"
+        )  # or the next save would put the damaged one where the good one lies
         return state, f"{damage}; falling back to previous.pt"
 
 
 def newest_round(folder: Path) -> Path:
     """Where a run's newest `last.pt` lies: its folder, or that of its last round (`round2`, `round3`, …)."""
-    rounds = sorted(folder.glob("round*/last.pt"), key=lambda path: int(path.parent.name.removeprefix("round")))
+    rounds = sorted(
+        folder.glob("round*/last.pt"), key=lambda path: int(path.parent.name.removeprefix("round"))
+    )
     return rounds[-1].parent if rounds else folder

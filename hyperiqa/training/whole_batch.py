@@ -33,7 +33,10 @@ def gathered(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(outputs)
     whole = {}
     for name, own in outputs.items():
-        parts = [torch.empty_like(own, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        parts = [
+            torch.empty_like(own, memory_format=torch.contiguous_format)
+            for _ in range(world_size())
+        ]
         dist.all_gather(parts, own.detach().contiguous())
         parts[rank()] = own
         whole[name] = torch.stack(parts, 1).flatten(0, 1)[:_rows_of_batch]
@@ -52,7 +55,9 @@ class GradientSum:
                 self.buckets.append([])
             self.buckets[-1].append(parameter)
         places = [(k, p) for k, bucket in enumerate(self.buckets) for p in bucket]
-        self.hooks = [p.register_post_accumulate_grad_hook(partial(self._ready, k)) for k, p in places]
+        self.hooks = [
+            p.register_post_accumulate_grad_hook(partial(self._ready, k)) for k, p in places
+        ]
         self._begin()
 
     def _begin(self) -> None:
@@ -75,7 +80,9 @@ class GradientSum:
             self._start()
         for gradients, flat, work in self.sums:
             work.wait()
-            for gradient, total in zip(gradients, flat.split([g.numel() for g in gradients] or [1])):
+            for gradient, total in zip(
+                gradients, flat.split([g.numel() for g in gradients] or [1])
+            ):
                 gradient.copy_(total.view_as(gradient))
         self._begin()
 
@@ -107,7 +114,10 @@ def _see_whole_batches(model: nn.Module) -> None:
     """Let batch norms and random masks act on the rows of all processes as on one process's."""
     for module in model.modules():
         kind = type(module)
-        for base, seeing in ((nn.modules.batchnorm._BatchNorm, _WholeBatchNorm), ((nn.Dropout, DropPath), _WholeMask)):
+        for base, seeing in (
+            (nn.modules.batchnorm._BatchNorm, _WholeBatchNorm),
+            ((nn.Dropout, DropPath), _WholeMask),
+        ):
             if isinstance(module, base) and not issubclass(kind, seeing):  # type: ignore[arg-type]
                 module.__class__ = type(kind.__name__, (seeing, kind), {})
 
@@ -123,8 +133,14 @@ class _WholeMask(nn.Module):
             raise RuntimeError(f"expected {len(rows)} rows of a batch of {number}, found {len(x)}")
         shape = x.shape[1:] if isinstance(self, nn.Dropout) else (1,) * (x.ndim - 1)
         ones = x.new_ones((number, *shape))
-        if x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-            ones = ones.contiguous(memory_format=torch.channels_last)  # masks are drawn in the order of the memory
+        if (
+            x.ndim == 4
+            and not x.is_contiguous()
+            and x.is_contiguous(memory_format=torch.channels_last)
+        ):
+            ones = ones.contiguous(
+                memory_format=torch.channels_last
+            )  # masks are drawn in the order of the memory
         return x * super().forward(ones)[rows]
 
 
@@ -153,13 +169,18 @@ class _WholeBatchNorm(nn.Module):
             return super().forward(x)
         own = x[: len(range(rank(), _rows_of_batch, world_size()))]
         normed = nn.SyncBatchNorm.forward(self, own) if x.is_cuda else self._normed(own)  # type: ignore[arg-type]
-        normed = normed if len(own) == len(x) else torch.cat([normed, x[len(own) :].to(normed.dtype)])
+        normed = (
+            normed if len(own) == len(x) else torch.cat([normed, x[len(own) :].to(normed.dtype)])
+        )
         for name in ("drop", "act"):  # timm's norms that have their activation with them
             normed = getattr(self, name)(normed) if hasattr(self, name) else normed
         return normed
 
     def _normed(self: Any, x: torch.Tensor) -> torch.Tensor:
-        dims, shape = [d for d in range(x.ndim) if d != 1], [-1 if d == 1 else 1 for d in range(x.ndim)]
+        dims, shape = (
+            [d for d in range(x.ndim) if d != 1],
+            [-1 if d == 1 else 1 for d in range(x.ndim)],
+        )
         wide = x.float()
         count = torch.full((1,), float(x[:, 0].numel()), device=x.device)
         total, count = _Sum.apply(torch.cat([wide.sum(dims), count])).split([x.shape[1], 1])
@@ -171,7 +192,9 @@ class _WholeBatchNorm(nn.Module):
         if self.track_running_stats:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                weight = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+                weight = (
+                    1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+                )
                 self.running_mean.lerp_(mean, weight)
                 self.running_var.lerp_(variance * (count / (count - 1)), weight)
         return normed.to(x.dtype)

@@ -71,8 +71,17 @@ def test_what_slurm_is_asked_for(tmp_path, monkeypatch):
     cluster = Cluster(options_of("--launcher", "slurm", *words), tmp_path / "jobs")
     text = cluster.executor._executor._make_submission_file_text("command", "uid").splitlines()
     asked = {line.removeprefix("#SBATCH --") for line in text if line.startswith("#SBATCH")}
-    assert {"nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "time=90", "account=iqa", "mem=64G", "requeue",
-            "signal=USR2@180", "open-mode=append"} <= asked  # fmt: skip
+    assert {
+        "nodes=2",
+        "ntasks-per-node=8",
+        "gpus-per-node=8",
+        "time=90",
+        "account=iqa",
+        "mem=64G",
+        "requeue",
+        "signal=USR2@180",
+        "open-mode=append",
+    } <= asked
 
 
 def test_a_job_that_is_preempted_goes_on_and_ends_as_if_it_had_not_been(tmp_path, launcher):
@@ -80,14 +89,45 @@ def test_a_job_that_is_preempted_goes_on_and_ends_as_if_it_had_not_been(tmp_path
     write_koniq(tmp_path / "koniq", 13, 6)
 
     def command(folder, *more):
-        return ["--dataset_path", tmp_path / "koniq", "--no_spaq", "--no_pretrained", "--patch_size", 64, "--resize", 72,
-                "--train_patch_num", 3, "--batch_size", 6, "--epochs", 4, "--precision", "fp32", "--backbone", "resnet18",
-                "--log_dir", folder / "logs", "--checkpoint_dir", folder / "ck" , "--cache_dir", tmp_path / "cache", "--run_name", "r", *more]  # fmt: skip
+        return [
+            "--dataset_path",
+            tmp_path / "koniq",
+            "--no_spaq",
+            "--no_pretrained",
+            "--patch_size",
+            64,
+            "--resize",
+            72,
+            "--train_patch_num",
+            3,
+            "--batch_size",
+            6,
+            "--epochs",
+            4,
+            "--precision",
+            "fp32",
+            "--backbone",
+            "resnet18",
+            "--log_dir",
+            folder / "logs",
+            "--checkpoint_dir",
+            folder / "ck",
+            "--cache_dir",
+            tmp_path / "cache",
+            "--run_name",
+            "r",
+            *more,
+        ]
 
     assert launcher.run("train_resnet.py", command(tmp_path / "whole"), world=2)[0] == [0, 0]
     folder = tmp_path / "stopped"
-    cluster = Cluster(options_of("--launcher", "local", "--gpus_per_node", 2, "--time", 0.2), folder / "logs" / "jobs")
-    job = cluster.submit("r", [str(word) for word in (ROOT / "train_resnet.py", *command(folder))]).job
+    cluster = Cluster(
+        options_of("--launcher", "local", "--gpus_per_node", 2, "--time", 0.2),
+        folder / "logs" / "jobs",
+    )
+    job = cluster.submit(
+        "r", [str(word) for word in (ROOT / "train_resnet.py", *command(folder))]
+    ).job
 
     def wait_for(so, seconds=120):
         end = time.monotonic() + seconds
@@ -104,5 +144,8 @@ def test_a_job_that_is_preempted_goes_on_and_ends_as_if_it_had_not_been(tmp_path
     job.wait()
     assert job.exception() is None
     said = Path(job.paths.stdout).read_text()
-    assert "this job is preempted" in Path(job.paths.stderr).read_text() + said and "Resuming r: round 1, epoch" in said
+    assert (
+        "this job is preempted" in Path(job.paths.stderr).read_text() + said
+        and "Resuming r: round 1, epoch" in said
+    )
     assert_same_but_for_stops(results(folder), results(tmp_path / "whole"))

@@ -39,35 +39,99 @@ def koniq_rows():
 
 
 PYIQA = {
-    "koniq-10k": ("KonIQ10k", KONIQ_HEADER, koniq_rows(), "512x384",
-                  {f"{r[0]}": (r[1], OLD[r[3]], None, 25 * 0.5 / math.sqrt(r[-1])) for r in koniq_rows()}),
-    "spaq": ("SPAQ", ["Image name", "MOS", "Brightness", "Brightness", *RATIO],
-             [[f"{k:05}.jpg", 50.5 + k, 1, 2, ("train", "val")[k % 2], *["train"] * 9] for k in range(4)], "TestImage",
-             {f"{k:05}.jpg": (50.5 + k, ("train", "test")[k % 2], None, None) for k in range(4)}),
-    "kadid-10k": ("KADID10k", ["ref_name", "dist_name", "dmos", "std", *RATIO],
-                  [["I01.png", f"I01_01_0{k}.png", 4.5 - k, 0.5, ("train", "val")[k % 2], *["val"] * 9] for k in range(1, 5)],
-                  "images", {f"I01_01_0{k}.png": (4.5 - k, ("train", "test")[k % 2], "I01", 0.5 / math.sqrt(30)) for k in range(1, 5)}),
-    "tid2013": ("TID2013", ["ref_name", "dist_name", "mos", "std", "official_split"],
-                [["I01.BMP", f"{'iI'[k % 2]}01_01_{k}.bmp", 5.5, 0.125, ("train", "test")[k % 2]] for k in range(1, 5)],
-                "distorted_images", {f"{'iI'[k % 2]}01_01_{k}.bmp": (5.5, ("train", "test")[k % 2], "I01", 0.125) for k in range(1, 5)}),
-    "live": ("LIVEIQA", ["ref_name", "dist_name", "mos", *RATIO],
-             [["refimgs/rapids.bmp", f"{f}/img2.bmp", 28.0 + i, ("train", "val")[i % 2], *["val"] * 9]
-              for i, f in enumerate(("jp2k", "jpeg", "wn", "gblur", "fastfading"))], "",
-             {f"{f}/img2.bmp": (28.0 + i, ("train", "test")[i % 2], "rapids.bmp", None)
-              for i, f in enumerate(("jp2k", "jpeg", "wn", "gblur", "fastfading"))}),
-    "livec": ("LIVEChallenge", ["img_name", "mos", "std", *RATIO],
-              [["t1.bmp", 60, 18, "train", *["val"] * 9],
-               *[[f"{k}.bmp", 30.5 + k, 17.5, ("train", "val")[k % 2], *["val"] * 9] for k in range(10, 14)]], "Images",
-              {f"{k}.bmp": (30.5 + k, ("train", "test")[k % 2], None, 17.5 / math.sqrt(175)) for k in range(10, 14)}),
-    "csiq": ("CSIQ", ["ref_name", "dist_name", "dmos", *RATIO],
-             [["1600.png", f"1600.{kind}.1.png", 0.25, split, *["val"] * 9]
-              for kind, split in (("AWGN", "train"), ("jpeg2000", "val"))], "dst_imgs",
-             {"1600.AWGN.1.png": (0.25, "train", "1600", None), "1600.jpeg2000.1.png": (0.25, "test", "1600", None)}),
-}  # fmt: skip
+    "koniq-10k": (
+        "KonIQ10k",
+        KONIQ_HEADER,
+        koniq_rows(),
+        "512x384",
+        {f"{r[0]}": (r[1], OLD[r[3]], None, 25 * 0.5 / math.sqrt(r[-1])) for r in koniq_rows()},
+    ),
+    "spaq": (
+        "SPAQ",
+        ["Image name", "MOS", "Brightness", "Brightness", *RATIO],
+        [
+            [f"{k:05}.jpg", 50.5 + k, 1, 2, ("train", "val")[k % 2], *["train"] * 9]
+            for k in range(4)
+        ],
+        "TestImage",
+        {f"{k:05}.jpg": (50.5 + k, ("train", "test")[k % 2], None, None) for k in range(4)},
+    ),
+    "kadid-10k": (
+        "KADID10k",
+        ["ref_name", "dist_name", "dmos", "std", *RATIO],
+        [
+            ["I01.png", f"I01_01_0{k}.png", 4.5 - k, 0.5, ("train", "val")[k % 2], *["val"] * 9]
+            for k in range(1, 5)
+        ],
+        "images",
+        {
+            f"I01_01_0{k}.png": (4.5 - k, ("train", "test")[k % 2], "I01", 0.5 / math.sqrt(30))
+            for k in range(1, 5)
+        },
+    ),
+    "tid2013": (
+        "TID2013",
+        ["ref_name", "dist_name", "mos", "std", "official_split"],
+        [
+            ["I01.BMP", f"{'iI'[k % 2]}01_01_{k}.bmp", 5.5, 0.125, ("train", "test")[k % 2]]
+            for k in range(1, 5)
+        ],
+        "distorted_images",
+        {
+            f"{'iI'[k % 2]}01_01_{k}.bmp": (5.5, ("train", "test")[k % 2], "I01", 0.125)
+            for k in range(1, 5)
+        },
+    ),
+    "live": (
+        "LIVEIQA",
+        ["ref_name", "dist_name", "mos", *RATIO],
+        [
+            ["refimgs/rapids.bmp", f"{f}/img2.bmp", 28.0 + i, ("train", "val")[i % 2], *["val"] * 9]
+            for i, f in enumerate(("jp2k", "jpeg", "wn", "gblur", "fastfading"))
+        ],
+        "",
+        {
+            f"{f}/img2.bmp": (28.0 + i, ("train", "test")[i % 2], "rapids.bmp", None)
+            for i, f in enumerate(("jp2k", "jpeg", "wn", "gblur", "fastfading"))
+        },
+    ),
+    "livec": (
+        "LIVEChallenge",
+        ["img_name", "mos", "std", *RATIO],
+        [
+            ["t1.bmp", 60, 18, "train", *["val"] * 9],
+            *[
+                [f"{k}.bmp", 30.5 + k, 17.5, ("train", "val")[k % 2], *["val"] * 9]
+                for k in range(10, 14)
+            ],
+        ],
+        "Images",
+        {
+            f"{k}.bmp": (30.5 + k, ("train", "test")[k % 2], None, 17.5 / math.sqrt(175))
+            for k in range(10, 14)
+        },
+    ),
+    "csiq": (
+        "CSIQ",
+        ["ref_name", "dist_name", "dmos", *RATIO],
+        [
+            ["1600.png", f"1600.{kind}.1.png", 0.25, split, *["val"] * 9]
+            for kind, split in (("AWGN", "train"), ("jpeg2000", "val"))
+        ],
+        "dst_imgs",
+        {
+            "1600.AWGN.1.png": (0.25, "train", "1600", None),
+            "1600.jpeg2000.1.png": (0.25, "test", "1600", None),
+        },
+    ),
+}
 
 
 def found(data):
-    return {r.name: (r.score, r.split, r.group, r.error and pytest.approx(r.error)) for r in data.records}
+    return {
+        r.name: (r.score, r.split, r.group, r.error and pytest.approx(r.error))
+        for r in data.records
+    }
 
 
 @pytest.mark.parametrize("beside", ["meta_info", "../meta_info", "."])
@@ -78,11 +142,15 @@ def test_the_tables_of_pyiqas_collection(tmp_path, name, beside):
     write_table(root / beside / f"meta_info_{table}Dataset.csv", header, rows)
     for image in expected:
         write_images((root / folder / image).parent, [image.rpartition("/")[2]], (8, 6))
-    data = READERS[name](root).read(("train", "val", "test") if name == "koniq-10k" else ("train", "test"))
+    data = READERS[name](root).read(
+        ("train", "val", "test") if name == "koniq-10k" else ("train", "test")
+    )
     assert found(data) == expected
     (note,) = data.notes
     said, _, path = note.partition(" read from ")
-    assert said == f"{name}:" and Path(path).samefile(root / beside / f"meta_info_{table}Dataset.csv")
+    assert said == f"{name}:" and Path(path).samefile(
+        root / beside / f"meta_info_{table}Dataset.csv"
+    )
     assert data.name == ("spaq-official" if name == "spaq" else name)
 
 
@@ -90,7 +158,11 @@ def test_a_sets_own_files_go_before_a_collections(tmp_path):
     table, header, rows, folder, _ = PYIQA["kadid-10k"]
     write_table(tmp_path / "meta_info" / f"meta_info_{table}Dataset.csv", header, rows)
     write_images(tmp_path / "images", ["I01_01_01.png", "I02_01_01.png"], (8, 6))
-    lines = ["dist_img,ref_img,dmos,var", "I01_01_01.png,I01.png,1.5,0.6", "I02_01_01.png,I02.png,2.5,0.9"]
+    lines = [
+        "dist_img,ref_img,dmos,var",
+        "I01_01_01.png,I01.png,1.5,0.6",
+        "I02_01_01.png,I02.png,2.5,0.9",
+    ]
     (tmp_path / "dmos.csv").write_text("\n".join(lines))
     data = READERS["kadid-10k"](tmp_path).read()
     assert {r.name: r.error for r in data.records} == pytest.approx(
@@ -121,7 +193,11 @@ def test_the_lists_of_deqa_score(tmp_path, name, both):
         for stem in own:
             path = f"{folder}/{image.format(stem)}"
             write_images((tmp_path / path).parent, [path.rpartition("/")[2]], (8, 6))
-            about = {"id": f"{path.rpartition('/')[2]}->{scores[stem]}", "image": path, "gt_score": scores[stem]}
+            about = {
+                "id": f"{path.rpartition('/')[2]}->{scores[stem]}",
+                "image": path,
+                "gt_score": scores[stem],
+            }
             entries.append(about | {"gt_score_norm": 1.0, "std": 0.5, "std_norm": 0.5})
         write_dir(tmp_path / folder / "metas")
         (tmp_path / folder / "metas" / f"{part}_x_{len(own)}k.json").write_text(json.dumps(entries))
@@ -139,12 +215,24 @@ def test_the_lists_of_deqa_score(tmp_path, name, both):
 def test_the_lists_of_q_align(tmp_path):
     """Scores in `id` alone, as `gt_score`, or as text; paths as `image` or `img_path`."""
     lists = {
-        "training_sft/train_koniq.json": [{"id": f"{k}.jpg->{70.5 + k}", "image": f"koniq/{k}.jpg", "conversations": []} for k in (1, 2)],
-        "test_jsons/test_koniq.json": [{"id": "3.jpg->73.5", "image": "koniq/3.jpg", "gt_score": 73.5}],
-        "test_jsons/livec.json": [{"img_path": f"livec/{name}.bmp", "gt_score": s} for name, s in (("t1", 60.0), ("9", 61.0), ("10", 62.0))],
-        "test_jsons/agi.json": [{"img_path": f"agi-cgi/{k}.jpg", "gt_score": f"{k}.5"} for k in range(3)],
-        "test_jsons/live.json": [{"image": f"live/jp2k/img{k}.bmp", "gt_score": 28.0 * (k > 1)} for k in range(1, 4)],
-    }  # fmt: skip
+        "training_sft/train_koniq.json": [
+            {"id": f"{k}.jpg->{70.5 + k}", "image": f"koniq/{k}.jpg", "conversations": []}
+            for k in (1, 2)
+        ],
+        "test_jsons/test_koniq.json": [
+            {"id": "3.jpg->73.5", "image": "koniq/3.jpg", "gt_score": 73.5}
+        ],
+        "test_jsons/livec.json": [
+            {"img_path": f"livec/{name}.bmp", "gt_score": s}
+            for name, s in (("t1", 60.0), ("9", 61.0), ("10", 62.0))
+        ],
+        "test_jsons/agi.json": [
+            {"img_path": f"agi-cgi/{k}.jpg", "gt_score": f"{k}.5"} for k in range(3)
+        ],
+        "test_jsons/live.json": [
+            {"image": f"live/jp2k/img{k}.bmp", "gt_score": 28.0 * (k > 1)} for k in range(1, 4)
+        ],
+    }
     for name, entries in lists.items():
         write_dir((tmp_path / name).parent)
         (tmp_path / name).write_text(json.dumps(entries))
@@ -162,7 +250,9 @@ def test_the_lists_of_q_align(tmp_path):
         ("agiqa-3k", {"0.jpg": 0.5, "1.jpg": 1.5, "2.jpg": 2.5}),
         ("live", {"jp2k/img2.bmp": 28.0, "jp2k/img3.bmp": 28.0}),
     ):
-        assert {r.name: r.score for r in READERS[name](tmp_path).read_all_as_test().records} == expected
+        assert {
+            r.name: r.score for r in READERS[name](tmp_path).read_all_as_test().records
+        } == expected
 
 
 @pytest.mark.parametrize(
@@ -171,8 +261,14 @@ def test_the_lists_of_q_align(tmp_path):
         ("[{}]", "expected a JSON list of"),
         ('[{"image": "a.jpg", "gt_score": "x"}]', "1 scores are not numbers: a.jpg"),
         ("{", "expected a JSON list"),
-        ('[{"image": "../../secret.jpg", "gt_score": 1}]', "1 image names leave .*: ../../secret.jpg"),
-        ('[{"image": "/etc/secret.jpg", "gt_score": 1}]', "1 image names leave .*: /etc/secret.jpg"),
+        (
+            '[{"image": "../../secret.jpg", "gt_score": 1}]',
+            "1 image names leave .*: ../../secret.jpg",
+        ),
+        (
+            '[{"image": "/etc/secret.jpg", "gt_score": 1}]',
+            "1 image names leave .*: /etc/secret.jpg",
+        ),
     ],
 )
 def test_broken_lists_are_one_line(tmp_path, content, said):
@@ -193,13 +289,20 @@ def test_flive(tmp_path, place):
     for image in images:
         write_images((tmp_path / place / image).parent, [image.rpartition("/")[2]], (8, 6))
     write_table(
-        tmp_path / place / "labels_image.csv", ["name", "mos"], [[image, 60.5 + k] for k, image in enumerate(images)]
+        tmp_path / place / "labels_image.csv",
+        ["name", "mos"],
+        [[image, 60.5 + k] for k, image in enumerate(images)],
     )
     names = {r.name: r.score for r in READERS["flive"](tmp_path).read_all_as_test().records}
     assert names == {image: 60.5 + k for k, image in enumerate(images)}
     header = ["mos_patch_1", "name_patch", "mos_image", "name_image", "width_image"]
-    write_table(tmp_path / place / "labels640.csv", header, [[70, "patches/x", 60.5, images[0], 1200]])
-    padded = [[70, "patches/x", 60.5, images[1], 640, "True"], [70, "patches/x", 60.5, images[2], 640, "False"]]
+    write_table(
+        tmp_path / place / "labels640.csv", header, [[70, "patches/x", 60.5, images[0], 1200]]
+    )
+    padded = [
+        [70, "patches/x", 60.5, images[1], 640, "True"],
+        [70, "patches/x", 60.5, images[2], 640, "False"],
+    ]
     write_table(tmp_path / place / "labels=640_padded.csv", [*header, "is_valid"], padded)
     data = READERS["flive"](tmp_path).read(("train", "val", "test"))
     assert [r.split for r in data.records] == ["test", "val", "train", "train"]
@@ -217,12 +320,19 @@ def test_uhd_iqa_and_its_challenge(tmp_path):
     write_table(tmp_path / "all" / "uhd-iqa-metadata.csv", header, rows)
     data = READERS["uhd-iqa"](tmp_path / "all").read(("train", "val", "test"))
     assert [(r.name, r.split) for r in data.records] == [
-        ("training/0.jpg", "train"), ("training/1.jpg", "train"), ("validation/2.jpg", "val"), ("test/3.jpg", "test")
-    ]  # fmt: skip
+        ("training/0.jpg", "train"),
+        ("training/1.jpg", "train"),
+        ("validation/2.jpg", "val"),
+        ("test/3.jpg", "test"),
+    ]
     alone = [[*row[:2], "training", *row[3:]] for row in rows]
     write_table(tmp_path / "challenge" / "uhd-iqa-training-metadata.csv", header, alone)
     data = READERS["uhd-iqa"](tmp_path / "challenge").read()
-    assert len(data.records) == 4 and "random 80/20 split of 4 images" in data.notes[0] and data.range == (0, 1)
+    assert (
+        len(data.records) == 4
+        and "random 80/20 split of 4 images" in data.notes[0]
+        and data.range == (0, 1)
+    )
 
 
 @pytest.mark.parametrize("form", ["csv", "xlsx"])
@@ -236,7 +346,10 @@ def test_agiqa_20k(tmp_path, form, official):
     for part, own in rows.items():
         write_images(tmp_path / part, [row[0] for row in own], (8, 6))
         scored = official or part == "train"
-        header, own = ["name", "prompt", *["mos"] * scored], [row if scored else row[:2] for row in own]
+        header, own = (
+            ["name", "prompt", *["mos"] * scored],
+            [row if scored else row[:2] for row in own],
+        )
         if form == "csv":
             write_table(tmp_path / f"info_{part}.csv", header, own)
         else:
@@ -246,7 +359,9 @@ def test_agiqa_20k(tmp_path, form, official):
     if official:
         assert [len(data.split(part)) for part in ("train", "test")] == [4, 4]
     else:
-        assert len(data.records) == 4 and "random 80/20 split of 2 reference contents" in data.notes[0]
+        assert (
+            len(data.records) == 4 and "random 80/20 split of 2 reference contents" in data.notes[0]
+        )
 
 
 def test_votes_of_the_releases(tmp_path):
@@ -272,6 +387,12 @@ def test_votes_of_the_releases(tmp_path):
         READERS["tid2013"](root).read_all_as_test()
 
     root = tmp_path / "agiqa"
-    write_table(root / "data.csv", ["name", "prompt", "mos_quality", "std_quality"], [["a.jpg", "x", 2.5, 0.7]])
+    write_table(
+        root / "data.csv",
+        ["name", "prompt", "mos_quality", "std_quality"],
+        [["a.jpg", "x", 2.5, 0.7]],
+    )
     write_images(root, ["a.jpg"], (8, 6))
-    assert READERS["agiqa-3k"](root).read_all_as_test().records[0].error == pytest.approx(0.7 / 21**0.5)
+    assert READERS["agiqa-3k"](root).read_all_as_test().records[0].error == pytest.approx(
+        0.7 / 21**0.5
+    )

@@ -9,7 +9,7 @@ import scipy.io
 from helpers import cells, write_book
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets.formats import (  # fmt: skip
+from hyperiqa.datasets.formats import (
     aligned,
     cell_text,
     number,
@@ -25,7 +25,9 @@ from hyperiqa.datasets.formats import (  # fmt: skip
 def test_mat_arrays_of_either_shape(tmp_path):
     path = tmp_path / "a.mat"
     scores = np.array([[1.5, 2.0, np.nan]])
-    scipy.io.savemat(path, {"names": cells(["a.bmp", " b.bmp", ""]), "scores": scores, "flags": scores.T > 1.9})
+    scipy.io.savemat(
+        path, {"names": cells(["a.bmp", " b.bmp", ""]), "scores": scores, "flags": scores.T > 1.9}
+    )
     rows = read_mat(path, "names", "scores", "flags")
     assert [row[0] for row in rows] == ["a.bmp", "b.bmp", ""]
     assert [row[1] for row in rows[:2]] == [1.5, 2.0] and np.isnan(rows[2][1])
@@ -57,12 +59,25 @@ def test_columns_of_different_length():
 
 
 def test_a_sheet_and_its_header_wherever_it_lies(tmp_path):
-    rows = [["Results"], [], [None, None, "Image ", "x", "MOS"], [None, None, 1600, "-", 0.5], [], ["note", 1]]
+    rows = [
+        ["Results"],
+        [],
+        [None, None, "Image ", "x", "MOS"],
+        [None, None, 1600, "-", 0.5],
+        [],
+        ["note", 1],
+    ]
     path = write_book(tmp_path / "a.xlsx", first=[["a"]], second=rows)
     found = read_sheet(path, "set", "second")
     assert under_header(path, found, ("mos", "image")) == [(0.5, 1600)]
     assert read_sheet(path, "set") == [("a",)]
-    assert [cell_text(value) for value in (1600, 1600.0, " elk ", None, 1.5)] == ["1600", "1600", "elk", "", "1.5"]
+    assert [cell_text(value) for value in (1600, 1600.0, " elk ", None, 1.5)] == [
+        "1600",
+        "1600",
+        "elk",
+        "",
+        "1.5",
+    ]
     assert number("3.5") == 3.5 and np.isnan(number("good")) and np.isnan(number(None))
 
 
@@ -86,14 +101,22 @@ def test_what_is_wrong_with_a_workbook_is_said(tmp_path):
     write_book(path, first=[["name", "grade"]], second=[])
     with pytest.raises(UserError, match="a.xlsx: no sheet third; found first, second"):
         read_sheet(path, "set", "third")
-    with pytest.raises(UserError, match="a.xlsx: no row with the columns name, mos; its first row holds name, grade"):
+    with pytest.raises(
+        UserError,
+        match="a.xlsx: no row with the columns name, mos; its first row holds name, grade",
+    ):
         under_header(path, read_sheet(path, "set"), ("name", "mos"))
     with pytest.raises(UserError, match="its first row holds nothing"):
         under_header(path, read_sheet(path, "set", "second"), ("name", "mos"))
     whole = path.read_bytes()
     with zipfile.ZipFile(tmp_path / "other.zip", "w") as archive:
         archive.writestr("a.txt", "an archive, but no workbook")
-    for damaged in (whole[: len(whole) // 2], b"", b"<html>", (tmp_path / "other.zip").read_bytes()):
+    for damaged in (
+        whole[: len(whole) // 2],
+        b"",
+        b"<html>",
+        (tmp_path / "other.zip").read_bytes(),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match="a.xlsx: not a readable workbook: ") as raised:
             read_sheet(path, "set")
@@ -103,14 +126,19 @@ def test_what_is_wrong_with_a_workbook_is_said(tmp_path):
 def test_a_workbook_without_openpyxl_says_what_to_install(tmp_path, monkeypatch):
     path = write_book(tmp_path / "a.xlsx", first=[["name"]])
     monkeypatch.setitem(sys.modules, "openpyxl", None)
-    with pytest.raises(UserError, match=r"^bid: reading .*a.xlsx needs the package openpyxl: pip install openpyxl$"):
+    with pytest.raises(
+        UserError, match=r"^bid: reading .*a.xlsx needs the package openpyxl: pip install openpyxl$"
+    ):
         read_sheet(path, "bid")
 
 
 def test_short_lines_of_a_csv_have_empty_fields(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("score,image\n3\n4,a.png\n")
-    assert list(read_table(path, ("image", "score"))) == [{"score": "3", "image": ""}, {"score": "4", "image": "a.png"}]
+    assert list(read_table(path, ("image", "score"))) == [
+        {"score": "3", "image": ""},
+        {"score": "4", "image": "a.png"},
+    ]
 
 
 # Of 2,000 damaged files these two, among 15 others, end scipy 1.17's process with SIGSEGV.
@@ -120,7 +148,9 @@ CRASHING = (436, 528)
 @pytest.mark.parametrize("every", [250, pytest.param(5, marks=pytest.mark.slow)])
 def test_no_damaged_mat_file_ends_the_process(tmp_path, every):
     path = tmp_path / "a.mat"
-    scipy.io.savemat(path, {"names": cells([f"{i}.bmp" for i in range(30)]), "scores": np.arange(30.0)})
+    scipy.io.savemat(
+        path, {"names": cells([f"{i}.bmp" for i in range(30)]), "scores": np.arange(30.0)}
+    )
     sound, rng, told = path.read_bytes(), np.random.default_rng(3), []
     for i, data in enumerate([fuzz.damaged(sound, rng) for _ in range(2000)]):
         if i % every == 0 or i in CRASHING:
@@ -159,10 +189,19 @@ def test_a_table_as_people_have_it(tmp_path, form, encoding):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("img_name;mos\n", "a.csv: no column image; expected image, mos, found img_name, mos; more"),
+        (
+            "img_name;mos\n",
+            "a.csv: no column image; expected image, mos, found img_name, mos; more",
+        ),
         ("", "a.csv: no column image, mos; expected image, mos, found none; more"),
-        ("image,mos\na.png,1\n\nb.png,4,5\n", "a.csv: line 4 has 3 cells below 2 column names: a decimal comma, or"),
-        ("image,mos\nGrün.png,1\n".encode("latin-1"), "a.csv: not a readable CSV file in UTF-8 or UTF-16: 'utf-8'"),
+        (
+            "image,mos\na.png,1\n\nb.png,4,5\n",
+            "a.csv: line 4 has 3 cells below 2 column names: a decimal comma, or",
+        ),
+        (
+            "image,mos\nGrün.png,1\n".encode("latin-1"),
+            "a.csv: not a readable CSV file in UTF-8 or UTF-16: 'utf-8'",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said(tmp_path, content, message):
@@ -181,6 +220,8 @@ def test_text_files_in_utf_16(tmp_path):
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_json_lists_go_by_base_names_wherever_their_paths_point(tmp_path, encoding):
     places = ("{}", "/data/spaq/{}", "../spaq/{}", "C:\\\\spaq\\\\{}", "spaq_test/./{}")
-    entries = ", ".join(f'{{"image": "{p.format(f"{i}.jpg")}", "score": {i}}}' for i, p in enumerate(places))
+    entries = ", ".join(
+        f'{{"image": "{p.format(f"{i}.jpg")}", "score": {i}}}' for i, p in enumerate(places)
+    )
     (tmp_path / "a.json").write_text(f"[{entries}]", encoding=encoding)
     assert read_json_scores(tmp_path / "a.json") == {f"{i}.jpg": i for i in range(5)}

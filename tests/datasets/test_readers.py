@@ -33,7 +33,9 @@ def root(tmp_path):
 
 def sets_csv(root, **parts):
     lines = [f"{name},{part}" for part, names in parts.items() for name in names]
-    (root / "koniq10k_distributions_sets.csv").write_text("image_name,set\n" + "\n".join(lines) + "\n")
+    (root / "koniq10k_distributions_sets.csv").write_text(
+        "image_name,set\n" + "\n".join(lines) + "\n"
+    )
 
 
 def drop_json(root):
@@ -51,13 +53,22 @@ TRAIN, TEST = [f"train_{i}.jpg" for i in range(10)], [f"test_{i}.jpg" for i in r
 def test_koniq_with_json_lists_takes_the_csvs_scores(root):
     data = KonIQ10k(root).read()
     assert names(data, "train") == TRAIN and names(data, "test") == TEST and data.higher_is_better
-    assert {r.path.name: r.score for r in data.split("test")} == {n: score_of(i, 5) for i, n in enumerate(TEST)}
+    assert {r.path.name: r.score for r in data.split("test")} == {
+        n: score_of(i, 5) for i, n in enumerate(TEST)
+    }
     assert all(r.path.parent.name == r.split and r.path.is_file() for r in data.records)
 
 
 @pytest.mark.parametrize(
     "folder",
-    ["1024x768", "512x384", "koniq10k_1024x768", "512x384/512x384", "koniq10k_512x384/512x384", "1024X768/1024x768"],
+    [
+        "1024x768",
+        "512x384",
+        "koniq10k_1024x768",
+        "512x384/512x384",
+        "koniq10k_512x384/512x384",
+        "1024X768/1024x768",
+    ],
 )
 def test_koniq_with_one_image_folder(root, folder):
     (root / folder).mkdir(parents=True)
@@ -74,7 +85,9 @@ def test_koniq_with_the_official_sets_needs_no_validation_images(root):
     for name in ("train_8.jpg", "train_9.jpg"):
         (root / "train" / name).unlink()
     data = KonIQ10k(root).read()
-    assert names(data, "train") == TRAIN[:8] and names(data, "test") == TEST and not data.split("val")
+    assert (
+        names(data, "train") == TRAIN[:8] and names(data, "test") == TEST and not data.split("val")
+    )
 
 
 def test_koniq_gives_standard_errors_on_the_scale_of_its_scores(root):
@@ -83,13 +96,17 @@ def test_koniq_gives_standard_errors_on_the_scale_of_its_scores(root):
     names = [line.split(",")[0].strip('"') for line in path.read_text().splitlines()[1:]]
     header = "image_name,c1,c2,c3,c4,c5,c_total,MOS,SD,MOS_zscore"
     values = [(name, 1.5 + 0.2 * k, 0.3 + 0.05 * k, 25 * (k + 1)) for k, name in enumerate(names)]
-    rows = [f"{name},0,0,0,0,0,{votes},{mos},{sd},{20 * mos - 13}" for name, mos, sd, votes in values]
+    rows = [
+        f"{name},0,0,0,0,0,{votes},{mos},{sd},{20 * mos - 13}" for name, mos, sd, votes in values
+    ]
     path.write_text("\n".join([header, *rows]))
     data = KonIQ10k(root).read()
     expected = {name: 20 * sd / votes**0.5 for name, _, sd, votes in values}
     assert {r.name: r.error for r in data.records} == pytest.approx(expected)
     plain = [replace(r, error=None) for r in data.records]
-    assert replace(data, records=plain).fingerprint() == data.fingerprint()  # which is what it was before
+    assert (
+        replace(data, records=plain).fingerprint() == data.fingerprint()
+    )  # which is what it was before
     assert replace(data, records=plain).votes() != data.votes()
     path.write_text("\n".join([header, *(row.replace(",0.3,", ",?,") for row in rows)]))
     assert {r.error for r in KonIQ10k(root).read().records} == {None}
@@ -110,13 +127,23 @@ def test_koniq_with_the_sets_file_alone(root):
     drop_json(root)
     (root / "koniq10k_scores_and_distributions.csv").unlink()
     sets_csv(root, training=TRAIN, test=TEST)
-    with pytest.raises(UserError, match="no column MOS; .*; koniq10k_scores_and_distributions.csv is missing"):
+    with pytest.raises(
+        UserError, match="no column MOS; .*; koniq10k_scores_and_distributions.csv is missing"
+    ):
         KonIQ10k(root).read()
-    lines = [f"{name},{score},0.5,{'test' if name in TEST else 'training'}" for name, score in scores.items()]
-    (root / "koniq10k_distributions_sets.csv").write_text("image_name,MOS,SD,set\n" + "\n".join(lines))
+    lines = [
+        f"{name},{score},0.5,{'test' if name in TEST else 'training'}"
+        for name, score in scores.items()
+    ]
+    (root / "koniq10k_distributions_sets.csv").write_text(
+        "image_name,MOS,SD,set\n" + "\n".join(lines)
+    )
     data = KonIQ10k(root).read()
     assert {r.name: r.score for r in data.records} == scores and names(data, "test") == TEST
-    assert "scores_and_distributions.csv is missing; scores are the MOS of koniq10k_distributions_s" in data.notes[0]
+    assert (
+        "scores_and_distributions.csv is missing; scores are the MOS of koniq10k_distributions_s"
+        in data.notes[0]
+    )
 
 
 def test_koniq_without_a_split_is_drawn_by_seed_and_says_so(root):
@@ -133,7 +160,8 @@ def test_official_validation_images_are_those_in_neither_list(root):
     sets_csv(root, training=TRAIN, validation=["val_0.jpg", "val_1.jpg", "train_9.jpg"], test=TEST)
     rewrite_csv(root, lambda rows: rows.extend([[f"val_{i}.jpg", 0, 3, 50.0 + i] for i in (0, 1)]))
     with pytest.raises(
-        UserError, match=r"2 validation images are not in .*: val_0.jpg, val_1.jpg; give --val_fraction F"
+        UserError,
+        match=r"2 validation images are not in .*: val_0.jpg, val_1.jpg; give --val_fraction F",
     ):
         KonIQ10k(root).read(("train", "val", "test"))
     write_images(root / "1024x768", ["val_0.jpg", "val_1.jpg"], (32, 24))
@@ -185,11 +213,16 @@ BROKEN_KONIQ = {
         r"7 of 15 images are not in .*train and .*test: train_0.jpg, train_1.jpg, .*train_4.jpg, …",
     ),
     "score is no number": (
-        lambda root: rewrite_csv(root, lambda rows: (rows[1].__setitem__(3, "nan"), rows[2].__setitem__(3, "good"))),
+        lambda root: rewrite_csv(
+            root, lambda rows: (rows[1].__setitem__(3, "nan"), rows[2].__setitem__(3, "good"))
+        ),
         "2 scores are not numbers: train_0.jpg, train_1.jpg",
     ),
     "empty split": (lambda root: set_json(root, "test", []), "the test split of .* is empty"),
-    "one list only": (lambda root: (root / "koniq_test.json").unlink(), "koniq_train.json needs its twin"),
+    "one list only": (
+        lambda root: (root / "koniq_test.json").unlink(),
+        "koniq_train.json needs its twin",
+    ),
     "JSON of another form": (
         lambda root: set_json(root, "test", {"a": 1}),
         'expected a JSON list of {"image", "score"}',
@@ -256,13 +289,18 @@ def test_csv_with_splits_and_direction(tmp_path):
         "image,mos,split\npictures/a.png,1.5,train\npictures/b.png,2,test\npictures/c.png,3,val\n",
     )
     data = READERS["csv"](path, lower_is_better=True).read()
-    assert [(r.path.name, r.score, r.split) for r in data.records] == [("a.png", 1.5, "train"), ("b.png", 2.0, "test")]
+    assert [(r.path.name, r.score, r.split) for r in data.records] == [
+        ("a.png", 1.5, "train"),
+        ("b.png", 2.0, "test"),
+    ]
     assert not data.higher_is_better
 
 
 def test_csv_groups_are_not_torn_apart(tmp_path):
     rows = [f"pictures/{c}.png,{i},scene{i // 2}" for i, c in enumerate("abcdefghij")]
-    data = READERS["csv"](write_table(tmp_path / "mine.csv", "image,mos,group\n" + "\n".join(rows)), 3).read()
+    data = READERS["csv"](
+        write_table(tmp_path / "mine.csv", "image,mos,group\n" + "\n".join(rows)), 3
+    ).read()
     assert len(data.split("train")) == 8
     assert {r.group for r in data.split("train")}.isdisjoint({r.group for r in data.split("test")})
     assert "reference contents" in data.notes[0]
@@ -273,9 +311,18 @@ def test_csv_groups_are_not_torn_apart(tmp_path):
     [
         ("image,score\n", "no column mos; expected image, mos, found image, score"),
         ("image,mos\n", "lists no images; expected a CSV file"),
-        ("image,mos\n/etc/passwd,1\n../b.png,2\n", "2 image names leave its folder: /etc/passwd, ../b.png"),
-        ("image,mos,split\npictures/a.png,1,exam\n", "column split: expected train, val or test, found 'exam'"),
-        ("image,mos\npictures/a.png,1\npictures/z.png,2\n", "1 of 2 images are not in its folder: pictures/z.png"),
+        (
+            "image,mos\n/etc/passwd,1\n../b.png,2\n",
+            "2 image names leave its folder: /etc/passwd, ../b.png",
+        ),
+        (
+            "image,mos,split\npictures/a.png,1,exam\n",
+            "column split: expected train, val or test, found 'exam'",
+        ),
+        (
+            "image,mos\npictures/a.png,1\npictures/z.png,2\n",
+            "1 of 2 images are not in its folder: pictures/z.png",
+        ),
         ("image,mos,split\npictures/a.png,1,train\n", "the test split of .* is empty"),
         (
             "image,mos\npictures/a.png,1\n.\\pictures//a.png,1\npictures/b.png,1\n",
@@ -286,12 +333,18 @@ def test_csv_groups_are_not_torn_apart(tmp_path):
             "several names: pictures/a.png = pictures/a.PNG",
         ),
         ("image,mos\npictures/a.png,1\n,2\n", "column image is empty in 1 rows"),
-        ("image;mos\npictures/a.png;1,5\npictures/b.png;2\n", "column mos: 1 scores have a decimal comma, such as 1,5"),
+        (
+            "image;mos\npictures/a.png;1,5\npictures/b.png;2\n",
+            "column mos: 1 scores have a decimal comma, such as 1,5",
+        ),
         (
             "image,mos,group\npictures/a.png,1,g\npictures/b.png,2,g\n",
             "the train split of .* is empty: to draw a split takes two contents, and all images are of one, g",
         ),
-        ("image,mos\npictures/a.png,1\n", "takes two contents, and all images are of one, pictures/a.png"),
+        (
+            "image,mos\npictures/a.png,1\n",
+            "takes two contents, and all images are of one, pictures/a.png",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_said(tmp_path, text, message):
@@ -322,9 +375,18 @@ def test_equal_base_names_in_a_csvs_folders_are_different_images(tmp_path):
 
 
 def test_however_a_csv_spells_an_image_it_has_one_name(tmp_path):
-    spelt = ["pictures/a.png", "./pictures/b.png", "pictures\\c.png", "pictures//x/../d.png", "pictures/e.PNG"]
+    spelt = [
+        "pictures/a.png",
+        "./pictures/b.png",
+        "pictures\\c.png",
+        "pictures//x/../d.png",
+        "pictures/e.PNG",
+    ]
     spelt.append(str(tmp_path / "pictures" / "f.png"))
-    path = write_table(tmp_path / "mine.csv", "image,mos\n" + "".join(f"{name},{i}\n" for i, name in enumerate(spelt)))
+    path = write_table(
+        tmp_path / "mine.csv",
+        "image,mos\n" + "".join(f"{name},{i}\n" for i, name in enumerate(spelt)),
+    )
     data = READERS["csv"](path).read_all_as_test()
     assert [r.name for r in data.records] == [f"pictures/{c}.png" for c in "abcdef"]
     assert [r.path for r in data.records] == [tmp_path / "pictures" / f"{c}.png" for c in "abcdef"]
@@ -332,9 +394,13 @@ def test_however_a_csv_spells_an_image_it_has_one_name(tmp_path):
 
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
 def test_one_file_by_two_names_is_found(tmp_path, link):
-    path = write_table(tmp_path / "mine.csv", "image,mos,split\npictures/a.png,1,train\npictures/z.png,1,test\n")
+    path = write_table(
+        tmp_path / "mine.csv", "image,mos,split\npictures/a.png,1,train\npictures/z.png,1,test\n"
+    )
     getattr(tmp_path / "pictures" / "z.png", link)(tmp_path / "pictures" / "a.png")
-    with pytest.raises(UserError, match="1 images are listed by several names: pictures/a.png = pictures/z.png"):
+    with pytest.raises(
+        UserError, match="1 images are listed by several names: pictures/a.png = pictures/z.png"
+    ):
         READERS["csv"](path).read()
 
 
@@ -349,23 +415,39 @@ def test_a_csv_with_other_columns_and_images_elsewhere(tmp_path):
         "b.png": (place / "b.png", 2.0, "test", "t"),
     }
     for change, message in (
-        ({"split_column": "fold"}, "no column fold; expected img_name, MOS, fold, scene, found img_name, MOS, part"),
+        (
+            {"split_column": "fold"},
+            "no column fold; expected img_name, MOS, fold, scene, found img_name, MOS, part",
+        ),
         ({"image_column": "image"}, "no column image; .*; --image_column, --score_column"),
         ({"image_root": place / "deeper"}, "--image_root .*deeper: no such folder"),
-        ({"image_root": tmp_path}, "1 of 2 images are not in --image_root .*: a.png; --image_root FOLDER names"),
-        ({"image_root": None}, "1 of 2 images are not in its folder: a.png; --image_root FOLDER names another folder"),
+        (
+            {"image_root": tmp_path},
+            "1 of 2 images are not in --image_root .*: a.png; --image_root FOLDER names",
+        ),
+        (
+            {"image_root": None},
+            "1 of 2 images are not in its folder: a.png; --image_root FOLDER names another folder",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             READERS["csv"](path, columns=replace(columns, **change)).read()
     path.write_text(f"image,mos\na.png,1\n{tmp_path}/b.png,2\n")
-    with pytest.raises(UserError, match=f"1 image names leave --image_root .*: {tmp_path}/b.png; --image_root FOLDER"):
+    with pytest.raises(
+        UserError,
+        match=f"1 image names leave --image_root .*: {tmp_path}/b.png; --image_root FOLDER",
+    ):
         READERS["csv"](path, columns=Columns(image_root=place)).read()
 
 
 def test_demo_is_made_on_first_use_and_read_as_koniq_and_spaq(tmp_path):
     reader = Demo(tmp_path / "demo")
     data, spaq = reader.read(), READERS["spaq"](reader.spaq_root).read_all_as_test()
-    assert len(data.split("train")) >= 150 and len(data.split("test")) >= 50 and len(spaq.records) >= 40
+    assert (
+        len(data.split("train")) >= 150
+        and len(data.split("test")) >= 50
+        and len(spaq.records) >= 40
+    )
     made = sorted((tmp_path / "demo").rglob("*.jpg"))[0].stat().st_mtime_ns
     assert len(Demo(tmp_path / "demo").read().records) == len(data.records)
     assert sorted((tmp_path / "demo").rglob("*.jpg"))[0].stat().st_mtime_ns == made
@@ -379,9 +461,13 @@ def test_a_release_is_read_for_testing_and_for_training(form, tmp_path, settings
     expected = write(root)
     everything = READERS[name](root).read_all_as_test()
     assert {r.name: (r.score, r.group, r.kind) for r in everything.records} == expected
-    assert {r.split for r in everything.records} == {"test"} and everything.higher_is_better == higher_is_better
+    assert {r.split for r in everything.records} == {
+        "test"
+    } and everything.higher_is_better == higher_is_better
     assert not any("split" in note for note in everything.notes)
-    assert all(r.path.is_file() and r.path.name == r.name.split("/")[-1] for r in everything.records)
+    assert all(
+        r.path.is_file() and r.path.name == r.name.split("/")[-1] for r in everything.records
+    )
 
     data, again, other = (READERS[name](root, seed).read() for seed in (1, 1, 2))
     train, test = data.split("train"), data.split("test")
@@ -525,17 +611,23 @@ BROKEN_RELEASES = {
     ),
     "csiq without the column": (
         "csiq",
-        lambda root: write_csiq(root, ["image", "dst_idx", "dst_type", "dst_lev", "dmos_std", "mos"]),
+        lambda root: write_csiq(
+            root, ["image", "dst_idx", "dst_type", "dst_lev", "dmos_std", "mos"]
+        ),
         "csiq.DMOS.xlsx: no row with the columns image, dst_type, dst_lev, dmos; its first row holds CSIQ",
     ),
     "csiq with another distortion": (
         "csiq",
-        lambda root: write_book(root / "csiq.DMOS.xlsx", all_by_image=[CSIQ_HEADER, ["elk", 1, "rain", 1, 0, 0.5]]),
+        lambda root: write_book(
+            root / "csiq.DMOS.xlsx", all_by_image=[CSIQ_HEADER, ["elk", 1, "rain", 1, 0, 0.5]]
+        ),
         "column dst_type: expected noise, .*, contrast, found 'rain'",
     ),
     "csiq with a score that is none": (
         "csiq",
-        lambda root: write_book(root / "csiq.DMOS.xlsx", all_by_image=[CSIQ_HEADER, ["elk", 1, "blur", 1, 0, "#N/A"]]),
+        lambda root: write_book(
+            root / "csiq.DMOS.xlsx", all_by_image=[CSIQ_HEADER, ["elk", 1, "blur", 1, 0, "#N/A"]]
+        ),
         "csiq: 1 scores are not numbers: elk.blur.1.png",
     ),
     "tid2013 with other lines": (
@@ -550,12 +642,16 @@ BROKEN_RELEASES = {
     ),
     "tid2013 with one image twice": (
         "tid2013",
-        lambda root: (root / "mos_with_names.txt").write_text("5.5 I01_01_1.bmp\n5 I02_01_1.bmp\n5.5 i01_01_1.BMP\n"),
+        lambda root: (root / "mos_with_names.txt").write_text(
+            "5.5 I01_01_1.bmp\n5 I02_01_1.bmp\n5.5 i01_01_1.BMP\n"
+        ),
         "tid2013: 1 images are listed twice: I01_01_1.bmp",
     ),
     "bid with other numbers": (
         "bid",
-        lambda root: write_book(root / "DatabaseGrades.xlsx", a=[["n", "g"], [1, 2.0], ["two", 3], [None, 4], [2.5]]),
+        lambda root: write_book(
+            root / "DatabaseGrades.xlsx", a=[["n", "g"], [1, 2.0], ["two", 3], [None, 4], [2.5]]
+        ),
         "DatabaseGrades.xlsx: column 1: expected image numbers, found two, None, 2.5",
     ),
     "bid without a grade": (
@@ -587,8 +683,14 @@ def test_what_is_wrong_with_a_release_is_said(case, tmp_path):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize(("form", "file"), [("csiq", "csiq.DMOS.xlsx"), ("bid", "DatabaseGrades.xlsx"),
-                                            ("spaq official", "MOS and Image attribute scores.xlsx")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("form", "file"),
+    [
+        ("csiq", "csiq.DMOS.xlsx"),
+        ("bid", "DatabaseGrades.xlsx"),
+        ("spaq official", "MOS and Image attribute scores.xlsx"),
+    ],
+)
 def test_a_set_that_comes_as_a_workbook_says_what_to_install(form, file, tmp_path):
     """In a process of its own, in which Python finds no openpyxl."""
     RELEASES[form][0](write_dir(tmp_path))

@@ -36,9 +36,14 @@ def folders_in(path):
 
 
 def test_a_cached_image_is_the_decoded_and_resized_file(images, tmp_path):
-    memory, built = ImageCache("set", images, "50", 48), ImageCache("set", images, "50", 48, tmp_path / "cache")
+    memory, built = (
+        ImageCache("set", images, "50", 48),
+        ImageCache("set", images, "50", 48, tmp_path / "cache"),
+    )
     for i, path in enumerate(images):
-        assert np.array_equal(memory[i], resize_image(decode(path), *resized_size(*read_header(path), "50", 48)))
+        assert np.array_equal(
+            memory[i], resize_image(decode(path), *resized_size(*read_header(path), "50", 48))
+        )
     assert same(memory, built) and not built.was_there and memory.upscaled == 0
     found = ImageCache("set", images, "50", 48, tmp_path / "cache")
     assert found.was_there and same(found, memory)
@@ -81,7 +86,9 @@ def build_in_child(paths, cache_dir, started):
         return original(path, exif_rotate)
 
     reading_cache.decode = slow
-    tqdm.set_lock(threading.RLock())  # its own is shared with the parent, and this process is killed while it holds it
+    tqdm.set_lock(
+        threading.RLock()
+    )  # its own is shared with the parent, and this process is killed while it holds it
     ImageCache("set", paths, "50", 48, cache_dir)
 
 
@@ -112,7 +119,9 @@ def test_a_failed_build_leaves_nothing(images, tmp_path, monkeypatch):
 def test_two_runs_that_need_the_same_cache_build_it_once(images, tmp_path):
     made = []
     threads = [
-        threading.Thread(target=lambda: made.append(ImageCache("set", images, "50", 48, tmp_path / "cache")))
+        threading.Thread(
+            target=lambda: made.append(ImageCache("set", images, "50", 48, tmp_path / "cache"))
+        )
         for _ in range(4)
     ]
     for thread in threads:
@@ -141,7 +150,8 @@ def test_a_stray_write_does_not_reach_the_file(images, tmp_path):
 def test_a_cache_folder_that_cannot_be_made_is_the_users_mistake(images, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(
-        UserError, match="file.*: the image cache cannot be written: .*; give --cache_dir PATH or --no_cache"
+        UserError,
+        match="file.*: the image cache cannot be written: .*; give --cache_dir PATH or --no_cache",
     ):
         ImageCache("set", images, "50", 48, tmp_path / "file")
 
@@ -166,9 +176,13 @@ def test_every_bad_file_is_named_with_its_reason(tmp_path):
         cache = ImageCache("set", paths, "none", 32, tmp_path / "cache")
         found = {path.name: reason for path, reason in cache.bad.items()}
         assert set(found) == {*bad, "gone.jpg", "cut.jpg", "cut.png"}
-        assert {name: found[name] for name in bad} == {name: reason for name, (_, reason) in bad.items()}
+        assert {name: found[name] for name in bad} == {
+            name: reason for name, (_, reason) in bad.items()
+        }
         assert "truncated" in found["cut.jpg"] and found["gone.jpg"] == "No such file or directory"
-    assert cache.was_there and np.array_equal(cache[cache.index[tmp_path / "good.jpg"]], decode(tmp_path / "good.jpg"))
+    assert cache.was_there and np.array_equal(
+        cache[cache.index[tmp_path / "good.jpg"]], decode(tmp_path / "good.jpg")
+    )
 
 
 def test_a_set_without_any_readable_image_is_cached_too(tmp_path):
@@ -208,7 +222,11 @@ def test_copies_look_alike_and_other_images_do_not(tmp_path):
     frequency = np.hypot(*np.meshgrid(np.fft.rfftfreq(128), np.fft.fftfreq(96))).clip(1 / 128)
     for _ in range(30):  # the larger the frequency the weaker, as in photographs
         wave = np.fft.irfft2(np.fft.rfft2(random.normal(size=(96, 128))) / frequency)
-        scenes.append(np.repeat(np.clip(128 + 40 * wave / wave.std(), 0, 255)[..., None], 3, 2).astype(np.uint8))
+        scenes.append(
+            np.repeat(np.clip(128 + 40 * wave / wave.std(), 0, 255)[..., None], 3, 2).astype(
+                np.uint8
+            )
+        )
     looks = [perceptual_hash(scene) for scene in scenes]
     assert near_duplicates(looks, looks) == [(i, i) for i in range(30)]
     for changed in (
@@ -225,5 +243,8 @@ def test_copies_look_alike_and_other_images_do_not(tmp_path):
 def test_looks_are_kept_with_the_digests(images, tmp_path):
     built = ImageCache("set", images, "50", 48, tmp_path / "cache")
     found = ImageCache("set", images, "50", 48, tmp_path / "cache")
-    assert found.was_there and found.hashes == built.hashes == ImageCache("set", images, "50", 48).hashes
+    assert (
+        found.was_there
+        and found.hashes == built.hashes == ImageCache("set", images, "50", 48).hashes
+    )
     assert all(len(each) == 16 for each in found.hashes) and len({*found.hashes}) > 1

@@ -12,7 +12,15 @@ from helpers import jpeg_bytes, picture
 from PIL import Image, ImageOps
 
 from hyperiqa.images import decode as images
-from hyperiqa.images.decode import decode, fitted_size, from_pillow, load_image, read_header, resize_image, resized_size
+from hyperiqa.images.decode import (
+    decode,
+    fitted_size,
+    from_pillow,
+    load_image,
+    read_header,
+    resize_image,
+    resized_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,7 +74,9 @@ def test_sixteen_bits_are_divided_by_257(tmp_path):
 def test_resize_is_pillows_within_one_grey_level(size, target):
     image = np.array(Image.fromarray(picture(120, 90)).resize(size, Image.BICUBIC))
     height, width = resized_size(image.shape[0], image.shape[1], target, 1)
-    expected = np.asarray(Image.fromarray(image).resize((width, height), Image.BILINEAR)).astype(int)
+    expected = np.asarray(Image.fromarray(image).resize((width, height), Image.BILINEAR)).astype(
+        int
+    )
     difference = np.abs(resize_image(image, height, width).astype(int) - expected)
     assert difference.max() <= 1 and (difference > 0).mean() < 0.01
 
@@ -122,7 +132,9 @@ def test_a_thin_strip_is_refused_before_it_is_blown_up(tmp_path):
     assert fitted_size(tmp_path / "long.png", "384", 224) == ((384, 76_800), False)
     assert fitted_size(tmp_path / "long.png", "none", 224) == ((224, 44_800), True)
     Image.new("L", (30_000, 2)).save(tmp_path / "strip.png")
-    with pytest.raises(ValueError, match="absurdly large once resized from 30000x2 to 5760000x384 pixels"):
+    with pytest.raises(
+        ValueError, match="absurdly large once resized from 30000x2 to 5760000x384 pixels"
+    ):
         fitted_size(tmp_path / "strip.png", "384", 224)
     with pytest.raises(ValueError, match="absurdly large once resized"):
         load_image(tmp_path / "strip.png", "384", 224)
@@ -138,7 +150,8 @@ def grey(image):
 
 
 @pytest.mark.parametrize(
-    ("mode", "clear"), [("RGB", (0, 0, 0)), ("L", 0), ("P", 0), ("P", bytes([0] + [255] * 9)), ("I;16", 0)]
+    ("mode", "clear"),
+    [("RGB", (0, 0, 0)), ("L", 0), ("P", 0), ("P", bytes([0] + [255] * 9)), ("I;16", 0)],
 )
 def test_a_transparent_colour_of_a_png_lies_on_white(tmp_path, mode, clear):
     pixels = picture()[..., 0] // 2 + 100
@@ -161,7 +174,11 @@ def test_floats_are_0_to_1_and_else_refused(tmp_path):
     pixels = picture()[..., 0]
     found = saved(tmp_path, "a.tif", Image.fromarray(pixels.astype(np.float32) / 255))
     assert np.array_equal(found, grey(pixels))
-    for values in (pixels.astype(np.float32), np.full((9, 9), np.nan, np.float32), np.full((9, 9), -0.1, np.float32)):
+    for values in (
+        pixels.astype(np.float32),
+        np.full((9, 9), np.nan, np.float32),
+        np.full((9, 9), -0.1, np.float32),
+    ):
         with pytest.raises(ValueError, match="floating pixels from .* expected 0 to 1"):
             saved(tmp_path, "b.tif", Image.fromarray(values))
 
@@ -170,7 +187,12 @@ def test_integers_of_unknown_range_are_refused(tmp_path):
     with pytest.raises(ValueError, match="32-bit integer pixels, whose range is not known"):
         saved(tmp_path, "a.tif", Image.fromarray(picture()[..., 0].astype(np.int32)))
     with pytest.raises(ValueError, match="grey of 16 bits, 0 as white: expected 8 or 16 bits"):
-        saved(tmp_path, "b.tif", Image.fromarray(picture()[..., 0].astype(np.uint16)), tiffinfo={262: 0})
+        saved(
+            tmp_path,
+            "b.tif",
+            Image.fromarray(picture()[..., 0].astype(np.uint16)),
+            tiffinfo={262: 0},
+        )
 
 
 def test_sixteen_bits_of_a_pgm_are_divided_by_257(tmp_path):
@@ -179,8 +201,30 @@ def test_sixteen_bits_of_a_pgm_are_divided_by_257(tmp_path):
     assert np.array_equal(decode(tmp_path / "a.pgm"), grey(np.rint(values / 257).astype(np.uint8)))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "LA", "La",
-                                  "PA", "RGBX", "RGBa", "I;16", "I;16L", "I;16B"])  # fmt: skip
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "1",
+        "L",
+        "P",
+        "RGB",
+        "RGBA",
+        "CMYK",
+        "YCbCr",
+        "LAB",
+        "HSV",
+        "I",
+        "F",
+        "LA",
+        "La",
+        "PA",
+        "RGBX",
+        "RGBa",
+        "I;16",
+        "I;16L",
+        "I;16B",
+    ],
+)
 def test_every_mode_gives_pixels_or_a_reason(mode):
     image = Image.new(mode, (40, 30))
     if mode in ("LAB", "La", "I"):
@@ -188,7 +232,14 @@ def test_every_mode_gives_pixels_or_a_reason(mode):
             from_pillow(image)
     else:
         # Clear, without ink, or (JFIF) Y = 0 with the strongest green.
-        blank = {"RGBA": 255, "LA": 255, "PA": 255, "RGBa": 255, "CMYK": 255, "YCbCr": (0, 135, 0)}.get(mode, 0)
+        blank = {
+            "RGBA": 255,
+            "LA": 255,
+            "PA": 255,
+            "RGBa": 255,
+            "CMYK": 255,
+            "YCbCr": (0, 135, 0),
+        }.get(mode, 0)
         assert np.array_equal(from_pillow(image), np.full((30, 40, 3), blank, np.uint8))
 
 
@@ -206,7 +257,9 @@ def fates(folder):
     """What became of each file of a folder in a process that decodes them all; fails where it crashed."""
     command = [sys.executable, "-W", "ignore", fuzz.__file__, folder]
     root = Path(__file__).parents[2]
-    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONPATH": str(root)}, timeout=1200)
+    done = subprocess.run(
+        command, capture_output=True, env={**os.environ, "PYTHONPATH": str(root)}, timeout=1200
+    )
     lines = done.stdout.decode(errors="replace").splitlines()
     assert done.returncode == 0, f"{done.returncode} at {lines[-1:]}: {done.stderr[-300:]}"
     return lines
@@ -225,4 +278,6 @@ def test_no_damaged_file_ends_the_process(tmp_path):
 def test_no_damaged_file_of_two_thousand_ends_the_process(tmp_path, suffix):
     fuzz.write(tmp_path, suffix, 2000, seed=1)
     lines = fates(tmp_path)
-    assert len(lines) == 2000 and sum(" bad " in line for line in lines) > 50 < sum(" read " in line for line in lines)
+    assert len(lines) == 2000 and sum(" bad " in line for line in lines) > 50 < sum(
+        " read " in line for line in lines
+    )

@@ -52,10 +52,17 @@ def test_sixteen_bits_round_and_refuse_what_they_cannot_hold(cache):
     half.fill(compute([]), BATCH)
     assert half.bytes == ROWS * WIDTH * 2
     assert torch.equal(half[np.arange(ROWS)], torch.from_numpy(WANTED.astype(np.float16)))
-    with pytest.raises(UserError, match="--feature_dtype fp16: values reach 70000, expected at most 65504; give fp32"):
-        features(cache, "fp16", more=1).fill(lambda start: iter([np.full((ROWS, WIDTH), 7e4, np.float32)]), BATCH)
+    with pytest.raises(
+        UserError,
+        match="--feature_dtype fp16: values reach 70000, expected at most 65504; give fp32",
+    ):
+        features(cache, "fp16", more=1).fill(
+            lambda start: iter([np.full((ROWS, WIDTH), 7e4, np.float32)]), BATCH
+        )
     with pytest.raises(UserError, match="--feature_dtype fp32: values reach nan"):
-        features(cache, more=2).fill(lambda start: iter([np.full((ROWS, WIDTH), np.nan, np.float32)]), BATCH)
+        features(cache, more=2).fill(
+            lambda start: iter([np.full((ROWS, WIDTH), np.nan, np.float32)]), BATCH
+        )
 
 
 def test_all_that_rows_depend_on_is_in_the_key(cache, tmp_path):
@@ -64,7 +71,13 @@ def test_all_that_rows_depend_on_is_in_the_key(cache, tmp_path):
         features(cache, split="test"),
         features(cache, encoder="y"),
         Features(cache, "train", (ROWS, WIDTH + 1), "fp32", {"encoder": "x"}),
-        Features(ImageCache("set", cache.paths, "40x40", 32, tmp_path / "cache"), "train", (ROWS, WIDTH), "fp32", {}),
+        Features(
+            ImageCache("set", cache.paths, "40x40", 32, tmp_path / "cache"),
+            "train",
+            (ROWS, WIDTH),
+            "fp32",
+            {},
+        ),
     ]
     folders = {str(each.folder) for each in [features(cache), *others]}
     assert len(folders) == 6 and features(cache).folder == features(cache).folder
@@ -99,8 +112,12 @@ def test_the_disk_is_asked_before_and_only_for_what_is_missing(cache, monkeypatc
     assert check_room(parts)[1] == (
         f"Features of test: 10 patches of 6 values in fp16, 0.00 GB, to compute in {missing.folder}"
     )
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: type("Usage", (), {"free": missing.bytes - 1})())
-    with pytest.raises(UserError, match=r"the features need 0.0 GB in .*, which has 0.0 GB free; give --cache_dir"):
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: type("Usage", (), {"free": missing.bytes - 1})()
+    )
+    with pytest.raises(
+        UserError, match=r"the features need 0.0 GB in .*, which has 0.0 GB free; give --cache_dir"
+    ):
         check_room(parts)
     check_room({"train": there})
 

@@ -23,17 +23,26 @@ from hyperiqa.model.swin import SwinBackbone
 from hyperiqa.training.state import load_last, save_last
 
 DESCRIPTION = {
-    "backbone": "resnet18", "fusion": "none", "patch_size": 64, "resize": "72", "exif_rotate": True,
-    "score_range": [1.0, 5.0], "higher_is_better": False, "test_crop": "grid", "test_patch_num": 4,
+    "backbone": "resnet18",
+    "fusion": "none",
+    "patch_size": 64,
+    "resize": "72",
+    "exif_rotate": True,
+    "score_range": [1.0, 5.0],
+    "higher_is_better": False,
+    "test_crop": "grid",
+    "test_patch_num": 4,
     "metrics": {"test": {"srcc": 0.5, "plcc": 0.25}},
-}  # fmt: skip
+}
 # What the public code leaves in a file, by name and shape: tensors on the meta device have no more.
 TINY = "swin_tiny_patch4_window7_224"
 
 
 def shapes_of(name, fusion="none"):
     with torch.device("meta"):
-        return HyperNet(SwinBackbone(name) if name.startswith("swin") else ResNetBackbone(name), fusion).state_dict()
+        return HyperNet(
+            SwinBackbone(name) if name.startswith("swin") else ResNetBackbone(name), fusion
+        ).state_dict()
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +83,9 @@ def test_the_description_survives_a_tensors_only_load_and_a_strict_one(tmp_path)
     assert checkpoints.description_of(state) == {"format": 1, **description}
     other = HyperNet(ResNetBackbone("resnet18"))
     other.load_state_dict(state, strict=True)
-    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), model.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(other.state_dict().values(), model.state_dict().values())
+    )
     assert checkpoints.description_of(other.state_dict()) is None
 
 
@@ -85,7 +96,10 @@ def test_a_damaged_state_never_takes_the_place_of_the_good_one(tmp_path):
     state, note = load_last(tmp_path)
     assert state == {"n": 1} and note.endswith("falling back to previous.pt")
     save_last(tmp_path, {"n": 3})
-    assert [checkpoints.load(tmp_path / f"{name}.pt")["n"] for name in ("previous", "last")] == [1, 3]
+    assert [checkpoints.load(tmp_path / f"{name}.pt")["n"] for name in ("previous", "last")] == [
+        1,
+        3,
+    ]
 
 
 def test_wrappers_leave_no_trace_in_the_names():
@@ -104,7 +118,10 @@ class Bomb:
     ("content", "reason"),
     [
         ("pickle with code", "not a checkpoint of tensors: damaged, or not written by torch.save"),
-        ("code", r"not a checkpoint of tensors: it holds _?io\.open, and to load anything but tensors can run code"),
+        (
+            "code",
+            r"not a checkpoint of tensors: it holds _?io\.open, and to load anything but tensors can run code",
+        ),
         ("code, old format", "not a checkpoint of tensors: it holds"),
         ("whole module", "not a checkpoint of tensors: it holds torch.nn.modules.linear.Linear"),
         ("text", "not a checkpoint of tensors: damaged, or not written by torch.save"),
@@ -137,7 +154,11 @@ def test_load_refuses_everything_but_tensors(tmp_path, monkeypatch, content, rea
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
 def test_truncated_files_are_refused(tmp_path, model, zipped, share):
     path = tmp_path / "cut.pkl"
-    torch.save(OrderedDict(list(model.state_dict().items())[:40]), path, _use_new_zipfile_serialization=zipped)
+    torch.save(
+        OrderedDict(list(model.state_dict().items())[:40]),
+        path,
+        _use_new_zipfile_serialization=zipped,
+    )
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     with pytest.raises(UserError, match="cut.pkl: not a checkpoint of tensors: ."):
         checkpoints.load(path)
@@ -150,7 +171,10 @@ def test_our_models_come_back_as_they_were(tmp_path, model, suffix):
     if suffix == ".pkl":
         checkpoints.save(path, state)
     else:
-        strided = {name: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t for name, t in state.items()}
+        strided = {
+            name: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t
+            for name, t in state.items()
+        }
         checkpoints.save_safetensors(path, strided, DESCRIPTION)
     found, description = checkpoints.load_model(path)
     assert same(found, model.state_dict())
@@ -163,7 +187,9 @@ def test_our_models_come_back_as_they_were(tmp_path, model, suffix):
 
 
 def test_undefined_figures_are_null_in_the_description_of_safetensors():
-    text = checkpoints.description_json({"metrics": {"srcc": math.nan, "plcc": 0.5}, "described": False})
+    text = checkpoints.description_json(
+        {"metrics": {"srcc": math.nan, "plcc": 0.5}, "described": False}
+    )
     assert text == '{"format": 1, "metrics": {"srcc": null, "plcc": 0.5}}'
 
 
@@ -183,8 +209,16 @@ def test_undefined_figures_are_null_in_the_description_of_safetensors():
 def test_models_without_description_are_recognised_by_their_names(tmp_path, name, fusion):
     torch.save(shapes_of(name, fusion), tmp_path / "public.pkl")
     _, description = checkpoints.load_model(tmp_path / "public.pkl")
-    assert (description["backbone"], description["fusion"], description["described"]) == (name, fusion, False)
-    assert (description["patch_size"], description["resize"], description["test_crop"]) == (224, "512x384", "center")
+    assert (description["backbone"], description["fusion"], description["described"]) == (
+        name,
+        fusion,
+        False,
+    )
+    assert (description["patch_size"], description["resize"], description["test_crop"]) == (
+        224,
+        "512x384",
+        "center",
+    )
     assert description["score_range"] == [0.0, 100.0] and description["higher_is_better"] is True
 
 
@@ -214,10 +248,17 @@ def test_wrapped_state_dicts_are_found(tmp_path, model, kind):
     if kind == "all":
         state = {"epoch": 3, "model": "HyperIQA", "state_dict": state}
     elif kind == "ema":
-        state = {"params": {name: tensor + 1 for name, tensor in state.items()}, "params_ema": state}
+        state = {
+            "params": {name: tensor + 1 for name, tensor in state.items()},
+            "params_ema": state,
+        }
     elif kind in ("state_dict", "model", "params", "net", "student", "ours"):
         state = {"epoch": 3, "model" if kind == "ours" else kind: state}
-    torch.save(state, tmp_path / "model.pth", _use_new_zipfile_serialization=kind not in ("old format", "all"))
+    torch.save(
+        state,
+        tmp_path / "model.pth",
+        _use_new_zipfile_serialization=kind not in ("old format", "all"),
+    )
     found, description = checkpoints.load_model(tmp_path / "model.pth")
     assert same(found, model.state_dict())
     assert description["backbone"] == "resnet18" and description["described"] is (kind == "ours")
@@ -236,7 +277,11 @@ def test_old_timms_buffers_are_ignored(tmp_path):
 
 def test_what_does_not_fit_is_named(tmp_path, model):
     state = OrderedDict(model.state_dict())
-    checkpoints.fill(model, {n: t for n, t in state.items() if "num_batches_tracked" not in n}, tmp_path / "older.pkl")
+    checkpoints.fill(
+        model,
+        {n: t for n, t in state.items() if "num_batches_tracked" not in n},
+        tmp_path / "older.pkl",
+    )
     state["res.fc.weight"] = state.pop("fc1b_fc.weight")
     state["conv1.2.bias"] = torch.zeros(7)
     expected = (
@@ -263,7 +308,9 @@ def foreign(kind):
     if kind == "no lda":
         return {name: tensor for name, tensor in state.items() if "lda" not in name}
     if kind == "odd depth":
-        return {name: tensor for name, tensor in state.items() if not name.startswith("res.layer3.1")}
+        return {
+            name: tensor for name, tensor in state.items() if not name.startswith("res.layer3.1")
+        }
     if kind == "flat":
         return {**state, "conv1.0.weight": torch.zeros(512)}
     return {
@@ -283,7 +330,10 @@ def foreign(kind):
             "other channels",
             "conv1.0.weight takes 3840 channels; expected 512, those of the last stage, or 960, those of all stages",
         ),
-        ("torchvision", r"not a HyperIQA model with a known backbone: expected .*; found conv1.weight, bn1.weight"),
+        (
+            "torchvision",
+            r"not a HyperIQA model with a known backbone: expected .*; found conv1.weight, bn1.weight",
+        ),
         ("no head", "not a HyperIQA model with a known backbone"),
         ("no lda", "not a HyperIQA model with a known backbone"),
         ("odd depth", "not a HyperIQA model with a known backbone"),
@@ -305,8 +355,14 @@ def test_other_files_are_refused_with_the_reason(tmp_path, kind, reason):
     ("description", "reason"),
     [
         ({**DESCRIPTION, "format": 2}, "of format 2, newer than this program's 1"),
-        ({"format": 1, "backbone": "resnet18"}, "its description is damaged: it lacks fusion, patch_size, resize, "),
-        (["resnet18"], r"its description is damaged: expected a format number, found \['resnet18'\]"),
+        (
+            {"format": 1, "backbone": "resnet18"},
+            "its description is damaged: it lacks fusion, patch_size, resize, ",
+        ),
+        (
+            ["resnet18"],
+            r"its description is damaged: expected a format number, found \['resnet18'\]",
+        ),
         ({**DESCRIPTION, "format": None}, "its description is damaged: expected a format number"),
     ],
 )
@@ -321,16 +377,24 @@ def test_descriptions_that_cannot_be_used_are_refused(tmp_path, description, rea
             checkpoints.load_model(path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "header cut", "text", "empty", "broken description", "huge header"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "header cut", "text", "empty", "broken description", "huge header"]
+)
 def test_damaged_safetensors_are_refused(tmp_path, damage):
     path = tmp_path / "model.safetensors"
     whole = safetensors.torch.save(
         {"w": torch.zeros(100)}, {"hyperiqa": "{" if damage == "broken description" else "{}"}
     )
-    path.write_bytes({
-        "cut": whole[:-8], "header cut": whole[:20], "text": b"no tensors in here", "empty": b"",
-        "broken description": whole, "huge header": struct.pack("<Q", 2**60) + whole[8:],
-    }[damage])  # fmt: skip
+    path.write_bytes(
+        {
+            "cut": whole[:-8],
+            "header cut": whole[:20],
+            "text": b"no tensors in here",
+            "empty": b"",
+            "broken description": whole,
+            "huge header": struct.pack("<Q", 2**60) + whole[8:],
+        }[damage]
+    )
     with pytest.raises(UserError, match="model.safetensors: not a safetensors file: ."):
         checkpoints.load_model(path)
     with pytest.raises(UserError, match="none.safetensors: no such file"):
@@ -340,7 +404,9 @@ def test_damaged_safetensors_are_refused(tmp_path, damage):
 def test_a_runs_folder_means_its_newest_best_model(tmp_path):
     with pytest.raises(UserError, match=r"no best_model_srcc_….pkl in this folder"):
         checkpoints.find_model(tmp_path)
-    for age, name in enumerate(["best_model_srcc_0.7000_plcc_0.5000.pkl", "best_model_srcc_0.9000_plcc_0.9000.pkl"]):
+    for age, name in enumerate(
+        ["best_model_srcc_0.7000_plcc_0.5000.pkl", "best_model_srcc_0.9000_plcc_0.9000.pkl"]
+    ):
         (tmp_path / name).write_bytes(b"")
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     (tmp_path / "last.pt").write_bytes(b"")
@@ -365,7 +431,10 @@ def test_backbone_weights_of_torchvision_and_timm(tmp_path):
     theirs = swin.layers[3].blocks[1].mlp.fc2.weight
     assert torch.equal(backbone.backbone.layers_3.blocks[1].mlp.fc2.weight, theirs)
 
-    with pytest.raises(UserError, match=r"swin.pth: \d+ of the backbone's \d+ tensors are missing or of another shape"):
+    with pytest.raises(
+        UserError,
+        match=r"swin.pth: \d+ of the backbone's \d+ tensors are missing or of another shape",
+    ):
         pretrained.load_backbone_weights(ResNetBackbone("resnet18"), tmp_path / "swin.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(UserError, match="list.pth: expected a state dict"):

@@ -20,7 +20,10 @@ def conv1x1(x, conv):
 def mean_pooled(x, side):
     step = x.shape[-1] // side
     cells = [
-        [x[:, :, i * step : (i + 1) * step, j * step : (j + 1) * step].mean((2, 3)) for j in range(side)]
+        [
+            x[:, :, i * step : (i + 1) * step, j * step : (j + 1) * step].mean((2, 3))
+            for j in range(side)
+        ]
         for i in range(side)
     ]
     return torch.stack([torch.stack(row, -1) for row in cells], -2)
@@ -39,7 +42,9 @@ def test_a_feature_pyramid_is_that_of_the_paper(maps):
         level = lateral
         smooth = blocks.layer_blocks[stage][0]
         around = torch.nn.functional.pad(level, (1, 1, 1, 1)).unfold(2, 3, 1).unfold(3, 3, 1)
-        levels.insert(0, torch.einsum("ocij,nchwij->nohw", smooth.weight, around) + smooth.bias[:, None, None])
+        levels.insert(
+            0, torch.einsum("ocij,nchwij->nohw", smooth.weight, around) + smooth.bias[:, None, None]
+        )
     expected = torch.cat([mean_pooled(each, 7) for each in levels], 1)
     assert fuse(maps).shape == (2, fuse.out_channels, 7, 7)
     assert torch.allclose(fuse(maps), expected, atol=1e-5)
@@ -56,7 +61,10 @@ def test_progressive_goes_from_the_finest_map_to_the_coarsest(maps):
 
 @pytest.mark.parametrize("name", list(FUSIONS))
 def test_every_fusion_takes_a_plain_encoders_maps_and_trains_all_that_it_has(name):
-    fuse, maps = FUSIONS[name]((6, 6, 6, 6)), [torch.randn(2, 6, 14, 14, requires_grad=True) for _ in range(4)]
+    fuse, maps = (
+        FUSIONS[name]((6, 6, 6, 6)),
+        [torch.randn(2, 6, 14, 14, requires_grad=True) for _ in range(4)],
+    )
     fused = fuse(maps)
     assert fused.shape == (2, fuse.out_channels, 7, 7)
     fused.square().sum().backward()

@@ -15,17 +15,31 @@ def test_the_transformer_is_two_layers_of_torchs_own_over_tokens_of_all_stages()
     for stage, (looked_at, embed) in enumerate(zip((*maps[:3], fused), body.tokens)):
         pooled = nn.functional.adaptive_avg_pool2d(looked_at, 7)
         for place in range(49):
-            token = embed.weight[:, :, 0, 0] @ pooled[:, :, place // 7, place % 7].T + embed.bias[:, None]
+            token = (
+                embed.weight[:, :, 0, 0] @ pooled[:, :, place // 7, place % 7].T
+                + embed.bias[:, None]
+            )
             tokens.append(token.T + body.stage[stage] + body.position[place])
     x = torch.stack(tokens, 1)
     for ours in body.layers:
-        layer = nn.TransformerEncoderLayer(256, 8, 512, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True)
-        names = {"attn.qkv.weight": "self_attn.in_proj_weight", "attn.qkv.bias": "self_attn.in_proj_bias"}
+        layer = nn.TransformerEncoderLayer(
+            256, 8, 512, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
+        )
+        names = {
+            "attn.qkv.weight": "self_attn.in_proj_weight",
+            "attn.qkv.bias": "self_attn.in_proj_bias",
+        }
         names |= {f"attn.proj.{p}": f"self_attn.out_proj.{p}" for p in ("weight", "bias")}
         names |= {f"mlp.fc{i}.{p}": f"linear{i}.{p}" for i in (1, 2) for p in ("weight", "bias")}
-        layer.load_state_dict({names.get(name, name): tensor for name, tensor in ours.state_dict().items()})
+        layer.load_state_dict(
+            {names.get(name, name): tensor for name, tensor in ours.state_dict().items()}
+        )
         x = layer(x)
-    expected = (body.norm(x[:, 147:]) @ body.out.weight.T + body.out.bias).transpose(1, 2).reshape(2, 112, 7, 7)
+    expected = (
+        (body.norm(x[:, 147:]) @ body.out.weight.T + body.out.bias)
+        .transpose(1, 2)
+        .reshape(2, 112, 7, 7)
+    )
     assert torch.allclose(body(maps, fused), expected, atol=1e-5)
 
 

@@ -12,58 +12,111 @@ from hyperiqa.scoring import quality_model
 GOLDEN = {
     "resnet50": {
         "scores": [-1.61621, -1.57695, -1.48466, -1.48381],
-        "mean_abs": {"target_in_vec": 1.061628, "target_fc1w": 0.425621, "target_fc1b": 0.488066, "target_fc2w": 0.428815,
-                     "target_fc2b": 0.449671, "target_fc3w": 0.443515, "target_fc3b": 0.603158, "target_fc4w": 0.327511,
-                     "target_fc4b": 0.45257, "target_fc5w": 0.304187, "target_fc5b": 0.744855},
-        "parameters": 27375369, "keys": 355, "prefix": "res",
-        "channels": (256, 512, 1024, 2048), "hidden": (1024, 512),
+        "mean_abs": {
+            "target_in_vec": 1.061628,
+            "target_fc1w": 0.425621,
+            "target_fc1b": 0.488066,
+            "target_fc2w": 0.428815,
+            "target_fc2b": 0.449671,
+            "target_fc3w": 0.443515,
+            "target_fc3b": 0.603158,
+            "target_fc4w": 0.327511,
+            "target_fc4b": 0.45257,
+            "target_fc5w": 0.304187,
+            "target_fc5b": 0.744855,
+        },
+        "parameters": 27375369,
+        "keys": 355,
+        "prefix": "res",
+        "channels": (256, 512, 1024, 2048),
+        "hidden": (1024, 512),
     },
     "swin_tiny_patch4_window7_224": {
         "scores": [-0.99452, -1.28759, -1.38935, -0.60732],
-        "mean_abs": {"target_in_vec": 1.299596, "target_fc1w": 0.516664, "target_fc1b": 0.592889, "target_fc2w": 0.492586,
-                     "target_fc2b": 0.58558, "target_fc3w": 0.582734, "target_fc3b": 0.534256, "target_fc4w": 0.585894,
-                     "target_fc4b": 0.531882, "target_fc5w": 0.727794, "target_fc5b": 0.693464},
-        "parameters": 28979523, "keys": 206, "prefix": "swin",
-        "channels": (96, 192, 384, 768), "hidden": (512, 256),
+        "mean_abs": {
+            "target_in_vec": 1.299596,
+            "target_fc1w": 0.516664,
+            "target_fc1b": 0.592889,
+            "target_fc2w": 0.492586,
+            "target_fc2b": 0.58558,
+            "target_fc3w": 0.582734,
+            "target_fc3b": 0.534256,
+            "target_fc4w": 0.585894,
+            "target_fc4b": 0.531882,
+            "target_fc5w": 0.727794,
+            "target_fc5b": 0.693464,
+        },
+        "parameters": 28979523,
+        "keys": 206,
+        "prefix": "swin",
+        "channels": (96, 192, 384, 768),
+        "hidden": (512, 256),
     },
-}  # fmt: skip
+}
 # The same of SMART-IQA's public code: size of the Swin, fusion -> scores, parameters, keys, attention of each stage.
 GOLDEN_SMART = {
     ("tiny", "direct"): ([2.58804, 1.54787, 2.32902, 2.41664], 29323587, 206, None),
     ("tiny", "attention"): (
-        [1.17321, 0.71843, 1.2409, 1.04749], 29521479, 210,
-        [[0.198699, 0.069948, 0.475774, 0.255579], [0.306307, 0.043027, 0.427362, 0.223304],
-         [0.19204, 0.060551, 0.510854, 0.236556], [0.222689, 0.051696, 0.471473, 0.254142]],
+        [1.17321, 0.71843, 1.2409, 1.04749],
+        29521479,
+        210,
+        [
+            [0.198699, 0.069948, 0.475774, 0.255579],
+            [0.306307, 0.043027, 0.427362, 0.223304],
+            [0.19204, 0.060551, 0.510854, 0.236556],
+            [0.222689, 0.051696, 0.471473, 0.254142],
+        ],
     ),
     ("base", "attention"): (
-        [1.6117, 1.01329, 1.21634, 1.26932], 89111941, 366,
-        [[0.013532, 0.059266, 0.606197, 0.321005], [0.010782, 0.044101, 0.381081, 0.564036],
-         [0.009023, 0.048187, 0.443003, 0.499787], [0.008195, 0.049683, 0.437197, 0.504925]],
+        [1.6117, 1.01329, 1.21634, 1.26932],
+        89111941,
+        366,
+        [
+            [0.013532, 0.059266, 0.606197, 0.321005],
+            [0.010782, 0.044101, 0.381081, 0.564036],
+            [0.009023, 0.048187, 0.443003, 0.499787],
+            [0.008195, 0.049683, 0.437197, 0.504925],
+        ],
     ),
     ("small", "none"): ([0.77684, 0.95695, 0.742, 0.77483], 50297427, 362, None),
-}  # fmt: skip
+}
 FIRST_BACKBONE_KEYS = {
-    "resnet50": ["res.conv1.weight", "res.bn1.weight", "res.bn1.bias", "res.bn1.running_mean", "res.bn1.running_var",
-                 "res.bn1.num_batches_tracked"],
-    "swin_tiny_patch4_window7_224": ["swin.backbone.patch_embed.proj.weight", "swin.backbone.patch_embed.proj.bias",
-                                     "swin.backbone.patch_embed.norm.weight", "swin.backbone.patch_embed.norm.bias",
-                                     "swin.backbone.layers_0.blocks.0.norm1.weight",
-                                     "swin.backbone.layers_0.blocks.0.norm1.bias"],
-}  # fmt: skip
+    "resnet50": [
+        "res.conv1.weight",
+        "res.bn1.weight",
+        "res.bn1.bias",
+        "res.bn1.running_mean",
+        "res.bn1.running_var",
+        "res.bn1.num_batches_tracked",
+    ],
+    "swin_tiny_patch4_window7_224": [
+        "swin.backbone.patch_embed.proj.weight",
+        "swin.backbone.patch_embed.proj.bias",
+        "swin.backbone.patch_embed.norm.weight",
+        "swin.backbone.patch_embed.norm.bias",
+        "swin.backbone.layers_0.blocks.0.norm1.weight",
+        "swin.backbone.layers_0.blocks.0.norm1.bias",
+    ],
+}
 
 
 def build(name: str, fusion: str = "none", patch_size: int = 224) -> HyperNet:
     return HyperNet(factory.build_backbone(name, patch_size=patch_size), fusion)
 
 
-def public_head(prefix: str, channels: tuple[int, ...], hidden: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+def public_head(
+    prefix: str, channels: tuple[int, ...], hidden: tuple[int, int]
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of the public code's head and LDA, as golden.json lists them."""
     shapes = {}
     for i, (c, grid) in enumerate(zip((16, 32, 64), (8, 4, 2)), 1):
         shapes[f"{prefix}.lda{i}_pool.0.weight"] = (c, channels[i - 1], 1, 1)
         shapes[f"{prefix}.lda{i}_fc.weight"] = (16, c * grid * grid)
         shapes[f"{prefix}.lda{i}_fc.bias"] = (16,)
-    shapes[f"{prefix}.lda4_fc.weight"], shapes[f"{prefix}.lda4_fc.bias"] = (176, channels[3]), (176,)
+    shapes[f"{prefix}.lda4_fc.weight"], shapes[f"{prefix}.lda4_fc.bias"] = (
+        (176, channels[3]),
+        (176,),
+    )
     widths = (channels[3], *hidden, 112)
     for i in range(3):
         shapes[f"conv1.{2 * i}.weight"] = (widths[i + 1], widths[i], 1, 1)
@@ -84,7 +137,9 @@ def test_golden_scores_weights_and_names(name):
         weights = model.target_weights(recipe_images(4, 0))
         scores = model.target_net(weights)
     assert scores.tolist() == pytest.approx(golden["scores"], abs=1e-3)
-    assert {k: w.abs().mean().item() for k, w in weights.items()} == pytest.approx(golden["mean_abs"], abs=1e-4)
+    assert {k: w.abs().mean().item() for k, w in weights.items()} == pytest.approx(
+        golden["mean_abs"], abs=1e-4
+    )
     for i in range(1, 6):
         assert weights[f"target_fc{i}w"].shape == (4, TARGET_SIZES[i], TARGET_SIZES[i - 1], 1, 1)
         assert weights[f"target_fc{i}b"].shape == (4, TARGET_SIZES[i])
@@ -101,7 +156,11 @@ def test_golden_scores_weights_and_names(name):
 
 
 @pytest.mark.parametrize(
-    "model", [pytest.param(m, marks=() if m[0] == "tiny" else pytest.mark.slow, id="-".join(m)) for m in GOLDEN_SMART]
+    "model",
+    [
+        pytest.param(m, marks=() if m[0] == "tiny" else pytest.mark.slow, id="-".join(m))
+        for m in GOLDEN_SMART
+    ],
 )
 def test_golden_scores_of_smart_iqa_and_its_checkpoints(model, tmp_path):
     (size, fusion), (scores, parameters, keys, attention) = model, GOLDEN_SMART[model]
@@ -116,9 +175,16 @@ def test_golden_scores_of_smart_iqa_and_its_checkpoints(model, tmp_path):
     # Its checkpoints, which describe nothing, load; the names are the keys that its own code asks for.
     torch.save(dict(net.state_dict()), tmp_path / "theirs.pth")
     again = quality_model.load(tmp_path / "theirs.pth", "cpu")
-    assert (again.description["fusion"], again.description["backbone"]) == (fusion, f"swin_{size}_patch4_window7_224")
+    assert (again.description["fusion"], again.description["backbone"]) == (
+        fusion,
+        f"swin_{size}_patch4_window7_224",
+    )
     names = {name for name in net.state_dict() if not name.startswith(("swin.", "conv1.", "fc"))}
-    extra = {f"multiscale_attention.attention_net.{i}.{part}" for i in (0, 3) for part in ("weight", "bias")}
+    extra = {
+        f"multiscale_attention.attention_net.{i}.{part}"
+        for i in (0, 3)
+        for part in ("weight", "bias")
+    }
     assert names == (extra if fusion == "attention" else set())
     with torch.no_grad():
         assert torch.allclose(again.net(images)["scores"], net(images)["scores"], atol=1e-5)
@@ -129,7 +195,9 @@ def test_target_net_gives_each_image_its_own_weights():
     generator = torch.Generator().manual_seed(1)
     weights = {"target_in_vec": torch.randn(3, 224, 1, 1, generator=generator)}
     for i in range(1, 6):
-        weights[f"target_fc{i}w"] = torch.randn(3, TARGET_SIZES[i], TARGET_SIZES[i - 1], 1, 1, generator=generator) / 10
+        weights[f"target_fc{i}w"] = (
+            torch.randn(3, TARGET_SIZES[i], TARGET_SIZES[i - 1], 1, 1, generator=generator) / 10
+        )
         weights[f"target_fc{i}b"] = torch.randn(3, TARGET_SIZES[i], generator=generator)
     for n, score in enumerate(TargetNet()(weights)):
         x = weights["target_in_vec"][n].flatten()
@@ -147,14 +215,21 @@ def test_batch_of_one_scores_as_within_a_batch(name, fusion, patch_size):
     model = build(name, fusion, patch_size).eval()
     images = torch.randn(3, 3, patch_size, patch_size)
     with torch.no_grad():
-        together, alone = model(images)["scores"], torch.cat([model(image[None])["scores"] for image in images])
+        together, alone = (
+            model(images)["scores"],
+            torch.cat([model(image[None])["scores"] for image in images]),
+        )
     assert together.shape == (3,)
     assert torch.allclose(together, alone, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("name", "channels"),
-    [("resnet18", (64, 128, 256, 512)), ("resnet34", (64, 128, 256, 512)), ("resnet101", (256, 512, 1024, 2048))],
+    [
+        ("resnet18", (64, 128, 256, 512)),
+        ("resnet34", (64, 128, 256, 512)),
+        ("resnet101", (256, 512, 1024, 2048)),
+    ],
 )
 def test_other_resnets(name, channels):
     model = build(name).eval()
@@ -198,10 +273,15 @@ def test_scores_keep_fp32_under_bf16_autocast():
 
 
 @pytest.mark.parametrize("fusion", ["none", "concat", "attention"])
-@pytest.mark.parametrize(("name", "patch_size"), [("resnet18", 224), ("resnet18", 150), ("vit_tiny_patch16_224", 80)])
+@pytest.mark.parametrize(
+    ("name", "patch_size"), [("resnet18", 224), ("resnet18", 150), ("vit_tiny_patch16_224", 80)]
+)
 def test_averaged_stage_maps_score_as_the_images_do(name, fusion, patch_size):
     torch.manual_seed(0)
-    model, images = build(name, fusion, patch_size).eval(), torch.randn(3, 3, patch_size, patch_size)
+    model, images = (
+        build(name, fusion, patch_size).eval(),
+        torch.randn(3, 3, patch_size, patch_size),
+    )
     with torch.no_grad():
         packed = model.pack(model.backbone.stage_maps(images))
         found, expected = model(model.unpack(packed)), model(images)
@@ -222,7 +302,9 @@ def test_rescaling_is_a_change_of_the_last_layer():
     scores = model(images)["scores"]
     model.rescale(-0.04, 5)
     assert torch.allclose(model(images)["scores"], 5 - 0.04 * scores, atol=1e-5)
-    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
     assert changed == {f"fc5{kind}_fc.{part}" for kind in "wb" for part in ("weight", "bias")}
 
 
@@ -245,7 +327,9 @@ def test_dropout_lies_where_smart_iqa_has_it():
     x = model.backbone.target_in_vec(maps)
     for i in range(1, 5):
         w = getattr(model, f"fc{i}w_conv")(hyper).reshape(-1, TARGET_SIZES[i], TARGET_SIZES[i - 1])
-        x = torch.sigmoid(torch.einsum("noi,ni->no", w, x) + getattr(model, f"fc{i}b_fc")(hyper.mean((2, 3))))
+        x = torch.sigmoid(
+            torch.einsum("noi,ni->no", w, x) + getattr(model, f"fc{i}b_fc")(hyper.mean((2, 3)))
+        )
         x = dropped(x[:, :, None])[:, :, 0] if i <= 3 else x
     pooled = hyper.mean((2, 3))
     expected = (model.fc5w_fc(pooled) * x).sum(1) + model.fc5b_fc(pooled)[:, 0]
@@ -259,7 +343,9 @@ def test_dropout_lies_where_smart_iqa_has_it():
 def test_drop_path_leaves_blocks_out_by_image_while_training(name):
     """Copies of one image come out alike without it and not with it; scoring leaves nothing out."""
     torch.manual_seed(0)
-    plain, dropping = (factory.build_backbone(name, patch_size=64, drop_path=rate) for rate in (0.0, 0.9))
+    plain, dropping = (
+        factory.build_backbone(name, patch_size=64, drop_path=rate) for rate in (0.0, 0.9)
+    )
     dropping.load_state_dict(plain.state_dict())
     images = torch.randn(1, 3, 64, 64).repeat(8, 1, 1, 1)
     for backbone in (plain, dropping):
@@ -278,7 +364,11 @@ def test_stochastic_depth_of_a_resnet_is_timms():
     theirs = timm.create_model("resnet50", drop_path_rate=0.7)
     theirs = [b for s in (theirs.layer1, theirs.layer2, theirs.layer3, theirs.layer4) for b in s]
     rates = [block.drop_path.drop_prob if block.drop_path else 0.0 for block in theirs]
-    blocks = [b for s in (1, 2, 3, 4) for b in getattr(factory.build_backbone("resnet50", drop_path=0.7), f"layer{s}")]
+    blocks = [
+        b
+        for s in (1, 2, 3, 4)
+        for b in getattr(factory.build_backbone("resnet50", drop_path=0.7), f"layer{s}")
+    ]
     assert len(rates) == len(blocks) == 16
     for rate, block in zip(rates, blocks):
         (hook,) = block.bn3._forward_hooks.values()

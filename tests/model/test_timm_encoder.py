@@ -52,7 +52,9 @@ def test_every_family_gives_its_stage_maps_and_takes_a_step(name, side, channels
     unused = [n for n, p in model.named_parameters() if p.grad is None]
     # Pruned of what no stage needs: nothing is saved, counted or decayed in vain. A mask token is only for pretraining.
     assert [n for n in unused if not n.endswith(("mask_token", "cls_token"))] == []
-    assert any(not torch.equal(before[f"timm.{n}"], p) for n, p in model.backbone.named_parameters())
+    assert any(
+        not torch.equal(before[f"timm.{n}"], p) for n, p in model.backbone.named_parameters()
+    )
 
 
 def test_plain_encoders_give_evenly_spaced_blocks_as_timm_itself_shows_them():
@@ -67,7 +69,9 @@ def test_plain_encoders_give_evenly_spaced_blocks_as_timm_itself_shows_them():
 
 
 def test_the_default_encoder_starts_from_its_packages_imagenet_weights():
-    weights = torch.load(next(Path(package.__file__).parent.glob("models/*.pth")), weights_only=True)
+    weights = torch.load(
+        next(Path(package.__file__).parent.glob("models/*.pth")), weights_only=True
+    )
     backbone = factory.build_backbone("tf_efficientnet_lite0", pretrained=True)
     own = backbone.backbone.state_dict()
     assert torch.equal(own["conv_stem.weight"], weights["_conv_stem.weight"])
@@ -82,12 +86,24 @@ def test_the_default_encoder_starts_from_its_packages_imagenet_weights():
     ("name", "side", "said"),
     [
         ("levit_128s", 224, r"--backbone levit_128s: expected at least 4 stage maps, found 3"),
-        ("convnext_nope", 224, r"--backbone convnext_nope: timm \S+ has no such model; near: convnext_"),
+        (
+            "convnext_nope",
+            224,
+            r"--backbone convnext_nope: timm \S+ has no such model; near: convnext_",
+        ),
         ("no.such", 224, r"--backbone no.such: timm \S+ has no such model$"),
         ("test_vit.nope", 64, r"--backbone test_vit.nope cannot be built: Invalid pretrained tag"),
-        ("vit_tiny_patch16_224", 90, r"takes no --patch_size 90; the nearest that it takes: 80 and 96$"),
+        (
+            "vit_tiny_patch16_224",
+            90,
+            r"takes no --patch_size 90; the nearest that it takes: 80 and 96$",
+        ),
         ("hiera_tiny_224", 70, r"takes no --patch_size 70; the nearest that it takes: 64 and 96$"),
-        ("eva02_tiny_patch14_224", 75, r"takes no --patch_size 75; the nearest that it takes: 70 and 84$"),
+        (
+            "eva02_tiny_patch14_224",
+            75,
+            r"takes no --patch_size 75; the nearest that it takes: 70 and 84$",
+        ),
     ],
 )
 def test_what_cannot_serve_is_said_in_one_line(name, side, said):
@@ -97,8 +113,14 @@ def test_what_cannot_serve_is_said_in_one_line(name, side, said):
 
 
 def test_what_has_no_pretrained_weights_says_so():
-    name = next(m for m in timm.list_models() if timm.get_pretrained_cfg(m).hf_hub_id is None and "vit_" in m)
-    with pytest.raises(UserError, match="it has no pretrained weights: add --no_pretrained|cannot be downloaded"):
+    name = next(
+        m
+        for m in timm.list_models()
+        if timm.get_pretrained_cfg(m).hf_hub_id is None and "vit_" in m
+    )
+    with pytest.raises(
+        UserError, match="it has no pretrained weights: add --no_pretrained|cannot be downloaded"
+    ):
         factory.build_backbone(name, pretrained=True)
 
 
@@ -108,7 +130,9 @@ def test_a_model_of_a_hub_is_rebuilt_without_it(tmp_path):
     theirs = timm.create_model("test_vit", num_classes=5, depth=8)
     theirs.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
     timm.models.save_for_hf(theirs, tmp_path / "theirs", model_args={"depth": 8})
-    backbone = factory.build_backbone(f"local-dir:{tmp_path / 'theirs'}", pretrained=True, patch_size=160)
+    backbone = factory.build_backbone(
+        f"local-dir:{tmp_path / 'theirs'}", pretrained=True, patch_size=160
+    )
     assert torch.equal(backbone.backbone.blocks[7].mlp.fc2.weight, theirs.blocks[7].mlp.fc2.weight)
     described = {**backbone.described, "backbone": "hf-hub:user/model", "patch_size": 160}
     assert described["mean"] == [0.1, 0.2, 0.3] and described["architecture"]["args"]["depth"] == 8
@@ -120,29 +144,41 @@ def test_a_model_of_a_hub_is_rebuilt_without_it(tmp_path):
 @pytest.mark.parametrize("config", ['{"architectures": ["SiglipModel"]}', "[]", "{"])
 def test_a_model_of_a_hub_that_is_not_timms_is_said_in_one_line(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
-    with pytest.raises(UserError, match="local-dir:.*: its config.json describes no encoder of timm"):
+    with pytest.raises(
+        UserError, match="local-dir:.*: its config.json describes no encoder of timm"
+    ):
         factory.build_backbone(f"local-dir:{tmp_path}")
 
 
 def test_weights_of_timm_of_another_grid_and_of_our_models_start_an_encoder(tmp_path):
     theirs = timm.create_model("vit_tiny_patch16_224", num_classes=7)
     save_file(theirs.state_dict(), tmp_path / "timm.safetensors")
-    backbone = factory.build_backbone("vit_tiny_patch16_224", patch_size=224, weights=tmp_path / "timm.safetensors")
+    backbone = factory.build_backbone(
+        "vit_tiny_patch16_224", patch_size=224, weights=tmp_path / "timm.safetensors"
+    )
     assert torch.equal(backbone.backbone.pos_embed, theirs.pos_embed)
-    smaller = factory.build_backbone("vit_tiny_patch16_224", patch_size=64, weights=tmp_path / "timm.safetensors")
+    smaller = factory.build_backbone(
+        "vit_tiny_patch16_224", patch_size=64, weights=tmp_path / "timm.safetensors"
+    )
     assert smaller.backbone.pos_embed.shape == (1, 17, 192)
-    resampled = timm.layers.resample_abs_pos_embed(theirs.pos_embed, new_size=[4, 4], num_prefix_tokens=1)
+    resampled = timm.layers.resample_abs_pos_embed(
+        theirs.pos_embed, new_size=[4, 4], num_prefix_tokens=1
+    )
     assert torch.allclose(smaller.backbone.pos_embed, resampled)
 
     ours = HyperNet(backbone)
     checkpoints.save(tmp_path / "ours.pkl", checkpoints.portable_state(ours))
     for name in ("vit_tiny_patch16_224", "test_vit"):
         if name == "test_vit":
-            with pytest.raises(UserError, match=r"ours.pkl: \d+ of the backbone's \d+ tensors are missing"):
+            with pytest.raises(
+                UserError, match=r"ours.pkl: \d+ of the backbone's \d+ tensors are missing"
+            ):
                 factory.build_backbone(name, weights=tmp_path / "ours.pkl")
         else:
             again = factory.build_backbone(name, weights=tmp_path / "ours.pkl")
-            assert torch.equal(again.backbone.blocks[11].norm1.weight, theirs.blocks[11].norm1.weight)
+            assert torch.equal(
+                again.backbone.blocks[11].norm1.weight, theirs.blocks[11].norm1.weight
+            )
             assert not torch.equal(again.lda1_fc.weight, backbone.lda1_fc.weight)
 
 
@@ -159,7 +195,9 @@ def test_a_frozen_encoder_stays_as_it_is_while_the_rest_trains():
     optimizer = torch.optim.Adam([*head, *backbone], lr=1e-2)
     for _ in range(2):
         optimizer.zero_grad()
-        loss = QualityLoss()(model(torch.randn(4, 3, 64, 64)), {"mos": torch.tensor([1.0, 30, 60, 90])})["loss"]
+        loss = QualityLoss()(
+            model(torch.randn(4, 3, 64, 64)), {"mos": torch.tensor([1.0, 30, 60, 90])}
+        )["loss"]
         loss.backward()
         optimizer.step()
     changed = {n for n, t in model.state_dict().items() if not torch.equal(t, before[n])}

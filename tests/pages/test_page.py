@@ -37,9 +37,17 @@ def captions(page, selector="figcaption b"):
 def test_a_file_holds_all_that_it_shows(tmp_path, coloured):
     draw_scores(tmp_path / "s.html", "model & </script>", UP, coloured)
     text = (tmp_path / "s.html").read_text()
-    assert "<title>Scores by model &amp; &lt;/script&gt;</title>" in text and text.count("</script>") == 3
-    assert not re.search(r"""(src|href)=["']?(?!#)|url\(|https?://""", text.replace('{href: "#" + id}', ""))
-    sizes = [Image.open(io.BytesIO(base64.b64decode(code))).size for code in data(tmp_path / "s.html", "pictures")]
+    assert (
+        "<title>Scores by model &amp; &lt;/script&gt;</title>" in text
+        and text.count("</script>") == 3
+    )
+    assert not re.search(
+        r"""(src|href)=["']?(?!#)|url\(|https?://""", text.replace('{href: "#" + id}', "")
+    )
+    sizes = [
+        Image.open(io.BytesIO(base64.b64decode(code))).size
+        for code in data(tmp_path / "s.html", "pictures")
+    ]
     # Within 320x240, in their own proportions, and never blown up.
     assert sizes == [(320, 240), (36, 240), (320, 21), (40, 30)]
     assert data(tmp_path / "s.html", "page")["facts"] == [
@@ -48,7 +56,9 @@ def test_a_file_holds_all_that_it_shows(tmp_path, coloured):
     ]
 
 
-@pytest.mark.parametrize(("description", "order"), [(UP, "blue red black green"), (DOWN, "green black red blue")])
+@pytest.mark.parametrize(
+    ("description", "order"), [(UP, "blue red black green"), (DOWN, "green black red blue")]
+)
 def test_a_browser_shows_the_images_best_first(tmp_path, coloured, browse, description, order):
     draw_scores(tmp_path / "s.html", "model", description, coloured)
     page = browse(tmp_path / "s.html")
@@ -58,7 +68,9 @@ def test_a_browser_shows_the_images_best_first(tmp_path, coloured, browse, descr
         alt.split(".")[0] for alt in page.locator("img").evaluate_all("all => all.map(i => i.alt)")
     ] == order.split()
     assert page.locator("h1").inner_text() == "Scores by model"
-    colours = page.locator("img").evaluate_all("""all => all.map(image => {
+    colours = page.locator(
+        "img"
+    ).evaluate_all("""all => all.map(image => {
         const canvas = document.createElement("canvas"), brush = canvas.getContext("2d");
         brush.drawImage(image, 0, 0); return [...brush.getImageData(5, 5, 1, 1).data].slice(0, 3) })""")
     named = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
@@ -85,7 +97,9 @@ def test_ten_thousand_images_do_not_choke_a_browser(tmp_path, coloured, browse):
     draw_scores(tmp_path / "s.html", "model", UP, many)
     start = time.monotonic()
     page = browse(tmp_path / "s.html")
-    assert page.locator("output").inner_text() == "10,000 of 10,000" and time.monotonic() - start < 30
+    assert (
+        page.locator("output").inner_text() == "10,000 of 10,000" and time.monotonic() - start < 30
+    )
     assert page.locator("figure").count() < 300  # the rest comes as it is scrolled to
     for _ in range(40):
         page.mouse.wheel(0, 3000)
@@ -94,19 +108,35 @@ def test_ten_thousand_images_do_not_choke_a_browser(tmp_path, coloured, browse):
     assert len(shown) > 300 and shown == sorted(shown, reverse=True)
     page.get_by_label("at most").first.fill("-0.9999")
     wanted = sum(score <= -0.9999 for _, score in many)
-    assert page.locator("output").inner_text() == f"{wanted} of 10,000" and page.locator("figure").count() == min(
-        wanted, 60
-    )
+    assert page.locator("output").inner_text() == f"{wanted} of 10,000" and page.locator(
+        "figure"
+    ).count() == min(wanted, 60)
 
 
 def test_odd_names_and_lost_images(tmp_path, browse):
-    names = ["<b>&.png", 'say "x".png', "two\nlines.png", os.fsdecode(b"latin\xe9.png"), "山" * 40 + ".png", "lost.png"]
+    names = [
+        "<b>&.png",
+        'say "x".png',
+        "two\nlines.png",
+        os.fsdecode(b"latin\xe9.png"),
+        "山" * 40 + ".png",
+        "lost.png",
+    ]
     images = [(str(tmp_path / name), float(50 - i)) for i, name in enumerate(names)]
     for image, _ in images[:-1]:
         Image.new("RGB", (30, 20), "red").save(image)
-    draw_scores(tmp_path / "s.html", "m\n<x>", UP, images, ["a<b.jpg (no image)", "c.jpg (empty)"], 7)
+    draw_scores(
+        tmp_path / "s.html", "m\n<x>", UP, images, ["a<b.jpg (no image)", "c.jpg (empty)"], 7
+    )
     page = browse(tmp_path / "s.html")
-    shown = ["<b>&.png", 'say "x".png', "two?lines.png", "latin?.png", "山" * 40 + ".png", "lost.png"]
+    shown = [
+        "<b>&.png",
+        'say "x".png',
+        "two?lines.png",
+        "latin?.png",
+        "山" * 40 + ".png",
+        "lost.png",
+    ]
     assert page.locator("figure").evaluate_all("all => all.map(f => f.title)") == shown
     assert page.locator("img").count() == 5 and captions(page, ".gone") == ["cannot be read now"]
     assert captions(page, "li") == ["a<b.jpg (no image)", "c.jpg (empty)", "and 5 more"]
@@ -116,7 +146,9 @@ def test_odd_names_and_lost_images(tmp_path, browse):
 def test_a_page_without_images_says_so(tmp_path, browse):
     draw_scores(tmp_path / "s.html", "model", UP, [], ["a.jpg (empty)"], 1)
     page = browse(tmp_path / "s.html")
-    assert captions(page, "#facts p")[0] == "no image has a score" and captions(page, "li") == ["a.jpg (empty)"]
+    assert captions(page, "#facts p")[0] == "no image has a score" and captions(page, "li") == [
+        "a.jpg (empty)"
+    ]
 
 
 def test_thumbnails_are_upright_and_of_any_kind(tmp_path):
@@ -140,12 +172,16 @@ def test_a_page_that_cannot_be_written_is_named(tmp_path, coloured):
 def test_a_browser_shows_pictures_in_their_own_shape(tmp_path, browse, width, scheme):
     """Neither squeezed, nor larger than they are, nor wider than their column; and the page is no wider than a phone."""
     scores = []
-    for i, size in enumerate([(640, 480), (480, 640), (900, 200), (200, 900), (100, 80), (640, 480)]):
+    for i, size in enumerate(
+        [(640, 480), (480, 640), (900, 200), (200, 900), (100, 80), (640, 480)]
+    ):
         Image.new("RGB", size, (40 * i, 90, 120)).save(tmp_path / f"{i}.png")
         scores.append((str(tmp_path / f"{i}.png"), float(i)))
     draw_scores(tmp_path / "a.html", "m", UP, scores)
     page = browse(tmp_path / "a.html", width, scheme=scheme)
-    shown = page.locator("img").evaluate_all("""all => all.map(i => { const r = i.getBoundingClientRect();
+    shown = page.locator(
+        "img"
+    ).evaluate_all("""all => all.map(i => { const r = i.getBoundingClientRect();
         return [r.width, r.height, i.naturalWidth, i.naturalHeight, i.closest("figure").clientWidth] })""")
     assert len(shown) == 6
     for across, down, natural_width, natural_height, column in shown:
@@ -160,7 +196,9 @@ def test_pairs_stand_side_by_side(tmp_path, coloured, browse):
     pairs = [[(f"test {i}", coloured[i][0]), (f"train {i}", coloured[i][0])] for i in range(3)]
     draw_pairs(tmp_path / "p.html", "Twins", pairs)
     page = browse(tmp_path / "p.html", 400)
-    places = page.locator("figure").evaluate_all("all => all.map(f => [f.offsetLeft, f.offsetTop + f.offsetHeight])")
+    places = page.locator("figure").evaluate_all(
+        "all => all.map(f => [f.offsetLeft, f.offsetTop + f.offsetHeight])"
+    )
     assert page.locator("figure").evaluate_all("all => all.map(f => f.title)") == [
         name for pair in pairs for name, _ in pair
     ]

@@ -27,7 +27,11 @@ MEDIAN = "Best test SRCC 0.918430, PLCC 0.932880\nTesting median SRCC 0.9184,\tm
 
 
 def epoch_bars(number):
-    return BAR.format(f"Epoch {number}/2", "03:36") + BAR.format("Testing", "04:59") + BAR.format("  SPAQ", "05:31")
+    return (
+        BAR.format(f"Epoch {number}/2", "03:36")
+        + BAR.format("Testing", "04:59")
+        + BAR.format("  SPAQ", "05:31")
+    )
 
 
 @pytest.fixture
@@ -42,7 +46,16 @@ def read(tmp_path):
 
 
 def test_a_whole_public_log(read):
-    text = START + RANKING + HEADER + epoch_bars(1) + ROW1 + "  Model saved to: /x.pkl\n" + epoch_bars(2) + ROW2
+    text = (
+        START
+        + RANKING
+        + HEADER
+        + epoch_bars(1)
+        + ROW1
+        + "  Model saved to: /x.pkl\n"
+        + epoch_bars(2)
+        + ROW2
+    )
     run, epochs, end = read(text + MEDIAN)
     assert run["flags"] == {
         "dataset": "koniq-10k",
@@ -83,11 +96,15 @@ def test_a_loss_of_three_parts(read):
 
 
 def test_header_without_spaq_and_resnet_by_default(read):
-    text = (
-        "Training and testing on livec dataset for 1 rounds...\nEpoch\tTrain_Loss\tTrain_SRCC\tTest_SRCC\tTest_PLCC\n"
+    text = "Training and testing on livec dataset for 1 rounds...\nEpoch\tTrain_Loss\tTrain_SRCC\tTest_SRCC\tTest_PLCC\n"
+    run, (epoch,), _ = read(
+        text + "1\t5.477\t\t0.8613\t\t0.9000\t\t0.9191\n", "resnet50_20251215_191130"
     )
-    run, (epoch,), _ = read(text + "1\t5.477\t\t0.8613\t\t0.9000\t\t0.9191\n", "resnet50_20251215_191130")
-    assert (run["flags"]["backbone"], run["flags"]["dataset"], run["flags"]["fusion"]) == ("resnet50", "livec", "none")
+    assert (run["flags"]["backbone"], run["flags"]["dataset"], run["flags"]["fusion"]) == (
+        "resnet50",
+        "livec",
+        "none",
+    )
     assert "spaq" not in epoch
     assert "seconds" not in epoch
     assert epoch["test"] == {"srcc": 0.9, "plcc": 0.9191}
@@ -153,7 +170,10 @@ def test_a_run_that_crashed_before_its_first_epoch(read):
 
 def test_all_epochs_without_a_closing_line_are_a_finished_run(read):
     assert read(START + HEADER + epoch_bars(1) + ROW1)[2]["status"] == "cut off"
-    assert read(START + HEADER + epoch_bars(1) + ROW1 + epoch_bars(2) + ROW2)[2]["status"] == "finished"
+    assert (
+        read(START + HEADER + epoch_bars(1) + ROW1 + epoch_bars(2) + ROW2)[2]["status"]
+        == "finished"
+    )
 
 
 @pytest.mark.parametrize("length", range(len(ROW2)))
@@ -197,7 +217,11 @@ OWN_END = "Best SRCC: 0.0567, Best PLCC: 0.1212 (epoch 2)\nMedian test of 1 roun
 def test_our_own_plain_log(read):
     run, epochs, end = read(OWN + OWN_END, "swin_nano_x")
     assert run["flags"]["dataset_path"] == "/data/my sets/koniq"
-    assert (run["flags"]["seed"], run["flags"]["pretrained"], run["flags"]["run_name"]) == (7, False, None)
+    assert (run["flags"]["seed"], run["flags"]["pretrained"], run["flags"]["run_name"]) == (
+        7,
+        False,
+        None,
+    )
     assert (run["device"], run["precision"]) == ("cpu (x86_64)", "bf16")
     assert run["data"] == {"train": 160, "test": 60, "spaq": 40}
     assert epochs[1]["spaq"] == {"srcc": -0.3252, "plcc": -0.2876}
@@ -207,9 +231,14 @@ def test_our_own_plain_log(read):
 def test_our_own_logs_ends(read):
     early = "Early stopping triggered!\n" + OWN_END
     assert read(OWN + early)[2]["status"] == "early_stopped"
-    assert read(OWN.rsplit("2\t18", 1)[0] + "error: x.jpg: cannot be read\n")[2]["status"] == "failed"
+    assert (
+        read(OWN.rsplit("2\t18", 1)[0] + "error: x.jpg: cannot be read\n")[2]["status"] == "failed"
+    )
     assert read(OWN.rsplit("2\t18", 1)[0])[2]["status"] == "cut off"
-    interrupted, rest = OWN.rsplit("2\t18", 1)[0] + "Interrupted\n", "2\t18" + OWN.rsplit("2\t18", 1)[1]
+    interrupted, rest = (
+        OWN.rsplit("2\t18", 1)[0] + "Interrupted\n",
+        "2\t18" + OWN.rsplit("2\t18", 1)[1],
+    )
     assert read(interrupted)[2]["status"] == "interrupted"
     assert read(interrupted + rest + OWN_END)[2]["status"] == "finished"
 
@@ -217,7 +246,9 @@ def test_our_own_logs_ends(read):
 def test_our_own_rounds_have_their_seeds(read):
     head, rows = OWN.split("Epoch\tTrain_Loss", 1)
     rows = "Epoch\tTrain_Loss" + rows
-    _, epochs, end = read(head + f"Round 1 of 2, seed 7\n{rows}Round 2 of 2, seed 8\n{rows}" + OWN_END)
+    _, epochs, end = read(
+        head + f"Round 1 of 2, seed 7\n{rows}Round 2 of 2, seed 8\n{rows}" + OWN_END
+    )
     assert [(e["round"], e["epoch"]) for e in epochs] == [(1, 1), (1, 2), (2, 1), (2, 2)]
     assert [r["seed"] for r in end["rounds"]] == [7, 8]
 

@@ -13,14 +13,32 @@ IMAGES, CROSS = 60, 40
 
 
 def write_files(
-    folder, name, seed=42, epochs=(0.5, 0.3, 0.4), end="finished", rounds=1, sign=1, predictions=True, **flags
+    folder,
+    name,
+    seed=42,
+    epochs=(0.5, 0.3, 0.4),
+    end="finished",
+    rounds=1,
+    sign=1,
+    predictions=True,
+    **flags,
 ):
     """Write a run as the solver leaves it into the folder; returns its jsonl's path."""
     folder.mkdir(exist_ok=True)
     run = {
         "type": "run",
-        "flags": {"backbone": "swin_nano", "dataset": "koniq-10k", "seed": seed, "ranking_loss_alpha": 0.3}
-        | {"train_test_num": rounds, "run_name": name, "log_dir": str(folder), "epochs": len(epochs)}
+        "flags": {
+            "backbone": "swin_nano",
+            "dataset": "koniq-10k",
+            "seed": seed,
+            "ranking_loss_alpha": 0.3,
+        }
+        | {
+            "train_test_num": rounds,
+            "run_name": name,
+            "log_dir": str(folder),
+            "epochs": len(epochs),
+        }
         | flags,
         "device": "cpu",
         "precision": "fp32",
@@ -30,7 +48,10 @@ def write_files(
     records, chosen = [run], []
     for number in range(1, rounds + 1):
         # The opinions are the images', the predictions the run's.
-        opinions, random = np.random.default_rng(1), np.random.default_rng([seed, number, len(name)])
+        opinions, random = (
+            np.random.default_rng(1),
+            np.random.default_rng([seed, number, len(name)]),
+        )
         mos, cross = opinions.uniform(0, 100, IMAGES), opinions.uniform(0, 100, CROSS)
         best = None
         for epoch, noise in enumerate(epochs, 1):
@@ -38,11 +59,16 @@ def write_files(
             on_cross = sign * (cross + 100 * noise * random.normal(size=CROSS))
             figures = {
                 "test": {"srcc": metrics.srcc(score, mos), "plcc": metrics.plcc(score, mos)},
-                "spaq": {"srcc": metrics.srcc(sign * on_cross, cross), "plcc": metrics.plcc(sign * on_cross, cross)},
+                "spaq": {
+                    "srcc": metrics.srcc(sign * on_cross, cross),
+                    "plcc": metrics.plcc(sign * on_cross, cross),
+                },
             }
             train = {"loss": 9.0 - epoch, "srcc": epoch / 10, "plcc": None}
             seconds = {"train": 60.0, "test": 30.0}
-            records.append({"type": "epoch", "round": number, "epoch": epoch, "train": train} | figures)
+            records.append(
+                {"type": "epoch", "round": number, "epoch": epoch, "train": train} | figures
+            )
             records[-1]["seconds"] = seconds
             if best is None or figures["test"]["srcc"] > best[0]:
                 best = figures["test"]["srcc"], epoch, score, on_cross
@@ -54,9 +80,14 @@ def write_files(
             with (folder / (name + ending)).open("w", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["dataset", "image", "mos", "score"])
-                for dataset, scores, opinion in (("koniq-10k", best[2], mos), ("spaq", best[3], cross)):
+                for dataset, scores, opinion in (
+                    ("koniq-10k", best[2], mos),
+                    ("spaq", best[3], cross),
+                ):
                     rows = zip(opinion.tolist(), scores.tolist())
-                    writer.writerows((dataset, f"{i:03}.jpg", m, s) for i, (m, s) in enumerate(rows))
+                    writer.writerows(
+                        (dataset, f"{i:03}.jpg", m, s) for i, (m, s) in enumerate(rows)
+                    )
     if end:
         records.append({"type": "end", "status": end, "rounds": chosen, "medians": {}})
     path = folder / f"{name}.jsonl"
@@ -87,9 +118,18 @@ def test_a_jsonl_as_a_run(write_run):
 
 def test_a_loss_of_three_parts_is_read_whole(write_run):
     path = write_run("a")
-    path.write_text(path.read_text().replace('"loss": 8.0', '"loss": 8.0, "l1": 7.0, "rank": 0.5, "huber": 0.25'))
+    path.write_text(
+        path.read_text().replace(
+            '"loss": 8.0', '"loss": 8.0, "l1": 7.0, "rank": 0.5, "huber": 0.25'
+        )
+    )
     (run,) = reading.read_runs(path)
-    assert [run.figure("train", part, 1) for part in ("loss", "l1", "rank", "huber")] == [8.0, 7.0, 0.5, 0.25]
+    assert [run.figure("train", part, 1) for part in ("loss", "l1", "rank", "huber")] == [
+        8.0,
+        7.0,
+        0.5,
+        0.25,
+    ]
 
 
 def test_rounds_are_runs_with_their_own_seeds_and_predictions(write_run):
@@ -115,7 +155,9 @@ def test_a_resumed_run_is_judged_by_its_last_record(write_run):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines, lines[0], lines[3]]) + "\n")
     assert reading.read_runs(path)[0].status == reading.UNDER_WAY
-    path.write_text("\n".join([*lines, lines[0], lines[3], lines[-1].replace("interrupted", "finished")]) + "\n")
+    path.write_text(
+        "\n".join([*lines, lines[0], lines[3], lines[-1].replace("interrupted", "finished")]) + "\n"
+    )
     (run,) = reading.read_runs(path)
     assert (run.status, len(run.epochs)) == ("finished", 3)
 
@@ -142,7 +184,12 @@ def test_undefined_figures_are_no_best_epoch(write_run):
 
 @pytest.mark.parametrize(
     "content, said",
-    [("", "not a run's records"), ("{}\n{}\n", "line 1"), ("[1]\n", "not a run"), ("\x00\x01\nx\n", "line 1")],
+    [
+        ("", "not a run's records"),
+        ("{}\n{}\n", "line 1"),
+        ("[1]\n", "not a run"),
+        ("\x00\x01\nx\n", "line 1"),
+    ],
 )
 def test_damaged_files_are_named_and_skipped(write_run, content, said):
     good = write_run("good")
@@ -183,15 +230,30 @@ def test_the_plain_log_alone_gives_the_row_of_the_jsonl(write_run):
     (run,) = reading.read_runs(path)
     rows = [
         f"{n}\t{e['train']['loss']:.3f}\t{e['train']['srcc']:.4f}\tnan"
-        + "".join(f"\t{e[part][name]:.4f}" for part in ("test", "spaq") for name in ("srcc", "plcc"))
+        + "".join(
+            f"\t{e[part][name]:.4f}" for part in ("test", "spaq") for name in ("srcc", "plcc")
+        )
         for n, e in run.epochs.items()
     ]
-    header = "Epoch Train_Loss Train_SRCC Train_PLCC Test_SRCC Test_PLCC SPAQ_SRCC SPAQ_PLCC".replace(" ", "\t")
+    header = (
+        "Epoch Train_Loss Train_SRCC Train_PLCC Test_SRCC Test_PLCC SPAQ_SRCC SPAQ_PLCC".replace(
+            " ", "\t"
+        )
+    )
     flags = json.loads(path.read_text().splitlines()[0])["flags"]
     settings = "Settings: " + " ".join(f"{name}={value}" for name, value in flags.items())
     counts = f"koniq-10k: 160 train images, {IMAGES} test images\nSPAQ cross test: {CROSS} images"
     precision = "Precision: training fp32 (as asked for), scoring fp32"
-    text = ["Run: a", settings, "Device: cpu", precision, counts, header, *rows, "Median test of 1 round: SRCC 0.5"]
+    text = [
+        "Run: a",
+        settings,
+        "Device: cpu",
+        precision,
+        counts,
+        header,
+        *rows,
+        "Median test of 1 round: SRCC 0.5",
+    ]
     path.with_suffix(".log").write_text("\n".join(text) + "\n")
     path.unlink()
     (plain,) = reading.find([path.parent])[0]
@@ -238,7 +300,9 @@ def test_scores_of_badness_are_turned_for_spaq(write_run):
     (run,) = reading.read_runs(write_run("a", sign=-1, lower_is_better=True))
     assert run.figure("spaq", "srcc", 2) > 0.3
     scores = run.scores("spaq")
-    assert metrics.srcc(scores.score, scores.mos) == pytest.approx(run.figure("spaq", "srcc", 2), abs=1e-6)
+    assert metrics.srcc(scores.score, scores.mos) == pytest.approx(
+        run.figure("spaq", "srcc", 2), abs=1e-6
+    )
     found = measures.Measure("spaq_srcc", resamples=300).estimate(entry(run))
     assert 0 < found.low < found.value < found.high
 
@@ -247,7 +311,9 @@ def test_predictions_of_another_epoch_are_left_out_and_named(write_run):
     path = write_run("a")
     predictions = path.with_name("a_predictions.csv")
     lines = predictions.read_text().splitlines()
-    predictions.write_text("\n".join([lines[0], *(line + "1e2" for line in lines[1:20]), *lines[20:]]) + "\n")
+    predictions.write_text(
+        "\n".join([lines[0], *(line + "1e2" for line in lines[1:20]), *lines[20:]]) + "\n"
+    )
     (run,), problems = reading.find([path])
     assert "not that of epoch 2" in problems[0]
     assert measures.Measure().estimate(entry(run)).approximate
@@ -293,7 +359,11 @@ def test_groups_are_equal_settings_with_different_seeds(write_run):
 def test_rounds_of_a_public_log_are_a_group_of_their_own(tmp_path):
     for name in ("a", "b"):
         rows = "".join(f"Round {r}\n1\t5.0\t0.8\t0.9{r}\t0.9\n" for r in (1, 2))
-        text = "Epoch\tTrain_Loss\tTrain_SRCC\tTest_SRCC\tTest_PLCC\n" + rows + "Testing median SRCC 0.9\n"
+        text = (
+            "Epoch\tTrain_Loss\tTrain_SRCC\tTest_SRCC\tTest_PLCC\n"
+            + rows
+            + "Testing median SRCC 0.9\n"
+        )
         (tmp_path / f"{name}.log").write_text(text)
     groups, _ = measures.group(reading.find([tmp_path])[0])
     assert [len(group.runs) for group in groups] == [2, 2]
@@ -318,13 +388,19 @@ def test_only_settings_known_to_differ_are_shown(write_run, tmp_path):
 
 
 def test_margin_without_a_ranking_loss_is_no_setting(write_run):
-    (run,) = reading.read_runs(write_run("a", ranking_loss_alpha=0.0, ranking_loss_margin=0.5, training_fixes=[]))
+    (run,) = reading.read_runs(
+        write_run("a", ranking_loss_alpha=0.0, ranking_loss_margin=0.5, training_fixes=[])
+    )
     assert "ranking_loss_margin" not in run.settings
     assert run.settings["training_fixes"] == "none"
 
 
 def test_ranking_puts_the_better_first_and_the_unknown_last(write_run):
-    paths = [write_run("noisy", epochs=(0.9,)), write_run("clean", epochs=(0.1,)), write_run("none", epochs=())]
+    paths = [
+        write_run("noisy", epochs=(0.9,)),
+        write_run("clean", epochs=(0.1,)),
+        write_run("none", epochs=()),
+    ]
     found = [entry(run) for path in paths for run in reading.read_runs(path)]
     for metric in ("srcc", "rmse"):
         names = [e.name for e in measures.ranked(found, measures.Measure(metric, resamples=100))]

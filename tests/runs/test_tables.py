@@ -15,16 +15,25 @@ def test_short_names_fit_and_stay_apart(width):
 
 
 def test_short_names_keep_what_tells_runs_apart():
-    assert tables.short_names(["resnet50_20251215_191130", "b"], 12)["resnet50_20251215_191130"] == "resnet50"
+    assert (
+        tables.short_names(["resnet50_20251215_191130", "b"], 12)["resnet50_20251215_191130"]
+        == "resnet50"
+    )
     # The same setting at two times: the date must stay.
     twice = ["resnet50_20251215_191130", "resnet50_20251215_220614"]
     assert set(tables.short_names(twice, 12).values()) == {"191130", "220614"}
-    settings = ["ranking_loss_alpha=0.1 ranking_loss_margin=0.3", "ranking_loss_alpha=0.5 ranking_loss_margin=0.3"]
+    settings = [
+        "ranking_loss_alpha=0.1 ranking_loss_margin=0.3",
+        "ranking_loss_alpha=0.5 ranking_loss_margin=0.3",
+    ]
     assert tables.short_names(settings, 20)[settings[0]].startswith("alpha=0.1")
 
 
 HEADER = ["run", "best/\nepochs", "SRCC [95 %]", "status"]
-ROWS = [["swin_tiny", "3/10", "0.9205 [.912 .928]", "finished"], ["resnet50", "1/2", "0.9000", "cut off"]]
+ROWS = [
+    ["swin_tiny", "3/10", "0.9205 [.912 .928]", "finished"],
+    ["resnet50", "1/2", "0.9000", "cut off"],
+]
 
 
 def test_text_table_lines_up():

@@ -20,10 +20,20 @@ from hyperiqa.scoring import quality_model
 
 ROOT = Path(checkpoints.__file__).parents[2]
 DESCRIPTION = {
-    "backbone": "swin_nano", "fusion": "attention", "patch_size": 64, "resize": "72", "exif_rotate": False, "seed": 7,
-    "dataset": "livec", "score_range": [0.0, 100.0], "higher_is_better": True, "test_crop": "center",
-    "test_patch_num": 25, "run": "a_run", "metrics": {"test": {"srcc": 0.75, "plcc": float("nan")}, "spaq": {"srcc": 0.5}},
-}  # fmt: skip
+    "backbone": "swin_nano",
+    "fusion": "attention",
+    "patch_size": 64,
+    "resize": "72",
+    "exif_rotate": False,
+    "seed": 7,
+    "dataset": "livec",
+    "score_range": [0.0, 100.0],
+    "higher_is_better": True,
+    "test_crop": "center",
+    "test_patch_num": 25,
+    "run": "a_run",
+    "metrics": {"test": {"srcc": 0.75, "plcc": float("nan")}, "spaq": {"srcc": 0.5}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +55,19 @@ def server():
 @pytest.fixture
 def tool(place, server):
     def run(script, *words, code=0, **more):
-        known = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(place / "home")}
-        known |= {"HF_TOKEN": "hf_test", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+        known = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(place / "home"),
+        }
+        known |= {
+            "HF_TOKEN": "hf_test",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        }
         command = [sys.executable, ROOT / script, *words]
-        done = subprocess.run(command, cwd=place, env={**os.environ, **known, **more}, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=place, env={**os.environ, **known, **more}, capture_output=True, text=True
+        )
         assert done.returncode == code, done.stderr
         return done
 
@@ -63,7 +82,11 @@ def test_a_model_is_pushed_pulled_and_read_without_network(tool, place, server):
     done = tool("export.py", "m.pkl", "--push", "ada/koniq", "--private")
     assert done.stdout.splitlines()[-1] == f"http://127.0.0.1:{server.server_port}/ada/koniq"
     repo = server.repos["ada/koniq"]
-    assert repo["private"] is True and set(repo["commits"]["main"]) >= {"README.md", "config.json", "model.safetensors"}
+    assert repo["private"] is True and set(repo["commits"]["main"]) >= {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+    }
     own, first = rows(tool("predict.py", "m.pkl", "photos")), repo["head"]
     assert len(own) == 2 and rows(tool("predict.py", "hf://ada/koniq", "photos")) == own
     # A second version: the newest is what a name means, and each stays to be had by its revision.
@@ -76,7 +99,9 @@ def test_a_model_is_pushed_pulled_and_read_without_network(tool, place, server):
     server.shutdown()
     server.server_close()
     assert rows(tool("predict.py", "hf://ada/koniq", "photos", HF_HUB_OFFLINE="1")) == second
-    assert rows(tool("predict.py", f"hf://ada/koniq@{first}", "photos")) == own  # no answer, but it is at hand
+    assert (
+        rows(tool("predict.py", f"hf://ada/koniq@{first}", "photos")) == own
+    )  # no answer, but it is at hand
     cache = place / "home" / "hub" / "models--ada--koniq"
     assert {path.name for path in (cache / "snapshots").iterdir()} == {first, repo["head"]}
     done = tool("predict.py", "hf://ada/other", "photos", code=2, HF_HUB_OFFLINE="1")
@@ -95,12 +120,21 @@ def test_what_is_not_there_is_said_in_one_line(tool):
     with serving() as server:
         there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
         tool("export.py", "m.pkl", "--push", "ada/koniq", **there)
-        for name, said in (("ada/none", "hf://ada/none: model.safetensors cannot be had: "), ("ada/koniq@v9", "hf://ada/koniq@v9"),
-                           ("ada/koniq/x.pkl", "hf://ada/koniq: x.pkl cannot be had: ")):  # fmt: skip
+        for name, said in (
+            ("ada/none", "hf://ada/none: model.safetensors cannot be had: "),
+            ("ada/koniq@v9", "hf://ada/koniq@v9"),
+            ("ada/koniq/x.pkl", "hf://ada/koniq: x.pkl cannot be had: "),
+        ):
             done = tool("predict.py", f"hf://{name}", "photos", code=2, **there)
-            assert done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1, done.stderr
-        done = tool("export.py", "m.pkl", "--push", "ada/koniq", code=2, HF_TOKEN="hf_wrong", **there)
-        assert done.stderr.startswith("error: --push ada/koniq: ") and "hf auth login" in done.stderr
+            assert done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1, (
+                done.stderr
+            )
+        done = tool(
+            "export.py", "m.pkl", "--push", "ada/koniq", code=2, HF_TOKEN="hf_wrong", **there
+        )
+        assert (
+            done.stderr.startswith("error: --push ada/koniq: ") and "hf auth login" in done.stderr
+        )
 
 
 def test_the_card_has_the_figures_and_no_nan(tool, place):
@@ -108,26 +142,42 @@ def test_the_card_has_the_figures_and_no_nan(tool, place):
     text = (place / "m.hub" / "README.md").read_text()
     data = yaml.safe_load(text.split("---\n")[1])
     found = {
-        (r["dataset"]["type"], m["type"]): m["value"] for r in data["model-index"][0]["results"] for m in r["metrics"]
+        (r["dataset"]["type"], m["type"]): m["value"]
+        for r in data["model-index"][0]["results"]
+        for m in r["metrics"]
     }
     assert found == {("livec", "srcc"): 0.75, ("spaq", "srcc"): 0.5}
-    assert data["library_name"] == "hyperiqa" and {"swin_nano", "image-quality-assessment"} <= set(data["tags"])
-    assert "| livec | SRCC | 0.7500 |" in text and 'load("hf://USER/m")' in text and "(here" not in text
+    assert data["library_name"] == "hyperiqa" and {"swin_nano", "image-quality-assessment"} <= set(
+        data["tags"]
+    )
+    assert (
+        "| livec | SRCC | 0.7500 |" in text
+        and 'load("hf://USER/m")' in text
+        and "(here" not in text
+    )
     config = json.loads((place / "m.hub" / "config.json").read_text())
     assert config["backbone"] == "swin_nano" and config["metrics"]["test"]["plcc"] is None
     model = quality_model.load(place / "m.hub" / "model.safetensors")
-    assert model.score(place / "photos" / "a.png") == quality_model.load(place / "m.pkl").score(place / "photos" / "a.png")
+    assert model.score(place / "photos" / "a.png") == quality_model.load(place / "m.pkl").score(
+        place / "photos" / "a.png"
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["m.pkl", "--push", "name"], "--push name: expected USER/NAME"),
-        (["m.pkl", "x.onnx", "--push", "a/b"], "contradictory flags: --push uploads the model; OUTPUT and --format write it here"),
+        (
+            ["m.pkl", "x.onnx", "--push", "a/b"],
+            "contradictory flags: --push uploads the model; OUTPUT and --format write it here",
+        ),
         (["m.pkl", "--private"], "--private needs --push"),
-        (["nosuch", "--push", "a/b"], "nosuch: no such file or folder; expected a model file, a run's folder or hf://USER/NAME"),
+        (
+            ["nosuch", "--push", "a/b"],
+            "nosuch: no such file or folder; expected a model file, a run's folder or hf://USER/NAME",
+        ),
     ],
-)  # fmt: skip
+)
 def test_mistakes(run_main, place, monkeypatch, words, said):
     monkeypatch.chdir(place)
     assert run_main("export.py", export.main, *words, code=2).stderr == f"error: {said}\n"

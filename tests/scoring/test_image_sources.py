@@ -29,7 +29,13 @@ def photos(tmp_path, monkeypatch):
     return tmp_path / "photos"
 
 
-BELOW = ["photos/a.png", "photos/b.JPG", "photos/sub/c.gif", "photos/sub/deep/d.webp", "photos/sub/x.jpg/f.tif"]
+BELOW = [
+    "photos/a.png",
+    "photos/b.JPG",
+    "photos/sub/c.gif",
+    "photos/sub/deep/d.webp",
+    "photos/sub/x.jpg/f.tif",
+]
 
 
 def test_a_folder_stands_for_the_images_in_and_below_it(photos):
@@ -66,7 +72,10 @@ def test_patterns(photos, pattern, expected):
 
 def test_what_is_named_itself_is_tried_whatever_its_suffix(photos):
     (photos / "really[1].jpg").touch()
-    assert find_images(["photos/notes.txt", "photos/really[1].jpg"]) == ["photos/notes.txt", "photos/really[1].jpg"]
+    assert find_images(["photos/notes.txt", "photos/really[1].jpg"]) == [
+        "photos/notes.txt",
+        "photos/really[1].jpg",
+    ]
 
 
 def test_a_folder_with_brackets_in_its_name_is_no_pattern(photos):
@@ -86,7 +95,9 @@ def test_results_do_not_become_sources(photos, tmp_path):
 def test_every_source_without_images_is_named(photos):
     (photos / "empty").mkdir()
     with pytest.raises(UserError) as caught:
-        find_images(["photos", "nosuch.jpg", "photos/*.bmp", "photos/empty", "x" * 300 + ".jpg", "-"])
+        find_images(
+            ["photos", "nosuch.jpg", "photos/*.bmp", "photos/empty", "x" * 300 + ".jpg", "-"]
+        )
     assert str(caught.value) == (
         "nosuch.jpg: no such file or folder; photos/*.bmp: no images match this pattern; "
         f"photos/empty: no images in this folder; {'x' * 300}.jpg: File name too long"
@@ -105,7 +116,14 @@ def test_a_folder_that_cannot_be_listed_is_left_for_the_output_to_report(photos)
 
 def test_an_image_named_twice_comes_once(photos):
     done = {image_sources.canonical_path("photos/sub/c.gif")}
-    named = ["photos/a.png", None, "./photos//a.png", str(photos / "a.png"), "photos/sub/c.gif", "photos/b.JPG"]
+    named = [
+        "photos/a.png",
+        None,
+        "./photos//a.png",
+        str(photos / "a.png"),
+        "photos/sub/c.gif",
+        "photos/b.JPG",
+    ]
     assert list(without_repeats(named, done)) == ["photos/a.png", None, "photos/b.JPG"]
 
 
@@ -114,16 +132,27 @@ def test_paths_come_as_they_are_written_however_they_are_torn():
     os.write(writing, b"one.jpg\r\n\ntwo\xff and ,\n")
     os.write(writing, b"three")
     paths = paths_from(reading)
-    assert [next(paths), next(paths), next(paths)] == ["one.jpg", os.fsdecode(b"two\xff and ,"), None]
-    threading.Thread(target=lambda: (time.sleep(0.05), os.write(writing, b".jpg\nfour"), os.close(writing))).start()
+    assert [next(paths), next(paths), next(paths)] == [
+        "one.jpg",
+        os.fsdecode(b"two\xff and ,"),
+        None,
+    ]
+    threading.Thread(
+        target=lambda: (time.sleep(0.05), os.write(writing, b".jpg\nfour"), os.close(writing))
+    ).start()
     assert [path for path in paths if path] == ["three.jpg", "four"]
     os.close(reading)
 
 
 def test_what_is_no_list_of_paths_is_refused():
     reading, writing = os.pipe()
-    threading.Thread(target=lambda: (os.write(writing, b"\xff" * 200_000), os.close(writing))).start()
-    with pytest.raises(UserError, match="standard input: expected a path per line, found a line of over 65536 bytes"):
+    threading.Thread(
+        target=lambda: (os.write(writing, b"\xff" * 200_000), os.close(writing))
+    ).start()
+    with pytest.raises(
+        UserError,
+        match="standard input: expected a path per line, found a line of over 65536 bytes",
+    ):
         list(paths_from(reading))
     while os.read(reading, 1 << 16):  # let the writer end
         pass

@@ -10,9 +10,19 @@ from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone
 from hyperiqa.scoring import maps, quality_model
 
-DESCRIPTION = {"backbone": "swin_nano", "fusion": "attention", "patch_size": 64, "resize": "none", "exif_rotate": False,
-               "seed": 7, "dataset": "livec", "score_range": [0.0, 100.0], "higher_is_better": True,
-               "test_crop": "center", "test_patch_num": 25}  # fmt: skip
+DESCRIPTION = {
+    "backbone": "swin_nano",
+    "fusion": "attention",
+    "patch_size": 64,
+    "resize": "none",
+    "exif_rotate": False,
+    "seed": 7,
+    "dataset": "livec",
+    "score_range": [0.0, 100.0],
+    "higher_is_better": True,
+    "test_crop": "center",
+    "test_patch_num": 25,
+}
 
 
 @pytest.fixture(scope="module", params=["attention", "none"])
@@ -20,7 +30,9 @@ def model(request, tmp_path_factory):
     torch.manual_seed(0)
     net = HyperNet(SwinBackbone("swin_nano", patch_size=64), request.param)
     path = tmp_path_factory.mktemp("model") / "m.pkl"
-    checkpoints.save(path, checkpoints.portable_state(net, {**DESCRIPTION, "fusion": request.param}))
+    checkpoints.save(
+        path, checkpoints.portable_state(net, {**DESCRIPTION, "fusion": request.param})
+    )
     return quality_model.load(path)
 
 
@@ -28,10 +40,14 @@ def test_stages_weights_and_score_are_the_models_own(model, tmp_path):
     """Against hooks on the modules that compute them."""
     write_images(tmp_path, ["a.png"], (110, 90))
     seen = {}
-    hooks = [model.net.fc2w_conv.register_forward_hook(lambda m, i, out: seen.setdefault("fc2w", out))]
+    hooks = [
+        model.net.fc2w_conv.register_forward_hook(lambda m, i, out: seen.setdefault("fc2w", out))
+    ]
     if hasattr(model.net.fuse, "attention_net"):
         hooks.append(
-            model.net.fuse.attention_net.register_forward_hook(lambda m, i, out: seen.setdefault("stages", out))
+            model.net.fuse.attention_net.register_forward_hook(
+                lambda m, i, out: seen.setdefault("stages", out)
+            )
         )
     looked = maps.map_image(model, tmp_path / "a.png", with_map=False)
     for hook in hooks:
@@ -42,14 +58,18 @@ def test_stages_weights_and_score_are_the_models_own(model, tmp_path):
     assert [len(each) for each in looked.weights] == [224 * 112, 112 * 56, 56 * 28, 28 * 14, 14]
     if "stages" in seen:
         wanted = np.exp(seen["stages"][0].numpy()) / np.exp(seen["stages"][0].numpy()).sum()
-        assert looked.stages == pytest.approx(wanted, rel=1e-5) and looked.stages.sum() == pytest.approx(1)
+        assert looked.stages == pytest.approx(
+            wanted, rel=1e-5
+        ) and looked.stages.sum() == pytest.approx(1)
     else:
         assert looked.stages is None
 
 
 def test_a_map_is_the_mean_of_the_patches_around_each_pixel(model, monkeypatch):
     """A plain loop over patches and pixels; scores are their patches' means, so that the map follows the image."""
-    monkeypatch.setattr(model, "score_patches", lambda patches: np.array([each.mean() for each in patches]))
+    monkeypatch.setattr(
+        model, "score_patches", lambda patches: np.array([each.mean() for each in patches])
+    )
     pixels = np.full((80, 150, 3), 40, np.uint8)
     pixels[:, 75:] = 200
     found, window = maps.quality_map(model, pixels), np.hanning(66)[1:-1]
@@ -58,7 +78,9 @@ def test_a_map_is_the_mean_of_the_patches_around_each_pixel(model, monkeypatch):
         for left in (0, 9, 17, 26, 34, 43, 52, 60, 69, 77, 86):
             for y in range(64):
                 for x in range(64):
-                    total[top + y, left + x] += window[y] * window[x] * pixels[top : top + 64, left : left + 64].mean()
+                    total[top + y, left + x] += (
+                        window[y] * window[x] * pixels[top : top + 64, left : left + 64].mean()
+                    )
                     sums[top + y, left + x] += window[y] * window[x]
     assert found.shape == (80, 150) and found == pytest.approx(total / sums)
     assert (
@@ -70,7 +92,9 @@ def test_a_map_is_the_mean_of_the_patches_around_each_pixel(model, monkeypatch):
 
 def test_an_image_of_one_patch_has_its_score_everywhere(model):
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    assert maps.quality_map(model, pixels) == pytest.approx(np.full((64, 64), model.score(pixels)), abs=1e-4)
+    assert maps.quality_map(model, pixels) == pytest.approx(
+        np.full((64, 64), model.score(pixels)), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
@@ -79,7 +103,9 @@ def test_bright_is_better(higher_is_better):
     looked = maps.ImageMaps(np.full((50, 200, 3), 128, np.uint8), 50.0, None, [], grid)
     overlay, dark, bright = maps.coloured(looked, higher_is_better)
     luma = np.asarray(overlay.convert("L"))[25].astype(int)
-    assert (luma[-1] > luma[0] + 60) == higher_is_better and (luma[0] > luma[-1] + 60) != higher_is_better
+    assert (luma[-1] > luma[0] + 60) == higher_is_better and (
+        luma[0] > luma[-1] + 60
+    ) != higher_is_better
     assert (dark, bright) == ((10, 90) if higher_is_better else (90, 10))
 
 
@@ -103,7 +129,12 @@ def test_predict_writes_a_picture_for_each_image(tmp_path, monkeypatch):
     write_images(tmp_path / "photos" / "sub", ["a.png"], (110, 90))
     write_images(tmp_path / "photos", ["a.png"], (64, 64))
     assert __main__.main(["m.pkl", "photos", "--map", "maps", "--output", "s.csv"]) == 0
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["photos_a.png.png", "photos_sub_a.png.png"]
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
+        "photos_a.png.png",
+        "photos_sub_a.png.png",
+    ]
     with Image.open(tmp_path / "maps" / "photos_sub_a.png.png") as image:
         assert image.width == 2 * 110 + 8 and image.height > 90
-        assert np.array_equal(np.asarray(image)[:90, :110], np.asarray(Image.open("photos/sub/a.png")))
+        assert np.array_equal(
+            np.asarray(image)[:90, :110], np.asarray(Image.open("photos/sub/a.png"))
+        )

@@ -18,11 +18,21 @@ from hyperiqa.scoring.quality_model import load
 
 TINY = "swin_tiny_patch4_window7_224"
 DESCRIPTION = {
-    "backbone": "resnet18", "fusion": "none", "patch_size": 64, "resize": "none", "exif_rotate": False,
-    "score_range": [0.0, 100.0], "higher_is_better": True, "test_crop": "center", "test_patch_num": 25,
-}  # fmt: skip
+    "backbone": "resnet18",
+    "fusion": "none",
+    "patch_size": 64,
+    "resize": "none",
+    "exif_rotate": False,
+    "score_range": [0.0, 100.0],
+    "higher_is_better": True,
+    "test_crop": "center",
+    "test_patch_num": 25,
+}
 # Of the public implementations, as in test_models.py.
-GOLDEN = {"resnet50": [-1.61621, -1.57695, -1.48466, -1.48381], TINY: [-0.99452, -1.28759, -1.38935, -0.60732]}
+GOLDEN = {
+    "resnet50": [-1.61621, -1.57695, -1.48466, -1.48381],
+    TINY: [-0.99452, -1.28759, -1.38935, -0.60732],
+}
 
 
 def save(path, **changes):
@@ -80,7 +90,9 @@ def test_a_checkpoint_brings_its_settings(tmp_path):
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_file_of_the_public_code_gives_its_scores(tmp_path, name):
-    state = fill_by_recipe(build({"backbone": name, "fusion": "none", "patch_size": 224})).state_dict()
+    state = fill_by_recipe(
+        build({"backbone": name, "fusion": "none", "patch_size": 224})
+    ).state_dict()
     state = OrderedDict((f"module.{key}", tensor) for key, tensor in state.items())
     if name == TINY:
         index = torch.zeros(49, 49, dtype=torch.long)
@@ -89,7 +101,9 @@ def test_a_file_of_the_public_code_gives_its_scores(tmp_path, name):
     model = load(tmp_path / "public.pkl", "cpu")
     assert model.description["described"] is False and model.description["backbone"] == name
     with torch.no_grad():
-        assert model.net(recipe_images(4, 0))["scores"].tolist() == pytest.approx(GOLDEN[name], abs=1e-3)
+        assert model.net(recipe_images(4, 0))["scores"].tolist() == pytest.approx(
+            GOLDEN[name], abs=1e-3
+        )
     assert model.patches(picture(1020, 760)).shape == (1, 224, 224, 3)
 
 
@@ -110,7 +124,9 @@ def test_mistakes_are_named_before_the_work(saved, tmp_path):
         with pytest.raises(UserError, match=unknown):
             load(tmp_path / "odd.pkl")
     checkpoints.save(tmp_path / "other.pkl", _described(state, {**DESCRIPTION, "fusion": "concat"}))
-    with pytest.raises(UserError, match=r"other.pkl: its parameters do not fit .*2 missing \(fusion.conv.weight, "):
+    with pytest.raises(
+        UserError, match=r"other.pkl: its parameters do not fit .*2 missing \(fusion.conv.weight, "
+    ):
         load(tmp_path / "other.pkl")
 
 
@@ -124,11 +140,20 @@ def test_nothing_global_changes(saved, photos):
     def settings():
         cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
         return (
-            torch.get_num_threads(), torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(),
-            cudnn.enabled, cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, matmul.allow_tf32,
-            torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.get_float32_matmul_precision(),
-            torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(),
-        )  # fmt: skip
+            torch.get_num_threads(),
+            torch.is_grad_enabled(),
+            torch.are_deterministic_algorithms_enabled(),
+            cudnn.enabled,
+            cudnn.benchmark,
+            cudnn.deterministic,
+            cudnn.allow_tf32,
+            matmul.allow_tf32,
+            torch.get_default_dtype(),
+            torch.is_autocast_enabled("cpu"),
+            torch.get_float32_matmul_precision(),
+            torch.get_rng_state().tolist(),
+            np.random.get_state()[1].tolist(),
+        )
 
     before = settings()
     for precision in ("fp32", "bf16"):
@@ -150,9 +175,20 @@ def test_every_form_of_an_image_has_the_same_score(model, tmp_path):
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     read_only = pixels.copy()
     read_only.flags.writeable = False
-    forms = [str(path), Image.open(path), Image.fromarray(pixels), pixels, pixels[..., ::-1].copy()[..., ::-1], read_only,
-             np.asfortranarray(pixels), tensor, tensor.contiguous(), tensor.float() / 255, tensor.double() / 255,
-             T.ToTensor()(Image.fromarray(pixels)).requires_grad_()]  # fmt: skip
+    forms = [
+        str(path),
+        Image.open(path),
+        Image.fromarray(pixels),
+        pixels,
+        pixels[..., ::-1].copy()[..., ::-1],
+        read_only,
+        np.asfortranarray(pixels),
+        tensor,
+        tensor.contiguous(),
+        tensor.float() / 255,
+        tensor.double() / 255,
+        T.ToTensor()(Image.fromarray(pixels)).requires_grad_(),
+    ]
     assert [model.score(form) for form in forms] == [expected] * len(forms)
     assert np.array_equal(pixels, picture())
 
@@ -161,7 +197,12 @@ def test_grey_transparent_and_palette_images(model):
     pixels, image = picture(), Image.fromarray(picture())
     grey = np.array(image.convert("L"))
     expected = model.score(np.repeat(grey[:, :, None], 3, 2))
-    forms = (Image.fromarray(grey), grey, torch.from_numpy(grey)[None], torch.from_numpy(grey)[None].float() / 255)
+    forms = (
+        Image.fromarray(grey),
+        grey,
+        torch.from_numpy(grey)[None],
+        torch.from_numpy(grey)[None].float() / 255,
+    )
     assert [model.score(form) for form in forms] == [expected] * 4
     opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
     assert model.score(Image.fromarray(opaque)) == model.score(pixels)
@@ -191,7 +232,10 @@ def test_the_plain_procedure_gives_the_same_score(saved, model, tmp_path):
 
     resizing = load(saved, "cpu", resize="72")  # single grey levels may differ from Pillow's
     images = [Image.fromarray(picture(250, 190, seed=i)) for i in range(4)]
-    ours, plain = [resizing.score(i) for i in images], [plain_score(model.net, i, resize=72) for i in images]
+    ours, plain = (
+        [resizing.score(i) for i in images],
+        [plain_score(model.net, i, resize=72) for i in images],
+    )
     assert ours == pytest.approx(plain, abs=0.02 * np.ptp(plain))
 
 
@@ -225,13 +269,19 @@ def test_bf16_is_near_fp32(saved, model):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (np.zeros((90, 120, 3), np.float32), r"expected uint8 \(H, W, 3\) or \(H, W\), found float32 \(90, 120, 3\)"),
+        (
+            np.zeros((90, 120, 3), np.float32),
+            r"expected uint8 \(H, W, 3\) or \(H, W\), found float32 \(90, 120, 3\)",
+        ),
         (np.zeros((3, 90, 120), np.uint8), r"found uint8 \(3, 90, 120\)"),
         (np.zeros((90, 120, 4), np.uint8), r"found uint8 \(90, 120, 4\)"),
         (np.zeros((90, 0, 3), np.uint8), r"found uint8 \(90, 0, 3\)"),
         (np.zeros(9, np.uint8), r"found uint8 \(9,\)"),
         (np.zeros((1, 200_000, 3), np.uint8), "absurdly large once resized to 12800000x64 pixels"),
-        (torch.zeros(90, 120, 3), r"expected a tensor \(3, H, W\) or \(1, H, W\), found \(90, 120, 3\)"),
+        (
+            torch.zeros(90, 120, 3),
+            r"expected a tensor \(3, H, W\) or \(1, H, W\), found \(90, 120, 3\)",
+        ),
         (torch.zeros(2, 3, 90, 120), r"found \(2, 3, 90, 120\)"),
         (torch.zeros(3, 0, 120), r"found \(3, 0, 120\)"),
         (torch.full((3, 90, 120), 255.0), "expected floating values from 0 to 1"),
@@ -265,7 +315,9 @@ def test_a_pil_image_that_breaks_off_is_unreadable(model):
 
 
 # ------------------------------------------------------------------------------------------------ streams
-def test_streams_keep_their_order_and_go_on_after_what_cannot_be_read(saved, model, photos, tmp_path):
+def test_streams_keep_their_order_and_go_on_after_what_cannot_be_read(
+    saved, model, photos, tmp_path
+):
     (tmp_path / "text.jpg").write_text("no image")
     stream = [
         photos[0],

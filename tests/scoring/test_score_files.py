@@ -42,7 +42,9 @@ def test_rows_come_back_whatever_the_names(tmp_path, form):
     with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
         plain = list(csv.DictReader(file)) if form == "csv" else [json.loads(line) for line in file]
     assert [row["image"] for row in plain] == [image for image, _ in expected]
-    assert list(plain[0]) == ["image", "score", "error", "made_with"] and plain[0]["made_with"] == MADE
+    assert (
+        list(plain[0]) == ["image", "score", "error", "made_with"] and plain[0]["made_with"] == MADE
+    )
     assert [row["score"] for row in plain[-2:]] == (["4.5", ""] if form == "csv" else [4.5, None])
     assert plain[-1]["error"] == 'not "an image", it seems'
     if form == "jsonl":
@@ -52,7 +54,9 @@ def test_rows_come_back_whatever_the_names(tmp_path, form):
 def test_appending_writes_no_second_header(tmp_path):
     write(tmp_path / "out.csv", images=["a"], failed=())
     write(tmp_path / "out.csv", images=["b"], failed=())
-    assert (tmp_path / "out.csv").read_text() == f"image,score,error,made_with\na,-1.5,,{MADE}\nb,-1.5,,{MADE}\n"
+    assert (
+        tmp_path / "out.csv"
+    ).read_text() == f"image,score,error,made_with\na,-1.5,,{MADE}\nb,-1.5,,{MADE}\n"
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
@@ -66,7 +70,10 @@ def test_a_file_cut_anywhere_is_taken_up_with_its_whole_rows(tmp_path, form):
         done, note = take_up(tmp_path / "out", form, MADE, lambda image: True)
         last = max(end for end in ends if end <= cut)
         assert (tmp_path / "out").read_bytes() == whole[:last]
-        assert list(done.values()) == [-1.5, -0.5, 0.5][: ends.index(last) - (form == "csv" and last > 0)]
+        assert (
+            list(done.values())
+            == [-1.5, -0.5, 0.5][: ends.index(last) - (form == "csv" and last > 0)]
+        )
         assert note.endswith("the last row was cut off and is dropped") == (cut not in ends)
 
 
@@ -75,7 +82,10 @@ def test_failed_rows_go_where_they_are_tried_again(tmp_path):
     (tmp_path / "link.csv").symlink_to(path)
     done, note = take_up(tmp_path / "link.csv", "csv", MADE, lambda image: image == "x")
     assert done == {"a": -1.5, "b": -0.5}
-    assert note == f"{tmp_path / 'link.csv'}: 2 images have a score already; 1 failed ones are tried again"
+    assert (
+        note
+        == f"{tmp_path / 'link.csv'}: 2 images have a score already; 1 failed ones are tried again"
+    )
     assert rows(path, "csv") == [("a", -1.5), ("b", -0.5), ("y", None)]
     assert (tmp_path / "link.csv").is_symlink()
     before = path.stat()
@@ -100,7 +110,11 @@ def test_rows_of_other_models_or_settings_are_not_mixed(tmp_path):
     [
         (b"hello", "csv", "exists, and is no csv file of predict.py's"),
         (b"hello", "jsonl", "exists, and is no jsonl file of predict.py's"),
-        (b"image,mos\na.jpg,1\n", "csv", "row 1 is not csv of predict.py's, with image,score,error,made_with"),
+        (
+            b"image,mos\na.jpg,1\n",
+            "csv",
+            "row 1 is not csv of predict.py's, with image,score,error,made_with",
+        ),
         (b"image,score,error,made_with\na,1\n", "csv", "row 2 is not csv"),
         (b"image,score,error,made_with\na,much,,m\n", "csv", "row 2 is not csv"),
         (b'image,score,error,made_with\n"' + b"x\n" * 100_000, "csv", "row 2 is not csv"),

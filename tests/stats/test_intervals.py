@@ -31,7 +31,9 @@ def test_every_resample_has_the_figure_that_scipy_gives_it(metric, levels):
     assert draws.shape == (60, 2)
     for row, count in zip(draws, counts):
         drawn = np.repeat(np.arange(35), count)
-        assert row == pytest.approx([SCIPY[metric](p[drawn], mos[drawn]) for p in predictions], abs=1e-12)
+        assert row == pytest.approx(
+            [SCIPY[metric](p[drawn], mos[drawn]) for p in predictions], abs=1e-12
+        )
 
 
 def test_a_figure_without_a_fast_form_is_resampled_one_by_one(monkeypatch):
@@ -79,7 +81,9 @@ def test_spearmans_formula_and_the_edges():
 def test_fisher_agrees_with_scipys_interval():
     predictions, mos = two_runs(80)
     ours = intervals.fisher(metrics.plcc(predictions[0], mos), 80)
-    assert ours == pytest.approx(tuple(stats.pearsonr(predictions[0], mos).confidence_interval(0.95)), abs=1e-9)
+    assert ours == pytest.approx(
+        tuple(stats.pearsonr(predictions[0], mos).confidence_interval(0.95)), abs=1e-9
+    )
 
 
 def test_unpaired_difference_agrees_with_its_interval():
@@ -88,8 +92,12 @@ def test_unpaired_difference_agrees_with_its_interval():
         assert found.approximate
         assert found.low <= found.value <= found.high
         assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
-    assert intervals.unpaired_difference(0.9205, 0.9184, intervals.bonett_wright, 2010, 2010).p > 0.5
-    assert intervals.unpaired_difference(0.9205, 0.9000, intervals.bonett_wright, 2010, 2010).p < 0.01
+    assert (
+        intervals.unpaired_difference(0.9205, 0.9184, intervals.bonett_wright, 2010, 2010).p > 0.5
+    )
+    assert (
+        intervals.unpaired_difference(0.9205, 0.9000, intervals.bonett_wright, 2010, 2010).p < 0.01
+    )
 
 
 def test_paired_p_value_counts_and_never_is_zero():
@@ -140,7 +148,9 @@ def covers(metric, true, rho, trials, images, seed):
     for trial in range(trials):
         mos = random.normal(size=images)
         scores = rho * mos + np.sqrt(1 - rho**2) * random.normal(size=images)
-        low, high = intervals.percentile_interval(resampling.bootstrap(metric, scores, mos, 400, trial)[:, 0])
+        low, high = intervals.percentile_interval(
+            resampling.bootstrap(metric, scores, mos, 400, trial)[:, 0]
+        )
         hits += low <= true <= high
     return hits / trials
 
@@ -186,9 +196,13 @@ def single_alarms(trials, count=3, spread=0.4):
         runs = runs[: count + 1]
         draws = resampling.bootstrap("srcc", runs, mos, 300, trial)
         figures = [metrics.srcc(run, mos) for run in runs]
-        one = intervals.group_difference(figures[:count], figures[count:], draws[:, :count], draws[:, count:])
+        one = intervals.group_difference(
+            figures[:count], figures[count:], draws[:, :count], draws[:, count:]
+        )
         alarms += one.p < 0.05
-        other = intervals.group_difference(figures[count:], figures[:count], draws[:, count:], draws[:, :count])
+        other = intervals.group_difference(
+            figures[count:], figures[:count], draws[:, count:], draws[:, :count]
+        )
         assert (other.p, other.value) == pytest.approx((one.p, -one.value))
         assert (one.p < 0.05) == (one.low > 0 or one.high < 0)
     return alarms / trials
@@ -292,7 +306,12 @@ def prices(trials, slope, own, images=400):
         seen = np.array([metrics.srcc(s, mos) for s in scores])
         best = seen.argmax()
         # Beside the luck of these images, which all epochs share.
-        rows.append((seen[best] - true[best] - (seen - true).mean(), intervals.selection_bias([(scores, mos)], 100)))
+        rows.append(
+            (
+                seen[best] - true[best] - (seen - true).mean(),
+                intervals.selection_bias([(scores, mos)], 100),
+            )
+        )
     return np.mean(rows, 0)
 
 
@@ -318,7 +337,9 @@ def test_the_price_by_a_plain_loop_and_where_there_is_none():
             on_a = [stats.spearmanr(s[a], mos[a]).statistic for s in scores]
             chosen = int(np.argmax(on_a))
             found.append(on_a[chosen] - stats.spearmanr(scores[chosen][b], mos[b]).statistic)
-    assert intervals.selection_bias([(scores, mos)], 20) == pytest.approx(np.mean(found) / np.sqrt(2))
+    assert intervals.selection_bias([(scores, mos)], 20) == pytest.approx(
+        np.mean(found) / np.sqrt(2)
+    )
     assert intervals.selection_bias([(scores[[0, 0]], mos)]) == pytest.approx(0, abs=0.02)
     assert np.isnan(intervals.selection_bias([(scores[:1], mos)]))
 
@@ -339,10 +360,14 @@ def alarm_rate(difference, trials=200, count=3):
         runs, mos = seeds_of_settings(trial, count, spread=0.4, difference=difference)
         draws = resampling.bootstrap("srcc", runs, mos, 300, trial)
         figures = [metrics.srcc(run, mos) for run in runs]
-        found = intervals.group_difference(figures[:count], figures[count:], draws[:, :count], draws[:, count:])
+        found = intervals.group_difference(
+            figures[:count], figures[count:], draws[:, :count], draws[:, count:]
+        )
         alarms["both"] += found.p < 0.05
         value = np.mean(figures[:count]) - np.mean(figures[count:])
-        images = intervals.paired_difference(value, draws[:, :count].mean(1), draws[:, count:].mean(1))
+        images = intervals.paired_difference(
+            value, draws[:, :count].mean(1), draws[:, count:].mean(1)
+        )
         alarms["images alone"] += images.p < 0.05
     return {name: number / trials for name, number in alarms.items()}
 
@@ -365,4 +390,6 @@ def test_seeds_that_agree_leave_the_images_alone():
     groups = intervals.group_difference([a, a], [b, b], draws[:, [0, 0]], draws[:, [1, 1]])
     paired = intervals.paired_difference(a - b, draws[:, 0], draws[:, 1])
     assert groups.value == pytest.approx(paired.value)
-    assert (groups.low, groups.high) == pytest.approx((paired.low, paired.high), abs=0.3 * (paired.high - paired.low))
+    assert (groups.low, groups.high) == pytest.approx(
+        (paired.low, paired.high), abs=0.3 * (paired.high - paired.low)
+    )

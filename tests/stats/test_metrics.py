@@ -16,9 +16,15 @@ def pair():
 
 def test_figures_agree_with_scipy_with_and_without_ties(pair):
     for prediction, mos in (pair, np.round(np.array(pair) / 20)):
-        assert metrics.srcc(prediction, mos) == pytest.approx(stats.spearmanr(prediction, mos).statistic, abs=1e-12)
-        assert metrics.plcc(prediction, mos) == pytest.approx(stats.pearsonr(prediction, mos).statistic, abs=1e-12)
-        assert metrics.krcc(prediction, mos) == pytest.approx(stats.kendalltau(prediction, mos).statistic, abs=1e-12)
+        assert metrics.srcc(prediction, mos) == pytest.approx(
+            stats.spearmanr(prediction, mos).statistic, abs=1e-12
+        )
+        assert metrics.plcc(prediction, mos) == pytest.approx(
+            stats.pearsonr(prediction, mos).statistic, abs=1e-12
+        )
+        assert metrics.krcc(prediction, mos) == pytest.approx(
+            stats.kendalltau(prediction, mos).statistic, abs=1e-12
+        )
 
 
 def test_kendall_and_rmse_by_hand():
@@ -30,7 +36,12 @@ def test_kendall_and_rmse_by_hand():
 def test_undefined_figures_are_nan_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for prediction, mos in (([1.0], [1.0]), ([2, 2, 2], [1, 2, 3]), ([1, np.nan, 3], [1, 2, 3]), ([], [])):
+        for prediction, mos in (
+            ([1.0], [1.0]),
+            ([2, 2, 2], [1, 2, 3]),
+            ([1, np.nan, 3], [1, 2, 3]),
+            ([], []),
+        ):
             for figure in (metrics.srcc, metrics.plcc, metrics.krcc):
                 assert np.isnan(figure(prediction, mos))
             assert metrics.fit_logistic(prediction, mos) is None
@@ -63,7 +74,9 @@ def test_fit_finds_a_known_curve(scale):
     x = np.linspace(-4, 5, 120)
     mos = metrics.logistic([92, 7, 0.4, 1.3], x)
     upper, lower, centre, width = metrics.fit_logistic(x * scale, mos)
-    assert (upper, lower, centre / scale, width / scale) == pytest.approx((92, 7, 0.4, 1.3), rel=1e-4)
+    assert (upper, lower, centre / scale, width / scale) == pytest.approx(
+        (92, 7, 0.4, 1.3), rel=1e-4
+    )
 
 
 def test_fit_is_as_good_as_scipys_curve_fit(pair):
@@ -72,7 +85,9 @@ def test_fit_is_as_good_as_scipys_curve_fit(pair):
     def curve(x, a, b, c, d):
         return b + (a - b) / (1 + np.exp(-(x - c) / abs(d)))
 
-    other, _ = optimize.curve_fit(curve, prediction, mos, [mos.max(), mos.min(), prediction.mean(), 20], maxfev=20000)
+    other, _ = optimize.curve_fit(
+        curve, prediction, mos, [mos.max(), mos.min(), prediction.mean(), 20], maxfev=20000
+    )
     ours = metrics.rmse(metrics.fitted(prediction, mos), mos)
     assert ours <= metrics.rmse(curve(prediction, *other), mos) + 1e-6
 

@@ -17,7 +17,11 @@ def experiment(seed, images=300, alike=0.8, tail=None):
     noise = random.standard_t(tail, (3, images)) if tail else random.normal(size=(3, images))
     own = np.sqrt(alike) * noise[0] + np.sqrt(1 - alike) * noise[1:]
     seen = quality + 6 * own
-    return 100 / (1 + np.exp(-(seen - 50) / 25)), quality + error * random.normal(size=images), error
+    return (
+        100 / (1 + np.exp(-(seen - 50) / 25)),
+        quality + error * random.normal(size=images),
+        error,
+    )
 
 
 def figures(seed, run=0, **more):
@@ -42,13 +46,17 @@ def test_the_mapping_is_the_best_monotonic_cubic():
 
         rule = {"type": "ineq", "fun": lambda p, sign=sign: sign * np.polyval(np.polyder(p), grid)}
         starts = (np.polyfit(z, mos, 3), [0, 0, sign, mos.mean()])
-        best = min(optimize.minimize(loss, s, constraints=[rule], method="SLSQP").fun for s in starts)
+        best = min(
+            optimize.minimize(loss, s, constraints=[rule], method="SLSQP").fun for s in starts
+        )
         assert np.sum((mapped - mos) ** 2) <= best * (1 + 1e-3)
 
 
 def test_a_mapping_of_falling_scores_falls():
     scores, mos, _ = experiment(1)
-    assert standards.monotonic_cubic(-scores[0], mos) == pytest.approx(standards.monotonic_cubic(scores[0], mos), 1e-6)
+    assert standards.monotonic_cubic(-scores[0], mos) == pytest.approx(
+        standards.monotonic_cubic(scores[0], mos), 1e-6
+    )
 
 
 def test_errors_and_outliers_by_hand(monkeypatch):
@@ -57,11 +65,14 @@ def test_errors_and_outliers_by_hand(monkeypatch):
     mos = np.array([11.0, 20, 27, 40, 58, 60])
     error = np.ones(6)
     found = {
-        name: standards.STANDARDS[name].of(standards.Sample(mapped, mos, error)).value for name in standards.STANDARDS
+        name: standards.STANDARDS[name].of(standards.Sample(mapped, mos, error)).value
+        for name in standards.STANDARDS
     }
     assert found["rmse"] == pytest.approx(np.sqrt((1 + 9 + 64) / 2))
     beyond = [3 - 1.959964, 8 - 1.959964]
-    assert found["rmse_star"] == pytest.approx(np.sqrt((beyond[0] ** 2 + beyond[1] ** 2) / 2), abs=1e-5)
+    assert found["rmse_star"] == pytest.approx(
+        np.sqrt((beyond[0] ** 2 + beyond[1] ** 2) / 2), abs=1e-5
+    )
     assert found["outlier_ratio"] == pytest.approx(2 / 6)
     assert found["accuracy"] == 1.0 and found["auc_bw"] == 1.0
 
@@ -69,11 +80,15 @@ def test_errors_and_outliers_by_hand(monkeypatch):
 def slow_pairs(scores, mos, error):
     """Krasula's three figures, pair by pair, the areas by scipy's Mann-Whitney statistic."""
     pairs = list(itertools.combinations(range(len(mos)), 2))
-    told = [abs(mos[i] - mos[j]) / np.sqrt(error[i] ** 2 + error[j] ** 2) > 1.959964 for i, j in pairs]
+    told = [
+        abs(mos[i] - mos[j]) / np.sqrt(error[i] ** 2 + error[j] ** 2) > 1.959964 for i, j in pairs
+    ]
     size = np.array([abs(scores[i] - scores[j]) for i, j in pairs])
     different, similar = size[told], size[~np.array(told)]
     ds = stats.mannwhitneyu(different, similar).statistic / len(different) / len(similar)
-    signed = [(scores[i] - scores[j]) * np.sign(mos[i] - mos[j]) for (i, j), of in zip(pairs, told) if of]
+    signed = [
+        (scores[i] - scores[j]) * np.sign(mos[i] - mos[j]) for (i, j), of in zip(pairs, told) if of
+    ]
     bw = stats.mannwhitneyu(signed, np.negative(signed)).statistic / len(signed) ** 2
     right = np.mean([1.0 if s > 0 else 0.5 if s == 0 else 0.0 for s in signed])
     return ds, bw, right
@@ -85,7 +100,9 @@ def test_krasulas_figures_are_those_of_a_plain_version(digits):
     scores = np.round(scores / 5, digits) * 5
     found = standards.measure(scores[0], mos, error)
     names = ("auc_ds", "auc_bw", "accuracy")
-    assert [found[n].value for n in names] == pytest.approx(slow_pairs(scores[0], mos, error), abs=1e-12)
+    assert [found[n].value for n in names] == pytest.approx(
+        slow_pairs(scores[0], mos, error), abs=1e-12
+    )
 
 
 def test_resolving_power_is_that_of_a_plain_version():
@@ -102,7 +119,9 @@ def test_resolving_power_is_that_of_a_plain_version():
     centres = [(k + 1) * step for k in range(18)]
     k = next(k for k in range(17) if means[k] < 0.95 <= means[k + 1])
     expected = np.interp(0.95, means[k : k + 2], centres[k : k + 2])
-    assert standards.measure(scores[0], mos, error)["resolving_power"].value == pytest.approx(expected, rel=1e-9)
+    assert standards.measure(scores[0], mos, error)["resolving_power"].value == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_influences_are_what_leaving_an_image_out_does():
@@ -162,7 +181,9 @@ def calibration(trials, images=300, **more):
     runs = [[figures(seed, run, images=images, **more) for run in (0, 1)] for seed in range(trials)]
     found = {}
     for name in standards.STANDARDS:
-        pairs = [(a[name], b[name]) for a, b in runs if np.isfinite([a[name].value, b[name].value]).all()]
+        pairs = [
+            (a[name], b[name]) for a, b in runs if np.isfinite([a[name].value, b[name].value]).all()
+        ]
         true = np.mean([a.value for a, _ in pairs])
         intervals = [standards.estimate(name, a) for a, _ in pairs]
         covers = np.mean([e.low <= true <= e.high for e in intervals])
@@ -179,7 +200,10 @@ def residual_alarms(trials, tail=None, images=200):
         a, b = (standards.monotonic_cubic(s, mos) - mos for s in scores)
         alarms[0] += standards.pitman_morgan(a, b) < 0.05
         f = np.sum(a**2) / np.sum(b**2)
-        alarms[1] += 2 * min(stats.f.sf(f, images - 4, images - 4), stats.f.cdf(f, images - 4, images - 4)) < 0.05
+        alarms[1] += (
+            2 * min(stats.f.sf(f, images - 4, images - 4), stats.f.cdf(f, images - 4, images - 4))
+            < 0.05
+        )
     return alarms / trials
 
 

@@ -42,7 +42,9 @@ def test_train_patches_are_a_function_of_seed_and_epoch():
 
 
 def test_augmentations_change_neither_order_nor_crops():
-    plain, flipped = (train_patches(SIZES, 224, 5, 1, 1, augment) for augment in ({"none": 1}, {"hflip": 1}))
+    plain, flipped = (
+        train_patches(SIZES, 224, 5, 1, 1, augment) for augment in ({"none": 1}, {"hflip": 1})
+    )
     assert plain.drawn == {} and flipped.drawn["hflip"].shape == (20,)
     for name in ("image", "top", "left"):
         assert np.array_equal(getattr(plain, name), getattr(flipped, name))
@@ -51,14 +53,33 @@ def test_augmentations_change_neither_order_nor_crops():
 def test_fixed_crops_are_the_same_in_every_epoch_in_another_order():
     first, second = (train_patches(SIZES, 224, 5, 7, epoch, fixed=True) for epoch in (1, 2))
     rows = [
-        sorted(zip(p.row.tolist(), p.image.tolist(), p.top.tolist(), p.left.tolist(), p.drawn["hflip"].tolist()))
+        sorted(
+            zip(
+                p.row.tolist(),
+                p.image.tolist(),
+                p.top.tolist(),
+                p.left.tolist(),
+                p.drawn["hflip"].tolist(),
+            )
+        )
         for p in (first, second)
     ]
     assert rows[0] == rows[1] and [row[0] for row in rows[0]] == list(range(20))
-    assert first.row.tolist() != second.row.tolist() and (first.address, second.address) == ((7, 1), (7, 2))
+    assert first.row.tolist() != second.row.tolist() and (first.address, second.address) == (
+        (7, 1),
+        (7, 2),
+    )
     base = train_patches(SIZES, 224, 5, 7, 0, fixed=True)
     assert base.top[first.row].tolist() == first.top.tolist()
-    assert len({p.digest() for p in (base, first, second, train_patches(SIZES, 224, 5, 8, 0, fixed=True))}) == 4
+    assert (
+        len(
+            {
+                p.digest()
+                for p in (base, first, second, train_patches(SIZES, 224, 5, 8, 0, fixed=True))
+            }
+        )
+        == 4
+    )
     # Of one distribution with crops that are drawn anew: no image is short of crops.
     assert np.bincount(first.image).tolist() == [5] * 4
 
@@ -70,10 +91,12 @@ def test_train_patches_cover_each_image_evenly_and_stay_inside():
     assert (patches.top >= 0).all() and (patches.top <= room[:, 0]).all()
     assert (patches.left >= 0).all() and (patches.left <= room[:, 1]).all()
     wide = patches.image == 0
-    assert patches.top[wide].max() > 150 and patches.left[wide].max() > 270  # the last rows and columns are reached
-    assert patches.top[wide].mean() == pytest.approx(80, abs=8) and patches.drawn["hflip"].mean() == pytest.approx(
-        0.5, abs=0.05
-    )
+    assert (
+        patches.top[wide].max() > 150 and patches.left[wide].max() > 270
+    )  # the last rows and columns are reached
+    assert patches.top[wide].mean() == pytest.approx(80, abs=8) and patches.drawn[
+        "hflip"
+    ].mean() == pytest.approx(0.5, abs=0.05)
     assert (patches.image[:20] != np.sort(patches.image[:20])).any()  # images are shuffled together
 
 
@@ -82,15 +105,24 @@ def test_center_crop_is_torchvisions():
     patches = test_patches(np.array([[301, 300]]), 224)
     expected = T.CenterCrop(224)(pixels)
     assert torch.equal(
-        pixels[:, patches.top[0] : patches.top[0] + 224, patches.left[0] : patches.left[0] + 224], expected
+        pixels[:, patches.top[0] : patches.top[0] + 224, patches.left[0] : patches.left[0] + 224],
+        expected,
     )
 
 
 def test_grid_and_random_crops():
     grid = test_patches(np.array([[384, 512]]), 224, "grid", 25)
-    assert sorted(set(grid.top)) == [0, 40, 80, 120, 160] and sorted(set(grid.left)) == [0, 72, 144, 216, 288]
+    assert sorted(set(grid.top)) == [0, 40, 80, 120, 160] and sorted(set(grid.left)) == [
+        0,
+        72,
+        144,
+        216,
+        288,
+    ]
     assert len(test_patches(np.array([[384, 512]]), 224, "grid", 6)) == 6
-    assert len(set(test_patches(np.array([[384, 512]]), 224, "grid", 6).left)) == 3  # 2 rows, 3 columns
+    assert (
+        len(set(test_patches(np.array([[384, 512]]), 224, "grid", 6).left)) == 3
+    )  # 2 rows, 3 columns
     narrow = test_patches(np.array([[224, 230]]), 224, "grid", 25)
     assert set(narrow.top) == {0} and len(narrow) == len(set(narrow.left))  # coinciding crops once
     one, again = (test_patches(SIZES, 224, "random", 20) for _ in range(2))
@@ -108,7 +140,9 @@ def images(tmp_path):
 
 def batches_of(cache, batch_size=8, per_image=5):
     patches = train_patches(cache.sizes, 48, per_image, 1, 1)
-    return PatchBatches(cache, range(len(cache)), [float(10 * i) for i in range(len(cache))], patches, batch_size)
+    return PatchBatches(
+        cache, range(len(cache)), [float(10 * i) for i in range(len(cache))], patches, batch_size
+    )
 
 
 def on_cpu(workers=0):
@@ -116,20 +150,29 @@ def on_cpu(workers=0):
 
 
 def test_batches_are_the_patches_in_order_whatever_cuts_them(images, tmp_path):
-    memory, mapped = ImageCache("set", images, "50", 48), ImageCache("set", images, "50", 48, tmp_path / "cache")
+    memory, mapped = (
+        ImageCache("set", images, "50", 48),
+        ImageCache("set", images, "50", 48, tmp_path / "cache"),
+    )
     moved = ImageCache("set", images, "50", 48)
     moved.to_gpu(torch.device("cpu"))  # the path that crops on the device the images lie on
     expected = batches_of(memory)
     plain = []
     for k in range(20):
-        i, top, left = (int(v[k]) for v in (expected.patches.image, expected.patches.top, expected.patches.left))
+        i, top, left = (
+            int(v[k]) for v in (expected.patches.image, expected.patches.top, expected.patches.left)
+        )
         plain.append(memory[i][top : top + 48, left : left + 48])
     for cache, workers in ((memory, 0), (memory, 2), (mapped, 0), (mapped, 1), (moved, 0)):
         loaded = list(make_loader(batches_of(cache), on_cpu(workers)))
         assert [len(b["patches"]) for b in loaded] == [8, 8, 4]
         assert np.array_equal(torch.cat([b["patches"] for b in loaded]).numpy(), np.stack(plain))
-        assert np.array_equal(torch.cat([b["image"] for b in loaded]).numpy(), expected.patches.image)
-        assert torch.equal(torch.cat([b["mos"] for b in loaded]), 10.0 * torch.cat([b["image"] for b in loaded]))
+        assert np.array_equal(
+            torch.cat([b["image"] for b in loaded]).numpy(), expected.patches.image
+        )
+        assert torch.equal(
+            torch.cat([b["mos"] for b in loaded]), 10.0 * torch.cat([b["image"] for b in loaded])
+        )
     tail = list(make_loader(batches_of(memory), on_cpu(), start=2))
     assert len(tail) == 1 and np.array_equal(tail[0]["patches"].numpy(), np.stack(plain[16:]))
 
@@ -137,7 +180,9 @@ def test_batches_are_the_patches_in_order_whatever_cuts_them(images, tmp_path):
 def test_model_input_is_torchvisions_totensor_flip_and_normalize():
     pixels = np.stack([picture(60, 60, seed) for seed in range(4)])
     flip = torch.tensor([True, False, True, False])
-    found = Backbone().normalised(augmentations.augmented({"patches": torch.from_numpy(pixels), "hflip": flip}))
+    found = Backbone().normalised(
+        augmentations.augmented({"patches": torch.from_numpy(pixels), "hflip": flip})
+    )
     normalise = T.Compose([T.ToTensor(), T.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
     for image, flipped, result in zip(pixels, flip, found):
         image = Image.fromarray(image)
@@ -155,9 +200,9 @@ def test_no_more_workers_than_their_batches_have_room_for():
         if workers:
             fewer, why = fitting_workers(workers, largest + 2**20)
             assert fewer == workers - 1
-            assert why.startswith(f"--workers {workers}: room for {fewer}, as /dev/shm has ") and why.endswith(
-                "MiB free"
-            )
+            assert why.startswith(
+                f"--workers {workers}: room for {fewer}, as /dev/shm has "
+            ) and why.endswith("MiB free")
 
 
 class Failing(torch.utils.data.Dataset):
@@ -191,7 +236,9 @@ def no_more_files():
 def test_a_worker_that_dies_or_hangs_is_one_line(monkeypatch, fail, said):
     monkeypatch.setattr(batches, "WORKER_SECONDS", 1)
     loader = make_loader(Failing(fail), Hardware(torch.device("cpu"), workers=1))
-    with pytest.raises(UserError, match=f"a process that cuts patches {said}.*--resume auto goes on"):
+    with pytest.raises(
+        UserError, match=f"a process that cuts patches {said}.*--resume auto goes on"
+    ):
         engine.score(torch.nn.Identity(), loader, 1, Hardware(torch.device("cpu")))
 
 
@@ -201,29 +248,41 @@ def training(settings):
 
     def of_a_run(*flags):
         options = settings("resnet", "--no_spaq", "--batch_size", 10**6, *flags)
-        data, log = RunData(options, 42), RunLog(options.log_dir, options.checkpoint_dir, "data", False)
+        data, log = (
+            RunData(options, 42),
+            RunLog(options.log_dir, options.checkpoint_dir, "data", False),
+        )
         data.decode(torch.device("cpu"), log, new=True)
         log.close()
-        return lambda epoch: ((batches := data.train_batches(42, epoch, options.batch_size))[0], batches.patches)
+        return lambda epoch: (
+            (batches := data.train_batches(42, epoch, options.batch_size))[0],
+            batches.patches,
+        )
 
     return of_a_run
 
 
 @pytest.mark.parametrize("votes", [False, True])
-def test_label_noise_is_gaussian_of_the_stated_width_and_moves_nothing_else(training, tmp_path, votes):
+def test_label_noise_is_gaussian_of_the_stated_width_and_moves_nothing_else(
+    training, tmp_path, votes
+):
     root = write_koniq(tmp_path / "koniq-10k")
     if votes:  # SD 0.2 of 1..5 and 4·(i+1) votes, on a scale of 20 per step
         scores = {f"train_{i}.jpg": score_of(i, 12) for i in range(12)} | {
             f"test_{i}.jpg": score_of(i, 6) for i in range(6)
         }
-        rows = [f"{name},{4 * (k + 1)},{s / 20},0.2,{s}" for k, (name, s) in enumerate(scores.items())]
+        rows = [
+            f"{name},{4 * (k + 1)},{s / 20},0.2,{s}" for k, (name, s) in enumerate(scores.items())
+        ]
         (root / "koniq10k_scores_and_distributions.csv").write_text(
             "\n".join(["image_name,c_total,MOS,SD,MOS_zscore", *rows])
         )
     flags = ("--train_patch_num", 300, "--dataset_path", root)
     noisy, plain = training(*flags, "--label_noise", 2), training(*flags)
     (batch, patches), (same, there) = noisy(1), plain(1)
-    assert torch.equal(batch["patches"], same["patches"]) and np.array_equal(patches.image, there.image)
+    assert torch.equal(batch["patches"], same["patches"]) and np.array_equal(
+        patches.image, there.image
+    )
     noise = (batch["mos"] - same["mos"]).numpy()
     for i in range(12):
         expected = 2 * 20 * 0.2 / (4 * (i + 1)) ** 0.5 if votes else 2.0  # of 0..100
@@ -255,4 +314,6 @@ def test_the_shares_of_several_processes_are_the_rows_of_the_batch(images):
             for name in ("blend", "box"):
                 assert torch.equal(own[name], batch[name][rows])
             mixed_whole = mixed(batch["patches"].permute(0, 3, 1, 2).float(), batch)
-            assert torch.equal(mixed(own["patches"].permute(0, 3, 1, 2).float(), own), mixed_whole[rows])
+            assert torch.equal(
+                mixed(own["patches"].permute(0, 3, 1, 2).float(), own), mixed_whole[rows]
+            )

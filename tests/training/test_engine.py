@@ -49,7 +49,9 @@ def test_train_one_epoch_is_the_plain_loop(cache, monkeypatch):
     optimizer = torch.optim.Adam(ours.parameters(), lr=1e-4)
     progress, reseeded = engine.EpochProgress(), []
     monkeypatch.setattr(torch, "manual_seed", reseeded.append)
-    result = engine.train_one_epoch(ours, criterion, optimizer, make_loader(batches, CPU), CPU, progress)
+    result = engine.train_one_epoch(
+        ours, criterion, optimizer, make_loader(batches, CPU), CPU, progress
+    )
     monkeypatch.undo()
 
     optimizer, expected, outputs = torch.optim.Adam(plain.parameters(), lr=1e-4), [], []
@@ -63,11 +65,15 @@ def test_train_one_epoch_is_the_plain_loop(cache, monkeypatch):
         expected.append([parts[name].item() for name in ("loss", "l1", "rank")])
         outputs += out["scores"].tolist()
     # The last batch holds 2 of the 18 patches and counts as much as the others: the mean is over batches.
-    assert [result[name] for name in ("loss", "l1", "rank")] == pytest.approx(np.mean(expected, 0).tolist(), rel=1e-6)
+    assert [result[name] for name in ("loss", "l1", "rank")] == pytest.approx(
+        np.mean(expected, 0).tolist(), rel=1e-6
+    )
     scores, mos = torch.cat(progress.scores).tolist(), torch.cat(progress.mos).tolist()
     assert scores == pytest.approx(outputs, abs=1e-6) and len(mos) == 18
     assert {name: result[name] for name in ("srcc", "plcc")} == metrics.recorded(scores, mos)
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), plain.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.state_dict().values(), plain.state_dict().values())
+    )
     assert reseeded == [int(addressed_seed(1, 1, step).generate_state(1)[0]) for step in range(3)]
 
 
@@ -77,7 +83,9 @@ def test_batched_scoring_of_distinct_crops_is_one_at_a_time_scoring_of_all(cache
     """The plain procedure: every image's crops one by one, all 20 centre crops scored though they are one."""
     model = model_of().eval()
     patches = test_patches(cache.sizes, 64, crop, 6)
-    scores = engine.score(model, make_loader(batches_of(cache, patches, batch_size), CPU), len(cache), CPU)
+    scores = engine.score(
+        model, make_loader(batches_of(cache, patches, batch_size), CPU), len(cache), CPU
+    )
     plain = []
     for i in range(len(cache)):
         places = [(t, x) for n, t, x in zip(patches.image, patches.top, patches.left) if n == i]
@@ -97,7 +105,9 @@ def test_scoring_is_fp32_and_leaves_the_model_as_it_was(cache):
     batches = batches_of(cache, test_patches(cache.sizes, 64), 4)
     scores = engine.score(model, make_loader(batches, CPU), len(cache), CPU)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    assert scores.shape == (9,) and not np.array_equal(scores, torch.tensor(scores).bfloat16().double().numpy())
+    assert scores.shape == (9,) and not np.array_equal(
+        scores, torch.tensor(scores).bfloat16().double().numpy()
+    )
 
 
 def test_bf16_training_stays_near_fp32(cache):
@@ -108,7 +118,9 @@ def test_bf16_training_stays_near_fp32(cache):
         model = model_of()
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
         hardware, progress = replace(CPU, bf16=bf16), engine.EpochProgress()
-        result = engine.train_one_epoch(model, QualityLoss(), optimizer, make_loader(batches, CPU), hardware, progress)
+        result = engine.train_one_epoch(
+            model, QualityLoss(), optimizer, make_loader(batches, CPU), hardware, progress
+        )
         losses.append(result["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[0] != losses[1]
 
@@ -125,7 +137,9 @@ def faults():
 device.keep_freed_memory()
 print(sum([faults() for _ in range(40)][20:]))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert int(done.stdout) < 2 * 16384  # the heap has grown by then; asked for anew: 20 x 16,384
 
 
@@ -144,7 +158,9 @@ def test_a_teacher_scores_the_students_patches_in_its_own_way(cache):
 
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
     loader = engine.with_teacher_scores(make_loader(batches, CPU), teacher, CPU)
-    figures = engine.train_one_epoch(student, remembering, optimizer, loader, CPU, engine.EpochProgress())
+    figures = engine.train_one_epoch(
+        student, remembering, optimizer, loader, CPU, engine.EpochProgress()
+    )
     for b, batch in enumerate(seen):
         pixels = batches[b]["patches"].numpy().astype(np.float32)
         for i in np.flatnonzero(batches[b]["hflip"].numpy()):

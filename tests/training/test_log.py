@@ -23,7 +23,9 @@ def test_a_taken_name_gets_a_suffix_and_an_own_taken_name_is_an_error(tmp_path):
 
 def test_runs_that_start_together_get_different_names(tmp_path):
     with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: RunLog(tmp_path / "l", tmp_path / "c", "run", False).name, range(16)))
+        made = list(
+            pool.map(lambda _: RunLog(tmp_path / "l", tmp_path / "c", "run", False).name, range(16))
+        )
     assert len(set(made)) == 16 and len(list((tmp_path / "c").iterdir())) == 16
 
 
@@ -35,7 +37,12 @@ def test_lines_records_and_predictions(tmp_path, capsys):
     log.predictions(2, [])
     assert capsys.readouterr().out == (tmp_path / "run.log").read_text() == "Epoch\tTrain_Loss\n"
     record = json.loads((tmp_path / "run.jsonl").read_text())
-    assert record == {"type": "epoch", "test": {"srcc": None, "plcc": 0.5}, "path": "a", "fixes": ["x"]}
+    assert record == {
+        "type": "epoch",
+        "test": {"srcc": None, "plcc": 0.5},
+        "path": "a",
+        "fixes": ["x"],
+    }
     table = (tmp_path / "run_predictions.csv").read_text()
     assert table == 'dataset,image,mos,score\nkoniq-10k,"a ""b"".jpg",50.0,49.5\n'
     assert (tmp_path / "run_round2_predictions.csv").read_text() == "dataset,image,mos,score\n"
@@ -49,5 +56,18 @@ def test_a_folder_that_cannot_be_made_is_the_users_mistake(tmp_path):
 
 def test_versions_and_plain_values():
     found = versions()
-    assert set(found) == {"hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow", "commit"}
-    assert json.dumps(to_json_value({"a": float("inf"), "b": (1, None, True)})) == '{"a": null, "b": [1, null, true]}'
+    assert set(found) == {
+        "hyperiqa",
+        "python",
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "scipy",
+        "pillow",
+        "commit",
+    }
+    assert (
+        json.dumps(to_json_value({"a": float("inf"), "b": (1, None, True)}))
+        == '{"a": null, "b": [1, null, true]}'
+    )

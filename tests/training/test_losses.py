@@ -25,7 +25,11 @@ def plain_ranking_loss(scores, mos, margin):
 def test_ranking_loss_is_the_mean_over_pairs_with_different_mos(margin, ties):
     generator = torch.Generator().manual_seed(3)
     scores = torch.randn(17, generator=generator) * 10
-    mos = torch.randint(0, 5, (17,), generator=generator).float() if ties else torch.rand(17, generator=generator) * 100
+    mos = (
+        torch.randint(0, 5, (17,), generator=generator).float()
+        if ties
+        else torch.rand(17, generator=generator) * 100
+    )
     expected = plain_ranking_loss(scores.tolist(), mos.tolist(), margin)
     assert ranking_loss(scores, mos, margin).item() == pytest.approx(expected, rel=1e-5)
 
@@ -39,7 +43,10 @@ def test_ranking_loss_without_a_pair_is_zero_and_differentiable(n):
 
 
 def test_named_parts_and_both_forms():
-    scores, batch = {"scores": torch.tensor([10.0, 30.0, 20.0])}, {"mos": torch.tensor([12.0, 25.0, 26.0])}
+    scores, batch = (
+        {"scores": torch.tensor([10.0, 30.0, 20.0])},
+        {"mos": torch.tensor([12.0, 25.0, 26.0])},
+    )
     l1, rank = (2 + 5 + 6) / 3, plain_ranking_loss([10, 30, 20], [12, 25, 26], 0.5)
     convex = QualityLoss(0.3, 0.5)(scores, batch)
     additive = QualityLoss(0.3, 0.5, "additive")(scores, batch)
@@ -95,16 +102,22 @@ def test_each_loss_is_its_definition_with_right_gradients(name, monkeypatch):
     assert torch.autograd.gradcheck(lambda s: LOSSES[name](s, mos), scores)
     assert torch.autograd.gradcheck(lambda s: ranking_loss(s, mos, 0.5), scores)
     monkeypatch.setattr(losses, "SOFT_RANK", 1e-6)  # hard ranks
-    assert LOSSES[name](scores, mos).item() == pytest.approx(EXPECTED[name](scores.tolist(), mos.tolist()), rel=1e-9)
+    assert LOSSES[name](scores, mos).item() == pytest.approx(
+        EXPECTED[name](scores.tolist(), mos.tolist()), rel=1e-9
+    )
 
 
 def test_soft_ranks_by_hand():
     """Three images a tenth of the MOS's spread apart: each rank is a sum of sigmoids of 0, 1 and 2."""
     mos = torch.tensor([10.0, 20.0, 60.0], dtype=torch.float64)
-    scores = torch.arange(3, dtype=torch.float64) * losses.SOFT_RANK * statistics.pstdev(mos.tolist())
+    scores = (
+        torch.arange(3, dtype=torch.float64) * losses.SOFT_RANK * statistics.pstdev(mos.tolist())
+    )
     one, two = 1 / (1 + math.exp(-1)), 1 / (1 + math.exp(-2))
     ranks = [0.5 + 1 - one + 1 - two, 0.5 + one + 1 - one, 0.5 + one + two]
-    assert losses.srcc_loss(scores, mos).item() == pytest.approx((1 - stats.pearsonr(ranks, [1, 2, 3])[0]) / 2)
+    assert losses.srcc_loss(scores, mos).item() == pytest.approx(
+        (1 - stats.pearsonr(ranks, [1, 2, 3])[0]) / 2
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -132,7 +145,9 @@ def plain_rank_n_contrast(features, mos):
     for i in range(n):
         for j in range(n):
             if i != j:
-                farther = [k for k in range(n) if k != i and abs(mos[i] - mos[k]) >= abs(mos[i] - mos[j])]
+                farther = [
+                    k for k in range(n) if k != i and abs(mos[i] - mos[k]) >= abs(mos[i] - mos[j])
+                ]
                 among = sum(math.exp(likeness[i][k]) for k in farther)
                 total -= math.log(math.exp(likeness[i][j]) / among) / (n * (n - 1))
     return total
@@ -151,7 +166,9 @@ def test_rank_n_contrast_is_its_definition_with_right_gradients():
     outputs, batch = {"scores": mos + 1, "features": features}, {"mos": mos}
     parts = QualityLoss(0.3, contrastive=0.25)(outputs, batch)
     assert list(parts) == ["loss", "l1", "rank", "contrastive"]
-    assert parts["loss"].item() == pytest.approx(0.7 + 0.3 * parts["rank"].item() + 0.25 * expected, rel=1e-5)
+    assert parts["loss"].item() == pytest.approx(
+        0.7 + 0.3 * parts["rank"].item() + 0.25 * expected, rel=1e-5
+    )
 
 
 def test_distillation_is_the_distance_to_the_teachers_scores():

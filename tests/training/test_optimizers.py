@@ -17,7 +17,9 @@ def weights():
 
 
 def made(name, groups, clip_grad=None):
-    return optimizer_for(Namespace(optimizer=name, weight_decay=DECAY, clip_grad=clip_grad), Rates(**LR), groups)
+    return optimizer_for(
+        Namespace(optimizer=name, weight_decay=DECAY, clip_grad=clip_grad), Rates(**LR), groups
+    )
 
 
 def gradients_of(n, p):
@@ -55,11 +57,18 @@ def plain_sgd(p, lr, gradients, coupled, decay):
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_each_is_its_algorithm_and_adamw_decays_no_biases(name):
-    found, plain = trained(made(name, groups := weights()), groups), plain_sgd if name == "sgd" else plain_adam
-    for n, (ours, start) in enumerate(zip(found, (p.detach() for group in weights().values() for p in group))):
+    found, plain = (
+        trained(made(name, groups := weights()), groups),
+        plain_sgd if name == "sgd" else plain_adam,
+    )
+    for n, (ours, start) in enumerate(
+        zip(found, (p.detach() for group in weights().values() for p in group))
+    ):
         decay = 0.0 if name == "adamw" and start.ndim == 1 else DECAY
         rate = LR["head" if n < 2 else "backbone"]
-        assert torch.allclose(ours, plain(start, rate, gradients_of(n, start), name != "adamw", decay), atol=1e-5)
+        assert torch.allclose(
+            ours, plain(start, rate, gradients_of(n, start), name != "adamw", decay), atol=1e-5
+        )
 
 
 def test_clipping_is_of_the_norm_of_all_gradients_together():
@@ -78,9 +87,14 @@ def test_clipping_is_of_the_norm_of_all_gradients_together():
 def test_rates_reach_every_group_and_a_head_without_one_is_left_alone(name):
     optimizer = made(name, weights())
     set_rates(optimizer, Rates(3.0, 2.0))
-    assert {(g["name"], g["lr"]) for g in optimizer.param_groups} == {("head", 3.0), ("backbone", 2.0)}
+    assert {(g["name"], g["lr"]) for g in optimizer.param_groups} == {
+        ("head", 3.0),
+        ("backbone", 2.0),
+    }
     groups = weights()
-    frozen = optimizer_for(Namespace(optimizer=name, weight_decay=DECAY, clip_grad=None), Rates(None, 2.0), groups)
+    frozen = optimizer_for(
+        Namespace(optimizer=name, weight_decay=DECAY, clip_grad=None), Rates(None, 2.0), groups
+    )
     assert {g["name"] for g in frozen.param_groups} == {"backbone"}
     assert not any(p.requires_grad for p in groups["head"])
 
@@ -97,7 +111,10 @@ def test_the_moving_average_is_the_plain_one_of_weights_and_statistics():
         new = {name: tensor.clone() for name, tensor in model.state_dict().items()}
         kept = min(0.5, (1 + n) / (10 + n))
         expected = (
-            {k: kept * expected[k] + (1 - kept) * v if v.is_floating_point() else v for k, v in new.items()}
+            {
+                k: kept * expected[k] + (1 - kept) * v if v.is_floating_point() else v
+                for k, v in new.items()
+            }
             if n
             else new
         )

@@ -23,11 +23,34 @@ def parse(*argv):
 
 def test_the_published_defaults():
     options = parse()
-    expected = dict(dataset="koniq-10k", train_patch_num=25, test_patch_num=25, lr=2e-5, lr_ratio=10, weight_decay=5e-4,
-                    batch_size=96, epochs=16, lr_scheduler="cosine", patience=5, train_test_num=1, seed=42, patch_size=224,
-                    test_crop="center", fusion="none", ranking_loss_alpha=0.0, ranking_loss_margin=0.5, resize="384",
-                    cross_resize={"spaq": "384"}, backbone="big", pretrained=True, early_stopping=True, cross_test=None,
-                    training_fixes=(), precision="auto", demo_defaults={})  # fmt: skip
+    expected = dict(
+        dataset="koniq-10k",
+        train_patch_num=25,
+        test_patch_num=25,
+        lr=2e-5,
+        lr_ratio=10,
+        weight_decay=5e-4,
+        batch_size=96,
+        epochs=16,
+        lr_scheduler="cosine",
+        patience=5,
+        train_test_num=1,
+        seed=42,
+        patch_size=224,
+        test_crop="center",
+        fusion="none",
+        ranking_loss_alpha=0.0,
+        ranking_loss_margin=0.5,
+        resize="384",
+        cross_resize={"spaq": "384"},
+        backbone="big",
+        pretrained=True,
+        early_stopping=True,
+        cross_test=None,
+        training_fixes=(),
+        precision="auto",
+        demo_defaults={},
+    )
     assert {name: getattr(options, name) for name in expected} == expected
 
 
@@ -44,11 +67,19 @@ def test_the_published_defaults():
         (["--dataset", "spaq"], "cross_test", {}),
         (["--spaq_path", "x"], "cross_test", {"spaq": Path("x")}),
         (["--cross_test", "live", "csv=a.csv"], "cross_test", {"live": None, "csv": Path("a.csv")}),
-        (["--cross_test", "live=x", "--spaq_path", "y"], "cross_test", {"live": Path("x"), "spaq": Path("y")}),
+        (
+            ["--cross_test", "live=x", "--spaq_path", "y"],
+            "cross_test",
+            {"live": Path("x"), "spaq": Path("y")},
+        ),
         (["--cross_test", "live", "spaq"], "cross_resize", {"live": "none", "spaq": "384"}),
         (["--fusion", "concat", "--use_multiscale"], "fusion", "concat"),
         (["--lr", "1e-3", "--lr", "1e-4"], "lr", 1e-4),
-        (["--lr_scheduler", "step", "--training_fixes", "all"], "training_fixes", ("backbone_lr", "optimizer_state")),
+        (
+            ["--lr_scheduler", "step", "--training_fixes", "all"],
+            "training_fixes",
+            ("backbone_lr", "optimizer_state"),
+        ),
         (["--resize", "512x384"], "cross_resize", {"spaq": "512x384"}),
         (["--backbone", "swinv2_tiny_window8_256"], "backbone", "swinv2_tiny_window8_256"),
         (["--dataset", "live"], "resize", "none"),
@@ -75,8 +106,14 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         (["--epochs", "two"], "argument --epochs: invalid int value: 'two'"),
         (["--batch_size", "-4"], "--batch_size -4: expected a whole number of at least 1"),
         (["--patch_size", "0"], "--patch_size 0: expected a whole number of at least 32"),
-        (["--ranking_loss_alpha", "1.5"], "--ranking_loss_alpha 1.5: expected a number from 0 to 1"),
-        (["--ranking_loss_alpha", "nan"], "--ranking_loss_alpha nan: expected a number from 0 to 1"),
+        (
+            ["--ranking_loss_alpha", "1.5"],
+            "--ranking_loss_alpha 1.5: expected a number from 0 to 1",
+        ),
+        (
+            ["--ranking_loss_alpha", "nan"],
+            "--ranking_loss_alpha nan: expected a number from 0 to 1",
+        ),
         (["--lr", "0"], "--lr 0.0: expected a number above 0"),
         (["--lr", "inf"], "--lr inf: expected a number above 0"),
         (["--seed", "-1"], "--seed -1"),
@@ -88,13 +125,25 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
             ["--dataset", "spaq=a", "--dataset_path", "b"],
             "--dataset_path is of a single set, without a path of its own",
         ),
-        (["--backbone", "vgg16"], "--backbone vgg16: expected one of big, tiny or another timm model named swin"),
+        (
+            ["--backbone", "vgg16"],
+            "--backbone vgg16: expected one of big, tiny or another timm model named swin",
+        ),
         (["--resize", "0"], "--resize 0: expected S"),
         (["--resize", "384x"], "--resize 384x: expected S"),
         (["--training_fixes", "all"], "--training_fixes needs --lr_scheduler step"),
-        (["--lr_scheduler", "step", "--training_fixes", "head"], "--training_fixes head: expected all, none or"),
-        (["--use_multiscale", "--no_multiscale"], "contradictory flags: --use_multiscale and --no_multiscale"),
-        (["--fusion", "none", "--use_multiscale"], "contradictory flags: --fusion and --use_multiscale"),
+        (
+            ["--lr_scheduler", "step", "--training_fixes", "head"],
+            "--training_fixes head: expected all, none or",
+        ),
+        (
+            ["--use_multiscale", "--no_multiscale"],
+            "contradictory flags: --use_multiscale and --no_multiscale",
+        ),
+        (
+            ["--fusion", "none", "--use_multiscale"],
+            "contradictory flags: --fusion and --use_multiscale",
+        ),
         (["--lr_scheduler", "cosine", "--no_lr_scheduler"], "contradictory flags"),
         (["--test_crop", "grid", "--test_random_crop"], "contradictory flags"),
         (["--no_spaq", "--spaq_path", "x"], "contradictory flags: --no_spaq and --spaq_path"),
@@ -111,8 +160,14 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
             ["--freeze_backbone", "--fixed_crops", "--mixup", "1"],
             "but --mixup and --cutmix change the pixels: add --feature_dtype none",
         ),
-        (["--freeze_backbone", "--fixed_crops", "--teacher", "README.md"], "but --teacher scores the patches"),
-        (["--freeze_backbone", "--drop_path", ".1"], "contradictory flags: --drop_path and --freeze_backbone"),
+        (
+            ["--freeze_backbone", "--fixed_crops", "--teacher", "README.md"],
+            "but --teacher scores the patches",
+        ),
+        (
+            ["--freeze_backbone", "--drop_path", ".1"],
+            "contradictory flags: --drop_path and --freeze_backbone",
+        ),
         (
             ["--freeze_backbone", "--contrastive_weight", "1"],
             "contradictory flags: --contrastive_weight trains the encoder",
@@ -137,29 +192,65 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         (["--distill_weight", "2"], "--distill_weight needs --teacher"),
         (["--teacher", "nowhere.pkl"], "--teacher nowhere.pkl: no such file or folder"),
         (["--augment", "none", "hflip"], "contradictory: --augment none with others"),
-        (["--cross_test", "liv"], "--cross_test liv: expected NAME or NAME=PATH, NAME one of koniq-10k, spaq"),
-        (["--cross_test", "spaq", "--no_spaq"], "contradictory flags: --cross_test spaq and --no_spaq"),
-        (["--cross_test", "spaq=a", "--spaq_path", "b"], "contradictory flags: --cross_test spaq and --spaq_path"),
+        (
+            ["--cross_test", "liv"],
+            "--cross_test liv: expected NAME or NAME=PATH, NAME one of koniq-10k, spaq",
+        ),
+        (
+            ["--cross_test", "spaq", "--no_spaq"],
+            "contradictory flags: --cross_test spaq and --no_spaq",
+        ),
+        (
+            ["--cross_test", "spaq=a", "--spaq_path", "b"],
+            "contradictory flags: --cross_test spaq and --spaq_path",
+        ),
         (["--cross_test", "live", "live=x"], "--cross_test: live is listed twice"),
         (["--cross_test", "csv"], "--cross_test csv: expected csv=FILE.csv"),
-        (["--cross_test", "koniq-10k"], "--cross_test koniq-10k: the run tests on its --dataset anyway"),
-        (["--no_pretrained", "--backbone_weights", "x"], "contradictory flags: --no_pretrained and --backbone_weights"),
-        (["--no_early_stopping", "--patience", "3"], "contradictory flags: --no_early_stopping and --patience"),
+        (
+            ["--cross_test", "koniq-10k"],
+            "--cross_test koniq-10k: the run tests on its --dataset anyway",
+        ),
+        (
+            ["--no_pretrained", "--backbone_weights", "x"],
+            "contradictory flags: --no_pretrained and --backbone_weights",
+        ),
+        (
+            ["--no_early_stopping", "--patience", "3"],
+            "contradictory flags: --no_early_stopping and --patience",
+        ),
         (["--backbone_weights", "nowhere.pth"], "--backbone_weights nowhere.pth: no such file"),
         (["--init", "nowhere"], "--init nowhere: no such file or folder"),
         (["--init", ".", "--no_pretrained"], "contradictory flags: --init brings its own weights"),
-        (["--init", ".", "--backbone_weights", "."], "contradictory flags: --init brings its own weights"),
+        (
+            ["--init", ".", "--backbone_weights", "."],
+            "contradictory flags: --init brings its own weights",
+        ),
         (["--feature_dtype", "fp32"], "--feature_dtype needs --freeze_backbone and --fixed_crops"),
-        (["--feature_dtype", "fp32", "--fixed_crops"], "--feature_dtype needs --freeze_backbone and --fixed_crops"),
-        (["--backbone", "convnext_tiny"], "--backbone convnext_tiny: expected one of big, tiny or another timm model"),
+        (
+            ["--feature_dtype", "fp32", "--fixed_crops"],
+            "--feature_dtype needs --freeze_backbone and --fixed_crops",
+        ),
+        (
+            ["--backbone", "convnext_tiny"],
+            "--backbone convnext_tiny: expected one of big, tiny or another timm model",
+        ),
         (["--lower_is_better"], "--lower_is_better is for --dataset csv"),
-        (["--image_column", "file"], "--image_column is for --dataset csv: how the other sets are read is known"),
+        (
+            ["--image_column", "file"],
+            "--image_column is for --dataset csv: how the other sets are read is known",
+        ),
         (["--dataset", "live", "--image_root", "."], "--image_root is for --dataset csv"),
         (["--dataset", "csv"], "--dataset csv needs --dataset_path FILE.csv"),
-        (["--dataset", "spaq", "--spaq_path", "x"], "--dataset spaq takes its folder from --dataset_path"),
+        (
+            ["--dataset", "spaq", "--spaq_path", "x"],
+            "--dataset spaq takes its folder from --dataset_path",
+        ),
         (["--device", "gpu"], "--device gpu: expected auto, cpu, cuda, cuda:N or mps"),
         (["--run_name", "a/b"], "--run_name a/b: expected letters, digits"),
-        (["--ranking_loss_margin", "1"], "--ranking_loss_margin needs --ranking_loss_alpha above 0"),
+        (
+            ["--ranking_loss_margin", "1"],
+            "--ranking_loss_margin needs --ranking_loss_alpha above 0",
+        ),
         (
             ["--epochs", "0", "--lr", "-1", "--training_fixes", "all"],
             "--lr -1.0.*; --epochs 0.*; --training_fixes needs",
@@ -179,7 +270,13 @@ def test_help_shows_every_flag_grouped_with_its_default(capsys):
     assert stopped.value.code == 0
     for group in ("data:", "patches:", "model:", "loss:", "optimisation:", "hardware:", "output:"):
         assert group in text
-    for default in ("(default: 25)", "(default: 2e-05)", "(default: cosine)", "(default: 96)", "(default: 42)"):
+    for default in (
+        "(default: 25)",
+        "(default: 2e-05)",
+        "(default: cosine)",
+        "(default: 96)",
+        "(default: 42)",
+    ):
         assert default in text
 
 
@@ -197,7 +294,9 @@ def test_a_script_may_take_any_backbone():
 
 def test_parsers_of_values():
     assert [parse_resize(t) for t in ("384", "512x384", "none")] == [384, (512, 384), None]
-    assert parse_fixes("backbone_lr,filter") == ("filter", "backbone_lr") and parse_fixes("none") == ()
+    assert (
+        parse_fixes("backbone_lr,filter") == ("filter", "backbone_lr") and parse_fixes("none") == ()
+    )
     assert first_five(range(7)) == "0, 1, 2, 3, 4, …" and first_five("ab") == "a, b"
 
 
@@ -210,7 +309,10 @@ def test_a_mistake_ends_the_script_with_one_line_before_torch_is_imported(script
         "finally:\n    print(sorted({'torch', 'timm'} & set(sys.modules)))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "error: --epochs 0: expected a whole number of at least 1\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: --epochs 0: expected a whole number of at least 1\n",
+    )
     assert done.stdout == "[]\n"
 
 
@@ -226,7 +328,16 @@ def test_choices_are_those_of_the_axes():
 
 
 def test_the_columns_of_a_csv_are_settings_of_the_run_but_not_where_its_images_lie():
-    named = ["--image_column", "file", "--score_column", "q", "--split_column", "part", "--group_column", "scene"]
+    named = [
+        "--image_column",
+        "file",
+        "--score_column",
+        "q",
+        "--split_column",
+        "part",
+        "--group_column",
+        "scene",
+    ]
     csv = ["--dataset", "csv", "--dataset_path", "a.csv"]
     there, here = parse(*csv, *named, "--image_root", "x"), parse(*csv, *named)
     assert Columns.of(there) == Columns("file", "q", "part", "scene", Path("x"))
@@ -238,7 +349,9 @@ def test_the_columns_of_a_csv_are_settings_of_the_run_but_not_where_its_images_l
 
 def test_settings_of_an_older_version_mean_what_they_did():
     """A run of 0.7 knew SPAQ alone as a cross test, and of later flags nothing: those count as their defaults."""
-    now = figure_settings(parse("--seed", 7, "--lr_scheduler", "step", "--training_fixes", "filter"))
+    now = figure_settings(
+        parse("--seed", 7, "--lr_scheduler", "step", "--training_fixes", "filter")
+    )
     older = {**vars(parse("--seed", 7, "--lr_scheduler", "step", "--training_fixes", "filter"))}
     del older["cross_test"], older["cross_resize"], older["compile"]
     older |= {"spaq": True, "spaq_path": None, "spaq_resize": "384", "training_fixes": ["filter"]}

@@ -22,7 +22,19 @@ CHOICES = {
     "plcc": ["--loss", "plcc", "--drop_path", 0.3],
     "fidelity": ["--backbone", "test_efficientnet", "--loss", "fidelity"],
     "contrastive": [*SWIN, "--contrastive_weight", 1, "--fusion", "attention"],
-    "drawn": ["--dropout", 0.3, "--mixup", 0.4, "--cutmix", 1, "--label_noise", 2, "--augment", "rot90", "blur"],
+    "drawn": [
+        "--dropout",
+        0.3,
+        "--mixup",
+        0.4,
+        "--cutmix",
+        1,
+        "--label_noise",
+        2,
+        "--augment",
+        "rot90",
+        "blur",
+    ],
     "transformer": [*SWIN, "--hyper", "transformer", "--dropout", 0.2, "--ema", 0.9],
     "mse": ["--loss", "mse"],
     "smooth": ["--loss", "smooth_l1"],
@@ -49,10 +61,36 @@ def command(place, folder, flags, *more):
         *(() if "--lr" in flags else ("--lr", 1e-5)),
         *flags,
     ]
-    return ["--dataset_path", place / "koniq", "--no_spaq", "--no_pretrained", "--patch_size", 64, "--resize", 72,
-            "--train_patch_num", 2, "--batch_size", 12, "--epochs", 3, "--precision", "fp32", "--log_dir",
-            folder / "logs", "--checkpoint_dir", folder / "checkpoints", "--cache_dir", place / "cache",
-            "--checkpoint_minutes", 0, "--run_name", "r", *flags, *more]  # fmt: skip
+    return [
+        "--dataset_path",
+        place / "koniq",
+        "--no_spaq",
+        "--no_pretrained",
+        "--patch_size",
+        64,
+        "--resize",
+        72,
+        "--train_patch_num",
+        2,
+        "--batch_size",
+        12,
+        "--epochs",
+        3,
+        "--precision",
+        "fp32",
+        "--log_dir",
+        folder / "logs",
+        "--checkpoint_dir",
+        folder / "checkpoints",
+        "--cache_dir",
+        place / "cache",
+        "--checkpoint_minutes",
+        0,
+        "--run_name",
+        "r",
+        *flags,
+        *more,
+    ]
 
 
 def epochs_of(folder):
@@ -63,10 +101,13 @@ def epochs_of(folder):
 def losses_apart(found, expected):
     """The largest relative difference of the parts of the training loss, epoch by epoch."""
     return [
-        max(abs(a["train"][name] - b["train"][name]) / abs(b["train"][name] or 1)
-            for name in b["train"] if name not in ("srcc", "plcc"))
+        max(
+            abs(a["train"][name] - b["train"][name]) / abs(b["train"][name] or 1)
+            for name in b["train"]
+            if name not in ("srcc", "plcc")
+        )
         for a, b in zip(found, expected, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +119,9 @@ def alone(place, launcher, tmp_path_factory):
         key = repr((flags, threads))
         if key not in made:
             made[key] = tmp_path_factory.mktemp("alone")
-            code, _, errors = launcher.run("train_timm.py", command(place, made[key], flags), threads=threads)
+            code, _, errors = launcher.run(
+                "train_timm.py", command(place, made[key], flags), threads=threads
+            )
             assert code == 0, errors
         return made[key]
 
@@ -90,19 +133,33 @@ def assert_same_by(world, flags, place, launcher, alone, folder):
     assert codes == [0] * world, errors
     found, expected = epochs_of(folder), epochs_of(alone(flags))
     apart, limits = losses_apart(found, expected), [1e-5, 1e-3, 1e-3]
-    if any(a > limit for a, limit in zip(apart, limits)):  # more than rounding? One process is not exact either
+    if any(
+        a > limit for a, limit in zip(apart, limits)
+    ):  # more than rounding? One process is not exact either
         other = losses_apart(epochs_of(alone(flags, threads=2)), expected)
         limits = [max(limit, 3 * noise) for limit, noise in zip(limits, other)]
-    print(f"{world}: {' '.join(map(str, flags))}:", *(f"{each:.1e}" for each in apart), "limits", *limits)
+    print(
+        f"{world}: {' '.join(map(str, flags))}:",
+        *(f"{each:.1e}" for each in apart),
+        "limits",
+        *limits,
+    )
     assert all(a <= limit for a, limit in zip(apart, limits))
-    best = [max(each, key=lambda e: e["test"]["srcc"] or -math.inf)["epoch"] for each in (found, expected)]
+    best = [
+        max(each, key=lambda e: e["test"]["srcc"] or -math.inf)["epoch"]
+        for each in (found, expected)
+    ]
     assert best[0] == best[1]
 
 
 @pytest.mark.parametrize(
     ("name", "world"),
     [
-        pytest.param(name, world, marks=[pytest.mark.slow] if name in SLOW or world != 2 + 2 * (k % 2) else [])
+        pytest.param(
+            name,
+            world,
+            marks=[pytest.mark.slow] if name in SLOW or world != 2 + 2 * (k % 2) else [],
+        )
         for (k, name), world in itertools.product(enumerate(CHOICES), (2, 4))
     ],
 )
@@ -111,27 +168,41 @@ def test_several_processes_train_as_one(name, world, place, launcher, alone, tmp
 
 
 def train(place, launcher, folder, world, *more, **fault):
-    return launcher.run("train_timm.py", command(place, folder, CHOICES["ranking"], *more), world=world, **fault)
+    return launcher.run(
+        "train_timm.py", command(place, folder, CHOICES["ranking"], *more), world=world, **fault
+    )
 
 
 def test_a_lost_process_ends_all_and_another_number_goes_on(place, launcher, alone, tmp_path):
     started = time.monotonic()
     fault = ["hyperiqa.training.optimizers:TrainedModel.after_step", 5, signal.SIGKILL]
     codes, _, errors = train(place, launcher, tmp_path, 4, kill=fault, rank=2)
-    assert codes[2] == -signal.SIGKILL and [*codes[:2], codes[3]] == [2, 2, 2] and time.monotonic() - started < 60
+    assert (
+        codes[2] == -signal.SIGKILL
+        and [*codes[:2], codes[3]] == [2, 2, 2]
+        and time.monotonic() - started < 60
+    )
     assert errors == ["error: a process of the run was lost; --resume auto goes on"]
-    records = [json.loads(line) for line in (tmp_path / "logs" / "r.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (tmp_path / "logs" / "r.jsonl").read_text().splitlines()
+    ]
     assert records[-1]["status"] == "failed"
 
     assert train(place, launcher, tmp_path, 2, "--resume", "auto")[0] == [0, 0]
-    assert all(a < 1e-3 for a in losses_apart(epochs_of(tmp_path), epochs_of(alone(CHOICES["ranking"]))))
+    assert all(
+        a < 1e-3 for a in losses_apart(epochs_of(tmp_path), epochs_of(alone(CHOICES["ranking"])))
+    )
 
 
-def test_a_signal_to_one_process_saves_all_and_the_same_number_goes_on_exactly(place, launcher, tmp_path):
+def test_a_signal_to_one_process_saves_all_and_the_same_number_goes_on_exactly(
+    place, launcher, tmp_path
+):
     whole, folder = tmp_path / "whole", tmp_path / "stopped"
     assert train(place, launcher, whole, 3)[0] == [0, 0, 0]
     fault = ["hyperiqa.training.optimizers:TrainedModel.after_step", 4, signal.SIGTERM]
-    codes, output, errors = train(place, launcher, folder, 3, "--checkpoint_minutes", 10, kill=fault, rank=2)
+    codes, output, errors = train(
+        place, launcher, folder, 3, "--checkpoint_minutes", 10, kill=fault, rank=2
+    )
     assert codes == [128 + signal.SIGTERM] * 3 and errors == []
     assert "Interrupted" in output and "torchrun --nproc_per_node 3" in output
     assert train(place, launcher, folder, 3, "--resume", "auto")[0] == [0, 0, 0]
@@ -141,9 +212,15 @@ def test_a_signal_to_one_process_saves_all_and_the_same_number_goes_on_exactly(p
 def test_what_is_wrong_is_said_once(place, launcher, tmp_path):
     """A loss that is not finite, which all see; a folder that the first alone cannot write; a flag."""
     codes, _, errors = train(place, launcher, tmp_path / "a", 2, "--lr", 1e30)
-    assert codes == [2, 2] and len(errors) == 1 and errors[0].startswith("error: the loss is nan in epoch 1, step 2;")
+    assert (
+        codes == [2, 2]
+        and len(errors) == 1
+        and errors[0].startswith("error: the loss is nan in epoch 1, step 2;")
+    )
     (tmp_path / "file").write_text("")
-    codes, _, errors = train(place, launcher, tmp_path / "b", 2, "--checkpoint_dir", tmp_path / "file" / "x")
+    codes, _, errors = train(
+        place, launcher, tmp_path / "b", 2, "--checkpoint_dir", tmp_path / "file" / "x"
+    )
     assert codes == [2, 2] and len(errors) == 1 and "cannot write logs or checkpoints" in errors[0]
     codes, _, errors = train(place, launcher, tmp_path / "c", 2, "--lr", -1)
     assert codes == [2, 2] and errors == ["error: --lr -1.0: expected a number above 0"]
@@ -165,7 +242,11 @@ def test_a_bad_image_ends_all(place, launcher, tmp_path):
 
 def test_every_process_says_what_it_takes(place, launcher, tmp_path):
     assert train(place, launcher, tmp_path, 2, "--epochs", 1)[0] == [0, 0]
-    (record,) = (r for r in map(json.loads, (tmp_path / "logs" / "r.jsonl").open()) if r["type"] == "processes")
+    (record,) = (
+        r
+        for r in map(json.loads, (tmp_path / "logs" / "r.jsonl").open())
+        if r["type"] == "processes"
+    )
     assert [set(each) for each in record["processes"]] == [{"start", "step", "memory"}] * 2
     assert all(50 < each["memory"] < 5000 and 0 < each["step"] < 60 for each in record["processes"])
     assert "Process 1: " in (tmp_path / "logs" / "r.log").read_text()

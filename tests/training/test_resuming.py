@@ -26,14 +26,44 @@ def place(tmp_path_factory):
 
 def command(place, row, folder):
     """Three epochs of three steps, the last one smaller; the state is saved after each."""
-    return ["--dataset_path", place / "koniq", "--no_spaq", "--no_pretrained", "--patch_size", 64, "--resize", 72,
-            "--train_patch_num", 2, "--batch_size", 9, "--epochs", 3, "--lr", 1e-3, "--precision", "fp32", "--log_dir", folder / "logs",
-            "--checkpoint_dir", folder / "checkpoints", "--cache_dir", place / "cache", "--checkpoint_minutes", 0,
-            "--resume", "auto", *covering.flags_of(row, place / "teacher.pkl")]  # fmt: skip
+    return [
+        "--dataset_path",
+        place / "koniq",
+        "--no_spaq",
+        "--no_pretrained",
+        "--patch_size",
+        64,
+        "--resize",
+        72,
+        "--train_patch_num",
+        2,
+        "--batch_size",
+        9,
+        "--epochs",
+        3,
+        "--lr",
+        1e-3,
+        "--precision",
+        "fp32",
+        "--log_dir",
+        folder / "logs",
+        "--checkpoint_dir",
+        folder / "checkpoints",
+        "--cache_dir",
+        place / "cache",
+        "--checkpoint_minutes",
+        0,
+        "--resume",
+        "auto",
+        *covering.flags_of(row, place / "teacher.pkl"),
+    ]
 
 
 def rows():
-    return [pytest.param(n, id=f"row{n}", marks=() if n in IN_CI else pytest.mark.slow) for n in range(len(ROWS))]
+    return [
+        pytest.param(n, id=f"row{n}", marks=() if n in IN_CI else pytest.mark.slow)
+        for n in range(len(ROWS))
+    ]
 
 
 @pytest.mark.parametrize("n", rows())
@@ -45,7 +75,9 @@ def test_killed_within_an_epoch_and_taken_up_again_nothing_differs(launcher, pla
     kill = ["hyperiqa.training.engine:EpochProgress.add", step, signal.SIGKILL]
     assert launcher.run("train_timm.py", cut, kill=kill)[0] == -signal.SIGKILL
     code, out, errors = launcher.run("train_timm.py", cut)
-    assert code == 0 and errors == [] and f"epoch {(step - 1) // 3 + 1}, step {(step - 1) % 3}" in out, (
+    assert (
+        code == 0 and errors == [] and f"epoch {(step - 1) // 3 + 1}, step {(step - 1) % 3}" in out
+    ), (
         row,
         out,
         errors,

@@ -14,7 +14,11 @@ from hyperiqa.training.optimizers import optimizer_for
 from hyperiqa.training.schedules import SCHEDULES, Rates
 
 LR, RATIO = 2e-5, 10
-COMBINATIONS = [c for n in range(4) for c in itertools.combinations(("filter", "backbone_lr", "optimizer_state"), n)]
+COMBINATIONS = [
+    c
+    for n in range(4)
+    for c in itertools.combinations(("filter", "backbone_lr", "optimizer_state"), n)
+]
 
 
 def make_schedule(name, lr, lr_ratio, epochs, fixes=(), milestones=None, plateau_patience=2):
@@ -25,7 +29,9 @@ def make_schedule(name, lr, lr_ratio, epochs, fixes=(), milestones=None, plateau
 def of_epoch(schedule, epoch, weights, previous):
     """As the solver asks for it."""
     adam = Namespace(optimizer="adam", weight_decay=5e-4, clip_grad=None)
-    return optimizer_for(adam, schedule.rates(epoch), weights, None if schedule.makes_new(epoch) else previous)
+    return optimizer_for(
+        adam, schedule.rates(epoch), weights, None if schedule.makes_new(epoch) else previous
+    )
 
 
 def a_run(schedule, epochs, steps_per_epoch=3):
@@ -35,7 +41,10 @@ def a_run(schedule, epochs, steps_per_epoch=3):
     for epoch in range(1, epochs + 1):
         optimizer = of_epoch(schedule, epoch, {"head": [head], "backbone": [backbone]}, optimizer)
         state = optimizer.state.get(backbone, {})
-        before, lrs = head.detach().clone(), {group["name"]: group["lr"] for group in optimizer.param_groups}
+        before, lrs = (
+            head.detach().clone(),
+            {group["name"]: group["lr"] for group in optimizer.param_groups},
+        )
         count = int(state["step"]) if state else 0
         for _ in range(steps_per_epoch):
             optimizer.zero_grad()
@@ -62,7 +71,9 @@ def test_step_exactly_per_epoch(fixes):
 def torchs(make, epochs, seen=None):
     """Rates of head and backbone that a scheduler of torch gives, epoch by epoch; seen: what it is told after each."""
     parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
-    adam = torch.optim.Adam([{"params": parameters[:1], "lr": LR * RATIO}, {"params": parameters[1:], "lr": LR}])
+    adam = torch.optim.Adam(
+        [{"params": parameters[:1], "lr": LR * RATIO}, {"params": parameters[1:], "lr": LR}]
+    )
     scheduler, rates = make(adam), []
     for n in range(epochs):
         rates.append([group["lr"] for group in adam.param_groups])
@@ -81,7 +92,9 @@ def test_multistep_is_torchs(given, milestones):
     def theirs(adam):
         return torch.optim.lr_scheduler.MultiStepLR(adam, milestones)
 
-    assert torchs(theirs, 10) == as_rows(make_schedule("multistep", LR, RATIO, 10, milestones=given), 10)
+    assert torchs(theirs, 10) == as_rows(
+        make_schedule("multistep", LR, RATIO, 10, milestones=given), 10
+    )
 
 
 @pytest.mark.parametrize("patience", [0, 2])
@@ -90,7 +103,15 @@ def test_plateau_is_torchs(patience):
 
     def theirs(adam):
         plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
-        return plateau(adam, mode="max", factor=0.1, patience=patience, threshold=0, threshold_mode="abs", eps=0)
+        return plateau(
+            adam,
+            mode="max",
+            factor=0.1,
+            patience=patience,
+            threshold=0,
+            threshold_mode="abs",
+            eps=0,
+        )
 
     ours = make_schedule("plateau", LR, RATIO, 14, plateau_patience=patience)
     assert torchs(theirs, 14, srcc) == as_rows(ours, 14, history=srcc)
@@ -104,7 +125,9 @@ def test_cosine_by_step_is_torchs_with_a_step_for_each_batch():
         return torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=4 * steps, eta_min=1e-6)
 
     found = [vars(ours.rates(1 + k // steps, k % steps / steps)) for k in range(4 * steps)]
-    assert torchs(theirs, 4 * steps) == [pytest.approx([r["head"], r["backbone"]], rel=1e-9) for r in found]
+    assert torchs(theirs, 4 * steps) == [
+        pytest.approx([r["head"], r["backbone"]], rel=1e-9) for r in found
+    ]
 
 
 def test_a_warm_up_rises_by_steps_to_what_the_schedule_says():
@@ -115,18 +138,24 @@ def test_a_warm_up_rises_by_steps_to_what_the_schedule_says():
         return torch.optim.lr_scheduler.LinearLR(adam, 0.01, 1.0, total_iters=2 * 5)
 
     rises = [vars(warm.rates(1 + k // 5, k % 5 / 5)) for k in range(12)]
-    assert torchs(theirs, 12) == [pytest.approx([r["head"], r["backbone"]], rel=1e-9) for r in rises]
+    assert torchs(theirs, 12) == [
+        pytest.approx([r["head"], r["backbone"]], rel=1e-9) for r in rises
+    ]
     assert all(warm.rates(epoch) == plain.rates(epoch) for epoch in range(3, 11))
 
 
 def test_cosine_is_torchs_cosine_annealing():
     parameters = [torch.nn.Parameter(torch.ones(1)) for _ in range(2)]
-    adam = torch.optim.Adam([{"params": parameters[:1], "lr": LR * RATIO}, {"params": parameters[1:], "lr": LR}])
+    adam = torch.optim.Adam(
+        [{"params": parameters[:1], "lr": LR * RATIO}, {"params": parameters[1:], "lr": LR}]
+    )
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=16, eta_min=1e-6)
     ours = make_schedule("cosine", LR, RATIO, 16)
     for epoch in range(1, 18):
         expected = [group["lr"] for group in adam.param_groups]
-        assert [ours.rates(epoch).head, ours.rates(epoch).backbone] == pytest.approx(expected, rel=1e-9)
+        assert [ours.rates(epoch).head, ours.rates(epoch).backbone] == pytest.approx(
+            expected, rel=1e-9
+        )
         adam.step()
         theirs.step()
     assert str(ours) == "CosineAnnealingLR (T_max=16, eta_min=1e-06)"
@@ -134,7 +163,9 @@ def test_cosine_is_torchs_cosine_annealing():
 
 @pytest.mark.parametrize("name", ["none", "cosine"])
 def test_other_schedules_keep_one_adam(name):
-    assert [row[2:] for row in a_run(make_schedule(name, LR, RATIO, 4), 4)] == [(True, 3 * e) for e in range(4)]
+    assert [row[2:] for row in a_run(make_schedule(name, LR, RATIO, 4), 4)] == [
+        (True, 3 * e) for e in range(4)
+    ]
     assert make_schedule("none", LR, RATIO, 4).rates(4) == Rates(LR * RATIO, LR)
 
 
@@ -145,17 +176,67 @@ def test_rates_as_the_log_shows_them():
 
 # Measured on the public implementation: 13 epochs of two batches, ResNet-50, weights by recipe, L1.
 GOLDEN = {
-    "none": [51.3678, 51.1568, 39.294, 43.9212, 38.2363, 42.8963, 37.1278, 42.0248, 36.3448, 41.4368, 35.7478, 40.9116,
-             35.211, 40.4625, 34.714, 40.059, 34.2228, 39.6678, 33.7553, 39.367, 33.3485, 39.0245, 32.9242, 38.7108,
-             32.4905, 38.4254],
-    "backbone_lr": [51.3678, 51.1568, 39.294, 43.9212, 38.2363, 42.8963, 37.1278, 42.0248, 36.3448, 41.4368, 35.7478,
-                    40.9116, 35.211, 40.4625, 34.714, 40.0257, 34.0444, 39.6897, 33.539, 39.4146, 33.1603, 39.1906,
-                    32.8768, 39.0072, 32.6445, 38.8553],
+    "none": [
+        51.3678,
+        51.1568,
+        39.294,
+        43.9212,
+        38.2363,
+        42.8963,
+        37.1278,
+        42.0248,
+        36.3448,
+        41.4368,
+        35.7478,
+        40.9116,
+        35.211,
+        40.4625,
+        34.714,
+        40.059,
+        34.2228,
+        39.6678,
+        33.7553,
+        39.367,
+        33.3485,
+        39.0245,
+        32.9242,
+        38.7108,
+        32.4905,
+        38.4254,
+    ],
+    "backbone_lr": [
+        51.3678,
+        51.1568,
+        39.294,
+        43.9212,
+        38.2363,
+        42.8963,
+        37.1278,
+        42.0248,
+        36.3448,
+        41.4368,
+        35.7478,
+        40.9116,
+        35.211,
+        40.4625,
+        34.714,
+        40.0257,
+        34.0444,
+        39.6897,
+        33.539,
+        39.4146,
+        33.1603,
+        39.1906,
+        32.8768,
+        39.0072,
+        32.6445,
+        38.8553,
+    ],
     "filter": [51.3678, 51.1568, 39.294, 35.9732, 25.3004, 19.9934],
     "optimizer_state": [51.3678, 51.1568, 39.294, 37.2133, 26.9452, 23.6349],
     "filter+backbone_lr": [51.3678, 51.1568, 39.294, 35.9732, 25.3004, 19.9934],
     "optimizer_state+backbone_lr": [51.3678, 51.1568, 39.294, 37.2133, 26.9452, 23.6349],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -163,7 +244,10 @@ def test_golden_trajectory(name):
     """Losses of the public code's `step` training, batch by batch (the head's training on is chaotic: six only)."""
     fixes = () if name == "none" else name.split("+")
     schedule, criterion = make_schedule("step", LR, RATIO, 13, fixes), QualityLoss()
-    batches = [(recipe_images(4, 100 + i), {"mos": torch.tensor([20.0, 40, 60, 80]) + 5 * i}) for i in (0, 1)]
+    batches = [
+        (recipe_images(4, 100 + i), {"mos": torch.tensor([20.0, 40, 60, 80]) + 5 * i})
+        for i in (0, 1)
+    ]
     model = fill_by_recipe(HyperNet(ResNetBackbone("resnet50"))).train()
     optimizer, losses = None, []
     for epoch in range(1, len(GOLDEN[name]) // 2 + 1):

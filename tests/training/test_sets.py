@@ -24,7 +24,9 @@ from HyperIQASolver import HyperIQASolver
 
 def write_csv(folder, name, scores, seed):
     """A table of images with these training and test scores, in a folder of its own."""
-    names = {part: [f"{name}_{part}_{i}.png" for i in range(len(own))] for part, own in scores.items()}
+    names = {
+        part: [f"{name}_{part}_{i}.png" for i in range(len(own))] for part, own in scores.items()
+    }
     for k, listed in enumerate(names.values()):
         write_images(folder / name, listed, (90, 80), seed + k)
     with (folder / name / "list.csv").open("w", newline="") as file:
@@ -46,14 +48,22 @@ def place(tmp_path_factory):
 @pytest.fixture
 def several(settings, place):
     def make(*flags):
-        sets = [f"koniq-10k={place / 'koniq'}", *(f"csv:{name}={place / name / 'list.csv'}" for name in ("bad", "own"))]
-        return settings("resnet", "--dataset", *sets, "--lower_is_better", "bad", "--no_spaq", *flags)
+        sets = [
+            f"koniq-10k={place / 'koniq'}",
+            *(f"csv:{name}={place / name / 'list.csv'}" for name in ("bad", "own")),
+        ]
+        return settings(
+            "resnet", "--dataset", *sets, "--lower_is_better", "bad", "--no_spaq", *flags
+        )
 
     return make
 
 
 def opened(options, seed=42):
-    data, log = RunData(options, seed), RunLog(options.log_dir, options.checkpoint_dir, "data", False)
+    data, log = (
+        RunData(options, seed),
+        RunLog(options.log_dir, options.checkpoint_dir, "data", False),
+    )
     data.decode(torch.device("cpu"), log, new=True)
     log.close()
     return data
@@ -82,7 +92,10 @@ def test_scores_meet_on_one_scale_and_part_again(several, how):
         turned = -1 if name == "bad" else 1
         common = data.scales[name].common(scores)
         if how == "first":
-            assert (common.mean(), common.std()) == (pytest.approx(first.mean()), pytest.approx(first.std()))
+            assert (common.mean(), common.std()) == (
+                pytest.approx(first.mean()),
+                pytest.approx(first.std()),
+            )
         else:  # KonIQ's range is 0..100, a table's that of its training images
             low, high = (0, 100) if name == "koniq-10k" else (scores.min(), scores.max())
             expected = 100 * (scores - low) / (high - low)
@@ -98,19 +111,29 @@ def test_patches_are_those_of_their_own_sets_images(several, place):
     """Against each set read alone: every joined patch is the crop of its image at its place."""
     data = opened(several())
     batch, patches = joined(data)
-    images = [(n, i.cache[i.cache.index[r.path]]) for n, i in data.images.items() for r in i.records("train")]
+    images = [
+        (n, i.cache[i.cache.index[r.path]])
+        for n, i in data.images.items()
+        for r in i.records("train")
+    ]
     for k in range(len(patches)):
         name, image = images[patches.image[k]]
         crop = image[patches.top[k] : patches.top[k] + 64, patches.left[k] : patches.left[k] + 64]
         assert np.array_equal(batch["patches"][k].numpy(), crop)
         assert list(data.trained)[batch["set"][k]] == name
     again, other = joined(data)[1], joined(data, epoch=2)[1]
-    assert np.array_equal(again.image, patches.image) and not np.array_equal(other.image, patches.image)
+    assert np.array_equal(again.image, patches.image) and not np.array_equal(
+        other.image, patches.image
+    )
 
 
 @pytest.mark.parametrize(
     ("flags", "counts"),
-    [((), [24, 16, 12]), (("--mix_patches", 1, 5, 10), [12, 40, 60]), (("--mix_patches", "balanced"), [17, 17, 17])],
+    [
+        ((), [24, 16, 12]),
+        (("--mix_patches", 1, 5, 10), [12, 40, 60]),
+        (("--mix_patches", "balanced"), [17, 17, 17]),
+    ],
 )
 def test_how_many_patches_of_each_set(several, flags, counts):
     data = opened(several(*flags))
@@ -120,7 +143,9 @@ def test_how_many_patches_of_each_set(several, flags, counts):
     for start, end in ((0, 12), (12, 20), (20, 26)):
         assert np.ptp(per_image[start:end]) <= 1
     if flags[1:] == ("balanced",):  # who gets one more is drawn anew
-        assert not np.array_equal(per_image, np.bincount(joined(data, epoch=2)[1].image, minlength=26))
+        assert not np.array_equal(
+            per_image, np.bincount(joined(data, epoch=2)[1].image, minlength=26)
+        )
 
 
 def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_path):
@@ -128,9 +153,13 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
     log = solver.log.path(".log").read_text()
     header = "Test_SRCC\tTest_PLCC\tKONIQ-10K_SRCC\tKONIQ-10K_PLCC\tBAD_SRCC\tBAD_PLCC\tOWN_SRCC\tOWN_PLCC\n"
     assert header in log and "bad: 8 train images, 4 test images\nbad: trained on -" in log
-    first, *epochs, end = [json.loads(line) for line in solver.log.path(".jsonl").read_text().splitlines()]
+    first, *epochs, end = [
+        json.loads(line) for line in solver.log.path(".jsonl").read_text().splitlines()
+    ]
     assert first["data"] == {"train": 26, "test": 15, "koniq-10k": 6, "bad": 4, "own": 5}
-    assert first["flags"]["dataset"] == "koniq-10k+csv:bad+csv:own" and set(first["fingerprint"]) == {
+    assert first["flags"]["dataset"] == "koniq-10k+csv:bad+csv:own" and set(
+        first["fingerprint"]
+    ) == {
         "koniq-10k",
         "bad",
         "own",
@@ -148,14 +177,27 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
     words = (solver.log.log_dir, "--metric", "bad_srcc", "--resamples", 100)
     table = run_main("compare_logs.py", compare_logs.main, *words).stdout
     assert f"{best['bad']['srcc']:.4f} [" in table
-    run_main("report.py", report.main, *words[:3], "--output", tmp_path / "r.html", "--checkpoint_dir", "no")
-    page = json.loads(re.search(r'id="page">(.*?)</script>', (tmp_path / "r.html").read_text(), re.S)[1])
+    run_main(
+        "report.py",
+        report.main,
+        *words[:3],
+        "--output",
+        tmp_path / "r.html",
+        "--checkpoint_dir",
+        "no",
+    )
+    page = json.loads(
+        re.search(r'id="page">(.*?)</script>', (tmp_path / "r.html").read_text(), re.S)[1]
+    )
     assert list(page["sets"]) == ["koniq-10k", "bad", "own"]
     assert page["sections"][-1]["title"] == "Certificates"
     assert "no such file" in page["sections"][-1]["blocks"][0]["lines"][0]
 
     # evaluate.py gives each set its own scale back, and the same scores; __main__.py where it is asked.
-    sets = [f"koniq-10k={place / 'koniq'}", *(f"csv:{name}={place / name / 'list.csv'}" for name in ("bad", "own"))]
+    sets = [
+        f"koniq-10k={place / 'koniq'}",
+        *(f"csv:{name}={place / name / 'list.csv'}" for name in ("bad", "own")),
+    ]
     words = [
         solver.log.checkpoints,
         "--datasets",
@@ -165,7 +207,9 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
         "--predictions",
         tmp_path / "p.csv",
     ]
-    run_main("evaluate.py", evaluate.main, *words, "--cache_dir", tmp_path / "cache", "--resamples", 100)
+    run_main(
+        "evaluate.py", evaluate.main, *words, "--cache_dir", tmp_path / "cache", "--resamples", 100
+    )
     again = list(csv.reader((tmp_path / "p.csv").open()))[1:]
     assert [row[:2] for row in again] == [row[:2] for row in rows]
     assert np.allclose([float(row[3]) for row in again], [float(row[3]) for row in rows], atol=1e-4)
@@ -173,14 +217,22 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
     common = model.score(place / "bad" / "bad_test_0.png")
     scale = solver.data.scales["bad"]
     said = run_main(
-        "predict.py", __main__.main, solver.log.checkpoints, place / "bad" / "bad_test_0.png", "--scale", "bad"
+        "predict.py",
+        __main__.main,
+        solver.log.checkpoints,
+        place / "bad" / "bad_test_0.png",
+        "--scale",
+        "bad",
     )
     score = float(said.stdout.splitlines()[1].split(",")[1])
     assert score == pytest.approx((common - scale.offset) / scale.factor, abs=1e-3)
     recorded = next(float(row[3]) for row in rows if row[1] == "bad_test_0.png")
     assert score == pytest.approx(recorded, abs=1e-3)
     model.use_scale("bad")
-    assert model.description["higher_is_better"] is False and model.description["score_range"] == [1, 5]
+    assert model.description["higher_is_better"] is False and model.description["score_range"] == [
+        1,
+        5,
+    ]
     with pytest.raises(UserError, match="--scale x: the model was trained on koniq-10k, bad, own"):
         model.use_scale("x")
 
@@ -190,19 +242,34 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
 def test_the_best_epoch_is_that_of_the_mean_or_of_one_set(several, flags, part, on_val):
     more = ("--select_on", "val", "--val_fraction", 0.3) if on_val else ()
     solver = run(several("--epochs", 3, "--lr", 1e-2, *flags, *more))
-    epochs = [e for e in map(json.loads, solver.log.path(".jsonl").read_text().splitlines()) if e["type"] == "epoch"]
+    epochs = [
+        e
+        for e in map(json.loads, solver.log.path(".jsonl").read_text().splitlines())
+        if e["type"] == "epoch"
+    ]
     part = {"test": "val", "own": "own_val"}[part] if on_val else part
     found = [epoch[part]["srcc"] for epoch in epochs]
     assert solver.state.rounds[0]["best_epoch"] == 1 + found.index(max(found))
     assert ("bad_val" in epochs[0]) == on_val
 
 
-def test_images_that_one_set_tests_and_another_trains_on_are_refused(several, settings, place, tmp_path):
+def test_images_that_one_set_tests_and_another_trains_on_are_refused(
+    several, settings, place, tmp_path
+):
     """A training image of KonIQ's, as a PNG of other name and size class: the same pixels in another set's test split."""
     twin = tmp_path / "twin"
     write_csv(tmp_path, "twin", {"train": [1, 2, 3], "test": [1, 2]}, 77)
-    Image.open(place / "koniq" / "train" / "train_3.jpg").convert("RGB").save(twin / "twin_test_1.png")
-    sets = ("--dataset", f"koniq-10k={place / 'koniq'}", f"csv={twin / 'list.csv'}", "--no_spaq", "--epochs", 1)
+    Image.open(place / "koniq" / "train" / "train_3.jpg").convert("RGB").save(
+        twin / "twin_test_1.png"
+    )
+    sets = (
+        "--dataset",
+        f"koniq-10k={place / 'koniq'}",
+        f"csv={twin / 'list.csv'}",
+        "--no_spaq",
+        "--epochs",
+        1,
+    )
     said = "1 images of a test split are another set's training images: csv twin_test_1.png = koniq-10k train_3.jpg"
     with pytest.raises(UserError, match=said):
         run(settings("resnet", *sets))
@@ -222,13 +289,22 @@ def test_a_start_and_a_teacher_come_to_the_scale_on_which_the_sets_meet(several,
     )
     start = run(settings("resnet", *flags, "--run_name", "start"))
     solver = HyperIQASolver(
-        several("--mix_scale", "range", "--init", start.log.checkpoints, "--teacher", start.log.checkpoints)
+        several(
+            "--mix_scale",
+            "range",
+            "--init",
+            start.log.checkpoints,
+            "--teacher",
+            start.log.checkpoints,
+        )
     )
     with solver.opened():
         solver.begin_round(1)
         images = torch.rand(3, 3, 64, 64)
         with torch.no_grad():
-            theirs, *ours = (m.eval()(images)["scores"] for m in (start.model, solver.model, solver.teacher))
+            theirs, *ours = (
+                m.eval()(images)["scores"] for m in (start.model, solver.model, solver.teacher)
+            )
     for scores in ours:  # badness 1..5 becomes quality 100..0
         assert torch.allclose(scores, 125 - 25 * theirs, atol=1e-3)
 
@@ -248,7 +324,9 @@ def test_a_cross_test_of_badness_is_turned(settings, place):
     rows = list(csv.reader(solver.log.path("_predictions.csv").open()))[1:]
     for name, sign in (("bad", -1), ("own", 1)):
         mos, score = np.array([[float(row[2]), float(row[3])] for row in rows if row[0] == name]).T
-        assert metrics.srcc(sign * score, mos) == pytest.approx(solver.state.rounds[0][name]["srcc"])
+        assert metrics.srcc(sign * score, mos) == pytest.approx(
+            solver.state.rounds[0][name]["srcc"]
+        )
 
 
 def test_a_run_over_several_sets_goes_on_to_the_bit(several):
@@ -257,7 +335,16 @@ def test_a_run_over_several_sets_goes_on_to_the_bit(several):
             if self.state.epoch == 2 and self.state.progress.step == 2:
                 raise UserError("stopped")
 
-    flags = ("--mix_patches", "balanced", "--ranking_loss_alpha", 0.3, "--label_noise", 2, "--checkpoint_minutes", 0)
+    flags = (
+        "--mix_patches",
+        "balanced",
+        "--ranking_loss_alpha",
+        0.3,
+        "--label_noise",
+        2,
+        "--checkpoint_minutes",
+        0,
+    )
     whole = run(several(*flags, "--run_name", "whole"))
     with pytest.raises(UserError, match="stopped"):
         Stops(several(*flags, "--run_name", "cut")).run()
@@ -269,16 +356,28 @@ def test_a_run_over_several_sets_goes_on_to_the_bit(several):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--mix_scale", "none"), "scores of koniq-10k mean quality, those of bad badness; expected one direction"),
+        (
+            ("--mix_scale", "none"),
+            "scores of koniq-10k mean quality, those of bad badness; expected one direction",
+        ),
         (
             ("--mix_patches", 1, 2),
             "--mix_patches 1 2: expected a number for each of koniq-10k, csv:bad, csv:own, or bal",
         ),
         (("--select_set", "own"), "--select_set own: expected one of koniq-10k, csv:bad, csv:own"),
         (("--dataset_path", "x"), "--dataset_path is of a single set"),
-        (("--lower_is_better", "badd"), "--lower_is_better badd: expected CSV sets of this run: bad, own"),
-        (("--freeze_backbone", "--fixed_crops"), "stores averaged features, but they are of one data set"),
-        (("--cross_test", "csv:bad=x.csv"), "--cross_test csv:bad: the run tests on its --dataset anyway"),
+        (
+            ("--lower_is_better", "badd"),
+            "--lower_is_better badd: expected CSV sets of this run: bad, own",
+        ),
+        (
+            ("--freeze_backbone", "--fixed_crops"),
+            "stores averaged features, but they are of one data set",
+        ),
+        (
+            ("--cross_test", "csv:bad=x.csv"),
+            "--cross_test csv:bad: the run tests on its --dataset anyway",
+        ),
     ],
 )
 def test_mistakes_are_one_line(several, flags, said):

@@ -40,7 +40,9 @@ def test_the_same_command_again_says_that_the_run_is_done(settings, capsys):
     before = log.read_text()
     with pytest.raises(NothingToDo, match="^mine has finished already$"):
         run(settings("resnet", *flags))
-    with pytest.raises(UserError, match=r"--run_name mine: other settings \(the run's -> yours\): seed 42 -> 1$"):
+    with pytest.raises(
+        UserError, match=r"--run_name mine: other settings \(the run's -> yours\): seed 42 -> 1$"
+    ):
         run(settings("resnet", *flags, "--seed", 1))
     assert log.read_text() == before
 
@@ -56,10 +58,15 @@ def test_the_same_command_again_says_that_the_run_is_done(settings, capsys):
 def test_a_finished_run_made_longer_is_the_run_that_was_longer_from_the_start(settings, schedule):
     flags = ("--no_spaq", *schedule, "--no_early_stopping")
     run(settings("resnet", *flags, "--epochs", 1, "--run_name", "short"))
-    longer = run(settings("resnet", *flags, "--epochs", 3, "--run_name", "short", "--resume", "auto"))
+    longer = run(
+        settings("resnet", *flags, "--epochs", 3, "--run_name", "short", "--resume", "auto")
+    )
     whole = run(settings("resnet", *flags, "--epochs", 3, "--run_name", "whole"))
     assert epochs(longer) == epochs(whole) and len(epochs(whole)) == 3
-    assert longer.log.path("_predictions.csv").read_text() == whole.log.path("_predictions.csv").read_text()
+    assert (
+        longer.log.path("_predictions.csv").read_text()
+        == whole.log.path("_predictions.csv").read_text()
+    )
     with pytest.raises(NothingToDo, match="short has finished already, of 3 epochs"):
         run(settings("resnet", *flags, "--epochs", 2, "--run_name", "short", "--resume", "auto"))
 
@@ -71,7 +78,10 @@ def test_a_finished_run_made_longer_is_the_run_that_was_longer_from_the_start(se
             (),
             "it has finished its 1 epochs and cannot go on to 2: the rates of --lr_scheduler cosine depend on --epochs",
         ),
-        (("--lr_scheduler", "none", "--train_test_num", 2), "its rounds before the last have ended"),
+        (
+            ("--lr_scheduler", "none", "--train_test_num", 2),
+            "its rounds before the last have ended",
+        ),
     ],
 )
 def test_what_cannot_be_made_longer_says_why(settings, flags, reason):
@@ -82,7 +92,11 @@ def test_what_cannot_be_made_longer_says_why(settings, flags, reason):
 
 
 def test_where_none_can_be_taken_up_the_nearest_is_named(settings, monkeypatch, capsys):
-    interrupted(settings("resnet", "--no_spaq", "--run_name", "far", "--seed", 1, "--lr", 1e-4), monkeypatch, 2)
+    interrupted(
+        settings("resnet", "--no_spaq", "--run_name", "far", "--seed", 1, "--lr", 1e-4),
+        monkeypatch,
+        2,
+    )
     interrupted(settings("resnet", "--no_spaq", "--run_name", "near"), monkeypatch, 2)
     capsys.readouterr()
     run(settings("resnet", "--no_spaq", "--weight_decay", 0, "--epochs", 1, "--resume", "auto"))
@@ -111,7 +125,9 @@ def test_an_unfinished_run_of_version_0_7_goes_on(settings, monkeypatch):
     torch.save(state, last)
     first, *rest = jsonl.read_text().splitlines()
     record = json.loads(first)
-    record["flags"] = {k: v for k, v in record["flags"].items() if k not in ("cross_resize", "cross_test")} | old
+    record["flags"] = {
+        k: v for k, v in record["flags"].items() if k not in ("cross_resize", "cross_test")
+    } | old
     record["flags"] = dict(sorted(record["flags"].items()))
     jsonl.write_text("\n".join([json.dumps(record), *rest]) + "\n")
     state["lengths"][1] = jsonl.stat().st_size
@@ -128,5 +144,10 @@ def test_whether_an_epoch_is_better():
     state.keep({"test": {"srcc": nan}}, "a.pkl", [])
     assert [state.is_better("test", srcc) for srcc in (nan, -0.5)] == [None, True]
     state.keep({"test": {"srcc": 0.5}}, "b.pkl", [])
-    assert [state.is_better("test", srcc) for srcc in (nan, 0.4, 0.5, 0.6)] == [False, False, False, True]
+    assert [state.is_better("test", srcc) for srcc in (nan, 0.4, 0.5, 0.6)] == [
+        False,
+        False,
+        False,
+        True,
+    ]
     assert state.best["files"] == ["b.pkl", "a.pkl"]
