@@ -1,8 +1,13 @@
 """Fixtures that the tests share, and `--runslow`."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
+
+# The workers of pytest-xdist share the cores: each computes with one thread. It counts when torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from helpers import Done, write_koniq, write_spaq
@@ -35,8 +40,7 @@ def launcher(tmp_path_factory):
     """One process that has imported torch, from which the real scripts are forked."""
     launcher = Launcher(tmp_path_factory.mktemp("launcher"))
     yield launcher
-    launcher.process.stdin.close()
-    launcher.process.wait()
+    launcher.close()
 
 
 @pytest.fixture

@@ -7,49 +7,82 @@ import sys
 from pathlib import Path
 
 import torch
+from helpers import Done
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class Launcher:
-    """The process of tests/launcher.py; `run` starts a real script in a fork of it."""
+    """The process of tests/launcher.py; `run` and `tool` start a real script in a fork of it.
 
-    def __init__(self, scratch):
-        command = [sys.executable, ROOT / "tests" / "launcher.py"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment: variables for the launcher itself, for what is read when a library is imported.
+    """
+
+    def __init__(self, scratch, **environment):
         self.process = subprocess.Popen(
-            command,
+            [sys.executable, ROOT / "tests" / "launcher.py"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
         self.output = scratch / "output"
+        # Below the ports that the system hands out, and apart from those of the other workers of pytest-xdist.
+        worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+        self.ports = (20_000 + 500 * worker, 20_500 + 500 * worker)
         assert self.process.stdout.readline() == "ready\n"
 
-    def run(self, script, flags, kill=None, fsize=None, world=1, rank=0, threads=1):
-        """(exit code, stdout, the error lines of stderr); of several processes the exit codes."""
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+    def codes(
+        self,
+        script,
+        flags,
+        cwd=ROOT,
+        environment=None,
+        kill=None,
+        fsize=None,
+        world=1,
+        rank=0,
+        threads=1,
+    ):
+        """Run the script; the exit code of each process. What they say lies in the output files then."""
         for ending in ("", ".err"):
             Path(f"{self.output}{ending}").unlink(missing_ok=True)
         request = {
             "argv": [str(ROOT / script), *map(str, flags)],
+            "cwd": str(cwd),
+            "environment": environment or {},
             "output": str(self.output),
             "kill": kill,
             "fsize": fsize,
             "world": world,
             "rank": rank,
             "threads": threads,
+            "ports": self.ports,
         }
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        codes = json.loads(self.process.stdout.readline())
+        return json.loads(self.process.stdout.readline())
+
+    def run(self, script, flags, **settings):
+        """(exit code, stdout, the error lines of stderr); of several processes the exit codes."""
+        codes = self.codes(script, flags, **settings)
         errors = Path(f"{self.output}.err").read_text().replace("\r", "\n").splitlines()
+        code = codes if len(codes) > 1 else codes[0]
         return (
-            codes if world > 1 else codes[0],
+            code,
             self.output.read_text(),
             [line for line in errors if line.strip() and "|" not in line],
         )
+
+    def tool(self, script, *words, **settings):
+        """What a single process left: exit code, standard output and standard error as they are."""
+        (code,) = self.codes(script, words, **settings)
+        return Done(code, self.output.read_text(), Path(f"{self.output}.err").read_text())
 
 
 def results(folder):

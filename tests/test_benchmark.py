@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import published
 import pytest
@@ -40,7 +38,7 @@ def test_the_table_says_ratios_so_that_more_is_better_but_for_memory():
 
 
 @pytest.mark.slow
-def test_both_procedures_run_and_are_measured(tmp_path):
+def test_both_procedures_run_and_are_measured(launcher, tmp_path):
     words = [
         "--backbone",
         "resnet",
@@ -53,11 +51,7 @@ def test_both_procedures_run_and_are_measured(tmp_path):
         "--test_patch_num",
         "2",
     ]
-    done = subprocess.run(
-        [sys.executable, "benchmark.py", *words, "--json", str(tmp_path / "out.json")],
-        capture_output=True,
-        text=True,
-    )
+    done = launcher.tool("benchmark.py", *words, "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["medians"]
     phases = set(benchmark.PHASES) - {"peak GPU memory"}
@@ -80,13 +74,13 @@ def test_both_procedures_run_and_are_measured(tmp_path):
         ["--model", "resnet18+sum"],
     ],
 )
-def test_mistakes_are_one_line(words):
-    done = subprocess.run([sys.executable, "benchmark.py", *words], capture_output=True, text=True)
+def test_mistakes_are_one_line(launcher, words):
+    done = launcher.tool("benchmark.py", *words)
     said = [line for line in done.stderr.splitlines() if not line.startswith("Measuring ")]
     assert done.returncode == 2 and len(said) == 1 and said[0].startswith("error: ")
 
 
-def test_a_models_costs_are_a_table_of_its_parts(tmp_path):
+def test_a_models_costs_are_a_table_of_its_parts(launcher, tmp_path):
     words = [
         "--model",
         "test_vit+concat",
@@ -97,9 +91,7 @@ def test_a_models_costs_are_a_table_of_its_parts(tmp_path):
         "--json",
         tmp_path / "c.json",
     ]
-    done = subprocess.run(
-        [sys.executable, "benchmark.py", *map(str, words)], capture_output=True, text=True
-    )
+    done = launcher.tool("benchmark.py", *words)
     assert done.returncode == 0, done.stderr
     header, whole, *parts = done.stdout.splitlines()[3:]
     assert whole.split()[:3] == ["test_vit+concat", "@64", "all"]
@@ -121,7 +113,7 @@ def test_a_models_costs_are_a_table_of_its_parts(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_step_of_one_and_of_two_processes_is_measured_part_by_part(tmp_path):
+def test_a_step_of_one_and_of_two_processes_is_measured_part_by_part(launcher, tmp_path):
     words = [
         "--step",
         "2",
@@ -135,11 +127,7 @@ def test_a_step_of_one_and_of_two_processes_is_measured_part_by_part(tmp_path):
         "--batch_size",
         "6",
     ]
-    done = subprocess.run(
-        [sys.executable, "benchmark.py", *words, "--json", str(tmp_path / "out.json")],
-        capture_output=True,
-        text=True,
-    )
+    done = launcher.tool("benchmark.py", *words, "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
     for processes, child in enumerate(json.loads((tmp_path / "out.json").read_text()), 1):
         found = child["found"]

@@ -1,8 +1,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +16,9 @@ from hyperiqa.training import certificate
 from hyperiqa.training.run_files import write_predictions
 from HyperIQASolver import HyperIQASolver
 
-ROOT = Path(__file__).resolve().parent.parent
-
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(launcher, tmp_path_factory):
     """A run of its own data, with a teacher: (folder, checkpoint)."""
     folder = tmp_path_factory.mktemp("certified")
     write_koniq(folder / "koniq", train=12, test=10)
@@ -61,14 +57,8 @@ def trained(tmp_path_factory):
         "--teacher",
         teacher,
     ]
-    command = [sys.executable, ROOT / "train_resnet.py", *flags]
-    environment = {
-        "PATH": "/usr/bin:/bin",
-        "OMP_NUM_THREADS": "1",
-        "TQDM_DISABLE": "1",
-        "HOME": str(folder),
-    }
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True)
+    environment = {"TQDM_DISABLE": "1", "HOME": str(folder)}
+    done = launcher.tool("train_resnet.py", *flags, environment=environment)
     assert done.returncode == 0, done.stderr
     return folder, checkpoints.find_model(folder / "checkpoints" / "run")
 

@@ -1,16 +1,13 @@
 """Against a small hub on this machine, through the real client, as a user's shell would."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from helpers import write_images
 from hub import serving
+from processes import Launcher
 
 import export
 from hyperiqa.model import checkpoints, factory
@@ -18,7 +15,6 @@ from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone
 from hyperiqa.scoring import quality_model
 
-ROOT = Path(checkpoints.__file__).parents[2]
 DESCRIPTION = {
     "backbone": "swin_nano",
     "fusion": "attention",
@@ -46,32 +42,35 @@ def place(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def server():
     with serving() as server:
         yield server
 
 
 @pytest.fixture
-def tool(place, server):
-    def run(script, *words, code=0, **more):
-        known = {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(place / "home"),
-        }
-        known |= {
-            "HF_TOKEN": "hf_test",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        }
-        command = [sys.executable, ROOT / script, *words]
-        done = subprocess.run(
-            command, cwd=place, env={**os.environ, **known, **more}, capture_output=True, text=True
-        )
+def tool(place, server, tmp_path):
+    """tool(script, *words): the script's answer; offline: by a process without network."""
+    launchers = {}
+
+    def run(script, *words, code=0, offline=False, token="hf_test"):
+        # The Hub's client reads its settings when it is imported: a launcher for each.
+        if offline not in launchers:
+            settings = {
+                "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+                "HF_HOME": str(place / "home"),
+                "HF_HUB_DISABLE_TELEMETRY": "1",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "HF_HUB_OFFLINE": str(int(offline)),
+            }
+            launchers[offline] = Launcher(tmp_path, **settings)
+        done = launchers[offline].tool(script, *words, cwd=place, environment={"HF_TOKEN": token})
         assert done.returncode == code, done.stderr
         return done
 
-    return run
+    yield run
+    for launcher in launchers.values():
+        launcher.close()
 
 
 def rows(done):
@@ -98,13 +97,13 @@ def test_a_model_is_pushed_pulled_and_read_without_network(tool, place, server):
     assert rows(tool("predict.py", f"hf://ada/koniq@{first}", "photos")) == own
     server.shutdown()
     server.server_close()
-    assert rows(tool("predict.py", "hf://ada/koniq", "photos", HF_HUB_OFFLINE="1")) == second
+    assert rows(tool("predict.py", "hf://ada/koniq", "photos", offline=True)) == second
     assert (
         rows(tool("predict.py", f"hf://ada/koniq@{first}", "photos")) == own
     )  # no answer, but it is at hand
     cache = place / "home" / "hub" / "models--ada--koniq"
     assert {path.name for path in (cache / "snapshots").iterdir()} == {first, repo["head"]}
-    done = tool("predict.py", "hf://ada/other", "photos", code=2, HF_HUB_OFFLINE="1")
+    done = tool("predict.py", "hf://ada/other", "photos", code=2, offline=True)
     assert done.stderr.startswith("error: hf://ada/other: model.safetensors cannot be had: ")
     assert done.stderr.count("\n") == 1
 
@@ -117,28 +116,22 @@ def _scaled(state, d):
 
 
 def test_what_is_not_there_is_said_in_one_line(tool):
-    with serving() as server:
-        there = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
-        tool("export.py", "m.pkl", "--push", "ada/koniq", **there)
-        for name, said in (
-            ("ada/none", "hf://ada/none: model.safetensors cannot be had: "),
-            ("ada/koniq@v9", "hf://ada/koniq@v9"),
-            ("ada/koniq/x.pkl", "hf://ada/koniq: x.pkl cannot be had: "),
-        ):
-            done = tool("predict.py", f"hf://{name}", "photos", code=2, **there)
-            assert done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1, (
-                done.stderr
-            )
-        done = tool(
-            "export.py", "m.pkl", "--push", "ada/koniq", code=2, HF_TOKEN="hf_wrong", **there
-        )
-        assert (
-            done.stderr.startswith("error: --push ada/koniq: ") and "hf auth login" in done.stderr
-        )
+    tool("export.py", "m.pkl", "--push", "ada/koniq")
+    for name, said in (
+        ("ada/none", "hf://ada/none: model.safetensors cannot be had: "),
+        ("ada/koniq@v9", "hf://ada/koniq@v9"),
+        ("ada/koniq/x.pkl", "hf://ada/koniq: x.pkl cannot be had: "),
+    ):
+        done = tool("predict.py", f"hf://{name}", "photos", code=2)
+        assert done.stderr.startswith(f"error: {said}"), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+    done = tool("export.py", "m.pkl", "--push", "ada/koniq", code=2, token="hf_wrong")
+    assert done.stderr.startswith("error: --push ada/koniq: ") and "hf auth login" in done.stderr
 
 
-def test_the_card_has_the_figures_and_no_nan(tool, place):
-    tool("export.py", "m.pkl", "m.hub")
+def test_the_card_has_the_figures_and_no_nan(launcher, place):
+    done = launcher.tool("export.py", "m.pkl", "m.hub", cwd=place)
+    assert done.returncode == 0, done.stderr
     text = (place / "m.hub" / "README.md").read_text()
     data = yaml.safe_load(text.split("---\n")[1])
     found = {
