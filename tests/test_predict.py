@@ -17,12 +17,13 @@ from helpers import huge_header, jpeg_bytes, picture, save_random_model
 from PIL import Image
 
 from hyperiqa import __main__
+from hyperiqa.base.files import CHECKOUT
 from hyperiqa.base.errors import UserError
 from hyperiqa.model import checkpoints, factory
 from hyperiqa.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from hyperiqa.scoring import quality_model
 
-SCRIPT = Path(__main__.__file__)
+SCRIPT = CHECKOUT / "predict.py"
 DESCRIPTION = {
     "backbone": "resnet18",
     "fusion": "none",

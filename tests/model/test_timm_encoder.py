@@ -136,7 +136,7 @@ def test_a_model_of_a_hub_is_rebuilt_without_it(tmp_path):
     assert torch.equal(backbone.backbone.blocks[7].mlp.fc2.weight, theirs.blocks[7].mlp.fc2.weight)
     described = {**backbone.described, "backbone": "hf-hub:user/model", "patch_size": 160}
     assert described["mean"] == [0.1, 0.2, 0.3] and described["architecture"]["args"]["depth"] == 8
-    again = factory.build_backbone(described)
+    again = factory.build(described)
     assert again.backbone.encoder_state().keys() == backbone.encoder_state().keys()
     assert again.backbone.normalisation == backbone.normalisation
 

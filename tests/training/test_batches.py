@@ -17,7 +17,7 @@ from hyperiqa.base.device import Hardware
 from hyperiqa.base.errors import UserError
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.model.backbone import Backbone
-from hyperiqa.training import augmentations, batches, engine, loaders
+from hyperiqa.training import augmentations, engine, loaders
 from hyperiqa.training.augmentations import draw_mixing, mixed
 from hyperiqa.training.batches import PatchBatches
 from hyperiqa.training.loaders import fitting_workers, make_loader
@@ -234,7 +234,7 @@ def no_more_files():
     ],
 )
 def test_a_worker_that_dies_or_hangs_is_one_line(monkeypatch, fail, said):
-    monkeypatch.setattr(batches, "WORKER_SECONDS", 1)
+    monkeypatch.setattr(loaders, "WORKER_SECONDS", 1)
     loader = make_loader(Failing(fail), Hardware(torch.device("cpu"), workers=1))
     with pytest.raises(
         UserError, match=f"a process that cuts patches {said}.*--resume auto goes on"
