@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import make_demo_dataset as demo
+import make_demo_dataset
 from hyperiqa.base.command_line import run_tool
+from hyperiqa.datasets import demo_images as demo
 
-SCRIPT = Path(demo.__file__)
+SCRIPT = Path(make_demo_dataset.__file__)
 COUNTS = {"train": 25, "test": 10, "spaq": 9}
 SPLITS = {"train": "koniq-10k/train", "test": "koniq-10k/test", "spaq": "spaq-test"}
 LISTS = {
@@ -50,7 +51,7 @@ def table(root: Path) -> list[dict[str, str]]:
 
 def refused(capsys, *argv: object) -> str:
     with pytest.raises(SystemExit) as stopped:
-        run_tool(lambda: demo.main([str(word) for word in argv]))
+        run_tool(lambda: make_demo_dataset.main([str(word) for word in argv]))
     assert stopped.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1
@@ -231,7 +232,7 @@ def test_a_pillow_without_jpeg2000_is_refused(tmp_path, capsys, monkeypatch):
 
 def test_an_empty_folder_is_filled_with_the_counts_of_the_flags(tmp_path):
     (tmp_path / "demo").mkdir()
-    demo.main([str(tmp_path / "demo"), "--train", "9", "--test", "8", "--spaq", "10"])
+    make_demo_dataset.main([str(tmp_path / "demo"), "--train", "9", "--test", "8", "--spaq", "10"])
     numbers = [len(json.loads((tmp_path / "demo" / name).read_text())) for name in LISTS.values()]
     assert numbers == [9, 8, 10] and len(table(tmp_path / "demo")) == 17
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
@@ -265,7 +266,7 @@ def test_of_two_builds_at_once_the_first_stays(built, tmp_path, capsys, monkeypa
         return [[0, 0, 0, 0, 9, 9, 5.0, 0.0, 100.0] for _ in tasks]
 
     monkeypatch.setattr(demo, "_make_all", other_is_faster)
-    demo.main([str(out)])
+    make_demo_dataset.main([str(out)])
     assert contents(out) == contents(built) and [path.name for path in tmp_path.iterdir()] == [
         "demo"
     ]
