@@ -1,6 +1,10 @@
-"""Figures of merit: agreement of predicted scores with opinion scores. Each takes two sequences of N numbers
-(prediction, MOS) and returns a float; where it is undefined (fewer than two images, constant or non-finite predictions)
-nan, without warning. `FIGURES`, at the end, names them: log columns, records, medians, tables and curves follow it."""
+"""Figures of merit: how well predicted scores agree with opinion scores.
+
+Each figure takes two sequences of N numbers, the predictions and the MOS, and returns a float.
+It is nan, without a warning, where the figure is undefined: fewer than two images, constant or
+non-finite predictions. `FIGURES`, at the end, names the figures; log columns, records, medians,
+tables and curves follow it.
+"""
 
 import itertools
 import math
@@ -13,17 +17,25 @@ from scipy import optimize, special, stats
 
 
 def _finite(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
-    prediction, mos = np.asarray(prediction, np.float64), np.asarray(mos, np.float64)
+    """Both as vectors of doubles; None below two images or where a number is not finite."""
+    prediction = np.asarray(prediction, np.float64)
+    mos = np.asarray(mos, np.float64)
     if prediction.shape != mos.shape or prediction.ndim != 1:
         raise ValueError(
             f"expected two vectors of one length, found {prediction.shape} and {mos.shape}"
         )
-    return (prediction, mos) if len(mos) >= 2 and np.isfinite([prediction, mos]).all() else None
+    if len(mos) < 2 or not np.isfinite([prediction, mos]).all():
+        return None
+    return prediction, mos
 
 
 def _defined(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
+    """Both as vectors of doubles; None where a correlation of them is undefined."""
     pair = _finite(prediction, mos)
-    return None if pair is None or np.ptp(pair[0]) == 0 or np.ptp(pair[1]) == 0 else pair
+    # A range of zero, not a deviation of zero: the mean of equal numbers may be rounded.
+    if pair is None or np.ptp(pair[0]) == 0 or np.ptp(pair[1]) == 0:
+        return None
+    return pair
 
 
 def plcc(prediction, mos) -> float:
@@ -31,69 +43,92 @@ def plcc(prediction, mos) -> float:
     pair = _defined(prediction, mos)
     if pair is None:
         return math.nan
-    x, y = (v - v.mean() for v in pair)
+    x = pair[0] - pair[0].mean()
+    y = pair[1] - pair[1].mean()
     # Scaled first: the squares of tiny or huge scores must not leave the range of a double.
-    x, y = x / np.abs(x).max(), y / np.abs(y).max()
+    x = x / np.abs(x).max()
+    y = y / np.abs(y).max()
     return float(np.clip((x @ y) / np.sqrt((x @ x) * (y @ y)), -1.0, 1.0))
 
 
 def srcc(prediction, mos) -> float:
     """Spearman's rank correlation, -1..1; ties get their mean rank (as scipy.stats.spearmanr)."""
     pair = _defined(prediction, mos)
-    return math.nan if pair is None else plcc(*(stats.rankdata(v) for v in pair))
+    if pair is None:
+        return math.nan
+    return plcc(stats.rankdata(pair[0]), stats.rankdata(pair[1]))
 
 
 def krcc(prediction, mos) -> float:
-    """Kendall's rank correlation, -1..1: tau-b, which allows for ties (as scipy.stats.kendalltau)."""
+    """Kendall's rank correlation, -1..1: tau-b, with ties allowed (as scipy.stats.kendalltau)."""
     pair = _defined(prediction, mos)
     return math.nan if pair is None else float(stats.kendalltau(*pair).statistic)
 
 
 def rmse(prediction, mos) -> float:
-    """Root mean square error in the units of the MOS, 0 or more; constant predictions have one too."""
+    """Root mean square error in the units of the MOS, 0 or more, of constant predictions too."""
     pair = _finite(prediction, mos)
-    return (
-        math.nan
-        if pair is None
-        else float(np.linalg.norm(pair[0] - pair[1]) / np.sqrt(len(pair[0])))
-    )
+    if pair is None:
+        return math.nan
+    return float(np.linalg.norm(pair[0] - pair[1]) / np.sqrt(len(pair[0])))
 
 
 def logistic(parameters, prediction) -> np.ndarray:
-    """The four-parameter logistic of VQEG's final report (2000), (N,) scores -> (N,) on the scale of the MOS.
-    parameters (4,): asymptotes b1 and b2, centre b3, width b4 of `b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))`."""
+    """The four-parameter logistic of VQEG's final report (2000).
+
+    It maps scores (N,) to values (N,) on the scale of the MOS. parameters (4,): the asymptotes b1
+    and b2, the centre b3 and the width b4 of `b2 + (b1 - b2) / (1 + exp(-(x - b3) / |b4|))`.
+    """
     upper, lower, centre, width = parameters
     x = np.asarray(prediction, np.float64)
     return lower + (upper - lower) * special.expit((x - centre) / max(abs(width), 1e-300))
 
 
 def fit_logistic(prediction, mos) -> np.ndarray | None:
-    """Least-squares parameters (4,) of `logistic`; None where undefined, or under five images: four fit any curve."""
+    """Least-squares parameters (4,) of `logistic`.
+
+    None where a correlation is undefined, or below five images: four parameters fit any four.
+    """
     pair = _defined(prediction, mos)
     if pair is None or len(pair[0]) < 5:
         return None
-    (x_mean, x_scale), (y_mean, y_scale) = ((v.mean(), v.std()) for v in pair)
-    x, y = (pair[0] - x_mean) / x_scale, (pair[1] - y_mean) / y_scale
+    scores, opinions = pair
+    x_mean, x_scale = scores.mean(), scores.std()
+    y_mean, y_scale = opinions.mean(), opinions.std()
+    # Standardised, so that the same starts and tolerances serve every scale of scores.
+    x = (scores - x_mean) / x_scale
+    y = (opinions - y_mean) / y_scale
     slope = plcc(x, y)
-    # One start is the literature's; the other, a wide curve around the regression line, serves falling scores.
+    # One start is the literature's; the other, a wide curve around the regression line, serves
+    # falling scores.
     starts = [np.array([y.max(), y.min(), 0.0, 1.0]), np.array([4 * slope, -4 * slope, 0.0, 2.0])]
     fits = [
         optimize.least_squares(lambda p: logistic(p, x) - y, start, method="lm") for start in starts
     ]
     upper, lower, centre, width = min(fits, key=lambda fit: fit.cost).x
-    asymptotes = upper * y_scale + y_mean, lower * y_scale + y_mean
-    return np.array([*asymptotes, centre * x_scale + x_mean, abs(width) * x_scale])
+    return np.array(
+        [
+            upper * y_scale + y_mean,
+            lower * y_scale + y_mean,
+            centre * x_scale + x_mean,
+            abs(width) * x_scale,
+        ]
+    )
 
 
 def fitted(prediction, mos) -> np.ndarray | None:
-    """Predictions (N,) mapped to the scale of the MOS by the fitted logistic; None where it is undefined."""
+    """Predictions (N,) mapped to the MOS by the fitted logistic; None where it is undefined."""
     parameters = fit_logistic(prediction, mos)
     return None if parameters is None else logistic(parameters, prediction)
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure: how it is computed, whether a run records it of every epoch, which way is good, if a fit changes it."""
+    """A figure of merit and how the tools treat it.
+
+    of: computes it from predictions and MOS. recorded: a run records it of every epoch.
+    fitted: the logistic fit changes it.
+    """
 
     of: Callable[..., float]
     recorded: bool = False
@@ -107,29 +142,33 @@ FIGURES = {
     "krcc": Figure(krcc),
     "rmse": Figure(rmse, higher_is_better=False, fitted=True),
 }
+# What the log's columns, the records and the medians hold.
 RECORDED = tuple(name for name, figure in FIGURES.items() if figure.recorded)
 
 
 def recorded(prediction, mos) -> dict[str, float]:
+    """The figures that a run records of every epoch, by name."""
     return {name: FIGURES[name].of(prediction, mos) for name in RECORDED}
 
 
 def figure_of(name: str) -> tuple[str, str]:
-    """`srcc` -> (test, srcc), `spaq_srcc` -> (spaq, srcc): a figure's data set and the figure."""
+    """A figure's data set and the figure: `srcc` -> (test, srcc), `spaq_srcc` -> (spaq, srcc)."""
     part, _, figure = name.rpartition("_")
     return part or "test", figure
 
 
 def medians(rounds: Sequence[Mapping]) -> dict[str, dict[str, float]]:
-    """Medians over the rounds of their best epochs' figures, by part; undefined figures are left out."""
-    parts = dict.fromkeys(
-        part for each in rounds for part, figures in each.items() if isinstance(figures, Mapping)
-    )
-    found: dict[str, dict[str, float]] = {}
+    """Medians over the rounds of their best epochs' figures, by part.
+
+    Figures that are undefined in a round are left out, and so are figures defined in no round.
+    """
+    parts: dict[str, None] = {}
+    for best_epoch in rounds:
+        parts |= {name: None for name, value in best_epoch.items() if isinstance(value, Mapping)}
+    medians_by_part: dict[str, dict[str, float]] = {}
     for part, name in itertools.product(parts, RECORDED):
-        values = [
-            each[part][name] for each in rounds if part in each and not math.isnan(each[part][name])
-        ]
-        if values:
-            found.setdefault(part, {})[name] = statistics.median(values)
-    return found
+        values = [best_epoch[part][name] for best_epoch in rounds if part in best_epoch]
+        defined = [value for value in values if not math.isnan(value)]
+        if defined:
+            medians_by_part.setdefault(part, {})[name] = statistics.median(defined)
+    return medians_by_part

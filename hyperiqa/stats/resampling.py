@@ -1,4 +1,9 @@
-"""Bootstrap over images: figures of merit of many resamples at once."""
+"""Bootstrap over images: figures of merit of many resamples at once.
+
+A resample of N images is held as its counts (N,): how often each image was drawn. Counts of b
+resamples stand side by side in a matrix (N, b), and a `Figures` function turns such a matrix into
+the figures of K models on each resample, (K, b).
+"""
 
 from collections.abc import Callable, Iterator
 
@@ -8,12 +13,11 @@ from hyperiqa.stats import metrics
 
 RESAMPLES = 10_000
 
-
-_CHUNK, _PAIR_CHUNK = (
-    32,
-    512,
-)  # resamples at a time: few enough that their arrays stay in the processor's cache
-
+# Resamples at a time: few enough that their arrays stay in the processor's cache. Kendall's
+# correlation draws more at once and computes them in parts of `_CHUNK`. Which resamples a seed
+# gives depends on these numbers: with others, every interval would change a little.
+_CHUNK = 32
+_PAIR_CHUNK = 512
 
 Figures = Callable[[np.ndarray], np.ndarray]
 
@@ -22,148 +26,185 @@ def resample_counts(
     images: int, resamples: int, seed: int, chunk: int = _CHUNK
 ) -> Iterator[np.ndarray]:
     """Counts (images, up to `chunk`) of resamples with replacement: each column sums to `images`.
-    A pure function of its arguments, so that two runs on the same images see the same resamples."""
+
+    A pure function of its arguments, so that two runs on the same images see the same resamples.
+    """
     random = np.random.default_rng(seed)
     for start in range(0, resamples, chunk):
         columns = min(chunk, resamples - start)
-        cells = random.integers(0, images, (images, columns), dtype=np.int64) * columns + np.arange(
-            columns
-        )
-        yield (
-            np.bincount(cells.ravel(), minlength=images * columns)
-            .reshape(images, columns)
-            .astype(np.float64)
-        )
+        drawn = random.integers(0, images, (images, columns), dtype=np.int64)
+        # One histogram over (image, resample) counts all columns at once.
+        cells = drawn * columns + np.arange(columns)
+        counts = np.bincount(cells.ravel(), minlength=images * columns)
+        yield counts.reshape(images, columns).astype(np.float64)
 
 
 def bootstrap(
     metric: str, predictions: np.ndarray, mos: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """A figure of metrics.FIGURES on each resample: predictions (K, N), mos (N,) -> (resamples, K); nan: undefined."""
-    of = _FIGURES.get(metric) or (lambda *scores: _one_by_one(metric, *scores))
-    figures = of(np.atleast_2d(predictions).astype(np.float64), np.asarray(mos, np.float64))
+    """A figure of `metrics.FIGURES` on each resample, (resamples, K); nan where it is undefined.
+
+    predictions: (K, N) or (N,) for a single model; mos: (N,).
+    """
+    predictions = np.atleast_2d(predictions).astype(np.float64)
+    mos = np.asarray(mos, np.float64)
+    if metric in _FIGURES:
+        figures = _FIGURES[metric](predictions, mos)
+    else:
+        figures = _one_by_one(metric, predictions, mos)
     chunk = _PAIR_CHUNK if metric == "krcc" else _CHUNK
-    return np.concatenate(
-        [figures(counts).T for counts in resample_counts(len(mos), resamples, seed, chunk)]
-    )
+    draws = [figures(counts).T for counts in resample_counts(len(mos), resamples, seed, chunk)]
+    return np.concatenate(draws)
 
 
-def _ties(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each value's place (N,) among the distinct ones, the values' order (N,), and where each distinct one begins."""
+def _tie_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each value's place (N,) among the distinct ones, and the tie groups of equal values.
+
+    The groups come as the values' order (N,) and where in it each group begins, (groups,).
+    """
     _, place, sizes = np.unique(values, return_inverse=True, return_counts=True)
     return place, np.argsort(place, kind="stable"), np.cumsum(sizes) - sizes
 
 
 def _ranker(values: np.ndarray) -> Figures:
     """Counts (N, b) -> each image's mean rank in the resample, less the mean of all ranks."""
-    place, order, starts = _ties(values)
+    place, order, starts = _tie_groups(values)
 
     def ranks(counts: np.ndarray) -> np.ndarray:
-        size = (
-            counts[order]
-            if len(starts) == len(values)
-            else np.add.reduceat(counts[order], starts, axis=0)
-        )
-        rank = np.cumsum(size, axis=0)
-        rank -= (size - 1) / 2 + (len(values) + 1) / 2
+        sizes = counts[order]
+        # The sum over groups of one image each would be the same, but slow.
+        if len(starts) < len(values):
+            sizes = np.add.reduceat(sizes, starts, axis=0)
+        # A group that ends at rank r has the mean rank r - (size - 1) / 2.
+        rank = np.cumsum(sizes, axis=0)
+        rank -= (sizes - 1) / 2 + (len(values) + 1) / 2
         return rank[place]
 
     return ranks
 
 
 def _srcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
-    rank_mos, rankers = _ranker(mos), [_ranker(scores) for scores in predictions]
+    rank_mos = _ranker(mos)
+    rankers = [_ranker(scores) for scores in predictions]
 
     def figures(counts: np.ndarray) -> np.ndarray:
         y = rank_mos(counts)
         weighted = y * counts
-        spread = np.einsum("nb,nb->b", weighted, y)
-        ranks = (ranker(counts) for ranker in rankers)
-        sums = (
-            (np.einsum("nb,nb->b", x, weighted), np.einsum("nb,nb,nb->b", x, x, counts))
-            for x in ranks
-        )
-        return np.stack([_ratio(both, own * spread) for both, own in sums])
+        spread_y = np.einsum("nb,nb->b", weighted, y)
+        correlations = []
+        for ranker in rankers:
+            x = ranker(counts)
+            covariance = np.einsum("nb,nb->b", x, weighted)
+            spread_x = np.einsum("nb,nb,nb->b", x, x, counts)
+            correlations.append(_ratio(covariance, spread_x * spread_y))
+        return np.stack(correlations)
 
     return figures
 
 
 def _plcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
+    # Centred and scaled before the sums of squares, which would else round away small spreads.
     x = predictions - predictions.mean(1, keepdims=True)
     x = x / np.abs(x).max(1, keepdims=True).clip(1e-300)
     y = (mos - mos.mean()) / max(np.abs(mos - mos.mean()).max(), 1e-300)
 
     def figures(counts: np.ndarray) -> np.ndarray:
         n = len(mos)
-        mean_x, mean_y = x @ counts / n, y @ counts / n
-        spread_x, spread_y = x**2 @ counts / n - mean_x**2, y**2 @ counts / n - mean_y**2
+        mean_x = x @ counts / n
+        mean_y = y @ counts / n
+        spread_x = x**2 @ counts / n - mean_x**2
+        spread_y = y**2 @ counts / n - mean_y**2
         return _ratio((x * y) @ counts / n - mean_x * mean_y, spread_x * spread_y)
 
     return figures
 
 
+def _tied_pairs(place: np.ndarray) -> Figures:
+    """Counts (N, b) -> (b,): how many ordered pairs of a resample have one place.
+
+    An image's pairs with itself and its copies count too.
+    """
+    _, order, starts = _tie_groups(place)
+
+    def tied(counts: np.ndarray) -> np.ndarray:
+        sizes = counts
+        if len(starts) < len(place):
+            sizes = np.add.reduceat(counts[order], starts, axis=0)
+        return np.einsum("nb,nb->b", sizes, sizes, dtype=np.float64)
+
+    return tied
+
+
 def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
-    place_mos, n = _ties(mos)[0], len(mos)
+    """Tau-b: concordant less discordant pairs, over the pairs not tied in scores and in MOS.
 
-    def tied(place: np.ndarray) -> Figures:
-        """Counts -> the number of the resample's ordered pairs that have one place."""
-        _, order, starts = _ties(place)
-        sizes = (
-            (lambda counts: counts)
-            if len(starts) == n
-            else lambda c: np.add.reduceat(c[order], starts, axis=0)
-        )
-        return lambda counts: np.einsum("nb,nb->b", of := sizes(counts), of, dtype=np.float64)
-
-    # Concordant less discordant pairs are all pairs less those tied in one or in both and twice the discordant ones.
-    tied_mos, runs = tied(place_mos), []
-    for place in (_ties(scores)[0] for scores in predictions):
+    Concordant less discordant pairs are all pairs less those tied in one or in both and less
+    twice the discordant ones. Pairs are ordered: each counts twice.
+    """
+    place_mos = _tie_groups(mos)[0]
+    n = len(mos)
+    tied_mos = _tied_pairs(place_mos)
+    models = []
+    for scores in predictions:
+        place = _tie_groups(scores)[0]
+        # By MOS and, among equal MOS, by score: every inversion is then a discordant pair.
         order = np.lexsort((place, place_mos))
-        runs.append((tied(place), tied(place * n + place_mos), order, _inversions(place[order])))
+        tied_both = _tied_pairs(place * n + place_mos)
+        models.append((_tied_pairs(place), tied_both, order, _inversions(place[order])))
 
-    def of_few(counts: np.ndarray) -> np.ndarray:
-        pairs_mos, found = n**2 - tied_mos(counts), []
-        for tied_scores, tied_both, order, inversions in runs:
-            discordant, pairs = 2 * inversions(counts[order]), n**2 - tied_scores(counts)
-            both = pairs_mos + pairs - n**2 + tied_both(counts) - 2 * discordant
-            found.append(_ratio(both, pairs_mos * pairs))
-        return np.stack(found)
+    def figures_of_chunk(counts: np.ndarray) -> np.ndarray:
+        untied_mos = n**2 - tied_mos(counts)
+        correlations = []
+        for tied_scores, tied_both, order, inversions in models:
+            discordant = 2 * inversions(counts[order])
+            untied = n**2 - tied_scores(counts)
+            balance = untied_mos + untied - n**2 + tied_both(counts) - 2 * discordant
+            correlations.append(_ratio(balance, untied_mos * untied))
+        return np.stack(correlations)
 
     def figures(counts: np.ndarray) -> np.ndarray:
+        chunks = np.split(counts, range(_CHUNK, counts.shape[1], _CHUNK), axis=1)
         # Single precision holds the whole numbers up to 2^24 exactly.
-        few = np.split(counts, range(_CHUNK, counts.shape[1], _CHUNK), axis=1)
-        return np.concatenate(
-            [of_few(np.ascontiguousarray(each, np.float32)) for each in few], axis=1
-        )
+        singles = [np.ascontiguousarray(chunk, np.float32) for chunk in chunks]
+        return np.concatenate([figures_of_chunk(chunk) for chunk in singles], axis=1)
 
     return figures
 
 
 def _inversions(place: np.ndarray, leaf: int = 128) -> Figures:
-    """Counts (N, b) -> how many pairs of a resample fall from the earlier to the later: Knight's merge sort (JASA 61,
-    1966). The order is the same in all resamples, so that each merge is one cumulative sum of their counts."""
+    """Counts (N, b) -> (b,): how many pairs of a resample fall from the earlier to the later.
+
+    Knight's merge sort (JASA 61, 1966). The order is the same in all resamples, so that each merge
+    is one cumulative sum of their counts.
+    """
     n = len(place)
     padding = -n % leaf
     padded = np.concatenate([place, np.full(padding, n)]).reshape(-1, leaf)
     # Within the leaves, one by one: which images before each one have a later place than it.
     before = np.tril(padded[:, :, None] < padded[:, None, :]).astype(np.float32)
-    merges, width = [], leaf
+    merges = []
+    width = leaf
     while width < n:
-        node, later = np.arange(n) // (2 * width), np.arange(n) // width % 2
-        order = np.lexsort((later, place, node))
-        right = np.flatnonzero(later[order])
-        end = np.minimum((node[right] + 1) * 2 * width, n) - 1  # a node's images keep its places
-        merges.append((order, (later[order] == 0).astype(np.float32)[:, None], right, end))
+        node = np.arange(n) // (2 * width)
+        in_later_half = np.arange(n) // width % 2
+        # Sorted by place within each node; of equal places the earlier half comes first.
+        order = np.lexsort((in_later_half, place, node))
+        later = np.flatnonzero(in_later_half[order])
+        earlier = (in_later_half[order] == 0).astype(np.float32)[:, None]
+        # Sorting moves an image within its node alone, so that nodes end where they did.
+        end = np.minimum((node[later] + 1) * 2 * width, n) - 1
+        merges.append((order, earlier, later, end))
         width *= 2
 
     def inversions(counts: np.ndarray) -> np.ndarray:
         leaves = np.pad(counts, ((0, padding), (0, 0))).reshape(-1, leaf, counts.shape[1])
-        found = ((before @ leaves) * leaves).sum((0, 1), dtype=np.float64)
-        for order, left, right, end in merges:
-            size = counts[order]
-            earlier = np.cumsum(size * left, axis=0)
-            found += ((earlier[end] - earlier[right]) * size[right]).sum(0, dtype=np.float64)
-        return found
+        total = ((before @ leaves) * leaves).sum((0, 1), dtype=np.float64)
+        for order, earlier, later, end in merges:
+            sizes = counts[order]
+            passed = np.cumsum(sizes * earlier, axis=0)
+            # Of the earlier half, what sorts behind an image of the later half is inverted.
+            total += ((passed[end] - passed[later]) * sizes[later]).sum(0, dtype=np.float64)
+        return total
 
     return inversions
 
@@ -174,14 +215,15 @@ def _rmse(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 
 
 def _one_by_one(metric: str, predictions: np.ndarray, mos: np.ndarray) -> Figures:
-    """Any figure of metrics.FIGURES, resample by resample: for those that have no faster form here."""
-    of = metrics.FIGURES[metric].of
+    """Any figure of `metrics.FIGURES`, resample by resample: for those without a faster form."""
+    figure_of = metrics.FIGURES[metric].of
 
     def figures(counts: np.ndarray) -> np.ndarray:
         drawn = [np.repeat(np.arange(len(mos)), column.astype(int)) for column in counts.T]
-        return np.array(
-            [[of(scores[images], mos[images]) for images in drawn] for scores in predictions]
-        )
+        rows = []
+        for scores in predictions:
+            rows.append([figure_of(scores[images], mos[images]) for images in drawn])
+        return np.array(rows)
 
     return figures
 
