@@ -14,6 +14,7 @@ from helpers import Done, write_koniq, write_spaq
 from processes import Launcher
 
 from hyperiqa.base.command_line import run_tool
+from hyperiqa.base.files import CHECKOUT
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
 from hyperiqa.training.flags import Script
 from hyperiqa.training.options import train_options
@@ -23,6 +24,20 @@ SCRIPTS = {
     "resnet": Script(("resnet18",), DEFAULT_RESIZE, {}),
     "timm": Script(("test_convnext",), DEFAULT_RESIZE, {}, ""),
 }
+
+
+def entries_of_the_checkout():
+    folders = [CHECKOUT, *(CHECKOUT / name for name in ("cache", "checkpoints", "demo", "logs"))]
+    names = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
+    return {path for path in names if path.name not in ("__pycache__", ".pytest_cache")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_in_the_checkout():
+    """Tests work in folders of their own: several may run at once, and the checkout is the user's."""
+    before = entries_of_the_checkout()
+    yield
+    assert entries_of_the_checkout() <= before
 
 
 @pytest.fixture(scope="session")

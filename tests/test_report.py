@@ -82,6 +82,8 @@ def test_a_run_on_a_page(ran, run_main, tmp_path, browse):
         tmp_path / "r.html",
         "--maps",
         10,
+        "--cache_dir",
+        ran / "cache",
     ).stdout
     assert out.startswith(f"{tmp_path / 'r.html'} (") and len(out.splitlines()) == 1
     page = browse(tmp_path / "r.html")
@@ -142,7 +144,14 @@ def test_a_run_on_a_page(ran, run_main, tmp_path, browse):
 
 def test_errors_crops_and_measures_of_each_image(ran, run_main, tmp_path):
     """Against scipy's fit, Pillow's pixels and plain formulas."""
-    run_main("report.py", report.main, ran / "logs" / "none.jsonl", "--output", tmp_path / "r.html")
+    words = [
+        ran / "logs" / "none.jsonl",
+        "--output",
+        tmp_path / "r.html",
+        "--cache_dir",
+        ran / "cache",
+    ]
+    run_main("report.py", report.main, *words)
     found, own = content(tmp_path / "r.html")["sets"]["koniq-10k"], predictions(ran, "none")
     assert found["names"] == sorted(own)
     mos, score = np.array([own[name] for name in found["names"]]).T
@@ -308,6 +317,7 @@ def test_sets_that_have_gone_leave_the_figures(ran, run_main, tmp_path):
     run_sections.decoded.cache_clear()  # this process has seen the set where it was
     try:
         words = [ran / "logs" / "none.jsonl", "--output", tmp_path / "r.html"]
+        words += ["--cache_dir", tmp_path / "cache"]
         out = run_main("report.py", report.main, *words).stdout
         assert "without pictures: koniq-10k: no folder" in out
         found = content(tmp_path / "r.html")

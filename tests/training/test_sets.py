@@ -185,6 +185,8 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
         tmp_path / "r.html",
         "--checkpoint_dir",
         "no",
+        "--cache_dir",
+        tmp_path / "cache",
     )
     page = json.loads(
         re.search(r'id="page">(.*?)</script>', (tmp_path / "r.html").read_text(), re.S)[1]
@@ -193,7 +195,7 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
     assert page["sections"][-1]["title"] == "Certificates"
     assert "no such file" in page["sections"][-1]["blocks"][0]["lines"][0]
 
-    # evaluate.py gives each set its own scale back, and the same scores; __main__.py where it is asked.
+    # evaluate.py gives each set its own scale back, and the same scores; predict.py where it is asked.
     sets = [
         f"koniq-10k={place / 'koniq'}",
         *(f"csv:{name}={place / name / 'list.csv'}" for name in ("bad", "own")),
