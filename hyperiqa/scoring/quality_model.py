@@ -1,10 +1,14 @@
-"""A checkpoint -> a ready model -> the score of an image: a path, a PIL image, an array or a tensor.
+"""From a checkpoint to a model that scores images: paths, PIL images, arrays or tensors.
 
-    from inference import load
-    print(load("checkpoints/NAME").score("photo.jpg"))
+    from hyperiqa import load
 
-Scores are on the scale of the MOS that the model was trained on (`model.description["score_range"]`, KonIQ-10k:
-0..100), and mean what they meant there: higher is better unless `description["higher_is_better"]` is False."""
+    model = load("checkpoints/NAME")
+    print(model.score("photo.jpg"))
+
+Scores are on the scale of the opinion scores (MOS) that the model was trained on. That range is
+`model.description["score_range"]`, 0..100 for KonIQ-10k. Higher is better unless
+`model.description["higher_is_better"]` is False.
+"""
 
 import itertools
 import os
@@ -35,10 +39,24 @@ ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
 @dataclass(frozen=True)
 class Scored:
-    """An image as it was handed in, and its score; or None and the reason why it has none."""
+    """An image and its score, as `QualityModel.score_all` yields them.
+
+    image: as it was handed in.
+    score: on the scale of the model; None where the image cannot be read.
+    problem: why there is no score, in one line; None where there is one.
+    """
 
     image: ImageLike
     score: float | None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """An image and its patches uint8 (n, P, P, 3), or None and the reason why it has none."""
+
+    image: ImageLike
+    patches: np.ndarray | None
     problem: str | None = None
 
 
@@ -51,11 +69,24 @@ def load(
     exif_rotate: bool | None = None,
     workers: int | None = None,
 ) -> "QualityModel":
-    """A model ready to score, used as it was trained unless told otherwise.
-    checkpoint: a best model (or the folder of its run), its .safetensors, or a state dict of the public HyperIQA code
-    or of SMART-IQA's. precision: fp32, or bf16 (autocast: faster where the hardware has it, scores differ by some
-    hundredths). resize: as `--resize`. crops: 1 is the centre crop, N a regular grid whose scores are averaged.
-    workers: processes that cut the patches of a data set. Raises UserError."""
+    """Load a trained model, ready to score images.
+
+    checkpoint: a best model or the folder of its run, its .safetensors, `hf://USER/NAME`, or a
+        state dict of the public HyperIQA code or of SMART-IQA's.
+    device: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
+    precision: "fp32" or "bf16" (autocast: faster where the hardware has it, and scores differ by
+        some hundredths).
+    workers: processes that cut the patches of a data set (default: 0 on a CPU, 4 on a GPU).
+
+    The rest changes how images are prepared; the default is what the model was trained with:
+
+    resize: "384" (shorter side), "512x384" (height x width) or "none".
+    crops: 1 is the centre crop; N is a regular grid of N crops, whose scores are averaged.
+    exif_rotate: turn images as their EXIF orientation says.
+
+    Raises UserError, with a message of one line, for a file that is no such model, for wrong
+    arguments, and where the machine has no such device.
+    """
     if precision not in ("fp32", "bf16"):
         raise UserError(f"precision {precision}: expected fp32 or bf16")
     if crops is not None and crops < 1:
@@ -64,57 +95,78 @@ def load(
         parse_resize(resize)
     path = checkpoints.find_model(Path(checkpoint))
     state, description = checkpoints.load_model(path)
-    crop = None if crops is None else "center" if crops == 1 else "grid"
-    asked = {
-        "resize": resize,
-        "exif_rotate": exif_rotate,
-        "test_patch_num": crops,
-        "test_crop": crop,
-    }
-    description |= {name: value for name, value in asked.items() if value is not None}
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # the initial weights, which are replaced, are drawn at random
+    if resize is not None:
+        description["resize"] = resize
+    if exif_rotate is not None:
+        description["exif_rotate"] = exif_rotate
+    if crops is not None:
+        description["test_patch_num"] = crops
+        description["test_crop"] = "center" if crops == 1 else "grid"
+    # Building draws initial weights, which are then replaced: leave the caller's generator alone.
+    with torch.random.fork_rng(devices=[]):
         net = build(description)
     checkpoints.fill(net, state, path)
-    return QualityModel(net, description, choose_hardware(device, precision, workers)[0])
+    hardware, _ = choose_hardware(device, precision, workers)
+    return QualityModel(net, description, hardware)
 
 
 class QualityModel:
-    """A trained `HyperNet` (`net`) with what is needed to use it (`description`); make one with `load`."""
+    """A trained model and what is needed to use it. Make one with `load`.
+
+    net: the `HyperNet`, in eval mode on the device.
+    description: plain values that say how images are prepared and what scores mean, such as
+        `patch_size`, `resize`, `score_range` and `higher_is_better`.
+    hardware: the device, the precision and the number of worker processes.
+    """
 
     def __init__(self, net: HyperNet, description: dict[str, Any], hardware: Hardware):
         self.net = net.to(hardware.device).to(memory_format=torch.channels_last).eval()
-        self.description, self.hardware = description, hardware
+        self.description = description
+        self.hardware = hardware
 
     @property
     def crops(self) -> int:
-        """How many patches an image is scored on."""
-        return (
-            1 if self.description["test_crop"] == "center" else self.description["test_patch_num"]
-        )
+        """The number of patches that an image is scored on."""
+        if self.description["test_crop"] == "center":
+            return 1
+        return self.description["test_patch_num"]
 
     def use_scale(self, name: str) -> None:
-        """Score on the own scale of one of the sets that the model was trained on. Raises UserError."""
-        d = self.description
-        scales = d.get("scales") or {
-            d["dataset"]: {"factor": 1.0, "offset": 0.0, "nominal_range": d["score_range"]}
-        }
+        """Score on the scale of one of the data sets that the model was trained on.
+
+        A model of several sets scores on the scale where the sets met. This changes the scores and
+        `description`. Raises UserError if the model was not trained on a set of this name.
+        """
+        description = self.description
+        scales = description.get("scales")
+        if not scales:
+            only_scale = {
+                "factor": 1.0,
+                "offset": 0.0,
+                "nominal_range": description["score_range"],
+            }
+            scales = {description["dataset"]: only_scale}
         if name not in scales:
             raise UserError(f"--scale {name}: the model was trained on {', '.join(scales)}")
-        factor, offset = scales[name]["factor"], scales[name]["offset"]
+        # The scale says: model's score = factor * set's score + offset.
+        factor = scales[name]["factor"]
+        offset = scales[name]["offset"]
         self.net.rescale(1 / factor, -offset / factor)
-        better = d["higher_is_better"] == (factor > 0)
         self.description = {
-            **d,
+            **description,
             "score_range": scales[name]["nominal_range"],
-            "higher_is_better": better,
+            "higher_is_better": description["higher_is_better"] == (factor > 0),
         }
 
     def score(self, image: ImageLike) -> float:
-        """The score of one image: a path; a PIL image; uint8 (H, W, 3) or (H, W); a tensor (3, H, W) or (1, H, W),
-        uint8 0..255 or floating 0..1, RGB. Any size. Raises ValueError with the reason where it cannot be read, and
-        TypeError for what is none of these."""
+        """The score of one image of any size.
+
+        image: a path; a PIL image; an array uint8 (H, W, 3) or (H, W); or a tensor (3, H, W) or
+            (1, H, W), uint8 0..255 or floating 0..1. Colours are RGB.
+
+        Raises ValueError with the reason if the image cannot be read, and TypeError for an object
+        that is none of these.
+        """
         return float(self.score_patches([self.patches(image)])[0])
 
     def score_all(
@@ -123,107 +175,125 @@ class QualityModel:
         batch_size: int = SCORE_BATCH,
         workers: int | None = None,
     ) -> Iterator[Scored]:
-        """Score a stream of images, in order and in constant memory; what cannot be read does not stop it.
-        batch_size: patches per forward pass; workers: threads that decode (default: one per core). A stream that
-        pauses may hold None where it does: what came before is then scored without waiting for a full batch."""
+        """Score a stream of images, in order and in constant memory.
+
+        images: what `score` takes. A stream that pauses may yield None where it does: the images
+            before it are then scored without waiting for a full batch.
+        batch_size: patches per forward pass.
+        workers: threads that decode images (default: one per core).
+
+        An image that cannot be read is yielded with its `problem` and does not stop the stream.
+        Raises TypeError for an object that is no image at all.
+        """
         workers = workers or os.cpu_count() or 1
-        ahead = -(-batch_size // self.crops) + workers  # images decoded while a batch is scored
+        # While a batch is scored, the threads decode the images of the next one, rounded up.
+        decoded_ahead = -(-batch_size // self.crops) + workers
         waiting: deque = deque()
-        ready: list[tuple[ImageLike, np.ndarray | str]] = []
+        ready: list[_Decoded] = []
         with ThreadPoolExecutor(workers) as pool:
             try:
+                # The end of the stream is one more pause.
                 for image in itertools.chain(images, [None]):
-                    if image is not None:
-                        waiting.append((image, pool.submit(self._patches_or_problem, image)))
-                    while len(waiting) > (0 if image is None else ahead):
-                        earlier, future = waiting.popleft()
-                        ready.append((earlier, future.result()))
-                        if (
-                            max(len(ready), sum(len(p) for _, p in ready if not isinstance(p, str)))
-                            >= batch_size
-                        ):
-                            yield from self._flush(ready, batch_size)
-                    if image is None:
-                        yield from self._flush(ready, batch_size)
+                    pauses = image is None
+                    if not pauses:
+                        waiting.append(pool.submit(self._decode, image))
+                    while len(waiting) > (0 if pauses else decoded_ahead):
+                        ready.append(waiting.popleft().result())
+                        if _fills_a_batch(ready, batch_size):
+                            yield from self._score_decoded(ready, batch_size)
+                            ready.clear()
+                    if pauses:
+                        yield from self._score_decoded(ready, batch_size)
+                        ready.clear()
             finally:
+                # The caller may have stopped early: don't decode what nobody will see.
                 pool.shutdown(cancel_futures=True)
 
     def patches(self, image: ImageLike) -> np.ndarray:
-        """The patches that an image is scored on: uint8 (n, P, P, 3), cut as in the run's own tests."""
-        d = self.description
-        side, pixels = d["patch_size"], self.pixels(image)
-        # Random crops belong to a test set, whose images are counted; a single image gets as many on a grid.
-        crop = "grid" if d["test_crop"] == "random" else d["test_crop"]
-        places = test_patches(np.array([pixels.shape[:2]]), side, crop, d["test_patch_num"])
-        return np.stack(
-            [
-                pixels[y : y + side, x : x + side]
-                for y, x in zip(places.top, places.left, strict=True)
-            ]
+        """The patches that an image is scored on, uint8 (n, P, P, 3).
+
+        They are cut as in the tests of the model's own run. Raises as `score`.
+        """
+        description = self.description
+        side = description["patch_size"]
+        pixels = self.pixels(image)
+        crop = description["test_crop"]
+        # Random crops belong to a test set, where each image draws by its number. A single image
+        # gets as many crops on a grid.
+        if crop == "random":
+            crop = "grid"
+        places = test_patches(
+            np.array([pixels.shape[:2]]), side, crop, description["test_patch_num"]
         )
+        corners = zip(places.top, places.left, strict=True)
+        return np.stack([pixels[y : y + side, x : x + side] for y, x in corners])
 
     def pixels(self, image: ImageLike) -> np.ndarray:
-        """An image as RGB uint8 (H, W, 3), resized as in training."""
-        d = self.description
-        side, resize, rotate = d["patch_size"], d["resize"], d.get("exif_rotate", False)
+        """An image as RGB uint8 (H, W, 3), resized as in training. Raises as `score`."""
+        side = self.description["patch_size"]
+        resize = self.description["resize"]
+        exif_rotate = self.description.get("exif_rotate", False)
         if isinstance(image, str | os.PathLike):
-            return load_image(Path(image), resize, side, rotate)
-        pixels = from_pillow(image, rotate) if isinstance(image, Image.Image) else _as_pixels(image)
+            return load_image(Path(image), resize, side, exif_rotate)
+        if isinstance(image, Image.Image):
+            pixels = from_pillow(image, exif_rotate)
+        else:
+            pixels = _as_pixels(image)
         height, width = resized_size(pixels.shape[0], pixels.shape[1], resize, side)
         if height * width > MAX_PIXELS:
             raise ValueError(f"absurdly large once resized to {width}x{height} pixels")
         return resize_image(pixels, height, width)
 
-    def _patches_or_problem(self, image: ImageLike) -> np.ndarray | str:
-        try:
-            return self.patches(image)
-        except ValueError as problem:
-            return " ".join(str(problem).split())
-
-    def _flush(
-        self, ready: list[tuple[ImageLike, np.ndarray | str]], batch_size: int
-    ) -> Iterator[Scored]:
-        scores = iter(
-            self.score_patches([p for _, p in ready if not isinstance(p, str)], batch_size)
-        )
-        for image, found in ready:
-            yield (
-                Scored(image, None, found)
-                if isinstance(found, str)
-                else Scored(image, float(next(scores)))
-            )
-        ready.clear()
-
     def score_patches(self, patches: list[np.ndarray], batch_size: int = SCORE_BATCH) -> np.ndarray:
-        """Patches of each image -> scores (images,), by the same function that tests a run."""
+        """The scores (N,) of N images, each the mean over the image's patches uint8 (n, P, P, 3).
+
+        They come from the same function that tests a run.
+        """
         if not patches:
             return np.empty(0)
+        counts = [len(image_patches) for image_patches in patches]
         flat = torch.from_numpy(np.concatenate(patches)).split(batch_size)
-        image = torch.from_numpy(np.repeat(np.arange(len(patches)), list(map(len, patches)))).split(
-            batch_size
+        image_numbers = torch.from_numpy(np.repeat(np.arange(len(patches)), counts))
+        batches = (
+            {"patches": batch, "image": numbers}
+            for batch, numbers in zip(flat, image_numbers.split(batch_size))
         )
-        batches = ({"patches": cut, "image": of} for cut, of in zip(flat, image))
+        # A program that imports this package has switches of its own. Scores must not depend on
+        # them, nor they on us.
         with torch.backends.cudnn.flags(
             enabled=True, benchmark=False, deterministic=True, allow_tf32=False
         ):
             return engine.score(self.net, batches, len(patches), self.hardware)
 
+    def _decode(self, image: ImageLike) -> _Decoded:
+        try:
+            return _Decoded(image, self.patches(image))
+        except ValueError as problem:
+            return _Decoded(image, None, " ".join(str(problem).split()))
+
+    def _score_decoded(self, decoded: list[_Decoded], batch_size: int) -> Iterator[Scored]:
+        patches = [item.patches for item in decoded if item.patches is not None]
+        scores = iter(self.score_patches(patches, batch_size))
+        for item in decoded:
+            if item.patches is None:
+                yield Scored(item.image, None, item.problem)
+            else:
+                yield Scored(item.image, float(next(scores)))
+
+
+def _fills_a_batch(decoded: list[_Decoded], batch_size: int) -> bool:
+    """Whether it is time to score; images that cannot be read count too, or they would pile up."""
+    patches = sum(len(item.patches) for item in decoded if item.patches is not None)
+    return max(len(decoded), patches) >= batch_size
+
 
 def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
-    """An array or tensor as RGB uint8 (H, W, 3). Raises ValueError for other shapes, kinds and ranges."""
+    """An array or a tensor as RGB uint8 (H, W, 3).
+
+    Raises ValueError for other shapes, kinds and ranges of values, and TypeError for anything else.
+    """
     if isinstance(image, torch.Tensor):
-        if image.ndim != 3 or len(image) not in (1, 3) or 0 in image.shape:
-            raise ValueError(
-                f"expected a tensor (3, H, W) or (1, H, W), found {tuple(image.shape)}"
-            )
-        pixels = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)
-        if pixels.is_floating_point():
-            if not (pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1):
-                raise ValueError("expected floating values from 0 to 1 (or uint8 from 0 to 255)")
-            pixels = (pixels.float() * 255).round().to(torch.uint8)
-        if pixels.dtype != torch.uint8:
-            raise ValueError(f"expected a tensor of uint8 or floating values, found {pixels.dtype}")
-        return pixels.contiguous().numpy()
+        return _tensor_as_pixels(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(
             f"expected a path, a PIL image, an array or a tensor, found {type(image).__name__}"
@@ -232,6 +302,18 @@ def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
         image = np.repeat(image[:, :, None], 3, axis=2)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"expected uint8 (H, W, 3) or (H, W), found {image.dtype} {image.shape}")
-    return np.require(
-        image, requirements=["C", "W"]
-    )  # torch takes no negative strides, as of image[..., ::-1]
+    # torch takes no negative strides, such as those of image[..., ::-1].
+    return np.require(image, requirements=["C", "W"])
+
+
+def _tensor_as_pixels(image: torch.Tensor) -> np.ndarray:
+    if image.ndim != 3 or len(image) not in (1, 3) or 0 in image.shape:
+        raise ValueError(f"expected a tensor (3, H, W) or (1, H, W), found {tuple(image.shape)}")
+    pixels = image.detach().cpu().expand(3, -1, -1).permute(1, 2, 0)
+    if pixels.is_floating_point():
+        if not (pixels.isfinite().all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError("expected floating values from 0 to 1 (or uint8 from 0 to 255)")
+        pixels = (pixels.float() * 255).round().to(torch.uint8)
+    if pixels.dtype != torch.uint8:
+        raise ValueError(f"expected a tensor of uint8 or floating values, found {pixels.dtype}")
+    return pixels.contiguous().numpy()
