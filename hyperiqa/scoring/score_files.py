@@ -1,55 +1,58 @@
-"""Files of scores: a row per image as CSV or JSON lines, written through at once and taken up again after a kill.
+"""Files of scores: one row per image, as CSV or JSON lines.
 
-A row has the columns image, score, error and made_with; the last names what the score depends on, so that rows of
-different models or settings are never mixed unnoticed."""
+Each row is written through at once, and a file is continued after the program was killed. A row has
+the columns image, score, error and made_with. The last names what the score depends on, so that
+rows of different models or settings are never mixed unnoticed.
+"""
 
 import csv
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from hyperiqa.base.errors import UserError, reason_of
 from hyperiqa.base.files import write_whole
 
 COLUMNS = ("image", "score", "error", "made_with")
-STARTS = {"csv": b"image,score", "jsonl": b'{"image": '}  # of every such file
-LONGEST = 1 << 16  # bytes of a row; more means that it is something else
+
+# The first bytes of every such file.
+STARTS = {"csv": b"image,score", "jsonl": b'{"image": '}
+
+# The most bytes that a row has: a file with longer ones is something else.
+LONGEST = 1 << 16
 
 
 class ScoreFile:
-    """Rows to the end of a file, or to standard output (None). Raises UserError where they cannot be written.
-    Each is written through at once: nothing is left in a buffer that could fail, or get lost, later."""
+    """Appends rows to a file, or to standard output.
+
+    Each row is written through at once: nothing is left in a buffer that could fail, or get lost,
+    later. path: None for standard output. form: "csv" or "jsonl". Raises UserError if the rows
+    cannot be written.
+    """
 
     def __init__(self, path: Path | None, form: str):
-        self.name, self.form = str(path or "standard output"), form
-        self.file: Any = sys.stdout
+        self.name = str(path or "standard output")
+        self.form = form
         try:
-            if path or _is_real_output():
-                self.file = (
-                    path.open("ab", buffering=0)
-                    if path
-                    else os.fdopen(1, "wb", buffering=0, closefd=False)
-                )
+            self.file: Any = _open_unbuffered(path)
             if form == "csv" and not (path and path.stat().st_size):
                 self._write(",".join(COLUMNS) + "\n")
         except OSError as problem:
             self._fail(problem)
 
     def add(self, image: str, score: float | None, error: str | None, made_with: str) -> None:
-        values = (image, None if score is None else round(score, 6), error, made_with)
-        if (
-            self.form == "jsonl"
-        ):  # a name that is not text in UTF-8 is escaped: the file stays valid
-            line = json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=not image.isprintable())
-        else:
-            cells = ("" if value is None else str(value) for value in values)
-            line = ",".join(
-                '"' + c.replace('"', '""') + '"' if re.search('[",\r\n]', c) else c for c in cells
-            )
+        """Write the row of an image.
+
+        Raises UserError if it cannot be written, and BrokenPipeError if the reader of standard
+        output has gone.
+        """
+        rounded = None if score is None else round(score, 6)
+        values = (image, rounded, error, made_with)
+        line = _json_line(values) if self.form == "jsonl" else _csv_line(values)
         try:
             self._write(line + "\n")
         except BrokenPipeError:
@@ -62,6 +65,7 @@ class ScoreFile:
             self.file.write(text.encode("utf-8", "replace").decode())
             self.file.flush()
             return
+        # An unbuffered file may take a part of the bytes only.
         data = text.encode("utf-8", "surrogateescape")
         while data:
             data = data[self.file.write(data) :]
@@ -70,24 +74,51 @@ class ScoreFile:
         raise UserError(f"{self.name}: cannot be written: {reason_of(problem)}") from None
 
 
+def _open_unbuffered(path: Path | None) -> Any:
+    if path:
+        return path.open("ab", buffering=0)
+    if _is_real_output():
+        return os.fdopen(1, "wb", buffering=0, closefd=False)
+    return sys.stdout
+
+
 def _is_real_output() -> bool:
-    """Whether standard output is the process's own, not what a notebook or a capture has put into its place."""
+    """Whether standard output is the process's own, and no notebook or capture has replaced it."""
     try:
         return sys.stdout is None or sys.stdout.fileno() == 1
     except (AttributeError, OSError, ValueError):
         return False
 
 
+def _json_line(values: Sequence[Any]) -> str:
+    # A name that is not text in UTF-8 is escaped, so that the file stays valid.
+    escape = not values[0].isprintable()
+    return json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=escape)
+
+
+def _csv_line(values: Sequence[Any]) -> str:
+    cells = []
+    for value in values:
+        cell = "" if value is None else str(value)
+        if re.search('[",\r\n]', cell):
+            cell = '"' + cell.replace('"', '""') + '"'
+        cells.append(cell)
+    return ",".join(cells)
+
+
 def read_rows(path: Path, form: str) -> Iterator[tuple[bytes, dict | None]]:
-    """Each whole row of an output file: its bytes and columns (None: the header). Raises UserError if not ours."""
-    record, number = b"", 0
+    """The complete rows of a file of scores: (its bytes, its columns; None for the header).
+
+    A last row that was cut off is left out. Raises UserError if the file is something else.
+    """
+    record = b""
+    number = 0
     with path.open("rb") as file:
         for line in iter(lambda: file.readline(LONGEST), b""):
             record += line
-            if len(record) < LONGEST and (
-                not line.endswith(b"\n") or (form == "csv" and record.count(b'"') % 2)
-            ):
-                continue  # goes on in the next line, or nowhere
+            # A record that is too long is parsed as it is, and refused: it is something else.
+            if len(record) < LONGEST and not _is_complete(record, form):
+                continue
             number += 1
             yield record, _parse_row(path, form, number, record.decode("utf-8", "surrogateescape"))
             record = b""
@@ -95,70 +126,93 @@ def read_rows(path: Path, form: str) -> Iterator[tuple[bytes, dict | None]]:
         raise UserError(f"--output {path}: exists, and is no {form} file of predict.py's")
 
 
+def _is_complete(record: bytes, form: str) -> bool:
+    """Whether the lines of `record` are a whole row: a quoted cell of CSV may hold line ends."""
+    within_quotes = form == "csv" and record.count(b'"') % 2
+    return record.endswith(b"\n") and not within_quotes
+
+
 def _parse_row(path: Path, form: str, number: int, text: str) -> dict | None:
     try:
-        row = (
-            json.loads(text)
-            if form == "jsonl"
-            else dict(zip(COLUMNS, next(csv.reader([text])), strict=True))
-        )
+        if form == "jsonl":
+            row = json.loads(text)
+        else:
+            cells = next(csv.reader([text]))
+            row = dict(zip(COLUMNS, cells, strict=True))
         if form == "csv" and number == 1:
             if tuple(row.values()) != COLUMNS:
                 raise ValueError
             return None
-        score = None if row["score"] in (None, "") else float(row["score"])
-        return {**{name: row[name] for name in COLUMNS}, "score": score}
+        columns = {name: row[name] for name in COLUMNS}
+        columns["score"] = None if row["score"] in (None, "") else float(row["score"])
+        return columns
     except (ValueError, KeyError, TypeError, StopIteration, csv.Error):
-        wanted = ",".join(COLUMNS)
         raise UserError(
-            f"--output {path}: row {number} is not {form} of predict.py's, with {wanted}"
+            f"--output {path}: row {number} is not {form} of predict.py's, with {','.join(COLUMNS)}"
         ) from None
 
 
 def take_up(
-    path: Path, form: str, made_with: str, again: Callable[[str], bool]
+    path: Path, form: str, made_with: str, tries_again: Callable[[str], bool]
 ) -> tuple[dict[str, float], str]:
-    """Make a file of scores ready to be gone on with: (image -> score of what it holds, what to tell the user).
-    Rows without a score go where `again(image)` says that the image is tried once more, a row that was cut off goes
-    anyway. Raises UserError where the file is none of predict.py's, or was made with something else."""
-    done, failed, whole = {}, 0, 0
+    """Prepare an existing file of scores for more rows.
+
+    Drops a last row that was cut off, and the rows without a score whose image is tried once more:
+    tries_again(image) says so. Returns (image -> score of what the file holds, a note for the
+    user). Raises UserError if the file is none of predict.py's, or was made with something else
+    than `made_with`.
+    """
+
+    def is_dropped(row: dict | None) -> bool:
+        return row is not None and row["score"] is None and tries_again(row["image"])
+
+    done: dict[str, float] = {}
+    dropped = 0
+    complete_bytes = 0
     for record, row in read_rows(path, form):
-        whole += len(record)
+        complete_bytes += len(record)
         if row is None:
             continue
         if row["made_with"] != made_with:
             raise UserError(
-                f"--output {path}: {_differences(str(row['made_with']), made_with)}; scores of different models or "
-                "settings are not mixed: give another --output, or the checkpoint and flags of before"
+                f"--output {path}: {_differences(str(row['made_with']), made_with)}; scores of "
+                "different models or settings are not mixed: give another --output, or the "
+                "checkpoint and flags of before"
             )
         if row["score"] is not None:
             done[row["image"]] = row["score"]
-        failed += _goes(row, again)
-    torn = path.stat().st_size > whole
-    if failed or torn:
+        dropped += is_dropped(row)
+    cut_off = path.stat().st_size > complete_bytes
 
-        def rest(file) -> None:
-            for record, row in read_rows(path, form):
-                if not _goes(row, again):
-                    file.write(record)
+    def write_kept_rows(file: BinaryIO) -> None:
+        for record, row in read_rows(path, form):
+            if not is_dropped(row):
+                file.write(record)
 
-        write_whole(path.resolve(), rest)  # a link stays a link
+    if dropped or cut_off:
+        # To what a link points to, so that a link stays a link.
+        write_whole(path.resolve(), write_kept_rows)
     notes = [f"{len(done)} images have a score already"]
-    notes += [f"{failed} failed ones are tried again"] if failed else []
-    notes += ["the last row was cut off and is dropped"] if torn else []
+    if dropped:
+        notes.append(f"{dropped} failed ones are tried again")
+    if cut_off:
+        notes.append("the last row was cut off and is dropped")
     return done, f"{path}: {'; '.join(notes)}"
 
 
-def _goes(row: dict | None, again: Callable[[str], bool]) -> bool:
-    return row is not None and row["score"] is None and again(row["image"])
+def _differences(made_before: str, made_now: str) -> str:
+    """How two values of `made_with` differ, in words, such as `a=1 b=2` and `a=1 b=3`."""
+    before = _settings(made_before)
+    now = _settings(made_now)
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    before_words = ", ".join(f"{name} {before.get(name, 'unknown')}" for name in names)
+    now_words = ", ".join(f"{name} {now.get(name, 'unknown')}" for name in names)
+    return f"its rows were made with {before_words}; this command has {now_words}"
 
 
-def _differences(then: str, now: str) -> str:
-    """`a=1 b=2`, `a=1 b=3` -> what differs, in words."""
-    was, becomes = (dict(part.partition("=")[::2] for part in text.split()) for text in (then, now))
-    names = [name for name in {**was, **becomes} if was.get(name) != becomes.get(name)]
-    made, this = (
-        ", ".join(f"{name} {side.get(name, 'unknown')}" for name in names)
-        for side in (was, becomes)
-    )
-    return f"its rows were made with {made}; this command has {this}"
+def _settings(made_with: str) -> dict[str, str]:
+    settings = {}
+    for word in made_with.split():
+        name, _, value = word.partition("=")
+        settings[name] = value
+    return settings
