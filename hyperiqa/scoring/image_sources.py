@@ -1,4 +1,4 @@
-"""What the user names -> image files: files, folders, patterns, and paths on standard input."""
+"""From what the user names to image files: files, folders, patterns, paths on standard input."""
 
 import glob
 import os
@@ -12,123 +12,177 @@ from hyperiqa.datasets.records import IMAGE_SUFFIXES
 SUFFIXES = IMAGE_SUFFIXES | set(
     ".apng .avif .dib .gif .j2k .jfif .jpe .jpx .pbm .pgm .pnm .ppm .tga".split()
 )
-# Pictures that are not read here: passing them over is said.
-OTHERS = set(
-    ".heic .heif .hif .jxl .jxr .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw .psd .exr .hdr .svg .eps .ico".split()
+# Pictures that are not read here. The user is told that they were passed over.
+UNREAD_SUFFIXES = set(
+    ".heic .heif .hif .jxl .jxr .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw .psd .exr .hdr "
+    ".svg .eps .ico".split()
 )
-LONGEST = 1 << 16  # bytes of a path on standard input; more means that it is something else
-PAUSE = (
-    0.2  # seconds without a path on standard input after which those before it are not kept waiting
-)
+# The most bytes of a path on standard input: a longer line is something else.
+LONGEST = 1 << 16
+# Seconds without a path on standard input, after which those before it need not wait any longer.
+PAUSE = 0.2
 
 
 def find_images(
     sources: Iterable[str], leave_out: Path | None = None, passed: list[str] | None = None
 ) -> list[str]:
-    """The images of all sources but `-`, in order; `passed` is filled with the pictures of OTHERS. Raises UserError,
-    naming every source that has none."""
+    """The images of all sources but `-`, in order.
+
+    sources: files, folders and patterns. leave_out: a file that is not taken, since the results go
+    there. passed: filled with the pictures of UNREAD_SUFFIXES that were passed over. Raises
+    UserError, naming every source that has no images.
+    """
     passed = [] if passed is None else passed
-    found: list[str] = []
+    images: list[str] = []
     problems: list[str] = []
-    images: Iterable[str]
-    for source in (source for source in sources if source != "-"):
-        before = len(passed)
+    for source in sources:
+        if source == "-":
+            continue
+        passed_before = len(passed)
         try:
-            if Path(source).is_dir():
-                images, none = images_below(source, passed), "no images in this folder"
-            elif Path(source).exists():
-                images, none = [source], "this is where the results go"
-            elif glob.has_magic(source):
-                images, none = images_matching(source, passed), "no images match this pattern"
-            else:
-                images, none = [], "no such file or folder"
-            kept = [image for image in images if leave_out is None or Path(image) != leave_out]
-            found += kept
-            problems += (
-                [f"{source}: {none}{skipped_note(passed[before:], ', ')}"] if not kept else []
-            )
-        except (OSError, ValueError) as problem:  # a name that is too long, `**` within a name
+            candidates, reason_for_none = _images_of(source, passed)
+            kept = [image for image in candidates if leave_out is None or Path(image) != leave_out]
+        # The name is too long, or has `**` within it, for example.
+        except (OSError, ValueError) as problem:
             problems.append(f"{source}: {reason_of(problem)}")
+            continue
+        images += kept
+        if not kept:
+            note = skipped_note(passed[passed_before:], ", ")
+            problems.append(f"{source}: {reason_for_none}{note}")
     if problems:
         raise UserError("; ".join(problems[:5]) + ("; …" if len(problems) > 5 else ""))
-    return found
+    return images
+
+
+def _images_of(source: str, passed: list[str]) -> tuple[Iterable[str], str]:
+    """The images of a source, and the reason to give if none of them is taken."""
+    if Path(source).is_dir():
+        return images_below(source, passed), "no images in this folder"
+    # A file that the user names is taken whatever its suffix, and it may be called `a*.png`.
+    if Path(source).exists():
+        return [source], "this is where the results go"
+    if _pattern_start(Path(source).parts) is not None:
+        return images_matching(source, passed), "no images match this pattern"
+    return [], "no such file or folder"
 
 
 def skipped_note(pictures: Sequence[str], before: str = "") -> str:
-    """What is said of pictures that were passed over, "" without any."""
+    """What the user is told about pictures that were passed over, after `before`; "" if none."""
+    if not pictures:
+        return ""
     suffixes = ", ".join(sorted({Path(picture).suffix.lower() for picture in pictures}))
-    said = f"passed over {len(pictures)} pictures of formats that are not read here ({suffixes}): "
-    return f"{before}{said}{first_five(pictures)}" if pictures else ""
+    return (
+        f"{before}passed over {len(pictures)} pictures of formats that are not read here "
+        f"({suffixes}): {first_five(pictures)}"
+    )
 
 
 def images_below(folder: str, passed: list[str]) -> Iterator[str]:
-    """Image files in and below a folder, sorted; links are followed, each folder is entered once."""
-    seen: set[tuple[int, int]] = set()
+    """Image files in and below a folder, sorted. Links are followed; each folder is entered once.
+
+    Hidden files and folders are left out. Folders that cannot be read come last, as if they were
+    images, so that they get a row with the reason like a file.
+    """
+    entered: set[tuple[int, int]] = set()
     unreadable: list[OSError] = []
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
-        status = Path(here).stat()
-        if (status.st_dev, status.st_ino) in seen:
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=unreadable.append):
+        status = Path(place).stat()
+        # A link may lead to a folder above it: the walk would never end.
+        if (status.st_dev, status.st_ino) in entered:
             folders.clear()
             continue
-        seen.add((status.st_dev, status.st_ino))
+        entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith("."):
-                yield from _read_here(Path(here, name), passed)
-    yield from (problem.filename for problem in unreadable)  # a row with the reason, like a file's
+                yield from _readable(Path(place, name), passed)
+    yield from (problem.filename for problem in unreadable)
 
 
-def _read_here(path: Path, passed: list[str]) -> Iterator[str]:
-    """The path, where its suffix is one of an image; noted in `passed` where it is one of OTHERS."""
-    if (suffix := path.suffix.lower()) in SUFFIXES:
+def _readable(path: Path, passed: list[str]) -> Iterator[str]:
+    """The path, if its suffix is an image's; `passed` gets it if it is one of UNREAD_SUFFIXES."""
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
         yield str(path)
-    elif suffix in OTHERS:
+    elif suffix in UNREAD_SUFFIXES:
         passed.append(str(path))
 
 
 def images_matching(pattern: str, passed: list[str]) -> Iterator[str]:
-    """Image files that a pattern matches, sorted, and those in the folders that it matches."""
+    """Image files that a pattern matches, sorted, and those in the folders that it matches.
+
+    `**` stands for any number of folders. Hidden names match only where the pattern names one.
+    """
     parts = Path(pattern).parts
-    # A folder that is really called `a[1]` is no pattern.
-    first = next(
-        i
-        for i, part in enumerate(parts)
-        if glob.has_magic(part) and not Path(*parts[: i + 1]).exists()
-    )
-    hidden_too = any(part.startswith(".") for part in parts[first:])
+    first = _pattern_start(parts)
+    with_hidden = _has_hidden(parts[first:])
     for path in sorted(Path(*parts[:first]).glob(str(Path(*parts[first:])))):
-        if not hidden_too and any(part.startswith(".") for part in path.parts[first:]):
+        if _has_hidden(path.parts[first:]) and not with_hidden:
             continue
         if path.is_dir():
             yield from images_below(str(path), passed)
         else:
-            yield from _read_here(path, passed)
+            yield from _readable(path, passed)
+
+
+def _pattern_start(parts: Sequence[str]) -> int | None:
+    """Which part of a path is its first pattern; None if it has none.
+
+    A folder that is really called `a[1]` is no pattern.
+    """
+    for i, part in enumerate(parts):
+        if glob.has_magic(part) and not Path(*parts[: i + 1]).exists():
+            return i
+    return None
+
+
+def _has_hidden(parts: Sequence[str]) -> bool:
+    return any(part.startswith(".") for part in parts)
 
 
 def paths_from(descriptor: int) -> Iterator[str | None]:
-    """Paths, one per line, as they come; None when none has come for a moment. Raises UserError."""
-    rest, more = b"", True
-    while more:
-        if not select.select([descriptor], [], [], PAUSE)[0]:
+    """Paths, one per line, as they come from a file descriptor; None when none came for a moment.
+
+    Raises UserError for a line that is too long to be a path.
+    """
+    rest = b""
+    ended = False
+    while not ended:
+        readable, _, _ = select.select([descriptor], [], [], PAUSE)
+        if not readable:
             yield None
         data = os.read(descriptor, LONGEST)
-        more = bool(data)
-        *lines, rest = (rest + data + (b"" if more else b"\n")).split(b"\n")
+        ended = not data
+        if ended:
+            # The last line may lack its line end.
+            data = b"\n"
+        *lines, rest = (rest + data).split(b"\n")
         if len(rest) > LONGEST:
             raise UserError(
                 f"standard input: expected a path per line, found a line of over {LONGEST} bytes"
             )
-        yield from (os.fsdecode(line) for line in (line.rstrip(b"\r") for line in lines) if line)
+        for line in lines:
+            path = line.rstrip(b"\r")
+            if path:
+                yield os.fsdecode(path)
 
 
 def canonical_path(image: str) -> str:
-    """What tells images apart: `a.jpg` and `./a.jpg` are one."""
+    """The name that tells images apart: `a.jpg` and `./a.jpg` are the same image."""
     return str(Path(image).absolute())
 
 
 def without_repeats(images: Iterable[str | None], done: set[str]) -> Iterator[str | None]:
-    """The images (and Nones) without those whose place is in `done`, where each is entered."""
+    """The images whose canonical path is not in `done`, each only once, and every None.
+
+    Enters each image into `done` before it is yielded.
+    """
     for image in images:
-        if image is None or canonical_path(image) not in done:
-            done.update([canonical_path(image)] if image is not None else [])
+        if image is None:
+            yield None
+            continue
+        path = canonical_path(image)
+        if path not in done:
+            done.add(path)
             yield image

@@ -162,10 +162,6 @@ def take_up(
     user). Raises UserError if the file is none of predict.py's, or was made with something else
     than `made_with`.
     """
-
-    def is_dropped(row: dict | None) -> bool:
-        return row is not None and row["score"] is None and tries_again(row["image"])
-
     done: dict[str, float] = {}
     dropped = 0
     complete_bytes = 0
@@ -173,20 +169,15 @@ def take_up(
         complete_bytes += len(record)
         if row is None:
             continue
-        if row["made_with"] != made_with:
-            raise UserError(
-                f"--output {path}: {_differences(str(row['made_with']), made_with)}; scores of "
-                "different models or settings are not mixed: give another --output, or the "
-                "checkpoint and flags of before"
-            )
+        _check_made_with(path, str(row["made_with"]), made_with)
         if row["score"] is not None:
             done[row["image"]] = row["score"]
-        dropped += is_dropped(row)
+        dropped += _is_dropped(row, tries_again)
     cut_off = path.stat().st_size > complete_bytes
 
     def write_kept_rows(file: BinaryIO) -> None:
         for record, row in read_rows(path, form):
-            if not is_dropped(row):
+            if not _is_dropped(row, tries_again):
                 file.write(record)
 
     if dropped or cut_off:
@@ -198,6 +189,19 @@ def take_up(
     if cut_off:
         notes.append("the last row was cut off and is dropped")
     return done, f"{path}: {'; '.join(notes)}"
+
+
+def _is_dropped(row: dict | None, tries_again: Callable[[str], bool]) -> bool:
+    return row is not None and row["score"] is None and tries_again(row["image"])
+
+
+def _check_made_with(path: Path, made_before: str, made_now: str) -> None:
+    if made_before != made_now:
+        raise UserError(
+            f"--output {path}: {_differences(made_before, made_now)}; scores of different "
+            "models or settings are not mixed: give another --output, or the checkpoint and flags "
+            "of before"
+        )
 
 
 def _differences(made_before: str, made_now: str) -> str:

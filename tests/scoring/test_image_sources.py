@@ -85,6 +85,8 @@ def test_a_folder_with_brackets_in_its_name_is_no_pattern(photos):
     (photos / "a1" / "y.png").touch()
     assert find_images(["photos/a[1]/*.png"]) == ["photos/a[1]/x.png"]
     assert find_images(["photos/a[12]/*.png"]) == ["photos/a1/y.png"]
+    with pytest.raises(UserError, match=r"photos/a\[1\]/gone.png: no such file or folder"):
+        find_images(["photos/a[1]/gone.png"])
 
 
 def test_results_do_not_become_sources(photos, tmp_path):
