@@ -1,13 +1,16 @@
-"""The figures of the standards on objective quality models, and of Krasula et al., with intervals and paired tests.
+"""Figures of the standards on objective quality models, with intervals and paired tests.
 
-ITU-T P.1401 (01/2020), 7.5 to 7.8: errors after a monotonic mapping, outliers, and the same over several data sets.
-ITU-T J.149 (03/2004), 4.3: resolving power (Pinson & Wolf). Krasula, Fliegel, Le Callet & Klíma, On the accuracy of
-objective image and video quality models (QoMEX 2016): telling different pairs from similar ones, better from worse.
+ITU-T P.1401 (01/2020), 7.5 to 7.8: errors after a monotonic mapping, outliers, and the same over
+several data sets. ITU-T J.149 (03/2004), 4.3: resolving power (Pinson & Wolf). Krasula, Fliegel,
+Le Callet & Klíma, On the accuracy of objective image and video quality models (QoMEX 2016):
+telling different pairs from similar ones, better from worse.
 
-Each figure comes with how much each image moves it (its influence function), and all intervals and tests follow from
-that: the infinitesimal jackknife (Efron, The Jackknife, the Bootstrap and Other Resampling Plans, 1982). The standards'
-own tests take two models for independent samples, and pairs of images for independent of each other; on the same
-images neither is true. Influences of two models on the same images are simply subtracted."""
+Each figure comes with how much each image moves it (its influence function), and all intervals and
+tests follow from that: the infinitesimal jackknife (Efron, The Jackknife, the Bootstrap and Other
+Resampling Plans, 1982). The standards' own tests take two models for independent samples, and
+pairs of images for independent of each other; on the same images neither is true. Influences of
+two models on the same images are simply subtracted.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,29 +20,47 @@ import numpy as np
 from scipy import optimize, special, stats
 
 from hyperiqa.stats import metrics
-from hyperiqa.stats.intervals import DETECTABLE_IN_ERRORS, LEVEL, NAN, Difference, Estimate
+from hyperiqa.stats.intervals import (
+    DETECTABLE_IN_ERRORS,
+    INTERVAL_IN_ERRORS,
+    LEVEL,
+    NAN,
+    UPPER_QUANTILE,
+    Difference,
+    Estimate,
+)
 
-CI = float(stats.norm.ppf((1 + LEVEL) / 2))
-MAPPED = 4  # parameters of the monotonic cubic
-J149_BINS, JACKKNIFED = 20, 10
+# Parameters of the monotonic cubic.
+MAPPED = 4
+# J.149 cuts the range of differences into this many steps.
+J149_BINS = 20
+# Groups of images of which the jackknife leaves out one at a time.
+JACKKNIFED = 10
+
+# Indices (P,), (P,) of the images of P pairs.
+Pairs = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure's value and influence (N,): its error is about the mean of the images' influences."""
+    """A figure's value and influence (N,): its error is about the mean of the influences."""
 
     value: float
     influence: np.ndarray
 
     @property
     def error(self) -> float:
+        """The standard error of the value; nan for a single image."""
         n = len(self.influence)
         return float(np.sqrt((self.influence**2).sum() / (n * (n - 1)))) if n > 1 else NAN
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Scores (N,) that rise with quality, MOS (N,) and, where the set has votes, its standard errors (N,)."""
+    """Scores (N,) that rise with quality, MOS (N,) and, where the set has votes, its errors.
+
+    error (N,): the standard errors of the MOS.
+    """
 
     scores: np.ndarray
     mos: np.ndarray
@@ -47,24 +68,31 @@ class Sample:
 
     @cached_property
     def mapped(self) -> np.ndarray:
+        """The scores (N,) on the scale of the MOS."""
         return monotonic_cubic(self.scores, self.mos)
 
     @cached_property
     def residual(self) -> np.ndarray:
+        """The absolute errors (N,) after the mapping."""
         return np.abs(self.mapped - self.mos)
 
     @cached_property
-    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+    def pairs(self) -> Pairs:
+        """All pairs of images."""
         return np.triu_indices(len(self.mos), 1)
 
     @cached_property
     def significant(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each pair the difference in score, and which way its MOS differ significantly (-1, 0, 1)."""
-        i, j = self.pairs
-        told = np.abs(self.mos[i] - self.mos[j]) > CI * np.hypot(self.error[i], self.error[j])
-        return self.scores[i] - self.scores[j], np.sign(self.mos[i] - self.mos[j]) * told
+        """Of each pair the difference in score, and the sign of a significant one in MOS.
 
-    def of_images(self, pairs: tuple[np.ndarray, np.ndarray], values: np.ndarray) -> np.ndarray:
+        The sign is 0 where the viewers don't tell the two images apart.
+        """
+        i, j = self.pairs
+        gap = self.mos[i] - self.mos[j]
+        is_significant = np.abs(gap) > INTERVAL_IN_ERRORS * np.hypot(self.error[i], self.error[j])
+        return self.scores[i] - self.scores[j], np.sign(gap) * is_significant
+
+    def of_images(self, pairs: Pairs, values: np.ndarray) -> np.ndarray:
         """The sums (N,) of pairs' values over each image's pairs, times N."""
         n = len(self.mos)
         return n * (np.bincount(pairs[0], values, n) + np.bincount(pairs[1], values, n))
@@ -76,127 +104,160 @@ class Sample:
 
 
 def monotonic_cubic(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
-    """Scores (N,) mapped to the MOS by the third-order polynomial of P.1401, 7.3.2, least squares among those that
-    are monotonic over the scores' range; it falls where they do. On [-1, 1] a derivative of second order that is
-    nowhere negative is (a + b x)² + c² (1 - x²) (Markov & Lukács)."""
-    low, high = scores.min(), scores.max()
+    """Scores (N,) mapped to the MOS by the third-order polynomial of P.1401, 7.3.2.
+
+    Least squares among the polynomials that are monotonic over the scores' range; the mapping
+    falls where the scores fall with quality. On [-1, 1] a derivative of second order that is
+    nowhere negative is (a + b x)² + c² (1 - x²) (Markov & Lukács).
+    """
+    low = scores.min()
+    high = scores.max()
     x = (2 * scores - low - high) / ((high - low) or 1)
     free = np.polynomial.Polynomial.fit(x, mos, 3, domain=[-1, 1], window=[-1, 1])
     slope = free.deriv()(np.linspace(-1, 1, 201))
+    # Mostly the best cubic of all is monotonic by itself.
     if slope.min() >= 0 or slope.max() <= 0:
         return free(x)
-    sign, scale = np.sign(metrics.srcc(scores, mos)) or 1.0, mos.std() or 1.0
+    sign = np.sign(metrics.srcc(scores, mos)) or 1.0
+    scale = mos.std() or 1.0
     y = sign * (mos - mos.mean()) / scale
 
-    def curve(p: np.ndarray) -> np.ndarray:
-        a, b, c, d = p
+    def curve(parameters: np.ndarray) -> np.ndarray:
+        a, b, c, d = parameters
         return d + a**2 * x + a * b * x**2 + b**2 * x**3 / 3 + c**2 * (x - x**3 / 3)
 
+    # A straight line, and curves that bend either way.
     starts = ([0.7, 0.0, 0.7, 0.0], [0.7, 0.7, 0.1, 0.0], [0.7, -0.7, 0.1, 0.0])
     fits = [optimize.least_squares(lambda p: curve(p) - y, start) for start in starts]
     return mos.mean() + sign * scale * curve(min(fits, key=lambda fit: fit.cost).x)
 
 
 def _root_mean(squares: np.ndarray) -> Measured:
-    """The root of the mean square with the degrees of freedom that the mapping leaves (P.1401, 7.5.1)."""
+    """The root of the mean square with the degrees of freedom that the mapping leaves.
+
+    P.1401, 7.5.1.
+    """
     spare = len(squares) / (len(squares) - MAPPED)
     value = float(np.sqrt(spare * squares.mean()))
     # `spare` once more, because the mapping bends towards each image.
     return Measured(value, spare * (spare * squares - value**2) / (2 * value or 1))
 
 
-def rmse(s: Sample) -> Measured:
-    return _root_mean(s.residual**2)
+def rmse(sample: Sample) -> Measured:
+    """P.1401, 7.5.1: the root mean square error after the mapping, in units of the MOS."""
+    return _root_mean(sample.residual**2)
 
 
-def rmse_star(s: Sample) -> Measured:
+def rmse_star(sample: Sample) -> Measured:
     """P.1401, 7.7: of errors only what exceeds the 95 % interval of the MOS counts."""
-    return _root_mean(np.maximum(0, s.residual - CI * s.error) ** 2)
+    return _root_mean(np.maximum(0, sample.residual - INTERVAL_IN_ERRORS * sample.error) ** 2)
 
 
-def outlier_ratio(s: Sample) -> Measured:
+def outlier_ratio(sample: Sample) -> Measured:
     """P.1401, 7.5.2.2: the share of images whose error exceeds the 95 % interval of their MOS."""
-    outlier = s.residual > CI * s.error
+    outlier = sample.residual > INTERVAL_IN_ERRORS * sample.error
     return Measured(float(outlier.mean()), outlier - outlier.mean())
 
 
-def _auc(
-    s: Sample, values: np.ndarray, positive: np.ndarray, pairs: tuple[np.ndarray, np.ndarray]
-) -> Measured:
-    """Area under the ROC curve by which values (P,) of pairs of images tell the positive from the others."""
-    many, few = int(positive.sum()), int((~positive).sum())
-    if not many or not few:
-        return Measured(NAN, np.full(len(s.mos), NAN))
-    ranks, below = stats.rankdata(values), np.empty(len(values))
-    for kind, others in (
-        (positive, few),
-        (~positive, many),
-    ):  # of the other kind, the share that lies lower
-        below[kind] = (ranks[kind] - stats.rankdata(values[kind])) / others
-    value = float(below[positive].mean())
-    return Measured(
-        value,
-        s.of_images(pairs, np.where(positive, (below - value) / many, (1 - below - value) / few)),
+def different_similar(sample: Sample) -> Measured:
+    """Krasula's AUC of pairs whose MOS differ significantly against the others.
+
+    The area under the ROC curve by which the size of a pair's difference in score tells them.
+    """
+    difference, sign = sample.significant
+    values = np.abs(difference)
+    different = sign != 0
+    similar = ~different
+    different_pairs = int(different.sum())
+    similar_pairs = int(similar.sum())
+    if not different_pairs or not similar_pairs:
+        return Measured(NAN, np.full(len(sample.mos), NAN))
+    ranks = stats.rankdata(values)
+    # Of each pair the share of the pairs of the other kind that lies lower; ties count half.
+    below = np.empty(len(values))
+    below[different] = (ranks[different] - stats.rankdata(values[different])) / similar_pairs
+    below[similar] = (ranks[similar] - stats.rankdata(values[similar])) / different_pairs
+    auc = float(below[different].mean())
+    influence = np.where(
+        different, (below - auc) / different_pairs, (1 - below - auc) / similar_pairs
     )
+    return Measured(auc, sample.of_images(sample.pairs, influence))
 
 
-def different_similar(s: Sample) -> Measured:
-    """Krasula's AUC of pairs whose MOS differ significantly against the others, by their difference in score."""
-    difference, sign = s.significant
-    return _auc(s, np.abs(difference), sign != 0, s.pairs)
+def better_worse(sample: Sample) -> Measured:
+    """Krasula's AUC of better against worse among the pairs that differ, taken in both orders."""
+    agreement, pairs = _agreement(sample)
+    n = max(len(agreement), 1)
+    # A pair in its other order has the negative agreement. Of each pair the share of those that
+    # lies lower; ties count half.
+    ordered = np.sort(agreement)
+    negatives = np.sort(-agreement)
+    ends = np.searchsorted(ordered, negatives, "left") + np.searchsorted(
+        ordered, negatives, "right"
+    )
+    below = np.empty(len(agreement))
+    below[np.argsort(-agreement, kind="stable")] = 1 - ends / (2 * n)
+    auc = float(below.mean()) if len(agreement) else NAN
+    return Measured(auc, sample.of_images(pairs, 2 * (below - auc) / n))
 
 
-def better_worse(s: Sample) -> Measured:
-    """Krasula's AUC of better against worse among the pairs that differ, each taken in both orders."""
-    (difference, sign), (i, j) = s.significant, s.pairs
-    of = sign != 0
-    right, n = difference[of] * sign[of], max(int(of.sum()), 1)  # above 0 where the model agrees
-    ordered, worse = np.sort(right), np.sort(-right)
-    below = np.empty(len(right))
-    ends = (np.searchsorted(ordered, worse, side) for side in ("left", "right"))
-    below[np.argsort(-right, kind="stable")] = 1 - sum(ends) / (2 * n)
-    value = float(below.mean()) if of.any() else NAN
-    return Measured(value, s.of_images((i[of], j[of]), 2 * (below - value) / n))
+def accuracy(sample: Sample) -> Measured:
+    """Krasula's share of the pairs that differ which the model orders rightly (a tie: half)."""
+    agreement, pairs = _agreement(sample)
+    right = (np.sign(agreement) + 1) / 2
+    share = float(right.mean()) if len(right) else NAN
+    return Measured(share, sample.of_images(pairs, (right - share) / max(len(right), 1)))
 
 
-def accuracy(s: Sample) -> Measured:
-    """Krasula's share of the pairs that differ which the model puts in the right order (a tie: half)."""
-    (difference, sign), (i, j) = s.significant, s.pairs
-    of = sign != 0
-    right = (np.sign(difference[of]) * sign[of] + 1) / 2
-    value = float(right.mean()) if of.any() else NAN
-    return Measured(value, s.of_images((i[of], j[of]), (right - value) / max(len(right), 1)))
+def _agreement(sample: Sample) -> tuple[np.ndarray, Pairs]:
+    """By how much the scores of significant pairs differ in the viewers' direction, and the pairs.
+
+    Above 0 where the model agrees with the viewers.
+    """
+    difference, sign = sample.significant
+    chosen = sign != 0
+    first, second = sample.pairs
+    return difference[chosen] * sign[chosen], (first[chosen], second[chosen])
 
 
-def resolving_power(s: Sample) -> Measured:
-    """J.149, 4.3: the difference in mapped score, in units of the MOS, from which on viewers tell two images apart
-    with 95 % confidence. nan where they never do. As bins and mapping depend on all images, it is measured anew
-    without each of some groups of images, whose influence that is (the jackknife of groups)."""
-    left = np.array([_crossing(s.without(group)) for group in range(JACKKNIFED)])
-    return Measured(_crossing(s), (JACKKNIFED - 1) * (left.mean() - left))
+def resolving_power(sample: Sample) -> Measured:
+    """J.149, 4.3: the difference in mapped score from which on viewers tell two images apart.
+
+    In units of the MOS, with 95 % confidence; nan where they never do. As bins and mapping depend
+    on all images, it is measured anew without each of some groups of images; the influence of a
+    group is what its absence changes (the jackknife of groups).
+    """
+    left_out = np.array([_crossing(sample.without(group)) for group in range(JACKKNIFED)])
+    return Measured(_crossing(sample), (JACKKNIFED - 1) * (left_out.mean() - left_out))
 
 
-def _crossing(s: Sample) -> float:
-    """Where the mean confidence of pairs in 19 bins, each two twentieths of the largest difference wide, is .95."""
-    i, j = s.pairs
-    difference = s.mapped[i] - s.mapped[j]
-    z = np.sign(difference) * (s.mos[i] - s.mos[j]) / np.hypot(s.error[i], s.error[j]).clip(1e-300)
+def _crossing(sample: Sample) -> float:
+    """Where the mean confidence of pairs in 19 bins reaches .95.
+
+    Each bin is two twentieths of the largest difference wide and overlaps half of the next.
+    """
+    i, j = sample.pairs
+    difference = sample.mapped[i] - sample.mapped[j]
+    error = np.hypot(sample.error[i], sample.error[j]).clip(1e-300)
+    z = np.sign(difference) * (sample.mos[i] - sample.mos[j]) / error
     step = np.abs(difference).max() / J149_BINS or 1.0
     place = np.minimum(np.abs(difference) / step, J149_BINS - 1e-9).astype(int)
-    sums, counts = (np.bincount(place, weights, J149_BINS) for weights in (special.ndtr(z), None))
+    sums = np.bincount(place, special.ndtr(z), J149_BINS)
+    counts = np.bincount(place, None, J149_BINS)
     with np.errstate(invalid="ignore"):
         means = (sums[1:] + sums[:-1]) / (counts[1:] + counts[:-1])
-    found = (
-        k + (LEVEL - a) / (b - a)
-        for k, (a, b) in enumerate(zip(means, means[1:]), 1)
-        if a < LEVEL <= b
-    )
-    return float(next(found, NAN) * step)
+    for k, (mean, next_mean) in enumerate(zip(means, means[1:]), 1):
+        if mean < LEVEL <= next_mean:
+            return float((k + (LEVEL - mean) / (next_mean - mean)) * step)
+    return NAN
 
 
 @dataclass(frozen=True)
 class Standard:
-    """A figure, its title, whether it needs votes, and the scale on which its interval is symmetric."""
+    """A figure, its title, whether it needs votes, and the scale that makes its interval symmetric.
+
+    scale: `logit` for shares, `log` for errors.
+    """
 
     of: Callable[[Sample], Measured]
     title: str
@@ -216,64 +277,81 @@ STANDARDS = {
 
 
 def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> dict[str, Measured]:
-    """The figures of scores (N,) that rise with quality, as far as the set has votes: error (N,) or None."""
+    """The figures of scores (N,) that rise with quality.
+
+    error (N,): standard errors of the MOS; None for a set without votes, which leaves out the
+    figures that need them. Empty below ten images and for constant scores.
+    """
     if len(mos) < 10 or np.ptp(scores) == 0:
         return {}
     sample = Sample(scores, mos, error)
-    return {
-        name: each.of(sample)
-        for name, each in STANDARDS.items()
-        if error is not None or not each.votes
-    }
+    measurable = {n: s for n, s in STANDARDS.items() if error is not None or not s.votes}
+    return {name: standard.of(sample) for name, standard in measurable.items()}
 
 
-def estimate(name: str, found: Measured) -> Estimate:
+def estimate(name: str, measured: Measured) -> Estimate:
     """The figure with its 95 % interval, on the scale that keeps it in its range."""
-    value, error, n = found.value, found.error, len(found.influence)
+    value = measured.value
+    error = measured.error
+    n = len(measured.influence)
     if not np.isfinite(value) or not np.isfinite(error):
         return Estimate(value)
-    reach = np.array([-1, 1]) * stats.t.ppf((1 + LEVEL) / 2, n - 1) * error
+    reach = np.array([-1, 1]) * stats.t.ppf(UPPER_QUANTILE, n - 1) * error
     if STANDARDS[name].scale == "log":
         return Estimate(value, *(value * np.exp(reach / (value or 1))).tolist())
+    # A share of 0 or 1 has no logit: half an image is put on the other side.
     inside = np.clip(value, 0.5 / n, 1 - 0.5 / n)
-    return Estimate(
-        value, *special.expit(special.logit(inside) + reach / (inside * (1 - inside))).tolist()
-    )
+    bounds = special.expit(special.logit(inside) + reach / (inside * (1 - inside)))
+    return Estimate(value, *bounds.tolist())
 
 
 def difference(a: Measured, b: Measured) -> Difference:
     """A − B of two models on the same images."""
-    both = Measured(a.value - b.value, a.influence - b.influence)
-    error, freedom = both.error, len(both.influence) - 1
-    if not np.isfinite(both.value) or not error:
-        return Difference(
-            both.value, NAN, NAN, NAN if np.isnan(both.value) else float(both.value == 0)
-        )
-    reach = stats.t.ppf((1 + LEVEL) / 2, freedom) * error
-    p = float(2 * stats.t.sf(abs(both.value) / error, freedom))
-    return Difference(
-        both.value, both.value - reach, both.value + reach, p, visible=DETECTABLE_IN_ERRORS * error
-    )
+    between = Measured(a.value - b.value, a.influence - b.influence)
+    value = between.value
+    error = between.error
+    if np.isnan(value):
+        return Difference(value, NAN, NAN, NAN)
+    if not np.isfinite(value) or not error:
+        return Difference(value, NAN, NAN, float(value == 0))
+    freedom = len(between.influence) - 1
+    reach = stats.t.ppf(UPPER_QUANTILE, freedom) * error
+    p = float(2 * stats.t.sf(abs(value) / error, freedom))
+    visible = DETECTABLE_IN_ERRORS * error
+    return Difference(value, value - reach, value + reach, p, visible=visible)
 
 
 def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
-    """p-value of equal variances of two models' residuals (N,) on the same images (Pitman; Morgan, Biometrika 31,
-    1939): equal where their sum and difference are uncorrelated. Exact for normal residuals; heavy tails make it see
-    too much: go by the paired test of `difference`. The F-test (P.1401, 7.6.4), for independent ones, sees less."""
-    plus, minus = residuals_a + residuals_b, residuals_a - residuals_b
-    known = len(plus) >= 4 and np.ptp(plus) > 0 and np.ptp(minus) > 0
-    return float(stats.pearsonr(plus, minus).pvalue) if known else NAN
+    """p-value of equal variances of two models' residuals (N,) on the same images.
+
+    Pitman; Morgan, Biometrika 31, 1939: the variances are equal where the sum and the difference
+    of the residuals are uncorrelated. Exact for normal residuals; with heavy tails it finds
+    differences too often: go by the paired test of `difference`. The F-test (P.1401, 7.6.4), which
+    is for independent residuals, finds them too seldom. nan below four images and where the sum
+    or the difference is constant.
+    """
+    plus = residuals_a + residuals_b
+    minus = residuals_a - residuals_b
+    defined = len(plus) >= 4 and np.ptp(plus) > 0 and np.ptp(minus) > 0
+    return float(stats.pearsonr(plus, minus).pvalue) if defined else NAN
 
 
-def over_sets(name: str, found: Sequence[Measured]) -> Measured:
-    """One figure of several data sets, each weighing the same (P.1401, 7.8.1): the root of the mean square of errors,
-    the mean of ratios. The sets are independent, so that their images' influences stand side by side."""
-    values, sizes = (
-        np.array([each.value for each in found]),
-        [len(each.influence) for each in found],
-    )
-    rooted = name in ("rmse", "rmse_star")
-    value = float(np.sqrt(np.mean(values**2)) if rooted else np.mean(values))
-    weights = (values / value if rooted and value else np.ones(len(found))) / len(found)
-    parts = [w * sum(sizes) / n * each.influence for w, n, each in zip(weights, sizes, found)]
+def over_sets(name: str, measured: Sequence[Measured]) -> Measured:
+    """One figure of several data sets, each weighing the same (P.1401, 7.8.1).
+
+    The root of the mean square of errors, the mean of ratios. The sets are independent, so that
+    their images' influences stand side by side.
+    """
+    values = np.array([in_set.value for in_set in measured])
+    weights = np.ones(len(measured))
+    value = float(np.mean(values))
+    if name in ("rmse", "rmse_star"):
+        value = float(np.sqrt(np.mean(values**2)))
+        # The derivative of the root mean square by each set's error.
+        if value:
+            weights = values / value
+    images = sum(len(in_set.influence) for in_set in measured)
+    parts = []
+    for weight, in_set in zip(weights / len(measured), measured):
+        parts.append(weight * images / len(in_set.influence) * in_set.influence)
     return Measured(value, np.concatenate(parts))
