@@ -1,4 +1,9 @@
-"""What every backbone is: stage maps, and the LDA that hangs on them."""
+"""The base class of all backbones: an encoder's stage maps, and the LDA modules on top of them.
+
+LDA (local distortion aware) modules turn the stage maps into the target network's input vector. Su
+et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", CVPR
+2020.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,20 +15,30 @@ from hyperiqa.base.errors import UserError
 from hyperiqa.model.fusion import StageMaps, pool_to, stage_map
 from hyperiqa.model.target_net import TARGET_SIZES
 
-LDA_CHANNELS, LDA_GRIDS, LDA_WIDTH = (16, 32, 64), (8, 4, 2), 16
+# The LDA of each of the first three stages: channels after its 1x1 conv, and side after pooling.
+LDA_CHANNELS = (16, 32, 64)
+LDA_GRIDS = (8, 4, 2)
+# Features that each of these three gives; the last stage gives the rest of the target network's
+# input.
+LDA_WIDTH = 16
 
+# (stage, side) of the averaged stage maps that the LDA reads.
+LDA_POOLS = ((0, 8), (1, 4), (2, 2), (3, 1))
 
-LDA_POOLS = ((0, 8), (1, 4), (2, 2), (3, 1))  # (stage, side) of what the LDA looks at
-
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# Of RGB values 0..1: what torchvision's and most of timm's ImageNet weights were trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Backbone(nn.Module):
-    """What HyperNet asks of a backbone: stage maps, and the LDA that hangs on them under the same names.
-    A subclass sets `prefix` (its name in HyperNet's state dict) and `hidden` (widths of the hyper network's first two
-    convs), calls `add_lda(channels)` and implements `stage_maps`; where an ImageNet state dict belongs to a part of it,
-    that is its `backbone`, and it has `adapted`; where its pixels are not ImageNet's, it calls `set_normalisation`."""
+    """An encoder that gives HyperNet four stage maps, together with its LDA modules.
+
+    A subclass sets `prefix` (its name in HyperNet's state dict) and `hidden` (the widths of the
+    hyper network's first two convs). It calls `add_lda(channels)` and implements `stage_maps`. If
+    only a part of it takes an ImageNet state dict, that part is its attribute `backbone`, and
+    `adapted` translates published weights for that part. If its pixels are not normalised as
+    ImageNet's, it calls `set_normalisation`.
+    """
 
     prefix: str
     hidden: tuple[int, int]
@@ -36,11 +51,11 @@ class Backbone(nn.Module):
         self.set_normalisation(IMAGENET_MEAN, IMAGENET_STD)
 
     def set_normalisation(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Mean and standard deviation of RGB values 0..1; kept on the device: making them anew makes the host wait."""
-        self.normalisation = {
-            "mean": list(mean),
-            "std": list(std),
-        }  # as a checkpoint's description keeps it
+        """Set the mean and standard deviation of RGB values 0..1 that normalise the pixels."""
+        # Plain lists, because a checkpoint's description keeps them.
+        self.normalisation = {"mean": list(mean), "std": list(std)}
+        # Buffers stay on the device: tensors that are made anew for each batch would make the host
+        # wait. They are not persistent, because the public code's state dict does not have them.
         for name, value in self.normalisation.items():
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
@@ -50,19 +65,20 @@ class Backbone(nn.Module):
 
     @property
     def described(self) -> dict[str, Any]:
-        """What a checkpoint's description says of it, beside its name: all that rebuilding it takes."""
+        """What a checkpoint's description keeps, beside the name, to rebuild the backbone."""
         return dict(self.normalisation)
 
     @property
     def pretrained_part(self) -> nn.Module:
+        """The module that takes an ImageNet state dict: the attribute `backbone`, or `self`."""
         return getattr(self, "backbone", self)
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Weights as their authors publish them, under the names and in the shapes of `pretrained_part`."""
+        """Published weights, brought to the names and shapes of `pretrained_part`."""
         return state
 
     def add_lda(self, channels: Sequence[int]) -> None:
-        """Local distortion aware modules for stage maps with these channel counts."""
+        """Add the local distortion aware modules for stage maps with these channel counts."""
         self.channels = tuple(channels)
         for i, (c_in, c_out, grid) in enumerate(zip(channels, LDA_CHANNELS, LDA_GRIDS), 1):
             # A Sequential of one: the conv's public name is lda{i}_pool.0.
@@ -79,11 +95,8 @@ class Backbone(nn.Module):
 
     def encoder_state(self) -> dict[str, torch.Tensor]:
         """The tensors of `pretrained_part`, without the LDA's."""
-        return {
-            n: tensor
-            for n, tensor in self.pretrained_part.state_dict().items()
-            if not n.startswith("lda")
-        }
+        state = self.pretrained_part.state_dict()
+        return {name: tensor for name, tensor in state.items() if not name.startswith("lda")}
 
     def freeze(self) -> None:
         """Leave the encoder as it is: in eval mode, without gradients. The LDA goes on training."""
@@ -92,12 +105,16 @@ class Backbone(nn.Module):
             parameter.requires_grad_(name.startswith("lda"))
 
     def fuse_attention(self) -> None:
-        """Compute attention by fused kernels where there is a choice. Raises UserError where there is none."""
+        """Compute attention by fused kernels. Raises UserError where there is no such choice."""
         raise UserError(
             "--fused_attention is for Swin; the other transformers of timm have it so already"
         )
 
     def train(self, mode: bool = True) -> "Backbone":
+        """Set the mode of training or of scoring.
+
+        A frozen encoder stays in eval mode, so that its batch norms and dropout work as in scoring.
+        """
         super().train(mode)
         for name, child in self.named_children():
             if self.frozen and not name.startswith("lda"):
@@ -108,7 +125,11 @@ class Backbone(nn.Module):
         """Stage maps -> (N, 224): three times 16 local features and 176 global ones."""
         features = []
         for i, grid in enumerate(LDA_GRIDS, 1):
+            reduce_channels = getattr(self, f"lda{i}_pool")
+            linear = getattr(self, f"lda{i}_fc")
             # A 1x1 conv and an average commute: maps that are averaged already come out the same.
-            local = pool_to(getattr(self, f"lda{i}_pool")(stage_map(maps, i - 1, grid)), grid)
-            features.append(getattr(self, f"lda{i}_fc")(local.flatten(1)))
-        return torch.cat([*features, self.lda4_fc(pool_to(stage_map(maps, 3, 1), 1).flatten(1))], 1)
+            local = pool_to(reduce_channels(stage_map(maps, i - 1, grid)), grid)
+            features.append(linear(local.flatten(1)))
+        last_stage = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
+        features.append(self.lda4_fc(last_stage))
+        return torch.cat(features, 1)
