@@ -1,12 +1,24 @@
-"""HyperIQA: a hyper network that generates, per image, the weights of the target network that scores it.
-Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", CVPR 2020.
+"""HyperIQA: a hyper network that generates, per image, the weights of the target network.
+
+Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", CVPR
+2020. The target network scores the image. The map of the model, with the file of each part:
 
     images (N, 3, H, W), normalised as the backbone asks
-      -> backbone: four stage maps (N, C_i, H/4..H/32, W/4..W/32)
-           -> LDA: target_in_vec (N, 224), what the target network sees
-           -> fusion: (N, C, 7, 7) -> hyper network: (N, 112, 7, 7) -> generators: weights and biases per image
-      -> TargetNet 224-112-56-28-14-1 with these weights -> scores (N,), on the training set's own scale
-Parameter names are those of the public implementation, so checkpoints travel both ways."""
+      |
+    backbone (backbone.py, resnet.py, swin.py, timm_encoder.py):
+      |      four stage maps (N, C_i, H/4..H/32, W/4..W/32)
+      |
+      +--> LDA (backbone.py): target_in_vec (N, 224), what the target network sees --------+
+      |                                                                                    |
+      +--> fusion (fusion.py):                (N, C, 7, 7)                                 |
+             -> hyper network (hyper.py):     (N, 112, 7, 7)                               |
+             -> generators (fc1 .. fc5 here): weights and biases of five layers per image -+
+                                                                                           |
+    target network 224-112-56-28-14-1 (target_net.py) <------------------------------------+
+      -> scores (N,), on the training set's own scale
+
+Parameter names are those of the public implementation, so checkpoints travel both ways.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,14 +34,16 @@ from hyperiqa.model.target_net import TARGET_SIZES, TargetNet
 
 
 class HyperNet(nn.Module):
-    """Images (N, 3, H, W) -> `scores` (N,), on the scale of the MOS it was trained on, and pooled `features` (N, C),
-    the mean of the last stage map. The two halves are public: `target_weights(images)` makes what `target_net` takes.
-    In place of images it takes a frozen encoder's averaged stage maps: `unpack` of what `pack` made."""
+    """Images (N, 3, H, W) -> `scores` (N,) and pooled `features` (N, C).
 
-    choices = (
-        "fusion",
-        "hyper",
-    )  # settings that shape the model, as dropout does not, beside those of its backbone
+    The scores are on the scale of the MOS that the model was trained on. The features are the mean
+    of the last stage map. The two halves are public: `target_weights(images)` makes what
+    `target_net` takes. In place of images, the model takes a frozen encoder's averaged stage maps:
+    `unpack` of what `pack` made.
+    """
+
+    # Settings that shape the model, as dropout does not, beside those of its backbone.
+    choices = ("fusion", "hyper")
 
     def __init__(
         self, backbone: Backbone, fusion: str = "none", hyper: str = "conv", dropout: float = 0.0
@@ -37,47 +51,59 @@ class HyperNet(nn.Module):
         super().__init__()
         fuse = FUSIONS[fusion](backbone.channels)
         body = HYPERS[hyper](backbone.channels, fuse.out_channels, backbone.hidden)
-        self.prefix, self.fusion_place, self.body_place = backbone.prefix, fuse.place, body.place
-        for place, module in ((backbone.prefix, backbone), (fuse.place, fuse), (body.place, body)):
-            self.add_module(place, module)
+        # These three parts are saved under names of the public code, which differ from choice to
+        # choice, such as `res` and `swin`. The properties below find them by these names.
+        self.prefix = backbone.prefix
+        self.fusion_place = fuse.place
+        self.body_place = body.place
+        self.add_module(self.prefix, backbone)
+        self.add_module(self.fusion_place, fuse)
+        self.add_module(self.body_place, body)
+        self._add_generators()
+        # Before the generators and in the target network, as SMART-IQA.
+        self.dropout = nn.Dropout(dropout)
+        self.target_net = TargetNet(dropout)
+
+    def _add_generators(self) -> None:
+        """Add the layers that turn the hyper network's map into the target network's weights."""
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
-            self.add_module(
-                f"fc{i}w_conv", nn.Conv2d(HYPER_CHANNELS, n_in * n_out // GRID**2, 3, padding=1)
-            )
+            # The 7x7 values of each output channel together are the layer's weight matrix.
+            channels = n_in * n_out // GRID**2
+            self.add_module(f"fc{i}w_conv", nn.Conv2d(HYPER_CHANNELS, channels, 3, padding=1))
             self.add_module(f"fc{i}b_fc", nn.Linear(HYPER_CHANNELS, n_out))
         self.fc5w_fc = nn.Linear(HYPER_CHANNELS, TARGET_SIZES[-2])
         self.fc5b_fc = nn.Linear(HYPER_CHANNELS, 1)
         for name, module in self.named_children():
             if name.startswith("fc"):
                 nn.init.kaiming_normal_(module.get_parameter("weight"))
-        self.dropout = nn.Dropout(
-            dropout
-        )  # before the generators and in the target network, as SMART-IQA
-        self.target_net = TargetNet(dropout)
 
     @property
     def backbone(self) -> Backbone:
+        """The encoder with its LDA."""
         return getattr(self, self.prefix)
 
     @property
     def fuse(self) -> Fusion:
+        """The fusion of the stage maps."""
         return getattr(self, self.fusion_place)
 
     @property
     def body(self) -> Any:
+        """The hyper network's body, from the fused map to what the generators read."""
         return getattr(self, self.body_place)
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """`backbone`: what is trained of it, with its LDA; `head`: everything else."""
-        head = [p for name, p in self.named_parameters() if not name.startswith(f"{self.prefix}.")]
-        return {
-            "head": head,
-            "backbone": [p for p in self.backbone.parameters() if p.requires_grad],
-        }
+        """`backbone`: its trained parameters, with those of its LDA; `head`: all others."""
+        inside = f"{self.prefix}."
+        head = [p for name, p in self.named_parameters() if not name.startswith(inside)]
+        trained = [p for p in self.backbone.parameters() if p.requires_grad]
+        return {"head": head, "backbone": trained}
 
     @property
     def pools(self) -> dict[tuple[int, int], int]:
         """(stage, side) of the averaged stage maps that the model looks at -> values of each."""
+        # A dictionary, unlike a set, drops repetitions and keeps the order, which `pack` depends
+        # on.
         sides = dict.fromkeys([*LDA_POOLS, *self.fuse.pools, *self.body.pools])
         return {(stage, side): self.backbone.channels[stage] * side**2 for stage, side in sides}
 
@@ -88,19 +114,20 @@ class HyperNet(nn.Module):
     def unpack(self, packed: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
         """(N, F) of whatever precision -> averaged stage maps in fp32."""
         parts = packed.float().split(list(self.pools.values()), 1)
-        return {
-            (stage, side): part.unflatten(1, (-1, side, side))
-            for (stage, side), part in zip(self.pools, parts)
-        }
+        maps = {}
+        for (stage, side), part in zip(self.pools, parts):
+            maps[stage, side] = part.unflatten(1, (-1, side, side))
+        return maps
 
     def rescale(self, factor: float, offset: float) -> None:
-        """Make every score factor·score + offset: that is a change of the last layer alone."""
+        """Make every score factor·score + offset, which is a change of the last layer alone."""
         with torch.no_grad():
             for parameter in (*self.fc5w_fc.parameters(), *self.fc5b_fc.parameters()):
                 parameter.mul_(factor)
             self.fc5b_fc.bias.add_(offset)
 
     def stage_maps(self, images: torch.Tensor | StageMaps) -> StageMaps:
+        """The backbone's maps of images; stage maps in place of images as they are."""
         return self.backbone.stage_maps(images) if isinstance(images, torch.Tensor) else images
 
     def target_weights(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
@@ -109,9 +136,8 @@ class HyperNet(nn.Module):
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
         hyper = self.dropout(self.body(maps, self.fuse(maps)))
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
-            weights[f"target_fc{i}w"] = getattr(self, f"fc{i}w_conv")(hyper).reshape(
-                -1, n_out, n_in, 1, 1
-            )
+            generated = getattr(self, f"fc{i}w_conv")(hyper)
+            weights[f"target_fc{i}w"] = generated.reshape(-1, n_out, n_in, 1, 1)
         # Biases and the last layer set the score's level: in bf16 a score of 80 has steps of 0.5.
         with torch.autocast(hyper.device.type, enabled=False):
             pooled = hyper.float().mean((2, 3))
@@ -124,4 +150,5 @@ class HyperNet(nn.Module):
     def forward(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
         maps = self.stage_maps(images)
         features = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
-        return {"scores": self.target_net(self.target_weights(maps)), "features": features}
+        scores = self.target_net(self.target_weights(maps))
+        return {"scores": scores, "features": features}
