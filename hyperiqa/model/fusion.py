@@ -1,7 +1,12 @@
 """Multi-scale fusion: from the backbone's stage maps to the map that the hyper network looks at.
-A fusion is a module that takes the list of stage maps [(N, C_i, H_i, W_i)], coarsest last, and returns
-(N, out_channels, 7, 7). Its parameters are saved under `place.*`. `pools` are the (stage, side) at which it looks at
-maps that are averaged already, such as those of a frozen encoder that are computed once; (): it needs whole ones."""
+
+A fusion is a module that takes the list of stage maps [(N, C_i, H_i, W_i)], coarsest last, and
+returns (N, out_channels, 7, 7). Its parameters are saved under `place.*`.
+
+`pools` are the (stage, side) at which it reads averaged maps. With them it also works on maps that
+are averaged already, such as those of a frozen encoder, which are computed once. With (), it needs
+whole maps.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -12,12 +17,16 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
 GRID = 7
-# Stage maps: all four whole, or (stage, side) -> (N, C, side, side), averaged to the sides at which they are looked at.
+# Stage maps: all four whole, or (stage, side) -> (N, C, side, side), averaged to the sides at which
+# the model looks at them.
 StageMaps = Sequence[torch.Tensor] | Mapping[tuple[int, int], torch.Tensor]
 
 
 def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
-    """(N, C, H, W) -> averages (N, C, side, side): plain windows where they fit (at patch 224), adaptive elsewhere."""
+    """(N, C, H, W) -> averages (N, C, side, side).
+
+    Plain windows where they fit, as at patch 224; adaptive ones elsewhere.
+    """
     height, width = maps.shape[2:]
     if height % side or width % side:
         if not maps.is_cuda:
@@ -29,17 +38,21 @@ def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _averages(size: int, side: int, like: torch.Tensor) -> torch.Tensor:
-    """Adaptive pooling as a matrix (side, size): row k averages k*size/side to (k+1)*size/side, rounded outwards."""
-    k, cell = (
-        torch.arange(side, device=like.device)[:, None],
-        torch.arange(size, device=like.device),
-    )
-    inside = (cell >= k * size // side) & (cell < -(-(k + 1) * size // side))
+    """Adaptive pooling as a matrix (side, size), of the type and on the device of `like`.
+
+    Row k averages k*size/side to (k+1)*size/side, rounded outwards.
+    """
+    row = torch.arange(side, device=like.device)[:, None]
+    cell = torch.arange(size, device=like.device)
+    first = row * size // side
+    # Division rounds down; twice negated, it rounds up.
+    end = -(-(row + 1) * size // side)
+    inside = (cell >= first) & (cell < end)
     return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
 
 
 def stage_map(maps: StageMaps, stage: int, side: int) -> torch.Tensor:
-    """The map of a stage (0..3) for a use at `side`: the whole one, or the one that is averaged to that side."""
+    """The map of a stage (0..3) for a use at `side`: the whole one, or the one averaged to it."""
     return maps[stage, side] if isinstance(maps, Mapping) else maps[stage]
 
 
@@ -64,7 +77,10 @@ class NoFusion(Fusion):
 
 
 class DirectFusion(Fusion):
-    """Every stage map pooled to 7x7, concatenated for the hyper network's first conv, as in SMART-IQA's public code."""
+    """Every stage map pooled to 7x7 and concatenated, as in SMART-IQA's public code.
+
+    The hyper network's first conv takes all channels.
+    """
 
     pools = tuple((stage, GRID) for stage in range(4))
 
@@ -90,35 +106,40 @@ class ConcatFusion(DirectFusion):
 
 
 class AttentionFusion(DirectFusion):
-    """`direct`, stages weighed by a softmax of the last one's mean; names and layers of SMART-IQA's public code."""
+    """`direct`, each stage weighed by a softmax of the last stage's mean.
+
+    Names and layers are those of SMART-IQA's public code.
+    """
 
     place = "multiscale_attention"
     pools = (*DirectFusion.pools, (3, 1))
 
     def __init__(self, channels: Sequence[int]):
         super().__init__(channels)
-        layers = (
+        self.attention_net = nn.Sequential(
             nn.Linear(channels[3], 256),
             nn.ReLU(inplace=True),
             nn.Dropout(0.5),
             nn.Linear(256, 4),
         )
-        self.attention_net = nn.Sequential(*layers)
 
     def weights(self, maps: StageMaps) -> torch.Tensor:
         """How much of each stage: (N, 4), summing to 1."""
-        return self.attention_net(pool_to(stage_map(maps, 3, 1), 1).flatten(1)).softmax(1)
+        last_stage = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
+        return self.attention_net(last_stage).softmax(1)
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
         weights = self.weights(maps)[:, :, None, None, None]
-        return torch.cat(
-            [weights[:, k] * pool_to(stage_map(maps, k, GRID), GRID) for k in range(4)], 1
-        )
+        weighed = [weights[:, k] * pool_to(stage_map(maps, k, GRID), GRID) for k in range(4)]
+        return torch.cat(weighed, 1)
 
 
 class PyramidFusion(Fusion):
-    """A feature pyramid, its four levels pooled to 7x7 and concatenated. Lin et al., "Feature Pyramid Networks for
-    Object Detection", CVPR 2017: 1x1 convs, summed from the top down, 3x3 convs. torchvision's own, under its names."""
+    """A feature pyramid, its four levels pooled to 7x7 and concatenated.
+
+    Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017: 1x1 convs, summed from
+    the top down, 3x3 convs. The module is torchvision's own, under its names.
+    """
 
     WIDTH = 128
     pools = ()
@@ -129,19 +150,24 @@ class PyramidFusion(Fusion):
         self.out_channels = len(channels) * self.WIDTH
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
+        # The maps are whole ones, since `pools` is (): side 0 is not looked at.
         levels = self.pyramid({str(stage): stage_map(maps, stage, 0) for stage in range(4)})
         return torch.cat([pool_to(level, GRID) for level in levels.values()], 1)
 
 
 class ProgressiveFusion(Fusion):
-    """From the finest map to the coarsest: averaged to the next's size, joined with it, a 1x1 conv and ReLU."""
+    """From the finest map to the coarsest, one stage after the other.
+
+    Each step averages what there is to the next map's size, joins the two, and applies a 1x1 conv
+    and ReLU.
+    """
 
     pools = ()
 
     def __init__(self, channels: Sequence[int]):
         super().__init__(channels)
         self.mix = nn.ModuleList(
-            nn.Conv2d(below + own, own, 1) for below, own in pairwise(channels)
+            nn.Conv2d(finer + coarser, coarser, 1) for finer, coarser in pairwise(channels)
         )
         for conv in self.mix:
             nn.init.kaiming_normal_(conv.get_parameter("weight"))
@@ -149,8 +175,8 @@ class ProgressiveFusion(Fusion):
     def forward(self, maps: StageMaps) -> torch.Tensor:
         x = stage_map(maps, 0, 0)
         for stage, mix in enumerate(self.mix, 1):
-            own = stage_map(maps, stage, 0)
-            x = F.relu(mix(torch.cat([pool_to(x, own.shape[-1]), own], 1)))
+            coarser = stage_map(maps, stage, 0)
+            x = F.relu(mix(torch.cat([pool_to(x, coarser.shape[-1]), coarser], 1)))
         return pool_to(x, GRID)
 
 

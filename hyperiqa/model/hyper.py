@@ -1,6 +1,10 @@
-"""The body of the hyper network: from what it sees of an image to the map that the generators read. A body is a module
-made for the channels of the stage maps and of the fused map, and the backbone's hidden widths: four stage maps, fused
-map (N, C, 7, 7) -> (N, 112, 7, 7). It is saved under `place.*`; `pools`: as a fusion's, of the stage maps."""
+"""The body of the hyper network: from the fused map to the map that the generators read.
+
+A body is a module made for the channels of the stage maps and of the fused map, and for the
+backbone's hidden widths. It takes the four stage maps and the fused map (N, C, 7, 7), and returns
+(N, 112, 7, 7). Its parameters are saved under `place.*`. `pools` are the (stage, side) at which it
+reads averaged stage maps, as a fusion's.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -16,27 +20,35 @@ HYPER_CHANNELS = 112
 
 
 class ConvHyper(nn.Sequential):
-    """Three 1x1 convs with ReLU on the fused map (Su et al., CVPR 2020), under their public names."""
+    """Three 1x1 convs with ReLU on the fused map, under the public names (Su et al., CVPR 2020)."""
 
-    place, pools = "conv1", ()
+    place = "conv1"
+    pools = ()
 
     def __init__(self, channels: Sequence[int], fused: int, hidden: Sequence[int]):
-        widths = pairwise((fused, *hidden, HYPER_CHANNELS))
-        super().__init__(
-            *(layer for w in widths for layer in (nn.Conv2d(*w, 1), nn.ReLU(inplace=True)))
-        )
+        layers: list[nn.Module] = []
+        for c_in, c_out in pairwise((fused, *hidden, HYPER_CHANNELS)):
+            layers.append(nn.Conv2d(c_in, c_out, 1))
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
 
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         return super().forward(fused)
 
 
 class TransformerHyper(nn.Module):
-    """Self-attention over all stages: each map of the first three, averaged to 7x7, and the fused one are 49 tokens,
-    with an embedding of their stage and one of their position; two pre-norm layers (ViT's, Dosovitskiy et al., ICLR
-    2021); what the fused map's tokens have become, normed, is brought to 112 channels."""
+    """Self-attention over all stages, in two pre-norm layers.
 
-    place, pools = "transformer", tuple((stage, GRID) for stage in range(3))
-    WIDTH, HEADS, LAYERS = 256, 8, 2
+    Each map of the first three stages, averaged to 7x7, and the fused map are 49 tokens, with an
+    embedding of their stage and one of their position. The layers are ViT's (Dosovitskiy et al.,
+    ICLR 2021). The fused map's tokens are then normed and brought to 112 channels.
+    """
+
+    place = "transformer"
+    pools = tuple((stage, GRID) for stage in range(3))
+    WIDTH = 256
+    HEADS = 8
+    LAYERS = 2
 
     def __init__(self, channels: Sequence[int], fused: int, hidden: Sequence[int]):
         super().__init__()
@@ -48,22 +60,24 @@ class TransformerHyper(nn.Module):
         )
         layers: list[Any] = [Block(width, self.HEADS, 2, qkv_bias=True) for _ in range(self.LAYERS)]
         for layer in layers:
-            layer.attn.fused_attn = (
-                False  # as matrix products, whose gradients repeat on every device
-            )
+            # As matrix products, whose gradients repeat on every device.
+            layer.attn.fused_attn = False
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width)
         self.out = nn.Linear(width, HYPER_CHANNELS)
 
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:
-        looked_at = [pool_to(stage_map(maps, stage, GRID), GRID) for stage in range(3)] + [fused]
-        tokens = [
-            embed(each).flatten(2).transpose(1, 2) for embed, each in zip(self.tokens, looked_at)
-        ]
-        x = self.layers(
-            torch.cat([each + stage + self.position for each, stage in zip(tokens, self.stage)], 1)
-        )
-        return self.out(self.norm(x[:, -GRID * GRID :])).transpose(1, 2).unflatten(2, (GRID, GRID))
+        sources = [pool_to(stage_map(maps, stage, GRID), GRID) for stage in range(3)]
+        sources.append(fused)
+        tokens = []
+        for source, embed, stage in zip(sources, self.tokens, self.stage):
+            # (N, width, 7, 7) -> (N, 49, width)
+            embedded = embed(source).flatten(2).transpose(1, 2)
+            tokens.append(embedded + stage + self.position)
+        x = self.layers(torch.cat(tokens, 1))
+        # The fused map's tokens are the last ones.
+        out = self.out(self.norm(x[:, -GRID * GRID :]))
+        return out.transpose(1, 2).unflatten(2, (GRID, GRID))
 
 
 HYPERS: dict[str, Any] = {"conv": ConvHyper, "transformer": TransformerHyper}
