@@ -14,43 +14,66 @@ from hyperiqa.model.pretrained import check_reachable
 
 class ResNetBackbone(Backbone):
     """torchvision's resnet18/34/50/101 without its classifier; parameters `res.*`.
-    drop_path: stochastic depth (Huang et al., ECCV 2016), rising linearly to it at the last block; None: none."""
 
-    prefix, hidden = "res", (1024, 512)
+    drop_path: share of images for which a block is left out while training, rising linearly to it
+    at the last block; None: none (stochastic depth, Huang et al., ECCV 2016).
+    """
+
+    prefix = "res"
+    hidden = (1024, 512)
 
     def __init__(
         self, name: str = "resnet50", pretrained: bool = False, drop_path: float | None = None
     ):
         super().__init__()
-        weights = (
-            torchvision.models.get_model_weights(name)["IMAGENET1K_V1"] if pretrained else None
-        )
-        if (
-            weights
-            and not (Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name).exists()
-        ):
-            check_reachable(weights.url)
+        weights = _imagenet_weights(name) if pretrained else None
         resnet = torchvision.models.get_model(name, weights=weights)
         for child, module in resnet.named_children():
             if child not in ("avgpool", "fc"):
                 self.add_module(child, module)
-        stages: Any = (self.layer1, self.layer2, self.layer3, self.layer4)
-        blocks = [block for stage in stages for block in stage]
-        for n, block in enumerate(blocks if drop_path else ()):
+        if drop_path:
+            self._add_drop_path(drop_path)
+        self.add_lda([_width(stage) for stage in self._stages()])
+
+    def _stages(self) -> tuple[Any, ...]:
+        return (self.layer1, self.layer2, self.layer3, self.layer4)
+
+    def _add_drop_path(self, drop_path: float) -> None:
+        """Drop the branch of each residual block, with a share that rises from 0 to `drop_path`."""
+        blocks = [block for stage in self._stages() for block in stage]
+        for n, block in enumerate(blocks):
+            # torchvision's blocks have no such place. A branch ends with its last batch norm, whose
+            # output a hook replaces before the block adds its shortcut.
             branch_end = block.bn3 if hasattr(block, "bn3") else block.bn2
             branch_end.add_module("drop_path", DropPath(drop_path * n / (len(blocks) - 1)))
-            branch_end.register_forward_hook(
-                lambda own, _, output: own.get_submodule("drop_path")(output)
-            )
-        # The last block's last batch norm has the stage's width, in basic blocks and in bottlenecks.
-        self.add_lda(
-            [
-                [m for m in s[-1].modules() if isinstance(m, nn.BatchNorm2d)][-1].num_features
-                for s in stages
-            ]
-        )
+            branch_end.register_forward_hook(_drop_output)
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        own: Any = self
-        x = own.maxpool(own.relu(own.bn1(own.conv1(images))))
-        return [x := stage(x) for stage in (own.layer1, own.layer2, own.layer3, own.layer4)]
+        stem: Any = self
+        x = stem.maxpool(stem.relu(stem.bn1(stem.conv1(images))))
+        maps = []
+        for stage in self._stages():
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+
+def _imagenet_weights(name: str) -> Any:
+    """torchvision's ImageNet weights. Raises OSError soon if they must be downloaded and can't."""
+    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+    downloaded = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+    if not downloaded.exists():
+        check_reachable(weights.url)
+    return weights
+
+
+def _drop_output(branch_end: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    """A forward hook: what the `drop_path` of a branch's end makes of its output."""
+    return branch_end.get_submodule("drop_path")(output)
+
+
+def _width(stage: Any) -> int:
+    """The channels of a stage's map."""
+    # The last block's last batch norm has them, in basic blocks and in bottlenecks.
+    norms = [module for module in stage[-1].modules() if isinstance(module, nn.BatchNorm2d)]
+    return norms[-1].num_features
