@@ -1,5 +1,7 @@
-"""The Swin Transformer backbone: any Swin of timm (v1, v2, v2-CR, S3), and a small one of our own.
-Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021."""
+"""The Swin Transformer backbone: any Swin of timm (v1, v2, v2-CR, S3), and two small ones.
+
+Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021.
+"""
 
 import re
 from typing import Any
@@ -24,10 +26,15 @@ OWN_SWINS: dict[str, dict[str, Any]] = {"swin_nano": NANO, "swin_pico": PICO}
 
 
 class SwinBackbone(Backbone):
-    """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`. patch_size: side of the patches in
-    pixels, for which the windows are built. drop_path: None: timm's. Raises UserError where timm has no such Swin."""
+    """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`.
 
-    prefix, hidden = "swin", (512, 256)
+    patch_size: side of the patches in pixels, for which the windows are built. drop_path: share of
+    images for which the last block is left out while training; None: timm's. Raises UserError where
+    timm has no such Swin.
+    """
+
+    prefix = "swin"
+    hidden = (512, 256)
 
     def __init__(
         self,
@@ -37,15 +44,15 @@ class SwinBackbone(Backbone):
         drop_path: float | None = None,
     ):
         super().__init__()
-        own = dict(OWN_SWINS.get(name, {}))
-        if own and pretrained:
+        arguments = dict(OWN_SWINS.get(name, {}))
+        if arguments and pretrained:
             raise UserError(f"--backbone {name} has no pretrained weights: add --no_pretrained")
-        architecture = own.pop("architecture", name)
+        architecture = arguments.pop("architecture", name)
         if drop_path is not None:
-            own["drop_path_rate"] = drop_path
+            arguments["drop_path_rate"] = drop_path
         try:
-            self.backbone: Any = create(
-                architecture, pretrained, features_only=True, img_size=patch_size, **own
+            encoder: Any = create(
+                architecture, pretrained, features_only=True, img_size=patch_size, **arguments
             )
         except UserError as problem:
             raise UserError(f"--backbone {name}: {problem}") from None
@@ -53,29 +60,39 @@ class SwinBackbone(Backbone):
             raise UserError(
                 f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}"
             ) from None
+        self.backbone = encoder
         if name in OWN_SWINS:
-            # timm's trunc_normal(0.02) suits widths of hundreds; at 32 channels it starves every layer of signal.
-            for module in self.backbone.modules():
+            # timm's trunc_normal(0.02) suits widths of hundreds; at 32 channels it starves every
+            # layer of signal.
+            for module in encoder.modules():
                 if isinstance(module, torch.nn.Linear):
                     torch.nn.init.xavier_uniform_(module.weight)
-        # Older timm says it on the wrapped model's class alone; it is never guessed from shapes.
-        self.channels_last = (
-            str(getattr(self.backbone.output_fmt, "value", self.backbone.output_fmt)) == "NHWC"
-        )
-        self.add_lda(self.backbone.feature_info.channels())  # type: ignore[union-attr, operator]
+        # The layout is read from the model, never guessed from shapes. timm's feature extractors
+        # give it as an enum, its models as a string.
+        layout = encoder.output_fmt
+        self.channels_last = str(getattr(layout, "value", layout)) == "NHWC"
+        self.add_lda(encoder.feature_info.channels())
 
     def fuse_attention(self) -> None:
-        """The windows' attention, bias and mask in one fused kernel. Raises UserError where there is none for them."""
-        windows = [module for module in self.modules() if isinstance(module, WindowAttention)]
+        """Compute the windows' attention, bias and mask in one fused kernel.
+
+        Raises UserError where timm's windows have none.
+        """
+        windows: list[Any] = [m for m in self.modules() if isinstance(m, WindowAttention)]
         if not windows:
             raise UserError("--fused_attention: expected a Swin of the first version")
         for module in windows:
-            vars(module)["fused_attn"] = True
+            module.fused_attn = True
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """timm's feature extractor joins `layers.0` to `layers_0`; its published files say `layers.0`."""
+        """Published weights under the names of timm's feature extractor.
+
+        The extractor joins `layers.0` to `layers_0`; timm's published files say `layers.0`.
+        """
         return {re.sub(r"^layers\.", "layers_", name): tensor for name, tensor in state.items()}
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        maps = self.backbone(images)
-        return [m.permute(0, 3, 1, 2) for m in maps] if self.channels_last else list(maps)
+        maps = list(self.backbone(images))
+        if self.channels_last:
+            maps = [stage.permute(0, 3, 1, 2) for stage in maps]
+        return maps
