@@ -1,5 +1,9 @@
-"""The flags of the train scripts, one line each, their contradictions, and what of them a run's figures depend on.
-All is checked before torch is imported. Nothing here knows a backbone or a data set: the scripts hand over names."""
+"""The settings of a training run: its flags parsed, completed and checked.
+
+Also the part of the settings that a run's figures depend on: runs are compared and resumed by it.
+All is checked before torch is imported. Nothing here knows a backbone or a data set: the train
+scripts hand over the names.
+"""
 
 import argparse
 import functools
@@ -10,53 +14,217 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.command_line import Given, problem_of
-from hyperiqa.base.errors import UserError, not_installed
-from hyperiqa.base.files import exists_or_on_hub
-from hyperiqa.base.plain_values import to_json_value, to_text
-from hyperiqa.datasets.names import lower_is_better_sets, parse_set_names, reader_name, record_name
-from hyperiqa.training.flags import (
-    AUGMENTATIONS,
-    FIXES,
-    MIX_SCALES,
-    WHOLE_MAPS,
-    Script,
-    for_csv_alone,
-    train_flags,
-)
+from hyperiqa.base.errors import UserError
+from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.datasets.names import parse_set_names, reader_name, record_name
+from hyperiqa.training.contradictions import contradictions
+from hyperiqa.training.flags import AUGMENTATIONS, FIXES, MIX_SCALES, Script, train_flags
 from hyperiqa.training.run_files import NOT_FIGURES
 
-IN_RUN_NAME = (
-    "hyper",
-    "loss",
-    "optimizer",
-)  # choices that a run's name says where they are not the default
+# A run's name mentions these choices where they are not the default.
+IN_RUN_NAME = ("hyper", "loss", "optimizer")
+
+# Where no flag says otherwise, the checkpoint of --init decides these.
+DECIDED_BY_INIT = ("backbone", "patch_size", "fusion", "hyper")
 
 
-def stored_features(o: argparse.Namespace) -> bool:
-    """Whether the run looks at stored stage maps of a frozen encoder in place of pixels."""
-    return o.freeze_backbone and o.fixed_crops and o.feature_dtype != "none"
+def train_options(
+    argv: Sequence[str] | None, description: str | None, script: Script
+) -> argparse.Namespace:
+    """Parse and check the flags of a train script.
+
+    Returns the settings under their canonical names, aliases folded in. They include:
+    `trained`: name -> path of each training set, None for its default place;
+    `dataset`: the names of the training sets, joined by "+";
+    `cross_test`: name -> path of each cross test; None instead: SPAQ, where it is found;
+    `mix_resize`, `cross_resize`: name -> `--resize` of each set;
+    `demo_defaults`: the flags with values that the demo brought.
+    Raises UserError, which names every problem at once.
+    """
+    problems: list[str] = []
+
+    # `parse` completes the settings first. It asks for the problems after it has checked the
+    # ranges, so those of the first step wait here for their place in the message.
+    def complete(options: argparse.Namespace, given: Given) -> None:
+        problems.extend(_complete(options, given, script))
+
+    def all_problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
+        yield from problems
+        yield from contradictions(options, given)
+        if mistake := problem_of(parse_fixes, options.training_fixes):
+            yield mistake
+        yield from _unknown_backbone(options, script)
+
+    options = train_flags(description, script).parse(argv, all_problems, complete)
+    options.training_fixes = parse_fixes(options.training_fixes)
+    return options
 
 
-def needs_pixels(o: argparse.Namespace) -> Iterator[str]:
-    """What is wrong with stored features beside flags that need the pixels, or whole stage maps, in every epoch."""
-    wanting = {
-        f"--fusion {o.fusion} looks at whole stage maps": o.fusion in WHOLE_MAPS,
-        f"--augment {' '.join(o.augment)} is for new patches in each epoch": not {*o.augment}
-        <= {"hflip", "none"},
-        "--mixup and --cutmix change the pixels": o.mixup or o.cutmix,
-        "--teacher scores the patches": o.teacher,
-        "they are of one data set": len(o.trained) > 1,
-    }
-    for reason, wanted in wanting.items():
-        if wanted and stored_features(o):
-            yield f"--freeze_backbone --fixed_crops stores averaged features, but {reason}: add --feature_dtype none"
+def _complete(options: argparse.Namespace, given: Given, script: Script) -> list[str]:
+    """Fill in what follows from other flags; returns the mistakes found on the way."""
+    options.mix_resize = {}
+    # Without names, --lower_is_better means all CSV sets.
+    if options.lower_is_better == []:
+        options.lower_is_better = True
+    problems = _read_training_sets(options, given, script)
+    # The digests of the weights become known when the models are read.
+    options.init_digest = None
+    options.teacher_digest = None
+    _apply_demo_defaults(options, given, script)
+    problems += _read_cross_tests(options, script)
+    first_set = next(iter(options.trained))
+    options.resize = options.resize or script.datasets[reader_name(first_set)]
+    # In one order and each once: the same augmentations are the same settings.
+    options.augment = [name for name in AUGMENTATIONS if name in options.augment]
+    return problems
+
+
+def _apply_demo_defaults(options: argparse.Namespace, given: Given, script: Script) -> None:
+    """Give the flags that neither the user nor --init decides the defaults of the demo."""
+    defaults = dict(script.demo) if options.dataset == "demo" else {}
+    if options.init:
+        for name in DECIDED_BY_INIT:
+            defaults.pop(name, None)
+            if name not in given:
+                setattr(options, name, None)
+    # Weights for the backbone are pretrained weights, so the demo must not switch those off.
+    if "backbone_weights" in given:
+        defaults.pop("pretrained", None)
+    options.demo_defaults = {name: value for name, value in defaults.items() if name not in given}
+    vars(options).update(options.demo_defaults)
+
+
+def _read_training_sets(options: argparse.Namespace, given: Given, script: Script) -> list[str]:
+    """Make `trained` and `dataset` out of --dataset and --dataset_path; returns the mistakes."""
+    problems = []
+    words = options.dataset
+    if options.dataset_path and len(words) == 1 and "=" not in words[0]:
+        words = [f"{words[0]}={options.dataset_path}"]
+    elif options.dataset_path:
+        problems.append(
+            "--dataset_path is of a single set, without a path of its own; "
+            "several: --dataset NAME=PATH NAME=PATH"
+        )
+    # After a mistake the default set stands in, so that the other flags are checked all the same.
+    options.trained = {"koniq-10k": None}
+    if words == ["csv"]:
+        problems.append(
+            "--dataset csv needs --dataset_path FILE.csv "
+            "(columns image,mos and optional split,group)"
+        )
+    else:
+        try:
+            options.trained = parse_set_names("--dataset", words, script.datasets)
+        except UserError as mistake:
+            problems.append(str(mistake))
+    options.dataset = "+".join(options.trained)
+    if len(options.trained) > 1:
+        return problems + _complete_mixing(options, script)
+    for name in ("mix_scale", "mix_patches", "select_set"):
+        if name in given:
+            problems.append(f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH")
+    options.dataset_path = next(iter(options.trained.values()))
+    return problems
+
+
+def _complete_mixing(options: argparse.Namespace, script: Script) -> list[str]:
+    """Complete and check the flags that say how several training sets are mixed."""
+    problems = []
+    set_names = ", ".join(options.trained)
+    if "demo" in options.trained:
+        problems.append("--dataset demo: trained alone, it brings its own cross test and defaults")
+    options.mix_scale = options.mix_scale or MIX_SCALES[0]
+    if options.select_set is not None and options.select_set not in options.trained:
+        problems.append(f"--select_set {options.select_set}: expected one of {set_names}")
+    counts = options.mix_patches or ["balanced"]
+    are_numbers = all(re.fullmatch(r"[1-9]\d*", count) for count in counts)
+    one_for_each = are_numbers and len(counts) == len(options.trained)
+    if counts != ["balanced"] and not one_for_each:
+        problems.append(
+            f"--mix_patches {' '.join(counts)}: "
+            f"expected a number for each of {set_names}, or balanced"
+        )
+    for name in options.trained:
+        options.mix_resize[name] = options.resize or script.datasets[reader_name(name)]
+    # The run's record then tells the place of every set.
+    options.dataset_path = options.trained
+    return problems
+
+
+def _read_cross_tests(options: argparse.Namespace, script: Script) -> list[str]:
+    """Fold --spaq_path and --no_spaq into `cross_test`; returns the mistakes.
+
+    `cross_test` becomes name -> path, a path being None for a set's default place. It becomes None
+    as a whole where no flag says anything: SPAQ is then tested if it lies in its default place.
+    """
+    problems = []
+    spaq = vars(options).pop("spaq")
+    spaq_path = vars(options).pop("spaq_path")
+    if not spaq and spaq_path:
+        problems.append("contradictory flags: --no_spaq and --spaq_path")
+    if "spaq" in options.trained and spaq_path:
+        problems.append("--dataset spaq takes its folder from --dataset_path, not --spaq_path")
+    cross_test: dict[str, Path | None] | None = None
+    if not spaq or "spaq" in options.trained:
+        cross_test = {}
+    if options.cross_test is not None:
+        # The demo's images are made on first use, for the demo's own training.
+        testable = [name for name in script.datasets if name != "demo"]
+        try:
+            cross_test = parse_set_names("--cross_test", options.cross_test, testable)
+        except UserError as mistake:
+            problems.append(str(mistake))
+    problems += _listed_twice(cross_test or {}, options.trained, spaq, spaq_path)
+    if spaq_path:
+        cross_test = {**(cross_test or {}), "spaq": spaq_path}
+    options.cross_test = cross_test
+    # An explicit --resize is for all sets; without it, each set has its own.
+    options.cross_resize = {}
+    for name in ["spaq"] if cross_test is None else cross_test:
+        resize = options.resize or script.datasets.get(reader_name(name), "384")
+        options.cross_resize[record_name(name)] = resize
+    return problems
+
+
+def _listed_twice(
+    cross_test: Mapping[str, Any], trained: Mapping[str, Any], spaq: bool, spaq_path: Path | None
+) -> Iterator[str]:
+    """The cross tests that another flag rules out, or names too."""
+    if "spaq" in cross_test and not spaq:
+        yield "contradictory flags: --cross_test spaq and --no_spaq"
+    # Without a path of its own, `--cross_test spaq` takes that of --spaq_path.
+    elif cross_test.get("spaq") and spaq_path:
+        yield "contradictory flags: --cross_test spaq and --spaq_path"
+    for name in cross_test:
+        if name in trained:
+            yield f"--cross_test {name}: the run tests on its --dataset anyway"
+
+
+def _unknown_backbone(options: argparse.Namespace, script: Script) -> Iterator[str]:
+    name = options.backbone
+    prefix = script.any_backbone
+    # Without a name, the checkpoint of --init decides.
+    if not name or name in script.backbones:
+        return
+    if prefix is None:
+        yield f"--backbone {name}: expected one of {', '.join(script.backbones)}"
+    elif not name.startswith(prefix):
+        yield (
+            f"--backbone {name}: expected one of {', '.join(script.backbones)}"
+            f" or another timm model named {prefix}…"
+        )
 
 
 def parse_fixes(text: str) -> tuple[str, ...]:
-    """`--training_fixes` -> names out of `FIXES`; `all` = optimizer_state,backbone_lr (they imply filter)."""
+    """The names out of `FIXES` that `--training_fixes` lists.
+
+    `none` is no fix, `all` is optimizer_state,backbone_lr, which imply filter. Raises UserError.
+    """
     if text == "none":
         return ()
-    names = ["optimizer_state", "backbone_lr"] if text == "all" else text.split(",")
+    names = text.split(",")
+    if text == "all":
+        names = ["optimizer_state", "backbone_lr"]
     if not set(names) <= set(FIXES):
         raise UserError(
             f"--training_fixes {text}: expected all, none or a comma list of {', '.join(FIXES)}"
@@ -64,210 +232,60 @@ def parse_fixes(text: str) -> tuple[str, ...]:
     return tuple(name for name in FIXES if name in names)
 
 
-def _contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
-    path = o.resume if o.resume != "auto" else None
-    checks = {
-        "--training_fixes needs --lr_scheduler step: it repairs that schedule and no other": o.training_fixes
-        != "none"
-        and o.lr_scheduler != "step",
-        "--milestones needs --lr_scheduler multistep": o.milestones
-        and o.lr_scheduler != "multistep",
-        f"--milestones {to_text(o.milestones)}: expected rising numbers from 1 to {o.epochs - 1}, below --epochs": o.milestones
-        and o.milestones != sorted({n for n in o.milestones if 0 < n < o.epochs}),
-        "--plateau_patience needs --lr_scheduler plateau": "plateau_patience" in given
-        and o.lr_scheduler != "plateau",
-        "contradictory flags: --warmup_epochs and --lr_scheduler step, the published procedure": o.warmup_epochs
-        and o.lr_scheduler == "step",
-        f"--warmup_epochs {o.warmup_epochs}: expected fewer than --epochs {o.epochs}": o.warmup_epochs
-        and o.warmup_epochs >= o.epochs,
-        "contradictory flags: --no_pretrained and --backbone_weights": o.backbone_weights
-        and not o.pretrained,
-        "contradictory flags: --init brings its own weights; no --backbone_weights, no --no_pretrained": o.init
-        and (o.backbone_weights or "pretrained" in given),
-        "--feature_dtype needs --freeze_backbone and --fixed_crops": "feature_dtype" in given
-        and not (o.freeze_backbone and o.fixed_crops),
-        "contradictory flags: --contrastive_weight trains the encoder, which --freeze_backbone leaves as it is": o.contrastive_weight
-        and o.freeze_backbone,
-        "contradictory flags: --drop_path and --freeze_backbone, which leaves no path out": o.drop_path
-        and o.freeze_backbone,
-        "contradictory flags: --no_early_stopping and --patience": not o.early_stopping
-        and "patience" in given,
-        "--ranking_loss_margin needs --ranking_loss_alpha above 0": "ranking_loss_margin" in given
-        and o.ranking_loss_alpha == 0,
-        "contradictory flags: --cache_device cuda and --device cpu": o.cache_device == "cuda"
-        and o.device == "cpu",
-        (missing := not_installed("--tensorboard", "tensorboard")): o.tensorboard and missing,
-        "--augment_strength needs --augment color or blur": "augment_strength" in given
-        and not {"color", "blur"} & {*o.augment},
-        "contradictory: --augment none with others": "none" in o.augment and len(o.augment) > 1,
-        "--val_fraction needs --select_on val": o.val_fraction is not None and o.select_on != "val",
-        "contradictory flags: --resume PATH and --run_name (the run keeps its name)": path
-        and o.run_name is not None,
-        f"--resume {path}: no such file; expected auto, a run's last.pt or its folder": path
-        and not Path(path).exists(),
-        f"--backbone_weights {o.backbone_weights}: no such file": o.backbone_weights
-        and not exists_or_on_hub(o.backbone_weights),
-        "--distill_weight needs --teacher": "distill_weight" in given and not o.teacher,
-        f"--teacher {o.teacher}: no such file or folder": o.teacher
-        and not exists_or_on_hub(o.teacher),
-        f"--init {o.init}: no such file or folder": o.init and not exists_or_on_hub(o.init),
-    }
-    yield from (text for text, wrong in checks.items() if wrong)
-    names = [*o.trained, *(o.cross_test or ())]
-    if not any(name.startswith("csv") for name in names):
-        yield from for_csv_alone(given, "--dataset csv")
-    elif problem := problem_of(lower_is_better_sets, o.lower_is_better, names):
-        yield problem
-    yield from needs_pixels(o)
-    if problem := problem_of(parse_fixes, o.training_fixes):
-        yield problem
-
-
-def _trained_sets(o: argparse.Namespace, script: Script, given: Given) -> Iterator[str]:
-    """Make `trained`, name -> path or None for its default place, out of --dataset and --dataset_path, `dataset` the
-    names, and of what mixes several sets what holds where it is not given; yields mistakes."""
-    words, o.trained = o.dataset, {"koniq-10k": None}
-    if o.dataset_path and len(words) == 1 and "=" not in words[0]:
-        words = [f"{words[0]}={o.dataset_path}"]
-    elif o.dataset_path:
-        yield "--dataset_path is of a single set, without a path of its own; several: --dataset NAME=PATH NAME=PATH"
-    if words == ["csv"]:
-        yield "--dataset csv needs --dataset_path FILE.csv (columns image,mos and optional split,group)"
-    else:
-        try:
-            o.trained = parse_set_names("--dataset", words, script.datasets)
-        except UserError as mistake:
-            yield str(mistake)
-    several, o.dataset = len(o.trained) > 1, "+".join(o.trained)
-    if several and "demo" in o.trained:
-        yield "--dataset demo: trained alone, it brings its own cross test and defaults"
-    if not several:
-        flags = [name for name in ("mix_scale", "mix_patches", "select_set") if name in given]
-        yield from (f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH" for name in flags)
-        o.dataset_path = next(iter(o.trained.values()))
-        return
-    o.mix_scale = o.mix_scale or MIX_SCALES[0]
-    if o.select_set is not None and o.select_set not in o.trained:
-        yield f"--select_set {o.select_set}: expected one of {', '.join(o.trained)}"
-    counts = o.mix_patches or ["balanced"]
-    numbers = len(counts) == len(o.trained) and all(
-        re.fullmatch(r"[1-9]\d*", count) for count in counts
-    )
-    if counts != ["balanced"] and not numbers:
-        yield f"--mix_patches {' '.join(counts)}: expected a number for each of {', '.join(o.trained)}, or balanced"
-    o.mix_resize = {name: o.resize or script.datasets[reader_name(name)] for name in o.trained}
-    o.dataset_path = o.trained  # for the record
-
-
-def _cross_tests(o: argparse.Namespace, script: Script) -> Iterator[str]:
-    """Fold --spaq_path and --no_spaq into `cross_test`: name -> path, None where it is the default; yields mistakes."""
-    spaq, spaq_path = vars(o).pop("spaq"), vars(o).pop("spaq_path")
-    if not spaq and spaq_path:
-        yield "contradictory flags: --no_spaq and --spaq_path"
-    if "spaq" in o.trained and spaq_path:
-        yield "--dataset spaq takes its folder from --dataset_path, not --spaq_path"
-    chosen: dict[str, Path | None] = {} if not spaq or "spaq" in o.trained else None
-    if o.cross_test is not None:
-        try:
-            chosen = parse_set_names(
-                "--cross_test", o.cross_test, [name for name in script.datasets if name != "demo"]
-            )
-        except UserError as mistake:
-            yield str(mistake)
-    if chosen and "spaq" in chosen and (not spaq or chosen["spaq"]) and (not spaq or spaq_path):
-        yield f"contradictory flags: --cross_test spaq and {'--spaq_path' if spaq else '--no_spaq'}"
-    both = [name for name in chosen or () if name in o.trained]
-    yield from (f"--cross_test {name}: the run tests on its --dataset anyway" for name in both)
-    o.cross_test = {**(chosen or {}), "spaq": spaq_path} if spaq_path else chosen
-    # An explicit --resize is for all sets; without, each has its own.
-    names = ["spaq"] if o.cross_test is None else list(o.cross_test)
-    o.cross_resize = {
-        record_name(name): o.resize or script.datasets.get(reader_name(name), "384")
-        for name in names
-    }
-
-
-def train_options(
-    argv: Sequence[str] | None, description: str | None, script: Script
-) -> argparse.Namespace:
-    """Parse and check the flags of a train script.
-    Returns the settings under their canonical names (aliases folded in), with `demo_defaults` = the flags whose value
-    the demo brought, `trained` = name -> path or None, `dataset` = their names joined by +, `cross_test` = name ->
-    path, or None for SPAQ where it is found, `mix_resize` and `cross_resize` = name -> its `--resize`. Raises
-    UserError, naming every problem at once."""
-    problems: list[str] = []
-
-    def prepare(options: argparse.Namespace, given: Given) -> None:
-        asked = {*given, "pretrained"} if "backbone_weights" in given else given
-        options.mix_resize = {}
-        options.lower_is_better = True if options.lower_is_better == [] else options.lower_is_better
-        problems.extend(_trained_sets(options, script, given))
-        demo = dict(script.demo) if options.dataset == "demo" else {}
-        options.init_digest = options.teacher_digest = None  # of the weights, where they are read
-        if options.init:
-            for name in (
-                "backbone",
-                "patch_size",
-                "fusion",
-                "hyper",
-            ):  # the checkpoint's, which is read later
-                demo.pop(name, None)
-                vars(options).update({} if name in given else {name: None})
-        options.demo_defaults = {name: value for name, value in demo.items() if name not in asked}
-        vars(options).update(options.demo_defaults)
-        problems.extend(_cross_tests(options, script))
-        options.resize = options.resize or script.datasets[reader_name(next(iter(options.trained)))]
-        options.augment = [
-            name for name in AUGMENTATIONS if name in options.augment
-        ]  # in one order, each once
-
-    def found(options: argparse.Namespace, given: Given) -> Iterator[str]:
-        yield from problems
-        yield from _contradictions(options, given)
-        names, prefix = script.backbones, script.any_backbone
-        any_other = prefix is not None and (options.backbone or prefix).startswith(prefix)
-        if options.backbone and options.backbone not in names and not any_other:
-            more = f" or another timm model named {prefix}…" if prefix else ""
-            yield f"--backbone {options.backbone}: expected one of {', '.join(names)}{more}"
-
-    options = train_flags(description, script).parse(argv, found, prepare)
-    options.training_fixes = parse_fixes(options.training_fixes)
-    return options
-
-
 @functools.cache
-def _defaults() -> dict[str, Any]:
-    return vars(train_options([], None, Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})))
+def _default_settings() -> dict[str, Any]:
+    """The settings of a command without flags: the defaults, under their canonical names."""
+    script = Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})
+    return vars(train_options([], None, script))
 
 
 def default_run_name(
     options: argparse.Namespace, backbone: str, short: str, alpha_too: bool
 ) -> str:
-    """A run's name where the user gives none: its choices and the time. backbone: one that is called `short`.
-    alpha_too: name alpha 0 as well."""
-    o, defaults = options, _defaults()
-    fusion = {"none": "", "concat": "multiscale"}.get(o.fusion, o.fusion)
-    others = [getattr(o, name) for name in IN_RUN_NAME if getattr(o, name) != defaults[name]]
-    alpha = f"ranking_alpha{o.ranking_loss_alpha:g}" if o.ranking_loss_alpha or alpha_too else ""
-    now = datetime.now().strftime("%Y%m%d_%H%M%S")
-    name = "_".join(
-        filter(None, [short if o.backbone == backbone else o.backbone, fusion, *others, alpha, now])
-    )
-    return re.sub(r"[^\w.+=-]", "-", name)  # hf-hub:USER/NAME
+    """A run's name where the user gives none: its choices and the time.
+
+    backbone: the one that the name calls `short`; others appear under their own name.
+    alpha_too: whether an alpha of 0 is named as well.
+    """
+    defaults = _default_settings()
+    parts = [short if options.backbone == backbone else options.backbone]
+    parts.append({"none": "", "concat": "multiscale"}.get(options.fusion, options.fusion))
+    for setting in IN_RUN_NAME:
+        choice = getattr(options, setting)
+        if choice != defaults[setting]:
+            parts.append(choice)
+    if options.ranking_loss_alpha or alpha_too:
+        parts.append(f"ranking_alpha{options.ranking_loss_alpha:g}")
+    parts.append(datetime.now().strftime("%Y%m%d_%H%M%S"))
+    name = "_".join(filter(None, parts))
+    # A model of the Hub, hf-hub:USER/NAME, must not open a folder.
+    return re.sub(r"[^\w.+=-]", "-", name)
 
 
 def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a run's figures depend on, as JSON knows them, in the form of this version.
-    What an older version's run does not know counts as its default here: that is what the run did."""
-    given = dict(options if isinstance(options, Mapping) else vars(options))
-    if "cross_resize" not in given and "spaq" in given:  # before 0.8, SPAQ was the only cross test
-        given["cross_resize"] = (
-            {"spaq": given["spaq_resize"]} if given["spaq"] and given["dataset"] != "spaq" else {}
-        )
-    settings = {**_defaults(), **given}
-    return to_json_value({name: settings[name] for name in _defaults() if name not in NOT_FIGURES})  # type: ignore[return-value]
+    """The settings that a run's figures depend on, as JSON values in the form of this version.
+
+    A setting that the run of an older version lacks counts as its default: that is what it did.
+    """
+    settings = dict(options if isinstance(options, Mapping) else vars(options))
+    # Before 0.8, SPAQ was the only cross test.
+    if "cross_resize" not in settings and "spaq" in settings:
+        settings["cross_resize"] = {}
+        if settings["spaq"] and settings["dataset"] != "spaq":
+            settings["cross_resize"] = {"spaq": settings["spaq_resize"]}
+    defaults = _default_settings()
+    figures_depend_on = {
+        name: settings.get(name, default)
+        for name, default in defaults.items()
+        if name not in NOT_FIGURES
+    }
+    return to_json_value(figures_depend_on)
 
 
-def settings_again(description: Mapping[str, Any], **where: Any) -> argparse.Namespace:
-    """The flags of a run as a model's description has them; where: what the description does not say, such as paths."""
-    return argparse.Namespace(**{**_defaults(), **figure_settings(description), **where})
+def settings_again(description: Mapping[str, Any], **places: Any) -> argparse.Namespace:
+    """The settings of the run that made a model, from the model's description.
+
+    places: settings that the description does not hold, such as paths.
+    """
+    settings = {**_default_settings(), **figure_settings(description), **places}
+    return argparse.Namespace(**settings)

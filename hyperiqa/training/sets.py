@@ -35,8 +35,8 @@ from hyperiqa.training.batches import (
     PatchBatches,
     drop_bad_images,
 )
+from hyperiqa.training.contradictions import stored_features
 from hyperiqa.training.log import RunLog
-from hyperiqa.training.options import stored_features
 from hyperiqa.training.patches import addressed_seed, test_patches, train_patches
 
 

@@ -9,8 +9,8 @@ from hyperiqa.datasets.records import DataSet
 from hyperiqa.model import checkpoints
 from hyperiqa.model.factory import build
 from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.training.contradictions import needs_pixels
 from hyperiqa.training.losses import SCALELESS
-from hyperiqa.training.options import needs_pixels
 
 
 class StartingModel:
