@@ -14,7 +14,7 @@ from hyperiqa.training.losses import SCALELESS
 
 
 class StartingModel:
-    """What `--init` starts from, or `--teacher` learns from: a whole trained model, anything that `load` reads."""
+    """A trained model that a run starts from or learns from: any file that `load_model` reads."""
 
     def __init__(self, path: Path):
         self.path = checkpoints.find_model(path)
@@ -23,17 +23,25 @@ class StartingModel:
 
     @classmethod
     def of(cls, options: Namespace) -> "StartingModel":
-        """As the flags say; what they leave to the checkpoint is set in them. Raises UserError."""
+        """The model of `--init`.
+
+        The choices that the flags leave to the checkpoint are set in `options`. Raises UserError
+        where a flag contradicts the checkpoint.
+        """
         initial = cls(options.init)
-        known = {
-            "hyper": "conv",
-            **initial.description,
-        }  # before there was another, models did not say it
+        # Models from before there was a second hyper network do not name theirs.
+        description = {"hyper": "conv", **initial.description}
         for name in ("backbone", "patch_size", *HyperNet.choices):
-            own, asked = known.get(name), getattr(options, name)
-            if asked not in (None, own) and name != "patch_size":
-                raise UserError(f"--{name} {asked}: the model of --init {options.init} has {own}")
-            setattr(options, name, own if asked is None else asked)
+            trained_with = description.get(name)
+            flag_value = getattr(options, name)
+            if flag_value is None:
+                setattr(options, name, trained_with)
+            # The adaptive pools let a model go on with patches of another size.
+            elif flag_value != trained_with and name != "patch_size":
+                raise UserError(
+                    f"--{name} {flag_value}: the model of --init {options.init} has {trained_with}"
+                )
+        # Only now the fusion is known, which may need whole stage maps.
         for problem in needs_pixels(options):
             raise UserError(problem)
         options.init_digest = initial.digest
@@ -41,47 +49,54 @@ class StartingModel:
 
     @classmethod
     def teacher_of(cls, options: Namespace) -> "StartingModel":
-        """The model of `--teacher`. Raises UserError where its scores are on no scale that could be learnt."""
+        """The model of `--teacher`.
+
+        Raises UserError where its loss left the scores on no scale that could be learnt.
+        """
         teacher = cls(options.teacher)
-        if (loss := teacher.description.get("loss")) in SCALELESS:
+        loss = teacher.description.get("loss")
+        if loss in SCALELESS:
             raise UserError(
-                f"--teacher {options.teacher}: trained with --loss {loss}, so its scores are on no scale"
+                f"--teacher {options.teacher}: trained with --loss {loss}, "
+                "so its scores are on no scale"
             )
         options.teacher_digest = teacher.digest
         return teacher
 
     def model(self, data: DataSet, options: Namespace) -> HyperNet:
-        """The model, its scores brought to the scale of the data set that it is trained on next, as the flags say."""
-        net = build(
-            {
-                **self.description,
-                **{n: getattr(options, n) for n in ("patch_size", "dropout", "drop_path")},
-            }
-        )
+        """The model with its regularisation as the flags say, its scores on the scale of `data`."""
+        flags = {name: getattr(options, name) for name in ("patch_size", "dropout", "drop_path")}
+        net = build({**self.description, **flags})
         checkpoints.fill(net, self.state, self.path)
         net.rescale(*self.scale(data))
         return net
 
     def scale(self, data: DataSet) -> tuple[float, float]:
-        """(a, b): a·score + b of a score is the same on the data set's nominal range, and points its way."""
-        d = self.description
-        known = d["dataset"] in READERS and READERS[d["dataset"]].nominal_range
-        low, high = d.get("nominal_range") or known or d["score_range"]
-        to_low, to_high = data.range
-        if low == high or to_low == to_high:
-            return 1.0, 0.0
-        if d["higher_is_better"] != data.higher_is_better:
-            to_low, to_high = to_high, to_low
-        factor = (to_high - to_low) / (high - low)
-        return factor, to_low - factor * low
+        """The factor and the offset that bring the model's scores to the scale of a data set.
 
-    def explained(self, data: DataSet, how: str) -> str:
-        """What a log says of it; how: what the run does with the model."""
-        (a, b), d = self.scale(data), self.description
-        where = f"{d['dataset']} to {data.name}"
-        scale = (
-            "scores stay as they are"
-            if (a, b) == (1, 0)
-            else f"scores become {a:g} * score {b:+g}, from {where}"
-        )
-        return f"{how} {self.path} (weights {self.digest}): {scale}"
+        factor * score + offset has the same place on the nominal range of `data` as the score has
+        on the range that the model was trained on, and the same end of both is the better one.
+        """
+        dataset = self.description["dataset"]
+        nominal_range = self.description.get("nominal_range")
+        if not nominal_range and dataset in READERS:
+            nominal_range = READERS[dataset].nominal_range
+        low, high = nominal_range or self.description["score_range"]
+        new_low, new_high = data.range
+        # A range without width has no scale to bring scores to.
+        if low == high or new_low == new_high:
+            return 1.0, 0.0
+        if self.description["higher_is_better"] != data.higher_is_better:
+            new_low, new_high = new_high, new_low
+        factor = (new_high - new_low) / (high - low)
+        return factor, new_low - factor * low
+
+    def explained(self, data: DataSet, use: str) -> str:
+        """A line for the log. use: what the run does with the model, such as "Starting from"."""
+        factor, offset = self.scale(data)
+        if (factor, offset) == (1, 0):
+            scale = "scores stay as they are"
+        else:
+            sets = f"{self.description['dataset']} to {data.name}"
+            scale = f"scores become {factor:g} * score {offset:+g}, from {sets}"
+        return f"{use} {self.path} (weights {self.digest}): {scale}"
