@@ -9,16 +9,19 @@ import numpy as np
 
 from hyperiqa.training.augmentations import DEFAULT, draw
 
-TEST_CROP_SEED = (
-    20  # the public code draws its random test crops anew in every run; ours come from this seed
-)
+# The public code draws its random test crops anew in every run; ours always come from this seed.
+TEST_CROP_SEED = 20
 
 
 @dataclass(frozen=True)
 class Patches:
     """Where patches lie: image number, top and left, each (n,), in the order of their use.
-    drawn: augmentation -> what it does to each patch, (n, …). address: (seed, epoch) of training patches. row: of
-    patches that stay the same in all epochs, the number of each among them."""
+
+    drawn: augmentation -> what it does to each patch, (n, …).
+    address: (seed, epoch) of training patches.
+    row: the number of each patch among those of epoch 0, for patches that stay the same in all
+    epochs; None for patches that are drawn anew.
+    """
 
     image: np.ndarray
     top: np.ndarray
@@ -32,12 +35,9 @@ class Patches:
 
     def digest(self) -> str:
         """Changes when a patch or its place in the order changes."""
-        arrays = [
-            self.image,
-            self.top,
-            self.left,
-            *(self.drawn[name] for name in sorted(self.drawn)),
-        ]
+        arrays = [self.image, self.top, self.left]
+        # By name: in which order the augmentations were drawn does not matter.
+        arrays += [self.drawn[name] for name in sorted(self.drawn)]
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
@@ -55,31 +55,44 @@ def train_patches(
     augment: Mapping[str, float] = DEFAULT,
     fixed: bool = False,
 ) -> Patches:
-    """`per_image` random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
-    sizes: (n, 2) heights and widths. per_image: of all, or of each (n,). `seed` is the round's own, so round 2 of seed
-    7 is round 1 of seed 8. augment: name -> strength. fixed: the crops of epoch 0, which is no epoch, in the order of
-    this one."""
+    """Random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
+
+    sizes: (n, 2) heights and widths.
+    per_image: number of crops of every image, or of each one (n,).
+    seed: the round's own, so round 2 of seed 7 is round 1 of seed 8.
+    augment: name -> strength.
+    fixed: take the crops of epoch 0, which is never trained, in an order of this epoch's own.
+    """
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch)))
     if fixed and epoch:
-        same = train_patches(sizes, patch_size, per_image, seed, 0, augment)
-        row = rng.permutation(len(same))
-        drawn = {name: each[row] for name, each in same.drawn.items()}
-        return Patches(same.image[row], same.top[row], same.left[row], drawn, (seed, epoch), row)
+        base = train_patches(sizes, patch_size, per_image, seed, 0, augment)
+        row = rng.permutation(len(base))
+        drawn = {name: values[row] for name, values in base.drawn.items()}
+        return Patches(base.image[row], base.top[row], base.left[row], drawn, (seed, epoch), row)
     image = rng.permutation(np.repeat(np.arange(len(sizes)), per_image))
     room = sizes[image] - patch_size + 1
     top, left = (rng.random((len(image), 2)) * room).astype(np.int64).T
-    return Patches(image, top, left, draw(augment, rng, len(image)), (seed, epoch))
+    # The augmentations come last: with others, order and crops stay the same.
+    drawn = draw(augment, rng, len(image))
+    return Patches(image, top, left, drawn, (seed, epoch))
+
+
+def _spread(room: int, number: int) -> list[int]:
+    """Evenly spaced offsets in 0..room, coinciding ones once; a single one lies in the middle."""
+    offsets = np.linspace(0, room, number) if number > 1 else [room / 2]
+    return sorted({round(offset) for offset in offsets})
 
 
 def _grid(height: int, width: int, patch_size: int, number: int) -> list[tuple[int, int]]:
-    """(top, left) of `number` crops in the rows x columns that suit the image's shape best; coinciding ones once."""
+    """(top, left) of `number` crops in the rows x columns that suit the image's shape best.
+
+    Crops that coincide come once.
+    """
     shapes = [(rows, number // rows) for rows in range(1, number + 1) if number % rows == 0]
-    rows, columns = min(shapes, key=lambda s: abs(np.log(s[0] / s[1]) - np.log(height / width)))
-    rooms = (height - patch_size, rows), (width - patch_size, columns)
-    tops, lefts = (
-        sorted({round(x) for x in (np.linspace(0, room, n) if n > 1 else [room / 2])})
-        for room, n in rooms
-    )
+    aspect = np.log(height / width)
+    rows, columns = min(shapes, key=lambda shape: abs(np.log(shape[0] / shape[1]) - aspect))
+    tops = _spread(height - patch_size, rows)
+    lefts = _spread(width - patch_size, columns)
     return list(itertools.product(tops, lefts))
 
 
@@ -87,7 +100,11 @@ def test_patches(
     sizes: np.ndarray, patch_size: int, crop: str = "center", number: int = 25
 ) -> Patches:
     """The distinct crops that an image is scored on, image by image.
-    center: one (all `number` would be the same); grid: `number` on a regular grid; random: `number` by a fixed seed."""
+
+    sizes: (n, 2) heights and widths.
+    crop: `center`: one, since all `number` would be the same; `grid`: `number` on a regular grid;
+    `random`: `number` from a fixed seed.
+    """
     rows = []
     for i, (height, width) in enumerate(sizes):
         if crop == "center":
@@ -95,9 +112,10 @@ def test_patches(
         elif crop == "grid":
             places = _grid(height, width, patch_size, number)
         else:
+            # Each image has a seed of its own: its crops do not depend on the images before it.
             rng = np.random.Generator(np.random.PCG64(addressed_seed(TEST_CROP_SEED, i)))
             room = np.array([height, width]) - patch_size + 1
-            places = [tuple(p) for p in (rng.random((number, 2)) * room).astype(np.int64)]
+            places = (rng.random((number, 2)) * room).astype(np.int64)
         rows += [(i, top, left) for top, left in places]
     image, top, left = np.array(rows, np.int64).reshape(-1, 3).T
     return Patches(image, top, left)
