@@ -1,15 +1,18 @@
-"""Blind image quality assessment with HyperIQA: one image in, one quality score out, no reference image.
+"""Blind image quality assessment with HyperIQA: an image in, a quality score out.
 
-import hyperiqa
+No reference image is needed:
 
-model = hyperiqa.load("checkpoints/NAME")
-print(model.score("photo.jpg"))
+    import hyperiqa
+
+    model = hyperiqa.load("checkpoints/NAME")
+    print(model.score("photo.jpg"))
 """
 
 from typing import TYPE_CHECKING, Any
 
 from hyperiqa.base.version import VERSION as __version__
 
+# Type checkers and editors see the public names; at run time they are imported on first use.
 if TYPE_CHECKING:
     from hyperiqa.scoring.quality_model import QualityModel, Scored, load
 
@@ -17,7 +20,7 @@ __all__ = ["QualityModel", "Scored", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what scores images, and torch with it, only once somebody asks for it."""
+    """Import the scoring code, and torch with it, only when one of its names is first used."""
     if name not in ("QualityModel", "Scored", "load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from hyperiqa.scoring import quality_model

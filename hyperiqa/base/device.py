@@ -1,4 +1,4 @@
-"""The device that a model computes on: which one, in which precision, with which of torch's switches."""
+"""The device that a model computes on: which one, in which precision, with which torch switches."""
 
 import contextlib
 import ctypes
@@ -14,10 +14,18 @@ import torch
 
 from hyperiqa.base.errors import UserError
 
+# Settings of glibc's mallopt, from its malloc.h.
+M_TRIM_THRESHOLD = -1
+M_MMAP_THRESHOLD = -3
+
 
 @dataclass(frozen=True)
 class Hardware:
-    """Where and how a model computes: bf16 is autocast of the forward pass, `workers` processes cut patches."""
+    """Where and how a model computes.
+
+    bf16: whether the forward pass runs under bf16 autocast.
+    workers: the processes that cut patches; 0: the main process does.
+    """
 
     device: torch.device
     bf16: bool = False
@@ -29,41 +37,44 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        found = (
-            torch.cuda.get_device_name(self.device)
-            if self.device.type == "cuda"
-            else platform.machine()
-        )
-        return f"{self.device} ({found})"
+        if self.device.type == "cuda":
+            model_name = torch.cuda.get_device_name(self.device)
+        else:
+            model_name = platform.machine()
+        return f"{self.device} ({model_name})"
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def take(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        """A batch with its tensors on the device; to a GPU from pinned memory, for which the host need not wait."""
+        """A batch with its tensors moved to the device; other values stay as they are."""
+        return {name: self._to_device(value) for name, value in batch.items()}
 
-        def taken(value: Any) -> Any:
-            if not torch.is_tensor(value) or value.device == self.device:
-                return value
-            return (value.pin_memory() if self.device.type == "cuda" else value).to(
-                self.device, non_blocking=True
-            )
-
-        return {name: taken(value) for name, value in batch.items()}
+    def _to_device(self, value: Any) -> Any:
+        if not torch.is_tensor(value) or value.device == self.device:
+            return value
+        # From pinned memory the copy to a GPU runs while the host goes on.
+        if self.device.type == "cuda":
+            value = value.pin_memory()
+        return value.to(self.device, non_blocking=True)
 
 
 def choose_hardware(
     device: str, precision: str = "fp32", workers: int | None = None
 ) -> tuple[Hardware, str]:
-    """`--device`, `--precision`, `--workers` -> (hardware, why that precision). Raises UserError."""
-    found = choose_device(device)
-    bf16, reason = choose_bf16(precision, found)
-    workers = (4 if found.type == "cuda" else 0) if workers is None else workers
-    return Hardware(found, bf16, workers), reason
+    """Turn `--device`, `--precision` and `--workers` into (hardware, the reason for the precision).
+
+    workers: None means 4 for a GPU, else 0. Raises UserError.
+    """
+    chosen_device = choose_device(device)
+    bf16, reason = choose_bf16(precision, chosen_device)
+    if workers is None:
+        workers = 4 if chosen_device.type == "cuda" else 0
+    return Hardware(chosen_device, bf16, workers), reason
 
 
 def choose_device(name: str) -> torch.device:
-    """`--device` -> device. Raises UserError where there is no such device."""
+    """Turn `--device` into a device. Raises UserError where this machine has no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
@@ -77,45 +88,65 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_bf16(precision: str, device: torch.device) -> tuple[bool, str]:
-    """`--precision` -> (whether to train under bf16 autocast, why)."""
+    """Turn `--precision` into (whether to train under bf16 autocast, the reason)."""
     if precision != "auto":
         return precision == "bf16", "as asked for"
     if device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
+        # Ampere (8.0) is the first generation that computes in bf16.
         return major >= 8, f"compute capability {major}.{minor}"
+    cpu_flags = _cpu_flags()
+    # On a CPU without these instructions bf16 is emulated, slower than fp32.
+    for instructions in ("amx_bf16", "avx512_bf16"):
+        if instructions in cpu_flags:
+            return True, f"this CPU has {instructions}"
+    return False, "no native bf16 here"
+
+
+def _cpu_flags() -> list[str]:
     cpuinfo = Path("/proc/cpuinfo")
-    flags = cpuinfo.read_text().split() if platform.system() == "Linux" and cpuinfo.exists() else []
-    native = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in flags]
-    return bool(native), f"this CPU has {native[0]}" if native else "no native bf16 here"
+    if platform.system() != "Linux" or not cpuinfo.exists():
+        return []
+    return cpuinfo.read_text().split()
 
 
 def set_backends(deterministic: bool) -> None:
-    """Reproducible kernels, unless the user prefers speed (`--no_deterministic`); call it before the GPU is used."""
+    """Choose reproducible kernels, or fast ones (`--no_deterministic`).
+
+    Call it before the GPU is used: cuBLAS reads its setting when it starts.
+    """
     if deterministic and torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
-    torch.backends.cudnn.allow_tf32 = (
-        False  # cuDNN's default rounds the inputs of convolutions to 10 bits
-    )
+    # cuDNN's default rounds the inputs of convolutions to 10 bits.
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def map_large_tensors_separately() -> None:
-    """Until `keep_freed_memory`: give every large tensor memory of its own. Those that stay, weights and optimizer
-    state, then do not lie in the midst of what steps allocate, which they would scatter, so that it grew by a fifth."""
-    _mallopt(-3, 2**17)  # M_MMAP_THRESHOLD
+    """Give every large tensor memory of its own, until `keep_freed_memory` is called.
+
+    Weights and optimizer state stay for the whole run. Allocated in this way they do not lie in the
+    midst of the memory that the steps allocate and free, which they would fragment: the process
+    would grow by a fifth.
+    """
+    _mallopt(M_MMAP_THRESHOLD, 2**17)
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let malloc keep what a step frees for the next one, where this system has such a setting (glibc's mallopt).
-    By default the kernel zeroes the new memory of every large tensor: on two CPU cores up to a fifth of a training
-    step. The process grows no larger than its largest step. For programs, not libraries: it holds for all of it."""
-    _mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-    _mallopt(-1, -1)  # M_TRIM_THRESHOLD
+    """Let malloc keep the memory that a step frees for the next step, where the system is glibc's.
+
+    By default the kernel zeroes the new memory of every large tensor, which takes up to a fifth of
+    a training step on two CPU cores. The process grows no larger than its largest step. The setting
+    holds for the whole process, so it is for programs, not for libraries.
+    """
+    _mallopt(M_MMAP_THRESHOLD, 2**30)
+    _mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _mallopt(setting: int, value: int) -> None:
-    with contextlib.suppress(OSError, AttributeError, TypeError):  # another system's C library
+    # The C library of another system has no such function.
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).mallopt(setting, value)

@@ -1,4 +1,4 @@
-"""What ends a program early: a mistake of the user's, a signal, or that there is nothing left to do."""
+"""The ways a program ends early: a mistake of the user's, a signal, or nothing left to do."""
 
 import importlib.util
 import signal
@@ -10,17 +10,23 @@ from typing import Any
 
 class UserError(Exception):
     """A mistake of the user's: shown as one line `error: …`, exit code 2, without a traceback.
-    said: whether another process shows it; None: the first one does."""
+
+    already_shown: whether another process of the run shows the line. None: the first process shows
+    it.
+    """
 
     already_shown: bool | None = None
 
 
 class NothingToDo(Exception):
-    """What was asked for has been done before: shown as one line, exit code 0."""
+    """The requested work was done before: shown as one line, exit code 0."""
 
 
 class Interrupted(BaseException):
-    """A signal asked the program to stop, and it has tidied up. Not an Exception: nobody is to swallow it."""
+    """A signal asked the program to stop, and the program has tidied up.
+
+    It is no Exception, so that an `except Exception` on the way does not swallow it.
+    """
 
     def __init__(self, signum: int):
         super().__init__(signal.Signals(signum).name)
@@ -28,15 +34,21 @@ class Interrupted(BaseException):
 
 
 def first_five(names: Iterable[object]) -> str:
-    """`a, b, c, d, e, …`: enough of a long list for the user to recognise what it is about."""
-    said = [str(name) for name in names]
-    return ", ".join(said[:5]) + (", …" if len(said) > 5 else "")
+    """`a, b, c, d, e, …`: enough of a long list for the user to recognise it."""
+    texts = [str(name) for name in names]
+    ellipsis = ", …" if len(texts) > 5 else ""
+    return ", ".join(texts[:5]) + ellipsis
 
 
-def not_installed(what: str, *packages: str) -> str:
-    """What `what` needs and is not here, with the command that gets it; "" where all of it is."""
+def not_installed(feature: str, *packages: str) -> str:
+    """The packages that a feature needs and that are missing, with the command that installs them.
+
+    Returns "" where all packages are installed.
+    """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
-    return f"{what} needs {', '.join(missing)}: pip install {' '.join(packages)}" if missing else ""
+    if not missing:
+        return ""
+    return f"{feature} needs {', '.join(missing)}: pip install {' '.join(packages)}"
 
 
 def reason_of(problem: BaseException) -> str:
@@ -47,16 +59,19 @@ def reason_of(problem: BaseException) -> str:
 
 @contextmanager
 def reading_file(path: Path, what: str, *problems: Any) -> Iterator[None]:
-    """Turn OSError, and the `problems` that a damaged file gives, into the UserError `path: what: reason`."""
+    """Turn the exceptions of a file that cannot be read into a UserError `path: what: reason`.
+
+    what: the failure in words, such as `cannot be read`.
+    problems: the exceptions that a damaged file causes; OSError is always among them.
+    """
     try:
         yield
     except UserError:
         raise
     except (OSError, *problems) as problem:
-        # Where anything may come, what came says more than its words.
-        name = (
-            f"{type(problem).__name__} "
-            if Exception in problems and not isinstance(problem, OSError)
-            else ""
-        )
-        raise UserError(f"{path}: {what}: {name}{reason_of(problem)}") from None
+        reason = reason_of(problem)
+        # A caller that catches every exception may get one with a meaningless text ("0" of a
+        # KeyError): its type says more.
+        if Exception in problems and not isinstance(problem, OSError):
+            reason = f"{type(problem).__name__} {reason}"
+        raise UserError(f"{path}: {what}: {reason}") from None

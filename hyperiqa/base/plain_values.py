@@ -1,4 +1,4 @@
-"""Values as JSON knows them, and as a person reads them."""
+"""Values for JSON files, and for people to read."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def to_json_value(value: object) -> Any:
-    """A value as JSON knows it: nan becomes null, paths strings, tuples lists."""
+    """A value that JSON can hold: nan and infinity become null, tuples lists, paths strings."""
     if isinstance(value, Mapping):
         return {str(key): to_json_value(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -19,5 +19,11 @@ def to_json_value(value: object) -> Any:
 def to_text(value: object) -> str:
     """A setting as a person reads it, on one line."""
     if isinstance(value, Mapping):
-        value = [str(key) if item is None else f"{key}={item}" for key, item in value.items()]
-    return ",".join(map(str, value)) or "none" if isinstance(value, (list, tuple)) else str(value)
+        value = [_item_to_text(key, item) for key, item in value.items()]
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _item_to_text(key: object, item: object) -> str:
+    return str(key) if item is None else f"{key}={item}"

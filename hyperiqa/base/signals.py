@@ -7,9 +7,14 @@ from hyperiqa.base.errors import Interrupted
 
 
 class StopSignals:
-    """While active, SIGINT and SIGTERM raise Interrupted, or, while `deferred`, are noted in `received`.
-    The second SIGINT is the system's again and ends the process at once; of `several` processes each may get the same
-    one twice, from the terminal and from their launcher, which itself ends what does not stop."""
+    """While active, SIGINT and SIGTERM raise Interrupted.
+
+    deferred: while it is True, a signal is only noted in `received`, and the program stops when it
+    is ready.
+    several: whether this is one of several processes of a run. Such a process may receive the same
+    signal twice, from the terminal and from its launcher, so it ignores the second one; its
+    launcher ends it if it does not stop. A single process ends at once at the second SIGINT.
+    """
 
     def __init__(self, several: bool = False) -> None:
         self.several = several
@@ -17,15 +22,15 @@ class StopSignals:
         self.deferred = False
 
     def __enter__(self) -> "StopSignals":
-        allowed = (
-            threading.current_thread() is threading.main_thread()
-        )  # elsewhere Python does not allow it
-        stops = (signal.SIGINT, signal.SIGTERM) if allowed else ()
-        self._before = {signum: signal.signal(signum, self._note) for signum in stops}
+        self._previous_handlers = {}
+        # Python allows only the main thread to set handlers.
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous_handlers[signum] = signal.signal(signum, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for signum, handler in self._before.items():
+        for signum, handler in self._previous_handlers.items():
             signal.signal(signum, handler)
 
     def _note(self, signum: int, frame: object) -> None:

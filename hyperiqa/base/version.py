@@ -1,4 +1,4 @@
-"""The version of this program, and of what its figures depend on."""
+"""The version of this program, and of the packages that its figures depend on."""
 
 import platform
 import subprocess
@@ -10,11 +10,12 @@ VERSION = "0.8.0"
 
 
 def git(*words: str) -> str | None:
-    """What git says of this program's own files; None where they are no checkout."""
-    if not IS_CHECKOUT:  # a repository that site-packages happens to lie in is another project's
+    """The output of a git command about this program's own files; None outside a checkout."""
+    # An installed package may lie in another project's repository, which must not answer for it.
+    if not IS_CHECKOUT:
         return None
+    command = ["git", "-C", str(CHECKOUT), *words]
     try:
-        command = ["git", "-C", str(CHECKOUT), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -26,9 +27,15 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of this program and of what figures depend on, and the git commit (`unknown` outside a checkout)."""
-    found = {
-        name: metadata.version(name)
-        for name in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")
+    """The versions of this program and of the packages that figures depend on, and the commit.
+
+    The commit is `unknown` outside a checkout.
+    """
+    packages = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")
+    package_versions = {name: metadata.version(name) for name in packages}
+    return {
+        "hyperiqa": VERSION,
+        "python": platform.python_version(),
+        **package_versions,
+        "commit": commit(),
     }
-    return {"hyperiqa": VERSION, "python": platform.python_version(), **found, "commit": commit()}
