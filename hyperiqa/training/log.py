@@ -1,4 +1,8 @@
-"""The records a run leaves: NAME.log as the user saw it, NAME.jsonl for programs, NAME_predictions.csv."""
+"""The records a run leaves.
+
+NAME.log holds what the user saw, NAME.jsonl the same for programs. NAME_predictions.csv holds the
+best epoch's scores, NAME_epochs.npz those of every epoch.
+"""
 
 import io
 import itertools
@@ -22,44 +26,56 @@ from hyperiqa.base.version import versions
 from hyperiqa.stats.metrics import RECORDED, medians
 from hyperiqa.training.run_files import Prediction, write_predictions
 
-UNSAID = (
-    "demo_defaults",
-    "trained",
-    *cluster.SETTINGS,
-)  # said otherwise, or no matter of the run's
+# Settings that the log tells in another line, or that do not concern the run.
+UNSAID = ("demo_defaults", "trained", *cluster.SETTINGS)
+
+
+# How the log says which images choose the best epoch, by `--select_on`.
+CHOSEN_ON = {
+    "test": "The best epoch is chosen on the test set, as in published results; "
+    "--select_on val avoids that",
+    "val": "The best epoch is chosen on validation images; "
+    "the test figures are those of that epoch",
+}
 
 
 class RunLog:
-    """The log and jsonl of a run, open for appending, and its checkpoint folder. Raises UserError.
-    A run's folder is locked as long as its process lives, so that no other process takes the run up."""
+    """The log and jsonl of a run, open for appending, and its checkpoint folder.
+
+    The folder stays locked as long as the process lives, so that no other process takes the run up.
+    Raises UserError where something cannot be written.
+    """
 
     writes = True
 
     def __init__(self, log_dir: Path, checkpoint_dir: Path, name: str, explicit: bool):
-        """Claim a new name. explicit: it is the user's own, so that a taken one is an error, not a suffix."""
-        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        """Claim a new name.
+
+        explicit: the user chose the name, so it is an error if it is taken. Any other name gets a
+        number then.
+        """
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        names = itertools.chain([name], numbered)
         try:
             while not self._claim(log_dir, checkpoint_dir, next(names)):
                 if explicit:
-                    taken = f"taken in {log_dir} or {checkpoint_dir}"
-                    raise UserError(f"--run_name {name}: {taken}; choose another or --resume")
+                    raise UserError(
+                        f"--run_name {name}: taken in {log_dir} or {checkpoint_dir}; "
+                        "choose another or --resume"
+                    )
         except OSError as problem:
-            raise UserError(
-                f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}"
-            ) from None
+            raise _cannot_write(problem) from None
 
     def _claim(self, log_dir: Path, checkpoint_dir: Path, name: str) -> bool:
         """Take the name by making its log and folder, which only one of two runs can do."""
         log_dir.mkdir(parents=True, exist_ok=True)
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        log, jsonl, folder = (
-            log_dir / f"{name}.log",
-            log_dir / f"{name}.jsonl",
-            checkpoint_dir / name,
-        )
-        if jsonl.exists() or folder.exists():
+        log = log_dir / f"{name}.log"
+        folder = checkpoint_dir / name
+        if (log_dir / f"{name}.jsonl").exists() or folder.exists():
             return False
         try:
+            # Mode x fails where the file exists: of two runs that try at once, one gets the name.
             log.open("x").close()
             try:
                 folder.mkdir()
@@ -73,21 +89,25 @@ class RunLog:
 
     @classmethod
     def take_up(cls, log_dir: Path, folder: Path, wait: float = 0) -> "RunLog | None":
-        """The run of a checkpoint folder, to go on with; None while another process has it, after `wait` seconds."""
+        """The log of the run with this checkpoint folder, to go on with.
+
+        None where another process still holds the run after `wait` seconds.
+        """
         log = cls.__new__(cls)
         try:
             log_dir.mkdir(parents=True, exist_ok=True)
             log._open(log_dir, folder, wait)
+        # Timeout is an OSError too, so it must come first.
         except Timeout:
             return None
         except OSError as problem:
-            raise UserError(
-                f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}"
-            ) from None
+            raise _cannot_write(problem) from None
         return log
 
     def _open(self, log_dir: Path, folder: Path, wait: float = 0) -> None:
-        self.name, self.log_dir, self.checkpoints = folder.name, log_dir, folder
+        self.name = folder.name
+        self.log_dir = log_dir
+        self.checkpoints = folder
         self._board: Any = None
         self._lock = FileLock(folder / ".lock")
         self._lock.acquire(timeout=wait)
@@ -95,17 +115,19 @@ class RunLog:
         self._records = self.path(".jsonl").open("a", encoding="utf-8")
 
     def lengths(self) -> list[int]:
-        """Bytes of log and jsonl, which are safely on the disk when this returns."""
+        """The bytes of log and jsonl, which are safely on the disk when this returns."""
         for file in (self._log, self._records):
             os.fsync(file.fileno())
         return [os.fstat(file.fileno()).st_size for file in (self._log, self._records)]
 
     def cut_back(self, lengths: Iterable[int]) -> None:
-        """Forget what was written after `lengths` were asked for."""
+        """Forget what was written after `lengths` was called. lengths: what it returned."""
         for file, length in zip((self._log, self._records), lengths, strict=True):
+            # A file that lost its end in a crash must not grow: it would be padded with zeros.
             os.ftruncate(file.fileno(), min(length, os.fstat(file.fileno()).st_size))
 
     def path(self, ending: str) -> Path:
+        """The run's file in the log folder with this ending, such as `.jsonl`."""
         return self.log_dir / f"{self.name}{ending}"
 
     def show(self, text: str) -> None:
@@ -125,44 +147,60 @@ class RunLog:
         """Append a record to the jsonl; nan becomes null."""
         self._write(self._records, json.dumps(to_json_value(fields)))
         if self._board is not None and fields.get("type") == "epoch":
-            for part, figures in fields.items():
-                for name, value in figures.items() if isinstance(figures, Mapping) else ():
-                    if value is not None:
-                        self._board.add_scalar(
-                            f"round{fields['round']}/{part}/{name}", value, fields["epoch"]
-                        )
-            self._board.flush()
+            self._draw(fields)
+
+    def _draw(self, record: Mapping[str, Any]) -> None:
+        """Add the figures of an epoch's record to TensorBoard."""
+        for part, figures in record.items():
+            # The other fields are single values, such as the number of the epoch.
+            if not isinstance(figures, Mapping):
+                continue
+            for name, value in figures.items():
+                if value is not None:
+                    tag = f"round{record['round']}/{part}/{name}"
+                    self._board.add_scalar(tag, value, record["epoch"])
+        self._board.flush()
 
     def open_board(self, first_epoch: int) -> None:
-        """Write TensorBoard events too, to NAME.tensorboard/; what is there from `first_epoch` on is superseded."""
-        from torch.utils.tensorboard import SummaryWriter  # optional, and slow to import
+        """Write TensorBoard events too, to NAME.tensorboard/.
+
+        Events of `first_epoch` and later that are there already are superseded.
+        """
+        # An optional package, and slow to import.
+        from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(self.path(".tensorboard")), purge_step=first_epoch)
 
     def _write(self, file: TextIO, text: str) -> None:
         try:
             file.write(text + "\n")
+            # At once, so that a crash loses nothing and `tail -f` shows the newest line.
             file.flush()
         except OSError as problem:
             raise UserError(f"{file.name}: cannot be written: {problem.strerror}") from None
 
     def predictions(self, round_number: int, rows: Iterable[Prediction]) -> None:
-        """Replace the round's predictions file: rows of dataset, image, MOS, score."""
+        """Replace the predictions file of a round. rows: data set, image, MOS, score."""
         write_predictions(self._of_round(round_number, "_predictions.csv"), rows)
 
     def epochs(self, round_number: int, tested: Mapping[str, Any]) -> None:
-        """Replace the round's file of what every epoch scored, see `RunData.tested`; none without an epoch."""
+        """Replace the file of what every epoch of a round scored, or remove it without an epoch.
+
+        tested: the arrays of `RunData.tested`.
+        """
         path = self._of_round(round_number, "_epochs.npz")
-        if tested:
-            np.savez_compressed(file := io.BytesIO(), **tested)
-            write_whole(path, file.getvalue())
-        else:
+        if not tested:
             path.unlink(missing_ok=True)
+            return
+        content = io.BytesIO()
+        np.savez_compressed(content, **tested)
+        write_whole(path, content.getvalue())
 
     def _of_round(self, number: int, ending: str) -> Path:
         return self.path(ending if number == 1 else f"_round{number}{ending}")
 
     def close(self) -> None:
+        """Close the files, and release the run for other processes."""
         if self._board is not None:
             self._board.close()
         self._log.close()
@@ -171,12 +209,14 @@ class RunLog:
 
 
 class SilentLog(RunLog):
-    """The log of a run that another process writes: all that is said to it is dropped."""
+    """The log of a run that another process writes: everything written to it is dropped."""
 
     writes = False
 
     def __init__(self, log_dir: Path, checkpoints: Path):
-        self.name, self.log_dir, self.checkpoints = checkpoints.name, log_dir, checkpoints
+        self.name = checkpoints.name
+        self.log_dir = log_dir
+        self.checkpoints = checkpoints
 
     def _dropped(self, *text: object, **fields: object) -> None:
         pass
@@ -184,90 +224,103 @@ class SilentLog(RunLog):
     show = line = keep = record = open_board = predictions = epochs = close = _dropped
 
 
+def _cannot_write(problem: OSError) -> UserError:
+    return UserError(f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}")
+
+
 def title(part: str) -> str:
-    """What the figures of a part are called in the log: `Test`, and `SPAQ` or `KADID-10K` of a cross test."""
+    """The name of a part in the log: `Test`; `SPAQ` or `KADID-10K` for a cross test."""
     return part.capitalize() if part in ("train", "val", "test") else part.upper()
 
 
 def epoch_columns(parts: Iterable[str]) -> str:
-    """The header of the epoch rows; parts: train, val, test and the names of the cross tests that are measured."""
-    return "\t".join(
-        [
-            "Epoch",
-            "Train_Loss",
-            *(f"{title(part)}_{name.upper()}" for part in parts for name in RECORDED),
-        ]
-    )
+    """The header of the epoch rows.
+
+    parts: train, val, test and the names of the cross tests, as far as they are measured.
+    """
+    figures = [f"{title(part)}_{name.upper()}" for part in parts for name in RECORDED]
+    return "\t".join(["Epoch", "Train_Loss", *figures])
 
 
 def epoch_row(epoch: int, result: Mapping[str, Mapping[str, float]], parts: Iterable[str]) -> str:
-    """An epoch's row under `epoch_columns(parts)`; a loss of several parts with all of them."""
+    """An epoch's row under `epoch_columns(parts)`; a loss of several parts shows all of them."""
     train = result["train"]
     loss = f"{train['loss']:.3f}"
-    losses = [name for name in train if name not in ("loss", *RECORDED)]
-    if len(losses) > 1:
-        loss += f" ({','.join(f'{name.capitalize()}:{train[name]:.3f}' for name in losses)})"
-    return "\t".join(
-        [str(epoch), loss, *(f"{result[part][name]:.4f}" for part in parts for name in RECORDED)]
-    )
+    loss_parts = [name for name in train if name not in ("loss", *RECORDED)]
+    if len(loss_parts) > 1:
+        values = ",".join(f"{name.capitalize()}:{train[name]:.3f}" for name in loss_parts)
+        loss += f" ({values})"
+    figures = [f"{result[part][name]:.4f}" for part in parts for name in RECORDED]
+    return "\t".join([str(epoch), loss, *figures])
 
 
 def figures_text(figures: Mapping[str, float], between: str = ": ", before: str = "") -> str:
-    """`SRCC: 0.9123, PLCC: 0.9234`."""
+    """`SRCC: 0.9123, PLCC: 0.9234`; `before` precedes each name, `between` follows it."""
     return ", ".join(
         f"{before}{name.upper()}{between}{value:.4f}" for name, value in figures.items()
     )
 
 
 def median_lines(rounds: Sequence[Mapping]) -> Iterator[str]:
-    """The medians over the rounds, as the log ends with them."""
+    """The medians over the rounds, with which the log ends."""
     number = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}"
-    yield from (
-        f"Median {part} of {number}: {figures_text(each, ' ')}"
-        for part, each in medians(rounds).items()
-    )
+    for part, figures in medians(rounds).items():
+        yield f"Median {part} of {number}: {figures_text(figures, ' ')}"
 
 
 def log_start(
-    log: RunLog, o: Namespace, hardware: Hardware, reason: str, data: Any, criterion, schedule
+    log: RunLog, options: Namespace, hardware: Hardware, reason: str, data: Any, criterion, schedule
 ) -> None:
-    """The beginning of a run: its record with all flags `o`, and what the log says before any epoch.
-    reason: of the precision; data: a `RunData`; criterion and schedule say of themselves what they are."""
-    flags = {name: value for name, value in sorted(vars(o).items()) if name not in UNSAID}
-    started = datetime.now().isoformat(timespec="seconds")
-    precision, training = ("bf16", "bf16 autocast") if hardware.bf16 else ("fp32", "fp32")
-    facts = dict(device=hardware.name, precision=precision, versions=versions(), data=data.counts)
+    """Write the beginning of a run: its record with all flags, and the lines before any epoch.
+
+    reason: why training has this precision. data: a `RunData`. criterion, schedule: the text of
+    each says in the log what it is.
+    """
+    flags = {name: value for name, value in sorted(vars(options).items()) if name not in UNSAID}
     log.record(
         type="run",
         name=log.name,
-        started=started,
+        started=datetime.now().isoformat(timespec="seconds"),
         flags=flags,
-        **facts,
+        device=hardware.name,
+        precision="bf16" if hardware.bf16 else "fp32",
+        versions=versions(),
+        data=data.counts,
         fingerprint=data.fingerprint,
     )
-    brought = " ".join(f"--{name} {to_text(value)}" for name, value in o.demo_defaults.items())
-    loose = [
-        flag
-        for flag, on in (("--no_deterministic", not o.deterministic), ("--compile", o.compile))
-        if on
-    ]
-    on_test = "The best epoch is chosen on the test set, as in published results; --select_on val avoids that"
-    on_val = (
-        "The best epoch is chosen on validation images; the test figures are those of that epoch"
-    )
+    settings = " ".join(f"{name}={to_text(value)}" for name, value in flags.items())
+    precision = "bf16 autocast" if hardware.bf16 else "fp32"
+    early_stopping = "Early stopping disabled"
+    if options.early_stopping:
+        early_stopping = f"Early stopping enabled with patience={options.patience}"
     lines = [
         f"Run: {log.name}",
-        "Settings: " + " ".join(f"{name}={to_text(value)}" for name, value in flags.items()),
-        f"The demo brings its own defaults: {brought}" if brought else "",
+        f"Settings: {settings}",
+        _demo_line(options),
         f"Device: {hardware.name}",
-        f"Precision: training {training} ({reason}), scoring fp32",
-        f"Not exactly repeatable, because of {' and '.join(loose)}" if loose else "",
+        f"Precision: training {precision} ({reason}), scoring fp32",
+        _repeatability_line(options),
         *data.notes,
         f"Learning rate scheduler: {schedule}",
-        f"Early stopping enabled with patience={o.patience}"
-        if o.early_stopping
-        else "Early stopping disabled",
+        early_stopping,
         str(criterion),
-        on_test if o.select_on == "test" else on_val,
+        CHOSEN_ON[options.select_on],
     ]
+    # A choice at its default has an empty line, which the log leaves out.
     log.line("\n".join(filter(None, lines)))
+
+
+def _demo_line(options: Namespace) -> str:
+    if not options.demo_defaults:
+        return ""
+    flags = [f"--{name} {to_text(value)}" for name, value in options.demo_defaults.items()]
+    return f"The demo brings its own defaults: {' '.join(flags)}"
+
+
+def _repeatability_line(options: Namespace) -> str:
+    reasons = []
+    if not options.deterministic:
+        reasons.append("--no_deterministic")
+    if options.compile:
+        reasons.append("--compile")
+    return f"Not exactly repeatable, because of {' and '.join(reasons)}" if reasons else ""
