@@ -64,21 +64,8 @@ def settings(koniq, spaq, tmp_path):
 
     def make(model: str, *flags: object):
         tiny = [
-            "--no_pretrained",
-            "--patch_size",
-            64,
-            "--resize",
-            72,
-            "--train_patch_num",
-            2,
-            "--batch_size",
-            8,
-            "--epochs",
-            2,
-            "--lr",
-            1e-3,
-            "--precision",
-            "fp32",
+            *"--no_pretrained --patch_size 64 --resize 72 --train_patch_num 2".split(),
+            *"--batch_size 8 --epochs 2 --lr 1e-3 --precision fp32".split(),
             "--dataset_path",
             koniq,
             "--spaq_path",

@@ -40,16 +40,8 @@ def test_the_table_says_ratios_so_that_more_is_better_but_for_memory():
 @pytest.mark.slow
 def test_both_procedures_run_and_are_measured(launcher, tmp_path):
     words = [
-        "--backbone",
-        "resnet",
-        "--images",
-        "10",
-        "--repeats",
-        "1",
-        "--batch_size",
-        "4",
-        "--test_patch_num",
-        "2",
+        *"--backbone resnet --images 10 --repeats 1 --batch_size 4".split(),
+        *"--test_patch_num 2".split(),
     ]
     done = launcher.tool("benchmark.py", *words, "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr
@@ -82,10 +74,7 @@ def test_mistakes_are_one_line(launcher, words):
 
 def test_a_models_costs_are_a_table_of_its_parts(launcher, tmp_path):
     words = [
-        "--model",
-        "test_vit+concat",
-        "--patch_size",
-        "64",
+        *"--model test_vit+concat --patch_size 64".split(),
         "--latex",
         tmp_path / "c.tex",
         "--json",
@@ -115,17 +104,8 @@ def test_a_models_costs_are_a_table_of_its_parts(launcher, tmp_path):
 @pytest.mark.slow
 def test_a_step_of_one_and_of_two_processes_is_measured_part_by_part(launcher, tmp_path):
     words = [
-        "--step",
-        "2",
-        "--processes",
-        "1",
-        "2",
-        "--backbone",
-        "resnet",
-        "--images",
-        "10",
-        "--batch_size",
-        "6",
+        *"--step 2 --processes 1 2 --backbone resnet --images 10".split(),
+        *"--batch_size 6".split(),
     ]
     done = launcher.tool("benchmark.py", *words, "--json", tmp_path / "out.json")
     assert done.returncode == 0, done.stderr

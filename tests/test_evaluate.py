@@ -141,11 +141,7 @@ def test_the_random_split_of_a_later_round_is_drawn_again(tool, settings, tmp_pa
         "kadid-10k",
         "--dataset_path",
         kadid,
-        "--train_test_num",
-        2,
-        "--epochs",
-        1,
-        "--no_spaq",
+        *"--train_test_num 2 --epochs 1 --no_spaq".split(),
     )
     solver = HyperIQASolver(settings("resnet", *flags))
     solver.run()
@@ -349,10 +345,7 @@ def test_spaq_of_a_model_of_the_demo_is_the_demos(tmp_path):
     tests = evaluation.read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
     assert [
         (t.data.name, len(t.data.records), t.data.records[0].path.parent.name) for t in tests
-    ] == [
-        ("spaq", 5, "spaq-test"),
-        ("demo", 6, "test"),
-    ]
+    ] == [("spaq", 5, "spaq-test"), ("demo", 6, "test")]
     shutil.rmtree(tmp_path / "spaq-test")
     with pytest.raises(UserError) as raised:
         evaluation.read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
@@ -404,18 +397,10 @@ MISTAKES = {
     ),
     "numbers out of range": (
         (
-            "--datasets",
-            "livec",
-            "--crops",
-            0,
+            *"--datasets livec --crops 0".split(),
             "--seed",
             -1,
-            "--workers",
-            300,
-            "--batch_size",
-            0,
-            "--resamples",
-            9,
+            *"--workers 300 --batch_size 0 --resamples 9".split(),
         ),
         "--seed -1: expected a whole number of at least 0; --crops 0: expected a whole number of at least 1; "
         "--batch_size 0: expected a whole number of at least 1; --workers 300: expected 0 to 256; "

@@ -17,8 +17,8 @@ from helpers import huge_header, jpeg_bytes, picture, save_random_model
 from PIL import Image
 
 from hyperiqa import __main__
-from hyperiqa.base.files import CHECKOUT
 from hyperiqa.base.errors import UserError
+from hyperiqa.base.files import CHECKOUT
 from hyperiqa.model import checkpoints, factory
 from hyperiqa.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from hyperiqa.scoring import quality_model

@@ -29,21 +29,8 @@ def ran(tmp_path_factory):
     place = tmp_path_factory.mktemp("ran")
     koniq, spaq = write_koniq(place / "koniq", 12, 24, (110, 90)), write_spaq(place / "spaq", 10)
     tiny = [
-        "--no_pretrained",
-        "--patch_size",
-        64,
-        "--resize",
-        72,
-        "--train_patch_num",
-        2,
-        "--batch_size",
-        8,
-        "--epochs",
-        2,
-        "--lr",
-        1e-3,
-        "--precision",
-        "fp32",
+        *"--no_pretrained --patch_size 64 --resize 72 --train_patch_num 2".split(),
+        *"--batch_size 8 --epochs 2 --lr 1e-3 --precision fp32".split(),
         "--dataset_path",
         koniq,
         "--spaq_path",

@@ -230,10 +230,7 @@ def test_the_real_train_script_takes_the_flags(tmp_path):
             sys.executable,
             ROOT / "search.py",
             ROOT / "train_swin.py",
-            "--lr",
-            "-1",
-            "--ranking_loss_alpha",
-            "7",
+            *"--lr -1 --ranking_loss_alpha 7".split(),
         ]
         + [
             "--log_dir",

@@ -176,10 +176,7 @@ def test_init_of_the_same_set_changes_no_score_and_of_badness_turns_them(
         "csv",
         "--dataset_path",
         table,
-        "--lower_is_better",
-        "--no_spaq",
-        "--epochs",
-        1,
+        *"--lower_is_better --no_spaq --epochs 1".split(),
     )
     turned = run(
         settings("timm", *flags, "--init", trained.log.checkpoints, "--run_name", "turned")
