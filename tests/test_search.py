@@ -208,7 +208,7 @@ def test_a_run_that_ignores_the_interrupt_is_killed():
         env=dict(os.environ),
     )
     process.stdout.readline()
-    search.end([process], patience=0.5)
+    search.end_programs([process], patience=0.5)
     assert process.returncode == -signal.SIGKILL
 
 

@@ -116,7 +116,7 @@ def test_a_job_that_is_preempted_goes_on_and_ends_as_if_it_had_not_been(tmp_path
         "r", [str(word) for word in (ROOT / "train_resnet.py", *command(folder))]
     ).job
 
-    def wait_for(so, seconds=120):
+    def wait_for(so, seconds=600):
         end = time.monotonic() + seconds
         while not so():
             assert time.monotonic() < end, (job.stdout(), job.stderr())
