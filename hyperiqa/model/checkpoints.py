@@ -1,6 +1,8 @@
-"""Checkpoints: tensors alone go in and out, files are written whole or not at all.
-A best model is an OrderedDict of tensors under the public parameter names. What is needed to use it sits in its
-`_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any code ignores."""
+"""Checkpoints: only tensors go in and out, and files are written whole or not at all.
+
+A best model is an OrderedDict of tensors under the public parameter names. What is needed to use it
+sits in its `_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any code ignores.
+"""
 
 import hashlib
 import json
@@ -18,31 +20,47 @@ from safetensors import SafetensorError, safe_open
 from hyperiqa.base.errors import UserError, first_five, reading_file, reason_of
 from hyperiqa.base.files import HUB, write_whole
 from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.model.foreign import WRAPPERS, _public_description, _unwrapped
+from hyperiqa.model.foreign import (
+    StateDict,
+    describe_public_model,
+    find_state_dict,
+    public_name,
+)
 
 DESCRIPTION_FORMAT = 1
-HUB_MODEL = "model.safetensors"  # what a repository of the Hub holds
+# The file that a repository of the Hugging Face Hub holds.
+HUB_MODEL = "model.safetensors"
 # What no model can be used without; a description holds more.
-DESCRIBED = "backbone fusion patch_size resize score_range higher_is_better test_crop test_patch_num".split()
-COMPUTED = (
-    "relative_position_index",
-    "relative_coords_table",
-    "attn_mask",
-)  # buffers; older timm saved them
-IDLE = (
-    *COMPUTED,
-    "num_batches_tracked",
-)  # counters: unused with our momentum, and not in old torch's files
+REQUIRED = (
+    "backbone",
+    "fusion",
+    "patch_size",
+    "resize",
+    "score_range",
+    "higher_is_better",
+    "test_crop",
+    "test_patch_num",
+)
+# Buffers that a model computes itself; older timm saved them.
+COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
+# And counters, which are unused with our momentum, and which old torch's files do not have.
+IDLE = (*COMPUTED, "num_batches_tracked")
+
+
+def is_idle(name: str) -> bool:
+    """Whether a model works the same without the tensor of this name in its checkpoint."""
+    return name.rpartition(".")[2] in IDLE
 
 
 def portable_state(
     model: torch.nn.Module, description: Mapping[str, Any] | None = None
 ) -> OrderedDict:
-    """The model's state dict on the CPU under its public names, with the description in its metadata."""
-    state = OrderedDict(
-        (WRAPPERS.sub("", name), tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
-        for name, tensor in model.state_dict().items()
-    )
+    """The model's state dict on the CPU under its public names; a description goes with it."""
+    state = OrderedDict()
+    for name, tensor in model.state_dict().items():
+        # A copy in plain layout: training goes on in the original, whose layout may be another.
+        copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        state[public_name(name)] = copy
     state._metadata = OrderedDict(version=1)  # type: ignore[attr-defined]
     if description is not None:
         describe(state, description)
@@ -55,11 +73,13 @@ def describe(state: OrderedDict, description: Mapping[str, Any]) -> None:
 
 
 def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
-    """A description as files carry it: with its format, without `load_model`'s note on where it came from."""
-    return {
-        "format": DESCRIPTION_FORMAT,
-        **{k: v for k, v in description.items() if k != "described"},
-    }
+    """A description as files carry it, with its format.
+
+    `load_model`'s note on whether the file had a description is left out.
+    """
+    portable = {"format": DESCRIPTION_FORMAT, **description}
+    portable.pop("described", None)
+    return portable
 
 
 def description_json(description: Mapping[str, Any]) -> str:
@@ -67,14 +87,20 @@ def description_json(description: Mapping[str, Any]) -> str:
     return json.dumps(to_json_value(_portable(description)))
 
 
-def digest(state: Mapping[str, torch.Tensor]) -> str:
-    """Changes when a tensor, its name or its shape changes; counters of batches, which nothing depends on, aside."""
-    found = hashlib.sha256()
+def digest(state: StateDict) -> str:
+    """A fingerprint that changes when a tensor, its name or its shape changes.
+
+    Counters of batches are left out, because nothing depends on them.
+    """
+    fingerprint = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        if not name.endswith("num_batches_tracked"):
-            found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-            found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()[:16]
+        if name.endswith("num_batches_tracked"):
+            continue
+        fingerprint.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+        # As bytes, because NumPy has no bfloat16.
+        content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        fingerprint.update(content.numpy().data)
+    return fingerprint.hexdigest()[:16]
 
 
 def save(path: Path, content: object) -> None:
@@ -83,31 +109,40 @@ def save(path: Path, content: object) -> None:
 
 
 def load(path: Path) -> Any:
-    """What `save` wrote, tensors and plain values alone, on the CPU. Raises UserError for anything else."""
+    """What `save` wrote, on the CPU: only tensors and plain values. UserError for anything else."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except Exception as problem:  # torch reports damaged files with half a dozen exception types
+    # torch reports damaged files with half a dozen exception types.
+    except Exception as problem:
         if path.is_file() and path.stat().st_size == 0:
             raise UserError(f"{path}: the file is empty; expected a checkpoint") from None
         raise UserError(f"{path}: not a checkpoint of tensors: {_reason(problem)}") from None
 
 
 def _reason(problem: Exception) -> str:
-    """Why torch could not load a file, in one line, and without its advice to switch the protection off."""
+    """Why torch could not load a file, in one line.
+
+    torch's advice to switch the protection off is left out.
+    """
     text = str(problem).strip()
-    if found := re.search(r"GLOBAL (\S+) was not an allowed global", text):
+    refused = re.search(r"GLOBAL (\S+) was not an allowed global", text)
+    if refused:
         return (
-            f"it holds {found[1]}, and to load anything but tensors can run code that came with it"
+            f"it holds {refused[1]}, and to load anything but tensors "
+            "can run code that came with it"
         )
     if "TorchScript" in text:
         return "a TorchScript archive; expected a state dict (parameter name -> tensor)"
     if "weights_only" in text:
         return "damaged, or not written by torch.save"
-    return getattr(problem, "strerror", None) or (text.splitlines() or [type(problem).__name__])[0]
+    # The system's own words, such as "Is a directory", are the shortest.
+    if getattr(problem, "strerror", None):
+        return problem.strerror  # type: ignore[attr-defined]
+    return text.splitlines()[0] if text else type(problem).__name__
 
 
 def description_of(state: object) -> dict[str, Any] | None:
@@ -116,114 +151,140 @@ def description_of(state: object) -> dict[str, Any] | None:
 
 
 def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
-    """A file of a model repository of the Hugging Face Hub, in its cache, from where it comes without network too.
-    Nothing in a repository is ever run: its tensors and its description are read. Raises UserError."""
-    import huggingface_hub  # slow to import
+    """A file of a model repository of the Hugging Face Hub, as a path in the Hub's cache.
 
+    What is in the cache needs no network. Nothing in a repository is ever run: only tensors and a
+    description are read. Raises UserError.
+    """
+    # Here, because it is slow to import.
+    import huggingface_hub
+
+    file_name = file or HUB_MODEL
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, file or HUB_MODEL, revision=revision))
-    except Exception as problem:  # of HTTP, of the Hub, of names, of the disk
-        name, reason = (
-            f"{repo}@{revision}" if revision else repo,
-            reason_of(problem).split(" (Request ID")[0],
-        )
-        raise UserError(f"hf://{name}: {file or HUB_MODEL} cannot be had: {reason}") from None
+        return Path(huggingface_hub.hf_hub_download(repo, file_name, revision=revision))
+    # Of HTTP, of the Hub, of names, of the disk.
+    except Exception as problem:
+        name = f"{repo}@{revision}" if revision else repo
+        # The number of a request tells the user nothing.
+        reason = reason_of(problem).split(" (Request ID")[0]
+        raise UserError(f"hf://{name}: {file_name} cannot be had: {reason}") from None
 
 
 def find_model(path: Path) -> Path:
-    """The model file that the user means: the file itself, the best model in the folder of a run (or a round), or what
-    hf://USER/NAME[@REVISION][/FILE] names. Of several, which a run that was stopped can leave, the newest is the best.
-    Raises UserError."""
-    if named := HUB.fullmatch(str(path)):
-        return _from_hub(**named.groupdict())
+    """The model file that the user means.
+
+    It is the file itself, the best model in the folder of a run (or of a round), or what
+    hf://USER/NAME[@REVISION][/FILE] names. A run that was stopped can leave several best models;
+    the newest is the best. Raises UserError.
+    """
+    on_hub = HUB.fullmatch(str(path))
+    if on_hub:
+        return _from_hub(on_hub["repo"], on_hub["revision"], on_hub["file"])
     if not path.is_dir():
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
     if not models:
         raise UserError(
-            f"{path}: no best_model_srcc_….pkl in this folder; expected a model file or a run's folder"
+            f"{path}: no best_model_srcc_….pkl in this folder; "
+            "expected a model file or a run's folder"
         )
     return models[-1]
 
 
 def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
-    """(state dict under the public names, description) of a model file: ours, the public HyperIQA's or its Swin's.
-    What carries no description is recognised by its parameter names and described as the public code uses it
-    (`described` is False then). Raises UserError for what is no such model."""
-    state, description = _read(path)
-    state = OrderedDict((WRAPPERS.sub("", name), tensor) for name, tensor in state.items())
+    """(state dict under the public names, description) of a model file.
+
+    The model is ours, the public HyperIQA's, or its Swin version's. One that carries no description
+    is recognised by its parameter names and described as the public code uses it (`described` is
+    False then). Raises UserError for anything else.
+    """
+    content, description = read_state(path)
+    state = OrderedDict((public_name(name), tensor) for name, tensor in content.items())
     if description is None:
-        return state, {**_public_description(path, state), "described": False}
+        return state, {**describe_public_model(path, state), "described": False}
+    _check_description(path, description)
+    return state, {**description, "described": True}
+
+
+def _check_description(path: Path, description: Any) -> None:
+    """Raise UserError where a file's description is damaged, or newer than this program."""
     number = description.get("format") if isinstance(description, Mapping) else None
     if not isinstance(number, int):
         raise UserError(
-            f"{path}: its description is damaged: expected a format number, found {description!r:.60}"
+            f"{path}: its description is damaged: expected a format number, "
+            f"found {description!r:.60}"
         )
     if number > DESCRIPTION_FORMAT:
         raise UserError(
             f"{path}: of format {number}, newer than this program's {DESCRIPTION_FORMAT}"
         )
-    if missing := [name for name in DESCRIBED if name not in description]:
+    missing = [name for name in REQUIRED if name not in description]
+    if missing:
         raise UserError(f"{path}: its description is damaged: it lacks {', '.join(missing)}")
-    return state, {**description, "described": True}
 
 
-def _read(path: Path) -> tuple[Mapping[str, torch.Tensor], Any]:
-    """The state dict in a file of torch or of safetensors, and its description, if it has one. Raises UserError."""
-    if path.suffix != ".safetensors":
-        content = load(path)
-        if isinstance(content, Mapping) and {"settings", "optimizer"} <= content.keys():
-            raise UserError(
-                f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl"
-            )
-        state = _unwrapped(path, content)
-        return state, description_of(state)
+def read_state(path: Path) -> tuple[StateDict, Any]:
+    """(state dict, description or None) of a file of torch or of safetensors.
+
+    Names and description are as the file has them, unchecked. Raises UserError.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    content = load(path)
+    if isinstance(content, Mapping) and {"settings", "optimizer"} <= content.keys():
+        raise UserError(f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl")
+    state = find_state_dict(path, content)
+    return state, description_of(state)
+
+
+def _read_safetensors(path: Path) -> tuple[StateDict, Any]:
+    """(state dict, description or None) of a file of safetensors. Raises UserError."""
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    # ValueError: the description is no JSON.
     with (
         reading_file(path, "not a safetensors file", ValueError, SafetensorError),
         safe_open(path, "pt") as file,
     ):
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = (file.metadata() or {}).get("hyperiqa")
-        return {name: file.get_tensor(name) for name in file.keys()}, json.loads(
-            text
-        ) if text else None  # noqa: SIM118
+        return state, json.loads(text) if text else None
 
 
-def fill(model: torch.nn.Module, state: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Load `state`, which came from `path`, into the model. Raises UserError naming the parameters that don't fit."""
-    both = model.state_dict(), state
-    own, given = (
-        {name: t for name, t in each.items() if name.rpartition(".")[2] not in IDLE}
-        for each in both
-    )
-    problems = {
-        "missing": [name for name in own if name not in given],
-        "unknown": [name for name in given if name not in own],
-        "of another shape": [
-            name for name in own if name in given and own[name].shape != given[name].shape
-        ],
-    }
-    if said := [
-        f"{len(names)} {what} ({first_five(names)})" for what, names in problems.items() if names
-    ]:
+def fill(model: torch.nn.Module, state: StateDict, path: Path) -> None:
+    """Load `state`, which came from `path`, into the model.
+
+    Raises UserError naming the parameters that don't fit; the model is unchanged then.
+    """
+    expected = {name: t.shape for name, t in model.state_dict().items() if not is_idle(name)}
+    given = {name: t.shape for name, t in state.items() if not is_idle(name)}
+    missing = [name for name in expected if name not in given]
+    unknown = [name for name in given if name not in expected]
+    reshaped = [name for name in expected if name in given and expected[name] != given[name]]
+    problems = []
+    for problem, names in (
+        ("missing", missing),
+        ("unknown", unknown),
+        ("of another shape", reshaped),
+    ):
+        if names:
+            problems.append(f"{len(names)} {problem} ({first_five(names)})")
+    if problems:
         raise UserError(
-            f"{path}: its parameters do not fit the model it should be: {'; '.join(said)}"
+            f"{path}: its parameters do not fit the model it should be: {'; '.join(problems)}"
         )
+    # The counters are loaded where there are any; the computed buffers stay the model's own.
     fitting = {
         name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COMPUTED
     }
     model.load_state_dict(fitting, strict=False)
 
 
-def save_safetensors(
-    path: Path, state: Mapping[str, torch.Tensor], description: Mapping[str, Any]
-) -> None:
-    """The same content as a best model's: tensors under the public names, the description as JSON in the metadata."""
+def save_safetensors(path: Path, state: StateDict, description: Mapping[str, Any]) -> None:
+    """Write the content of a best model as safetensors.
+
+    Tensors are under the public names; the description is JSON in the metadata.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
-    write_whole(
-        path,
-        safetensors.torch.save(
-            tensors, {"format": "pt", "hyperiqa": description_json(description)}
-        ),
-    )
+    metadata = {"format": "pt", "hyperiqa": description_json(description)}
+    write_whole(path, safetensors.torch.save(tensors, metadata))

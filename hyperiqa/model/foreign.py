@@ -1,4 +1,4 @@
-"""Checkpoints of other programs: which model their parameter names belong to."""
+"""Checkpoints of other programs: finding the state dict, and the model that its names belong to."""
 
 import re
 from collections.abc import Mapping
@@ -9,14 +9,11 @@ import torch
 
 from hyperiqa.base.errors import UserError
 
-# Where other code keeps the weights to use, best first: averaged ones (params_ema) before the others.
+# Where other code keeps the weights to use, best first: averaged ones (params_ema) before others.
 USUAL_KEYS = ("state_dict", "model", "params_ema", "params", "model_state_dict", "net")
 
-
-WRAPPERS = re.compile(
-    r"^((module|_orig_mod)\.)+"
-)  # DataParallel's and torch.compile's, before a public name
-
+# What DataParallel and torch.compile put before a public name.
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 
 # Blocks of the third stage, and whether they are bottlenecks -> torchvision's name.
 RESNETS = {
@@ -26,71 +23,65 @@ RESNETS = {
     (23, True): "resnet101",
 }
 
-
 # Embedding width and blocks of the third stage -> what timm's name calls it.
 SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}
 
+StateDict = Mapping[str, torch.Tensor]
 
-def _unwrapped(path: Path, state: object) -> Mapping[str, torch.Tensor]:
-    """The state dict in what a file holds: all of it, or its one entry that is a state dict, whatever its key; of
-    several that of a usual key. Raises UserError where there is none, or no way to choose."""
-    if _is_state_dict(state):
-        return state  # type: ignore[return-value]
-    entries = state.items() if isinstance(state, Mapping) else ()
-    found = {key: entry for key, entry in entries if _is_state_dict(entry)}
-    if not found:
+
+def public_name(name: str) -> str:
+    """A parameter's name without the prefixes of wrappers around the model."""
+    return WRAPPERS.sub("", name)
+
+
+def find_state_dict(path: Path, content: Any) -> StateDict:
+    """The state dict in the `content` of the file `path`.
+
+    It is all of the content, or its only entry that is a state dict, whatever the key. Of several
+    entries it is the one of a usual key. Raises UserError where there is none, or no way to choose.
+    """
+    if _is_state_dict(content):
+        return content
+    entries = content.items() if isinstance(content, Mapping) else ()
+    candidates = {key: entry for key, entry in entries if _is_state_dict(entry)}
+    if not candidates:
         raise UserError(f"{path}: expected a state dict (parameter name -> tensor)")
-    usual = [key for key in USUAL_KEYS if key in found] if len(found) > 1 else list(found)
-    if not usual:
-        raise UserError(f"{path}: expected one state dict, found {', '.join(map(str, found))}")
-    return found[usual[0]]
+    if len(candidates) == 1:
+        return next(iter(candidates.values()))
+    for key in USUAL_KEYS:
+        if key in candidates:
+            return candidates[key]
+    raise UserError(f"{path}: expected one state dict, found {', '.join(map(str, candidates))}")
 
 
 def _is_state_dict(value: object) -> bool:
-    items = value.items() if isinstance(value, Mapping) else ()
-    return bool(items) and all(
-        isinstance(name, str) and isinstance(found, torch.Tensor) for name, found in items
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
     )
 
 
-def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """How the public code uses a model with these parameters; UserError where it is none that we can build."""
+def describe_public_model(path: Path, state: StateDict) -> dict[str, Any]:
+    """The description of a model that the public code saved, as that code uses it.
 
-    def blocks(prefix: str) -> int:
-        return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
-
-    backbone, prefix = None, "res"
-    if "res.conv1.weight" in state:
-        backbone = RESNETS.get((blocks("res.layer3."), "res.layer3.0.conv3.weight" in state))
-    elif "swin.backbone.patch_embed.proj.weight" in state:
-        prefix, width = "swin", len(state["swin.backbone.patch_embed.proj.weight"])
-        size = SWINS.get((width, blocks("swin.backbone.layers_2.blocks.")))
-        backbone = size and f"swin_{size}_patch4_window7_224"
-    hyper, last = (state.get(name) for name in ("conv1.0.weight", f"{prefix}.lda4_fc.weight"))
-    if backbone is None or hyper is None or last is None or min(hyper.ndim, last.ndim) < 2:
-        some = ", ".join(list(state)[:3]) or "none"
-        wanted = "expected parameters res.*, conv1.* or swin.backbone.*, conv1.*"
+    The backbone and the fusion are recognised by names and shapes of the parameters. Raises
+    UserError, which names the file `path`, where it is no model that we can build.
+    """
+    prefix, backbone = _recognise_backbone(state)
+    first_conv = state.get("conv1.0.weight")
+    last_lda = state.get(f"{prefix}.lda4_fc.weight")
+    missing = backbone is None or first_conv is None or last_lda is None
+    if missing or first_conv.ndim < 2 or last_lda.ndim < 2:
+        first_names = ", ".join(list(state)[:3]) or "none"
+        expected = "expected parameters res.*, conv1.* or swin.backbone.*, conv1.*"
         raise UserError(
-            f"{path}: not a HyperIQA model with a known backbone: {wanted}; found {some}, …"
+            f"{path}: not a HyperIQA model with a known backbone: {expected}; "
+            f"found {first_names}, …"
         )
-    stages = [
-        state.get(f"{prefix}.lda{i}_pool.0.weight", last).shape[1:2].numel() for i in (1, 2, 3)
-    ]
-    stages.append(last.shape[1])
-    if hyper.shape[1] not in (last.shape[1], sum(stages)):
-        wanted = f"{last.shape[1]}, those of the last stage, or {sum(stages)}, those of all stages"
-        raise UserError(
-            f"{path}: conv1.0.weight takes {hyper.shape[1]} channels; expected {wanted}"
-        )
-    fusion = "none" if hyper.shape[1] == last.shape[1] else "direct"
-    for name, found in (
-        ("concat", "fusion.conv.weight"),
-        ("attention", "multiscale_attention.attention_net.0.weight"),
-    ):
-        fusion = name if found in state else fusion
     return {
         "backbone": backbone,
-        "fusion": fusion,
+        "fusion": _recognise_fusion(path, state, prefix),
         "patch_size": 224,
         "resize": "512x384",
         "exif_rotate": False,
@@ -100,3 +91,46 @@ def _public_description(path: Path, state: Mapping[str, torch.Tensor]) -> dict[s
         "test_crop": "center",
         "test_patch_num": 1,
     }
+
+
+def _recognise_backbone(state: StateDict) -> tuple[str, str | None]:
+    """(the backbone's prefix, its name); the name is None where it is unknown."""
+    if "res.conv1.weight" in state:
+        bottlenecks = "res.layer3.0.conv3.weight" in state
+        return "res", RESNETS.get((_count_blocks(state, "res.layer3."), bottlenecks))
+    if "swin.backbone.patch_embed.proj.weight" in state:
+        width = len(state["swin.backbone.patch_embed.proj.weight"])
+        size = SWINS.get((width, _count_blocks(state, "swin.backbone.layers_2.blocks.")))
+        return "swin", f"swin_{size}_patch4_window7_224" if size else None
+    return "res", None
+
+
+def _count_blocks(state: StateDict, prefix: str) -> int:
+    """How many blocks a stage has: different numbers after its prefix."""
+    numbers = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
+    return len(numbers)
+
+
+def _recognise_fusion(path: Path, state: StateDict, prefix: str) -> str:
+    """The fusion of a model whose `conv1` and LDA are present.
+
+    Raises UserError where `conv1` takes channels that no fusion gives.
+    """
+    last_lda = state[f"{prefix}.lda4_fc.weight"]
+    last_channels = last_lda.shape[1]
+    all_channels = last_channels
+    for i in (1, 2, 3):
+        conv = state.get(f"{prefix}.lda{i}_pool.0.weight", last_lda)
+        # The slice is empty, instead of an IndexError, where a damaged file's tensor is flat.
+        all_channels += conv.shape[1:2].numel()
+    channels = state["conv1.0.weight"].shape[1]
+    if channels not in (last_channels, all_channels):
+        raise UserError(
+            f"{path}: conv1.0.weight takes {channels} channels; expected {last_channels}, "
+            f"those of the last stage, or {all_channels}, those of all stages"
+        )
+    if "multiscale_attention.attention_net.0.weight" in state:
+        return "attention"
+    if "fusion.conv.weight" in state:
+        return "concat"
+    return "none" if channels == last_channels else "direct"

@@ -7,53 +7,72 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.model.checkpoints import IDLE, _read, find_model
-from hyperiqa.model.foreign import WRAPPERS
+from hyperiqa.model.checkpoints import find_model, is_idle, read_state
+from hyperiqa.model.foreign import public_name
 
 
 def check_reachable(url: str, seconds: float = 12) -> None:
     """Raise OSError unless the server of `url` answers, with whatever status, within `seconds`.
-    Without network it would take minutes: name look-ups, which no socket timeout covers, and the libraries' retries."""
-    answer: list[Exception | None] = []
+
+    Without network a download would take minutes to fail: name look-ups, which no socket timeout
+    covers, and the libraries' retries.
+    """
+    answers: list[Exception | None] = []
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(
-                urllib.request.Request(url, method="HEAD"), timeout=seconds
-            ).close()
-            answer.append(None)
+            request = urllib.request.Request(url, method="HEAD")
+            urllib.request.urlopen(request, timeout=seconds).close()
+        except urllib.error.HTTPError:
+            # An error of HTTP is an answer too.
+            answers.append(None)
         except Exception as problem:
-            answer.append(None if isinstance(problem, urllib.error.HTTPError) else problem)
+            answers.append(problem)
+        else:
+            answers.append(None)
 
+    # A daemon does not keep the program from ending while a look-up hangs.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not answer:
+    if not answers:
         raise OSError(f"{url} does not answer")
-    if answer[0] is not None:
-        raise OSError(f"{url}: {getattr(answer[0], 'reason', answer[0])}")
+    problem = answers[0]
+    if problem is not None:
+        raise OSError(f"{url}: {getattr(problem, 'reason', problem)}")
 
 
 def load_backbone_weights(backbone: Any, path: Path) -> None:
-    """Load weights into a `models.Backbone`: a state dict of torchvision or timm, or one of our models, whose
-    backbone it takes; the classifier's, and our LDA's, are left out. Raises UserError naming what is missing."""
-    state = {WRAPPERS.sub("", name): tensor for name, tensor in _read(find_model(path))[0].items()}
-    own = backbone.encoder_state()
-    inside = (
-        f"{backbone.prefix}."
-        if backbone.pretrained_part is backbone
-        else f"{backbone.prefix}.backbone."
-    )
-    if any(name.startswith(inside) for name in state):  # a model of ours
-        state = {
-            name.removeprefix(inside): t for name, t in state.items() if name.startswith(inside)
-        }
+    """Load the encoder's weights into a `Backbone`.
+
+    The file holds a state dict of torchvision or timm, or one of our models, from which the
+    backbone is taken. A classifier and our LDA are left out. Raises UserError naming what is
+    missing.
+    """
+    content, _ = read_state(find_model(path))
+    state = {public_name(name): tensor for name, tensor in content.items()}
+    prefix = f"{backbone.prefix}."
+    if backbone.pretrained_part is not backbone:
+        prefix += "backbone."
+    inside = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
+    # Only a model of ours has such names.
+    if inside:
+        state = {name.removeprefix(prefix): tensor for name, tensor in inside.items()}
+    expected = backbone.encoder_state()
     try:
         state = backbone.adapted(state)
-        fits = {n for n, t in own.items() if n in state and state[n].shape == t.shape}
-    except Exception:  # the translation of timm meets names that it does not expect
-        fits = set()
-    if wrong := [name for name in own if name not in fits and name.rpartition(".")[2] not in IDLE]:
-        found = f"{len(wrong)} of the backbone's {len(own)} tensors are missing or of another shape, such as {wrong[0]}"
-        raise UserError(f"{path}: {found}: weights of another backbone?")
-    backbone.pretrained_part.load_state_dict({name: state[name] for name in fits}, strict=False)
+        fitting = {
+            name: state[name]
+            for name, tensor in expected.items()
+            if name in state and state[name].shape == tensor.shape
+        }
+    # Another model's names, which timm's translation does not expect, can raise anything in it.
+    except Exception:
+        fitting = {}
+    misfits = [name for name in expected if name not in fitting and not is_idle(name)]
+    if misfits:
+        raise UserError(
+            f"{path}: {len(misfits)} of the backbone's {len(expected)} tensors are missing or "
+            f"of another shape, such as {misfits[0]}: weights of another backbone?"
+        )
+    backbone.pretrained_part.load_state_dict(fitting, strict=False)
