@@ -1,4 +1,7 @@
-"""From names to untrained models: the only place that knows which family a backbone's name belongs to."""
+"""From names to untrained models.
+
+Only this module knows which family a backbone's name belongs to.
+"""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -24,10 +27,14 @@ def build_backbone(
     drop_path: float | None = None,
     architecture: Mapping[str, Any] | None = None,
 ) -> Backbone:
-    """The backbone of that name, for square patches of that side in pixels, with random weights, ImageNet's
-    (pretrained), or those of the state dict in the file `weights`. drop_path: share of images for which a block is left
-    out while training, rising linearly to it at the last block; None: the encoder's own. architecture: what a model of
-    a hub is, as a description keeps it. Raises UserError where there is no such backbone, or no such weights."""
+    """Build the backbone of that name for square patches of that side in pixels.
+
+    Its weights are random, ImageNet's (pretrained), or those of the state dict in the file
+    `weights`. drop_path: share of images for which a block is left out while training, rising
+    linearly to it at the last block; None: the encoder's own. architecture: what a model of a hub
+    is, as a description keeps it. Raises UserError where there is no such backbone, or no such
+    weights.
+    """
     downloaded = pretrained and weights is None
     try:
         if name in RESNETS:
@@ -47,34 +54,52 @@ def build_backbone(
 
 
 def hypernet(backbone: Backbone, choices: Mapping) -> HyperNet:
-    """The HyperNet of a run's settings or a checkpoint's description; what they do not say takes its default."""
-    return HyperNet(
-        backbone,
-        **{name: choices[name] for name in ("dropout", *HyperNet.choices) if name in choices},
-    )
+    """The HyperNet of a run's settings or of a checkpoint's description.
+
+    Choices that are missing there take their defaults.
+    """
+    names = ("dropout", *HyperNet.choices)
+    arguments = {name: choices[name] for name in names if name in choices}
+    return HyperNet(backbone, **arguments)
 
 
 def new_model(options: Namespace) -> HyperNet:
-    """The untrained model that a run's flags ask for, with pretrained or given weights for the backbone."""
-    o = options
-    return hypernet(
-        build_backbone(o.backbone, o.pretrained, o.patch_size, o.backbone_weights, o.drop_path),
-        vars(o),
+    """The model that a run's flags ask for.
+
+    The backbone has pretrained or given weights, and everything else is untrained.
+    """
+    backbone = build_backbone(
+        options.backbone,
+        options.pretrained,
+        options.patch_size,
+        options.backbone_weights,
+        options.drop_path,
     )
+    return hypernet(backbone, vars(options))
 
 
 def build(description: Mapping[str, Any]) -> HyperNet:
-    """The untrained model that a checkpoint's description names. Raises UserError where there is none such."""
-    d = description
+    """The untrained model that a checkpoint's description names.
+
+    Raises UserError where there is none.
+    """
     try:
-        more = {"patch_size": d.get("patch_size", 224), "drop_path": d.get("drop_path")}
-        backbone = build_backbone(str(d["backbone"]), **more, architecture=d.get("architecture"))
-        net = hypernet(backbone, d)
+        backbone = build_backbone(
+            str(description["backbone"]),
+            patch_size=description.get("patch_size", 224),
+            drop_path=description.get("drop_path"),
+            architecture=description.get("architecture"),
+        )
+        net = hypernet(backbone, description)
+    # A newer program's description may name a fusion or a hyper network that this one lacks.
     except (KeyError, ValueError):
-        choices = ", ".join(f"{name} {d[name]}" for name in HyperNet.choices if name in d)
+        choices = ", ".join(
+            f"{name} {description[name]}" for name in HyperNet.choices if name in description
+        )
         raise UserError(
-            f"the checkpoint's backbone {d['backbone']} with {choices} is unknown here"
+            f"the checkpoint's backbone {description['backbone']} with {choices} is unknown here"
         ) from None
-    if "mean" in d and "std" in d:
-        backbone.set_normalisation(d["mean"], d["std"])
+    # The pixels are normalised as in training, even if the encoder's own figures have changed.
+    if "mean" in description and "std" in description:
+        backbone.set_normalisation(description["mean"], description["std"])
     return net
