@@ -1,7 +1,9 @@
-"""Commands as jobs of a cluster, through submitit: Slurm, or this machine in its place, to try it.
+"""Commands as jobs of a cluster, through submitit: on Slurm, or on this machine to try it.
 
-On the signal that comes before the time limit, or before another job takes the place, the command is asked to stop,
-which it does with its state saved, and the job is queued again with `--resume auto`."""
+A cluster sends a signal before the time limit, or before another job takes the place. The command
+is then asked to stop, which it does with its state saved, and the job is queued again with
+`--resume auto`.
+"""
 
 import contextlib
 import os
@@ -20,13 +22,15 @@ from hyperiqa.base.command_line import POSITIVE, Flags, without_flags
 from hyperiqa.base.errors import UserError, reason_of
 
 LAUNCHERS = ("slurm", "local")
+# The flags of `cluster_flags`, which a job must not pass on to the command that it runs.
 OWN = ("--launcher", "--nodes", "--gpus_per_node", "--time", "--slurm")
 SETTINGS = tuple(flag.lstrip("-") for flag in OWN)
-SIGNAL_SECONDS = 180  # before the time limit; a state takes seconds to write
+# When the signal comes before the time limit; to write a state takes seconds.
+SIGNAL_SECONDS = 180
 
 
 def cluster_flags(flags: Flags) -> None:
-    """The flags of the programs that start jobs."""
+    """Add the flags of the programs that start jobs."""
     flags.group("cluster")
     flags.value(
         "--launcher",
@@ -44,12 +48,13 @@ def cluster_flags(flags: Flags) -> None:
         nargs="+",
         metavar="KEY=VALUE",
     )
-    flags.checks.append(_problem)
+    flags.checks.append(_mistake)
 
 
-def _problem(options: Namespace) -> str | None:
-    if wrong := [word for word in options.slurm if "=" not in word]:
-        return f"--slurm {wrong[0]}: expected KEY=VALUE"
+def _mistake(options: Namespace) -> str | None:
+    for word in options.slurm:
+        if "=" not in word:
+            return f"--slurm {word}: expected KEY=VALUE"
     if options.launcher == "local" and options.nodes > 1:
         return f"--nodes {options.nodes}: this machine is one"
     return None
@@ -57,10 +62,16 @@ def _problem(options: Namespace) -> str | None:
 
 @dataclass
 class Command:
-    """A program's words; called by each process of a job, and asked by submitit for what is to be queued next."""
+    """The command of a job: each of the job's processes calls it.
+
+    words: the script and its flags.
+    requeued: whether an earlier job of the same command was stopped, so that this one resumes.
+
+    Before the job must end, submitit calls `checkpoint` for the command to queue next.
+    """
 
     words: list[str]
-    again: bool = False
+    requeued: bool = False
 
     def __call__(self) -> None:
         import submitit
@@ -70,43 +81,56 @@ class Command:
             submitit.helpers.TorchDistributedEnvironment().export(
                 set_cuda_visible_devices=False, overwrite=True
             )
-        again = self.again or os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-        words = [
-            *self.words,
-            *(["--resume", "auto"] if again and "--resume" not in self.words else []),
-        ]
-        # The cluster's signal may reach the program too, which would end of it; a child inherits what is ignored.
+        words = self._words_of_this_start()
+        # The cluster's signal may reach the program too, and would kill it. A child process
+        # inherits that a signal is ignored.
         warning = environment._usr_sig()
-        before = signal.signal(warning, signal.SIG_IGN)
+        previous_handler = signal.signal(warning, signal.SIG_IGN)
         self.process = subprocess.Popen([sys.executable, "-u", *words])
-        signal.signal(warning, before)
-        while (
-            code := self.process.poll()
-        ) is None:  # not wait(): in the middle of it `checkpoint` could not wait too
+        signal.signal(warning, previous_handler)
+        # Not wait(): a signal handler that calls `checkpoint` in the middle of it could not wait.
+        exit_code = self.process.poll()
+        while exit_code is None:
             time.sleep(0.2)
-        if code not in (0, 128 + signal.SIGTERM):
-            raise RuntimeError(f"exit code {code}: {shlex.join(words)}")
+            exit_code = self.process.poll()
+        if exit_code not in (0, 128 + signal.SIGTERM):
+            raise RuntimeError(f"exit code {exit_code}: {shlex.join(words)}")
+
+    def _words_of_this_start(self) -> list[str]:
+        # Slurm itself queues a job again when a node fails, without a call of `checkpoint`.
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        if (self.requeued or restarted) and "--resume" not in self.words:
+            return [*self.words, "--resume", "auto"]
+        return self.words
 
     def checkpoint(self) -> Any:
+        """Stop the program, which saves its state, and return the submission that resumes it."""
         import submitit
 
         self.process.terminate()
+        # The loop of `__call__` may have taken the exit code just before.
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.process.pid, 0)
-        return submitit.helpers.DelayedSubmission(Command(self.words, again=True))
+        return submitit.helpers.DelayedSubmission(Command(self.words, requeued=True))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"words": self.words, "again": self.again}
+        # A running process cannot be pickled.
+        return {"words": self.words, "requeued": self.requeued}
 
 
 class Submitted:
-    """A job that was submitted, as a process that was started: `poll` gives its exit code, None as long as it runs."""
+    """A submitted job with the interface of subprocess.Popen: `poll` and `returncode`.
+
+    output: the file of the job's stderr.
+    """
 
     def __init__(self, job: Any):
-        self.job, self.output = job, Path(job.paths.stderr)
+        self.job = job
+        self.output = Path(job.paths.stderr)
         self.returncode: int | None = None
 
     def poll(self) -> int | None:
+        """The exit code, 0 or 1; None while the job waits or runs."""
         if self.returncode is None and self.job.done():
             self.returncode = 0 if self.job.exception() is None else 1
         return self.returncode
@@ -116,7 +140,10 @@ class Submitted:
 
 
 class Cluster:
-    """Where jobs go, as the flags say. Raises UserError where there is no such place."""
+    """The place that jobs are submitted to, chosen by `--launcher`.
+
+    folder: where the jobs' files go. Raises UserError where there is no such cluster here.
+    """
 
     def __init__(self, options: Namespace, folder: Path):
         try:
@@ -125,27 +152,24 @@ class Cluster:
         except ImportError:
             raise UserError(f"--launcher {options.launcher}: pip install submitit") from None
         self.options = options
-        cloudpickle.register_pickle_by_value(
-            sys.modules[__name__]
-        )  # a job may begin in another folder
+        # A job may begin in another folder, where it could not import this module.
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])
         try:
             self.executor: Any = submitit.AutoExecutor(folder, cluster=options.launcher)
         except RuntimeError as problem:
             raise UserError(f"--launcher {options.launcher}: {reason_of(problem)}") from None
+        slurm_parameters = dict(word.split("=", 1) for word in options.slurm)
         self.executor.update_parameters(
             nodes=options.nodes,
             tasks_per_node=options.gpus_per_node,
             gpus_per_node=options.gpus_per_node,
             timeout_min=max(1, round(60 * options.time)),
             slurm_signal_delay_s=SIGNAL_SECONDS,
-            slurm_additional_parameters={
-                "requeue": True,
-                **dict(word.split("=", 1) for word in options.slurm),
-            },
+            slurm_additional_parameters={"requeue": True, **slurm_parameters},
         )
 
     def submit(self, name: str, words: Sequence[str]) -> Submitted:
-        """A job that runs the script's words. Raises UserError."""
+        """Submit a job that runs the script with its flags. Raises UserError."""
         self.executor.update_parameters(name=name)
         try:
             return Submitted(self.executor.submit(Command(list(words))))
@@ -154,10 +178,14 @@ class Cluster:
 
 
 def submitted(options: Namespace) -> bool:
-    """Whether the program's flags ask for a job, which is then submitted, and said where it writes."""
+    """Submit this process's command as a job where the flags ask for one.
+
+    Prints where the job writes its output, and returns whether a job was submitted.
+    """
     if options.launcher is None:
         return False
-    name, words = options.run_name or Path(sys.argv[0]).stem, without_flags(sys.argv, *OWN)
+    name = options.run_name or Path(sys.argv[0]).stem
+    words = without_flags(sys.argv, *OWN)
     job = Cluster(options, options.log_dir / "jobs").submit(name, words).job
     print(f"Job {job.job_id}: what it says goes to {job.paths.stdout} and {job.paths.stderr.name}")
     return True

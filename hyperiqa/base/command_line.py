@@ -1,4 +1,8 @@
-"""The command line of every program here: the parser, flags with the ranges they must keep, and how a program ends."""
+"""The command line of every program: the parser, flags with checked values, and how a program ends.
+
+A program makes a `Flags`, adds its flags by methods such as `count` and `path`, and calls `parse`.
+Its `main` runs inside `run_tool`. Nothing here imports torch, so mistakes are reported at once.
+"""
 
 import difflib
 import errno
@@ -15,42 +19,69 @@ from hyperiqa.base.errors import Interrupted, NothingToDo, UserError
 from hyperiqa.base.files import exists_or_on_hub
 from hyperiqa.base.version import VERSION
 
+# The settings that the user gave: setting -> (flag, value).
 Given = Mapping[str, tuple[str, object]]
-Range = tuple[
-    str, Callable[[Any], object]
-]  # what a flag's value must be, in words, and the test of it
+# Looks at the parsed flags and returns the user's mistake, or None.
+Check = Callable[[Namespace], str | None]
+# The values that a flag accepts: in words, and as a test of a value.
+Range = tuple[str, Callable[[Any], object]]
 POSITIVE: Range = ("a number above 0", lambda x: x > 0)
 NOT_NEGATIVE: Range = ("a number of at least 0", lambda x: x >= 0)
 SHARE: Range = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
 
 
 def run_tool(main: Callable[[], int | None]) -> NoReturn:
-    """Run a script's `main`; a `UserError` becomes one line on stderr and exit code 2, a signal 128 + its number.
-    `main` imports torch itself, after this: OpenMP's threads then spin only shortly while they wait, or two trainings
-    on one machine would take each other's cores (docs/performance.md). A setting of the user's stays."""
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000"
-    sys.stdout, sys.stderr = (stream and _Stream(stream) for stream in (sys.stdout, sys.stderr))
-    first = os.environ.get("RANK", "0") in ("", "0")
-    if not first:  # of several processes one shows what all do
+    """Run a script's `main` and exit with its code.
+
+    A `UserError` becomes one line on stderr and exit code 2, `NothingToDo` one line on stdout and
+    exit code 0, a signal exit code 128 + its number. `main` imports torch itself, because the
+    setting of its threads counts only before that.
+    """
+    _shorten_spinning()
+    sys.stdout = _wrapped(sys.stdout)
+    sys.stderr = _wrapped(sys.stderr)
+    # Several processes do the same work; only the first one shows it.
+    is_first = os.environ.get("RANK", "0") in ("", "0")
+    if not is_first:
         os.environ["TQDM_DISABLE"] = "1"
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         sys.exit(main() or 0)
     except UserError as mistake:
-        if not (mistake.already_shown if mistake.already_shown is not None else not first):
+        already_shown = mistake.already_shown
+        if already_shown is None:
+            already_shown = not is_first
+        if not already_shown:
             print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
-    except NothingToDo as done:
-        print(done)
+    except NothingToDo as notice:
+        print(notice)
         sys.exit(0)
-    except Interrupted as stop:
-        sys.exit(128 + stop.signum)
+    except Interrupted as interruption:
+        sys.exit(128 + interruption.signum)
+
+
+def _shorten_spinning() -> None:
+    """Let OpenMP's threads spin only shortly while they wait, unless the user has set it.
+
+    By default they spin for long, and two trainings on one machine would take each other's cores
+    (docs/performance.md).
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+
+
+def _wrapped(stream: Any) -> Any:
+    # Python has no streams where it was started without a console, as by pythonw.
+    return None if stream is None else _Stream(stream)
 
 
 class _Stream:
-    """Standard output or error with a ? for what it cannot show. Once its reader has gone, what is written is dropped:
-    `| head` has seen enough, and a training goes on with its log."""
+    """Standard output or error that does not end the program.
+
+    It writes a ? for what it cannot encode. Once its reader has gone, it drops what is written:
+    `| head` has seen enough, and a training goes on with its log.
+    """
 
     def __init__(self, stream: Any):
         if hasattr(stream, "reconfigure"):
@@ -68,7 +99,8 @@ class _Stream:
         try:
             work()
         except OSError as problem:
-            if problem.errno not in (errno.EPIPE, errno.EIO):  # closed, or its terminal is gone
+            # EPIPE: the pipe is closed. EIO: the terminal is gone.
+            if problem.errno not in (errno.EPIPE, errno.EIO):
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
@@ -77,16 +109,19 @@ class _Stream:
 
 
 class _Formatter(RawDescriptionHelpFormatter):
-    """Each flag's default at the end of its help; the description as it was written."""
+    """Help with each flag's default at the end of its text, and the description as written."""
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
-        said = "default" in text or action.default in (None, SUPPRESS) or action.nargs == 0
-        return text if said else text + " (default: %(default)s)"
+        # A switch takes no value (nargs 0), so its default would mean nothing to the user.
+        has_default = action.default not in (None, SUPPRESS) and action.nargs != 0
+        if not has_default or "default" in text:
+            return text
+        return text + " (default: %(default)s)"
 
 
 class _Parser(ArgumentParser):
-    """argparse with one-line errors, no abbreviations, and suggestions for misspelt flags."""
+    """argparse with one-line errors and suggestions for misspelt flags."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -94,136 +129,164 @@ class _Parser(ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            known = self._option_string_actions
-            hints = [difflib.get_close_matches(word.split("=")[0], known, n=1) for word in unknown]
-            said = (
-                f"{word} (did you mean {hint[0]}?)" if hint else word
-                for word, hint in zip(unknown, hints)
-            )
-            raise UserError(f"unknown argument: {', '.join(said)}")
+            words = [self._with_suggestion(word) for word in unknown]
+            raise UserError(f"unknown argument: {', '.join(words)}")
         return options
+
+    def _with_suggestion(self, word: str) -> str:
+        flag = word.split("=")[0]
+        matches = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        return f"{word} (did you mean {matches[0]}?)" if matches else word
 
 
 class _Setting(Action):
-    """Stores a value and which flag gave it, so that two flags that contradict each other are noticed."""
+    """Stores a value and the flag that gave it, and refuses two flags that contradict each other.
+
+    The same flag twice is no contradiction: the last one counts.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
         value = self.const if self.nargs == 0 else values
         given = vars(namespace).setdefault("given", {})
-        flag, earlier = given.setdefault(self.dest, (option_string, value))
-        if flag != option_string and earlier != value:
-            raise UserError(f"contradictory flags: {flag} and {option_string}")
+        earlier_flag, earlier_value = given.setdefault(self.dest, (option_string, value))
+        if earlier_flag != option_string and earlier_value != value:
+            raise UserError(f"contradictory flags: {earlier_flag} and {option_string}")
         given[self.dest] = (option_string, value)
         setattr(namespace, self.dest, value)
 
 
 class Flags:
-    """The flags of a program, by groups, each with the test that its value must pass; `parse` names every mistake."""
+    """The flags of a program, in groups, with the checks that `parse` makes."""
 
-    several = False  # whether torchrun may start it as several processes
+    # Whether torchrun may start the program as several processes.
+    several = False
 
     def __init__(self, description: str | None, usage: str = "%(prog)s [flags]"):
+        # An abbreviation would mean another flag as soon as a later version adds one.
         self.parser = _Parser(
             usage=usage, description=description, formatter_class=_Formatter, allow_abbrev=False
         )
         self.parser.add_argument("--version", action="version", version=VERSION)
         self.current: Any = self.parser
-        self.checks: list[Callable[[Namespace], str | None]] = []
+        self.checks: list[Check] = []
 
     def group(self, title: str) -> None:
+        """Begin a group of the help text; the flags that follow belong to it."""
         self.current = self.parser.add_argument_group(title)
 
     def words(self, name: str, text: str, **more) -> None:
-        """A positional argument."""
+        """Add a positional argument."""
         self.parser.add_argument(name, help=text, **more)
 
     def value(self, name: str, default, text: str, ok: Range | None = None, **more) -> None:
-        """A flag with a value; `ok` says what it must be."""
-        dest = self.current.add_argument(
+        """Add a flag with a value.
+
+        ok: the values that it accepts.
+        more: further arguments of argparse's `add_argument`.
+        """
+        action = self.current.add_argument(
             name, default=default, help=text, action=_Setting, **more
-        ).dest
-        if ok is not None:
-            self._check(
-                dest, lambda value: None if ok[1](value) else f"{name} {value}: expected {ok[0]}"
-            )
+        )
+        if ok is None:
+            return
+        expected, is_accepted = ok
+
+        def problem(value: Any) -> str | None:
+            return None if is_accepted(value) else f"{name} {value}: expected {expected}"
+
+        self._check(action.dest, problem)
 
     def _check(self, dest: str, problem: Callable[[Any], str | None]) -> None:
-        self.checks.append(
-            lambda o: None if (value := getattr(o, dest)) is None else problem(value)
-        )
+        """Check a setting by a function that returns the mistake in its value, or None."""
+
+        def check(options: Namespace) -> str | None:
+            value = getattr(options, dest)
+            return None if value is None else problem(value)
+
+        self.checks.append(check)
 
     def count(
         self, name: str, default: int | None, text: str, least: int = 1, most: float = math.inf
     ) -> None:
-        """A whole number."""
-        expected = (
-            f"a whole number of at least {least}" if most == math.inf else f"{least} to {most:g}"
-        )
-        self.value(
-            name, default, text, (expected, lambda n: least <= n <= most), type=int, metavar="N"
-        )
+        """Add a flag whose value is a whole number from `least` to `most`."""
+        if most == math.inf:
+            expected = f"a whole number of at least {least}"
+        else:
+            expected = f"{least} to {most:g}"
+        accepted: Range = (expected, lambda number: least <= number <= most)
+        self.value(name, default, text, accepted, type=int, metavar="N")
 
     def real(self, name: str, default: float | None, text: str, ok: Range) -> None:
-        """A finite number."""
-        self.value(
-            name,
-            default,
-            text,
-            (ok[0], lambda x: math.isfinite(x) and ok[1](x)),
-            type=float,
-            metavar="X",
-        )
+        """Add a flag whose value is a finite number."""
+        expected, is_accepted = ok
+        finite: Range = (expected, lambda number: math.isfinite(number) and is_accepted(number))
+        self.value(name, default, text, finite, type=float, metavar="X")
 
     def path(self, name: str, default: Path | None, text: str, metavar: str = "PATH") -> None:
+        """Add a flag whose value is a path."""
         self.value(name, default, text, type=Path, metavar=metavar)
 
     def output(self, name: str, text: str, suffixes: Sequence[str] = ()) -> None:
-        """A file to write, with one of these suffixes, in a folder that is there."""
+        """Add a flag for a file to write, with one of the suffixes, in a folder that exists."""
 
         def problem(path: Path) -> str | None:
             if suffixes and path.suffix.lower() not in suffixes:
                 return f"{name} {path}: expected a name that ends in {', '.join(suffixes)}"
             if not path.parent.is_dir():
                 return f"{name} {path}: no folder {path.parent}"
-            return f"{name} {path}: a folder; expected a file" if path.is_dir() else None
+            if path.is_dir():
+                return f"{name} {path}: a folder; expected a file"
+            return None
 
-        dest = self.current.add_argument(
+        action = self.current.add_argument(
             name, type=Path, metavar="FILE", help=text, action=_Setting
-        ).dest
-        self._check(dest, problem)
+        )
+        self._check(action.dest, problem)
 
     def switch(self, name: str, dest: str, const: object, text: str) -> None:
-        """A flag without a value that sets `dest` to `const`: a yes or no, or a short form of another flag."""
+        """Add a flag without a value that sets `dest` to `const`.
+
+        It is a yes or no, or a short form of another flag. A yes or no brings its opposite as the
+        default; the short form leaves the default to the other flag.
+        """
         self.current.add_argument(
             name, dest=dest, action=_Setting, nargs=0, const=const, default=SUPPRESS, help=text
         )
         if isinstance(const, bool):
             self.parser.set_defaults(**{dest: not const})
 
-    # Flags that several programs have, each declared here alone.
+    # Flags that several programs share.
+
     def checkpoint(self) -> None:
+        """Add the positional argument for the model to read."""
         kinds = "a model file, a run's folder or hf://USER/NAME"
         self.words("checkpoint", kinds, type=Path, metavar="CHECKPOINT")
-        wrong = "no such file or folder; expected"
-        self._check(
-            "checkpoint",
-            lambda path: None if exists_or_on_hub(path) else f"{path}: {wrong} {kinds}",
-        )
+
+        def problem(path: Path) -> str | None:
+            if exists_or_on_hub(path):
+                return None
+            return f"{path}: no such file or folder; expected {kinds}"
+
+        self._check("checkpoint", problem)
 
     def device(self) -> None:
-        names = "auto, cpu, cuda, cuda:N or mps"  # whether the machine has it is seen later
-        known = re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch
-        self.value("--device", "auto", names, (names, known), metavar="NAME")
+        """Add `--device`. Only its form is checked: whether it exists, only torch knows."""
+        names = "auto, cpu, cuda, cuda:N or mps"
+        is_device = re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch
+        self.value("--device", "auto", names, (names, is_device), metavar="NAME")
 
     def workers(
         self, text: str = "processes that cut patches (default: 0 on a CPU, else 4)", least: int = 0
     ) -> None:
+        """Add `--workers`."""
         self.count("--workers", None, text, least, 256)
 
     def batch_size(self, default: int, text: str = "patches per forward pass") -> None:
+        """Add `--batch_size`."""
         self.count("--batch_size", default, text)
 
     def cache(self) -> None:
+        """Add the flags that say where decoded images are kept."""
         self.path(
             "--cache_dir",
             None,
@@ -232,24 +295,25 @@ class Flags:
         self.switch(
             "--no_cache", "cache", False, "decode into memory, and leave nothing on the disk"
         )
-        contradictory = "contradictory flags: --no_cache and --cache_dir"
-        self.checks.append(
-            lambda options: contradictory if options.cache_dir and not options.cache else None
-        )
+
+        def contradiction(options: Namespace) -> str | None:
+            if options.cache_dir and not options.cache:
+                return "contradictory flags: --no_cache and --cache_dir"
+            return None
+
+        self.checks.append(contradiction)
 
     def images(self, resize: str) -> None:
-        """How images are read; resize: what holds where the flag is not given."""
+        """Add `--resize`; resize: the help's words for what holds where the flag is not given."""
         text = f"S: shorter side to S; HxW: stretch to height x width; none ({resize})"
         self.value("--resize", None, text, metavar="SIZE")
-        self._check("resize", lambda size: size and problem_of(parse_resize, size))
+        # An empty text counts as a flag that is not given.
+        self._check("resize", lambda size: problem_of(parse_resize, size) if size else None)
 
     def skip_bad_images(self) -> None:
-        self.switch(
-            "--skip_bad_images",
-            "skip_bad_images",
-            True,
-            "drop images that cannot be read instead of stopping",
-        )
+        """Add `--skip_bad_images`."""
+        text = "drop images that cannot be read instead of stopping"
+        self.switch("--skip_bad_images", "skip_bad_images", True, text)
 
     def parse(
         self,
@@ -257,38 +321,45 @@ class Flags:
         problems: Callable[[Namespace, Given], Iterable[str]] = lambda options, given: (),
         prepare: Callable[[Namespace, Given], object] = lambda options, given: None,
     ) -> Namespace:
-        """The flags, all checked: ranges first, then the program's own `problems(options, given)`.
-        given: the settings that the user gave -> (flag, value). prepare(options, given) fills in what follows from
-        other flags, before the checks. Raises UserError naming every mistake."""
-        if (processes := os.environ.get("WORLD_SIZE", "1")) not in (
-            "",
-            "0",
-            "1",
-        ) and not self.several:
+        """Parse and check the flags; one UserError names every mistake.
+
+        argv: the words; None means those of this process.
+        problems(options, given): the program's own checks, made after those of the single flags.
+        prepare(options, given): fills in settings that follow from other flags, before all checks.
+        given: the settings that the user gave -> (flag, value).
+        """
+        processes = os.environ.get("WORLD_SIZE", "1")
+        if processes not in ("", "0", "1") and not self.several:
             raise UserError(
-                f"WORLD_SIZE is {processes}, as of torchrun; expected one process: each would do it all"
+                f"WORLD_SIZE is {processes}, as of torchrun; expected one process: "
+                "each would do it all"
             )
         options = self.parser.parse_args(argv)
         given = vars(options).pop("given", {})
         prepare(options, given)
-        found = [problem for check in self.checks if (problem := check(options))]
-        if found := [*found, *problems(options, given)]:
-            raise UserError("; ".join(found))
+        results = [check(options) for check in self.checks]
+        mistakes = [mistake for mistake in results if mistake]
+        mistakes.extend(problems(options, given))
+        if mistakes:
+            raise UserError("; ".join(mistakes))
         return options
 
 
 def without_flags(words: Sequence[str], *flags: str) -> list[str]:
-    """A command's words without these flags and their values."""
-    kept, dropping = [], False
+    """The words of a command without these flags and their values."""
+    kept = []
+    dropping = False
     for word in words:
+        # A flag's values reach to the next flag.
         if word.startswith("--"):
             dropping = word.partition("=")[0] in flags
-        kept += [] if dropping else [word]
+        if not dropping:
+            kept.append(word)
     return kept
 
 
 def problem_of(check: Callable[..., object], *values: object) -> str | None:
-    """What `check(*values)` has to say against the values, if anything."""
+    """The text of the UserError that `check(*values)` raises, or None."""
     try:
         check(*values)
     except UserError as mistake:
@@ -297,11 +368,17 @@ def problem_of(check: Callable[..., object], *values: object) -> str | None:
 
 
 def parse_resize(text: str) -> int | tuple[int, int] | None:
-    """`"384"` -> 384 (shorter side), `"512x384"` -> (512, 384) (height, width, stretched), `"none"` -> None.
-    Raises UserError for anything else, and for sizes below 1."""
+    """Turn the value of `--resize` into the target of a resize.
+
+    `"384"` -> 384 (length of the shorter side), `"512x384"` -> (512, 384) (height and width,
+    stretched), `"none"` -> None. Raises UserError for anything else, and for sizes below 1.
+    """
     if text == "none":
         return None
-    if match := re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text):
-        height, width = match.groups()
-        return (int(height), int(width)) if width else int(height)
-    raise UserError(f"--resize {text}: expected S (shorter side), HxW (height x width) or none")
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if match is None:
+        raise UserError(f"--resize {text}: expected S (shorter side), HxW (height x width) or none")
+    height, width = match.groups()
+    if width is None:
+        return int(height)
+    return int(height), int(width)
