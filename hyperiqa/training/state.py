@@ -21,16 +21,24 @@ from hyperiqa.training.options import figure_settings
 from hyperiqa.training.run_files import Prediction, read_records
 from hyperiqa.training.schedules import make_schedule
 
-LOCK_PATIENCE = 8  # seconds; the workers of a killed run hold its lock until they notice
+# Seconds; the workers of a killed run hold its lock until they notice.
+LOCK_PATIENCE = 8
 
 
 @dataclass
 class RunState:
-    """All that a run must remember: where it is, what its epoch has brought so far, and what was best.
-    `round` and `epoch` count from 1; `progress` is None between epochs. `best` has the best epoch's number, result,
-    model files and predictions; `rounds` the figures of finished rounds; `history` the SRCC of each epoch of this one,
-    by which the best is chosen; `scores` part -> what each epoch of it scored (N,). Weights and optimizer are saved
-    with it."""
+    """All that a run must remember: where it is, what its epoch has brought, and what was best.
+
+    settings: what the figures depend on, see `settings_of`.
+    round, epoch: counted from 1; an `epoch` of 0 means that the round has not begun to train.
+    progress: what the current epoch has brought so far; None between epochs.
+    without_gain: epochs since the best one.
+    best: number, result, model files and predictions of the best epoch.
+    rounds: the figures of finished rounds.
+    history: the SRCC of each epoch of this round, by which the best is chosen.
+    scores: part -> the scores (N,) of each epoch of this round.
+    Weights and optimizer are saved with it.
+    """
 
     settings: Mapping[str, Any]
     round: int = 1
@@ -45,49 +53,53 @@ class RunState:
     def next_round(self, number: int) -> None:
         """Begin round `number`, unless it is the one that is under way."""
         if number != self.round:
-            self.round, self.epoch, self.progress, self.without_gain, self.best = (
-                number,
-                0,
-                None,
-                0,
-                None,
-            )
-            self.history, self.scores = [], {}
+            self.round = number
+            self.epoch = 0
+            self.progress = None
+            self.without_gain = 0
+            self.best = None
+            self.history = []
+            self.scores = {}
 
     def is_better(self, part: str, srcc: float) -> bool | None:
-        """Whether an epoch's SRCC is the best so far; None as long as none was defined: the newest is kept then."""
+        """Whether an epoch's SRCC is the best so far.
+
+        None as long as no SRCC was defined: the newest epoch is kept then.
+        """
         best = self.best["result"][part]["srcc"] if self.best else math.nan
         if math.isnan(srcc):
             return None if math.isnan(best) else False
         return math.isnan(best) or srcc > best
 
     def keep(self, result: dict, file: str, predictions: Sequence[Prediction]) -> None:
-        """Make the epoch the best; its model's file goes before those of the ones before."""
-        older = [name for name in self.best["files"] if name != file] if self.best else []
+        """Make the epoch the best; its model's file goes before those of earlier best epochs."""
+        older = self.best["files"] if self.best else []
         self.best = {
             "epoch": self.epoch,
             "result": result,
-            "files": [file, *older],
+            "files": [file, *(name for name in older if name != file)],
             "predictions": predictions,
         }
 
     def epochs_left(self, epochs: int) -> range:
-        """The epochs to run: the counter starts elsewhere in a run that goes on."""
+        """The epochs to run: in a resumed run the counter starts elsewhere."""
         return range(self.epoch + (self.progress is None), epochs + 1)
 
     def save(self, folder: Path, parts: Mapping[str, Any], log: RunLog) -> None:
-        """Write everything that the rest of the run depends on, as of now. parts: the state dicts of model, optimizer
-        and average. Raises NonFiniteLoss."""
+        """Write everything that the rest of the run depends on, as of now.
+
+        parts: the state dicts of model, optimizer and average. Raises NonFiniteLoss.
+        """
+        # A state after a loss of nan is worthless, and would replace a good one.
         if self.progress is not None:
             self.progress.check_finite()
         saved = {**vars(self), "progress": self.progress.state() if self.progress else None}
         save_last(folder, {**saved, **parts, "lengths": log.lengths()})
-        self.clear_models(
-            folder, keep=2
-        )  # previous.pt may still name the best model before this one
+        # previous.pt may still name the best model before this one.
+        self.clear_models(folder, keep=2)
 
     def clear_models(self, folder: Path, keep: int) -> None:
-        """Remove older best models, but for those that a state which could be resumed from still names."""
+        """Remove older best models, except those that a state to resume from may still name."""
         if self.best:
             self.best["files"] = self.best["files"][:keep]
             for path in folder.glob("best_model_srcc_*.pkl"):
@@ -99,14 +111,11 @@ class RunState:
         cls, saved: Mapping, settings: Mapping[str, Any], device: torch.device
     ) -> "RunState":
         """The state that `save` wrote, by this version or an older one."""
-        state = cls(
-            settings,
-            **{name: saved[name] for name in ("round", "epoch", "without_gain", "best", "rounds")},
-        )
-        state.history, state.scores = (
-            saved.get("history", []),
-            saved.get("scores", {}),
-        )  # absent before 0.9
+        names = ("round", "epoch", "without_gain", "best", "rounds")
+        state = cls(settings, **{name: saved[name] for name in names})
+        # States of versions before 0.9 lack these two.
+        state.history = saved.get("history", [])
+        state.scores = saved.get("scores", {})
         if saved["progress"]:
             state.progress = EpochProgress.from_state(saved["progress"], device)
         if state.best:
@@ -117,155 +126,140 @@ class RunState:
 def open_run(
     options: Namespace, default_name: str, settings: Mapping[str, Any]
 ) -> tuple[RunLog, dict | None]:
-    """`find_run` for all processes: the first one has the log, the others one that is silent."""
-    own: list[RunLog] = []
+    """`find_run` for all processes: the first one gets the log, each of the others a silent one."""
+    logs: list[RunLog] = []
 
     def find() -> tuple[Path, dict | None]:
         log, saved = find_run(options, default_name, settings)
-        own.append(log)
+        logs.append(log)
         return log.checkpoints, saved
 
+    # A log holds open files, so that it cannot travel to the other processes as its folder does.
     folder, saved = processes.from_rank_zero(find)
-    return (own or [SilentLog(options.log_dir, folder)])[0], saved
+    return logs[0] if logs else SilentLog(options.log_dir, folder), saved
 
 
 def find_run(
     options: Namespace, default_name: str, settings: Mapping[str, Any]
 ) -> tuple[RunLog, dict | None]:
-    """A new run's log, or an unfinished run's with the state to go on from (None: from its beginning).
-    By `--resume`: absent, `auto` (the newest unfinished run of these settings, a new one if there is none) or the path
-    of a last.pt or its folder. settings: those that figures depend on, the records' fingerprint included. Raises
-    UserError, and NothingToDo where the run that was named is done."""
-    o = options
-    if o.resume not in (None, "auto"):
-        folder = Path(o.resume) if Path(o.resume).is_dir() else Path(o.resume).parent
-        folder = folder.parent if folder.name.startswith("round") else folder
-        return _go_on(o, folder, settings, f"--resume {folder}")
-    if o.resume and o.run_name and (theirs := _settings(path := o.log_dir / f"{o.run_name}.jsonl")):
-        if _ended(path):
-            return _go_on(o, o.checkpoint_dir / o.run_name, settings, f"--run_name {o.run_name}")
-        _check_same(theirs, settings, f"--run_name {o.run_name}")
-    for name, _ in _unfinished(o, settings) if o.resume else ():
-        folder = o.checkpoint_dir / name
-        if folder.is_dir() and (log := RunLog.take_up(o.log_dir, folder, LOCK_PATIENCE)):
-            path = log.path(".jsonl")  # still: its process may have ended it meanwhile
-            if not _ended(path) and _settings(path) == settings:
-                return log, _state_to_go_on_from(log, settings)
-            log.close()
-    log = RunLog(o.log_dir, o.checkpoint_dir, o.run_name or default_name, o.run_name is not None)
-    if o.resume:
-        log.show(f"Nothing to resume: starting a new run{_nearest(o, settings, log.name)}")
+    """The log of a new run, or that of an unfinished run with the state to go on from.
+
+    The state is None where the run goes on from its beginning. `--resume` decides: absent is a new
+    run; `auto` is the newest unfinished run of these settings, or else a new one; any other value
+    is the path of a last.pt or of its folder.
+    settings: those that figures depend on, with the fingerprint of the records.
+    Raises UserError, and NothingToDo where the run that the user named is done.
+    """
+    if options.resume not in (None, "auto"):
+        folder = _run_folder(Path(options.resume))
+        return _resume_named(options, folder, settings, f"--resume {folder}")
+    if options.resume and options.run_name:
+        path = options.log_dir / f"{options.run_name}.jsonl"
+        flag = f"--run_name {options.run_name}"
+        recorded = _recorded_settings(path)
+        if recorded and _end_status(path):
+            folder = options.checkpoint_dir / options.run_name
+            return _resume_named(options, folder, settings, flag)
+        if recorded:
+            _check_same(recorded, settings, flag)
+    resumed = _resume_newest(options, settings) if options.resume else None
+    if resumed:
+        return resumed
+    name = options.run_name or default_name
+    explicit = options.run_name is not None
+    log = RunLog(options.log_dir, options.checkpoint_dir, name, explicit)
+    if options.resume:
+        hint = _nearest_run(options, settings)
+        log.show(f"Nothing to resume: starting a new run{hint}")
     return log, None
 
 
-def _go_on(
-    o: Namespace, folder: Path, settings: Mapping[str, Any], asked: str
+def _run_folder(path: Path) -> Path:
+    """The checkpoint folder of the run that `--resume PATH` means: a last.pt, or its folder."""
+    folder = path if path.is_dir() else path.parent
+    # The states of later rounds lie in folders below that of the run.
+    return folder.parent if folder.name.startswith("round") else folder
+
+
+def _resume_named(
+    options: Namespace, folder: Path, settings: Mapping[str, Any], flag: str
 ) -> tuple[RunLog, dict]:
-    """The run that the user named, unfinished or to be made longer; an error where it is another's or in use."""
+    """The run that the user named, to be finished, or to be made longer if it has ended.
+
+    flag: how the user named it. Raises UserError where it is no run of these settings or another
+    process has it, and NothingToDo where it is done.
+    """
     state, note = load_last(newest_round(folder))
     if not isinstance(state, dict) or "settings" not in state:
         raise UserError(
-            f"{asked}: expected the last.pt of a run of these scripts, found another checkpoint"
+            f"{flag}: expected the last.pt of a run of these scripts, found another checkpoint"
         )
-    theirs, status = settings_of(state["settings"]), _ended(o.log_dir / f"{folder.name}.jsonl")
-    _check_same({**theirs, "epochs": settings["epochs"]} if status else theirs, settings, asked)
+    recorded = settings_of(state["settings"])
+    status = _end_status(options.log_dir / f"{folder.name}.jsonl")
     if status:
-        _check_longer(o, folder.name, theirs["epochs"], status, asked)
-    if log := RunLog.take_up(o.log_dir, folder, LOCK_PATIENCE):
-        return log, _at(log, state, note)
-    raise UserError(f"{asked}: another process is going on with this run")
+        # Of a run that has ended the number of epochs may differ: more of them make it longer.
+        _check_same({**recorded, "epochs": settings["epochs"]}, settings, flag)
+        _check_longer(options, folder.name, recorded["epochs"], status, flag)
+    else:
+        _check_same(recorded, settings, flag)
+    log = RunLog.take_up(options.log_dir, folder, LOCK_PATIENCE)
+    if log is None:
+        raise UserError(f"{flag}: another process is going on with this run")
+    return log, _go_back_to(log, state, note)
 
 
-def _check_same(theirs: Mapping[str, Any], settings: Mapping[str, Any], asked: str) -> None:
-    if differences := differing(theirs, settings):
-        raise UserError(f"{asked}: other settings (the run's -> yours): {'; '.join(differences)}")
+def _check_same(recorded: Mapping[str, Any], settings: Mapping[str, Any], flag: str) -> None:
+    differences = _differences(recorded, settings)
+    if differences:
+        raise UserError(f"{flag}: other settings (the run's -> yours): {'; '.join(differences)}")
 
 
-def _check_longer(o: Namespace, name: str, epochs: int, status: str, asked: str) -> None:
-    """NothingToDo unless more epochs are asked of a run that has ended; UserError where it cannot be given them."""
-    if o.epochs <= epochs:
-        raise NothingToDo(
-            f"{name} has finished already{f', of {epochs} epochs' if o.epochs < epochs else ''}"
-        )
+def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag: str) -> None:
+    """Check that a run that has ended after `epochs` can be given the epochs that are asked for.
+
+    Raises NothingToDo where more epochs are not asked for or would change nothing, and UserError
+    where the run cannot be given them.
+    """
+    if options.epochs <= epochs:
+        length = f", of {epochs} epochs" if options.epochs < epochs else ""
+        raise NothingToDo(f"{name} has finished already{length}")
     if status == "early_stopped":
         raise NothingToDo(
             f"{name} stopped early, before its {epochs} epochs were over: more would change nothing"
         )
-    longer = f"{asked}: it has finished its {epochs} epochs and cannot go on to {o.epochs}"
-    if not make_schedule(o).extendable:
-        raise UserError(
-            f"{longer}: the rates of --lr_scheduler {o.lr_scheduler} depend on --epochs"
-        )
-    if o.train_test_num > 1:
+    longer = f"{flag}: it has finished its {epochs} epochs and cannot go on to {options.epochs}"
+    if not make_schedule(options).extendable:
+        scheduler = f"--lr_scheduler {options.lr_scheduler}"
+        raise UserError(f"{longer}: the rates of {scheduler} depend on --epochs")
+    if options.train_test_num > 1:
         raise UserError(f"{longer}: its rounds before the last have ended")
 
 
-def settings_of(run: Mapping) -> dict[str, Any]:
-    """What a run's figures depend on, of its flags and the `fingerprint` of its records: in the form of this version,
-    also of what an older one saved."""
-    return {**figure_settings(run), "fingerprint": to_json_value(run.get("fingerprint"))}
+def _resume_newest(
+    options: Namespace, settings: Mapping[str, Any]
+) -> tuple[RunLog, dict | None] | None:
+    """The newest unfinished run of these settings that no other process has; None without one."""
+    for name, _ in _unfinished_runs(options, settings):
+        folder = options.checkpoint_dir / name
+        log = RunLog.take_up(options.log_dir, folder, LOCK_PATIENCE) if folder.is_dir() else None
+        if log is None:
+            continue
+        # Look again under the lock: the run's own process may have ended it meanwhile.
+        path = log.path(".jsonl")
+        if not _end_status(path) and _recorded_settings(path) == settings:
+            return log, _newest_state(log, settings)
+        log.close()
+    return None
 
 
-def _records(path: Path) -> list[dict]:
-    try:
-        return read_records(path) or [{}]
-    except UserError:
-        return [{}]
-
-
-def _settings(path: Path) -> dict[str, Any] | None:
-    """The settings of the run in a jsonl; None where it holds none."""
-    first = _records(path)[0]
-    if first.get("type") != "run" or not isinstance(first.get("flags"), dict):
-        return None
-    return settings_of({**first["flags"], "fingerprint": first.get("fingerprint")})
-
-
-def _ended(path: Path) -> str | None:
-    """How the run in a jsonl came to its end; None where it did not."""
-    status = _records(path)[-1].get("status")
-    return status if status in ("finished", "early_stopped") else None
-
-
-def differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """`name one -> other` for every setting in which two runs differ."""
-    names = sorted(one.keys() | other.keys())
-    return [f"{n} {one.get(n)} -> {other.get(n)}" for n in names if one.get(n) != other.get(n)]
-
-
-def _unfinished(
-    o: Namespace, settings: Mapping[str, Any] | None = None
-) -> Iterator[tuple[str, dict]]:
-    """Unfinished runs of the log folder, newest first, and their settings: those of these settings, or all."""
-    paths = [o.log_dir / f"{o.run_name}.jsonl"] if o.run_name else o.log_dir.glob("*.jsonl")
-    for path in sorted(
-        filter(Path.is_file, paths), key=lambda path: path.stat().st_mtime_ns, reverse=True
-    ):
-        if not _ended(path) and (theirs := _settings(path)) and settings in (None, theirs):
-            yield path.stem, theirs
-
-
-def _nearest(o: Namespace, settings: Mapping[str, Any], own: str) -> str:
-    """Which unfinished run comes nearest to what was asked for, and what differs: likely a flag that was forgotten."""
-    others = [(name, differing(theirs, settings)) for name, theirs in _unfinished(o) if name != own]
-    name, found = min(
-        (other for other in others if other[1]), key=lambda other: len(other[1]), default=("", [])
-    )
-    return (
-        f" (the nearest unfinished one, {name}, has other settings: {'; '.join(found)})"
-        if found
-        else ""
-    )
-
-
-def _state_to_go_on_from(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
+def _newest_state(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
     """The run's newest readable state; None, and an empty log, where it has none."""
     folder = newest_round(log.checkpoints)
     try:
         if (folder / "last.pt").exists():
             state, note = load_last(folder)
             if settings_of(state["settings"]) == settings:
-                return _at(log, state, note)
+                return _go_back_to(log, state, note)
         log.show(f"Starting {log.name} again: it was stopped before its first checkpoint")
     except UserError as damage:
         log.show(f"{damage}; starting {log.name} again")
@@ -273,8 +267,11 @@ def _state_to_go_on_from(log: RunLog, settings: Mapping[str, Any]) -> dict | Non
     return None
 
 
-def _at(log: RunLog, state: dict, note: str) -> dict:
-    """Cut the log back to where the state was saved, and say what happens."""
+def _go_back_to(log: RunLog, state: dict, note: str) -> dict:
+    """Cut the log back to where the state was saved, and tell the user; returns the state.
+
+    note: what else to tell, see `load_last`.
+    """
     log.cut_back(state["lengths"])
     step = f", step {state['progress']['step']}" if state["progress"] else " done"
     note += "\n" if note else ""
@@ -282,22 +279,103 @@ def _at(log: RunLog, state: dict, note: str) -> dict:
     return state
 
 
+def _unfinished_runs(
+    options: Namespace, settings: Mapping[str, Any] | None = None
+) -> Iterator[tuple[str, dict]]:
+    """Yield the unfinished runs of the log folder, newest first: (name, settings).
+
+    settings: yield only the runs of these settings. `--run_name` limits the runs to its own.
+    """
+    paths = options.log_dir.glob("*.jsonl")
+    if options.run_name:
+        paths = [options.log_dir / f"{options.run_name}.jsonl"]
+    files = [path for path in paths if path.is_file()]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        recorded = None if _end_status(path) else _recorded_settings(path)
+        if recorded and settings in (None, recorded):
+            yield path.stem, recorded
+
+
+def _nearest_run(options: Namespace, settings: Mapping[str, Any]) -> str:
+    """Which unfinished run comes nearest to these settings, and how it differs; "" without one.
+
+    Such a difference is likely a flag that was forgotten.
+    """
+    nearest_name = ""
+    nearest: list[str] = []
+    for name, recorded in _unfinished_runs(options):
+        differences = _differences(recorded, settings)
+        # A run without a difference is one that another process has.
+        if differences and (not nearest or len(differences) < len(nearest)):
+            nearest_name = name
+            nearest = differences
+    if not nearest:
+        return ""
+    return (
+        f" (the nearest unfinished one, {nearest_name}, has other settings: {'; '.join(nearest)})"
+    )
+
+
+def settings_of(run: Mapping) -> dict[str, Any]:
+    """The settings that a run's figures depend on, in the form of this version.
+
+    run: the run's flags, of this version or an older one, and the `fingerprint` of its records.
+    """
+    return {**figure_settings(run), "fingerprint": to_json_value(run.get("fingerprint"))}
+
+
+def _records(path: Path) -> list[dict]:
+    """The records of a run, at least one: an empty one stands in where there is none to be read."""
+    try:
+        return read_records(path) or [{}]
+    except UserError:
+        return [{}]
+
+
+def _recorded_settings(path: Path) -> dict[str, Any] | None:
+    """The settings of the run in a jsonl; None where it holds none."""
+    first = _records(path)[0]
+    if first.get("type") != "run" or not isinstance(first.get("flags"), dict):
+        return None
+    return settings_of({**first["flags"], "fingerprint": first.get("fingerprint")})
+
+
+def _end_status(path: Path) -> str | None:
+    """How the run in a jsonl ended; None where it can go on, which an interrupted one can too."""
+    status = _records(path)[-1].get("status")
+    return status if status in ("finished", "early_stopped") else None
+
+
+def _differences(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """`name recorded -> given` for every setting in which a run differs from what was asked for."""
+    return [
+        f"{name} {recorded.get(name)} -> {settings.get(name)}"
+        for name in sorted(recorded.keys() | settings.keys())
+        if recorded.get(name) != settings.get(name)
+    ]
+
+
 def save_last(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write `last.pt`; the one before stays as `previous.pt`. At every moment one of them is whole."""
-    last, spare = folder / "last.pt", folder / ".previous.pt.tmp"
+    """Write `last.pt`, keeping the one before as `previous.pt`: at any time one of them is whole."""
+    last = folder / "last.pt"
+    spare = folder / ".previous.pt.tmp"
     if last.exists():
         spare.unlink(missing_ok=True)
         try:
             os.link(last, spare)
-        except OSError:  # a file system without hard links
+        # A file system without hard links.
+        except OSError:
             shutil.copyfile(last, spare)
         spare.replace(folder / "previous.pt")
     save(last, state)
 
 
 def load_last(folder: Path) -> tuple[dict[str, Any], str]:
-    """The state that `save_last` wrote, and what to tell the user where `last.pt` was damaged (else "").
-    Raises UserError where neither file can be read."""
+    """The state that `save_last` wrote, and a note for the user.
+
+    The note says that `last.pt` was damaged; it is empty otherwise. Raises UserError where neither
+    file can be read.
+    """
     try:
         return load(folder / "last.pt"), ""
     except UserError as damage:
@@ -305,14 +383,13 @@ def load_last(folder: Path) -> tuple[dict[str, Any], str]:
         if not previous.exists():
             raise
         state = load(previous)
-        previous.replace(
-            folder / "last.pt"
-        )  # or the next save would put the damaged one where the good one lies
+        # Otherwise the next save would put the damaged file where the good one lies.
+        previous.replace(folder / "last.pt")
         return state, f"{damage}; falling back to previous.pt"
 
 
 def newest_round(folder: Path) -> Path:
-    """Where a run's newest `last.pt` lies: its folder, or that of its last round (`round2`, `round3`, …)."""
+    """The folder of a run's newest `last.pt`: the run's own, or `round2`, `round3`, … in it."""
     rounds = sorted(
         folder.glob("round*/last.pt"), key=lambda path: int(path.parent.name.removeprefix("round"))
     )
