@@ -1,6 +1,9 @@
-"""Pages for a browser, one file each: their pictures, data and script are in them, and nothing is asked of a network.
+"""Pages for a browser: one self-contained file each.
 
-`page.html` draws them: sections of blocks, light or dark as the system is, for any width of window."""
+A page's pictures, data, style and script are in the file itself, and it asks no network for
+anything. `page.html` with `page.css` is the frame; `page.js` draws sections of blocks into it.
+Pages are light or dark as the reader's system is, and fit a window of any width.
+"""
 
 import base64
 import functools
@@ -8,7 +11,7 @@ import html
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,25 +24,32 @@ from hyperiqa.base.files import write_whole
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.images.decode import from_pillow, read_header
 
-TEMPLATE = Path(__file__).with_name("page.html")
-# Pictures up to that number -> (width, height) within which they are kept: 10,000 make a page of some 30 MB.
+FOLDER = Path(__file__).parent
+# Most pictures on a page -> (width, height) within which each is kept:
+# 10,000 pictures make a page of some 30 MB.
 BOXES = {300: (320, 240), 3000: (192, 144), 10**9: (128, 96)}
+# Kinds of blocks that need plotly, which is most of a page's bytes.
 PLOTTED = ("errors", "curves", "levels")
 Source = Callable[[], Image.Image | None]
 
 
 class Page:
-    """A title, facts below it, sets of images, and sections of blocks, which `page.html` knows: text, list, facts,
-    table, gallery and PLOTTED. reload: seconds after which an open page looks for a newer one; 0: never."""
+    """A title, facts below it, sets of images, and sections of blocks.
+
+    `page.js` knows the kinds of blocks: text, list, facts, heading, table, gallery and PLOTTED.
+    reload: seconds after which an open page looks for a newer one; 0: never.
+    """
 
     def __init__(self, title: str, facts: Sequence[str] = (), reload: float = 0):
+        # Read only when the page is written: ten thousand pictures do not fit into memory.
         self.sources: list[Source] = []
         self.content: dict[str, Any] = {
             "title": printable(title),
             "facts": list(facts),
             "reload": reload,
+            "sets": {},
+            "sections": [],
         }
-        self.content |= {"sets": {}, "sections": []}
 
     def images(
         self,
@@ -49,107 +59,148 @@ class Page:
         sources: Sequence[Source],
         crops: Sequence | None = None,
     ) -> None:
-        """A set of images that blocks refer to by its name. fields: title -> numbers or text, None where there is none.
-        crops: of each its boxes (left, top, width, height) in percent."""
-        first = len(self.sources)
+        """Add a set of images, to which blocks refer by its name.
+
+        names: of the images.
+        fields: title -> a number or text for each image, None where there is none.
+        sources: the images' pictures; empty: the set has no pictures.
+        crops: for each image the boxes (left, top, width, height) of its crops, in percent of it.
+        """
+        first_picture = len(self.sources)
         self.sources += sources
-        rounded = {
-            title: [round(v, 5) if isinstance(v, float) else v for v in each]
-            for title, each in fields.items()
-        }
-        own = {"names": list(map(printable, names)), "fields": rounded, "crops": crops}
-        self.content["sets"][name] = own | {
-            "pictures": list(range(first, len(self.sources))) or [-1] * len(names)
+        pictures = list(range(first_picture, len(self.sources)))
+        self.content["sets"][name] = {
+            "names": [printable(image) for image in names],
+            "fields": {title: _rounded(values) for title, values in fields.items()},
+            "crops": crops,
+            "pictures": pictures or [-1] * len(names),
         }
 
     def section(self, title: str, *blocks: Mapping[str, Any] | None) -> None:
-        """A section of the blocks that are not None; none of it without any."""
-        if kept := [block for block in blocks if block]:
-            self.content["sections"].append({"title": title, "blocks": kept})
+        """Add a section of the blocks that are not None; without any block there is no section."""
+        present_blocks = [block for block in blocks if block]
+        if present_blocks:
+            self.content["sections"].append({"title": title, "blocks": present_blocks})
 
     def write(self, path: Path) -> None:
-        """Raises UserError if unwritable."""
-        head, tail = TEMPLATE.read_text(encoding="utf-8").split("<!--DATA-->\n")
-        head = head.replace("<!--TITLE-->", html.escape(self.content["title"]))
+        """Write the page as one file. Raises UserError if unwritable."""
 
-        def write(file: BinaryIO) -> None:
-            for text in (
-                head,
-                *_data("page", [_json(self.content)]),
-                *_data("pictures", self._pictures()),
-            ):
+        def write_texts(file: BinaryIO) -> None:
+            for text in self._texts():
                 file.write(text.encode())
-            if any(
-                block["kind"] in PLOTTED
-                for each in self.content["sections"]
-                for block in each["blocks"]
-            ):
-                from plotly.offline import get_plotlyjs
 
-                file.write(f"<script>{get_plotlyjs()}</script>\n".encode())
-            file.write(tail.encode())
+        write_whole(path, write_texts)
 
-        write_whole(path, write)
+    def _texts(self) -> Iterator[str]:
+        """The page's text, piece by piece."""
+        before_data, after_data = _frame(self.content["title"])
+        yield before_data
+        yield from _data_script("page", [_json(self.content)])
+        yield from _data_script("pictures", self._pictures())
+        if self._has_plots():
+            from plotly.offline import get_plotlyjs
+
+            yield f"<script>{get_plotlyjs()}</script>\n"
+        yield after_data
+
+    def _has_plots(self) -> bool:
+        for section in self.content["sections"]:
+            for block in section["blocks"]:
+                if block["kind"] in PLOTTED:
+                    return True
+        return False
 
     def _pictures(self) -> Iterator[str]:
-        """The pictures as a JSON list, one after the other: only what they are encoded to is ever in memory."""
-        box = next(box for most, box in BOXES.items() if len(self.sources) <= most)
+        """The pictures as a JSON list, piece by piece: only encoded pictures are ever in memory."""
+        number = len(self.sources)
+        box = next(box for most_pictures, box in BOXES.items() if number <= most_pictures)
+        encode = _encode_once if self.content["reload"] else _encode
         yield "["
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            encode = _kept if self.content["reload"] else _encoded
             codes = pool.map(partial(encode, box=box), self.sources)
-            for i, code in enumerate(
-                tqdm(codes, "Pictures", len(self.sources), unit="image", leave=False)
-            ):
-                yield ("," if i else "") + json.dumps(code)
+            progress = tqdm(codes, "Pictures", number, unit="image", leave=False)
+            for i, code in enumerate(progress):
+                comma = "," if i else ""
+                yield comma + json.dumps(code)
         yield "]"
 
 
 def block(kind: str, **content: Any) -> dict[str, Any]:
+    """A block of a section, as `page.js` takes it."""
     return {"kind": kind, **content}
 
 
+def _rounded(values: Iterable) -> list:
+    """The values, with at most five decimals: more would only make the file larger."""
+    rounded = []
+    for value in values:
+        rounded.append(round(value, 5) if isinstance(value, float) else value)
+    return rounded
+
+
+def _frame(title: str) -> tuple[str, str]:
+    """What stands before a page's data, and what after: `page.html` with its style and script."""
+    text = (FOLDER / "page.html").read_text(encoding="utf-8")
+    for name in ("page.css", "page.js"):
+        text = text.replace(f"/* {name} */\n", (FOLDER / name).read_text(encoding="utf-8"))
+    before_data, after_data = text.split("<!--DATA-->\n")
+    return before_data.replace("<!--TITLE-->", html.escape(title)), after_data
+
+
 def _json(content: object) -> str:
-    """As it may stand within a script: nan is null, and nothing in it ends the script."""
-    return json.dumps(to_json_value(content), ensure_ascii=False, separators=(",", ":")).replace(
-        "</", "<\\/"
-    )
+    """JSON that may stand within a script: NaN becomes null, and no text in it ends the script."""
+    text = json.dumps(to_json_value(content), ensure_ascii=False, separators=(",", ":"))
+    return text.replace("</", "<\\/")
 
 
-def _data(name: str, pieces: Any) -> Iterator[str]:
+def _data_script(name: str, pieces: Iterable[str]) -> Iterator[str]:
     yield f'<script type="application/json" id="{name}">'
     yield from pieces
     yield "</script>\n"
 
 
-def _encoded(source: Source, box: tuple[int, int]) -> str | None:
+def _encode(source: Source, box: tuple[int, int]) -> str | None:
+    """The picture as WebP in base64, shrunk to fit into the box; None where it cannot be read."""
     picture = source()
     if picture is None:
         return None
     picture.thumbnail(box)
-    picture.save(data := io.BytesIO(), "WEBP", quality=70)
+    data = io.BytesIO()
+    picture.save(data, "WEBP", quality=70)
     return base64.b64encode(data.getvalue()).decode()
 
 
-_kept = functools.cache(_encoded)  # for pages that are written again and again
+# For pages that are written again and again, whose sources stay the same objects.
+_encode_once = functools.cache(_encode)
 
 
 def thumbnail(image: str) -> Image.Image | None:
-    """A picture of the file, upright, of at most 640 x 480 pixels; None where it cannot be read any more."""
+    """The picture of a file, upright and of at most 640 x 480 pixels; None if it is unreadable."""
     try:
         read_header(Path(image))
         with Image.open(image) as opened:
             opened.draft(None, (640, 480))  # a JPEG need not be decoded in full
             return Image.fromarray(from_pillow(opened, exif_rotate=True))
-    except (
-        Exception
-    ):  # it may have gone or changed since it was scored, and decoders raise what they like
+    # The file may have gone or changed since it was scored, and decoders raise what they like.
+    except Exception:
         return None
 
 
+@functools.cache
+def picture_from_cache(cache: Any, i: int) -> Source:
+    """The picture of image i of a cache of decoded images, read when it is needed.
+
+    The same image gives the same function, by which `_encode_once` recognises it.
+    """
+    return lambda: Image.fromarray(cache[i])
+
+
 def printable(text: str) -> str:
-    """The text with a ? for each character that no page can show: line breaks, bytes that are no UTF-8."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    """The text with a ? for what no page can show: line breaks, bytes that are not UTF-8."""
+    shown = ""
+    for character in text:
+        shown += character if character.isprintable() else "?"
+    return shown
 
 
 def draw_scores(
@@ -160,62 +211,57 @@ def draw_scores(
     failures: Sequence[str] = (),
     failed: int = 0,
 ) -> None:
-    """Write a page of these (image, score), to be sorted and filtered. Raises UserError if unwritable.
-    description: the model's; failures: lines about images without a score, all or the first of `failed`."""
-    page = Page(
-        f"Scores by {title}", list(_facts(description, [score for _, score in scores], failed))
-    )
-    names = [image for image, _ in scores]
-    folders = {str(Path(name).parent) for name in names}
-    mixed = len({Path(each).is_absolute() for each in folders}) != 1
-    below = (
-        names
-        if mixed
-        else [os.path.relpath(name, os.path.commonpath(folders) or ".") for name in names]
-    )
-    page.images(
-        "scored",
-        below,
-        {"score": [score for _, score in scores]},
-        [partial(thumbnail, name) for name in names],
-    )
-    page.section(
-        "", block("gallery", set="scored", by="score", down=description["higher_is_better"])
-    )
-    more = [f"and {failed - len(failures):,} more"] if failed > len(failures) else []
-    lines = [*map(printable, failures), *more]
-    page.section(f"Without a score: {failed:,}", block("list", lines=lines) if failures else None)
+    """Write a page of images and their scores, to be sorted and filtered.
+
+    description: the model's. scores: (image, score).
+    failures: lines about images without a score, all of them or the first of `failed`.
+    Raises UserError if unwritable.
+    """
+    images = [image for image, _ in scores]
+    values = [score for _, score in scores]
+    sources = [partial(thumbnail, image) for image in images]
+    page = Page(f"Scores by {title}", list(_score_facts(description, values, failed)))
+    page.images("scored", _names_below_common_folder(images), {"score": values}, sources)
+    best_first = description["higher_is_better"]
+    page.section("", block("gallery", set="scored", by="score", down=best_first))
+    if failures:
+        lines = [printable(failure) for failure in failures]
+        if failed > len(failures):
+            lines.append(f"and {failed - len(failures):,} more")
+        page.section(f"Without a score: {failed:,}", block("list", lines=lines))
     page.write(path)
 
 
-def _facts(description: Mapping[str, Any], scores: Sequence[float], failed: int) -> Iterator[str]:
-    better, (low, high) = (
-        "higher" if description["higher_is_better"] else "lower",
-        description["score_range"],
-    )
-    span = (
-        f"{len(scores):,} images, scores {min(scores):.2f} to {max(scores):.2f}" if scores else ""
-    )
-    yield span or "no image has a score"
+def _names_below_common_folder(images: Sequence[str]) -> Sequence[str]:
+    """The images' paths from the folder that all of them are in."""
+    folders = {str(Path(image).parent) for image in images}
+    # Absolute and relative paths have no folder in common that the paths themselves show.
+    if len({Path(folder).is_absolute() for folder in folders}) != 1:
+        return images
+    common_folder = os.path.commonpath(folders) or "."
+    return [os.path.relpath(image, common_folder) for image in images]
+
+
+def _score_facts(
+    description: Mapping[str, Any], scores: Sequence[float], failed: int
+) -> Iterator[str]:
+    if scores:
+        yield f"{len(scores):,} images, scores {min(scores):.2f} to {max(scores):.2f}"
+    else:
+        yield "no image has a score"
+    better = "higher" if description["higher_is_better"] else "lower"
+    low, high = description["score_range"]
     yield f"trained on {description['dataset']}, {low:g} to {high:g}; {better} is better"
     if failed:
         yield f"{failed:,} images could not be scored"
 
 
 def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]]]) -> None:
-    """Write pairs of images (name, path) side by side. Raises UserError if unwritable."""
-    page, shown = Page(title, [f"{len(pairs):,} pairs"]), [each for pair in pairs for each in pair]
-    page.images(
-        "pairs",
-        [name for name, _ in shown],
-        {},
-        [partial(thumbnail, str(path)) for _, path in shown],
-    )
+    """Write a page of pairs of images (name, path). Raises UserError if unwritable."""
+    page = Page(title, [f"{len(pairs):,} pairs"])
+    images = [image for pair in pairs for image in pair]
+    names = [name for name, _ in images]
+    sources = [partial(thumbnail, str(image_path)) for _, image_path in images]
+    page.images("pairs", names, {}, sources)
     page.section("", block("gallery", set="pairs", two=True))
     page.write(path)
-
-
-@functools.cache
-def cached(cache: Any, i: int) -> Source:
-    """The picture of an image of the cache, read when it is needed."""
-    return lambda: Image.fromarray(cache[i])

@@ -13,7 +13,7 @@ import scipy.ndimage
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import read_header
-from hyperiqa.pages.page import Page, Source, block, cached
+from hyperiqa.pages.page import Page, Source, block, picture_from_cache
 from hyperiqa.runs.measures import estimate_text
 from hyperiqa.stats import intervals, metrics, resampling
 from hyperiqa.stats.intervals import Estimate
@@ -126,7 +126,7 @@ def add_set(page: Page, tested: Tested, opinion: str = "MOS") -> None:
     if tested.images:
         cache, crops = tested.images.cache, crops_of(tested)
         measures = simple_measures(cache, tuple(tested.records))
-        sources = [cached(cache, cache.index[record.path]) for record in tested.records]
+        sources = [picture_from_cache(cache, cache.index[record.path]) for record in tested.records]
     page.images(tested.title, tested.names, fields | measures, sources, crops)
     blocks = [clouds := _clouds(tested, titles, opinion)]
     for title, more in (
