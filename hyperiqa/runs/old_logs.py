@@ -1,8 +1,10 @@
 """Plain logs as records: what the jsonl of the same run would have held, as far as the log tells.
 
-Two kinds are read: NAME.log of this project, and what the public HyperIQA and Swin code printed, progress bars
-and all: tabs single or double, losses `5.042 (L1:4.848,Rank:0.646)`, with and without SPAQ or validation columns,
-several rounds in a file, and files that end anywhere, in a traceback or in the middle of a row."""
+Two kinds are read: NAME.log of this project, and what the public HyperIQA and Swin code printed,
+progress bars and all: tabs single or double, losses `5.042 (L1:4.848,Rank:0.646)`, with and without
+SPAQ or validation columns, several rounds in a file, and files that end anywhere, in a traceback or
+in the middle of a row.
+"""
 
 import math
 import re
@@ -14,6 +16,7 @@ from hyperiqa.base.errors import UserError, reading_file
 from hyperiqa.stats.metrics import FIGURES
 
 _ELAPSED = re.compile(rb"\[(?:(\d+):)?(\d+):(\d\d)<")
+# A row may stand on the line of an unfinished bar, behind the bar's closing bracket.
 _ROW = re.compile(r"(?:^|\])\s*(\d+)\t+(\S.*)$")
 _LOSS = re.compile(r"([-\w.+]+)(?:\s*\((\w+:[-\w.+]+(?:,\s*\w+:[-\w.+]+)*)\))?$")
 _ERROR = re.compile(
@@ -31,12 +34,17 @@ _COUNTS = (
 _RANKING = re.compile(r"(alpha|margin|form)=([\w.]+)")
 _SWIN = "swin_{}_patch4_window7_224"
 _SETTING = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
-_LONGEST = 20_000  # a longer line is none of a log's own
+# No log writes longer lines itself.
+_LONGEST = 20_000
+_WORDS = {"None": None, "True": True, "False": False}
 
 
 def read_log(path: Path) -> list[dict]:
-    """The records of a plain log: one `run`, an `epoch` for every row, one `end`, with the jsonl's fields.
-    Seconds per epoch are the progress bars' sum, {"bars": s}. What a log doesn't say is absent. Raises UserError."""
+    """The records of a plain log: one `run`, an `epoch` for every row, one `end`.
+
+    The records have the jsonl's fields; what a log doesn't say is absent. Seconds per epoch are the
+    progress bars' sum, {"bars": s}. Raises UserError for a file that is no log.
+    """
     reader = _Reader(path.stem)
     with reading_file(path, "cannot be read"), path.open("rb") as file:
         for line in file:
@@ -52,168 +60,245 @@ class _Reader:
     """Takes a log line by line and keeps what the records need."""
 
     def __init__(self, stem: str):
-        self.stem, self.recognised, self.own = stem, False, False
+        self.stem = stem
+        self.recognised = False
+        self.is_of_this_project = False
         self.flags: dict = {}
         self.data: dict[str, int] = {}
         self.run: dict[str, object] = {}
         self.columns: list[str] = []
         self.rows: dict[tuple[int, int], dict] = {}
         self.rounds: dict[int, dict] = {}
-        self.round, self.seconds, self.bar = 1, 0, 0
+        self.round = 1
+        # The number of a round of which the log has told, but no row yet.
         self.announced: int | None = None
         self.seed: int | None = None
-        self.status, self.problem = "cut off", ""
-        note, flags, name = vars(self).update, self.flags, _PUBLIC_NAME.match(stem)
-        fusion = {"fusion": "concat" if name[1] else "none"} if name else {}
-        # Lines are told apart by how they begin.
-        self.starts: dict[str, Callable[[re.Match], object]] = {
-            "Epoch.*Train_Loss": lambda m: note(
-                columns=m.string.split(), recognised=True, seconds=0, bar=0
-            ),
-            r"Epoch \d+/(\d+):": lambda m: flags.setdefault("epochs", int(m[1])),
-            r"Round (\d+)(?: of \d+, seed (\d+))?": lambda m: note(
-                announced=int(m[1]), seed=m[2] and int(m[2])
-            ),
-            r"Training and testing on (\S+)": lambda m: (
-                note(recognised=True) or flags.update(dataset=m[1], **fusion)
-            ),
-            "Run: ": lambda m: note(own=True, recognised=True),
-            "Settings: ": lambda m: self._given(_SETTING.findall(m.string[10:])),
-            r"Backbone: .*?Swin Transformer (\w+)": lambda m: flags.update(
-                backbone=_SWIN.format(m[1].lower())
-            ),
-            "Using Swin": lambda m: flags.setdefault("backbone", _SWIN.format("tiny")),
-            "Device: (.*)": lambda m: self.run.update(device=m[1]),
-            r"Precision: training (\S+)": lambda m: self.run.update(precision=m[1]),
-            "Ranking loss enabled": lambda m: self._given(
-                _RANKING.findall(m.string), "ranking_loss_"
-            ),
-            r"Best SRCC: .*?\(epoch (\d+)\)": lambda m: self.rounds.get(self.round, {}).update(
-                best_epoch=int(m[1])
-            ),
-            "Early stopping triggered": lambda m: note(status="early_stopped"),
-            "Testing median SRCC|Median test of": lambda m: (
-                self.status == "early_stopped" or note(status="finished")
-            ),
-            r"Traceback \(most recent call last\)": lambda m: note(status="crashed", problem=""),
-            "Interrupted": lambda m: note(status="interrupted", problem=""),
-            "error: ": lambda m: note(status="failed", problem=m.string),
-        }
+        # The seconds that each progress bar since the last row has shown.
+        self.bars: list[int] = []
+        self.status = "cut off"
+        self.problem = ""
 
     def take(self, line: bytes) -> None:
+        """Read one line of the file, its end included."""
         if b"<" in line:
-            self._bars(line)
-        # A terminal shows what follows the last carriage return; bars end where the next text begins.
+            self._take_bars(line)
+        # A terminal shows what follows the last carriage return; bars end where the next text
+        # begins.
         shown = line.rstrip().rpartition(b"\r")[2]
         if not shown or len(shown) > _LONGEST:
             return
         text = shown.decode("utf-8", "replace")
-        if "\t" in text and self.columns and (row := _ROW.search(text)):
-            self._row(int(row[1]), row[2], complete=line.endswith((b"\n", b"\r")))
-            return
-        text = text.strip()
-        for start, action in self.starts.items():
-            if begun := re.match(start, text):
-                action(begun)
-                return
-        if (self.status == "crashed" or text == "Killed") and _ERROR.match(text):
-            self.status, self.problem = (
-                "interrupted" if text.startswith("KeyboardInterrupt") else "crashed",
-                text,
-            )
-        elif "images" in text:
-            counts = (found for pattern in _COUNTS for found in re.finditer(pattern, text))
-            self.data.update((found["part"].lower(), int(found["count"])) for found in counts)
+        row = _ROW.search(text) if "\t" in text and self.columns else None
+        if row is not None:
+            self._take_row(int(row[1]), row[2], complete=line.endswith((b"\n", b"\r")))
+        else:
+            self._take_text(text.strip())
 
-    def _bars(self, line: bytes) -> None:
-        """Add up the times of the bars: one that shows less than before is a new one."""
+    def _take_bars(self, line: bytes) -> None:
         for hours, minutes, seconds in _ELAPSED.findall(line):
             elapsed = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
-            self.seconds += self.bar if elapsed < self.bar else 0
-            self.bar = elapsed
+            # A bar that shows less than before is a new one.
+            if self.bars and elapsed >= self.bars[-1]:
+                self.bars[-1] = elapsed
+            else:
+                self.bars.append(elapsed)
 
-    def _row(self, epoch: int, text: str, complete: bool) -> None:
+    def _take_text(self, text: str) -> None:
+        for beginning, action in _ACTIONS.items():
+            match = re.match(beginning, text)
+            if match is not None:
+                action(self, match)
+                return
+        # An error's line ends a run behind a traceback alone; `Killed` is the system's word.
+        if (self.status == "crashed" or text == "Killed") and _ERROR.match(text):
+            interrupted = text.startswith("KeyboardInterrupt")
+            self._end("interrupted" if interrupted else "crashed", text)
+        elif "images" in text:
+            for pattern in _COUNTS:
+                for match in re.finditer(pattern, text):
+                    self.data[match["part"].lower()] = int(match["count"])
+
+    def _end(self, status: str, problem: str = "") -> None:
+        self.status = status
+        self.problem = problem
+
+    # One method for each kind of line; `_ACTIONS` says which.
+    def on_run_name(self, match: re.Match) -> None:
+        self.is_of_this_project = True
+        self.recognised = True
+
+    def on_settings(self, match: re.Match) -> None:
+        self._set_flags(_SETTING.findall(match[1]))
+
+    def on_dataset(self, match: re.Match) -> None:
+        self.recognised = True
+        self.flags["dataset"] = match[1]
+        # The public code tells its fusion in the file's name alone.
+        name = _PUBLIC_NAME.match(self.stem)
+        if name is not None:
+            self.flags["fusion"] = "concat" if name[1] else "none"
+
+    def on_backbone(self, match: re.Match) -> None:
+        self.flags["backbone"] = _SWIN.format(match[1].lower())
+
+    def on_swin(self, match: re.Match) -> None:
+        self.flags.setdefault("backbone", _SWIN.format("tiny"))
+
+    def on_machine(self, match: re.Match) -> None:
+        self.run.update(match.groupdict())
+
+    def on_ranking_loss(self, match: re.Match) -> None:
+        self._set_flags(_RANKING.findall(match.string), "ranking_loss_")
+
+    def on_round(self, match: re.Match) -> None:
+        self.announced = int(match[1])
+        self.seed = int(match[2]) if match[2] else None
+
+    def on_header(self, match: re.Match) -> None:
+        self.columns = match.string.split()
+        self.recognised = True
+        # Loading the images is no part of an epoch.
+        self.bars.clear()
+
+    def on_epoch_bar(self, match: re.Match) -> None:
+        self.flags.setdefault("epochs", int(match[1]))
+
+    def on_early_stop(self, match: re.Match) -> None:
+        self.status = "early_stopped"
+
+    def on_best_epoch(self, match: re.Match) -> None:
+        if self.round in self.rounds:
+            self.rounds[self.round]["best_epoch"] = int(match[1])
+
+    def on_medians(self, match: re.Match) -> None:
+        if self.status != "early_stopped":
+            self.status = "finished"
+
+    def on_traceback(self, match: re.Match) -> None:
+        self._end("crashed")
+
+    def on_interrupt(self, match: re.Match) -> None:
+        self._end("interrupted")
+
+    def on_error(self, match: re.Match) -> None:
+        self._end("failed", match.string)
+
+    def _set_flags(self, settings: Iterable[tuple[str, str]], prefix: str = "") -> None:
+        self.flags.update((prefix + name, _value(text)) for name, text in settings)
+
+    def _take_row(self, epoch: int, text: str, complete: bool) -> None:
         fields = [str(epoch), *(field.strip() for field in re.split(r"\t+", text))]
-        needed = (
-            self.columns.index("Test_PLCC") + 1
-            if "Test_PLCC" in self.columns
-            else len(self.columns)
-        )
         loss = _LOSS.match(fields[1])
-        cut = not complete and (
-            len(fields) < len(self.columns) or not re.search(r"\.\d{4}$|nan$", fields[-1])
-        )
-        if not needed <= len(fields) <= len(self.columns) or loss is None or cut:
+        if loss is None or not self._is_whole(fields, complete):
             return
-        # A round begins where the log says so, or, since not every code does, where epoch 1 comes again.
-        self.round += bool(
-            (self.announced or epoch == 1) and any(number == self.round for number, _ in self.rows)
-        )
+        # A round begins where the log says so, or, since not every code does, where epoch 1 comes
+        # again.
+        has_rows = any(number == self.round for number, _ in self.rows)
+        if has_rows and (self.announced or epoch == 1):
+            self.round += 1
         self.announced = None
         self.rounds.setdefault(self.round, {"round": self.round, "seed": self.seed})
-        losses = re.findall(r"(\w+):([-\w.+]+)", loss[2] or "")
-        figures = {
-            "train": {"loss": _number(loss[1])}
-            | {name.lower(): _number(value) for name, value in losses}
-        }
+        record = {"type": "epoch", "round": self.round, "epoch": epoch}
+        record |= self._figures(loss, fields)
+        if sum(self.bars):
+            record["seconds"] = {"bars": sum(self.bars)}
+        self.bars.clear()
+        self.rows[self.round, epoch] = record
+        # Whatever an earlier line said of an end, the run has gone on.
+        self._end("cut off")
+
+    def _is_whole(self, fields: list[str], complete: bool) -> bool:
+        """Whether a row has its columns; complete: its line has an end."""
+        needed = len(self.columns)
+        # Some codes leave the columns behind the test set's empty.
+        if "Test_PLCC" in self.columns:
+            needed = self.columns.index("Test_PLCC") + 1
+        if not needed <= len(fields) <= len(self.columns):
+            return False
+        has_all_digits = re.search(r"\.\d{4}$|nan$", fields[-1]) is not None
+        return complete or (len(fields) == len(self.columns) and has_all_digits)
+
+    def _figures(self, loss: re.Match, fields: list[str]) -> dict[str, dict]:
+        train = {"loss": _number(loss[1])}
+        for name, text in re.findall(r"(\w+):([-\w.+]+)", loss[2] or ""):
+            train[name.lower()] = _number(text)
+        figures = {"train": train}
         for column, field in zip(self.columns[2:], fields[2:]):
             part, _, name = column.lower().rpartition("_")
             if part and name in FIGURES:
                 figures.setdefault(part, {})[name] = _number(field)
-        seconds, self.seconds, self.bar = self.seconds + self.bar, 0, 0
-        timing = {"seconds": {"bars": seconds}} if seconds else {}
-        self.rows[self.round, epoch] = {
-            "type": "epoch",
-            "round": self.round,
-            "epoch": epoch,
-            **figures,
-            **timing,
-        }
-        self.status, self.problem = "cut off", ""
-
-    def _given(self, settings: Iterable[tuple[str, str]], prefix: str = "") -> None:
-        self.flags.update((prefix + name, _value(value)) for name, value in settings)
+        return figures
 
     def records(self) -> list[dict]:
+        """All records, once the whole file has been taken."""
         epochs = [self.rows[key] for key in sorted(self.rows)]
-        if not self.own:
-            self.flags.setdefault("backbone", "resnet50")
-            if self.columns:
-                self.flags.setdefault("ranking_loss_alpha", 0)
-            # Which sum of L1 and ranking loss the rows show; the public code changed it without saying so.
-            alpha = self.flags.get("ranking_loss_alpha")
-            if train := next(
-                (e["train"] for e in epochs if alpha and e["train"].get("rank")), None
-            ):
-                sums = (weight * train["l1"] + alpha * train["rank"] for weight in (1, 1 - alpha))
-                additive, convex = (abs(total - train["loss"]) for total in sums)
-                self.flags.setdefault(
-                    "ranking_loss_form", "additive" if additive < convex else "convex"
-                )
-            self.run["code"] = "public"
+        if not self.is_of_this_project:
+            self._set_public_defaults(epochs)
+        # Some public logs have no closing line.
         last = max((epoch for number, epoch in self.rows if number == self.round), default=0)
         if self.status == "cut off" and last and last == self.flags.get("epochs"):
             self.status = "finished"
         run = {"type": "run", "name": self.stem, "flags": self.flags, "data": self.data, **self.run}
-        end = {
-            "type": "end",
-            "status": self.status,
-            "problem": self.problem,
-            "rounds": list(self.rounds.values()),
-        }
-        return [run, *epochs, end]
+        end = {"type": "end", "status": self.status, "problem": self.problem}
+        return [run, *epochs, {**end, "rounds": list(self.rounds.values())}]
+
+    def _set_public_defaults(self, epochs: list[dict]) -> None:
+        """What the public code does where its log says nothing."""
+        self.run["code"] = "public"
+        self.flags.setdefault("backbone", "resnet50")
+        if self.columns:
+            self.flags.setdefault("ranking_loss_alpha", 0)
+        alpha = self.flags.get("ranking_loss_alpha")
+        ranked = [epoch["train"] for epoch in epochs if epoch["train"].get("rank")]
+        if alpha and ranked:
+            self.flags.setdefault("ranking_loss_form", _ranking_loss_form(ranked[0], alpha))
+
+
+# Lines are told apart by how they begin; the first pattern that fits counts.
+_ACTIONS: dict[str, Callable[[_Reader, re.Match], None]] = {
+    "Epoch.*Train_Loss": _Reader.on_header,
+    r"Epoch \d+/(\d+):": _Reader.on_epoch_bar,
+    r"Round (\d+)(?: of \d+, seed (\d+))?": _Reader.on_round,
+    r"Training and testing on (\S+)": _Reader.on_dataset,
+    "Run: ": _Reader.on_run_name,
+    "Settings: (.*)": _Reader.on_settings,
+    r"Backbone: .*?Swin Transformer (\w+)": _Reader.on_backbone,
+    "Using Swin": _Reader.on_swin,
+    "Device: (?P<device>.*)": _Reader.on_machine,
+    r"Precision: training (?P<precision>\S+)": _Reader.on_machine,
+    "Ranking loss enabled": _Reader.on_ranking_loss,
+    r"Best SRCC: .*?\(epoch (\d+)\)": _Reader.on_best_epoch,
+    "Early stopping triggered": _Reader.on_early_stop,
+    "Testing median SRCC|Median test of": _Reader.on_medians,
+    r"Traceback \(most recent call last\)": _Reader.on_traceback,
+    "Interrupted": _Reader.on_interrupt,
+    "error: ": _Reader.on_error,
+}
+
+
+def _ranking_loss_form(train: dict, alpha: float) -> str:
+    """Which sum of L1 and ranking loss a row shows; the public code changed it unsaid."""
+    additive = train["l1"] + alpha * train["rank"]
+    convex = (1 - alpha) * train["l1"] + alpha * train["rank"]
+    if abs(additive - train["loss"]) < abs(convex - train["loss"]):
+        return "additive"
+    return "convex"
 
 
 def _number(text: str) -> float | None:
     """A figure of a row; None, as in the jsonl, where it is undefined or no number."""
-    with suppress(ValueError):
-        return value if math.isfinite(value := float(text)) else None
-    return None
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _value(text: str) -> object:
     """A setting as it was before it was written into the log."""
-    for kind in ({"None": None, "True": True, "False": False}.__getitem__, int, float):
-        with suppress(KeyError, ValueError):
+    if text in _WORDS:
+        return _WORDS[text]
+    for kind in (int, float):
+        with suppress(ValueError):
             return kind(text)
     return text
