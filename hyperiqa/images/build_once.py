@@ -1,4 +1,4 @@
-"""Folders that one process builds for all, and that appear under their name only when they are complete."""
+"""Folders that one process builds for all, and that appear under their name only when complete."""
 
 import shutil
 import sys
@@ -11,7 +11,7 @@ from hyperiqa.base.errors import UserError
 
 
 def half_built(folder: Path) -> Path:
-    """Where `build_once` builds a folder."""
+    """The folder in which `build_once` builds `folder`."""
     return folder.with_name(f".{folder.name}.tmp")
 
 
@@ -23,10 +23,16 @@ def build_once(
     what: str,
     goes_on: bool = False,
 ) -> bool:
-    """Make a folder that appears under its name only when it is complete; returns whether this process made it.
-    opened: opens it where it is complete; build(temporary): fills it, under a lock: who comes meanwhile says `waiting`
-    and waits. goes_on: what a killed process had built is handed to `build`, not removed. Raises UserError."""
-    temporary = half_built(folder)
+    """Make a folder that several processes may need, once; return whether this process made it.
+
+    opened(): opens the folder, and returns False where it is missing or damaged.
+    build(temporary): fills the temporary folder, which then gets its name.
+    waiting: printed by a process that must wait for another one that builds.
+    what: the contents in words, for the message of an error.
+    goes_on: whether `build` continues what a killed process has built; else that is removed.
+
+    Raises UserError where the folder cannot be written.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -36,23 +42,33 @@ def build_once(
             print(waiting, file=sys.stderr)
             lock.acquire()
         try:
+            # The process that held the lock before may have built it.
             if opened():
                 return False
-            # As no one else is building, half-built folders are those of killed runs.
-            for leftover in (folder,) if goes_on else (temporary, folder):
-                shutil.rmtree(leftover, ignore_errors=True)
-            temporary.mkdir(exist_ok=goes_on)
-            try:
-                build(temporary)
-                temporary.rename(folder)
-            finally:
-                if not goes_on:
-                    shutil.rmtree(temporary, ignore_errors=True)
+            _build_under_lock(folder, build, goes_on)
         finally:
             lock.release()
     except OSError as problem:
-        said = f"{problem.filename or folder}: the {what} cannot be written: {problem.strerror}"
-        raise UserError(f"{said}; give --cache_dir PATH or --no_cache") from None
+        place = problem.filename or folder
+        raise UserError(
+            f"{place}: the {what} cannot be written: {problem.strerror}; "
+            "give --cache_dir PATH or --no_cache"
+        ) from None
     if not opened():
         raise RuntimeError(f"{folder} cannot be opened though it was just built")
     return True
+
+
+def _build_under_lock(folder: Path, build: Callable[[Path], None], goes_on: bool) -> None:
+    temporary = half_built(folder)
+    # No other process is building: what lies there is damaged, or was left by a killed process.
+    if not goes_on:
+        shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.mkdir(exist_ok=goes_on)
+    try:
+        build(temporary)
+        temporary.rename(folder)
+    finally:
+        if not goes_on:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Image files -> uint8 pixels, and their resizing: what a patch is cut from, the same for training and for scoring."""
+"""Image files as uint8 pixels, and their resizing, the same for training and for scoring."""
 
 import warnings
 from collections.abc import Iterator
@@ -12,26 +12,29 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hyperiqa.base.command_line import parse_resize
 
+# Deprecated in torchvision 0.29: without it Pillow decodes, to the same pixels but slower.
 try:
     from torchvision.io import ImageReadMode, decode_image
-except (
-    ImportError
-):  # deprecated in torchvision 0.29: without it Pillow decodes, to the same pixels but slower
+except ImportError:
     decode_image = None
 
-# What is read here; each is fuzzed by tests/reading. Pillow knows more, some by programs of others (EPS).
+# The formats that are read, each fuzzed by tests/images. Pillow knows more, and reads some of them
+# through external programs (EPS).
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "WEBP", "AVIF", "PPM", "TGA")
 # More pixels than any camera's: a file that claims them is broken, or meant to fill the memory.
 MAX_PIXELS = 400_000_000
-# EXIF orientation -> what turns the image upright (CIPA DC-008).
+# Pillow's own limit is off, since every image is checked against MAX_PIXELS before it is decoded.
+Image.MAX_IMAGE_PIXELS = None
+# EXIF orientation -> the operation that turns the image upright (CIPA DC-008).
 ORIENTATIONS = {
-    n: getattr(Image.Transpose, name)
-    for n, name in enumerate(
-        "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(),
-        2,
-    )
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
 }
-Image.MAX_IMAGE_PIXELS = None  # our own limit, above, is checked before any pixel is decoded
 
 
 def _open(path: Path) -> Image.Image:
@@ -42,7 +45,7 @@ def _open(path: Path) -> Image.Image:
 
 @contextmanager
 def _decoding() -> Iterator[None]:
-    """Decoders meet a damaged file with any exception: each becomes a ValueError with the reason."""
+    """Turn every exception into a ValueError with the reason: a damaged file may cause any."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -52,17 +55,19 @@ def _decoding() -> Iterator[None]:
     except OSError as problem:
         raise ValueError(problem.strerror or str(problem)) from None
     except Exception as problem:
-        reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        lines = str(problem).splitlines() or [""]
+        reason = lines[0] or type(problem).__name__
         # torchvision says where in its sources it stopped; its last words are the reason.
-        raise ValueError(
-            reason.rpartition(", ")[2] if isinstance(problem, RuntimeError) else reason
-        ) from None
+        if isinstance(problem, RuntimeError):
+            reason = reason.rpartition(", ")[2]
+        raise ValueError(reason) from None
 
 
 def read_header(path: Path, exif_rotate: bool = False) -> tuple[int, int]:
-    """(height, width) of an image file without decoding it. Raises ValueError with the reason."""
+    """(height, width) of an image file, without decoding it. Raises ValueError with the reason."""
     with _decoding(), _open(path) as image:
         width, height = image.size
+        # From orientation 5 on, the sides are swapped.
         if exif_rotate and _orientation(image) >= 5:
             width, height = height, width
     if width * height > MAX_PIXELS:
@@ -73,57 +78,77 @@ def read_header(path: Path, exif_rotate: bool = False) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 (upright, also where it is none of the standard's) to 8; from 5 on, the sides are swapped."""
-    found = image.getexif().get(ExifTags.Base.Orientation)
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+    """The EXIF orientation, 1 to 8; 1 (upright) where the file has none of the standard's."""
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+    if isinstance(orientation, int) and 1 <= orientation <= 8:
+        return orientation
+    return 1
 
 
 def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
-    """A PIL image as RGB uint8 (H, W, 3), as a viewer shows it; of an animation its current frame.
-    16-bit grey is divided by 257, floats are 0..1, transparency lies on white, and everything else is RGB as Pillow
-    converts it. Raises ValueError for pixels whose range nothing says: other floats, integers of 32 bits, LAB."""
+    """A PIL image as RGB uint8 (H, W, 3), as a viewer shows it; of an animation the current frame.
+
+    16-bit grey is divided by 257, floats are 0 to 1, transparency lies on white, and every other
+    mode is converted to RGB by Pillow. Raises ValueError for pixels of unknown range: other floats,
+    32-bit integers, LAB.
+
+    exif_rotate: turn the image as its EXIF orientation says.
+    """
     with _decoding():
         turn = ORIENTATIONS.get(_orientation(image)) if exif_rotate else None
         turned = image if turn is None else image.transpose(turn)
+        # The modes I, I;16, … and F have more than 8 bits.
         if turned.mode.startswith(("I", "F")):
-            return np.repeat(_grey(turned, image)[:, :, None], 3, axis=2)
+            grey = _grey_as_uint8(turned, image)
+            return np.repeat(grey[:, :, None], 3, axis=2)
         if turned.mode in ("LAB", "La"):
             raise ValueError(f"pixels of mode {turned.mode} are not read here")
-        if (
-            turned.has_transparency_data
-        ):  # on white, as viewers show it: what hides below is arbitrary
+        # On white, as viewers show it: the colour of a transparent pixel is arbitrary.
+        if turned.has_transparency_data:
             rgba = turned.convert("RGBA")
             turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
         return np.array(turned.convert("RGB"))
 
 
-def _grey(turned: Image.Image, image: Image.Image) -> np.ndarray:
-    """Grey pixels of more than 8 bits as uint8 (H, W); `image` is what was opened."""
-    grey, mode = np.asarray(turned), turned.mode
-    if mode == "F":
+def _grey_as_uint8(turned: Image.Image, original: Image.Image) -> np.ndarray:
+    """Grey pixels of more than 8 bits as uint8 (H, W).
+
+    turned: the image whose pixels count.
+    original: the image as opened, which alone has the format and the tags of the file.
+    """
+    grey = np.asarray(turned)
+    if turned.mode == "F":
+        # Negated, so that a nan is refused too.
         if not (grey.min() >= 0 and grey.max() <= 1):
             raise ValueError(
                 f"floating pixels from {grey.min():g} to {grey.max():g}: expected 0 to 1"
             )
         return np.rint(grey * 255.0).astype(np.uint8)
-    if mode == "I" and image.format != "PPM":  # whose 16 bits Pillow reads as 32
+    # Pillow reads the 16 bits of a PPM as 32 bits.
+    if turned.mode == "I" and original.format != "PPM":
         raise ValueError("32-bit integer pixels, whose range is not known: expected 8 or 16 bits")
-    bits, is_white = (
-        getattr(image, "tag_v2", {}).get(tag, usual) for tag, usual in ((258, (16,)), (262, 1))
-    )
-    if tuple(bits) != (16,) or is_white == 0:
-        raise ValueError(
-            f"grey of {bits[0]} bits{', 0 as white' if is_white == 0 else ''}: expected 8 or 16 bits"
-        )
-    clear = image.info.get("transparency")
-    grey = np.where(grey == clear, 65535, grey) if isinstance(clear, int) else grey
+    # Only a TIFF has tags. Pillow opens its grey of 12 bits in the same mode as that of 16.
+    tags = getattr(original, "tag_v2", {})
+    bits = tags.get(ExifTags.Base.BitsPerSample, (16,))
+    white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation, 1) == 0
+    if tuple(bits) != (16,) or white_is_zero:
+        note = ", 0 as white" if white_is_zero else ""
+        raise ValueError(f"grey of {bits[0]} bits{note}: expected 8 or 16 bits")
+    # A PNG may name one grey value that is transparent.
+    transparent = original.info.get("transparency")
+    if isinstance(transparent, int):
+        grey = np.where(grey == transparent, 65535, grey)
     return np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8)
 
 
 def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
-    """An image file as RGB uint8 (H, W, 3), by the rules of `from_pillow`. Raises ValueError with the reason.
-    JPEG goes through torchvision, bit-identical to Pillow and faster. PNG does not: damaged data makes its decoder end
-    the process. exif_rotate: turn as the file's EXIF orientation says."""
+    """An image file as RGB uint8 (H, W, 3), by the rules of `from_pillow`.
+
+    JPEG is decoded by torchvision, bit-identical to Pillow and faster. PNG is not, because damaged
+    data makes torchvision's decoder end the process. Raises ValueError with the reason.
+
+    exif_rotate: turn the image as the file's EXIF orientation says.
+    """
     with _decoding(), _open(path) as image:
         upright = not exif_rotate or _orientation(image) == 1
         if decode_image and upright and image.format == "JPEG" and image.mode in ("RGB", "L"):
@@ -133,20 +158,29 @@ def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
 
 
 def resized_size(height: int, width: int, resize: str, min_side: int) -> tuple[int, int]:
-    """(height, width) that an image has in the cache: `resize` as in `--resize`, then at least `min_side`."""
+    """(height, width) of an image in the cache.
+
+    resize: as in `--resize`.
+    min_side: a smaller image is scaled up, so that its shorter side has this length.
+    """
     target = parse_resize(resize)
     if isinstance(target, tuple):
         height, width = target
     elif target is not None:
-        short = min(height, width)
-        height, width = (max(1, int(target * side / short)) for side in (height, width))
-    if (short := min(height, width)) < min_side:
-        height, width = (max(min_side, int(min_side * side / short)) for side in (height, width))
+        height, width = _scaled_to_shorter_side(height, width, target)
+    if min(height, width) < min_side:
+        height, width = _scaled_to_shorter_side(height, width, min_side)
     return height, width
 
 
+def _scaled_to_shorter_side(height: int, width: int, target: int) -> tuple[int, int]:
+    # The longer side is rounded down, as torchvision's Resize does.
+    shorter = min(height, width)
+    return int(target * height / shorter), int(target * width / shorter)
+
+
 def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (H, W, 3) -> uint8 (height, width, 3), bilinear with antialiasing, as Pillow's BILINEAR."""
+    """Resize uint8 (H, W, 3) to (height, width, 3), bilinear with antialiasing as in Pillow."""
     if image.shape[:2] == (height, width):
         return image
     pixels = torch.from_numpy(image).permute(2, 0, 1)
@@ -156,18 +190,24 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 def fitted_size(
     path: Path, resize: str, min_side: int, exif_rotate: bool = False
 ) -> tuple[tuple[int, int], bool]:
-    """What an image file becomes, before any pixel is decoded: ((height, width), whether it is smaller than a patch).
-    Raises ValueError where the file is no image, or would be absurdly large once resized (a long thin strip)."""
-    header = read_header(path, exif_rotate)
-    height, width = resized_size(*header, resize, min_side)
+    """The size of an image file in the cache, from its header alone.
+
+    Returns ((height, width), whether the image had to be scaled up to `min_side`). Raises
+    ValueError where the file is no image, or would be absurdly large once resized (a thin strip).
+    """
+    original_height, original_width = read_header(path, exif_rotate)
+    size = resized_size(original_height, original_width, resize, min_side)
+    height, width = size
     if height * width > MAX_PIXELS:
         raise ValueError(
-            f"absurdly large once resized from {header[1]}x{header[0]} to {width}x{height} pixels"
+            f"absurdly large once resized from {original_width}x{original_height} "
+            f"to {width}x{height} pixels"
         )
-    return (height, width), (height, width) != resized_size(*header, resize, 1)
+    size_without_minimum = resized_size(original_height, original_width, resize, 1)
+    return size, size != size_without_minimum
 
 
 def load_image(path: Path, resize: str, min_side: int, exif_rotate: bool = False) -> np.ndarray:
-    """An image file as it would lie in the cache: uint8 (H, W, 3). Raises ValueError with the reason."""
-    size, _ = fitted_size(path, resize, min_side, exif_rotate)
-    return resize_image(decode(path, exif_rotate), *size)
+    """An image file as it lies in the cache: uint8 (H, W, 3). Raises ValueError with the reason."""
+    (height, width), _ = fitted_size(path, resize, min_side, exif_rotate)
+    return resize_image(decode(path, exif_rotate), height, width)

@@ -1,6 +1,10 @@
-"""The stage maps of a frozen encoder, computed once: for patches that stay the same in all epochs they are all that
-training and testing look at. Averaged to the sides at which the LDA and the fusion look at them, they are a row of F
-values per patch, in a mapped file beside the image cache, or in memory."""
+"""The features of a frozen encoder, computed once and stored.
+
+Where the encoder is frozen and the patches stay the same in all epochs, training and testing need
+only the encoder's stage maps. They are averaged to the sizes at which the LDA and the fusion use
+them, which makes a row of F values per patch. The rows are in a mapped file beside the image cache,
+or in memory.
+"""
 
 import hashlib
 import json
@@ -19,27 +23,36 @@ from hyperiqa.base.files import write_whole
 from hyperiqa.images.build_once import build_once, half_built
 from hyperiqa.images.cache import ImageCache
 
-FEATURE_FORMAT = 1  # raise it when what a row holds changes
+# Raise it when the contents of a row change: older features are then computed anew.
+FEATURE_FORMAT = 1
 DTYPES: dict[str, type[np.floating]] = {"fp16": np.float16, "fp32": np.float32}
-Compute = Callable[
-    [int], Iterator[np.ndarray]
-]  # rows (n, F) in fp32 from a number of patch on, batch by batch
+# compute(start) yields the rows from patch number `start` on, batch by batch: fp32 (n, F).
+Compute = Callable[[int], Iterator[np.ndarray]]
 
 
 class Features:
-    """Rows of F values for a list of patches; `features[rows]` is a tensor (n, F).
-    depends_on: all that the rows depend on beside the images: patches, encoder, layout; it becomes the key."""
+    """Rows of F values for a list of N patches; `features[rows]` is a tensor (n, F).
+
+    shape: (N, F).
+    dtype: a key of DTYPES.
+    depends_on: everything besides the images that the rows depend on, such as the patches, the
+        encoder and the layout of a row. It becomes part of the folder's key.
+    was_there: whether the rows need not be computed.
+    """
 
     def __init__(
         self, cache: ImageCache, split: str, shape: tuple[int, int], dtype: str, depends_on: Mapping
     ):
-        self.cache, self.split, self.shape, self.dtype = cache, split, shape, dtype
+        self.cache = cache
+        self.split = split
+        self.shape = shape
+        self.dtype = dtype
         self.bytes = int(np.prod(shape)) * np.dtype(DTYPES[dtype]).itemsize
         self.folder: Path | None = None
         self.data: Any = None
         if cache.folder is not None:
-            about = [FEATURE_FORMAT, cache.folder.name, split, shape, dtype, dict(depends_on)]
-            key = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+            settings = [FEATURE_FORMAT, cache.folder.name, split, shape, dtype, dict(depends_on)]
+            key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
             self.folder = cache.folder.with_name(f"{cache.name}_features_{split}_{key[:16]}")
         self.was_there = self.folder is not None and self._open()
 
@@ -47,57 +60,75 @@ class Features:
         return torch.from_numpy(self.data[rows])
 
     def fill(self, compute: Compute, batch: int) -> None:
-        """Compute the rows, unless they are there or another run computes them. What a stopped run had computed stays.
-        batch: rows that `compute` makes at a time. Raises UserError."""
+        """Compute the rows, unless they exist or another run is computing them.
+
+        Rows that a stopped run has computed are kept. Raises UserError.
+
+        batch: the rows that `compute` yields at a time.
+        """
         if self.was_there:
             return
         if self.folder is None:
-            self.data, done = np.empty(self.shape, DTYPES[self.dtype]), 0
-            for rows in compute(0):
-                self.data[done : (done := done + len(rows))] = self._narrowed(rows)
+            self._fill_memory(compute)
             return
         waiting = f"{self.cache.name}: waiting for another run that is computing the same features"
         build = partial(self._build, compute, batch)
-        self.was_there = not build_once(
-            self.folder, self._open, build, waiting, "feature cache", goes_on=True
-        )
-        if not self.was_there:
+        built = build_once(self.folder, self._open, build, waiting, "feature cache", goes_on=True)
+        self.was_there = not built
+        if built:
             self._remove_stale()
 
     @property
     def missing(self) -> int:
-        """Bytes that the disk has still to take."""
+        """The bytes that are still to be written to the disk."""
         if self.was_there or self.folder is None:
             return 0
         started = half_built(self.folder) / "features.bin"
-        return self.bytes - (started.stat().st_size if started.exists() else 0)
+        written = started.stat().st_size if started.exists() else 0
+        return self.bytes - written
+
+    def _fill_memory(self, compute: Compute) -> None:
+        self.data = np.empty(self.shape, DTYPES[self.dtype])
+        start = 0
+        for rows in compute(0):
+            end = start + len(rows)
+            self.data[start:end] = self._narrowed(rows)
+            start = end
 
     def _narrowed(self, rows: np.ndarray) -> np.ndarray:
+        """The rows in the type that is stored. Raises UserError for values that it cannot hold."""
         limit = np.finfo(DTYPES[self.dtype]).max
-        if not (largest := np.abs(rows).max()) <= limit:
-            found = f"values reach {largest:g}, expected at most {limit:g}"
+        largest = np.abs(rows).max()
+        # Negated, so that a nan is refused too.
+        if not largest <= limit:
             raise UserError(
-                f"--feature_dtype {self.dtype}: {found}; give fp32, or none to go through the pixels"
+                f"--feature_dtype {self.dtype}: values reach {largest:g}, expected at most "
+                f"{limit:g}; give fp32, or none to go through the pixels"
             )
         return rows.astype(DTYPES[self.dtype])
 
     def _build(self, compute: Compute, batch: int, folder: Path) -> None:
         with (folder / "features.bin").open("ab") as file:
-            row = self.bytes // self.shape[0]
-            done = file.tell() // (row * batch) * batch
-            file.truncate(done * row)
+            # A stopped run may leave a part of a row. The work continues at a whole batch, since
+            # the last bits of a row can depend on the batch that it is computed in.
+            row_bytes = self.bytes // self.shape[0]
+            complete_rows = file.tell() // (row_bytes * batch) * batch
+            file.truncate(complete_rows * row_bytes)
             try:
-                for rows in compute(done):
+                for rows in compute(complete_rows):
                     file.write(self._narrowed(rows).tobytes())
             except UserError:
-                shutil.rmtree(folder)  # which would fail again
+                # The next run could not continue from these rows: it would fail in the same way.
+                shutil.rmtree(folder)
                 raise
             file.flush()
             os.fsync(file.fileno())
         write_whole(folder / "index.json", json.dumps({"images": self.cache.folder.name}))
 
     def _open(self) -> bool:
+        """Map the finished rows; return False where there are none, or damaged ones."""
         try:
+            # Written last: without it the rows are not complete.
             json.loads((self.folder / "index.json").read_text())
             self.data = np.memmap(
                 self.folder / "features.bin", DTYPES[self.dtype], "c", shape=self.shape
@@ -107,29 +138,46 @@ class Features:
         return True
 
     def _remove_stale(self) -> None:
-        """Delete this data set's features of images whose cache is gone, because they changed."""
+        """Delete this data set's features of images that changed, so that their cache is gone."""
         for folder in self.folder.parent.glob(f"{self.cache.name}_features_*"):
-            try:
-                fresh = (
-                    folder.parent / json.loads((folder / "index.json").read_text())["images"]
-                ).is_dir()
-            except (OSError, ValueError, KeyError):
-                fresh = False
-            if not fresh:
+            if not _has_images(folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def _has_images(folder: Path) -> bool:
+    """Whether the image cache of a folder of features still exists beside it."""
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        return (folder.parent / index["images"]).is_dir()
+    except (OSError, ValueError, KeyError):
+        return False
+
+
 def check_room(parts: Mapping[str, Features]) -> list[str]:
-    """What a log says of features before they are computed. Raises UserError where the disk has no room for them."""
-    need, folder = sum(each.missing for each in parts.values()), next(iter(parts.values())).folder
-    if need and need > (free := shutil.disk_usage(folder.parent).free):
-        raise UserError(
-            f"the features need {need / 1e9:.1f} GB in {folder.parent}, which has {free / 1e9:.1f} GB free; "
-            "give --cache_dir PATH, fewer --train_patch_num, or --feature_dtype none to go through the pixels"
-        )
+    """Check that the disk has room for the features of each part, before they are computed.
+
+    Returns a line for the log on each part. Raises UserError where the disk is too full.
+    """
+    needed = sum(features.missing for features in parts.values())
+    if needed:
+        folder = next(iter(parts.values())).folder.parent
+        _check_free_space(needed, folder)
     facts = []
-    for name, each in parts.items():
-        how = "found" if each.was_there else "to compute"
-        size = f"{each.shape[0]} patches of {each.shape[1]} values in {each.dtype}, {each.bytes / 1e9:.2f} GB"
-        facts.append(f"Features of {name}: {size}, {how} in {each.folder or 'memory'}")
+    for name, features in parts.items():
+        rows, width = features.shape
+        size = (
+            f"{rows} patches of {width} values in {features.dtype}, {features.bytes / 1e9:.2f} GB"
+        )
+        state = "found" if features.was_there else "to compute"
+        facts.append(f"Features of {name}: {size}, {state} in {features.folder or 'memory'}")
     return facts
+
+
+def _check_free_space(needed: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the features need {needed / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB "
+            "free; give --cache_dir PATH, fewer --train_patch_num, or --feature_dtype none to go "
+            "through the pixels"
+        )

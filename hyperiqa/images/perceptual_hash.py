@@ -7,35 +7,53 @@ import scipy.fft
 
 from hyperiqa.images.decode import resize_image
 
+HASH_BITS = 64
+# Rows of the table of agreements that are computed at a time, which bounds its memory.
+CHUNK = 1024
+# ITU-R BT.601: how much red, green and blue add to the luminance.
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+
 
 def perceptual_hash(image: np.ndarray) -> str:
-    """A perceptual hash of RGB uint8 (H, W, 3), 16 hexadecimal digits: the signs of the 63 lowest frequencies, but for
-    the mean, of its 32 x 32 grey version (DCT, after Zauner, Implementation and benchmarking of perceptual image hash
-    functions, 2010). Copies that were compressed, resized, brightened or blurred differ in few bits."""
-    grey = resize_image(image, 32, 32) @ np.array([0.299, 0.587, 0.114])
+    """The perceptual hash of RGB uint8 (H, W, 3), as 16 hexadecimal digits.
+
+    The bits are the signs of the 63 lowest frequencies, without the mean, of the image as 32 x 32
+    grey pixels (DCT, after Zauner, Implementation and benchmarking of perceptual image hash
+    functions, 2010). Copies that were compressed, resized, brightened or blurred differ in few
+    bits.
+    """
+    grey = resize_image(image, 32, 32) @ LUMINANCE
+    # Above rounding errors, so that a frequency that is zero has the same sign everywhere.
     signs = scipy.fft.dctn(grey, norm="ortho")[:8, :8] > 1e-9
     signs[0, 0] = False
     return np.packbits(signs).tobytes().hex()
 
 
 def near_duplicates(
-    ours: Sequence[str], theirs: Sequence[str], bits: int = 6
+    hashes_a: Sequence[str], hashes_b: Sequence[str], bits: int = 6
 ) -> list[tuple[int, int]]:
-    """Pairs (i, j) of looks that differ in few bits, mirrored or not; an empty look is like no other. How many copies
-    6 bits find is in docs/using_models.md."""
-    mirrored, found = np.where(np.arange(64) % 2 == 1, -1, 1).astype(np.float32), []
-    one, other = (_signs(looks) for looks in (ours, theirs))
-    for start in range(0, len(one), 1024):
-        part = one[start : start + 1024]
-        agreement = np.maximum(part @ other.T, (part * mirrored) @ other.T)
-        found += [(start + int(i), int(j)) for i, j in np.argwhere(agreement >= 64 - 2 * bits)]
-    return found
+    """Pairs (i, j) of hashes that differ in at most `bits` bits, mirrored or not.
+
+    An empty hash is like no other. docs/using_models.md says how many copies 6 bits detect.
+    """
+    signs_a = _signs(hashes_a)
+    signs_b = _signs(hashes_b)
+    # To mirror an image changes the sign of its odd horizontal frequencies.
+    mirror = np.where(np.arange(HASH_BITS) % 2 == 1, -1, 1).astype(np.float32)
+    pairs = []
+    for start in range(0, len(signs_a), CHUNK):
+        chunk = signs_a[start : start + CHUNK]
+        # The dot product of two hashes: bits that agree minus bits that differ.
+        agreement = np.maximum(chunk @ signs_b.T, (chunk * mirror) @ signs_b.T)
+        for i, j in np.argwhere(agreement >= HASH_BITS - 2 * bits):
+            pairs.append((start + int(i), int(j)))
+    return pairs
 
 
-def _signs(looks: Sequence[str]) -> np.ndarray:
-    """(N, 64) of -1 and 1, of 0 for an empty look."""
-    known = np.array([bool(each) for each in looks])
-    codes = np.frombuffer(
-        bytes.fromhex("".join(each or "0" * 16 for each in looks)), np.uint8
-    ).reshape(-1, 8)
-    return (np.unpackbits(codes, axis=1) * np.float32(2) - 1) * known.reshape(-1, 1)
+def _signs(hashes: Sequence[str]) -> np.ndarray:
+    """The bits of the hashes as -1 and 1, (N, 64) float32; a row of 0 for an empty hash."""
+    digits = "".join(text or "0" * 16 for text in hashes)
+    codes = np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(-1, 8)
+    signs = np.unpackbits(codes, axis=1) * np.float32(2) - 1
+    is_known = np.array([bool(text) for text in hashes])
+    return signs * is_known.reshape(-1, 1)
