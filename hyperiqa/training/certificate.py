@@ -1,9 +1,10 @@
 """Where a model's figures come from: the certificate in the description of every best model.
 
-It says what made the model (command, seeds, code, versions, hardware), on what (the digest of every set's records and
-of their decoded pixels, and where the split came from), by what rule it was chosen, its figures with intervals, and
-what it started from. `certify.py` checks it. Its seal shows edits; it is no signature: who makes a new one is not
-found out."""
+It says what made the model (command, seeds, code, versions, hardware) and on what: the digest of
+every set's records and of their decoded pixels, and where the split came from. It also holds the
+rule by which the model was chosen, its figures with intervals, and what it started from.
+`certify.py` checks it. The seal shows edits, but it is no signature: anybody can compute a new one.
+"""
 
 import base64
 import functools
@@ -30,20 +31,28 @@ from hyperiqa.training import processes
 from hyperiqa.training.batches import DecodedSet
 from hyperiqa.training.run_files import Prediction
 
-FORMAT, RESAMPLES = 1, 1000
+# The format of the certificate; `certify.py` refuses any other.
+FORMAT = 1
+
+# Draws of the bootstrap for the intervals of the figures.
+RESAMPLES = 1000
 
 
 def json_digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(to_json_value(content), sort_keys=True).encode()).hexdigest()[
-        :16
-    ]
+    """16 hex digits that change when anything in the content does."""
+    text = json.dumps(to_json_value(content), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @functools.cache
 def code_version() -> dict[str, Any]:
-    """The digest of this program's own files, the commit, and whether files were changed since (None: no checkout)."""
+    """The digest of this program's own files, the versions, and the commit.
+
+    `changed` says whether files were changed since the commit (None: no checkout).
+    """
     files = list((CHECKOUT / "hyperiqa").rglob("*.py"))
-    if IS_CHECKOUT:  # the folder of an installed package holds other projects' files too
+    # The folder of an installed package holds other projects' files too.
+    if IS_CHECKOUT:
         files += CHECKOUT.glob("*.py")
     sources = [
         [path.relative_to(CHECKOUT).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
@@ -58,24 +67,24 @@ def code_version() -> dict[str, Any]:
 
 
 def seal_of(description: Mapping[str, Any]) -> str:
-    """Changes when anything of a description does, but the seal itself and what loading adds."""
-    kept = {
-        name: value
-        for name, value in description.items()
-        if name not in ("described", "format", "certificate")
-    }
-    certificate = {
-        name: value for name, value in description["certificate"].items() if name != "seal"
-    }
-    return json_digest({**kept, "certificate": certificate})
+    """The digest of a description without its seal and what saving and loading add."""
+    certificate = dict(description["certificate"])
+    certificate.pop("seal", None)
+    sealed_parts = {**description, "certificate": certificate}
+    for name in ("described", "format"):
+        sealed_parts.pop(name, None)
+    return json_digest(sealed_parts)
 
 
 def pixels_digest(images: DecodedSet) -> str:
     """Changes when a pixel of the set's images does, as decoded and before they were resized."""
-    return json_digest(sorted((r.name, images.of("digests", r)) for r in images.data.records))
+    records = images.data.records
+    return json_digest(sorted((record.name, images.of("digests", record)) for record in records))
 
 
 def predictions_digest(rows: Iterable[Prediction]) -> str:
+    """Changes when a row does. The digest of the run's rows is that of the file with them."""
+    # A file gives floats where the run may have NumPy's; `repr` keeps every digit.
     return json_digest(
         [
             [dataset, image, repr(float(mos)), repr(float(score))]
@@ -87,115 +96,141 @@ def predictions_digest(rows: Iterable[Prediction]) -> str:
 def figures_with_intervals(
     tested: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> dict[str, dict[str, list[float]]]:
-    """Part -> (scores, MOS) to part -> figure -> [value, low, high], 95 % bootstrap over images."""
-    found = {}
+    """Each part's figures as [value, low, high], with 95 % bootstrap intervals over its images.
+
+    tested: part -> (scores, MOS), both (N,).
+    """
+    figures: dict[str, dict[str, list[float]]] = {}
     for part, (scores, mos) in tested.items():
-        draws = {
-            name: resampling.bootstrap(name, scores, mos, RESAMPLES)[:, 0] for name in RECORDED
-        }
-        bounds = {name: intervals.percentile_interval(each) for name, each in draws.items()}
-        found[part] = {name: [FIGURES[name].of(scores, mos), *bounds[name]] for name in RECORDED}
-    return found
+        figures[part] = {}
+        for name in RECORDED:
+            draws = resampling.bootstrap(name, scores, mos, RESAMPLES)[:, 0]
+            interval = intervals.percentile_interval(draws)
+            figures[part][name] = [FIGURES[name].of(scores, mos), *interval]
+    return figures
 
 
 def pack_hashes(rows: Sequence[tuple[str, str]]) -> str:
-    """Names and looks of images, as text a third as long."""
+    """Pack the names and perceptual hashes of images into text a third as long."""
     return base64.b85encode(zlib.compress(json.dumps(rows).encode(), 9)).decode()
 
 
 def unpack_hashes(text: str) -> list[tuple[str, str]]:
+    """The rows that `pack_hashes` packed."""
     return json.loads(zlib.decompress(base64.b85decode(text)))
 
 
 def training_hashes(description: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """(names, looks) of the images that the model was trained on, as far as its description says."""
+    """(names, perceptual hashes) of the images that the model was trained on.
+
+    Both are empty where the description does not tell.
+    """
+    names = []
+    hashes = []
     sets = description.get("certificate", {}).get("sets", {})
-    rows = [
-        (f"{name} {image}", look)
-        for name, each in sets.items()
-        for image, look in unpack_hashes(each["looks"])
-    ]
-    return [name for name, _ in rows], [look for _, look in rows]
+    for set_name, facts in sets.items():
+        for image, image_hash in unpack_hashes(facts["looks"]):
+            names.append(f"{set_name} {image}")
+            hashes.append(image_hash)
+    return names, hashes
 
 
 def describe_sets(data: Any) -> dict[str, dict[str, Any]]:
-    """Of every set of a `RunData`: its records and pixels, where its split came from, the looks of what it trained."""
-    asked = {**data.options.trained, **(data.options.cross_test or dict.fromkeys(data.cross))}
-    flags = dict(zip([*data.trained, *data.cross], asked.items()))
-    found = {}
+    """What the certificate says of each set of a `RunData`.
+
+    Its records and pixels, where its split came from, and the hashes of the images it trained on.
+    """
+    options = data.options
+    cross_test = options.cross_test or dict.fromkeys(data.cross)
+    # Records call a set NAME that a flag calls csv:NAME; the order is the same.
+    flags = dict(zip([*data.trained, *data.cross], {**options.trained, **cross_test}.items()))
+    sets: dict[str, dict[str, Any]] = {}
     for part, (images, _) in data.tests.items():
         name = part if part in data.cross else images.data.name
-        if name in found:
+        # Validation and test images belong to one set.
+        if name in sets:
             continue
-        d, training = images.data, images.data.split("train") if name in data.trained else []
-        counts = {
-            split: len(d.split(split)) for split in ("train", "val", "test") if d.split(split)
-        }
-        found[name] = {
-            "flag": flags[name][0],
-            "path": to_json_value(flags[name][1]),
+        flag, path = flags[name]
+        training_records = images.data.split("train") if name in data.trained else []
+        splits = {split: len(images.data.split(split)) for split in ("train", "val", "test")}
+        sets[name] = {
+            "flag": flag,
+            "path": to_json_value(path),
             "trained": name in data.trained,
-            "images": counts,
-            "records": d.fingerprint(),
+            "images": {split: count for split, count in splits.items() if count},
+            "records": images.data.fingerprint(),
             "pixels": pixels_digest(images),
-            "notes": list(d.notes),
-            "looks": pack_hashes([(r.name, images.of("hashes", r)) for r in training]),
+            "notes": list(images.data.notes),
+            "looks": pack_hashes(
+                [(record.name, images.of("hashes", record)) for record in training_records]
+            ),
         }
-    return found
+    return sets
 
 
 def describe_round(
-    o: Namespace, hardware: Hardware, sets: Mapping[str, Any], starts: Mapping[str, Any]
+    options: Namespace, hardware: Hardware, sets: Mapping[str, Any], starts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What of the certificate is the same for all models of a round. sets: `describe_sets`. starts: the `inference.Initial`
-    of --init and --teacher."""
-    known: dict[str, dict] = {}
-    for how, each in starts.items():
-        if each:  # with what that one started from
-            before = each.description.get("certificate", {}).get("starts", {})
-            known[how] = {"file": str(each.path), "weights": each.digest, "starts": before}
-    if file := o.backbone_weights:
-        known["backbone_weights"] = {
-            "file": str(file),
-            "weights": weights_of("backbone_weights", file),
-            "starts": {},
-        }
-    rule = {
-        "select_on": o.select_on,
-        "select_set": o.select_set,
-        "patience": o.early_stopping and o.patience,
-    }
-    machine = {
-        "device": hardware.name,
-        "precision": "bf16" if hardware.bf16 else "fp32",
-        "threads": torch.get_num_threads(),
-        "processes": processes.world_size(),
-    }
+    """What the certificates of all models of a round share.
+
+    sets: from `describe_sets`. starts: "init" and "teacher" -> `starts.StartingModel` or None.
+    """
     return {
         "format": FORMAT,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
-        "seed": o.seed,
+        "seed": options.seed,
         "code": code_version(),
-        "hardware": machine,
-        "rule": rule,
+        "hardware": {
+            "device": hardware.name,
+            "precision": "bf16" if hardware.bf16 else "fp32",
+            "threads": torch.get_num_threads(),
+            "processes": processes.world_size(),
+        },
+        "rule": {
+            "select_on": options.select_on,
+            "select_set": options.select_set,
+            "patience": options.early_stopping and options.patience,
+        },
         "sets": dict(sets),
-        "starts": known,
+        "starts": _describe_starts(options, starts),
         "resamples": RESAMPLES,
     }
 
 
+def _describe_starts(options: Namespace, starts: Mapping[str, Any]) -> dict[str, dict]:
+    """The models that the run started from, each with what it had started from itself."""
+    described: dict[str, dict] = {}
+    for flag, model in starts.items():
+        if model:
+            described[flag] = {
+                "file": str(model.path),
+                "weights": model.digest,
+                "starts": model.description.get("certificate", {}).get("starts", {}),
+            }
+    file = options.backbone_weights
+    if file:
+        described["backbone_weights"] = {
+            "file": str(file),
+            "weights": weights_of("backbone_weights", file),
+            "starts": {},
+        }
+    return described
+
+
 def sealed(description: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """The description, its certificate with what the run knows of this model (round, epoch, figures, digests)."""
+    """The description with its certificate completed and sealed.
+
+    run: what the run knows of this model alone: round, epoch, figures, digests.
+    """
     description = {**description, "certificate": {**description["certificate"], **run}}
     description["certificate"]["seal"] = seal_of(description)
     return description
 
 
-def weights_of(how: str, path: Path) -> str:
-    """The digest of what a run started from: of a model's weights, or of a file of a backbone's. Raises UserError."""
-    model = find_model(path)
-    return (
-        digest(load_model(model)[0])
-        if how != "backbone_weights"
-        else hashlib.sha256(model.read_bytes()).hexdigest()
-    )
+def weights_of(flag: str, path: Path) -> str:
+    """The digest of the weights that a run started from with this flag. Raises UserError."""
+    file = find_model(path)
+    # A backbone's file may be torchvision's or timm's, which `load_model` does not read.
+    if flag == "backbone_weights":
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    return digest(load_model(file)[0])

@@ -356,7 +356,7 @@ def _differences(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> li
 
 
 def save_last(folder: Path, state: Mapping[str, Any]) -> None:
-    """Write `last.pt`, keeping the one before as `previous.pt`: at any time one of them is whole."""
+    """Write `last.pt`, keeping the one before as `previous.pt`: one of them is always whole."""
     last = folder / "last.pt"
     spare = folder / ".previous.pt.tmp"
     if last.exists():
