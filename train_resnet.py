@@ -3,7 +3,7 @@
 python train_resnet.py --dataset demo                          # no data, no network, a few minutes on a CPU
 python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published baseline
 
-Several processes, several nodes, Slurm: as train_swin.py."""
+Several processes, several nodes, Slurm: as train_swin.py."""  # noqa: E501  (it is the text of --help)
 
 from hyperiqa.base.cluster import submitted
 from hyperiqa.base.command_line import run_tool
@@ -14,6 +14,7 @@ from hyperiqa.training.options import train_options
 SCRIPT = Script(
     backbones=("resnet50", "resnet18", "resnet34", "resnet101"),
     datasets=DEFAULT_RESIZE,
+    # The demo shows a whole run within minutes on a CPU: a small model, few patches.
     demo=dict(
         backbone="resnet18",
         pretrained=False,
@@ -27,9 +28,12 @@ SCRIPT = Script(
 
 
 def main() -> None:
-    if submitted(options := train_options(None, __doc__, SCRIPT)):
+    """Check the flags, then train here, or as a job of a cluster."""
+    options = train_options(None, __doc__, SCRIPT)
+    if submitted(options):
         return
-    from hyperiqa.training import processes  # torch: only once the flags are known to be right
+    # These import torch, which takes seconds: a mistake in the flags is reported before.
+    from hyperiqa.training import processes
     from HyperIQASolver import HyperIQASolver
 
     with processes.process_group():

@@ -12,7 +12,7 @@ Several nodes, on each of them
 torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 train_swin.py --use_multiscale
 
 Slurm: a job that is queued again, and goes on, when its time is over
-python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --time 24 --slurm partition=gpu"""
+python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --time 24 --slurm partition=gpu"""  # noqa: E501  (it is the text of --help)
 
 from hyperiqa.base.cluster import submitted
 from hyperiqa.base.command_line import run_tool
@@ -25,6 +25,7 @@ SCRIPT = Script(
     backbones=(*SWINS, "swin_nano", "swin_pico"),
     any_backbone="swin",
     datasets=DEFAULT_RESIZE,
+    # The demo shows a whole run within minutes on a CPU: a small model, few and small patches.
     demo=dict(
         backbone="swin_pico",
         pretrained=False,
@@ -44,9 +45,12 @@ SCRIPT = Script(
 
 
 def main() -> None:
-    if submitted(options := train_options(None, __doc__, SCRIPT)):
+    """Check the flags, then train here, or as a job of a cluster."""
+    options = train_options(None, __doc__, SCRIPT)
+    if submitted(options):
         return
-    from hyperiqa.training import processes  # torch: only once the flags are known to be right
+    # These import torch, which takes seconds: a mistake in the flags is reported before.
+    from hyperiqa.training import processes
     from HyperIQASolver_swin import HyperIQASolverSwin
 
     with processes.process_group():

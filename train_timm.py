@@ -5,7 +5,7 @@ python train_timm.py --dataset koniq-10k --backbone convnext_tiny
 python train_timm.py --backbone vit_base_patch16_siglip_224.v2_webli --freeze_backbone --fixed_crops
 python train_timm.py --init checkpoints/NAME --dataset csv --dataset_path mine.csv  # train further on own images
 
-Several processes, several nodes, Slurm: as train_swin.py."""
+Several processes, several nodes, Slurm: as train_swin.py."""  # noqa: E501  (it is the text of --help)
 
 from hyperiqa.base.cluster import submitted
 from hyperiqa.base.command_line import run_tool
@@ -15,16 +15,21 @@ from hyperiqa.training.options import train_options
 
 SCRIPT = Script(
     backbones=("tf_efficientnet_lite0",),
+    # Every name starts with it: any model of timm is accepted.
     any_backbone="",
     datasets=DEFAULT_RESIZE,
+    # The demo shows a whole run within minutes on a CPU: few patches and epochs.
     demo=dict(lr=1e-4, lr_ratio=5.0, train_patch_num=4, epochs=3, batch_size=16),
 )
 
 
 def main() -> None:
-    if submitted(options := train_options(None, __doc__, SCRIPT)):
+    """Check the flags, then train here, or as a job of a cluster."""
+    options = train_options(None, __doc__, SCRIPT)
+    if submitted(options):
         return
-    from hyperiqa.training import processes  # torch: only once the flags are known to be right
+    # These import torch, which takes seconds: a mistake in the flags is reported before.
+    from hyperiqa.training import processes
     from HyperIQASolver import HyperIQASolver
 
     with processes.process_group():
