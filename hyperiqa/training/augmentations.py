@@ -1,6 +1,9 @@
-"""What is done to training patches and their MOS, and to no others: a stage of the training step. An augmentation draws
-what it does to each patch on the CPU, from the epoch's own generator, and is applied to the batch on the device.
-`AUGMENTATIONS` names them, in the order of drawing and applying; a batch holds what was drawn by that name."""
+"""What is done to training patches and their MOS, and to no others: a stage of the training step.
+
+An augmentation draws what it does to each patch on the CPU, from the epoch's own generator, and is
+applied to the batch on the device. `AUGMENTATIONS` names them in the order of drawing and applying.
+A batch holds what was drawn for an augmentation under its name.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,30 +34,38 @@ class Turns:
     """Turns each patch by 0, 90, 180 or 270 degrees."""
 
     def draw(self, rng: np.random.Generator, number: int, strength: float) -> np.ndarray:
+        """How many quarter turns each of `number` patches makes: (number,)."""
         return rng.integers(0, 4, number)
 
     def __call__(self, patches: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """Patches (N, P, P, 3) of any type, turns (N,) -> patches."""
+        # All patches are turned, and `where` picks: indexing by `turns` would make the host wait
+        # for the device. A patch that was picked matches no later k.
         for k in (1, 2, 3):
-            patches = torch.where(
-                (turns == k)[:, None, None, None], patches.rot90(k, (1, 2)), patches
-            )
+            is_turned = (turns == k)[:, None, None, None]
+            patches = torch.where(is_turned, patches.rot90(k, (1, 2)), patches)
         return patches
 
 
 class Color:
-    """Changes brightness, contrast and saturation by up to the share `strength`, as torchvision does."""
+    """Changes brightness, contrast and saturation by up to the share `strength`.
+
+    The three are torchvision's.
+    """
 
     def draw(self, rng: np.random.Generator, number: int, strength: float) -> np.ndarray:
-        """A factor of each: (number, 3)."""
+        """A factor for each of the three: (number, 3)."""
         return (1 + strength * rng.uniform(-1, 1, (number, 3))).astype(np.float32)
 
     def __call__(self, patches: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
         """Patches uint8, factors (N, 3) -> patches."""
-        changed = list(patches.permute(0, 3, 1, 2))
-        for change, each in zip(
-            (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation), factors.T.tolist()
+        changed = []
+        for patch, (brightness, contrast, saturation) in zip(
+            patches.permute(0, 3, 1, 2), factors.tolist()
         ):
-            changed = [change(patch, factor) for patch, factor in zip(changed, each)]
+            patch = tv.adjust_brightness(patch, brightness)
+            patch = tv.adjust_contrast(patch, contrast)
+            changed.append(tv.adjust_saturation(patch, saturation))
         return torch.stack(changed).permute(0, 2, 3, 1)
 
 
@@ -67,13 +78,17 @@ class Blur:
 
     def __call__(self, patches: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """Patches uint8, sigmas (N,) -> patches."""
-        each = zip(patches.permute(0, 3, 1, 2), sigmas.tolist())
-        blurred = [
-            tv.gaussian_blur(p, 2 * int(np.ceil(3 * s)) + 1, s) if s > 0 else p for p, s in each
-        ]
+        blurred = []
+        for patch, sigma in zip(patches.permute(0, 3, 1, 2), sigmas.tolist()):
+            if sigma > 0:
+                # Three sigma to each side hold all but 0.3 % of the Gaussian.
+                kernel_size = 2 * int(np.ceil(3 * sigma)) + 1
+                patch = tv.gaussian_blur(patch, kernel_size, sigma)
+            blurred.append(patch)
         return torch.stack(blurred).permute(0, 2, 3, 1)
 
 
+# A new one goes to the end, so that those before it draw what they always drew.
 AUGMENTATIONS: dict[str, Any] = {
     "hflip": Flip(2),
     "vflip": Flip(1),
@@ -87,10 +102,13 @@ DEFAULT = {"hflip": 1.0}
 def draw(
     strengths: Mapping[str, float], rng: np.random.Generator, number: int
 ) -> dict[str, np.ndarray]:
-    """What each of the named augmentations, but `none`, does to `number` patches: arrays (number, …)."""
+    """What each of the named augmentations, but `none`, does to `number` patches.
+
+    Returns arrays (number, …) by the names of the augmentations.
+    """
     return {
-        name: a.draw(rng, number, strengths[name])
-        for name, a in AUGMENTATIONS.items()
+        name: augmentation.draw(rng, number, strengths[name])
+        for name, augmentation in AUGMENTATIONS.items()
         if name in strengths
     }
 
@@ -107,50 +125,76 @@ def augmented(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
 def label_noise(
     records: Sequence[Record], score_range: tuple[float, float], strength: float
 ) -> np.ndarray:
-    """Standard deviations of the noise on MOS: `strength` standard errors where known, else % of the score range."""
+    """Standard deviations of the noise on the records' MOS.
+
+    They are `strength` standard errors where those are known, else % of the score range.
+    """
     low, high = score_range
-    return strength * np.array(
-        [(high - low) / 100 if r.error is None else r.error for r in records]
-    )
+    deviations = np.full(len(records), (high - low) / 100)
+    for i, record in enumerate(records):
+        if record.error is not None:
+            deviations[i] = record.error
+    return strength * deviations
 
 
 def draw_mixing(
     rng: np.random.Generator, number: int, mixup: float, cutmix: float, side: int
 ) -> dict[str, np.ndarray]:
-    """How each patch is mixed with the one before it in its batch, the first with the last; {} where not at all. mixup,
-    cutmix: parameters of the Beta distributions of what is kept; 0: never; with both, half of the patches each. `blend`
-    (number,): what is kept of each pixel (Zhang et al., "mixup", ICLR 2018); `box` (number, 4): top, bottom, left and
-    right of what the other patch covers (Yun et al., "CutMix", ICCV 2019); `share` (number,): that of the MOS."""
+    """How each patch is mixed with the one before it in its batch, the first with the last.
+
+    mixup, cutmix: parameters of the Beta distributions of the share that is kept; 0: never. With
+    both, each mixes half of the patches; with neither, the result is {}. Else it holds:
+
+    - `blend` (number,): what is kept of each pixel (Zhang et al., "mixup", ICLR 2018);
+    - `box` (number, 4): top, bottom, left and right of what the other patch covers (Yun et al.,
+      "CutMix", ICCV 2019);
+    - `share` (number,): what is kept of the MOS.
+    """
     if not (mixup or cutmix):
         return {}
-    cut = rng.random(number) < (0.5 if mixup else 1) if cutmix else np.zeros(number, bool)
-    beta = np.where(cut, cutmix or 1, mixup or 1)
+    is_cut = np.zeros(number, bool)
+    if cutmix:
+        is_cut = rng.random(number) < (0.5 if mixup else 1)
+    # Where a parameter is 0, no patch uses it, but NumPy refuses it: 1 stands in.
+    beta = np.where(is_cut, cutmix or 1, mixup or 1)
     keep = rng.beta(beta, beta)
-    half = np.where(cut, side * np.sqrt(1 - keep) / 2, 0)
+    # The box's centre is anywhere in the patch, and its sides are cut at the patch's.
+    half = np.where(is_cut, side * np.sqrt(1 - keep) / 2, 0)
     y, x = rng.uniform(0, side, (2, number))
-    box = (
-        np.stack([y - half, y + half, x - half, x + half], 1).round().astype(np.int64).clip(0, side)
-    )
+    edges = np.stack([y - half, y + half, x - half, x + half], 1)
+    box = edges.round().astype(np.int64).clip(0, side)
     covered = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2]) / side**2
-    blend, share = np.where(cut, 1, keep), np.where(cut, 1 - covered, keep)
+    blend = np.where(is_cut, 1, keep)
+    share = np.where(is_cut, 1 - covered, keep)
     return {"blend": blend.astype(np.float32), "box": box, "share": share.astype(np.float32)}
 
 
 def mixed(images: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Images (N, 3, P, P) after the mixing that was drawn for the batch; of 2N, the last are mixed into the first."""
+    """Images (N, 3, P, P) after the mixing that was drawn for the batch.
+
+    Of 2N images, the last N are mixed into the first N: a process has only a part of the batch, and
+    brings the patches before its own with it.
+    """
     if "blend" not in batch:
         return images
-    number, place = len(batch["blend"]), torch.arange(images.shape[-1], device=images.device)
-    images, other = (images, images.roll(1, 0)) if len(images) == number else images.split(number)
+    number = len(batch["blend"])
+    if len(images) == number:
+        partners = images.roll(1, 0)
+    else:
+        images, partners = images.split(number)
+    place = torch.arange(images.shape[-1], device=images.device)
     top, bottom, left, right = batch["box"].T[:, :, None]
-    rows, columns = (place >= top) & (place < bottom), (place >= left) & (place < right)
-    blended = torch.lerp(other, images, batch["blend"][:, None, None, None])
-    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], other, blended)
+    rows = (place >= top) & (place < bottom)
+    columns = (place >= left) & (place < right)
+    blended = torch.lerp(partners, images, batch["blend"][:, None, None, None])
+    return torch.where((rows[:, :, None] & columns[:, None, :])[:, None], partners, blended)
 
 
 def trained_mos(mos: np.ndarray, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
     """The MOS (N,) that a batch is trained on: with the noise and mixed as was drawn for it."""
     if "label_noise" in drawn:
         mos = mos + drawn["label_noise"]
-    share = drawn.get("share")
-    return mos if share is None else share * mos + (1 - share) * np.roll(mos, 1)
+    if "share" in drawn:
+        share = drawn["share"]
+        mos = share * mos + (1 - share) * np.roll(mos, 1)
+    return mos
