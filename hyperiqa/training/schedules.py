@@ -1,5 +1,7 @@
-"""Learning-rate schedules as pure functions of the epoch, of how much of it is done, and of the figures so far.
-Nothing here remembers anything: a resumed run asks again and gets the same."""
+"""Learning-rate schedules as pure functions of the epoch, its progress, and the figures so far.
+
+Nothing here remembers anything: a resumed run asks again and gets the same.
+"""
 
 import math
 from argparse import Namespace
@@ -9,12 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of one epoch. `head` is None where the head is in no optimizer, i.e. frozen."""
+    """Learning rates of one epoch; `head` is None where no optimizer has the head: it is frozen."""
 
     head: float | None
     backbone: float
 
     def times(self, factor: float) -> "Rates":
+        """Both rates times a factor."""
         return Rates(None if self.head is None else self.head * factor, self.backbone * factor)
 
     def __str__(self) -> str:
@@ -23,15 +26,20 @@ class Rates:
 
 
 class Constant:
-    """`--lr_scheduler none`: the same rates in every epoch."""
+    """`--lr_scheduler none`: the same rates in every epoch. The base of all schedules."""
 
-    extendable = True  # whether an epoch's rates are the same in a longer run: a finished one can be made longer
+    # Whether an epoch's rates are the same in a longer run: a finished one can then be made longer.
+    extendable = True
 
     def __init__(self, lr: float, lr_ratio: float):
-        self.lr, self.lr_ratio = lr, lr_ratio
+        self.lr = lr
+        self.lr_ratio = lr_ratio
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
-        """Rates of epoch 1, 2, … with this share of its steps (0..1) done; history: the SRCC of each epoch before."""
+        """Rates of epoch 1, 2, … with the share `done` (0..1) of its steps behind it.
+
+        history: the SRCC of each epoch before.
+        """
         return Rates(self.lr * self.lr_ratio, self.lr)
 
     def makes_new(self, epoch: int) -> bool:
@@ -43,23 +51,26 @@ class Constant:
 
 
 class Cosine(Constant):
-    """`--lr_scheduler cosine`: CosineAnnealingLR(T_max=epochs, eta_min) stepped after every epoch.
-    Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts."""
+    """`--lr_scheduler cosine`: CosineAnnealingLR(T_max=epochs, eta_min), stepped after every epoch.
 
-    extendable, by_step = False, False
+    Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts.
+    """
+
+    extendable = False
+    by_step = False
 
     def __init__(self, lr: float, lr_ratio: float, epochs: int, eta_min: float = 1e-6):
         super().__init__(lr, lr_ratio)
-        self.epochs, self.eta_min = epochs, eta_min
+        self.epochs = epochs
+        self.eta_min = eta_min
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         epochs = epoch - 1 + (done if self.by_step else 0)
         factor = (1 + math.cos(math.pi * epochs / self.epochs)) / 2
+        first = super().rates(epoch)
         return Rates(
-            *(
-                self.eta_min + (lr - self.eta_min) * factor
-                for lr in (self.lr * self.lr_ratio, self.lr)
-            )
+            head=self.eta_min + (first.head - self.eta_min) * factor,
+            backbone=self.eta_min + (first.backbone - self.eta_min) * factor,
         )
 
     def __str__(self) -> str:
@@ -67,7 +78,7 @@ class Cosine(Constant):
 
 
 class CosineByStep(Cosine):
-    """`--lr_scheduler cosine_step`: the same cosine, followed within the epochs too: each step has its own rate."""
+    """`--lr_scheduler cosine_step`: the same cosine, but each step of an epoch has its own rate."""
 
     by_step = True
 
@@ -76,7 +87,10 @@ class CosineByStep(Cosine):
 
 
 class MultiStep(Constant):
-    """`--lr_scheduler multistep`: MultiStepLR(milestones, gamma=0.1); milestones None: 60 and 85 % of all epochs."""
+    """`--lr_scheduler multistep`: MultiStepLR(milestones, gamma=0.1).
+
+    milestones None: 60 and 85 % of all epochs.
+    """
 
     def __init__(self, lr: float, lr_ratio: float, epochs: int, milestones: Sequence[int] | None):
         super().__init__(lr, lr_ratio)
@@ -84,30 +98,35 @@ class MultiStep(Constant):
         self.milestones = milestones or [max(1, round(share * epochs)) for share in (0.6, 0.85)]
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
-        return (
-            super()
-            .rates(epoch)
-            .times(0.1 ** sum(epoch > milestone for milestone in self.milestones))
-        )
+        drops = sum(epoch > milestone for milestone in self.milestones)
+        return super().rates(epoch).times(0.1**drops)
 
     def __str__(self) -> str:
         return f"MultiStepLR (milestones={list(self.milestones)}, gamma=0.1)"
 
 
 class Plateau(Constant):
-    """`--lr_scheduler plateau`: ReduceLROnPlateau(mode="max", factor=0.1, patience, threshold=0) of the SRCC by which
-    the best epoch is chosen: a tenth of the rates after more than `patience` epochs without a better one."""
+    """`--lr_scheduler plateau`: ReduceLROnPlateau(mode="max", factor=0.1, patience, threshold=0).
+
+    It watches the SRCC by which the best epoch is chosen: a tenth of the rates after more than
+    `patience` epochs without a better one.
+    """
 
     def __init__(self, lr: float, lr_ratio: float, patience: int):
         super().__init__(lr, lr_ratio)
         self.patience = patience
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
-        best, bad, drops = -math.inf, 0, 0
+        best = -math.inf
+        epochs_without_better = 0
+        drops = 0
         for srcc in history[: epoch - 1]:
-            best, bad = (srcc, 0) if srcc > best else (best, bad + 1)
-            if bad > self.patience:
-                drops, bad = drops + 1, 0
+            # An undefined SRCC (nan) is not better, and `max` in this order keeps the best.
+            epochs_without_better = 0 if srcc > best else epochs_without_better + 1
+            best = max(best, srcc)
+            if epochs_without_better > self.patience:
+                drops += 1
+                epochs_without_better = 0
         return super().rates(epoch).times(0.1**drops)
 
     def __str__(self) -> str:
@@ -115,11 +134,16 @@ class Plateau(Constant):
 
 
 class Warmup(Constant):
-    """`--warmup_epochs`: another schedule's rates times a factor that rises linearly, step by step, from 1 % at the
-    first one to 1 after these epochs (Goyal et al., "Accurate, large minibatch SGD", 2017, section 2.2)."""
+    """`--warmup_epochs`: another schedule's rates times a factor that rises to 1.
+
+    It rises linearly, step by step, from 1 % at the first step to 1 after these epochs (Goyal et
+    al., "Accurate, large minibatch SGD", 2017, section 2.2).
+    """
 
     def __init__(self, schedule: Constant, epochs: int):
-        self.schedule, self.epochs, self.extendable = schedule, epochs, schedule.extendable
+        self.schedule = schedule
+        self.epochs = epochs
+        self.extendable = schedule.extendable
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         share = min((epoch - 1 + done) / self.epochs, 1.0)
@@ -129,14 +153,20 @@ class Warmup(Constant):
         return self.schedule.makes_new(epoch)
 
     def __str__(self) -> str:
-        return f"{self.schedule}, after a warm-up of {self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+        plural = "s" if self.epochs > 1 else ""
+        return f"{self.schedule}, after a warm-up of {self.epochs} epoch{plural}"
 
 
 class Step(Constant):
-    """`--lr_scheduler step`: the published HyperIQA procedure, its three defects included unless fixed. After epoch n
-    (t = n - 1) the public code makes a new Adam with head lr lr*ratio/10^(t//6), the ratio being 1 once t > 8, and
-    backbone lr `lr`. The iterator of its head is exhausted by then: from epoch 2 on no optimizer has the head. fixes:
-    `filter` keeps it in, `backbone_lr` decays the backbone too, `optimizer_state` keeps one Adam and `filter`."""
+    """`--lr_scheduler step`: the published HyperIQA procedure, its three defects included.
+
+    After epoch n (t = n - 1) the public code makes a new Adam with head lr lr*ratio/10^(t//6), the
+    ratio being 1 once t > 8, and backbone lr `lr`. The iterator of its head is exhausted by then:
+    from epoch 2 on no optimizer has the head.
+
+    fixes: `filter` keeps the head in, `backbone_lr` decays the backbone too, `optimizer_state`
+    keeps one Adam and does what `filter` does.
+    """
 
     def __init__(self, lr: float, lr_ratio: float, fixes: Iterable[str] = ()):
         super().__init__(lr, lr_ratio)
@@ -145,36 +175,38 @@ class Step(Constant):
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         if epoch == 1:
             return super().rates(1)
+        # The rates of epoch n + 1 are those that the public code sets after epoch n.
         t = epoch - 2
         decay = 10 ** (t // 6)
         head = self.lr * (self.lr_ratio if t <= 8 else 1) / decay
-        trained = self.fixes & {"filter", "optimizer_state"}
-        return Rates(
-            head if trained else None, self.lr / decay if "backbone_lr" in self.fixes else self.lr
-        )
+        backbone = self.lr / decay if "backbone_lr" in self.fixes else self.lr
+        is_trained = self.fixes & {"filter", "optimizer_state"}
+        return Rates(head if is_trained else None, backbone)
 
     def makes_new(self, epoch: int) -> bool:
         return epoch == 1 or "optimizer_state" not in self.fixes
 
     def __str__(self) -> str:
-        fixes = (
-            ", ".join(sorted(self.fixes))
-            or "none: head frozen and backbone lr constant from epoch 2 on"
-        )
+        fixes = ", ".join(sorted(self.fixes))
+        fixes = fixes or "none: head frozen and backbone lr constant from epoch 2 on"
         return f"step, the published procedure (training fixes: {fixes})"
 
 
+# How each is made from the run's flags.
 SCHEDULES: dict[str, Callable[[Namespace], Constant]] = {
-    "cosine": lambda o: Cosine(o.lr, o.lr_ratio, o.epochs),
-    "step": lambda o: Step(o.lr, o.lr_ratio, o.training_fixes),
-    "none": lambda o: Constant(o.lr, o.lr_ratio),
-    "multistep": lambda o: MultiStep(o.lr, o.lr_ratio, o.epochs, o.milestones),
-    "plateau": lambda o: Plateau(o.lr, o.lr_ratio, o.plateau_patience),
-    "cosine_step": lambda o: CosineByStep(o.lr, o.lr_ratio, o.epochs),
+    "cosine": lambda flags: Cosine(flags.lr, flags.lr_ratio, flags.epochs),
+    "step": lambda flags: Step(flags.lr, flags.lr_ratio, flags.training_fixes),
+    "none": lambda flags: Constant(flags.lr, flags.lr_ratio),
+    "multistep": lambda flags: MultiStep(flags.lr, flags.lr_ratio, flags.epochs, flags.milestones),
+    "plateau": lambda flags: Plateau(flags.lr, flags.lr_ratio, flags.plateau_patience),
+    "cosine_step": lambda flags: CosineByStep(flags.lr, flags.lr_ratio, flags.epochs),
 }
 
 
 def make_schedule(options: Namespace) -> Constant:
-    """The schedule that `--lr_scheduler` names, made from the flags that it takes, with its warm-up."""
+    """The schedule that `--lr_scheduler` names, made from the flags that it takes.
+
+    `--warmup_epochs` puts a warm-up before it.
+    """
     schedule = SCHEDULES[options.lr_scheduler](options)
     return Warmup(schedule, options.warmup_epochs) if options.warmup_epochs else schedule
