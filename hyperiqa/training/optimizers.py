@@ -1,5 +1,7 @@
-"""The optimizers by name, the one that belongs to an epoch, the average of the weights that it makes; and all of that
-together with the model, as a run saves it and takes it up."""
+"""The optimizers by name, the optimizer of an epoch, and the average of the weights.
+
+`TrainedModel` holds the two together with the model, as a run saves and restores them.
+"""
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +18,8 @@ from hyperiqa.training.schedules import Rates
 Groups = list[dict[str, Any]]
 
 
-def _decay_where_it_belongs(groups: Groups) -> Iterator[dict[str, Any]]:
-    """Each group in two: what has more than one dimension, and biases and norms, which do not decay."""
+def _split_by_decay(groups: Groups) -> Iterator[dict[str, Any]]:
+    """Each group in two: weights, and biases and norms, which have one dimension and no decay."""
     for group in groups:
         yield {**group, "params": [p for p in group["params"] if p.ndim > 1]}
         yield {**group, "params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0.0}
@@ -25,14 +27,13 @@ def _decay_where_it_belongs(groups: Groups) -> Iterator[dict[str, Any]]:
 
 OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
     "adam": lambda groups, decay: Adam(groups, weight_decay=decay, fused=True),
-    "adamw": lambda groups, decay: AdamW(
-        _decay_where_it_belongs(groups), weight_decay=decay, fused=True
-    ),
+    "adamw": lambda groups, decay: AdamW(_split_by_decay(groups), weight_decay=decay, fused=True),
     "sgd": lambda groups, decay: SGD(groups, momentum=0.9, weight_decay=decay, fused=True),
 }
 
 
 def set_rates(optimizer: Optimizer, rates: Rates) -> None:
+    """Give each of the optimizer's groups the learning rate of its name."""
     for group in optimizer.param_groups:
         group["lr"] = getattr(rates, group["name"])
 
@@ -44,49 +45,57 @@ def optimizer_for(
     previous: Optimizer | None = None,
 ) -> Optimizer:
     """The optimizer of an epoch with these rates: `previous`, or a new one where there is none.
-    weights: of `head` and `backbone`; the head is in no optimizer while its rate is None, and then asks for no
-    gradients, which would be computed for nothing. Its steps clip gradients as `--clip_grad` says."""
+
+    weights: the parameters of `head` and of `backbone`. While the head's rate is None, the head is
+    in no optimizer. Steps clip gradients as `--clip_grad` says.
+    """
     for parameter in weights["head"]:
+        # The gradients of a frozen head would be computed for nothing.
         parameter.requires_grad_(rates.head is not None)
     if previous is not None:
         set_rates(previous, rates)
         return previous
-    trained = [name for name in ("head", "backbone") if getattr(rates, name) is not None]
-    groups = [
-        {"params": weights[name], "lr": getattr(rates, name), "name": name} for name in trained
-    ]
+    groups = []
+    for name in ("head", "backbone"):
+        rate = getattr(rates, name)
+        if rate is not None:
+            groups.append({"params": weights[name], "lr": rate, "name": name})
     optimizer = OPTIMIZERS[options.optimizer](groups, options.weight_decay)
     if options.clip_grad is not None:
+        parameters = [parameter for group in groups for parameter in group["params"]]
 
         def clip(*step: object) -> None:
-            torch.nn.utils.clip_grad_norm_(
-                [p for group in groups for p in group["params"]], options.clip_grad
-            )
+            torch.nn.utils.clip_grad_norm_(parameters, options.clip_grad)
 
+        # A hook, so that the training loop knows nothing of clipping.
         optimizer.register_step_pre_hook(clip)
     return optimizer
 
 
 def moving_average(model: Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's weights and statistics: of all that came before it keeps `decay`, in
-    the n-th update at most (1 + n) / (10 + n), to forget the first weights soon. Whole numbers are the newest."""
+    """An exponential moving average of a model's weights and statistics.
+
+    Each update keeps the share `decay` of the average so far; the n-th keeps at most (1 + n) / (10
+    + n), to forget the first weights soon. Whole numbers are the newest.
+    """
 
     def update(averages: Any, newest: Any, updates: torch.Tensor | int) -> None:
         if averages[0].is_floating_point():
-            kept = min(decay, (1 + int(updates)) / (10 + int(updates)))
-            get_ema_multi_avg_fn(kept)(averages, newest, updates)
-        else:
-            for average, new in zip(averages, newest):
-                average.copy_(new)
+            share = min(decay, (1 + int(updates)) / (10 + int(updates)))
+            get_ema_multi_avg_fn(share)(averages, newest, updates)
+            return
+        for average, new in zip(averages, newest):
+            average.copy_(new)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
 class TrainedModel:
-    """A model in training: with the optimizer of its epoch, and with `--ema` the average of its weights."""
+    """A model in training, with the optimizer of its epoch and, with `--ema`, its average."""
 
     def __init__(self, model: Any, options: Namespace):
-        self.model, self.options = model, options
+        self.model = model
+        self.options = options
         self.optimizer: Optimizer | None = None
         self.average: Any = moving_average(model, options.ema) if options.ema else None
 
@@ -101,22 +110,22 @@ class TrainedModel:
         self.optimizer = optimizer_for(self.options, rates, self.model.parameter_groups(), previous)
 
     def after_step(self, rates: Rates) -> None:
+        """Update the average after a step, and set the rates of the next one."""
         if self.average is not None:
             self.average.update_parameters(self.model)
         set_rates(self.optimizer, rates)
 
     def state(self) -> dict[str, Any]:
         """Tensors and plain values, for a checkpoint."""
-        average = {"average": self.average.state_dict()} if self.average is not None else {}
-        return {
-            "model": portable_state(self.model),
-            "optimizer": self.optimizer.state_dict(),
-            **average,
-        }
+        state = {"model": portable_state(self.model), "optimizer": self.optimizer.state_dict()}
+        if self.average is not None:
+            state["average"] = self.average.state_dict()
+        return state
 
     def restore(self, saved: Mapping[str, Any], rates: Rates) -> None:
-        """Back to what `state` gave, in an epoch of these rates."""
+        """Go back to what `state` gave, in an epoch of these rates."""
         self.model.load_state_dict(saved["model"])
+        # Made anew first: an optimizer's state dict fits only an optimizer of the same groups.
         self.begin_epoch(rates, new=True)
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average is not None:
