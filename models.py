@@ -1,4 +1,4 @@
-"""The models under the public code's file name; each is written in the module that it is imported from."""
+"""The models under the public code's file name; the imports say which modules define them."""
 
 from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.hypernet import HyperNet

@@ -1,4 +1,4 @@
-"""The Swin Transformer backbone under the public code's file name; hyperiqa/model/swin.py has it."""
+"""The Swin backbone under the public code's file name; hyperiqa/model/swin.py defines it."""
 
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone

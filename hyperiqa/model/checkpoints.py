@@ -56,11 +56,11 @@ def portable_state(
     model: torch.nn.Module, description: Mapping[str, Any] | None = None
 ) -> OrderedDict:
     """The model's state dict on the CPU under its public names; a description goes with it."""
-    state = OrderedDict()
-    for name, tensor in model.state_dict().items():
-        # A copy in plain layout: training goes on in the original, whose layout may be another.
-        copy = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        state[public_name(name)] = copy
+    # Copies in plain layout: training goes on in the originals, whose layout may be another.
+    state = OrderedDict(
+        (public_name(name), tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
+        for name, tensor in model.state_dict().items()
+    )
     state._metadata = OrderedDict(version=1)  # type: ignore[attr-defined]
     if description is not None:
         describe(state, description)
@@ -77,9 +77,8 @@ def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
 
     `load_model`'s note on whether the file had a description is left out.
     """
-    portable = {"format": DESCRIPTION_FORMAT, **description}
-    portable.pop("described", None)
-    return portable
+    content = {key: value for key, value in description.items() if key != "described"}
+    return {"format": DESCRIPTION_FORMAT, **content}
 
 
 def description_json(description: Mapping[str, Any]) -> str:
@@ -202,12 +201,6 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     state = OrderedDict((public_name(name), tensor) for name, tensor in content.items())
     if description is None:
         return state, {**describe_public_model(path, state), "described": False}
-    _check_description(path, description)
-    return state, {**description, "described": True}
-
-
-def _check_description(path: Path, description: Any) -> None:
-    """Raise UserError where a file's description is damaged, or newer than this program."""
     number = description.get("format") if isinstance(description, Mapping) else None
     if not isinstance(number, int):
         raise UserError(
@@ -221,6 +214,7 @@ def _check_description(path: Path, description: Any) -> None:
     missing = [name for name in REQUIRED if name not in description]
     if missing:
         raise UserError(f"{path}: its description is damaged: it lacks {', '.join(missing)}")
+    return state, {**description, "described": True}
 
 
 def read_state(path: Path) -> tuple[StateDict, Any]:
@@ -228,17 +222,14 @@ def read_state(path: Path) -> tuple[StateDict, Any]:
 
     Names and description are as the file has them, unchecked. Raises UserError.
     """
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    content = load(path)
-    if isinstance(content, Mapping) and {"settings", "optimizer"} <= content.keys():
-        raise UserError(f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl")
-    state = find_state_dict(path, content)
-    return state, description_of(state)
-
-
-def _read_safetensors(path: Path) -> tuple[StateDict, Any]:
-    """(state dict, description or None) of a file of safetensors. Raises UserError."""
+    if path.suffix != ".safetensors":
+        content = load(path)
+        if isinstance(content, Mapping) and {"settings", "optimizer"} <= content.keys():
+            raise UserError(
+                f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl"
+            )
+        state = find_state_dict(path, content)
+        return state, description_of(state)
     if not path.exists():
         raise UserError(f"{path}: no such file")
     # ValueError: the description is no JSON.
@@ -258,17 +249,14 @@ def fill(model: torch.nn.Module, state: StateDict, path: Path) -> None:
     """
     expected = {name: t.shape for name, t in model.state_dict().items() if not is_idle(name)}
     given = {name: t.shape for name, t in state.items() if not is_idle(name)}
-    missing = [name for name in expected if name not in given]
-    unknown = [name for name in given if name not in expected]
-    reshaped = [name for name in expected if name in given and expected[name] != given[name]]
-    problems = []
-    for problem, names in (
-        ("missing", missing),
-        ("unknown", unknown),
-        ("of another shape", reshaped),
-    ):
-        if names:
-            problems.append(f"{len(names)} {problem} ({first_five(names)})")
+    misfits = {
+        "missing": [name for name in expected if name not in given],
+        "unknown": [name for name in given if name not in expected],
+        "of another shape": [n for n in expected if n in given and expected[n] != given[n]],
+    }
+    problems = [
+        f"{len(names)} {kind} ({first_five(names)})" for kind, names in misfits.items() if names
+    ]
     if problems:
         raise UserError(
             f"{path}: its parameters do not fit the model it should be: {'; '.join(problems)}"

@@ -55,10 +55,9 @@ def find_state_dict(path: Path, content: Any) -> StateDict:
 
 
 def _is_state_dict(value: object) -> bool:
-    if not isinstance(value, Mapping) or not value:
-        return False
-    return all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in value.items()
+    entries = value.items() if isinstance(value, Mapping) else ()
+    return bool(entries) and all(
+        isinstance(name, str) and isinstance(entry, torch.Tensor) for name, entry in entries
     )
 
 
@@ -71,13 +70,12 @@ def describe_public_model(path: Path, state: StateDict) -> dict[str, Any]:
     prefix, backbone = _recognise_backbone(state)
     first_conv = state.get("conv1.0.weight")
     last_lda = state.get(f"{prefix}.lda4_fc.weight")
-    missing = backbone is None or first_conv is None or last_lda is None
-    if missing or first_conv.ndim < 2 or last_lda.ndim < 2:
+    is_complete = backbone is not None and first_conv is not None and last_lda is not None
+    if not is_complete or min(first_conv.ndim, last_lda.ndim) < 2:
         first_names = ", ".join(list(state)[:3]) or "none"
-        expected = "expected parameters res.*, conv1.* or swin.backbone.*, conv1.*"
         raise UserError(
-            f"{path}: not a HyperIQA model with a known backbone: {expected}; "
-            f"found {first_names}, …"
+            f"{path}: not a HyperIQA model with a known backbone: expected parameters "
+            f"res.*, conv1.* or swin.backbone.*, conv1.*; found {first_names}, …"
         )
     return {
         "backbone": backbone,
@@ -107,8 +105,7 @@ def _recognise_backbone(state: StateDict) -> tuple[str, str | None]:
 
 def _count_blocks(state: StateDict, prefix: str) -> int:
     """How many blocks a stage has: different numbers after its prefix."""
-    numbers = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
-    return len(numbers)
+    return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
 
 def _recognise_fusion(path: Path, state: StateDict, prefix: str) -> str:

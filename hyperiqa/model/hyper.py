@@ -46,9 +46,7 @@ class TransformerHyper(nn.Module):
 
     place = "transformer"
     pools = tuple((stage, GRID) for stage in range(3))
-    WIDTH = 256
-    HEADS = 8
-    LAYERS = 2
+    WIDTH, HEADS, LAYERS = 256, 8, 2
 
     def __init__(self, channels: Sequence[int], fused: int, hidden: Sequence[int]):
         super().__init__()

@@ -79,12 +79,10 @@ class HyperNet(nn.Module):
 
     @property
     def backbone(self) -> Backbone:
-        """The encoder with its LDA."""
         return getattr(self, self.prefix)
 
     @property
     def fuse(self) -> Fusion:
-        """The fusion of the stage maps."""
         return getattr(self, self.fusion_place)
 
     @property
@@ -94,8 +92,7 @@ class HyperNet(nn.Module):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone`: its trained parameters, with those of its LDA; `head`: all others."""
-        inside = f"{self.prefix}."
-        head = [p for name, p in self.named_parameters() if not name.startswith(inside)]
+        head = [p for name, p in self.named_parameters() if not name.startswith(f"{self.prefix}.")]
         trained = [p for p in self.backbone.parameters() if p.requires_grad]
         return {"head": head, "backbone": trained}
 
@@ -114,10 +111,8 @@ class HyperNet(nn.Module):
     def unpack(self, packed: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
         """(N, F) of whatever precision -> averaged stage maps in fp32."""
         parts = packed.float().split(list(self.pools.values()), 1)
-        maps = {}
-        for (stage, side), part in zip(self.pools, parts):
-            maps[stage, side] = part.unflatten(1, (-1, side, side))
-        return maps
+        pools_and_parts = zip(self.pools, parts)
+        return {pool: part.unflatten(1, (-1, pool[1], pool[1])) for pool, part in pools_and_parts}
 
     def rescale(self, factor: float, offset: float) -> None:
         """Make every score factor·score + offset, which is a change of the last layer alone."""
@@ -150,5 +145,4 @@ class HyperNet(nn.Module):
     def forward(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
         maps = self.stage_maps(images)
         features = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
-        scores = self.target_net(self.target_weights(maps))
-        return {"scores": scores, "features": features}
+        return {"scores": self.target_net(self.target_weights(maps)), "features": features}

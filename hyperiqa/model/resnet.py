@@ -33,7 +33,7 @@ class ResNetBackbone(Backbone):
                 self.add_module(child, module)
         if drop_path:
             self._add_drop_path(drop_path)
-        self.add_lda([_width(stage) for stage in self._stages()])
+        self.add_lda([_branch_end(stage[-1]).num_features for stage in self._stages()])
 
     def _stages(self) -> tuple[Any, ...]:
         return (self.layer1, self.layer2, self.layer3, self.layer4)
@@ -42,20 +42,23 @@ class ResNetBackbone(Backbone):
         """Drop the branch of each residual block, with a share that rises from 0 to `drop_path`."""
         blocks = [block for stage in self._stages() for block in stage]
         for n, block in enumerate(blocks):
-            # torchvision's blocks have no such place. A branch ends with its last batch norm, whose
-            # output a hook replaces before the block adds its shortcut.
-            branch_end = block.bn3 if hasattr(block, "bn3") else block.bn2
+            # torchvision's blocks have no such place: a hook replaces the output of the branch's
+            # end before the block adds its shortcut.
+            branch_end = _branch_end(block)
             branch_end.add_module("drop_path", DropPath(drop_path * n / (len(blocks) - 1)))
-            branch_end.register_forward_hook(_drop_output)
+            branch_end.register_forward_hook(lambda norm, _, output: norm.drop_path(output))
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         stem: Any = self
-        x = stem.maxpool(stem.relu(stem.bn1(stem.conv1(images))))
-        maps = []
+        maps = [stem.maxpool(stem.relu(stem.bn1(stem.conv1(images))))]
         for stage in self._stages():
-            x = stage(x)
-            maps.append(x)
-        return maps
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+
+def _branch_end(block: Any) -> nn.BatchNorm2d:
+    """The batch norm that ends a residual block's branch: of a bottleneck, or of a basic block."""
+    return block.bn3 if hasattr(block, "bn3") else block.bn2
 
 
 def _imagenet_weights(name: str) -> Any:
@@ -65,15 +68,3 @@ def _imagenet_weights(name: str) -> Any:
     if not downloaded.exists():
         check_reachable(weights.url)
     return weights
-
-
-def _drop_output(branch_end: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    """A forward hook: what the `drop_path` of a branch's end makes of its output."""
-    return branch_end.get_submodule("drop_path")(output)
-
-
-def _width(stage: Any) -> int:
-    """The channels of a stage's map."""
-    # The last block's last batch norm has them, in basic blocks and in bottlenecks.
-    norms = [module for module in stage[-1].modules() if isinstance(module, nn.BatchNorm2d)]
-    return norms[-1].num_features

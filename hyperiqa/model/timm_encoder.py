@@ -77,7 +77,10 @@ class TimmBackbone(Backbone):
         except REFUSALS as problem:
             raise UserError(_refusal(name, model["name"], arguments, problem)) from None
         if packaged is not None:
-            _load_packaged(encoder, packaged)
+            # The package has other names for the tensors, in timm's order. The classifier's come
+            # last and are left over.
+            names = [n for n in encoder.state_dict() if not n.endswith("num_batches_tracked")]
+            encoder.load_state_dict(dict(zip(names, packaged)), strict=False)
         encoder.prune_intermediate_layers(self.stages, prune_norm=not self.normed, prune_head=True)
         self.backbone = encoder
         pixels = timm.data.resolve_data_config({}, model=encoder)
@@ -87,10 +90,9 @@ class TimmBackbone(Backbone):
     @property
     def described(self) -> dict[str, Any]:
         """The normalisation and, for a model of a hub, its architecture."""
-        description = super().described
-        if self.architecture:
-            description["architecture"] = self.architecture
-        return description
+        if not self.architecture:
+            return super().described
+        return {**super().described, "architecture": self.architecture}
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Published weights after timm's own translation.
@@ -153,9 +155,8 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
         raise UserError(f"timm {timm.__version__} gives no stage maps of it; a newer one may")
     picture = torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
     # In eval mode the picture changes no statistics of batch norms.
-    encoder.eval()
     with torch.no_grad():
-        maps = _maps(encoder, picture)
+        maps = _maps(encoder.eval(), picture)
     encoder.train()
     shapes = [tuple(stage.shape) for stage in maps]
     if len(shapes) < STAGES:
@@ -165,33 +166,22 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
         indices = [(k + 1) * len(shapes) // STAGES - 1 for k in range(STAGES)]
     else:
         indices = list(range(len(shapes) - STAGES, len(shapes)))
+    # timm states the maps by position. If it states fewer than it gives, positions mean nothing.
+    is_stated = len(encoder.feature_info) == len(shapes)
     for k in indices:
-        reduction = _check_shape(encoder, shapes, k)
-        pixels = shapes[k][2] * reduction if reduction else side
+        shape = shapes[k]
+        stated = encoder.feature_info[k] if is_stated else {"num_chs": shape[1], "reduction": None}
+        channels = stated["num_chs"]
+        if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3]:
+            raise UserError(
+                f"expected square stage maps, the {k + 1}th of {channels} channels, found {shapes}"
+            )
+        pixels = shape[2] * stated["reduction"] if stated["reduction"] else side
         if plain and pixels != side:
-            # An AssertionError is how timm refuses a size: the caller then looks for sizes that
-            # fit.
+            # An AssertionError is how timm refuses a size: the caller then looks for a size that
+            # fits.
             raise AssertionError(f"its blocks see {pixels} of {side} pixels")
     return indices, plain, [shapes[k][1] for k in indices]
-
-
-def _check_shape(encoder: Any, shapes: list[tuple[int, ...]], k: int) -> int | None:
-    """Raise UserError unless map k is square and has the channels that timm states.
-
-    Returns how many pixels of the picture a side of one cell covers; None where timm does not say.
-    """
-    shape = shapes[k]
-    channels = shape[1]
-    reduction = None
-    # timm states the maps by position. If it states fewer than it gives, positions mean nothing.
-    if len(encoder.feature_info) == len(shapes):
-        channels = encoder.feature_info[k]["num_chs"]
-        reduction = encoder.feature_info[k]["reduction"]
-    if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3]:
-        raise UserError(
-            f"expected square stage maps, the {k + 1}th of {channels} channels, found {shapes}"
-        )
-    return reduction
 
 
 def _maps(
@@ -258,13 +248,6 @@ def packaged_weights(name: str) -> list[torch.Tensor] | None:
     return [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
 
 
-def _load_packaged(encoder: torch.nn.Module, packaged: list[torch.Tensor]) -> None:
-    """Load what `packaged_weights` gave: the names differ, but the order is timm's."""
-    names = [name for name in encoder.state_dict() if not name.endswith("num_batches_tracked")]
-    # The classifier's tensors, which are last, are left over: the encoder has no such names.
-    encoder.load_state_dict(dict(zip(names, packaged)), strict=False)
-
-
 def _hub_architecture(name: str) -> dict[str, Any] | None:
     """What a `hf-hub:` or `local-dir:` model is by its config.json: timm's name and arguments.
 
@@ -278,10 +261,8 @@ def _hub_architecture(name: str) -> dict[str, Any] | None:
     try:
         if source == "local-dir":
             config = json.loads((Path(place) / "config.json").read_text())
-            architecture = config["architecture"]
-            arguments = config.get("model_args")
-        else:
-            _, architecture, arguments = timm.models.load_model_config_from_hf(place)
+            return {"name": config["architecture"], "args": config.get("model_args") or {}}
+        _, architecture, arguments = timm.models.load_model_config_from_hf(place)
     except (KeyError, TypeError, ValueError, AssertionError):
         raise UserError(
             f"--backbone {name}: its config.json describes no encoder of timm"
@@ -304,9 +285,7 @@ def in_hub_cache(
         # timm's repositories on the hub: `timm/` and the model's full name.
         repository = f"{config.hf_hub_id}{config.architecture}.{config.tag}"
     repository, _, revision = repository.partition("@")
-    for file in files:
-        cached = huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
-        # None: never asked for; another object: known to be missing there.
-        if isinstance(cached, str):
-            return True
-    return False
+    find = huggingface_hub.try_to_load_from_cache
+    cached = [find(repository, file, revision=revision or None) for file in files]
+    # Of a file that is known to be missing there, the library returns an object of its own.
+    return any(isinstance(path, str) for path in cached)
