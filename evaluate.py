@@ -269,7 +269,8 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
 
 def draw(path: Path, origin: Mapping[str, Any], tests: Sequence) -> None:
     from hyperiqa.pages.page import Page, block
-    from hyperiqa.pages.set_sections import Tested, add_set
+    from hyperiqa.pages.scored_sets import ScoredSet
+    from hyperiqa.pages.set_sections import add_set
 
     d = origin["model"]
     page = Page(
@@ -282,7 +283,7 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence) -> None:
     crop = (d["patch_size"], d["test_crop"], d["test_patch_num"])
     for test in tests:
         names, scores = [record.name for record in test.records], {"score": test.sign * test.scores}
-        shown = Tested(test.data.name, names, test.mos, scores, test.records, test.images, crop)
+        shown = ScoredSet(test.data.name, names, test.mos, scores, test.records, test.images, crop)
         add_set(page, shown, "MOS" if test.data.higher_is_better else "DMOS (higher is worse)")
     page.write(path)
 

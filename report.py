@@ -6,12 +6,14 @@ python report.py logs --group --against fusion=none
 python report.py logs/NAME.jsonl --follow                  # renews it after every epoch; the open page follows
 
 RUN is what compare_logs.py takes. Pictures come from the sets where they were in training (--datasets says where else),
-certificates and maps from the runs' checkpoints. docs/seeing.md"""
+certificates and maps from the runs' checkpoints. docs/seeing.md"""  # noqa: E501  (the text of --help)
 
 import argparse
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five, not_installed
@@ -19,6 +21,12 @@ from hyperiqa.base.signals import StopSignals
 from hyperiqa.runs.measures import FIGURE, Entry, Measure, group, ranked
 from hyperiqa.runs.reading import UNDER_WAY, Run, find
 from hyperiqa.runs.tables import short_names
+
+if TYPE_CHECKING:
+    from hyperiqa.pages.page import Page
+
+# Of names of runs, on the page.
+NAME_WIDTH = 40
 
 
 def parse() -> argparse.Namespace:
@@ -58,13 +66,15 @@ def parse() -> argparse.Namespace:
 
 
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    if missing := not_installed("report.py", "plotly"):
-        yield missing
-    if gone := [path for path in options.paths if not path.exists()]:
-        yield f"{first_five(gone)}: no such file or folder"
-    yield from (
-        f"--datasets {word}: expected NAME=PATH" for word in options.datasets if "=" not in word
-    )
+    missing_packages = not_installed("report.py", "plotly")
+    if missing_packages:
+        yield missing_packages
+    missing_files = [path for path in options.paths if not path.exists()]
+    if missing_files:
+        yield f"{first_five(missing_files)}: no such file or folder"
+    for word in options.datasets:
+        if "=" not in word:
+            yield f"--datasets {word}: expected NAME=PATH"
     if options.maps and not options.images:
         yield "contradictory flags: --maps and --no_images"
 
@@ -86,65 +96,79 @@ def chosen(options: argparse.Namespace, measure: Measure) -> tuple[list[Entry], 
 
 
 def write(options: argparse.Namespace) -> list[Run]:
-    """Write the page as the runs are now; those that are under way are returned."""
-    from hyperiqa.pages import run_sections, set_sections
-    from hyperiqa.pages.page import Page
+    """Write the page as the runs are now; return the runs that are under way."""
+    from hyperiqa.pages import map_section, run_sections, scored_sets, set_sections
     from hyperiqa.runs import differences
     from hyperiqa.scoring import quality_model
 
     measure = Measure(options.metric)
     entries, notes = chosen(options, measure)
     pairs = differences.chosen_pairs(entries, options.against or entries[0].name, False)
-    own = [run for entry in entries for run in entry.runs]
-    under_way = [run for run in own if run.status == UNDER_WAY]
-    seconds = [60 * run.minutes for run in under_way if run.minutes == run.minutes]
-    page = Page(
-        entries[0].name
-        if len(entries) == 1
-        else f"{len(entries)} {'settings' if options.group else 'runs'}",
-        [
-            f"made {time.strftime('%Y-%m-%d %H:%M')}"
-            + ("; renewed after every epoch" if options.follow else "")
-        ],
-        min(60, max(3, min(seconds, default=10) / 4)) if options.follow and under_way else 0,
-    )
-    wide = lambda names: short_names(names, 40)  # noqa: E731
-    run_sections.add_runs(
-        page,
-        entries,
-        measure,
-        options.group,
-        differences.compare_all(measure, pairs),
-        wide([entry.name for entry in entries]),
-    )
-    shown = dict(zip(own, wide([run.name for run in own]).values()))
-    where = {
-        name: Path(path).expanduser()
-        for name, _, path in (word.partition("=") for word in options.datasets)
-    }
-    cache = {"cache": options.cache, "cache_dir": options.cache_dir} if options.images else None
-    # First of all: a model that is not there is said before the work.
-    path = run_sections.checkpoint_of(own[0], options.checkpoint_dir) if options.maps else None
-    model = quality_model.load(path, options.device) if path else None
-    tested, missing = run_sections.all_tested(shown, where, cache)
-    for each in tested:
-        set_sections.add_set(page, each)
-    if model and tested and tested[0].images:
-        run_sections.add_maps(page, tested[0], model, options.maps)
-    run_sections.add_certificates(page, shown, options.checkpoint_dir)
+    runs = [run for entry in entries for run in entry.runs]
+    under_way = [run for run in runs if run.status == UNDER_WAY]
+    page = _empty_page(options, entries, under_way)
+    comparisons = differences.compare_all(measure, pairs)
+    entry_names = short_names([entry.name for entry in entries], NAME_WIDTH)
+    run_sections.add_runs(page, entries, measure, options.group, comparisons, entry_names)
+    model = None
+    if options.maps:
+        # Before the long work on images: a model that is not there is said at once.
+        path = run_sections.checkpoint_of(runs[0], options.checkpoint_dir)
+        model = quality_model.load(path, options.device)
+    run_names = short_names([run.name for run in runs], NAME_WIDTH)
+    short_name_of = dict(zip(runs, run_names.values()))
+    cache_flags = None
+    if options.images:
+        cache_flags = {"cache": options.cache, "cache_dir": options.cache_dir}
+    places = _places(options.datasets)
+    sets, missing = scored_sets.sets_of_runs(short_name_of, places, cache_flags)
+    for scored_set in sets:
+        set_sections.add_set(page, scored_set)
+    if model and sets and sets[0].images:
+        map_section.add_maps(page, sets[0], model, options.maps)
+    run_sections.add_certificates(page, short_name_of, options.checkpoint_dir)
     page.content["facts"] += [*notes, *missing]
     page.write(options.output)
-    print(
-        f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)"
-        + "".join(f"\n{m}" for m in missing)
-    )
+    megabytes = options.output.stat().st_size / 1e6
+    print("\n".join([f"{options.output} ({megabytes:.1f} MB)", *missing]))
     return under_way
 
 
+def _empty_page(
+    options: argparse.Namespace, entries: Sequence[Entry], under_way: Sequence[Run]
+) -> "Page":
+    """The page with its title and the time at which it was made."""
+    from hyperiqa.pages.page import Page
+
+    if len(entries) == 1:
+        title = entries[0].name
+    else:
+        title = f"{len(entries)} {'settings' if options.group else 'runs'}"
+    fact = f"made {time.strftime('%Y-%m-%d %H:%M')}"
+    if options.follow:
+        fact += "; renewed after every epoch"
+    if not options.follow or not under_way:
+        return Page(title, [fact])
+    # An open page looks for a newer one four times in the shortest epoch. Some logs have no times.
+    seconds = [60 * run.minutes for run in under_way if not math.isnan(run.minutes)]
+    return Page(title, [fact], min(60, max(3, min(seconds, default=10) / 4)))
+
+
+def _places(words: Sequence[str]) -> dict[str, Path]:
+    """Set -> where it lies now, from words NAME=PATH."""
+    places = {}
+    for word in words:
+        name, _, path = word.partition("=")
+        places[name] = Path(path).expanduser()
+    return places
+
+
 def main() -> None:
+    """Write the page; with --follow again after every epoch, until no run is under way."""
     options = parse()
     with StopSignals():
         while True:
+            # Before the page is written: what the runs write meanwhile belongs to the next page.
             before = written(options.paths)
             if not write(options) or not options.follow:
                 return
@@ -153,12 +177,10 @@ def main() -> None:
 
 
 def written(paths: Sequence[Path]) -> list[int]:
-    """When the runs' records were last written."""
-    files = [
-        file
-        for path in paths
-        for file in (sorted(path.glob("*.jsonl")) if path.is_dir() else [path])
-    ]
+    """When the runs' records were last written, in ns."""
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
     return [file.stat().st_mtime_ns for file in files]
 
 

@@ -9,8 +9,9 @@ import pytest
 import scipy.stats
 
 import report
+from hyperiqa.datasets.records import Record
 from hyperiqa.images.decode import load_image
-from hyperiqa.pages import run_sections, set_sections
+from hyperiqa.pages import scored_sets, set_sections
 from hyperiqa.stats import metrics
 from hyperiqa.training.run_files import read_predictions
 from HyperIQASolver_swin import HyperIQASolverSwin
@@ -241,20 +242,18 @@ def test_two_runs_beside_each_other(ran, run_main, tmp_path, browse):
 
 def test_kinds_and_contents_have_figures():
     records = [
-        set_sections.Record(
-            f"{i}.png", None, float(i), "test", f"c{i % 2}", "blur" if i < 6 else "noise"
-        )
+        Record(f"{i}.png", None, float(i), "test", f"c{i % 2}", "blur" if i < 6 else "noise")
         for i in range(12)
     ]
     mos = np.array([r.score for r in records])
     scores = mos + np.array([3.0, -3, 2, -2, 1, 4, 0, 0, 1, 0, 2, -1])
-    tested = set_sections.Tested("set", [r.name for r in records], mos, {"run": scores}, records)
+    tested = scored_sets.ScoredSet("set", [r.name for r in records], mos, {"run": scores}, records)
     errors = tested.errors("run")
     for what, first in (("kind", "blur"), ("group", "c0")):
         own = np.array([getattr(r, what) == first for r in records])
-        name, images, mean, srcc, bias, rmse = set_sections._by(tested, what, {"run": errors})[
-            "rows"
-        ][0]
+        name, images, mean, srcc, bias, rmse = set_sections._figures_by(
+            tested, what, {"run": errors}
+        )["rows"][0]
         assert (name, images, mean) == (first, own.sum(), mos[own].mean())
         assert srcc == pytest.approx(scipy.stats.spearmanr(scores[own], mos[own]).statistic)
         assert (bias, rmse) == (
@@ -301,7 +300,7 @@ def _wait(condition, page=None):
 
 def test_sets_that_have_gone_leave_the_figures(ran, run_main, tmp_path):
     (ran / "koniq").rename(tmp_path / "moved")
-    run_sections.decoded.cache_clear()  # this process has seen the set where it was
+    scored_sets.decode_sets.cache_clear()  # this process has seen the set where it was
     try:
         words = [ran / "logs" / "none.jsonl", "--output", tmp_path / "r.html"]
         words += ["--cache_dir", tmp_path / "cache"]
