@@ -26,7 +26,7 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
         yield "running?: its records have no end; it goes on, or it was killed"
     if measure.epoch == "best":
         yield "best: the epoch that the run chose; where its log names none, that of the highest test SRCC"
-    prices = sorted(run.price for run in runs if not math.isnan(run.price))
+    prices = sorted(run.selection_bias for run in runs if not math.isnan(run.selection_bias))
     if prices and measure.metric == "srcc" and measure.epoch == "best":
         most = "" if prices[0] == prices[-1] else f" to {prices[-1]:+.4f}"
         yield f"chosen on the test set: about {prices[0]:+.4f}{most} of the SRCC is that choice's"

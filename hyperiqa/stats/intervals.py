@@ -168,7 +168,7 @@ def _drawn_seeds(figures: np.ndarray, draws: np.ndarray, random: np.random.Gener
     return deviations[random.integers(0, k, draws.shape)].mean(1)
 
 
-def _variance_by_images(draws: np.ndarray) -> float:
+def _variance_by_images(draws: np.ndarray) -> np.floating:
     """The variance between seeds that finitely many images bring by chance, from draws (B, k)."""
     beside_the_mean = draws - draws.mean(1, keepdims=True)
     return np.nanvar(beside_the_mean, axis=0).sum() / (draws.shape[1] - 1)
@@ -180,7 +180,7 @@ def _satterthwaite(variance: float, *groups: Sequence[float]) -> float:
     return variance**2 / squares if squares else np.inf
 
 
-def _variance_of_mean(figures: Sequence[float]) -> float:
+def _variance_of_mean(figures: Sequence[float]) -> np.floating:
     return np.var(figures, ddof=1) / len(figures)
 
 
