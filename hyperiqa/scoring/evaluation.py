@@ -1,6 +1,8 @@
-"""A model tested on data sets: which images, at which size, what it scores them, and the figures of merit.
+"""A model tested on data sets: which images, at which size, their scores, and the figures of merit.
 
-`evaluate.py` is the tool. What a run has tested comes out here again, figure by figure."""
+`evaluate.py` is the tool. For the sets that a run has tested, it gives the figures of the run's
+records again.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,7 @@ from tqdm import tqdm
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import HERE
 from hyperiqa.datasets.names import lower_is_better_sets, reader_name, record_name
+from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
 from hyperiqa.datasets.records import USUAL, Columns, DataSet, Record
 from hyperiqa.images.cache import put_on_gpu
@@ -25,21 +28,28 @@ from hyperiqa.training import engine
 from hyperiqa.training.batches import DecodedSet, drop_bad_images
 from hyperiqa.training.certificate import training_hashes
 
-SPAQ_SETS = {
-    "spaq",
-    "spaq-official",
-}  # the test images of the public code's list, and the whole release
-# `fitted_` before a function of metrics.py: of the scores that the logistic has mapped to the set's scale.
+# The test images of the public code's list, and the whole release: they share images.
+SPAQ_SETS = {"spaq", "spaq-official"}
+# `fitted_` before a figure of metrics.py: of the scores once the logistic has mapped them to the
+# scale of the set.
 FIGURES = ("srcc", "plcc", "fitted_plcc", "krcc", "fitted_rmse")
 
 
 @dataclass
 class SetTest:
-    """A data set, how it is tested, and what came of it: scores (N,) as the model gave them, beside the records.
-    which: its images, in words. sign -1: the model's scores and the set's opinions point in opposite directions. scale:
-    (factor, offset) from the set's own scores to the model's, where it was trained on several.
-    kinds: (kind of distortion, images, SRCC, PLCC), best first. ceiling: what a perfect model would reach, where the
-    set has votes; by_standards: the standards' figures, where they are asked for."""
+    """A data set, how it is tested, and the results.
+
+    which: its images, in words.
+    resize: the size that they are scored at, as `--resize`.
+    sign: -1 if the model's scores and the set's opinions point in opposite directions, else 1.
+    scale: (factor, offset) from the set's own scores to the model's, for a model of several sets.
+    images, records: the decoded images, and the records that can be scored (`load_images`).
+    scores: (N,), as the model gave them to the records (`score`).
+    figures: FIGURES with their intervals (`measure`, as all below).
+    kinds: (kind of distortion, images, SRCC, PLCC), best SRCC first.
+    ceiling: the figures that a perfect model would reach, if the set says how sure its votes are.
+    by_standards: the standards' figures, if they were asked for.
+    """
 
     data: DataSet
     which: str
@@ -56,6 +66,7 @@ class SetTest:
 
     @property
     def mos(self) -> np.ndarray:
+        """The opinion scores (N,) of the records."""
         return np.array([record.score for record in self.records])
 
 
@@ -68,39 +79,30 @@ def read_sets(
     lower_is_better: bool | list[str] = False,
     columns: Columns = USUAL,
 ) -> list[SetTest]:
-    """The sets of `paths` (name -> folder, None: its default), read and checked, for a checkpoint's description.
-    split: auto, test or all. resize: for all sets; None: each as `default_resize` says. seed: of a random split;
-    None: the run's. lower_is_better, columns: of csv. Raises UserError naming what is wrong with each of the sets."""
-    trained_on = description["dataset"]
+    """Read the sets that a model is to be tested on.
+
+    paths: name -> folder or file; None for the set's default place.
+    description: the model's.
+    split: "auto", "test" or "all", as of `Reader.read_for_test`.
+    resize: for all sets; None: each as `default_resize` says.
+    seed: of a random split; None: the seed of the model's run.
+    lower_is_better, columns: of CSV files.
+
+    Raises UserError that names what is wrong with each of the sets.
+    """
     # The demo brings a SPAQ of its own, which its runs are tested on.
-    beside = (paths.get("demo") or HERE / "demo") / "spaq-test" if trained_on == "demo" else None
-    seed = description.get("seed") if seed is None else seed
-    tests, problems, lower = [], [], lower_is_better_sets(lower_is_better, paths)
+    spaq_of_demo = None
+    if description["dataset"] == "demo":
+        spaq_of_demo = (paths.get("demo") or HERE / "demo") / "spaq-test"
+    if seed is None:
+        seed = description.get("seed")
+    lower_sets = lower_is_better_sets(lower_is_better, paths)
+    tests = []
+    problems = []
     for name, path in paths.items():
         try:
-            reader = open_set(name, path, seed, name in lower, columns, beside)
-            scores = [
-                row.score for row in reader.listed
-            ]  # listed first: SPAQ knows its name only then
-            # A csv also by the range of its scores, because all csv files go by one name.
-            same_range = reader.name != "csv" or [min(scores), max(scores)] == list(
-                description["score_range"]
-            )
-            scales = description.get("scales") or {}
-            own = reader.name in scales or (reader.name == trained_on and same_range)
-            data, which = reader.read_for_test(split, own)
-            if not own and {reader.name, trained_on} == SPAQ_SETS:
-                data.notes.append(
-                    f"{data.name}: shares images with {trained_on}, which the model was trained on"
-                )
-            scale = scales.get(reader.name, {"factor": 1.0, "offset": 0.0})
-            agrees = (data.higher_is_better == description["higher_is_better"]) == (
-                scale["factor"] > 0
-            )
-            size = resize or default_resize(name, own, description)
-            tests.append(
-                SetTest(data, which, size, 1 if agrees else -1, (scale["factor"], scale["offset"]))
-            )
+            reader = open_set(name, path, seed, name in lower_sets, columns, spaq_of_demo)
+            tests.append(_read_set(reader, name, description, split, resize))
         except UserError as mistake:
             problems.append(str(mistake))
     if problems:
@@ -108,86 +110,157 @@ def read_sets(
     return tests
 
 
-def default_resize(name: str, own: bool, description: Mapping[str, Any]) -> str:
-    """The training's size on its own set and its cross tests, and elsewhere too where its user had chosen it.
-    Else the set's default. That is how a run treats its cross tests."""
-    trained = (description.get("mix_resize") or {}).get(name, description["resize"])
-    cross = description.get("cross_resize") or {}
-    if record_name(name) in cross and not own:
-        return cross[record_name(name)]
-    usual = DEFAULT_RESIZE.get(str(description["dataset"]).removesuffix("-official"), trained)
-    return trained if own or trained != usual else DEFAULT_RESIZE[reader_name(name)]
+def _read_set(
+    reader: Reader, name: str, description: Mapping[str, Any], split: str, resize: str | None
+) -> SetTest:
+    # Before the reader's name is used: SPAQ knows it only once its rows are listed.
+    scores = [row.score for row in reader.listed]
+    trained_on = description["dataset"]
+    scales = description.get("scales") or {}
+    is_trained = reader.name in scales or _is_trained_set(reader.name, scores, description)
+    data, which = reader.read_for_test(split, is_trained)
+    if not is_trained and {reader.name, trained_on} == SPAQ_SETS:
+        data.notes.append(
+            f"{data.name}: shares images with {trained_on}, which the model was trained on"
+        )
+    scale = scales.get(reader.name, {"factor": 1.0, "offset": 0.0})
+    # A set of a negative factor was turned when the sets of the training were brought together.
+    same_direction = data.higher_is_better == description["higher_is_better"]
+    sign = 1 if same_direction == (scale["factor"] > 0) else -1
+    size = resize or default_resize(name, is_trained, description)
+    return SetTest(data, which, size, sign, (scale["factor"], scale["offset"]))
+
+
+def _is_trained_set(name: str, scores: Sequence[float], description: Mapping[str, Any]) -> bool:
+    if name != description["dataset"]:
+        return False
+    # All CSV files go by one name: the model's own is recognised by the range of its scores.
+    return name != "csv" or [min(scores), max(scores)] == list(description["score_range"])
+
+
+def default_resize(name: str, is_trained: bool, description: Mapping[str, Any]) -> str:
+    """The size that a model's images of a set are scored at, as `--resize`.
+
+    It is the size of the training on the model's own sets and its cross tests, and on other sets
+    too if the user of the training had chosen it; else the set's default. A run treats its cross
+    tests in the same way. is_trained: whether the model was trained on the set.
+    """
+    cross_sizes = description.get("cross_resize") or {}
+    if record_name(name) in cross_sizes and not is_trained:
+        return cross_sizes[record_name(name)]
+    # A run on several sets may have had a size for each.
+    sizes = description.get("mix_resize") or {}
+    trained_size = sizes.get(name, description["resize"])
+    trained_on = str(description["dataset"]).removesuffix("-official")
+    was_chosen = trained_size != DEFAULT_RESIZE.get(trained_on, trained_size)
+    if is_trained or was_chosen:
+        return trained_size
+    return DEFAULT_RESIZE[reader_name(name)]
 
 
 def load_images(
     tests: Sequence[SetTest], model: QualityModel, cache_dir: Path | None, skip_bad_images: bool
 ) -> None:
-    """Decode each set's images, into memory without `cache_dir`, and choose the records that can be scored.
-    Raises UserError for images that cannot be read, all of them, unless they are to be skipped."""
-    d = model.description
+    """Decode each set's images, and choose the records that can be scored.
+
+    Adds to the sets' notes what the user should know about their images. cache_dir: None decodes
+    into memory. Raises UserError that names all images that cannot be read, unless they are to be
+    skipped.
+    """
+    description = model.description
+    exif_rotate = description.get("exif_rotate", False)
     for test in tests:
         test.images = DecodedSet(
-            test.data, test.resize, d["patch_size"], d.get("exif_rotate", False), cache_dir
+            test.data, test.resize, description["patch_size"], exif_rotate, cache_dir
         )
+        # Without the first, which is about the cache and differs from one evaluation to the next.
         test.data.notes += test.images.facts[1:]
+    # All sets together, so that one message names all of their images.
     drop_bad_images([test.images for test in tests], skip_bad_images)
+    training_names, training_looks = training_hashes(description)
     for test in tests:
         test.records = test.images.records("test")
         if test.images.bad:
-            test.data.notes.append(
-                f"{test.data.name}: left out: {drop_bad_images([test.images], skip=True)}"
-            )
-    names, looks = training_hashes(d)
-    for test in tests if looks else ():
-        twins = near_duplicates([test.images.of("looks", record) for record in test.records], looks)
-        if twins and "training images among them" not in test.which:
-            said = first_five(f"{test.records[i].name} ~ {names[j]}" for i, j in twins)
-            test.data.notes.append(
-                f"{test.data.name}: {len(twins)} images look like training images: {said}"
-            )
+            bad_images = drop_bad_images([test.images], skip=True)
+            test.data.notes.append(f"{test.data.name}: left out: {bad_images}")
+        # Tested on training images by the user's choice, which `which` says already.
+        if "training images among them" not in test.which:
+            _note_near_duplicates(test, training_names, training_looks)
     put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
 
 
+def _note_near_duplicates(
+    test: SetTest, training_names: Sequence[str], training_looks: Sequence[str]
+) -> None:
+    """Note the images that look like images of the training, as far as those are known."""
+    if not training_looks:
+        return
+    looks = [test.images.of("hashes", record) for record in test.records]
+    twins = near_duplicates(looks, training_looks)
+    if twins:
+        pairs = first_five(f"{test.records[i].name} ~ {training_names[j]}" for i, j in twins)
+        test.data.notes.append(
+            f"{test.data.name}: {len(twins)} images look like training images: {pairs}"
+        )
+
+
 def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
-    """The scores of the test's records, by the crops and the function that a run's own test goes by."""
+    """Score the test's records, with the crops and the function of a run's own test.
+
+    The scores are on the scale of the set if the model was trained on it.
+    """
     crops = (model.description["test_crop"], model.description["test_patch_num"])
-    found = engine.score_set(
+    scores = engine.score_set(
         model.net, test.images, test.records, crops, model.hardware, batch_size=batch_size
     )
-    test.scores = (found - test.scale[1]) / test.scale[0]
+    factor, offset = test.scale
+    test.scores = (scores - offset) / factor
 
 
 def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None:
-    """The test's figures with their intervals over images, and those of each kind of distortion.
-    The logistic is fitted once, to all images, and held fixed in the resamples."""
-    signed, mos = test.sign * test.scores, test.mos
-    mapped = metrics.fitted(signed, mos)
+    """Compute the test's figures with 95 % intervals, and those of each kind of distortion.
+
+    The intervals are from `resamples` bootstrap resamples of the images. The logistic is fitted
+    once, to all images, and held fixed in the resamples.
+    """
+    scores = test.sign * test.scores
+    mos = test.mos
+    fitted = metrics.fitted(scores, mos)
     with tqdm(FIGURES, f"Resampling {test.data.name}", unit="figure", leave=False) as bar:
         for name in bar:
             metric = name.removeprefix("fitted_")
-            scores = signed if metric == name else mapped
-            value = math.nan if scores is None else metrics.FIGURES[metric].of(scores, mos)
-            draws = (
-                np.empty(0)
-                if math.isnan(value)
-                else resampling.bootstrap(metric, scores, mos, resamples)[:, 0]
-            )
-            test.figures[name] = Estimate(value, *intervals.percentile_interval(draws))
+            predictions = fitted if name.startswith("fitted_") else scores
+            test.figures[name] = _estimate(metric, predictions, mos, resamples)
     errors = [record.error for record in test.records]
     error = None if None in errors else np.array(errors)
     if error is not None:
         test.ceiling = intervals.ceiling(mos, error)
     if with_standards:
-        test.by_standards = standards.measure(signed, mos, error)
+        test.by_standards = standards.measure(scores, mos, error)
+    test.kinds = _by_kind(test.records, scores, mos)
+
+
+def _estimate(
+    metric: str, predictions: np.ndarray | None, mos: np.ndarray, resamples: int
+) -> Estimate:
+    """A figure with its interval; nan if it is undefined. predictions: None if none were fitted."""
+    value = math.nan
+    if predictions is not None:
+        value = metrics.FIGURES[metric].of(predictions, mos)
+    draws = np.empty(0)
+    if not math.isnan(value):
+        draws = resampling.bootstrap(metric, predictions, mos, resamples)[:, 0]
+    return Estimate(value, *intervals.percentile_interval(draws))
+
+
+def _by_kind(
+    records: Sequence[Record], scores: np.ndarray, mos: np.ndarray
+) -> list[tuple[str, int, float, float]]:
+    """(kind, images, SRCC, PLCC) of each kind of distortion, best SRCC first, undefined last."""
     rows = []
-    for kind in {record.kind for record in test.records} - {None}:
-        own = [i for i, record in enumerate(test.records) if record.kind == kind]
-        rows.append(
-            (
-                kind,
-                len(own),
-                metrics.srcc(signed[own], mos[own]),
-                metrics.plcc(signed[own], mos[own]),
-            )
-        )
-    test.kinds = sorted(rows, key=lambda row: (math.inf if math.isnan(row[2]) else -row[2], row[0]))
+    for kind in {record.kind for record in records} - {None}:
+        images = [i for i, record in enumerate(records) if record.kind == kind]
+        srcc = metrics.srcc(scores[images], mos[images])
+        plcc = metrics.plcc(scores[images], mos[images])
+        rows.append((kind, len(images), srcc, plcc))
+    return sorted(rows, key=lambda row: (math.inf if math.isnan(row[2]) else -row[2], row[0]))
