@@ -177,7 +177,7 @@ def _variance_by_images(draws: np.ndarray) -> np.floating:
 def _satterthwaite(variance: float, *groups: Sequence[float]) -> float:
     """Degrees of freedom of a variance to which these groups' means contribute."""
     squares = sum(_variance_of_mean(group) ** 2 / (len(group) - 1) for group in groups)
-    return variance**2 / squares if squares else np.inf
+    return float(variance**2 / squares) if squares else np.inf
 
 
 def _variance_of_mean(figures: Sequence[float]) -> np.floating:
