@@ -1,4 +1,4 @@
-"""One training run, readable top to bottom: build, epochs, schedule, early stopping, best model, records."""
+"""One training run, readable top to bottom: build, epochs, early stopping, best model, records."""
 
 import argparse
 import math
@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,16 @@ from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.stats import metrics
 from hyperiqa.training import certificate, engine, processes, whole_batch
 from hyperiqa.training.batches import SCORE_BATCH
+from hyperiqa.training.epoch_batches import image_names, prepare_features, train_batches
 from hyperiqa.training.loaders import fewer_workers, make_loader
-from hyperiqa.training.log import epoch_columns, epoch_row, figures_text, log_start, median_lines
+from hyperiqa.training.log import (
+    RunLog,
+    epoch_columns,
+    epoch_row,
+    figures_text,
+    log_start,
+    median_lines,
+)
 from hyperiqa.training.losses import make_criterion
 from hyperiqa.training.optimizers import TrainedModel
 from hyperiqa.training.options import default_run_name
@@ -44,47 +53,94 @@ from hyperiqa.training.state import RunState, open_run, settings_of
 Figures = dict[str, float]
 
 
-class HyperIQASolver:
-    """A run of `--train_test_num` rounds. `options` are the settings that `options.train_options` returns."""
+@dataclass
+class Round:
+    """What one round holds beside its state.
 
-    default_backbone, default_name = (
-        "resnet50",
-        "resnet50",
-    )  # what a run's name calls it; others by their own name
+    seed: the run's, plus 1 for each round before.
+    model: as `build_model` made it; `compiled` is what is trained and shares its parameters;
+    `trained` adds the optimizer and the average of the weights.
+    certificate: the part that is the same for all models of the round, from the first one on.
+    saved_at: when the state was last saved, in seconds of the monotonic clock.
+    """
+
+    number: int
+    seed: int
+    model: HyperNet
+    compiled: Any
+    trained: TrainedModel
+    certificate: dict[str, Any] | None = None
+    saved_at: float = 0.0
+
+
+@dataclass
+class Tested:
+    """What an epoch's tests gave.
+
+    predictions: the rows for the predictions file, of all parts but validation.
+    figures_of: part -> what its figures are of: scores that rise where the opinions do, and MOS.
+    """
+
+    predictions: list[Prediction] = field(default_factory=list)
+    figures_of: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+
+class HyperIQASolver:
+    """A run of `--train_test_num` rounds.
+
+    options: the settings that `options.train_options` returns.
+    """
+
+    default_backbone = "resnet50"
+    # The default backbone in a run's name; others have their own names.
+    default_name = "resnet50"
     always_names_alpha = False
 
     def __init__(self, options: argparse.Namespace):
-        o = self.options = options
-        self.begun, self.costs = time.perf_counter(), list[dict[str, float]]()
-        self.initial_start = StartingModel.of(o) if o.init else None
-        self.teacher_start = StartingModel.teacher_of(o) if o.teacher else None
-        self.hardware, self.reason = choose_hardware(
-            processes.device_of_process(o.device), o.precision, o.workers
+        self.options = options
+        self.begun = time.perf_counter()
+        self.initial_start = StartingModel.of(options) if options.init else None
+        self.teacher_start = StartingModel.teacher_of(options) if options.teacher else None
+        device = processes.device_of_process(options.device)
+        self.hardware, self.precision_reason = choose_hardware(
+            device, options.precision, options.workers
         )
-        set_backends(o.deterministic)
+        set_backends(options.deterministic)
         map_large_tensors_separately()
-        self.criterion, self.schedule = make_criterion(o), make_schedule(o)
+        self.criterion = make_criterion(options)
+        self.schedule = make_schedule(options)
         self.signals = StopSignals(several=processes.world_size() > 1)
+        # From `opened` on:
+        self.data: RunData = None
+        self.teacher: HyperNet = None
+        self.log: RunLog = None
+        self.state: RunState = None
+        # What the run goes on from, until its round has taken it up.
+        self.saved: dict | None = None
+        # How the run ends, should it end now.
+        self.status = "failed"
+        self.round: Round = None
+        self.tested = Tested()
+        self.costs: list[dict[str, float]] = []
 
     def run(self) -> None:
         """Train and test; every exit but a kill leaves an `end` record that says how it came."""
-        o = self.options
+        options = self.options
         with self.signals, self.opened() as state:
-            for number in range(state.round, o.train_test_num + 1):
+            for number in range(state.round, options.train_test_num + 1):
                 self.begin_round(number)
-                for epoch in state.epochs_left(o.epochs):
+                for epoch in state.epochs_left(options.epochs):
                     if self.stops_early():
                         break
                     self.begin_epoch(epoch)
                     result: dict[str, Figures] = {"train": self.train()}
                     seconds = {"train": state.progress.seconds}
-                    self.predictions: list[Prediction] = []
-                    self.agreed: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+                    self.tested = Tested()
                     for part in self.data.tests:
                         start = time.perf_counter()
                         result[part] = self.test(part)
                         seconds[part] = time.perf_counter() - start
-                    result = self.data.with_means(result)
+                    result = self.data.parts.with_means(result)
                     self.log_epoch(result, seconds)
                     self.keep_if_best(result)
                     state.progress = None
@@ -94,67 +150,50 @@ class HyperIQASolver:
                 self.log.line(line)
 
     def build_model(self, seed: int) -> HyperNet:
-        """A new model with weights from `seed`, and pretrained or given ones for the backbone; or that of `--init`."""
-        o = self.options
+        """A new model, or that of `--init`, on the device.
+
+        New weights come from `seed`; those of the backbone are pretrained or given ones.
+        """
+        options = self.options
         torch.manual_seed(seed)
-        model = (
-            self.initial_start.model(self.data.common, o) if self.initial_start else new_model(o)
-        )
-        if o.fused_attention:
+        if self.initial_start:
+            model = self.initial_start.model(self.data.common, options)
+        else:
+            model = new_model(options)
+        if options.fused_attention:
             model.backbone.fuse_attention()
-        if o.freeze_backbone:
+        if options.freeze_backbone:
             model.backbone.freeze()
         # Patches arrive channels last; weights in that layout too save the convolutions a copy.
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
+    def new_round(self, number: int) -> Round:
+        """Round `number` (from 1) with a model of its own."""
+        seed = self.options.seed + number - 1
+        model = self.build_model(seed)
+        compiled = torch.compile(model) if self.options.compile else model
+        return Round(number, seed, model, compiled, TrainedModel(model, self.options))
+
     def run_name(self) -> str:
+        """The run's name where `--run_name` gives none."""
         return default_run_name(
             self.options, self.default_backbone, self.default_name, self.always_names_alpha
         )
 
     @contextmanager
     def opened(self) -> Iterator[RunState]:
-        """The run's data, log and state, new or taken up; however the run ends, its records say so."""
-        o = self.options
-        self.data = RunData(o, o.seed)
-        # Before what takes long and leaves files: the flags may still name a model that there is not.
-        with processes.node_leader_first():  # which downloads
-            self.model = self.build_model(o.seed)
-        self.teacher: Any = (
-            self.teacher_start
-            and self.teacher_start.model(self.data.common, o).to(self.hardware.device).eval()
-        )
-        settings = settings_of({**vars(o), "fingerprint": self.data.fingerprint})
-        self.log, self.saved = open_run(o, self.run_name(), settings)
-        self.state, self.status = RunState(settings), "failed"
+        """The run's data, log and state, new or resumed; its records say how it ends."""
+        options = self.options
+        self.data = RunData(options, options.seed)
+        self.build_models()
+        settings = settings_of({**vars(options), "fingerprint": self.data.fingerprint})
+        self.log, self.saved = open_run(options, self.run_name(), settings)
+        self.state = RunState(settings)
         try:
             with processes.shared_failures():
                 processes.check_same_in_all("settings or data", settings)
-                if self.saved:
-                    self.state = RunState.restored(self.saved, settings, self.hardware.device)
-                else:
-                    log_start(
-                        self.log,
-                        o,
-                        self.hardware,
-                        self.reason,
-                        self.data,
-                        self.criterion,
-                        self.schedule,
-                    )
-                    for model, how in (
-                        (self.initial_start, "Starting from"),
-                        (self.teacher_start, "Learning from"),
-                    ):
-                        self.log.line(model.explained(self.data.common, how)) if model else None
-                if o.tensorboard:
-                    self.log.open_board(first_epoch=self.state.epochs_left(o.epochs).start)
-                with processes.node_leader_first():
-                    self.data.decode(self.hardware.device, self.log, new=self.saved is None)
-                if fewer := fewer_workers(
-                    self.hardware, max(o.batch_size, SCORE_BATCH), o.patch_size
-                ):
-                    self.log.line(fewer)
+                self.begin_or_resume()
+                self.decode_images()
                 yield self.state
         except Interrupted:
             self.status = "interrupted"
@@ -167,210 +206,295 @@ class HyperIQASolver:
             raise
         finally:
             rounds = self.state.rounds
-            self.log.record(
-                type="end", status=self.status, rounds=rounds, medians=metrics.medians(rounds)
-            )
+            medians = metrics.medians(rounds)
+            self.log.record(type="end", status=self.status, rounds=rounds, medians=medians)
             self.log.close()
+
+    def build_models(self) -> None:
+        """Build the first round's model, and the teacher.
+
+        This comes before what takes long and leaves files: a flag may name a model that does not
+        exist.
+        """
+        # The leader downloads pretrained weights, which the others find.
+        with processes.node_leader_first():
+            self.round = self.new_round(1)
+        if self.teacher_start:
+            teacher = self.teacher_start.model(self.data.common, self.options)
+            self.teacher = teacher.to(self.hardware.device).eval()
+
+    def begin_or_resume(self) -> None:
+        """Log a new run's beginning, or restore a resumed run's state."""
+        if self.saved:
+            self.state = RunState.restored(self.saved, self.state.settings, self.hardware.device)
+        else:
+            log_start(
+                self.log,
+                self.options,
+                self.hardware,
+                self.precision_reason,
+                self.data,
+                self.criterion,
+                self.schedule,
+            )
+            if self.initial_start:
+                self.log.line(self.initial_start.explained(self.data.common, "Starting from"))
+            if self.teacher_start:
+                self.log.line(self.teacher_start.explained(self.data.common, "Learning from"))
+        if self.options.tensorboard:
+            self.log.open_board(first_epoch=self.state.epochs_left(self.options.epochs).start)
+
+    def decode_images(self) -> None:
+        """Take the images at hand; processes of the same node share one cache."""
+        with processes.node_leader_first():
+            self.data.decode(self.hardware.device, self.log, new=self.saved is None)
+        largest_batch = max(self.options.batch_size, SCORE_BATCH)
+        note = fewer_workers(self.hardware, largest_batch, self.options.patch_size)
+        if note:
+            self.log.line(note)
 
     def begin_round(self, number: int) -> None:
         """Build the round's model, or put it back to where it was saved."""
-        o, state = self.options, self.state
-        state.next_round(number)
-        self.seed, self.status = o.seed + number - 1, "failed"
-        self.certified: dict[str, Any] | None = None
+        resumed = self.saved is not None
+        self.state.next_round(number)
+        self.status = "failed"
+        # The first round has the model that `opened` built.
         if number > 1:
-            self.data.draw_again(self.seed)
-            self.model = self.build_model(self.seed)
-        self.compiled: Any = (
-            torch.compile(self.model) if o.compile else self.model
-        )  # to train; shares the parameters
-        self.trained = TrainedModel(self.model, o)
-        if not (new := self.saved is None):
-            self.trained.restore(self.saved, self.rates(state.epoch))
-            self.saved = None
-            if state.best:
-                self.log.predictions(number, state.best["predictions"])
-            self.log.epochs(number, self.data.tested(state.scores))
-        elif o.train_test_num > 1:
-            self.log.line(f"Round {number} of {o.train_test_num}, seed {self.seed}")
-        compute = partial(engine.stage_maps, self.model, self.hardware.fp32)
-        with processes.node_leader_first():
-            self.data.prepare_features(
-                self.model, self.seed, compute, self.log.line if new else self.log.show
+            self.data.draw_again(self.options.seed + number - 1)
+            self.round = self.new_round(number)
+        if resumed:
+            self.resume_round()
+        elif self.options.train_test_num > 1:
+            self.log.line(
+                f"Round {number} of {self.options.train_test_num}, seed {self.round.seed}"
             )
-        if new:
-            self.log.line(epoch_columns(["train", *self.data.parts]))
-        self.saved_at, self.signals.deferred = time.monotonic(), True
+        compute = partial(engine.stage_maps, self.round.model, self.hardware.fp32)
+        say = self.log.show if resumed else self.log.line
+        with processes.node_leader_first():
+            prepare_features(self.data, self.round.model, self.round.seed, compute, say)
+        if not resumed:
+            self.log.line(epoch_columns(["train", *self.data.parts.names]))
+        self.round.saved_at = time.monotonic()
+        # From now on a signal waits for the end of its step, where the state can be saved.
+        self.signals.deferred = True
+
+    def resume_round(self) -> None:
+        """Put the round back to where it was saved, and its files to what they were then."""
+        self.round.trained.restore(self.saved, self.rates(self.state.epoch))
+        self.saved = None
+        if self.state.best:
+            self.log.predictions(self.round.number, self.state.best["predictions"])
+        self.log.epochs(self.round.number, self.data.parts.epoch_arrays(self.state.scores))
 
     def stops_early(self) -> bool:
+        """Whether `--patience` epochs have brought no better one."""
         return self.options.early_stopping and self.state.without_gain >= self.options.patience
 
     def begin_epoch(self, epoch: int) -> None:
+        """Begin an epoch, unless it is the one that a resumed run was in."""
         if self.state.progress is None:
-            self.state.epoch, self.state.progress = epoch, engine.EpochProgress()
-            self.trained.begin_epoch(self.rates(epoch), self.schedule.makes_new(epoch))
+            self.state.epoch = epoch
+            self.state.progress = engine.EpochProgress()
+            self.round.trained.begin_epoch(self.rates(epoch), self.schedule.makes_new(epoch))
 
     def rates(self, epoch: int, done: float = 0.0) -> Rates:
+        """The learning rates in an epoch; done: the share of its steps that are done."""
         return self.schedule.rates(epoch, done, self.state.history)
 
     def train(self) -> Figures:
         """Train the epoch, or the rest of it."""
-        o, epoch, progress = self.options, self.state.epoch, self.state.progress
-        batches = self.data.train_batches(self.seed, epoch, o.batch_size, processes.share())
-        whole_batch.prepare(self.model)
-        loader = make_loader(batches, self.hardware, progress.step)
+        options = self.options
+        epoch = self.state.epoch
+        progress = self.state.progress
+        trained = self.round.trained
+        batches = train_batches(
+            self.data, self.round.seed, epoch, options.batch_size, processes.share()
+        )
+        whole_batch.prepare(self.round.model)
+        first_step = progress.step
+        loader = make_loader(batches, self.hardware, first_step)
         if self.teacher is not None:
             loader = engine.with_teacher_scores(loader, self.teacher, self.hardware)
-        ready, before = time.perf_counter(), progress.step
+        ready = time.perf_counter()
+        # A resumed epoch's seconds count from where it was stopped.
         started = ready - progress.seconds
-        with engine.progress_bar(
-            f"Epoch {epoch}/{o.epochs}", len(batches.patches), progress.step * o.batch_size
-        ) as bar:
+        done = first_step * options.batch_size
+        title = f"Epoch {epoch}/{options.epochs}"
+        with engine.progress_bar(title, len(batches.patches), done) as bar:
 
             def after_step() -> None:
-                keep_freed_memory()  # from the first step on, which made what the optimizer keeps
+                # From the first step on, which made what the optimizer keeps.
+                keep_freed_memory()
                 bar.update(len(progress.scores[-1]))
                 bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
-                self.trained.after_step(self.rates(epoch, progress.step / len(batches)))
+                trained.after_step(self.rates(epoch, progress.step / len(batches)))
                 progress.seconds = time.perf_counter() - started
-                if time.monotonic() - self.saved_at >= 60 * o.checkpoint_minutes:
+                if time.monotonic() - self.round.saved_at >= 60 * options.checkpoint_minutes:
                     self.save()
                 self.stop_if_asked()
 
             try:
                 result = engine.train_one_epoch(
-                    self.compiled,
+                    self.round.compiled,
                     self.criterion,
-                    self.trained.optimizer,
+                    trained.optimizer,
                     loader,
                     self.hardware,
                     progress,
                     after_step,
                 )
             except engine.NonFiniteLoss as problem:
-                names = self.data.names_of(batches, problem.step)
-                raise UserError(
-                    f"{problem.explained(epoch, self.folder / 'last.pt')}{names}"
-                ) from None
+                images = image_names(self.data, batches, problem.step)
+                last = self.folder / "last.pt"
+                raise UserError(problem.explained(epoch, last, images)) from None
         progress.seconds = time.perf_counter() - started
-        if processes.world_size() > 1 and not self.costs:
-            self.costs = processes.process_costs(
-                ready - self.begun, ready, progress.step - before, self.hardware.device
-            )
-            self.log.record(type="processes", processes=self.costs)
-            self.log.line("\n".join(processes.cost_lines(self.costs)))
+        self.log_process_costs(ready, progress.step - first_step)
         return result
 
+    def log_process_costs(self, ready: float, steps: int) -> None:
+        """Log once what each of several processes costs.
+
+        ready: when the steps began.
+        """
+        if processes.world_size() == 1 or self.costs:
+            return
+        self.costs = processes.process_costs(ready - self.begun, ready, steps, self.hardware.device)
+        self.log.record(type="processes", processes=self.costs)
+        self.log.line("\n".join(processes.cost_lines(self.costs)))
+
     def test(self, part: str) -> Figures:
-        """Score a set; the scores of all sets but validation's make the epoch's predictions."""
-        o, (images, split) = self.options, self.data.tests[part]
-        data, records, crops = images.data, images.records(split), (o.test_crop, o.test_patch_num)
+        """Score a part's images, and note their predictions, but for those of validation images."""
+        images, split = self.data.tests[part]
+        records = images.records(split)
         scores = engine.score_set(
-            self.trained.tested, images, records, crops, self.hardware.fp32, self.stop_if_asked
+            self.round.trained.tested,
+            images,
+            records,
+            (self.options.test_crop, self.options.test_patch_num),
+            self.hardware.fp32,
+            self.stop_if_asked,
         )
-        scores, agreeing = self.data.oriented_scores(data, scores)
-        self.agreed[part] = agreeing, (mos := np.array([r.score for r in records]))
+        set_scores, oriented = self.data.oriented_scores(images.data, scores)
+        mos = np.array([record.score for record in records])
+        self.tested.figures_of[part] = (oriented, mos)
         if split != "val":
-            rows = zip(records, scores.tolist(), strict=True)
-            self.predictions += [(data.name, r.name, r.score, score) for r, score in rows]
-        return metrics.recorded(agreeing, mos)
+            for record, score in zip(records, set_scores.tolist(), strict=True):
+                row = (images.data.name, record.name, record.score, score)
+                self.tested.predictions.append(row)
+        return metrics.recorded(oriented, mos)
 
     def stop_if_asked(self) -> None:
-        if signum := processes.largest_of_all(self.signals.received or 0):
+        """Save and raise Interrupted where any process has received a signal to stop."""
+        signal_number = processes.largest_of_all(self.signals.received or 0)
+        if signal_number:
             self.save()
-            processes.largest_of_all(0)  # a launcher ends the others once one has left
-            raise Interrupted(signum)
+            # Wait until all are here: a launcher ends the others once one has left.
+            processes.largest_of_all(0)
+            raise Interrupted(signal_number)
 
     def log_epoch(self, result: dict[str, Figures], seconds: Figures) -> None:
-        epoch, lr = self.state.epoch, vars(self.rates(self.state.epoch))
-        self.state.history.append(result[self.data.chosen]["srcc"])
-        for part, (scores, _) in self.agreed.items():
-            self.state.scores.setdefault(part, []).append(torch.from_numpy(scores).float())
-        self.log.epochs(self.state.round, self.data.tested(self.state.scores))
-        self.log.line(epoch_row(epoch, result, ["train", *self.data.parts]))
+        """Add the epoch to the state's history, the log and the records."""
+        state = self.state
+        parts = self.data.parts
+        state.history.append(result[parts.chosen]["srcc"])
+        for part, (scores, _) in self.tested.figures_of.items():
+            state.scores.setdefault(part, []).append(torch.from_numpy(scores).float())
+        self.log.epochs(state.round, parts.epoch_arrays(state.scores))
+        self.log.line(epoch_row(state.epoch, result, ["train", *parts.names]))
         self.log.record(
-            type="epoch", round=self.state.round, epoch=epoch, **result, lr=lr, seconds=seconds
+            type="epoch",
+            round=state.round,
+            epoch=state.epoch,
+            **result,
+            lr=vars(self.rates(state.epoch)),
+            seconds=seconds,
         )
-        self.log.line(f"Learning rates: {self.rates(epoch + 1)}")
+        self.log.line(f"Learning rates: {self.rates(state.epoch + 1)}")
 
     def end_round(self) -> None:
-        state, log, data = self.state, self.log, self.data
+        """Log the round's best epoch and add it to the rounds."""
+        state = self.state
+        parts = self.data.parts
+        # The round is whole: a signal may end the run at once.
         self.signals.deferred = False
         self.status = "early_stopped" if self.stops_early() else "finished"
         if self.stops_early():
-            log.line("Early stopping triggered!")
-        if log.writes:
+            self.log.line("Early stopping triggered!")
+        if self.log.writes:
             state.clear_models(self.folder, keep=1)
-        epoch, best = state.best["epoch"], {part: state.best["result"][part] for part in data.parts}
-        log.line(f"{figures_text(best[data.chosen], before='Best ')} (epoch {epoch})")
-        price = data.selection_bias(state.scores)
+        epoch = state.best["epoch"]
+        best = {part: state.best["result"][part] for part in parts.names}
+        self.log.line(f"{figures_text(best[parts.chosen], before='Best ')} (epoch {epoch})")
+        price = parts.selection_bias(state.scores)
         if not math.isnan(price):
-            log.line(f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}")
-        round_ = {
-            "round": state.round,
-            "seed": self.seed,
-            "best_epoch": epoch,
-            "selection_price": price,
-        }
-        state.rounds.append({**round_, **best})
+            self.log.line(f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}")
+        figures = {"seed": self.round.seed, "best_epoch": epoch, "selection_price": price, **best}
+        state.rounds.append({"round": state.round, **figures})
 
     @property
     def folder(self) -> Path:
         """Where the round's models go."""
-        return (
-            self.log.checkpoints
-            if self.state.round == 1
-            else self.log.checkpoints / f"round{self.state.round}"
-        )
+        if self.round.number == 1:
+            return self.log.checkpoints
+        return self.log.checkpoints / f"round{self.round.number}"
 
     def keep_if_best(self, result: dict[str, Figures]) -> None:
         """Keep the epoch's model and predictions where its SRCC is the best so far."""
-        state, log, first = self.state, self.log, self.data.chosen
-        if (better := state.is_better(first, result[first]["srcc"])) is not False:
-            file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[first])
-            if log.writes:
-                best = checkpoints.portable_state(self.trained.tested)
+        state = self.state
+        chosen = self.data.parts.chosen
+        better = state.is_better(chosen, result[chosen]["srcc"])
+        # None: no SRCC was defined yet; the newest model is kept then, but it is no improvement.
+        if better is not False:
+            file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[chosen])
+            if self.log.writes:
+                best = checkpoints.portable_state(self.round.trained.tested)
                 checkpoints.describe(best, self.description(result, checkpoints.digest(best)))
                 checkpoints.save(self.folder / file, best)
-            log.predictions(state.round, self.predictions)
-            state.keep(result, file, self.predictions)
-        state.without_gain = 0 if better else state.without_gain + 1
-        epochs = f"{state.without_gain} epoch{'s' if state.without_gain > 1 else ''}"
-        log.line(
-            f"New best model saved! {figures_text(result[first])}"
-            if better
-            else f"No improvement for {epochs}"
-        )
+            self.log.predictions(state.round, self.tested.predictions)
+            state.keep(result, file, self.tested.predictions)
+        if better:
+            state.without_gain = 0
+            self.log.line(f"New best model saved! {figures_text(result[chosen])}")
+        else:
+            state.without_gain += 1
+            plural = "s" if state.without_gain > 1 else ""
+            self.log.line(f"No improvement for {state.without_gain} epoch{plural}")
 
     def description(self, result: dict[str, Figures], weights: str) -> dict[str, Any]:
-        """What is needed to use the model without repeating a flag, every choice that made it, and its certificate.
-        weights: their digest."""
-        choices = {
-            name: value for name, value in self.state.settings.items() if name != "fingerprint"
-        }
-        model = {**self.data.description, **self.model.backbone.described}
-        figures = {part: result[part] for part in self.data.parts}
-        if self.certified is None:
+        """What is needed to use the model without repeating a flag, and its certificate.
+
+        It holds every choice that made the model. weights: their digest.
+        """
+        choices = dict(self.state.settings)
+        # The certificate has the records' fingerprints, set by set.
+        del choices["fingerprint"]
+        if self.round.certificate is None:
             starts = {"init": self.initial_start, "teacher": self.teacher_start}
-            self.certified = certificate.describe_round(
-                self.options, self.hardware, certificate.describe_sets(self.data), starts
+            sets = certificate.describe_sets(self.data)
+            self.round.certificate = certificate.describe_round(
+                self.options, self.hardware, sets, starts
             )
-        rows, bounds = (
-            certificate.predictions_digest(self.predictions),
-            certificate.figures_with_intervals(self.agreed),
-        )
-        place = {"round": self.state.round, "epoch": self.state.epoch}
-        of_run = {**place, "weights": weights, "predictions": rows, "figures": bounds}
-        about = {
-            "metrics": figures,
+        description = {
+            **choices,
+            "seed": self.round.seed,
+            **self.data.description,
+            **self.round.model.backbone.described,
+            "metrics": {part: result[part] for part in self.data.parts.names},
             "run": self.log.name,
             "versions": versions(),
-            "certificate": self.certified,
+            "certificate": self.round.certificate,
         }
-        return certificate.sealed({**choices, "seed": self.seed, **model, **about}, of_run)
+        of_this_model = {
+            "round": self.state.round,
+            "epoch": self.state.epoch,
+            "weights": weights,
+            "predictions": certificate.predictions_digest(self.tested.predictions),
+            "figures": certificate.figures_with_intervals(self.tested.figures_of),
+        }
+        return certificate.sealed(description, of_this_model)
 
     def save(self) -> None:
-        """Everything that the rest of the run depends on, as of now."""
+        """Save everything that the rest of the run depends on, as of now."""
         if self.log.writes:
-            self.state.save(self.folder, self.trained.state(), self.log)
-        self.saved_at = time.monotonic()
+            self.state.save(self.folder, self.round.trained.state(), self.log)
+        self.round.saved_at = time.monotonic()

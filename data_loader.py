@@ -1,4 +1,7 @@
-"""What makes batches of patches, under the public code's file name; each is written in the module that it is imported from."""
+"""The public code's name for what makes batches of patches.
+
+Each name is imported from the module where it is written.
+"""
 
 from hyperiqa.training.batches import DecodedSet, PatchBatches
 from hyperiqa.training.loaders import make_loader

@@ -244,15 +244,20 @@ class DecodedSet:
         return self.features[split]
 
 
+def bad_images(sets: Collection[DecodedSet]) -> dict[Path, str]:
+    """Path -> why the file cannot be read, set by set."""
+    reasons: dict[Path, str] = {}
+    for images in sets:
+        reasons |= dict(sorted(images.bad.items()))
+    return reasons
+
+
 def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
     """A line for the log about the files that cannot be read, "" without any.
 
     Raises UserError unless they may be skipped.
     """
-    # By path, as two sets may have the same file.
-    reasons: dict[Path, str] = {}
-    for images in sets:
-        reasons |= images.bad
+    reasons = bad_images(sets)
     if not reasons:
         return ""
     listed = "; ".join(f"{path}: {reasons[path]}" for path in sorted(reasons))

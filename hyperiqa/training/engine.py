@@ -20,7 +20,8 @@ from hyperiqa.training.batches import SCORE_BATCH, DecodedSet, PatchBatches
 from hyperiqa.training.loaders import make_loader, workers_watched
 from hyperiqa.training.patches import test_patches
 
-READ_EVERY = 10  # steps between two looks at the losses on a GPU, where each makes the host wait for the device
+# Steps between two looks at the losses on a GPU, where each makes the host wait for the device.
+READ_EVERY = 10
 Criterion = Callable[
     [Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]
 ]
@@ -31,20 +32,32 @@ class NonFiniteLoss(Exception):
 
     def __init__(self, step: int, loss: float):
         super().__init__(f"the loss of step {step + 1} is {loss}")
-        self.step, self.loss = step, loss
+        self.step = step
+        self.loss = loss
 
-    def explained(self, epoch: int, last: Path) -> str:
-        """For the user, who is told which images the batch had: ends where their names belong."""
-        kept = (
-            f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+    def explained(self, epoch: int, last: Path, images: str) -> str:
+        """The message for the user. last: the newest checkpoint; images: the batch's, by name."""
+        if last.exists():
+            checkpoint = f"the last good checkpoint is {last}"
+        else:
+            checkpoint = "there is no checkpoint yet"
+        return (
+            f"the loss is {self.loss} in epoch {epoch}, step {self.step + 1}; {checkpoint}; "
+            f"images of this batch: {images}"
         )
-        return f"the loss is {self.loss} in epoch {epoch}, step {self.step + 1}; {kept}; images of this batch: "
 
 
 @dataclass
 class EpochProgress:
-    """What an epoch has brought so far: all that is needed to go on with its next step, beside the weights.
-    `names` are the loss's parts, `parts` their values in each step, `scores` and `mos` those of its patches."""
+    """What an epoch has brought so far: beside the weights, all that its next step needs.
+
+    step: steps that are done.
+    seconds: that they took.
+    names: of the loss's parts, `loss` first.
+    parts, scores, mos: of each step, the values of these parts, and its patches' scores and MOS.
+    checked: steps whose losses `check_finite` need not look at again.
+    loss: the newest one that it looked at.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -58,49 +71,62 @@ class EpochProgress:
     def add(
         self, losses: Mapping[str, torch.Tensor], scores: torch.Tensor, mos: torch.Tensor
     ) -> None:
-        self.step, self.names = self.step + 1, tuple(losses)
+        """Note what a step gave. losses: name -> value, `loss` first; scores, mos: (N,)."""
+        self.step += 1
+        self.names = tuple(losses)
         self.parts.append(torch.stack([part.detach() for part in losses.values()]))
         self.scores.append(scores.detach().clone())
         self.mos.append(mos)
 
     def check_finite(self) -> None:
-        """Note the newest `loss`; raises NonFiniteLoss for the first one since the last check that is not finite."""
+        """Note the newest loss; raises NonFiniteLoss for the first that is not finite."""
         losses = torch.stack([parts[0] for parts in self.parts[self.checked :]]).tolist()
         for step, loss in enumerate(losses, self.checked):
             if not np.isfinite(loss):
                 raise NonFiniteLoss(step, loss)
-        self.checked = self.step - 1  # the newest may be asked for again
+        # All but the newest, which the next call may ask for again.
+        self.checked = self.step - 1
         self.loss = losses[-1]
 
     def figures(self) -> dict[str, float]:
-        """The means over the batches of the loss's parts, and the figures of all patches' scores."""
+        """The loss's parts as means over the batches, and the figures of all patches' scores."""
         self.check_finite()
         means = torch.stack(self.parts).double().mean(0).tolist()
-        scores, mos = (torch.cat(v).cpu().numpy() for v in (self.scores, self.mos))
+        scores = torch.cat(self.scores).cpu().numpy()
+        mos = torch.cat(self.mos).cpu().numpy()
         return {**dict(zip(self.names, means, strict=True)), **metrics.recorded(scores, mos)}
 
     def state(self) -> dict[str, Any]:
         """As plain values and tensors on the CPU, for a checkpoint."""
-        lists = {
-            name: [t.cpu() for t in getattr(self, name)] for name in ("parts", "scores", "mos")
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "names": list(self.names),
+            "parts": [values.cpu() for values in self.parts],
+            "scores": [scores.cpu() for scores in self.scores],
+            "mos": [mos.cpu() for mos in self.mos],
         }
-        return {"step": self.step, "seconds": self.seconds, "names": list(self.names), **lists}
 
     @classmethod
     def from_state(cls, state: Mapping, device: torch.device) -> "EpochProgress":
-        lists: dict[str, Any] = {
-            n: [t.to(device) for t in state[n]] for n in ("parts", "scores", "mos")
-        }
-        # States of versions before 0.8 knew these parts alone.
-        names = (
-            state.get("names")
-            or ("loss", "l1", "rank")[: len(lists["parts"][0]) if lists["parts"] else 0]
+        """The progress that `state` gave, its tensors on the device."""
+        parts = [values.to(device) for values in state["parts"]]
+        names = state.get("names", ())
+        if not names and parts:
+            # States of versions before 0.8 have no names; there were no other parts.
+            names = ("loss", "l1", "rank")[: len(parts[0])]
+        return cls(
+            state["step"],
+            state["seconds"],
+            tuple(names),
+            parts,
+            [scores.to(device) for scores in state["scores"]],
+            [mos.to(device) for mos in state["mos"]],
         )
-        return cls(state["step"], state["seconds"], tuple(names), **lists)
 
 
 def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | StageMaps:
-    """What the model takes of a batch: augmented, normalised, mixed patches (N, 3, P, P), or computed stage maps."""
+    """What the model takes: augmented, normalised, mixed patches (N, 3, P, P), or stage maps."""
     if "features" in batch:
         return model.unpack(batch["features"])
     return mixed(model.backbone.normalised(augmented(batch)), batch)
@@ -110,14 +136,17 @@ def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.
 def with_teacher_scores(
     loader: Iterable[dict], teacher: HyperNet, hardware: Hardware
 ) -> Iterator[dict]:
-    """The loader's batches with `teacher` (N,): the scores that another model, in eval mode, gives the same patches."""
+    """The loader's batches with `teacher` (N,): the scores that a teacher gives the same patches.
+
+    The batches come out augmented. teacher: in eval mode.
+    """
     for batch in loader:
         whole_batch.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
-        patches = augmented(batch)  # once, for both models
-        batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS} | {
-            "patches": patches
-        }
+        # Once, for both models: without what was drawn, the student's input is not augmented again.
+        patches = augmented(batch)
+        batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS}
+        batch["patches"] = patches
         with hardware.autocast():
             scores = teacher(to_model_input(teacher, batch))["scores"].float()
         yield batch | whole_batch.gathered({"teacher": scores})
@@ -133,9 +162,12 @@ def train_one_epoch(
     progress: EpochProgress,
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Train on the loader's batches, which begin at step `progress.step` of the epoch. A batch's `seed` is that of the
-    torch generators in its step; its `mos` are those of all processes' rows. after_step() shows, averages, saves, and
-    may stop the epoch by raising. Returns the epoch's training figures. Raises NonFiniteLoss."""
+    """Train on the loader's batches; returns the epoch's training figures. Raises NonFiniteLoss.
+
+    loader: the batches from step `progress.step` of the epoch on. A batch's `seed` is that of the
+    torch generators in its step; its `mos` are those of all processes' rows.
+    after_step: shows, averages, saves, and may stop the epoch by raising.
+    """
     model.train()
     read_every = 1 if hardware.device.type == "cpu" else READ_EVERY
     for batch in loader:
@@ -143,7 +175,8 @@ def train_one_epoch(
             torch.manual_seed(batch["seed"])
         whole_batch.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
-        # Now, not before the backward pass: kept beside the activations they would scatter the free memory.
+        # Now, not before the backward pass: gradients that lay beside the activations would
+        # scatter the free memory.
         optimizer.zero_grad(set_to_none=True)
         with hardware.autocast():
             outputs = whole_batch.gathered(model(to_model_input(model, batch)))
@@ -152,7 +185,8 @@ def train_one_epoch(
         whole_batch.sum_gradients()
         optimizer.step()
         progress.add(losses, outputs["scores"], batch["mos"])
-        del outputs, losses  # which lie where the activations were
+        # They lie where the activations were; the next step needs that memory in one piece.
+        del outputs, losses
         if progress.step % read_every == 0:
             progress.check_finite()
         after_step()
@@ -169,23 +203,26 @@ def score(
     after_batch: Callable[[int], None] = lambda patches: None,
     batches: int = 0,
 ) -> np.ndarray:
-    """Scores (images,): the mean over each image's patches, by the batches' `image`. after_batch(patches) may show, and
-    may stop by raising. Of several processes each has every so many-th of all `batches`."""
+    """Scores (images,): the mean over each image's patches, by the batches' `image`.
+
+    after_batch: is told the number of patches, shows it, and may stop by raising.
+    batches: number of all batches, of which each of W processes has every W-th.
+    """
     model.eval()
-    scores, image = [], []
+    scores: list[torch.Tensor] = []
+    numbers: list[torch.Tensor] = []
     for batch in loader:
         batch = hardware.take(batch)
         with hardware.autocast():
             scores.append(model(to_model_input(model, batch))["scores"].float())
-        image.append(batch["image"])
+        numbers.append(batch["image"])
         after_batch(len(batch["image"]))
-    if len(scores) < -(-batches // processes.world_size()):  # others have one more
+    # Other processes have one batch more, and after_batch may wait for all of them.
+    if len(scores) < -(-batches // processes.world_size()):
         after_batch(0)
-    of, value = (
-        np.concatenate(processes.interleaved([each.cpu().numpy() for each in v]))
-        for v in (image, scores)
-    )
-    return np.bincount(of, value, images) / np.bincount(of, minlength=images)
+    image = np.concatenate(processes.interleaved([part.cpu().numpy() for part in numbers]))
+    value = np.concatenate(processes.interleaved([part.cpu().numpy() for part in scores]))
+    return np.bincount(image, value, images) / np.bincount(image, minlength=images)
 
 
 @workers_watched()
@@ -193,15 +230,17 @@ def score(
 def stage_maps(
     model: HyperNet, hardware: Hardware, batches: PatchBatches, start: int = 0
 ) -> Iterator[np.ndarray]:
-    """What the model looks at of its encoder's stage maps, (N, F) in fp32: of each batch of patches from `start` on."""
+    """The encoder's stage maps of each batch of patches from number `start` on: (N, F) in fp32.
+
+    A row is what the model packs of them, averaged to the sides at which it looks at them.
+    """
     model.eval()
-    with progress_bar(
-        "Computing features", len(batches.patches), start * batches.batch_size
-    ) as shown:
+    done = start * batches.batch_size
+    with progress_bar("Computing features", len(batches.patches), done) as bar:
         for batch in make_loader(batches, hardware, start):
             images = model.backbone.normalised(augmented(hardware.take(batch)))
             yield model.pack(model.backbone.stage_maps(images)).cpu().numpy()
-            shown.update(len(images))
+            bar.update(len(images))
 
 
 def score_set(
@@ -213,14 +252,13 @@ def score_set(
     after_batch: Callable[[], None] = lambda: None,
     batch_size: int = SCORE_BATCH,
 ) -> np.ndarray:
-    """Scores (N,) of a data set's records: `crops` are those of `--test_crop` and `--test_patch_num`."""
-    batches = images.batches(
-        records, batch_size, lambda sizes: test_patches(sizes, images.cache.min_side, *crops)
-    )
-    with progress_bar(f"Testing {images.data.name}", len(batches.patches)) as shown:
+    """Scores (N,) of a data set's records; crops: `--test_crop` and `--test_patch_num`."""
+    side = images.cache.min_side
+    batches = images.batches(records, batch_size, lambda sizes: test_patches(sizes, side, *crops))
+    with progress_bar(f"Testing {images.data.name}", len(batches.patches)) as bar:
 
         def after(patches: int) -> None:
-            shown.update(patches)
+            bar.update(patches)
             after_batch()
 
         loader = make_loader(batches, hardware, *processes.share())
@@ -228,4 +266,5 @@ def score_set(
 
 
 def progress_bar(text: str, total: int, done: int = 0) -> tqdm:
+    """A bar over `total` patches that begins at `done` and leaves nothing behind."""
     return tqdm(total=total, initial=done, desc=text, unit="patch", leave=False, dynamic_ncols=True)

@@ -1,0 +1,197 @@
+"""The batches of an epoch, over all sets that a run trains on, and the stored features of a round.
+
+They are a function of (seed, epoch): what they draw, they draw from generators of that address.
+"""
+
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+
+from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.datasets.records import Record
+from hyperiqa.images.cache import ImageCache
+from hyperiqa.images.features import check_room
+from hyperiqa.model import checkpoints
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.training.augmentations import draw_mixing, label_noise
+from hyperiqa.training.batches import SCORE_BATCH, JoinedCache, PatchBatches
+from hyperiqa.training.contradictions import stored_features
+from hyperiqa.training.patches import Patches, addressed_seed, test_patches, train_patches
+from hyperiqa.training.sets import RunData
+
+# Name of a trained set -> its training images, in the order in which patches count them.
+Records = Mapping[str, Sequence[Record]]
+
+
+def train_batches(
+    data: RunData, seed: int, epoch: int, batch_size: int, share: tuple[int, int] = (0, 1)
+) -> PatchBatches:
+    """The training batches of an epoch.
+
+    seed: the round's own.
+    epoch: from 1; 0 gives the patches of `--fixed_crops` in the order in which they are stored.
+    share: as of `PatchBatches`.
+    """
+    options = data.options
+    records = training_records(data)
+    cache, numbers = _joined_images(data, records)
+    mos = []
+    for name, rows in records.items():
+        mos.append(data.scales[name].common(np.array([record.score for record in rows])))
+    patches = train_patches(
+        cache.sizes[numbers],
+        options.patch_size,
+        _patches_per_image(options, [len(rows) for rows in records.values()], seed, epoch),
+        seed,
+        epoch,
+        dict.fromkeys(options.augment, options.augment_strength),
+        options.fixed_crops,
+    )
+    drawn = {**patches.drawn, **_drawn_per_patch(data, records, patches, seed, epoch)}
+    patches = replace(patches, drawn=drawn)
+    features = None if data.several else data.images[data.main.name].features.get("train")
+    return PatchBatches(cache, numbers, np.concatenate(mos), patches, batch_size, features, share)
+
+
+def training_records(data: RunData) -> dict[str, list[Record]]:
+    """The training images that can be read, by set."""
+    return {name: images.records("train") for name, images in data.images.items()}
+
+
+def _joined_images(data: RunData, records: Records) -> tuple[ImageCache | JoinedCache, list[int]]:
+    """All trained sets' images as one cache, and the number in it of each record's image."""
+    caches = [images.cache for images in data.images.values()]
+    cache = JoinedCache(caches) if data.several else caches[0]
+    first = 0
+    numbers: list[int] = []
+    for set_cache, rows in zip(caches, records.values()):
+        numbers += [first + set_cache.index[record.path] for record in rows]
+        first += len(set_cache)
+    return cache, numbers
+
+
+def _patches_per_image(
+    options: Namespace, images: Sequence[int], seed: int, epoch: int
+) -> int | np.ndarray:
+    """How many patches each training image gives, as `--mix_patches` says.
+
+    images: the number of each set's training images.
+    Returns a number for all images, or one each, set after set.
+    """
+    if not options.mix_patches:
+        return options.train_patch_num
+    if options.mix_patches != ["balanced"]:
+        return np.repeat([int(count) for count in options.mix_patches], images)
+    rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch, 0, 2)))
+    # Every set gives as many patches as they give together without the flag, divided by the sets.
+    per_set = round(options.train_patch_num * sum(images) / len(images))
+    per_image = []
+    for number in images:
+        counts = np.full(number, per_set // number)
+        # What is left over goes to images that are drawn anew in every epoch.
+        counts[rng.permutation(number)[: per_set % number]] += 1
+        per_image.append(counts)
+    return np.concatenate(per_image)
+
+
+def _drawn_per_patch(
+    data: RunData, records: Records, patches: Patches, seed: int, epoch: int
+) -> dict[str, np.ndarray]:
+    """What each patch has beside its crop: number of its set, noise of its MOS, mixing."""
+    options = data.options
+    # Drawn apart from the crops, which are the same with and without it.
+    rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch, 0, 1)))
+    drawn: dict[str, np.ndarray] = {}
+    if data.several:
+        set_of_image = np.repeat(np.arange(len(records)), [len(rows) for rows in records.values()])
+        drawn["set"] = set_of_image[patches.image]
+    if options.label_noise:
+        noise = _noise_of_images(data, records)[patches.image]
+        drawn["label_noise"] = (noise * rng.standard_normal(len(patches))).astype(np.float32)
+    drawn |= draw_mixing(rng, len(patches), options.mixup, options.cutmix, options.patch_size)
+    return drawn
+
+
+def _noise_of_images(data: RunData, records: Records) -> np.ndarray:
+    """The standard deviation of the noise on each image's MOS, on the scale that is trained on."""
+    deviations = []
+    for name, rows in records.items():
+        noise = label_noise(rows, data.trained[name].range, data.options.label_noise)
+        deviations.append(abs(data.scales[name].factor) * noise)
+    return np.concatenate(deviations)
+
+
+def image_names(data: RunData, batches: PatchBatches, b: int) -> str:
+    """The images that training batch b has patches of, as a list for the user."""
+    records: list[Record] = []
+    for rows in training_records(data).values():
+        records += rows
+    numbers = np.unique(batches.patches.image[batches.rows(b)])
+    return ", ".join(sorted(records[i].name for i in numbers))
+
+
+def prepare_features(
+    data: RunData,
+    model: HyperNet,
+    seed: int,
+    compute: Callable[[PatchBatches, int], Iterator[np.ndarray]],
+    say: Callable[[str], None],
+) -> None:
+    """Take the stage maps of all the round's patches at hand, where they stay the same.
+
+    That is where a frozen encoder meets fixed crops. Raises UserError.
+
+    compute: (batches, start) -> rows (n, F) for each of these batches from number `start` on.
+    say: is told what is found and what is computed.
+    """
+    options = data.options
+    if not stored_features(options):
+        return
+    parts = {"train": (data.images[data.main.name], "train"), **data.tests}
+    # Those of the round before, which the batches below would take in place of pixels.
+    for images, _ in parts.values():
+        images.features = {}
+    jobs = {"train": train_batches(data, seed, 0, SCORE_BATCH)}
+    crops = (options.patch_size, options.test_crop, options.test_patch_num)
+    for part, (images, split) in data.tests.items():
+        jobs[part] = images.batches(
+            images.records(split), SCORE_BATCH, lambda sizes: test_patches(sizes, *crops)
+        )
+    width = sum(model.pools.values())
+    encoder = _encoder_key(options, model)
+    features = {}
+    for part, (images, split) in parts.items():
+        features[part] = images.add_features(
+            split, jobs[part], width, options.feature_dtype, encoder
+        )
+    say("\n".join(check_room(features)))
+    for part, batches in jobs.items():
+        start = time.perf_counter()
+        was_there = features[part].was_there
+        features[part].fill(partial(compute, batches), SCORE_BATCH)
+        if not was_there:
+            say(f"Features of {part} computed in {time.perf_counter() - start:.1f} s")
+
+
+def _encoder_key(options: Namespace, model: HyperNet) -> dict[str, Any]:
+    """All that the stage maps of a patch depend on, as plain values."""
+    backbone = model.backbone
+    return {
+        "encoder": checkpoints.digest(backbone.encoder_state()),
+        "described": [
+            options.backbone,
+            options.patch_size,
+            to_json_value(backbone.described),
+            [*model.pools],
+        ],
+        # Another version may compute other digits.
+        "versions": [torch.__version__, torchvision.__version__, timm.__version__],
+    }
