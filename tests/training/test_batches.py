@@ -20,6 +20,7 @@ from hyperiqa.model.backbone import Backbone
 from hyperiqa.training import augmentations, engine, loaders
 from hyperiqa.training.augmentations import draw_mixing, mixed
 from hyperiqa.training.batches import PatchBatches
+from hyperiqa.training.epoch_batches import train_batches
 from hyperiqa.training.loaders import fitting_workers, make_loader
 from hyperiqa.training.log import RunLog
 from hyperiqa.training.patches import test_patches, train_patches
@@ -255,7 +256,7 @@ def training(settings):
         data.decode(torch.device("cpu"), log, new=True)
         log.close()
         return lambda epoch: (
-            (batches := data.train_batches(42, epoch, options.batch_size))[0],
+            (batches := train_batches(data, 42, epoch, options.batch_size))[0],
             batches.patches,
         )
 

@@ -17,6 +17,7 @@ from hyperiqa import __main__
 from hyperiqa.base.errors import UserError
 from hyperiqa.scoring import quality_model
 from hyperiqa.stats import metrics
+from hyperiqa.training.epoch_batches import train_batches
 from hyperiqa.training.log import RunLog
 from hyperiqa.training.sets import RunData
 from HyperIQASolver import HyperIQASolver
@@ -77,7 +78,7 @@ def run(options):
 
 def joined(data, epoch=1, seed=42):
     """All training patches of an epoch: batch, and where they lie."""
-    batches = data.train_batches(seed, epoch, 10**6)
+    batches = train_batches(data, seed, epoch, 10**6)
     return batches[0], batches.patches
 
 
@@ -283,11 +284,7 @@ def test_a_start_and_a_teacher_come_to_the_scale_on_which_the_sets_meet(several,
     flags = (
         "--dataset",
         f"csv:bad={place / 'bad' / 'list.csv'}",
-        "--lower_is_better",
-        "bad",
-        "--no_spaq",
-        "--epochs",
-        1,
+        *"--lower_is_better bad --no_spaq --epochs 1".split(),
     )
     start = run(settings("resnet", *flags, "--run_name", "start"))
     solver = HyperIQASolver(
@@ -305,7 +302,8 @@ def test_a_start_and_a_teacher_come_to_the_scale_on_which_the_sets_meet(several,
         images = torch.rand(3, 3, 64, 64)
         with torch.no_grad():
             theirs, *ours = (
-                m.eval()(images)["scores"] for m in (start.model, solver.model, solver.teacher)
+                m.eval()(images)["scores"]
+                for m in (start.round.model, solver.round.model, solver.teacher)
             )
     for scores in ours:  # badness 1..5 becomes quality 100..0
         assert torch.allclose(scores, 125 - 25 * theirs, atol=1e-3)
@@ -338,14 +336,8 @@ def test_a_run_over_several_sets_goes_on_to_the_bit(several):
                 raise UserError("stopped")
 
     flags = (
-        "--mix_patches",
-        "balanced",
-        "--ranking_loss_alpha",
-        0.3,
-        "--label_noise",
-        2,
-        "--checkpoint_minutes",
-        0,
+        *"--mix_patches balanced --ranking_loss_alpha 0.3 --label_noise 2".split(),
+        *"--checkpoint_minutes 0".split(),
     )
     whole = run(several(*flags, "--run_name", "whole"))
     with pytest.raises(UserError, match="stopped"):
