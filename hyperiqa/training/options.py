@@ -202,17 +202,13 @@ def _listed_twice(
 
 def _unknown_backbone(options: argparse.Namespace, script: Script) -> Iterator[str]:
     name = options.backbone
-    prefix = script.any_backbone
     # Without a name, the checkpoint of --init decides.
     if not name or name in script.backbones:
         return
-    if prefix is None:
-        yield f"--backbone {name}: expected one of {', '.join(script.backbones)}"
-    elif not name.startswith(prefix):
-        yield (
-            f"--backbone {name}: expected one of {', '.join(script.backbones)}"
-            f" or another timm model named {prefix}…"
-        )
+    prefix = script.any_backbone
+    if prefix is None or not name.startswith(prefix):
+        timm_models = f" or another timm model named {prefix}…" if prefix else ""
+        yield f"--backbone {name}: expected one of {', '.join(script.backbones)}{timm_models}"
 
 
 def parse_fixes(text: str) -> tuple[str, ...]:

@@ -322,21 +322,15 @@ def test_parser_says_errors_as_user_errors():
 
 
 def test_choices_are_those_of_the_axes():
-    """options.py lists them, since it must not import torch; the dictionaries of the axes are the truth."""
+    """flags.py lists them, since it must not import torch; the dictionaries of the axes are the truth."""
     assert tuple(fusion.FUSIONS) == flags.FUSIONS and tuple(schedules.SCHEDULES) == flags.SCHEDULES
     assert tuple(hyper.HYPERS) == flags.HYPERS
 
 
 def test_the_columns_of_a_csv_are_settings_of_the_run_but_not_where_its_images_lie():
     named = [
-        "--image_column",
-        "file",
-        "--score_column",
-        "q",
-        "--split_column",
-        "part",
-        "--group_column",
-        "scene",
+        *"--image_column file --score_column q --split_column part".split(),
+        *"--group_column scene".split(),
     ]
     csv = ["--dataset", "csv", "--dataset_path", "a.csv"]
     there, here = parse(*csv, *named, "--image_root", "x"), parse(*csv, *named)
