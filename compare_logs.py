@@ -17,7 +17,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,19 @@ from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import write_whole
 from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.runs import differences, footnotes, measures, power, reading, standards_table, tables
+from hyperiqa.runs import (
+    differences,
+    footnotes,
+    measures,
+    power,
+    reading,
+    runs_table,
+    standards_table,
+    tables,
+)
 from hyperiqa.runs.differences import Comparison
-from hyperiqa.runs.measures import FIGURE, Entry, Measure
+from hyperiqa.runs.entries import Entry, differing_settings, group
+from hyperiqa.runs.measures import FIGURE, Measure
 from hyperiqa.stats import intervals, resampling
 from hyperiqa.stats.metrics import RECORDED
 
@@ -100,7 +110,7 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 
 def print_report(options, entries, measure, comparisons, notes) -> None:
     wide = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
-    header, rows = measures.table(entries, measure, options.group)
+    header, rows = runs_table.table(entries, measure, options.group)
     names, room = [entry.name for entry in entries], tables.room_for_names(header, rows, wide)
     short = dict(zip(names, names)) if options.markdown else tables.short_names(names, room)
 
@@ -118,7 +128,7 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         print("".join(legend))
     for note in [*footnotes.footnotes(entries, measure), *notes]:
         print(("- " if options.markdown else "") + note)
-    header, rows = measures.settings_table(entries)
+    header, rows = runs_table.settings_table(entries)
     if len(header) > 1:
         print(
             "\nSettings that differ"
@@ -141,7 +151,7 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         settings = (
             entries
             if options.group
-            else measures.group([run for entry in entries for run in entry.runs])[0]
+            else group([run for entry in entries for run in entry.runs])[0]
         )
         seeds = next((each for each in settings if chosen.runs[0] in each.runs), chosen)
         print("\n" + "\n".join(power.power(seeds, settings, measure)))
@@ -243,7 +253,7 @@ def print_json(entries, measure, comparisons, notes) -> None:
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
-    names = measures.differences([run for entry in entries for run in entry.runs])
+    names = differing_settings([run for entry in entries for run in entry.runs])
     rows = [
         to_json_value(record_of(e, measure))
         | {f"setting_{name}": e.setting(name) for name in names}
@@ -259,20 +269,14 @@ def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
 
 def main() -> None:
     options = parse()
-    found, problems = reading.find(options.paths)
+    runs, problems = reading.find(options.paths)
     print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
-    if not found:
+    if not runs:
         raise UserError(
             f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, found none"
         )
     measure = Measure(options.metric, options.epoch, options.logistic, options.resamples)
-    entries, notes = (
-        measures.group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
-    )
-    if not entries:
-        raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
-    measure.draw_together(entries)
-    entries = measures.ranked(entries, replace(measure, metric=options.sort or measure.metric))
+    entries, notes = measures.choose_entries(runs, measure, options.group, options.sort)
     comparisons = differences.compare_all(
         measure, differences.chosen_pairs(entries, options.against, options.pairs)
     )

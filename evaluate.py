@@ -26,7 +26,7 @@ from hyperiqa.datasets.names import lower_is_better_sets, parse_set_names
 from hyperiqa.datasets.readers import READERS
 from hyperiqa.datasets.records import Columns
 from hyperiqa.runs import standards_table, tables
-from hyperiqa.runs.measures import estimate_text
+from hyperiqa.runs.tables import estimate_text
 from hyperiqa.stats import standards
 from hyperiqa.stats.intervals import Estimate
 from hyperiqa.stats.resampling import RESAMPLES

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five, not_installed
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.runs.measures import FIGURE, Entry, Measure, group, ranked
+from hyperiqa.runs.entries import Entry
+from hyperiqa.runs.measures import FIGURE, Measure, choose_entries
 from hyperiqa.runs.reading import UNDER_WAY, Run, find
 from hyperiqa.runs.tables import short_names
 
@@ -81,18 +82,13 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 
 def chosen(options: argparse.Namespace, measure: Measure) -> tuple[list[Entry], list[str]]:
     """The entries, best first, and what could not be read. Raises UserError where nothing could."""
-    found, problems = find(options.paths)
-    if not found:
+    runs, problems = find(options.paths)
+    if not runs:
         raise UserError(
             f"{first_five(problems or options.paths)}: expected logs of a run, found none"
         )
-    entries, notes = (
-        group(found) if options.group else ([Entry(run.name, (run,)) for run in found], [])
-    )
-    if not entries:
-        raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
-    measure.draw_together(entries)
-    return ranked(entries, measure), [*problems, *notes]
+    entries, notes = choose_entries(runs, measure, options.group)
+    return entries, [*problems, *notes]
 
 
 def write(options: argparse.Namespace) -> list[Run]:

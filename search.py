@@ -30,8 +30,9 @@ from hyperiqa.base.cluster import Cluster, Submitted, cluster_flags
 from hyperiqa.base.command_line import Flags, Given, run_tool, without_flags
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.launching import end_programs, last_error, start_program
-from hyperiqa.runs import measures, reading, tables
-from hyperiqa.runs.measures import FIGURE, Entry, Measure
+from hyperiqa.runs import measures, reading, runs_table, tables
+from hyperiqa.runs.entries import Entry
+from hyperiqa.runs.measures import FIGURE, Measure
 
 OWN = (*"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(), *cluster.OWN)
 LOOK_SECONDS = 3  # between two looks at what other searches run
@@ -299,7 +300,7 @@ def report(options, jobs: Sequence[Job]) -> None:
     )
     measure.draw_together(entries)
     entries = measures.ranked(entries, measure)
-    header, rows = measures.table(entries, measure, grouped=True)
+    header, rows = runs_table.table(entries, measure, grouped=True)
     short = tables.short_names(
         [entry.name for entry in entries], tables.room_for_names(header, rows, 100)
     )

@@ -8,9 +8,10 @@ from typing import Any
 from hyperiqa.base.errors import UserError
 from hyperiqa.model import checkpoints
 from hyperiqa.pages.page import Page, block
-from hyperiqa.runs import footnotes, measures, standards_table
+from hyperiqa.runs import footnotes, runs_table, standards_table
 from hyperiqa.runs.differences import Comparison, cannot_be_seen, sentence
-from hyperiqa.runs.measures import Entry, Measure
+from hyperiqa.runs.entries import Entry
+from hyperiqa.runs.measures import Measure
 from hyperiqa.runs.reading import Run
 from hyperiqa.scoring import certificate_checks
 from hyperiqa.stats.metrics import RECORDED
@@ -29,7 +30,7 @@ def add_runs(
 
     grouped: the entries are settings with several seeds. short_names: of the entries, by name.
     """
-    head, rows = measures.table(entries, measure, grouped)
+    head, rows = runs_table.table(entries, measure, grouped)
     lines = [f"{short} = {name}" for name, short in short_names.items() if name != short]
     lines += footnotes.footnotes(entries, measure)
     page.section(
@@ -41,7 +42,7 @@ def add_runs(
         sentences = list(_sentences(comparisons, measure, short_names))
         title = f"Differences in {measure.metric.upper()}"
         page.section(title, block("list", lines=sentences))
-    head, rows = measures.settings_table(entries)
+    head, rows = runs_table.settings_table(entries)
     # The first column is the run's name: alone, it says that nothing differs.
     if len(head) > 1:
         rows = _with_short_names(rows, short_names)

@@ -13,7 +13,7 @@ import numpy as np
 from hyperiqa.pages.image_measures import measure_images
 from hyperiqa.pages.page import Page, block, picture_from_cache
 from hyperiqa.pages.scored_sets import ScoredSet
-from hyperiqa.runs.measures import estimate_text
+from hyperiqa.runs.tables import estimate_text
 from hyperiqa.stats import intervals, metrics, resampling
 from hyperiqa.stats.intervals import Estimate
 from hyperiqa.training.patches import test_patches

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.runs.measures import Entry, Measure
+from hyperiqa.runs.entries import Entry
+from hyperiqa.runs.measures import Measure
 from hyperiqa.stats import intervals
 
 

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from hyperiqa.runs.measures import Entry, Measure
+from hyperiqa.runs.entries import Entry
+from hyperiqa.runs.measures import Measure
 from hyperiqa.runs.reading import UNDER_WAY
 from hyperiqa.stats import intervals
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from hyperiqa.runs.measures import Entry, Measure
+from hyperiqa.runs.entries import Entry
+from hyperiqa.runs.measures import Measure
 from hyperiqa.runs.reading import Run
 from hyperiqa.stats import intervals, resampling, standards
 

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hyperiqa.runs.measures import Entry, estimate_text
+from hyperiqa.runs.entries import Entry
+from hyperiqa.runs.tables import estimate_text
 from hyperiqa.stats import standards
 from hyperiqa.stats.intervals import NAN, Difference
 from hyperiqa.stats.standards import STANDARDS, Measured

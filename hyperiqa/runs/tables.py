@@ -1,73 +1,131 @@
-"""How comparisons are shown: tables of text. Everything here gets plain names; nothing knows what a run is."""
+"""How comparisons are shown: figures and tables as text.
 
-import itertools
+Everything here gets plain names, figures and cells; nothing knows what a run is.
+"""
+
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from hyperiqa.stats.intervals import Estimate
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """`0.9205 [.912 .928]`, `~` before an approximate interval, `±` the deviation over seeds."""
+    if math.isnan(estimate.value):
+        return "–"
+    text = f"{estimate.value:.4f}"
+    if not math.isnan(estimate.deviation):
+        text += f" ±{estimate.deviation:.4f}".replace("0.", ".", 1)
+    if math.isnan(estimate.low):
+        return text
+    sign = "~" if estimate.approximate else ""
+    return f"{text} {sign}[{_bound_text(estimate.low)} {_bound_text(estimate.high)}]"
+
+
+def _bound_text(bound: float) -> str:
+    return re.sub(r"^(-?)0\.", r"\1.", f"{bound:.3f}")
 
 
 def short_names(names: Sequence[str], width: int) -> dict[str, str]:
     """Each name in at most `width` characters and still unlike the others.
-    Long names lose dates that tell none apart, then the words that all names share, then their middles."""
+
+    Long names lose dates that tell none apart, then the words that all names share, then their
+    middles.
+    """
     undated = [re.sub(r"_\d{8}_\d{6}(?=$|_)", "", name) for name in names]
-    shared = (
-        set.intersection(*(set(re.split("[_ ]", name)) for name in names))
-        if len(names) > 1
-        else set()
-    )
+    shared: set[str] = set()
+    if len(names) > 1:
+        shared = set.intersection(*(set(re.split("[_ ]", name)) for name in names))
     short: dict[str, str] = {}
     for name, plain in zip(names, undated):
-        text = plain if len(name) > width and undated.count(plain) == 1 else name
+        text = name
+        if len(text) > width and undated.count(plain) == 1:
+            text = plain
         if len(text) > width:
-            words = ["…" if word in shared else word for word in re.split("[_ ]", text)]
-            kept = [
-                word for word, before in zip(words, ["", *words]) if word != "…" or before != "…"
-            ]
-            text = "_".join(kept).replace("_…", "…").replace("…_", "…").lstrip("…")
+            text = _without_words(text, shared)
         if len(text) > width:
-            head = (width - 1) // 3  # what tells runs apart comes late in their names
-            text = re.sub("…+", "…", text[:head] + "…" + text[len(text) - (width - 1 - head) :])
-        ends = itertools.chain([""], map("~{}".format, itertools.count(2)))
-        tried = (text[: width - len(end)] + end for end in ends)
-        short[name] = next(text for text in tried if text not in short.values())
+            text = _without_middle(text, width)
+        short[name] = _unlike(short.values(), text, width)
     return short
+
+
+def _without_words(text: str, shared: Collection[str]) -> str:
+    """The text with one `…` for each row of shared words, none at its beginning."""
+    kept: list[str] = []
+    for word in re.split("[_ ]", text):
+        shown = "…" if word in shared else word
+        if shown != "…" or kept[-1:] != ["…"]:
+            kept.append(shown)
+    return "_".join(kept).replace("_…", "…").replace("…_", "…").lstrip("…")
+
+
+def _without_middle(text: str, width: int) -> str:
+    # More is kept of the end: what tells runs apart comes late in their names.
+    head = (width - 1) // 3
+    tail = width - 1 - head
+    return re.sub("…+", "…", text[:head] + "…" + text[len(text) - tail :])
+
+
+def _unlike(taken: Collection[str], text: str, width: int) -> str:
+    """The text, with ~2, ~3 and so on at its end where it is taken."""
+    unique = text[:width]
+    number = 2
+    while unique in taken:
+        end = f"~{number}"
+        unique = text[: width - len(end)] + end
+        number += 1
+    return unique
 
 
 def room_for_names(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
     """Characters left for the first column of a `text_table` of this width, 12 at least."""
-    widths = [max(map(len, [*title.split("\n"), *cells])) for title, *cells in zip(header, *rows)]
-    return max(12, min(width // 2, width - sum(widths[1:]) - len(widths[1:])))
+    _, *widths = _column_widths(header, rows)
+    # Each column stands at least one space from the one before it.
+    return max(12, min(width // 2, width - sum(widths) - len(widths)))
+
+
+def _column_widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
+    widths = []
+    for title, *cells in zip(header, *rows):
+        widths.append(max(len(text) for text in [*title.split("\n"), *cells]))
+    return widths
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100) -> str:
-    """A table: first column left, others right, headers of two lines at most; beyond `width` in more blocks."""
-    widths = [max(map(len, [*title.split("\n"), *cells])) for title, *cells in zip(header, *rows)]
+    """A table: first column left, others right, headers of two lines at most.
+
+    What goes beyond `width` stands in further blocks below, each with the first column again.
+    """
+    widths = _column_widths(header, rows)
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
+    # Each block is a list of columns, beside the first.
     blocks: list[list[int]] = [[]]
-    for i in range(1, len(header)):
-        used = widths[0] + sum(gap + widths[k] for k in blocks[-1])
-        if blocks[-1] and used + gap + widths[i] > width:
+    for column in range(1, len(header)):
+        used = widths[0] + sum(gap + widths[earlier] for earlier in blocks[-1])
+        if blocks[-1] and used + gap + widths[column] > width:
             blocks.append([])
-        blocks[-1].append(i)
+        blocks[-1].append(column)
 
     def line(cells: Sequence[str], block: Sequence[int]) -> str:
-        numbers = "".join(" " * gap + cells[i].rjust(widths[i]) for i in block)
+        numbers = "".join(" " * gap + cells[column].rjust(widths[column]) for column in block)
         return (cells[0].ljust(widths[0]) + numbers).rstrip()
 
-    upper, lower = zip(*(title.rpartition("\n")[::2] for title in header))
+    upper = [title.rpartition("\n")[0] for title in header]
+    lower = [title.rpartition("\n")[2] for title in header]
     lines = []
     for block in blocks:
-        lines += [line(upper, block)] if any(upper[i] for i in block) else []
-        lines += [line(lower, block), *(line(row, block) for row in rows)]
+        if any(upper[column] for column in block):
+            lines.append(line(upper, block))
+        lines += [line(cells, block) for cells in (lower, *rows)]
     return "\n".join(lines)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table as GitHub's markdown, names in full."""
-    lines = [
-        [title.replace("\n", " ") for title in header],
-        ["---"] + ["---:"] * (len(header) - 1),
-        *rows,
-    ]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
-    )
+    titles = [title.replace("\n", " ") for title in header]
+    alignments = ["---"] + ["---:"] * (len(header) - 1)
+    lines = []
+    for cells in (titles, alignments, *rows):
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)

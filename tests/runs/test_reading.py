@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.runs import measures, reading
+from hyperiqa.runs import entries, measures, reading, runs_table, tables
 from hyperiqa.stats import intervals, metrics
 
 IMAGES, CROSS = 60, 40
@@ -101,7 +101,7 @@ def write_run(tmp_path):
 
 
 def entry(run):
-    return measures.Entry(run.name, (run,))
+    return entries.Entry(run.name, (run,))
 
 
 def test_a_jsonl_as_a_run(write_run):
@@ -258,8 +258,8 @@ def test_the_plain_log_alone_gives_the_row_of_the_jsonl(write_run):
     path.unlink()
     (plain,) = reading.find([path.parent])[0]
     measure = measures.Measure()
-    header, ((*row, minutes, status),) = measures.table([entry(run)], measure)
-    _, ((*plain_row, plain_minutes, plain_status),) = measures.table([entry(plain)], measure)
+    header, ((*row, minutes, status),) = runs_table.table([entry(run)], measure)
+    _, ((*plain_row, plain_minutes, plain_status),) = runs_table.table([entry(plain)], measure)
     assert plain_row == row
     assert "~[" in row[4]
     assert (status, plain_status) == ("finished", "finished")
@@ -339,7 +339,7 @@ def test_groups_are_equal_settings_with_different_seeds(write_run):
         write_run(f"strong{seed}", seed, epochs=(0.4, 0.2), ranking_loss_alpha=0.5)
     write_run("again", 3)
     path = write_run("broken", 4, end="interrupted")
-    groups, notes = measures.group(reading.find([path.parent])[0])
+    groups, notes = entries.group(reading.find([path.parent])[0])
     assert sorted(len(group.runs) for group in groups) == [3, 3]
     assert sorted(sorted(group.name.split()) for group in groups) == [
         ["epochs=2", "ranking_loss_alpha=0.5"],
@@ -365,7 +365,7 @@ def test_rounds_of_a_public_log_are_a_group_of_their_own(tmp_path):
             + "Testing median SRCC 0.9\n"
         )
         (tmp_path / f"{name}.log").write_text(text)
-    groups, _ = measures.group(reading.find([tmp_path])[0])
+    groups, _ = entries.group(reading.find([tmp_path])[0])
     assert [len(group.runs) for group in groups] == [2, 2]
     found = measures.Measure().estimate(groups[0])
     assert found.value == pytest.approx(0.915)
@@ -379,10 +379,10 @@ def test_only_settings_known_to_differ_are_shown(write_run, tmp_path):
         "Backbone: Swin Transformer Tiny\nEpoch\tTrain_Loss\tTrain_SRCC\tTest_SRCC\tTest_PLCC\n1\t5\t0.1\t0.2\t0.3\n"
     )
     found = [entry(run) for path in (a, b, log) for run in reading.read_runs(path)]
-    header, rows = measures.settings_table(found[:2])
+    header, rows = runs_table.settings_table(found[:2])
     assert header == ["run", "ranking_loss_alpha"]
     assert [row[1:] for row in rows] == [["0.3"], ["0.5"]]
-    header, rows = measures.settings_table(found)
+    header, rows = runs_table.settings_table(found)
     assert header == ["run", "backbone", "ranking_loss_alpha", "code"]
     assert rows[2][1:] == ["swin_tiny_patch4_window7_224", "0", "public"]
 
@@ -414,7 +414,7 @@ def test_logistic_fit_changes_plcc_and_is_of_predictions_alone(write_run):
     assert fitted.value(run) == metrics.plcc(metrics.fitted(scores.score, scores.mos), scores.mos)
     assert math.isnan(measures.Measure("plcc", logistic=True, epoch="3").value(run))
     assert measures.Measure("srcc", logistic=True).value(run) == run.figure("test", "srcc", 2)
-    header, (row,) = measures.table([entry(run)], fitted)
+    header, (row,) = runs_table.table([entry(run)], fitted)
     assert row[5].startswith(f"{fitted.value(run):.4f} [")
 
 
@@ -431,4 +431,4 @@ def test_logistic_fit_changes_plcc_and_is_of_predictions_alone(write_run):
     ],
 )
 def test_how_a_figure_is_shown(estimate, text):
-    assert measures.estimate_text(estimate) == text
+    assert tables.estimate_text(estimate) == text
