@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,57 +41,20 @@ from hyperiqa.training.log import (
     median_lines,
 )
 from hyperiqa.training.losses import make_criterion
-from hyperiqa.training.optimizers import TrainedModel
 from hyperiqa.training.options import default_run_name
-from hyperiqa.training.run_files import Prediction
+from hyperiqa.training.rounds import Round, Tested
 from hyperiqa.training.schedules import Rates, make_schedule
 from hyperiqa.training.sets import RunData
 from hyperiqa.training.starts import StartingModel
 from hyperiqa.training.state import RunState, open_run, settings_of
-
-Figures = dict[str, float]
-
-
-@dataclass
-class Round:
-    """What one round holds beside its state.
-
-    seed: the run's, plus 1 for each round before.
-    model: as `build_model` made it; `compiled` is what is trained and shares its parameters;
-    `trained` adds the optimizer and the average of the weights.
-    certificate: the part that is the same for all models of the round, from the first one on.
-    saved_at: when the state was last saved, in seconds of the monotonic clock.
-    """
-
-    number: int
-    seed: int
-    model: HyperNet
-    compiled: Any
-    trained: TrainedModel
-    certificate: dict[str, Any] | None = None
-    saved_at: float = 0.0
-
-
-@dataclass
-class Tested:
-    """What an epoch's tests gave.
-
-    predictions: the rows for the predictions file, of all parts but validation.
-    figures_of: part -> what its figures are of: scores that rise where the opinions do, and MOS.
-    """
-
-    predictions: list[Prediction] = field(default_factory=list)
-    figures_of: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+from hyperiqa.training.tested_parts import Figures
 
 
 class HyperIQASolver:
-    """A run of `--train_test_num` rounds.
-
-    options: the settings that `options.train_options` returns.
-    """
+    """A run of `--train_test_num` rounds, by the settings that `options.train_options` returns."""
 
     default_backbone = "resnet50"
-    # The default backbone in a run's name; others have their own names.
+    # What a run's name calls the default backbone; others go by their own names.
     default_name = "resnet50"
     always_names_alpha = False
 
@@ -101,26 +63,26 @@ class HyperIQASolver:
         self.begun = time.perf_counter()
         self.initial_start = StartingModel.of(options) if options.init else None
         self.teacher_start = StartingModel.teacher_of(options) if options.teacher else None
-        device = processes.device_of_process(options.device)
         self.hardware, self.precision_reason = choose_hardware(
-            device, options.precision, options.workers
+            processes.device_of_process(options.device), options.precision, options.workers
         )
         set_backends(options.deterministic)
         map_large_tensors_separately()
         self.criterion = make_criterion(options)
         self.schedule = make_schedule(options)
         self.signals = StopSignals(several=processes.world_size() > 1)
-        # From `opened` on:
+        # `opened` fills these in, as they take long or leave files.
         self.data: RunData = None
         self.teacher: HyperNet = None
         self.log: RunLog = None
         self.state: RunState = None
-        # What the run goes on from, until its round has taken it up.
+        # The state to resume from, until its round has taken it up.
         self.saved: dict | None = None
-        # How the run ends, should it end now.
+        # What the `end` record says if the run ends now.
         self.status = "failed"
         self.round: Round = None
         self.tested = Tested()
+        # What each of several processes costs, measured once.
         self.costs: list[dict[str, float]] = []
 
     def run(self) -> None:
@@ -150,10 +112,7 @@ class HyperIQASolver:
                 self.log.line(line)
 
     def build_model(self, seed: int) -> HyperNet:
-        """A new model, or that of `--init`, on the device.
-
-        New weights come from `seed`; those of the backbone are pretrained or given ones.
-        """
+        """The model of `--init`, or a new one: its backbone pretrained, the rest from `seed`."""
         options = self.options
         torch.manual_seed(seed)
         if self.initial_start:
@@ -168,11 +127,9 @@ class HyperIQASolver:
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
     def new_round(self, number: int) -> Round:
-        """Round `number` (from 1) with a model of its own."""
+        """Round `number` (from 1), with a model and a seed of its own."""
         seed = self.options.seed + number - 1
-        model = self.build_model(seed)
-        compiled = torch.compile(model) if self.options.compile else model
-        return Round(number, seed, model, compiled, TrainedModel(model, self.options))
+        return Round.of_model(number, seed, self.build_model(seed), self.options)
 
     def run_name(self) -> str:
         """The run's name where `--run_name` gives none."""
@@ -185,6 +142,7 @@ class HyperIQASolver:
         """The run's data, log and state, new or resumed; its records say how it ends."""
         options = self.options
         self.data = RunData(options, options.seed)
+        # Before what takes long and leaves files: a flag may name a model that does not exist.
         self.build_models()
         settings = settings_of({**vars(options), "fingerprint": self.data.fingerprint})
         self.log, self.saved = open_run(options, self.run_name(), settings)
@@ -198,6 +156,7 @@ class HyperIQASolver:
         except Interrupted:
             self.status = "interrupted"
             self.log.line("Interrupted")
+            # `--resume` may have named another run's folder; `auto` finds this one.
             command = re.sub(r" --resume[ =]\S+", "", shlex.join(sys.argv))
             self.log.show(f"Go on with: {processes.launch_command()} {command} --resume auto")
             raise
@@ -211,12 +170,8 @@ class HyperIQASolver:
             self.log.close()
 
     def build_models(self) -> None:
-        """Build the first round's model, and the teacher.
-
-        This comes before what takes long and leaves files: a flag may name a model that does not
-        exist.
-        """
-        # The leader downloads pretrained weights, which the others find.
+        """Build the first round's model, and the teacher."""
+        # One process of a node downloads pretrained weights, which the others then find.
         with processes.node_leader_first():
             self.round = self.new_round(1)
         if self.teacher_start:
@@ -265,9 +220,8 @@ class HyperIQASolver:
         if resumed:
             self.resume_round()
         elif self.options.train_test_num > 1:
-            self.log.line(
-                f"Round {number} of {self.options.train_test_num}, seed {self.round.seed}"
-            )
+            rounds = self.options.train_test_num
+            self.log.line(f"Round {number} of {rounds}, seed {self.round.seed}")
         compute = partial(engine.stage_maps, self.round.model, self.hardware.fp32)
         say = self.log.show if resumed else self.log.line
         with processes.node_leader_first():
@@ -306,7 +260,6 @@ class HyperIQASolver:
         options = self.options
         epoch = self.state.epoch
         progress = self.state.progress
-        trained = self.round.trained
         batches = train_batches(
             self.data, self.round.seed, epoch, options.batch_size, processes.share()
         )
@@ -318,8 +271,8 @@ class HyperIQASolver:
         ready = time.perf_counter()
         # A resumed epoch's seconds count from where it was stopped.
         started = ready - progress.seconds
-        done = first_step * options.batch_size
         title = f"Epoch {epoch}/{options.epochs}"
+        done = first_step * options.batch_size
         with engine.progress_bar(title, len(batches.patches), done) as bar:
 
             def after_step() -> None:
@@ -327,7 +280,7 @@ class HyperIQASolver:
                 keep_freed_memory()
                 bar.update(len(progress.scores[-1]))
                 bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
-                trained.after_step(self.rates(epoch, progress.step / len(batches)))
+                self.round.trained.after_step(self.rates(epoch, progress.step / len(batches)))
                 progress.seconds = time.perf_counter() - started
                 if time.monotonic() - self.round.saved_at >= 60 * options.checkpoint_minutes:
                     self.save()
@@ -337,7 +290,7 @@ class HyperIQASolver:
                 result = engine.train_one_epoch(
                     self.round.compiled,
                     self.criterion,
-                    trained.optimizer,
+                    self.round.trained.optimizer,
                     loader,
                     self.hardware,
                     progress,
@@ -345,17 +298,14 @@ class HyperIQASolver:
                 )
             except engine.NonFiniteLoss as problem:
                 images = image_names(self.data, batches, problem.step)
-                last = self.folder / "last.pt"
-                raise UserError(problem.explained(epoch, last, images)) from None
+                message = problem.explained(epoch, self.folder / "last.pt", images)
+                raise UserError(message) from None
         progress.seconds = time.perf_counter() - started
         self.log_process_costs(ready, progress.step - first_step)
         return result
 
     def log_process_costs(self, ready: float, steps: int) -> None:
-        """Log once what each of several processes costs.
-
-        ready: when the steps began.
-        """
+        """Log once what each of several processes costs; ready: when the steps began."""
         if processes.world_size() == 1 or self.costs:
             return
         self.costs = processes.process_costs(ready - self.begun, ready, steps, self.hardware.device)
@@ -376,11 +326,11 @@ class HyperIQASolver:
         )
         set_scores, oriented = self.data.oriented_scores(images.data, scores)
         mos = np.array([record.score for record in records])
-        self.tested.figures_of[part] = (oriented, mos)
+        self.tested.scores[part] = (oriented, mos)
         if split != "val":
+            name = images.data.name
             for record, score in zip(records, set_scores.tolist(), strict=True):
-                row = (images.data.name, record.name, record.score, score)
-                self.tested.predictions.append(row)
+                self.tested.predictions.append((name, record.name, record.score, score))
         return metrics.recorded(oriented, mos)
 
     def stop_if_asked(self) -> None:
@@ -396,18 +346,15 @@ class HyperIQASolver:
         """Add the epoch to the state's history, the log and the records."""
         state = self.state
         parts = self.data.parts
+        # Before the history grows, on which the rates of the next epoch depend.
+        lr = vars(self.rates(state.epoch))
         state.history.append(result[parts.chosen]["srcc"])
-        for part, (scores, _) in self.tested.figures_of.items():
+        for part, (scores, _) in self.tested.scores.items():
             state.scores.setdefault(part, []).append(torch.from_numpy(scores).float())
         self.log.epochs(state.round, parts.epoch_arrays(state.scores))
         self.log.line(epoch_row(state.epoch, result, ["train", *parts.names]))
         self.log.record(
-            type="epoch",
-            round=state.round,
-            epoch=state.epoch,
-            **result,
-            lr=vars(self.rates(state.epoch)),
-            seconds=seconds,
+            type="epoch", round=state.round, epoch=state.epoch, **result, lr=lr, seconds=seconds
         )
         self.log.line(f"Learning rates: {self.rates(state.epoch + 1)}")
 
@@ -417,14 +364,16 @@ class HyperIQASolver:
         parts = self.data.parts
         # The round is whole: a signal may end the run at once.
         self.signals.deferred = False
-        self.status = "early_stopped" if self.stops_early() else "finished"
+        self.status = "finished"
         if self.stops_early():
+            self.status = "early_stopped"
             self.log.line("Early stopping triggered!")
         if self.log.writes:
             state.clear_models(self.folder, keep=1)
         epoch = state.best["epoch"]
         best = {part: state.best["result"][part] for part in parts.names}
         self.log.line(f"{figures_text(best[parts.chosen], before='Best ')} (epoch {epoch})")
+        # The best of many noisy epochs looks better than it is, on the images that chose it.
         price = parts.selection_bias(state.scores)
         if not math.isnan(price):
             self.log.line(f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}")
@@ -443,7 +392,7 @@ class HyperIQASolver:
         state = self.state
         chosen = self.data.parts.chosen
         better = state.is_better(chosen, result[chosen]["srcc"])
-        # None: no SRCC was defined yet; the newest model is kept then, but it is no improvement.
+        # None: no SRCC was defined yet; the newest model is kept then, without being better.
         if better is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[chosen])
             if self.log.writes:
@@ -461,16 +410,16 @@ class HyperIQASolver:
             self.log.line(f"No improvement for {state.without_gain} epoch{plural}")
 
     def description(self, result: dict[str, Figures], weights: str) -> dict[str, Any]:
-        """What is needed to use the model without repeating a flag, and its certificate.
+        """What a model's users need, every choice that made it, and its certificate.
 
-        It holds every choice that made the model. weights: their digest.
+        weights: the digest of its weights.
         """
         choices = dict(self.state.settings)
         # The certificate has the records' fingerprints, set by set.
         del choices["fingerprint"]
         if self.round.certificate is None:
-            starts = {"init": self.initial_start, "teacher": self.teacher_start}
             sets = certificate.describe_sets(self.data)
+            starts = {"init": self.initial_start, "teacher": self.teacher_start}
             self.round.certificate = certificate.describe_round(
                 self.options, self.hardware, sets, starts
             )
@@ -489,7 +438,7 @@ class HyperIQASolver:
             "epoch": self.state.epoch,
             "weights": weights,
             "predictions": certificate.predictions_digest(self.tested.predictions),
-            "figures": certificate.figures_with_intervals(self.tested.figures_of),
+            "figures": certificate.figures_with_intervals(self.tested.scores),
         }
         return certificate.sealed(description, of_this_model)
 

@@ -195,7 +195,7 @@ def _note_near_duplicates(
     """Note the images that look like images of the training, as far as those are known."""
     if not training_looks:
         return
-    looks = [test.images.of("hashes", record) for record in test.records]
+    looks = [test.images.perceptual_hash(record) for record in test.records]
     twins = near_duplicates(looks, training_looks)
     if twins:
         pairs = first_five(f"{test.records[i].name} ~ {training_names[j]}" for i, j in twins)

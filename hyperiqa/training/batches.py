@@ -104,6 +104,7 @@ class PatchBatches(torch.utils.data.Dataset):
     def bytes(self) -> int:
         """Of a batch's patches, or their features."""
         if self.features is None:
+            # RGB as uint8.
             patch_bytes = self.cache.min_side**2 * 3
         else:
             patch_bytes = self.features.bytes // self.features.shape[0]
@@ -123,6 +124,7 @@ class PatchBatches(torch.utils.data.Dataset):
         rows = self.rows(b)
         image = self.patches.image[rows]
         drawn = {name: values[rows] for name, values in self.patches.drawn.items()}
+        # Losses see the whole batch, whichever rows this process has.
         mos = trained_mos(self.mos[image], drawn)
         batch: dict[str, Any] = {"mos": torch.from_numpy(mos), "image": torch.from_numpy(image)}
         process_rows = rows_of_process(len(rows), *self.share)
@@ -130,6 +132,7 @@ class PatchBatches(torch.utils.data.Dataset):
             batch |= self._model_input(rows, process_rows)
         else:
             seen = rows[process_rows]
+            # Features are stored in the order of epoch 0.
             stored = seen if self.patches.row is None else self.patches.row[seen]
             batch["features"] = self.features[stored]
         if self.patches.address:
@@ -191,6 +194,7 @@ class DecodedSet:
         action = "found" if cache.was_there else "decoded"
         place = f"cache {cache.folder}" if cache.folder else "memory"
         cost = f"{cache.bytes / 2**20:.0f} MiB, {cache.seconds:.1f} s"
+        # The order of the lines counts: `facts[1:]` are those that evaluations repeat.
         lines = [f"{name}: {len(cache)} images {action} in {place}, resize {cache.resize}, {cost}"]
         if cache.upscaled:
             lines.append(
@@ -198,9 +202,13 @@ class DecodedSet:
             )
         return lines
 
-    def of(self, attribute: str, record: Record) -> str:
-        """An entry of the cache for a record's image: of its `digests` or its `hashes`."""
-        return getattr(self.cache, attribute)[self.cache.index[record.path]]
+    def digest(self, record: Record) -> str:
+        """What tells the pixels of a record's image, as decoded, from others'; "" if unreadable."""
+        return self.cache.digests[self.cache.index[record.path]]
+
+    def perceptual_hash(self, record: Record) -> str:
+        """What a record's image shares with images that look alike; "" if unreadable."""
+        return self.cache.hashes[self.cache.index[record.path]]
 
     def records(self, split: str) -> list[Record]:
         """The split's images that can be read. Raises UserError where there are none."""
@@ -260,6 +268,7 @@ def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
     reasons = bad_images(sets)
     if not reasons:
         return ""
+    # Sorted: the message does not depend on the order of the sets.
     listed = "; ".join(f"{path}: {reasons[path]}" for path in sorted(reasons))
     number = sum(len(images.cache) for images in sets)
     message = f"{len(reasons)} of {number} images cannot be read: {listed}"

@@ -79,7 +79,7 @@ def seal_of(description: Mapping[str, Any]) -> str:
 def pixels_digest(images: DecodedSet) -> str:
     """Changes when a pixel of the set's images does, as decoded and before they were resized."""
     records = images.data.records
-    return json_digest(sorted((record.name, images.of("digests", record)) for record in records))
+    return json_digest(sorted((record.name, images.digest(record)) for record in records))
 
 
 def predictions_digest(rows: Iterable[Prediction]) -> str:
@@ -162,7 +162,7 @@ def describe_sets(data: Any) -> dict[str, dict[str, Any]]:
             "pixels": pixels_digest(images),
             "notes": list(images.data.notes),
             "looks": pack_hashes(
-                [(record.name, images.of("hashes", record)) for record in training_records]
+                [(record.name, images.perceptual_hash(record)) for record in training_records]
             ),
         }
     return sets

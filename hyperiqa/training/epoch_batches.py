@@ -43,6 +43,7 @@ def train_batches(
     options = data.options
     records = training_records(data)
     cache, numbers = _joined_images(data, records)
+    # The sets' scores meet on one scale.
     mos = []
     for name, rows in records.items():
         mos.append(data.scales[name].common(np.array([record.score for record in rows])))
@@ -55,6 +56,7 @@ def train_batches(
         dict.fromkeys(options.augment, options.augment_strength),
         options.fixed_crops,
     )
+    # Each patch takes what it needs along, so that loaders need to know nothing of sets.
     drawn = {**patches.drawn, **_drawn_per_patch(data, records, patches, seed, epoch)}
     patches = replace(patches, drawn=drawn)
     features = None if data.several else data.images[data.main.name].features.get("train")

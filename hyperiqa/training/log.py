@@ -186,7 +186,7 @@ class RunLog:
     def epochs(self, round_number: int, tested: Mapping[str, Any]) -> None:
         """Replace the file of what every epoch of a round scored, or remove it without an epoch.
 
-        tested: the arrays of `RunData.tested`.
+        tested: the arrays of `TestedParts.epoch_arrays`.
         """
         path = self._of_round(round_number, "_epochs.npz")
         if not tested:

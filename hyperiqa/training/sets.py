@@ -190,6 +190,7 @@ class RunData:
         twins = near_duplicate_pairs(sets, self.trained.values())
         if twins:
             say(near_duplicates_note(twins))
+        # All or none: a batch is cut from all sets at once.
         place = put_on_gpu([images.cache for images in sets], options.cache_device, device)
         say(f"Patches are cut on: {place}")
         self.images = {name: decoded[name] for name in self.trained}
@@ -246,13 +247,13 @@ def overlapping(sets: Iterable[DecodedSet], trained: Iterable[DataSet], allowed:
     for training_set, tested_set in itertools.permutations(sets, 2):
         if id(training_set.data) not in trained_ids:
             continue
+        # Digests are of the pixels as decoded, so copies in other formats count too.
         name_of = {
-            training_set.of("digests", record): record.name
-            for record in training_set.data.split("train")
+            training_set.digest(record): record.name for record in training_set.data.split("train")
         }
         for record in tested_set.data.records:
             # Files that cannot be read have no digest, and are no copies of each other.
-            twin = name_of.get(tested_set.of("digests", record) or None)
+            twin = name_of.get(tested_set.digest(record) or None)
             if record.split != "train" and twin is not None:
                 tested_name = f"{tested_set.data.name} {record.name}"
                 overlaps.append(f"{tested_name} = {training_set.data.name} {twin}")
@@ -279,7 +280,7 @@ def near_duplicate_pairs(
         for record in images.data.records:
             image = (f"{images.data.name} {record.name}", record.path)
             side = training if is_trained and record.split == "train" else tested
-            side.append((image, images.of("hashes", record)))
+            side.append((image, images.perceptual_hash(record)))
     pairs = near_duplicates([code for _, code in tested], [code for _, code in training])
     return [(tested[i][0], training[j][0]) for i, j in pairs]
 

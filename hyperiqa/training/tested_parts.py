@@ -67,6 +67,7 @@ class TestedParts:
         figures = {}
         for part, parts in self.means.items():
             figures[part] = mean_figures([result[name] for name in parts])
+        # A set's own figures come before a mean of the same name.
         figures |= result
         return {part: figures[part] for part in ("train", *self.names)}
 
@@ -85,6 +86,7 @@ class TestedParts:
             arrays[f"{part}_mos"] = np.array([record.score for record in records])
             # As floats, None becomes nan.
             arrays[f"{part}_error"] = np.array([record.error for record in records], float)
+            # One row an epoch, of this round alone.
             arrays[f"{part}_scores"] = np.stack([np.asarray(epoch) for epoch in epochs])
         return arrays
 
