@@ -13,16 +13,21 @@ from hyperiqa.datasets.records import USUAL, Row
 
 
 class CSVTable(Reader):
-    """Any CSV with columns image,mos and optional split (train, val, test) and group, or as `columns` says.
-    Images are relative to its folder or to `columns.image_root`; absolute paths below that will do as well."""
+    """Any CSV with columns image, mos and optional split (train, val, test) and group.
 
-    name, nominal_range = "csv", None
+    `columns` gives the columns other names. Images are relative to the CSV's folder or to
+    `columns.image_root`; absolute paths below that will do as well.
+    """
+
+    name = "csv"
+    nominal_range = None
     expects = "a CSV file with columns image,mos and optional split,group"
-    form, elsewhere = "file", "; --image_root FOLDER names another folder"
+    form = "file"
+    elsewhere = "; --image_root FOLDER names another folder"
 
     @property
     def folder(self) -> Path:
-        """What image paths start from."""
+        """The folder that image paths start from."""
         return self.columns.image_root or self.root.parent
 
     def rows(self) -> list[Row]:
@@ -30,61 +35,85 @@ class CSVTable(Reader):
             raise UserError(f"--dataset_path {self.root}: expected a CSV file, found a folder")
         if not self.folder.is_dir():
             raise UserError(f"{self.place}: no such folder")
-        c = self.columns
-        image, mos, *more = c.image_column, c.score_column, c.split_column, c.group_column
-        named = [
-            column for column in more if column not in (USUAL.split_column, USUAL.group_column)
-        ]
-        hint = "; --image_column, --score_column, --split_column and --group_column name others"
-        lines = list(read_table(self.root, (image, mos, *named), more, hint))
-        if not all(line[image] for line in lines):
-            raise UserError(
-                f"{self.root}: column {image} is empty in {sum(not line[image] for line in lines)} rows"
-            )
-        if commas := [line[mos] for line in lines if re.fullmatch(r"[-+\d.]*,\d+", line[mos])]:
-            found = (
-                f"{len(commas)} scores have a decimal comma, such as {commas[0]}; expected a point"
-            )
-            raise UserError(f"{self.root}: column {mos}: {found}")
+        lines = self._lines()
+        columns = self.columns
         return [
-            Row(self._name(x[image]), number(x[mos]), self._part(x), x.get(c.group_column) or None)
-            for x in lines
+            Row(
+                self._name(line[columns.image_column]),
+                number(line[columns.score_column]),
+                self._split(line),
+                line.get(columns.group_column) or None,
+            )
+            for line in lines
         ]
 
-    def _part(self, line: Mapping[str, str]) -> str | None:
+    def _lines(self) -> list[dict[str, str]]:
+        """The lines of the file, each with an image and with no decimal comma. Raises UserError."""
+        image, score = self.columns.image_column, self.columns.score_column
+        optional = self.columns.split_column, self.columns.group_column
+        # A column that the user named must be there; one of a usual name may be missing.
+        usual_names = USUAL.split_column, USUAL.group_column
+        named = [column for column in optional if column not in usual_names]
+        hint = "; --image_column, --score_column, --split_column and --group_column name others"
+        lines = list(read_table(self.root, (image, score, *named), optional, hint))
+        empty = sum(not line[image] for line in lines)
+        if empty:
+            raise UserError(f"{self.root}: column {image} is empty in {empty} rows")
+        scores = [line[score] for line in lines]
+        # Spreadsheets in many languages write 1,5. Say more of it than that it is no number.
+        commas = [text for text in scores if re.fullmatch(r"[-+\d.]*,\d+", text)]
+        if commas:
+            raise UserError(
+                f"{self.root}: column {score}: {len(commas)} scores have a decimal comma, "
+                f"such as {commas[0]}; expected a point"
+            )
+        return lines
+
+    def _split(self, line: Mapping[str, str]) -> str | None:
         column = self.columns.split_column
-        if (text := line.get(column)) is not None and text.lower() not in SPLIT_NAMES:
+        text = line.get(column)
+        if text is None:
+            return None
+        if text.lower() not in SPLIT_NAMES:
             raise UserError(
                 f"{self.root}: column {column}: expected train, val or test, found {text!r}"
             )
-        return None if text is None else SPLIT_NAMES[text.lower()]
+        return SPLIT_NAMES[text.lower()]
 
     def _name(self, text: str) -> str:
-        """The normalised path below `folder`; one that is not below it as it is."""
-        path, folder = (
-            PurePath(os.path.normpath(text.replace("\\", "/"))),
-            os.path.normpath(self.folder.absolute()),
-        )
-        return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
+        """The normalised path below `folder`; a path that is not below it as it is."""
+        path = PurePath(os.path.normpath(text.replace("\\", "/")))
+        folder = os.path.normpath(self.folder.absolute())
+        if path.is_relative_to(folder):
+            path = path.relative_to(folder)
+        return path.as_posix()
 
-    def _spelt(self, image: str) -> Path | None:
-        """Where an image is, its suffix in another case where only that is there; None: nowhere."""
+    def _find_image(self, image: str) -> Path | None:
+        """The path of an image, its suffix in another case where only that exists, or None."""
         path = self.folder / image
-        names = (path.name, path.stem + path.suffix.lower(), path.stem + path.suffix.upper())
-        return next(filter(os.path.isfile, (path.parent / name for name in names)), None)
+        for name in (path.name, path.stem + path.suffix.lower(), path.stem + path.suffix.upper()):
+            if (path.parent / name).is_file():
+                return path.parent / name
+        return None
 
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
-        found = {row.image: self._spelt(row.image) for row in rows}
-        if missing := [image for image, path in found.items() if path is None]:
-            of = f"{len(missing)} of {len(rows)} images are not in {self.place}"
-            raise UserError(f"{self.root}: {of}: {first_five(missing)}{self.elsewhere}")
-        same: dict[tuple[int, int], list[str]] = {}
-        for image, path in found.items():
-            same.setdefault((path.stat().st_dev, path.stat().st_ino), []).append(image)
-        if twice := [" = ".join(names) for names in same.values() if len(names) > 1]:
+        paths = {row.image: self._find_image(row.image) for row in rows}
+        missing = [image for image, path in paths.items() if path is None]
+        if missing:
             raise UserError(
-                f"{self.root}: {len(twice)} images are listed by several names: {first_five(twice)}"
+                f"{self.root}: {len(missing)} of {len(rows)} images are not in {self.place}: "
+                f"{first_five(missing)}{self.elsewhere}"
             )
-        return [
-            (found[row.image].relative_to(self.folder).as_posix(), found[row.image]) for row in rows
-        ]
+        # One image under two names, by a link or by case, could be in training and test at once.
+        names_of_file: dict[tuple[int, int], list[str]] = {}
+        for image, path in paths.items():
+            status = path.stat()
+            names_of_file.setdefault((status.st_dev, status.st_ino), []).append(image)
+        aliases = [" = ".join(names) for names in names_of_file.values() if len(names) > 1]
+        if aliases:
+            raise UserError(
+                f"{self.root}: {len(aliases)} images are listed by several names: "
+                f"{first_five(aliases)}"
+            )
+        files = [paths[row.image] for row in rows]
+        return [(path.relative_to(self.folder).as_posix(), path) for path in files]

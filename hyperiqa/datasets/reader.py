@@ -1,4 +1,9 @@
-"""The base of the readers: from a data set's folder to its records."""
+"""The base of the readers: from a data set's folder to its records.
+
+A reader gives rows (image name, score, split, content group, kind of distortion). The base class
+finds the images, splits what comes without a split, and turns everything that is wrong with a data
+set into one line for its owner.
+"""
 
 import math
 from collections import Counter
@@ -21,30 +26,32 @@ class MissingFile(UserError):
 
 
 class Reader:
-    """Base of the readers. A subclass implements `rows` and may say where images lie and how scores point; `table` and
-    `word` are what collections call the set (`reading/collected.py`), whose rows `row_of` turns into the reader's."""
+    """Base of the readers.
+
+    A subclass implements `rows` and may say where images lie and which way scores point. `table`
+    and `word` are the set's names in collections (`collections.py`), and `row_of` turns the rows of
+    a collection into the reader's.
+    """
 
     name: str
     resize = "384"
     higher_is_better = True
-    nominal_range: tuple[float, float] | None = (
-        0.0,
-        100.0,
-    )  # of the scores; None: what the images have
+    # Of the scores; None: the range that the images have.
+    nominal_range: tuple[float, float] | None = (0.0, 100.0)
     expects: str
-    image_folders: tuple[tuple[str, ...], ...] = (
-        ("",),
-    )  # where images may lie, best first; "" is the root itself
-    names_have_folders = (
-        False  # rows name an image with its folder, because base names repeat across the folders
-    )
-    form, elsewhere = "folder", ""  # what `root` is, and what helps where images lie elsewhere
+    # Where images may lie, best first: each a layout of folders, "" the root itself.
+    image_folders: tuple[tuple[str, ...], ...] = (("",),)
+    # Whether rows name an image with its folder, because base names repeat across the folders.
+    names_have_folders = False
+    # What `root` is, and a hint for images that lie elsewhere.
+    form = "folder"
+    elsewhere = ""
     table: str | None = None
     word: str | None = None
-    votes: float | None = (
-        None  # per image, where the set gives their deviation alone; 1: it gives the standard error
-    )
-    spaq_root: Path | None = None  # where a set that brings a SPAQ of its own has it
+    # Per image, where the set gives only their deviation; 1: it gives the standard error.
+    votes: float | None = None
+    # The SPAQ of a set that brings one of its own.
+    spaq_root: Path | None = None
 
     def __init__(
         self,
@@ -53,213 +60,278 @@ class Reader:
         lower_is_better: bool = False,
         columns: Columns = USUAL,
     ):
-        """seed: of the split, where it must be drawn; None: not known, which is an error then. columns: of a CSV."""
+        """Take the set in the folder `root`; None: in its default place.
+
+        seed: of the split, where one must be drawn; None: unknown, which is an error in that case.
+        columns: of a CSV.
+        """
         self.root = Path(root) if root is not None else HERE / self.name
-        self.seed, self.lower_is_better, self.columns = seed, lower_is_better, columns
+        self.seed = seed
+        self.lower_is_better = lower_is_better
+        self.columns = columns
         self.place = f"--image_root {columns.image_root}" if columns.image_root else "its folder"
         self.why_empty = ""
         self.notes: list[str] = []
+        # Paths of the images that a collection's lists place, by the rows' names.
         self.placed: dict[str, Path] = {}
 
     def rows(self) -> Iterable[Row]:
+        """All rows of the set's own files. Raises UserError, MissingFile where there are none."""
         raise NotImplementedError
 
     def row_of(self, listed: Listed) -> Row | None:
-        """A collection's row as this set's; None: it is none of its images."""
+        """A collection's row as this set's; None for an image that is none of the set's."""
         return Row(listed.name, listed.score, listed.split, listed.reference)
 
     def _collected(self) -> list[Row] | None:
-        """The rows of the set as a collection has it; None where there is none."""
-        found = (self.table and pyiqa(self.root, self.table)) or (
-            self.word and json_lists(self.root, self.word)
-        )
-        if not found:
+        """The rows of the set as a collection has it; None where no collection is there."""
+        collection = None
+        if self.table:
+            collection = pyiqa(self.root, self.table)
+        if collection is None and self.word:
+            collection = json_lists(self.root, self.word)
+        if collection is None:
             return None
-        self.notes.append(f"{self.name}: read from {found[0]}")
+        source, entries = collection
+        self.notes.append(f"{self.name}: read from {source}")
         rows = []
-        for listed in found[1]:
-            if (row := self.row_of(listed)) is not None:
-                error = self.error(listed.deviation, listed.votes)
-                rows.append(
-                    replace(
-                        row, split=listed.split, error=error if row.error is None else row.error
-                    )
-                )
-                if listed.path is not None:
-                    self.placed[row.image] = listed.path
+        for listed in entries:
+            row = self.row_of(listed)
+            if row is None:
+                continue
+            error = row.error
+            if error is None:
+                error = self.standard_error(listed.deviation, listed.votes)
+            rows.append(replace(row, split=listed.split, error=error))
+            if listed.path is not None:
+                self.placed[row.image] = listed.path
         return rows
 
-    def error(self, deviation: object = None, votes: float | None = None) -> float | None:
-        """The standard error of a mean of opinions with this standard deviation; None where something is not known."""
-        sd, n = number(deviation), votes or self.votes
-        return sd / math.sqrt(n) if n and math.isfinite(sd) else None
+    def standard_error(self, deviation: object = None, votes: float | None = None) -> float | None:
+        """The standard error of a mean of opinions with this standard deviation; None if unknown.
+
+        votes: how many opinions; None: as many as the set has per image.
+        """
+        sd = number(deviation)
+        count = votes or self.votes
+        return sd / math.sqrt(count) if count and math.isfinite(sd) else None
 
     def read(self, splits: tuple[str, ...] = ("train", "test")) -> DataSet:
         """Records of these splits. Images of other splits need not exist. Raises UserError."""
-        rows = (
-            self._drawn(self.listed)
-            if any(row.split is None for row in self.listed)
-            else self.listed
-        )
+        rows = self.listed
+        if any(row.split is None for row in rows):
+            rows = self._draw_split(rows)
         rows = [row for row in rows if row.split in splits]
         self._check_rows(rows, splits)
         return self._data_set(rows)
 
     def read_all_as_test(self) -> DataSet:
-        """Every record, whatever its split, as a test image: for tests across data sets. Raises UserError."""
+        """Every record, whatever its split, as a test image: for tests across data sets.
+
+        Raises UserError.
+        """
         self._check_rows(self.listed, ())
         data = self._data_set(self.listed)
         return replace(data, records=[replace(record, split="test") for record in data.records])
 
-    def read_for_test(self, split: str = "auto", own: bool = False) -> tuple[DataSet, str]:
-        """The set's images to test on, and in words which they are; own: the model was trained on the set.
-        split: auto, test or all. auto: the test images of a set that comes with a split, so that figures of all
-        models are of the same images; those of the run's random split of its own set; else all. Raises UserError."""
-        comes_with_one = any(row.split == "test" for row in self.listed)
-        if split == "all" or (split == "auto" and not comes_with_one and not own):
-            data, which = (
-                self.read_all_as_test(),
-                "all" + (", its training images among them" if own else ""),
-            )
+    def read_for_test(self, split: str = "auto", trained_on: bool = False) -> tuple[DataSet, str]:
+        """The set's images to test on, and a text that says which they are.
+
+        split: auto, test or all. auto: the test images of a set that comes with a split, so that
+        the figures of all models are of the same images; of a set that the model was trained on,
+        those of the run's random split; else all. trained_on: whether the model was trained on the
+        set. Raises UserError.
+        """
+        has_test_split = any(row.split == "test" for row in self.listed)
+        if split == "all" or (split == "auto" and not has_test_split and not trained_on):
+            data = self.read_all_as_test()
+            selection = "all, its training images among them" if trained_on else "all"
         else:
             data = self.read(("test",))
-            which = "its test split" if comes_with_one else f"random test split, seed {self.seed}"
+            selection = (
+                "its test split" if has_test_split else f"random test split, seed {self.seed}"
+            )
         data.note_undefined()
-        return data, which
+        return data, selection
 
     @cached_property
     def listed(self) -> list[Row]:
-        """All that the set's own files list, of whatever split. Raises UserError."""
+        """All rows that the set's own files list, of whatever split. Raises UserError."""
         if not self.root.exists():
             raise UserError(f"{self.name}: no {self.form} {self.root}; expected {self.expects}")
         try:
             rows = list(self.rows())
         except MissingFile:
-            if (rows := self._collected()) is None:
+            rows = self._collected()
+            if rows is None:
                 raise
         if not rows:
             raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
-        if outside := [row.image for row in rows if leaves_its_folder(row.image)]:
-            names = f"{first_five(outside)}{self.elsewhere}"
-            raise UserError(f"{self.root}: {len(outside)} image names leave {self.place}: {names}")
+        outside = [row.image for row in rows if leaves_its_folder(row.image)]
+        if outside:
+            raise UserError(
+                f"{self.root}: {len(outside)} image names leave {self.place}: "
+                f"{first_five(outside)}{self.elsewhere}"
+            )
         return rows
 
     def _data_set(self, rows: list[Row]) -> DataSet:
         files = self._files(rows)
-        if repeated := [name for name, n in Counter(name for name, _ in files).items() if n > 1]:
+        counts = Counter(name for name, _ in files)
+        repeated = [name for name, count in counts.items() if count > 1]
+        if repeated:
             raise UserError(
                 f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}"
             )
-        pairs = zip(rows, files, strict=True)
         records = [
-            Record(*file, r.score, r.split or "test", r.group, r.kind, r.error) for r, file in pairs
+            Record(name, path, row.score, row.split or "test", row.group, row.kind, row.error)
+            for row, (name, path) in zip(rows, files, strict=True)
         ]
-        better = self.higher_is_better and not self.lower_is_better
-        return DataSet(self.name, records, better, self.notes, self.nominal_range)
+        higher_is_better = self.higher_is_better and not self.lower_is_better
+        return DataSet(self.name, records, higher_is_better, self.notes, self.nominal_range)
 
     def _check_rows(self, rows: list[Row], splits: tuple[str, ...]) -> None:
-        if bad := [row.image for row in rows if not math.isfinite(row.score)]:
+        bad = [row.image for row in rows if not math.isfinite(row.score)]
+        if bad:
             raise UserError(f"{self.name}: {len(bad)} scores are not numbers: {first_five(bad)}")
+        present = {row.split for row in rows}
         for split in splits:
-            if split == "val" and not any(row.split == "val" for row in rows):
+            if split in present:
+                continue
+            if split == "val":
                 raise UserError(
                     f"{self.name}: {self.root} names no validation images; give --val_fraction F"
                 )
-            if not any(row.split == split for row in rows):
-                raise UserError(
-                    f"{self.name}: the {split} split of {self.root} is empty{self.why_empty}"
-                )
+            raise UserError(
+                f"{self.name}: the {split} split of {self.root} is empty{self.why_empty}"
+            )
 
-    def _drawn(self, rows: list[Row]) -> list[Row]:
-        """80 % of the contents into train, the rest into test, by seed."""
+    def _draw_split(self, rows: list[Row]) -> list[Row]:
+        """The rows with 80 % of the contents in train, the rest in test, by seed."""
         if self.seed is None:
-            said = "comes without a split, and the seed of the run's is not known"
-            raise UserError(f"{self.name}: {said}; give --seed N or --split all")
+            raise UserError(
+                f"{self.name}: comes without a split, and the seed of the run's is not known; "
+                "give --seed N or --split all"
+            )
+        # Sorted, so that the order of the rows in a file changes nothing.
         contents = sorted({row.group or row.image for row in rows})
         if len(contents) == 1:
             self.why_empty = (
                 f": to draw a split takes two contents, and all images are of one, {contents[0]}"
             )
         order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(contents))
+        # At least one content for either split, however few there are.
         share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
         train = {contents[i] for i in order[:share]}
         unit = "reference contents" if any(row.group for row in rows) else "images"
-        drawn = f"random 80/20 split of {len(contents)} {unit}, seed {self.seed}"
-        self.notes.append(f"{self.name}: no split given; {drawn}")
-        return [
-            replace(row, split="train" if (row.group or row.image) in train else "test")
-            for row in rows
-        ]
+        self.notes.append(
+            f"{self.name}: no split given; "
+            f"random 80/20 split of {len(contents)} {unit}, seed {self.seed}"
+        )
+        split_rows = []
+        for row in rows:
+            split = "train" if (row.group or row.image) in train else "test"
+            split_rows.append(replace(row, split=split))
+        return split_rows
 
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
-        """Name and path of each row's image: where a collection says, or by its name in the first of `image_folders`
-        that holds images."""
+        """Name and path of each row's image.
+
+        It lies where a collection says, else under its name in the first of `image_folders` that
+        holds images.
+        """
         if self.placed:
-            if gone := [row.image for row in rows if not self.placed[row.image].is_file()]:
-                place = self.placed[gone[0]].parent
-                raise UserError(
-                    f"{self.name}: {len(gone)} of {len(rows)} images, not in {place}: {first_five(gone)}"
-                )
-            return [(row.image, self.placed[row.image]) for row in rows]
-        there = [
-            {folder: self._there(folder) for folder in folders} for folders in self.image_folders
-        ]
-        layouts = [layout for layout in there if all(path.is_dir() for path in layout.values())]
-        if not layouts:
-            choices = " or ".join(
-                "+".join(f"{f}/" for f in folders) for folders in self.image_folders
-            )
-            raise UserError(f"{self.name}: no images in {self.root}; expected {choices}")
+            return self._placed_files(rows)
+        layouts = self._layouts()
         layout = next(filter(self._images_in, layouts), layouts[0])
-        found = self._images_in(layout)
-
-        def missing(rows: list[Row]) -> list[str]:
-            return [
-                row.image
-                for row in rows
-                if row.image not in found and row.image.lower() not in found
-            ]
-
+        images = self._images_in(layout)
         validation = [row for row in rows if row.split == "val"]
-        if missing(
-            validation
-        ):  # the public lists leave them out, so they often lie in another layout's folder
-            for other in layouts:
-                found = self._images_in(other) | found
-            if gone := missing(validation):
-                which = f"{len(gone)} validation images are not in {self.root}: {first_five(gone)}"
-                more = "give --val_fraction F to take some of the training images instead"
-                raise UserError(f"{self.name}: {which}; {more}")
-        if gone := missing(rows):
-            where = " and ".join(map(str, layout.values()))
+        if _missing(validation, images):
+            # The public lists leave them out, so they often lie in another layout's folder.
+            for other_layout in layouts:
+                images = self._images_in(other_layout) | images
+        missing = _missing(validation, images)
+        if missing:
             raise UserError(
-                f"{self.name}: {len(gone)} of {len(rows)} images are not in {where}: {first_five(gone)}"
+                f"{self.name}: {len(missing)} validation images are not in {self.root}: "
+                f"{first_five(missing)}; "
+                "give --val_fraction F to take some of the training images instead"
             )
-        return [found.get(row.image) or found[row.image.lower()] for row in rows]
+        missing = _missing(rows, images)
+        if missing:
+            folders = " and ".join(map(str, layout.values()))
+            raise UserError(
+                f"{self.name}: {len(missing)} of {len(rows)} images are not in {folders}: "
+                f"{first_five(missing)}"
+            )
+        return [images.get(row.image) or images[row.image.lower()] for row in rows]
+
+    def _placed_files(self, rows: list[Row]) -> list[tuple[str, Path]]:
+        """Name and path of each row's image, where a collection says that it is."""
+        missing = [row.image for row in rows if not self.placed[row.image].is_file()]
+        if missing:
+            raise UserError(
+                f"{self.name}: {len(missing)} of {len(rows)} images, "
+                f"not in {self.placed[missing[0]].parent}: {first_five(missing)}"
+            )
+        return [(row.image, self.placed[row.image]) for row in rows]
+
+    def _layouts(self) -> list[dict[str, Path]]:
+        """The layouts of `image_folders` of which every folder is there, each as name -> path."""
+        layouts = []
+        for folders in self.image_folders:
+            layout = {folder: self._locate(folder) for folder in folders}
+            if all(path.is_dir() for path in layout.values()):
+                layouts.append(layout)
+        if not layouts:
+            choices = " or ".join("/+".join(folders) + "/" for folders in self.image_folders)
+            raise UserError(f"{self.name}: no images in {self.root}; expected {choices}")
+        return layouts
 
     def _images_in(self, layout: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
-        """Name and path of the images in these folders, by their names as they are, else in lower case."""
-        images = [
-            (f"{folder}/{path.name}" if self.names_have_folders else path.name, path)
-            for folder, place in layout.items()
-            for path in place.iterdir()
-            if path.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        return {image[0].lower(): image for image in images} | {image[0]: image for image in images}
+        """Name and path of the images in these folders, by name, and by name in lower case."""
+        images = {}
+        in_lower_case = {}
+        for folder, place in layout.items():
+            for path in place.iterdir():
+                if path.suffix.lower() in IMAGE_SUFFIXES:
+                    name = f"{folder}/{path.name}" if self.names_have_folders else path.name
+                    images[name] = in_lower_case[name.lower()] = (name, path)
+        # A name as it is goes before another's in lower case.
+        return in_lower_case | images
 
-    def _there(self, name: str) -> Path:
-        """The file or folder of this name below the root; in another case, where only that is there."""
+    def _locate(self, name: str) -> Path:
+        """The file or folder of this name below the root; in another case, if only that exists."""
         path = self.root
         for part in PurePosixPath(name).parts:
-            exact = path / part
-            others = () if exact.exists() or not path.is_dir() else path.iterdir()
-            path = next((other for other in others if other.name.lower() == part.lower()), exact)
+            path = _in_any_case(path / part)
         return path
 
-    def _file(self, *names: str) -> Path:
-        """The first of these files that is there: the forms that a data set comes in, best first."""
-        if (there := next(filter(Path.is_file, map(self._there, names)), None)) is None:
-            raise MissingFile(
-                f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}"
-            )
-        return there
+    def _first_file(self, *names: str) -> Path:
+        """The first of these files that exists: the forms that a set comes in, best first.
+
+        Raises MissingFile.
+        """
+        for path in map(self._locate, names):
+            if path.is_file():
+                return path
+        raise MissingFile(
+            f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}"
+        )
+
+
+def _missing(rows: list[Row], images: Mapping[str, object]) -> list[str]:
+    """Names of the rows whose images are not there, in whatever case."""
+    return [
+        row.image for row in rows if row.image not in images and row.image.lower() not in images
+    ]
+
+
+def _in_any_case(path: Path) -> Path:
+    """The path itself if it exists, else one beside it that differs in case, if there is one."""
+    # Sets are packed on systems that tell no cases apart, and unpacked on those that do.
+    if not path.exists() and path.parent.is_dir():
+        for sibling in path.parent.iterdir():
+            if sibling.name.lower() == path.name.lower():
+                return sibling
+    return path

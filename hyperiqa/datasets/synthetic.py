@@ -1,4 +1,7 @@
-"""Readers of the sets of synthetic distortions: references distorted in known ways, split by reference."""
+"""Readers of the sets of synthetic distortions: references distorted in known ways.
+
+They are split by reference.
+"""
 
 import re
 from collections.abc import Iterable
@@ -23,37 +26,52 @@ from hyperiqa.datasets.records import Row
 
 
 class NamedByContent(Reader):
-    """Base of the sets whose image names are CONTENT_KIND_LEVEL, such as I01_02_3.bmp; `kinds` from number 1 on."""
+    """Base of the sets whose image names are CONTENT_KIND_LEVEL, such as I01_02_3.bmp.
+
+    `kinds` are the distortions, from number 1 on.
+    """
 
     kinds: tuple[str, ...]
 
     def row_of(self, listed: Listed) -> Row | None:
-        return self._rows_by_name(self.root, [(listed.name, listed.score)])[0]
+        (row,) = self._rows_by_name(self.root, [(listed.name, listed.score)])
+        return row
 
     def _rows_by_name(self, path: Path, scores: Iterable[tuple[str, object]]) -> list[Row]:
-        rows, strange = [], []
+        """Rows of the (image name, score) pairs of the file `path`.
+
+        Raises UserError for names of another form.
+        """
+        rows = []
+        unknown = []
         for name, score in scores:
             parts = re.fullmatch(r"(I\d+)_(\d+)_\d+\.\w+", name, re.IGNORECASE)
             if parts and 1 <= int(parts[2]) <= len(self.kinds):
-                rows.append(
-                    Row(name, number(score), None, parts[1].upper(), self.kinds[int(parts[2]) - 1])
-                )
+                # The letter of one content may come in either case.
+                content = parts[1].upper()
+                kind = self.kinds[int(parts[2]) - 1]
+                rows.append(Row(name, number(score), group=content, kind=kind))
             else:
-                strange.append(name)
-        if strange:
-            wanted = f"CONTENT_KIND_LEVEL with a kind of 1 to {len(self.kinds)}, such as I01_02_3"
+                unknown.append(name)
+        if unknown:
             raise UserError(
-                f"{path}: {len(strange)} image names are not {wanted}: {first_five(strange)}"
+                f"{path}: {len(unknown)} image names are not CONTENT_KIND_LEVEL with a kind of "
+                f"1 to {len(self.kinds)}, such as I01_02_3: {first_five(unknown)}"
             )
         return rows
 
 
 class KADID10k(NamedByContent):
     """KADID-10k (Lin, Hosu and Saupe, QoMEX 2019): 81 contents x 25 distortions x 5 levels.
-    What its authors call dmos is the mean of opinions from 1, bad, to 5, excellent."""
 
-    name, nominal_range = "kadid-10k", (1.0, 5.0)
-    table, word, votes = "KADID10k", "kadid", 30
+    What its authors call dmos is the mean of opinions from 1, bad, to 5, excellent.
+    """
+
+    name = "kadid-10k"
+    nominal_range = (1.0, 5.0)
+    table = "KADID10k"
+    word = "kadid"
+    votes = 30
     expects = "kadid_test.json or dmos.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
     kinds = (
@@ -85,27 +103,38 @@ class KADID10k(NamedByContent):
     )
 
     def rows(self) -> list[Row]:
-        path = self._file("kadid_test.json", "dmos.csv")
+        path = self._first_file("kadid_test.json", "dmos.csv")
         if path.suffix.lower() == ".json":
             return self._rows_by_name(path, read_json_scores(path).items())
-        # What the file calls var is a standard deviation: only so do the scores be means of 30 whole votes.
-        table = list(read_table(path, ("dist_img", "dmos"), ("var",)))
-        rows = self._rows_by_name(path, [(line["dist_img"], line["dmos"]) for line in table])
+        lines = list(read_table(path, ("dist_img", "dmos"), ("var",)))
+        rows = self._rows_by_name(path, [(line["dist_img"], line["dmos"]) for line in lines])
+        # What the file calls var must be the standard deviation: only then can the scores be means
+        # of 30 whole votes.
         return [
-            replace(row, error=self.error(line.get("var")))
-            for row, line in zip(rows, table, strict=True)
+            replace(row, error=self.standard_error(line.get("var")))
+            for row, line in zip(rows, lines, strict=True)
         ]
 
 
 class LIVE(Reader):
-    """LIVE release 2 (Sheikh, Sabir and Bovik, IEEE TIP 2006): 779 distorted images of 29 references, DMOS.
-    The score file lists all folders' images one after the other, undistorted copies (orgs = 1) among them. DMOS:
-    0 and below is undistorted, 100 about the worst; the realigned scores are the authors' own correction."""
+    """LIVE release 2 (Sheikh, Sabir and Bovik, IEEE TIP 2006): 779 images of 29 references, DMOS.
 
-    name, table, word, resize = "live", "LIVEIQA", "live", "none"
-    higher_is_better, names_have_folders = False, True
-    folders = "jp2k/, jpeg/, wn/, gblur/ and fastfading/ with img1.bmp …"
-    expects = f"{folders}, refnames_all.mat, and dmos_realigned.mat or dmos.mat"
+    The score file lists all folders' images one after the other, undistorted copies (orgs = 1)
+    among them. DMOS: 0 and below is undistorted, 100 about the worst; the realigned scores are the
+    authors' own correction.
+    """
+
+    name = "live"
+    table = "LIVEIQA"
+    word = "live"
+    resize = "none"
+    higher_is_better = False
+    names_have_folders = True
+    expects = (
+        "jp2k/, jpeg/, wn/, gblur/ and fastfading/ with img1.bmp …, "
+        "refnames_all.mat, and dmos_realigned.mat or dmos.mat"
+    )
+    # Number of images in each folder, in the order of the score file.
     images = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
     image_folders = (tuple(images),)
     kinds = {
@@ -117,37 +146,50 @@ class LIVE(Reader):
     }
 
     def rows(self) -> list[Row]:
-        path = self._file("dmos_realigned.mat", "dmos.mat")
-        scored = read_mat(
-            path, "dmos_new" if path.name.lower() == "dmos_realigned.mat" else "dmos", "orgs"
-        )
+        path = self._first_file("dmos_realigned.mat", "dmos.mat")
+        variable = "dmos_new" if path.name.lower() == "dmos_realigned.mat" else "dmos"
+        # Neither file names the images: a row belongs to the image at its place.
         columns = {
-            path.name: scored,
-            "refnames_all.mat": read_mat(self._file("refnames_all.mat"), "refnames_all"),
+            path.name: read_mat(path, variable, "orgs"),
+            "refnames_all.mat": read_mat(self._first_file("refnames_all.mat"), "refnames_all"),
             "images of the release": [
-                (folder, i) for folder, n in self.images.items() for i in range(1, n + 1)
+                (folder, i) for folder, count in self.images.items() for i in range(1, count + 1)
             ],
         }
         return [
-            Row(f"{folder}/img{i}.bmp", number(dmos), None, str(reference), self.kinds[folder])
+            Row(
+                f"{folder}/img{i}.bmp",
+                number(dmos),
+                group=str(reference),
+                kind=self.kinds[folder],
+            )
             for (dmos, undistorted), (reference,), (folder, i) in aligned(self.root, columns)
             if undistorted != 1
         ]
 
     def row_of(self, listed: Listed) -> Row | None:
         folder, name = (listed.path or PurePath(listed.name)).parts[-2:]
-        if listed.score == 0:  # an undistorted copy
+        # Undistorted copies have the score 0.
+        if listed.score == 0:
             return None
         group = PurePath(listed.reference).name if listed.reference else None
-        return Row(f"{folder}/{name}", listed.score, None, group, self.kinds.get(folder))
+        kind = self.kinds.get(folder)
+        return Row(f"{folder}/{name}", listed.score, group=group, kind=kind)
 
 
 class CSIQ(Reader):
-    """CSIQ (Larson and Chandler, Journal of Electronic Imaging 2010): 866 distorted images of 30 references.
-    DMOS from 0, like the reference, to 1, worst. The workbook calls the distortions otherwise than the images."""
+    """CSIQ (Larson and Chandler, Journal of Electronic Imaging 2010): 866 images of 30 references.
 
-    name, table, word, resize = "csiq", "CSIQ", "csiq", "none"
-    nominal_range, higher_is_better = (0.0, 1.0), False
+    DMOS from 0, like the reference, to 1, worst. The workbook's names of the distortions are not
+    those in the names of the images.
+    """
+
+    name = "csiq"
+    table = "CSIQ"
+    word = "csiq"
+    resize = "none"
+    nominal_range = (0.0, 1.0)
+    higher_is_better = False
     expects = (
         "csiq.DMOS.xlsx and dst_imgs/ with awgn/, jpeg/, jpeg2000/, fnoise/, blur/ and contrast/"
     )
@@ -155,7 +197,7 @@ class CSIQ(Reader):
         f"dst_imgs/{kind}" for kind in ("awgn", "jpeg", "jpeg2000", "fnoise", "blur", "contrast")
     )
     image_folders = (folders, ("dst_imgs_all",), ("dst_imgs",))
-    # The workbook's dst_type, letters and digits alone -> the word in image names, the distortion.
+    # The workbook's dst_type without blanks and marks -> (word in image names, distortion).
     kinds = {
         "noise": ("awgn", "white noise"),
         "awgn": ("awgn", "white noise"),
@@ -167,41 +209,47 @@ class CSIQ(Reader):
     }
 
     def rows(self) -> list[Row]:
-        path = self._file("csiq.DMOS.xlsx")
+        path = self._first_file("csiq.DMOS.xlsx")
         sheet = read_sheet(path, self.name, "all_by_image")
         rows = []
-        for image, kind, level, dmos in under_header(
-            path, sheet, ("image", "dst_type", "dst_lev", "dmos")
-        ):
-            reference, known = (
-                cell_text(image),
-                self.kinds.get(re.sub(r"[\W_]", "", cell_text(kind).lower())),
-            )
-            if known is None:
+        table = under_header(path, sheet, ("image", "dst_type", "dst_lev", "dmos"))
+        for image, dst_type, level, dmos in table:
+            type_letters = re.sub(r"[\W_]", "", cell_text(dst_type).lower())
+            if type_letters not in self.kinds:
                 raise UserError(
-                    f"{path}: column dst_type: expected {', '.join(self.kinds)}, found {kind!r}"
+                    f"{path}: column dst_type: expected {', '.join(self.kinds)}, found {dst_type!r}"
                 )
-            name = f"{reference}.{known[0]}.{cell_text(level)}.png"
-            rows.append(Row(name, number(dmos), None, reference.lower(), known[1]))
+            rows.append(self._row(cell_text(image), type_letters, cell_text(level), number(dmos)))
         return rows
 
     def row_of(self, listed: Listed) -> Row | None:
+        # REFERENCE.KIND.LEVEL.png; the empty parts are for a name that has fewer.
         reference, kind, level = (*listed.name.split("."), "", "")[:3]
-        if (known := self.kinds.get(kind.lower())) is None:
+        if kind.lower() not in self.kinds:
             raise UserError(
                 f"{self.root}: expected names such as 1600.AWGN.1.png, found {listed.name}"
             )
-        return Row(
-            f"{reference}.{known[0]}.{level}.png", listed.score, None, reference.lower(), known[1]
-        )
+        return self._row(reference, kind.lower(), level, listed.score)
+
+    def _row(self, reference: str, kind: str, level: str, score: float) -> Row:
+        """The row of an image; kind: a key of `kinds`."""
+        word, distortion = self.kinds[kind]
+        image = f"{reference}.{word}.{level}.png"
+        return Row(image, score, group=reference.lower(), kind=distortion)
 
 
 class TID2013(NamedByContent):
-    """TID2013 (Ponomarenko et al., Signal Processing: Image Communication 2015): 3,000 images, MOS 0..9.
-    25 contents x 24 distortions x 5 levels."""
+    """TID2013 (Ponomarenko et al., Signal Processing: Image Communication 2015).
 
-    name, nominal_range, resize = "tid2013", (0.0, 9.0), "none"
-    table, word, votes = "TID2013", "tid2013", 1
+    3,000 images, MOS 0..9: 25 contents x 24 distortions x 5 levels.
+    """
+
+    name = "tid2013"
+    nominal_range = (0.0, 9.0)
+    resize = "none"
+    table = "TID2013"
+    word = "tid2013"
+    votes = 1
     expects = "mos_with_names.txt and distorted_images/"
     image_folders = (("distorted_images",),)
     kinds = (
@@ -232,16 +280,17 @@ class TID2013(NamedByContent):
     )
 
     def rows(self) -> list[Row]:
-        path = self._file("mos_with_names.txt")
+        path = self._first_file("mos_with_names.txt")
         lines = [line.split() for line in read_lines(path)]
-        if strange := [" ".join(words) for words in lines if len(words) != 2]:
+        malformed = [" ".join(words) for words in lines if len(words) != 2]
+        if malformed:
             raise UserError(
-                f"{path}: expected lines of MOS and image name, found {first_five(strange)}"
+                f"{path}: expected lines of MOS and image name, found {first_five(malformed)}"
             )
         rows = self._rows_by_name(path, [(name, mos) for mos, name in lines])
         # In the same order, one number a line, standard errors already.
-        errors = self._there("mos_std.txt")
+        errors = self._locate("mos_std.txt")
         if not errors.exists():
             return rows
-        found = aligned(self.root, {path.name: rows, errors.name: read_lines(errors)})
-        return [replace(row, error=self.error(error)) for row, error in found]
+        pairs = aligned(self.root, {path.name: rows, errors.name: read_lines(errors)})
+        return [replace(row, error=self.standard_error(error)) for row, error in pairs]
