@@ -1,7 +1,7 @@
-"""Records, data sets, and the base of the readers in `folders.py`.
+"""What a data set is once it has been read: records of images, and what follows from them alone.
 
-A reader gives rows (image name, score, split, content group, kind of distortion); the base class finds the images,
-splits what comes without a split, and turns everything that is wrong with a data set into one line for its owner."""
+A reader (`reader.py`) turns the rows of a set's own files into the records of a `DataSet`.
+"""
 
 import hashlib
 import json
@@ -18,11 +18,14 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".we
 
 @dataclass(frozen=True)
 class Record:
-    """One image: where it lies, its opinion score on the set's own scale, its split, and what it depicts.
-    `name` is what it is called in every record: its path below the folder of the images, normalised, with / between
-    the parts; unique in its set, and the same wherever the set lies. `group` is shared by images of the same content,
-    which must not be torn apart by a split; None: own content. `kind` is the kind of distortion in words, where the
-    set says it; `error` the standard error of the score, in its units, where the set gives votes."""
+    """One image: where it lies, its opinion score on the set's own scale, its split, what it shows.
+
+    `name` identifies the image in every record: its path below the folder of the images,
+    normalised, with / between the parts. It is unique in its set, and the same wherever the set
+    lies. Images of the same content share a `group`, which a split must not tear apart; None: the
+    image has a content of its own. `kind` is the kind of distortion in words, where the set names
+    it. `error` is the standard error of the score, in its units, where the set gives votes.
+    """
 
     name: str
     path: Path
@@ -35,7 +38,7 @@ class Record:
 
 @dataclass
 class DataSet:
-    """The records of a data set; `notes` are the lines that the log owes to the user about them."""
+    """The records of a data set; `notes` are the lines about them that the log shows the user."""
 
     name: str
     records: list[Record]
@@ -45,30 +48,36 @@ class DataSet:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The smallest and the largest score that the set's scale has, else that its training images have."""
+        """The smallest and largest score of the set's scale, else of its training images."""
+        if self.nominal_range:
+            return self.nominal_range
         scores = [record.score for record in self.split("train") or self.records]
-        return self.nominal_range or (min(scores), max(scores))
+        return min(scores), max(scores)
 
     def split(self, name: str) -> list[Record]:
+        """The records of one split: train, val or test."""
         return [record for record in self.records if record.split == name]
 
     def note_undefined(self) -> None:
-        """Add a note for each split whose images leave correlations with their MOS undefined, saying why."""
+        """Note each split whose images leave correlations with their MOS undefined, and say why."""
         for part in dict.fromkeys(record.split for record in self.records):
             scores = [record.score for record in self.split(part)]
-            if len(set(scores)) == 1:
-                all_same = f"all {len(scores)} {part} images have the MOS {scores[0]:g}"
-                why = all_same if len(scores) > 1 else f"there is only 1 {part} image"
-                self.notes.append(f"{self.name}: SRCC and PLCC will be nan: {why}")
+            if len(set(scores)) > 1:
+                continue
+            if len(scores) > 1:
+                reason = f"all {len(scores)} {part} images have the MOS {scores[0]:g}"
+            else:
+                reason = f"there is only 1 {part} image"
+            self.notes.append(f"{self.name}: SRCC and PLCC will be nan: {reason}")
 
     def fingerprint(self) -> str:
-        """Changes when an image name, a score, a split or a group changes; not when the folder moves."""
-        return _digest(
-            sorted((r.split, r.name, repr(r.score), r.group or "") for r in self.records)
-        )
+        """A digest of names, scores, splits and groups; it stays when the folder moves."""
+        # Runs that are resumed or compared hold older digests: what goes in here must not change.
+        rows = [(r.split, r.name, repr(r.score), r.group or "") for r in self.records]
+        return _digest(sorted(rows))
 
     def votes(self) -> str:
-        """Changes when a standard error does."""
+        """A digest of the standard errors."""
         return _digest(sorted((r.name, repr(r.error)) for r in self.records))
 
 
@@ -78,7 +87,7 @@ def _digest(rows: list[tuple]) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What a data set's own files say of an image; split None: to be drawn."""
+    """What a data set's own files say of an image; split None: one is to be drawn."""
 
     image: str
     score: float
@@ -90,8 +99,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of a CSV set are called, and the folder that its image paths start from (None: the CSV's).
-    Those of split and group may be missing as long as they have their usual names."""
+    """The names of a CSV set's columns, and the folder that its image paths start from.
+
+    image_root None: the folder of the CSV. The columns of split and group may be missing as long as
+    they have their usual names.
+    """
 
     image_column: str = "image"
     score_column: str = "mos"
@@ -101,27 +113,34 @@ class Columns:
 
     @classmethod
     def of(cls, options: Namespace) -> "Columns":
-        """As the flags say, which have the same names."""
-        return cls(**{each.name: getattr(options, each.name) for each in fields(cls)})
+        """The columns that the flags of the same names give."""
+        return cls(**{column.name: getattr(options, column.name) for column in fields(cls)})
 
 
 USUAL = Columns()
 
 
 def take_validation(data: DataSet, fraction: float, seed: int) -> None:
-    """Move about this fraction of the training images into `val`, whole content groups, by seed. Raises UserError."""
-    contents = sorted({r.group or r.name for r in data.split("train")})
+    """Move about this fraction of the training images into `val`, whole content groups, by seed.
+
+    Raises UserError where that leaves no content for validation or none for training.
+    """
+    contents = sorted({record.group or record.name for record in data.split("train")})
     share = round(fraction * len(contents))
     if not 0 < share < len(contents):
         raise UserError(
             f"--val_fraction {fraction}: takes {share} of {len(contents)} training contents"
         )
+    # The 1 keeps these draws apart from those of the 80/20 split by the same seed.
     order = np.random.Generator(np.random.PCG64([seed, 1])).permutation(len(contents))
     chosen = {contents[i] for i in order[:share]}
-    data.records = [
-        replace(r, split="val") if r.split == "train" and (r.group or r.name) in chosen else r
-        for r in data.records
-    ]
+    records = []
+    for record in data.records:
+        if record.split == "train" and (record.group or record.name) in chosen:
+            record = replace(record, split="val")
+        records.append(record)
+    data.records = records
     data.notes.append(
-        f"{data.name}: {share} of {len(contents)} training contents held out for validation, seed {seed}"
+        f"{data.name}: {share} of {len(contents)} training contents held out for validation, "
+        f"seed {seed}"
     )
