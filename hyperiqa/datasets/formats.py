@@ -1,4 +1,7 @@
-"""The file formats that data sets come in, each as rows; what is wrong with a file is one line for its owner."""
+"""The file formats that data sets come in, each as rows.
+
+What is wrong with a file becomes one line for its owner.
+"""
 
 import contextlib
 import csv
@@ -18,12 +21,13 @@ import numpy as np
 from hyperiqa.base.errors import UserError, first_five, reading_file
 from hyperiqa.base.launching import parallel_map
 
-# What the parser of a MAT file may use, bytes and seconds; the sets' own files are under 1 MB.
-MAT_MEMORY, MAT_SECONDS = 4 * 2**30, 60
+# What the parser of a MAT file may use, in bytes and seconds; the sets' own files are under 1 MB.
+MAT_MEMORY = 4 * 2**30
+MAT_SECONDS = 60
 
 
 def number(value: Any) -> float:
-    """A score as a float; nan where it is no number, so that all bad scores can be reported together."""
+    """A score as a float; nan where it is no number: bad scores are then reported all at once."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -31,8 +35,12 @@ def number(value: Any) -> float:
 
 
 def _text(path: Path) -> str:
-    """A text file in UTF-8 or, as it comes from spreadsheets, UTF-16. Raises OSError, UnicodeDecodeError."""
+    """A text file in UTF-8 or, as it comes from spreadsheets, UTF-16.
+
+    Raises OSError, UnicodeDecodeError.
+    """
     data = path.read_bytes()
+    # It tells UTF-8, UTF-16 and UTF-32 apart, with a byte order mark or without.
     return data.decode(json.detect_encoding(data))
 
 
@@ -52,51 +60,73 @@ def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _places(header: list[str], columns: Iterable[str]) -> dict[str, int]:
-    """Where these columns are, in whatever case; without those that are nowhere."""
-    places = {title.lower(): i for i, title in enumerate(header)} | {
-        title: i for i, title in enumerate(header)
-    }
-    return {
-        name: places.get(name, places[name.lower()]) for name in columns if name.lower() in places
-    }
+    """Position of each of these columns that the header has, in whatever case."""
+    positions = {title.lower(): i for i, title in enumerate(header)}
+    # A title as it is goes before another's in lower case.
+    positions |= {title: i for i, title in enumerate(header)}
+    places = {}
+    for name in columns:
+        title = name if name in positions else name.lower()
+        if title in positions:
+            places[name] = positions[title]
+    return places
 
 
 def read_table(
     path: Path, columns: Sequence[str], optional: Sequence[str] = (), more: str = ""
 ) -> Iterator[dict[str, str]]:
-    """Rows of a CSV file as dicts: these columns, and the optional ones that are there.
-    The separator is the comma, semicolon or tab; blanks around cells, empty rows and the case of the header do not
-    count. Raises UserError where the file is unreadable, a column is missing (`more`: what helps then) or a row has
-    more cells than the header."""
+    """Rows of a CSV file as dicts: these columns, and the optional ones that the file has.
+
+    The separator is the comma, semicolon or tab. Blanks around cells, empty rows and the case of
+    the header do not count. Raises UserError where the file is unreadable, a column is missing
+    (`more`: a hint for that case) or a row has more cells than the header.
+    """
     with reading_file(
         path, "not a readable CSV file in UTF-8 or UTF-16", UnicodeDecodeError, csv.Error
     ):
         text = _text(path)
-        headers = {mark: next(_cells(text, mark), (0, []))[1] for mark in ",;\t"}
-        separator, header = max(headers.items(), key=lambda found: len(_places(found[1], columns)))
+        separator, header = _separator_and_header(text, columns)
         places = _places(header, (*columns, *optional))
-        if missing := [column for column in columns if column not in places]:
-            found = f"expected {', '.join(columns)}, found {', '.join(header) or 'none'}"
-            raise UserError(f"{path}: no column {', '.join(missing)}; {found}{more}")
-        for number, cells in itertools.islice(_cells(text, separator), 1, None):
+        missing = [column for column in columns if column not in places]
+        if missing:
+            raise UserError(
+                f"{path}: no column {', '.join(missing)}; "
+                f"expected {', '.join(columns)}, found {', '.join(header) or 'none'}{more}"
+            )
+        for line_number, cells in itertools.islice(_cells(text, separator), 1, None):
             if any(cells[len(header) :]):
-                found = f"line {number} has {len(cells)} cells below {len(header)} column names"
                 raise UserError(
-                    f"{path}: {found}: a decimal comma, or a comma within a cell that is not in quotes?"
+                    f"{path}: line {line_number} has {len(cells)} cells "
+                    f"below {len(header)} column names: "
+                    "a decimal comma, or a comma within a cell that is not in quotes?"
                 )
-            yield {name: cells[i] if i < len(cells) else "" for name, i in places.items()}
+            # A line that is too short has empty cells at its end.
+            cells += [""] * (len(header) - len(cells))
+            yield {name: cells[i] for name, i in places.items()}
+
+
+def _separator_and_header(text: str, columns: Sequence[str]) -> tuple[str, list[str]]:
+    """The separator by which a table's header has most of these columns, and that header."""
+    headers = {}
+    for separator in ",;\t":
+        _, headers[separator] = next(_cells(text, separator), (0, []))
+    return max(headers.items(), key=lambda item: len(_places(item[1], columns)))
 
 
 def read_json_scores(path: Path) -> dict[str, float]:
-    """A JSON list of {"image", "score"} -> base name -> score, wherever the paths in it point. Raises UserError."""
+    """Base name -> score of a JSON list of {"image", "score"}, wherever its paths point.
+
+    Raises UserError.
+    """
     try:
         entries = json.loads(path.read_bytes())
-        names = [PurePosixPath(str(e["image"]).replace("\\", "/")).name for e in entries]
-        scores = [number(e["score"]) for e in entries]
+        paths = [str(entry["image"]).replace("\\", "/") for entry in entries]
+        scores = [number(entry["score"]) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError) as problem:
         raise UserError(
             f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}'
         ) from None
+    names = [PurePosixPath(text).name for text in paths]
     listed = dict(zip(names, scores, strict=True))
     if len(listed) < len(entries):
         raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
@@ -110,37 +140,46 @@ def leaves_its_folder(name: str) -> bool:
 
 
 def read_json_list(path: Path) -> list[tuple[str, float, float | None]]:
-    """(image path, score, standard deviation or None) of a JSON list of objects, or of the one under `files`. The image
-    is `image` or `img_path`; the score `gt_score` or `score`, else what follows -> in `id`. Raises UserError."""
+    """(image path, score, standard deviation or None) of a JSON list, or of the one under `files`.
+
+    The image is `image` or `img_path`; the score `gt_score` or `score`, else the text behind -> in
+    `id`. Raises UserError.
+    """
     rows = []
     try:
         entries = json.loads(path.read_bytes())
-        for entry in entries["files"] if isinstance(entries, Mapping) else entries:
+        if isinstance(entries, Mapping):
+            entries = entries["files"]
+        for entry in entries:
             image = entry["image"] if "image" in entry else entry["img_path"]
-            score = entry.get(
-                "gt_score", entry.get("score", str(entry.get("id", "")).rpartition("->")[2])
-            )
-            rows.append(
-                (str(image), number(score), number(entry["std"]) if "std" in entry else None)
-            )
+            _, _, score = str(entry.get("id", "")).rpartition("->")
+            score = entry.get("gt_score", entry.get("score", score))
+            deviation = number(entry["std"]) if "std" in entry else None
+            rows.append((str(image), number(score), deviation))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
-        wanted = '{"image", "gt_score"}, or with the score in "id"'
-        raise UserError(f"{path}: expected a JSON list of {wanted}; found {problem!r}") from None
+        raise UserError(
+            f'{path}: expected a JSON list of {{"image", "gt_score"}}, or with the score in "id"; '
+            f"found {problem!r}"
+        ) from None
     return rows
 
 
 def read_mat(path: Path, *variables: str) -> list[tuple]:
-    """Arrays of a MATLAB file (to version 7.2), entry by entry: numbers, and the text of cell arrays of text.
-    An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError."""
-    what = "not a readable MAT file"
-    # The parser meets a damaged file with whatever comes first, the end of its process among it.
-    with reading_file(path, what, Exception):
+    """Arrays of a MATLAB file (to version 7.2), entry by entry: numbers, and text of cell arrays.
+
+    An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError.
+    """
+    failure = "not a readable MAT file"
+    # A damaged file makes the parser raise any exception, or crash: it has a process of its own.
+    with reading_file(path, failure, Exception):
+        # Opening it here names a file that is missing or locked at once.
         path.open("rb").close()
         try:
             (content,) = parallel_map(partial(_mat, path), [variables], 1, apart=True)
         except BrokenProcessPool:
-            raise UserError(f"{path}: {what}: it is damaged, the parser crashed") from None
-    if missing := [name for name in variables if name not in content]:
+            raise UserError(f"{path}: {failure}: it is damaged, the parser crashed") from None
+    missing = [name for name in variables if name not in content]
+    if missing:
         raise UserError(
             f"{path}: no variable {', '.join(missing)}; expected {', '.join(variables)}"
         )
@@ -148,23 +187,30 @@ def read_mat(path: Path, *variables: str) -> list[tuple]:
 
 
 def _mat(path: Path, variables: Sequence[str]) -> dict[str, list]:
-    """The variables that the file has, in a process of their own, bounded by MAT_MEMORY and MAT_SECONDS."""
+    """The entries of the variables that the file has; limits this process for good."""
+    # Most data sets come without MAT files, and importing scipy takes long.
     from scipy.io import loadmat
 
-    with contextlib.suppress(ImportError, ValueError, OSError):  # another system
+    # Other systems lack the module or some of the limits.
+    with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MAT_MEMORY, MAT_MEMORY))
         resource.setrlimit(resource.RLIMIT_CPU, (MAT_SECONDS, MAT_SECONDS))
     with path.open("rb") as file:
         content = loadmat(file, variable_names=variables)
-    return {
-        name: [_entry(x) for x in np.ravel(content[name])] for name in variables if name in content
-    }
+    columns = {}
+    for name in variables:
+        if name in content:
+            columns[name] = [_entry(value) for value in np.ravel(content[name])]
+    return columns
 
 
 def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
-    """Rows of columns that must be of one length. Raises UserError."""
+    """Rows of columns that must be of one length; `source` is named where they are not.
+
+    Raises UserError.
+    """
     if len({len(column) for column in columns.values()}) > 1:
         lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
         raise UserError(f"{source}: these must be of one length: {lengths}")
@@ -172,47 +218,65 @@ def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
 
 
 def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
-    """Rows of a worksheet (None: of the first) of an .xlsx file as tuples of values, without the empty rows.
-    `owner` is the data set that needs the file. Raises UserError, also where openpyxl is not installed."""
+    """Rows of a worksheet of an .xlsx file as tuples of values, without the empty rows.
+
+    sheet: its name; None: the first one. `owner` is the data set that needs the file. Raises
+    UserError, also where openpyxl is not installed.
+    """
     try:
-        from openpyxl import load_workbook  # optional: few data sets come as workbooks
+        # Optional: few data sets come as workbooks.
+        from openpyxl import load_workbook
     except ImportError:
         raise UserError(
             f"{owner}: reading {path} needs the package openpyxl: pip install openpyxl"
         ) from None
-    # A damaged archive or XML: the parsers raise what they like.
+    # A damaged archive or XML makes the parsers raise any exception.
     with (
         reading_file(path, "not a readable workbook", Exception),
         warnings.catch_warnings(),
         path.open("rb") as file,
     ):
-        warnings.simplefilter("ignore")  # about styles and extensions, which hold no data
+        # They are about styles and extensions, which hold no data.
+        warnings.simplefilter("ignore")
         book = load_workbook(file, read_only=True, data_only=True)
-        sheets = {found.title: found for found in book.worksheets}
+        sheets = {worksheet.title: worksheet for worksheet in book.worksheets}
         chosen = sheets.get(sheet) if sheet else next(iter(sheets.values()), None)
         if chosen is None:
             raise UserError(
                 f"{path}: no sheet {sheet or 'in it'}; found {', '.join(sheets) or 'none'}"
             )
-        chosen.reset_dimensions()  # the size that a file states of itself may be wrong
+        # The size that a file states of itself may be wrong.
+        chosen.reset_dimensions()
         rows = list(chosen.iter_rows(values_only=True))
-    return [row for row in rows if any(value is not None for value in row)]
+    return list(filter(_has_values, rows))
 
 
 def under_header(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> list[tuple]:
-    """The values of these columns below the first row that names them all, wherever it lies. Raises UserError."""
+    """The values of these columns below the first row that names them all, wherever it lies.
+
+    Rows without any such value are left out. Raises UserError.
+    """
+    titles = [column.lower() for column in columns]
     for i, row in enumerate(rows):
-        titles = [str(value).strip().lower() for value in row]
-        if all(column.lower() in titles for column in columns):
-            places = [titles.index(column.lower()) for column in columns]
-            found = [
-                tuple(row[p] if p < len(row) else None for p in places) for row in rows[i + 1 :]
-            ]
-            return [values for values in found if any(value is not None for value in values)]
-    seen = first_five(value for value in rows[0] if value is not None) if rows else "nothing"
+        header = [str(value).strip().lower() for value in row]
+        if set(titles) <= set(header):
+            places = [header.index(title) for title in titles]
+            table = [_values_at(places, row) for row in rows[i + 1 :]]
+            return list(filter(_has_values, table))
+    first_row = first_five(value for value in rows[0] if value is not None) if rows else "nothing"
     raise UserError(
-        f"{path}: no row with the columns {', '.join(columns)}; its first row holds {seen}"
+        f"{path}: no row with the columns {', '.join(columns)}; its first row holds {first_row}"
     )
+
+
+def _values_at(places: Sequence[int], row: tuple) -> tuple:
+    """The row's values at these places; None where the row is too short."""
+    padded = row + (None,) * (max(places) + 1 - len(row))
+    return tuple(padded[place] for place in places)
+
+
+def _has_values(row: tuple) -> bool:
+    return any(value is not None for value in row)
 
 
 def cell_text(value: object) -> str:
@@ -224,6 +288,7 @@ def cell_text(value: object) -> str:
 
 def _entry(value: object) -> object:
     """An entry of a MATLAB array as a number or text; empty text for an empty cell."""
-    while isinstance(value, np.ndarray):  # a cell is an array around its content
+    # A cell is an array around its content.
+    while isinstance(value, np.ndarray):
         value = value.flat[0] if value.size == 1 else ""
     return value.strip() if isinstance(value, str) else value
