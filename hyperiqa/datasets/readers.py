@@ -1,6 +1,8 @@
-"""Data sets on disk -> records. One small reader per data set, saying only how its layout differs.
+"""The readers by the names of their data sets, and how a command opens the sets that it is given.
 
-What they share, and how a reader's rows become records, is in `reading/records.py`."""
+There is one small reader per data set, which says only how its layout differs. What they share, and
+how a reader's rows become records, is in `reader.py`.
+"""
 
 from collections.abc import Container, Mapping
 from pathlib import Path
@@ -36,9 +38,14 @@ DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
 
 
 def find_spaq(spaq_path: Path | None, beside: Path | None = None) -> Path | None:
-    """SPAQ's folder for a cross test: the user's, else `beside`, else spaq/ or spaq-test/; None if in no place."""
+    """SPAQ's folder for a cross test: the user's, else `beside`, else spaq/ or spaq-test/.
+
+    None where there is no such folder; the user's own is not checked.
+    """
+    if spaq_path:
+        return spaq_path
     places = [beside] if beside else [HERE / "spaq", HERE / "spaq-test"]
-    return spaq_path or next((place for place in places if place.exists()), None)
+    return next((place for place in places if place.exists()), None)
 
 
 def reader_of(
@@ -48,10 +55,16 @@ def reader_of(
     lower_is_better: bool = False,
     columns: Columns = USUAL,
 ) -> Reader:
-    """The reader of a set of `named_sets`, under the name that records call it by; path None: its default place.
-    lower_is_better, columns: of a CSV file."""
+    """The reader of a set of `parse_set_names`, under the name that records give the set.
+
+    path None: the set's default place. lower_is_better, columns: of a CSV file.
+    """
     kind = reader_name(name)
-    reader = READERS[kind](path, seed, *((lower_is_better, columns) if kind == "csv" else ()))
+    # A flag about CSV files leaves other sets of the same command alone.
+    if kind == "csv":
+        reader = READERS[kind](path, seed, lower_is_better, columns)
+    else:
+        reader = READERS[kind](path, seed)
     reader.name = record_name(name)
     return reader
 
@@ -64,11 +77,16 @@ def open_set(
     columns: Columns = USUAL,
     beside: Path | None = None,
 ) -> Reader:
-    """The reader of a set to test on; path None: its default place, for SPAQ `beside` where that is given.
-    lower_is_better, columns: of a CSV file. Raises UserError where SPAQ is in none of its places."""
-    if name == "spaq" and (path := find_spaq(path, beside)) is None:
-        places = beside or "spaq/ or spaq-test/ beside the scripts"
-        raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
+    """The reader of a set to test on.
+
+    path None: the set's default place, for SPAQ `beside` where that is given. lower_is_better,
+    columns: of a CSV file. Raises UserError where SPAQ is in none of its places.
+    """
+    if name == "spaq":
+        path = find_spaq(path, beside)
+        if path is None:
+            places = beside or "spaq/ or spaq-test/ beside the scripts"
+            raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
     return reader_of(name, path, seed, lower_is_better, columns)
 
 
@@ -79,19 +97,22 @@ def read_cross_tests(
     lower: Container[str],
     columns: Columns,
 ) -> tuple[dict[str, DataSet], list[str]]:
-    """The sets that every epoch is tested on besides, by name, and what the log owes to the user about them.
-    chosen: name -> path or None for its default place; None: SPAQ, where it is found, in `beside` where that is
-    given. lower: those of CSV files of badness. Raises UserError for a set that was chosen and is not there."""
+    """The further sets that every epoch is tested on, by name, and lines about them for the log.
+
+    chosen: name -> path, or None for the set's default place. Where chosen itself is None, it is
+    SPAQ if that is found, in `beside` where that is given. lower: the CSV sets whose scores mean
+    badness. Raises UserError for a chosen set that is not there.
+    """
     if chosen is None:
-        if (spaq := find_spaq(None, beside)) is None:
+        spaq = find_spaq(None, beside)
+        if spaq is None:
             return {}, [
-                "SPAQ cross test: skipped, found neither spaq/ nor spaq-test/ (--spaq_path gives it)"
+                "SPAQ cross test: skipped, found neither spaq/ nor spaq-test/ "
+                "(--spaq_path gives it)"
             ]
         chosen = {"spaq": spaq}
-    sets = {
-        record_name(name): open_set(
-            name, path, seed, name in lower, columns, beside
-        ).read_for_test()[0]
-        for name, path in chosen.items()
-    }
+    sets = {}
+    for name, path in chosen.items():
+        reader = open_set(name, path, seed, name in lower, columns, beside)
+        sets[record_name(name)], _ = reader.read_for_test()
     return sets, [] if sets else ["SPAQ cross test: off"]
