@@ -1,9 +1,13 @@
-"""Several processes that train one model, as torchrun or Slurm start them; one process is the case of one.
-An epoch is one global list of batches. Of a batch of B rows process r of W takes rows r, r + W, …; where these run out
-before another's, its last row is one that others have too and that counts nowhere, so that all make the same steps.
-Losses see the whole batch: each process gathers all scores and computes the loss of all, whose gradient it passes on to
-its own rows; the sums of the processes' gradients are then those of one process. Batch norms take the statistics of all
-rows, and random masks are drawn for all rows by every process. Process 0 alone writes and speaks."""
+"""Several processes that train one model, as torchrun or Slurm start them.
+
+Each process asks here who it is, learns what the others know, and ends when another one ends. A
+program that was started alone is one process of one, and the functions return at once.
+
+An epoch is one global list of batches, and process r of W takes the rows r, r + W, … of each. Where
+a batch's rows run out before another process's do, the last row is one that other processes have
+too and that counts nowhere: all processes make the same steps. `whole_batch` holds the arithmetic
+that makes these steps those of one process. Process 0 alone writes files and prints.
+"""
 
 import contextlib
 import os
@@ -17,10 +21,10 @@ import torch.distributed as dist
 
 from hyperiqa.base.errors import Interrupted, UserError
 
-PATIENCE = timedelta(
-    days=1
-)  # for a process that decodes or computes for all; of one that ended, the others learn soon
-# What a collective says when another process has gone.
+# How long a process waits for one that decodes or computes for all. It need not be short: when a
+# process ends, the others learn of it at once.
+PATIENCE = timedelta(days=1)
+# Words in what a collective raises when another process has gone.
 GONE = (
     "Connection closed",
     "Connection reset",
@@ -33,68 +37,83 @@ GONE = (
 
 
 def rank() -> int:
+    """This process's number, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def share() -> tuple[int, int]:
-    """(this process's number, how many there are): the first row it takes, and the stride."""
+    """(rank, number of processes): the first row of a batch that it takes, and the stride."""
     return rank(), world_size()
 
 
 def node_rank_and_size() -> tuple[int, int]:
-    """This process's number on its node, and how many the node has."""
-    return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    """This process's number on its node, and how many processes the node has."""
+    node_rank = int(os.environ.get("LOCAL_RANK", 0))
+    node_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return node_rank, node_size
 
 
 def device_of_process(name: str) -> str:
-    """`--device` of this process: of several, each takes the GPU of its number on the node. Raises UserError."""
+    """`--device` of this process: each of several takes the GPU of its number on the node.
+
+    Raises UserError where the flag names one GPU for all of them.
+    """
     if world_size() == 1 or name in ("cpu", "mps") or not torch.cuda.is_available():
         return name
     if name.startswith("cuda:"):
         raise UserError(
-            f"--device {name}: expected cuda, as each of the {world_size()} processes takes a GPU of its own"
+            f"--device {name}: expected cuda, as each of the {world_size()} processes takes a GPU "
+            "of its own"
         )
-    if node_rank_and_size()[0] < torch.cuda.device_count():
-        torch.cuda.set_device(node_rank_and_size()[0])
-    return f"cuda:{node_rank_and_size()[0]}"
+    node_rank, _ = node_rank_and_size()
+    # A node with too few GPUs is reported where the device is chosen, in words for the user.
+    if node_rank < torch.cuda.device_count():
+        torch.cuda.set_device(node_rank)
+    return f"cuda:{node_rank}"
 
 
 def launch_command() -> str:
     """How the program was started, for the user to do so again."""
     if world_size() == 1:
         return "python"
-    processes = node_rank_and_size()[1]
-    nodes = f"--nnodes {world_size() // processes} " if world_size() > processes else ""
-    return f"torchrun {nodes}--nproc_per_node {processes}"
+    _, node_size = node_rank_and_size()
+    nodes = f"--nnodes {world_size() // node_size} " if world_size() > node_size else ""
+    return f"torchrun {nodes}--nproc_per_node {node_size}"
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[None]:
-    """Find the other processes of the run, if its launcher started several, and leave them at the end.
-    Of a UserError that ends them all, one process speaks. Raises UserError."""
+    """Join the other processes of the run, if a launcher started several; leave them at the end.
+
+    Where a UserError ends them all, one process alone prints it. Raises UserError.
+    """
     if os.environ.get("WORLD_SIZE", "1") in ("", "0", "1"):
         yield
         return
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UserError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} without {', '.join(missing)}: start with torchrun"
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']} without {', '.join(missing)}: "
+            "start with torchrun"
         )
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // node_rank_and_size()[1]))
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE
-    )
+        # Else each process would start as many threads as the node has cores.
+        _, node_size = node_rank_and_size()
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // node_size))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
     store = dist.distributed_c10d._get_default_store()
     try:
         with shared_failures():
             yield
     except UserError as mistake:
-        with contextlib.suppress(RuntimeError):  # the store went with its process
+        # The process that holds the store may have gone, and the store with it.
+        with contextlib.suppress(RuntimeError):
             mistake.already_shown = store.add("said", 1) > 1
         raise
     finally:
@@ -104,7 +123,7 @@ def process_group() -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared_failures() -> Iterator[None]:
-    """What ends one process ends all, for its reason: here as a UserError or Interrupted in each."""
+    """End all processes with what ends one of them: a UserError or Interrupted in each."""
     if world_size() == 1:
         yield
         return
@@ -113,11 +132,12 @@ def shared_failures() -> Iterator[None]:
         yield
     except (UserError, Interrupted) as end:
         with contextlib.suppress(RuntimeError):
-            told = f"signal {end.signum}" if isinstance(end, Interrupted) else f"error {end}"
-            store.compare_set("reason", "", told)
+            reason = f"signal {end.signum}" if isinstance(end, Interrupted) else f"error {end}"
+            # The first process to end sets the reason, and no later one replaces it.
+            store.compare_set("reason", "", reason)
         raise
     except RuntimeError as problem:
-        if not any(word in str(problem) for word in GONE):
+        if not any(words in str(problem) for words in GONE):
             raise
         kind, _, reason = _reason(store).partition(" ")
         if kind == "signal":
@@ -126,7 +146,8 @@ def shared_failures() -> Iterator[None]:
 
 
 def _reason(store: dist.Store) -> str:
-    """Why the process that has gone has gone, as far as it could tell."""
+    """Why another process has ended; "" where it left no reason, as after a SIGKILL."""
+    # Its connections may close before its reason arrives.
     for _ in range(20):
         with contextlib.suppress(RuntimeError):
             if store.check(["reason"]):
@@ -139,82 +160,98 @@ def largest_of_all(number: int) -> int:
     """The largest of all processes' numbers."""
     if world_size() == 1:
         return number
-    dist.all_reduce(found := torch.tensor(number), dist.ReduceOp.MAX)
-    return int(found)
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
 
 
 def gather_objects(value: Any) -> list:
-    """Every process's value, by their numbers."""
-    found = [value] * world_size()
+    """Every process's value, in the order of their ranks."""
+    values = [value] * world_size()
     if world_size() > 1:
-        dist.all_gather_object(found, value)
-    return found
+        dist.all_gather_object(values, value)
+    return values
 
 
 def interleaved(values: Sequence) -> list:
-    """The processes' values one after the other: the first of each, the second of each, …"""
-    found = gather_objects(list(values))
-    return [each[k] for k in range(max(map(len, found))) for each in found if k < len(each)]
+    """All processes' values in turn: the first of each, then the second of each, …"""
+    values_of_all = gather_objects(list(values))
+    longest = max(map(len, values_of_all))
+    merged = []
+    for k in range(longest):
+        merged += [process_values[k] for process_values in values_of_all if k < len(process_values)]
+    return merged
 
 
 def from_rank_zero(work: Callable[[], Any]) -> Any:
-    """What process 0 finds; what it raises is raised in all."""
+    """Do the work in process 0 alone; all return its result, or raise what it raised."""
     if world_size() == 1:
         return work()
-    found: list[Any] = [None, None]
+    outcome: list[Any] = [None, None]
     if rank() == 0:
         try:
-            found[0] = work()
+            outcome[0] = work()
         except Exception as problem:
-            found[1] = problem
-    dist.broadcast_object_list(found, device=torch.device("cpu"))
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+            outcome[1] = problem
+    dist.broadcast_object_list(outcome, device=torch.device("cpu"))
+    result, failure = outcome
+    if failure is not None:
+        raise failure
+    return result
 
 
 def process_costs(
     start: float, ready: float, steps: int, device: torch.device
 ) -> list[dict[str, float]]:
-    """Of each process: seconds to its first step, seconds a step of `steps` since `ready`, peak MiB (on a GPU, its)."""
+    """What each process took: {"start": s, "step": s, "memory": MiB}, in the order of their ranks.
+
+    start: seconds until its first step. ready: when that was, by `time.perf_counter`.
+    steps: the number of steps since then.
+    The memory is the peak: of the GPU where the process has one, else of the process.
+    """
     if device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(device)
     else:
-        import resource  # Windows has none: what only scores must not need it
+        # Windows has no such module, and what only scores must not need it.
+        import resource
 
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return gather_objects(
-        {
-            "start": start,
-            "step": (time.perf_counter() - ready) / max(1, steps),
-            "memory": memory / 2**20,
-        }
-    )
+    seconds_per_step = (time.perf_counter() - ready) / max(1, steps)
+    return gather_objects({"start": start, "step": seconds_per_step, "memory": memory / 2**20})
 
 
 def cost_lines(process_costs: Sequence[Mapping[str, float]]) -> Iterator[str]:
+    """What `process_costs` measured, as a line of text for each process."""
     for number, cost in enumerate(process_costs):
-        yield f"Process {number}: {{start:.1f}} s to start, {{step:.3f}} s a step, {{memory:.0f}} MiB".format(
-            **cost
+        yield (
+            f"Process {number}: {cost['start']:.1f} s to start, {cost['step']:.3f} s a step, "
+            f"{cost['memory']:.0f} MiB"
         )
 
 
 @contextlib.contextmanager
 def node_leader_first() -> Iterator[None]:
-    """One process of a node goes before the others, who find what it leaves."""
-    if node_rank_and_size()[0]:
+    """Let one process of each node do the block first: the others find the files that it left."""
+    node_rank, _ = node_rank_and_size()
+    # A reduction is a barrier: the leader enters it when it is done, and the others wait in it.
+    if node_rank != 0:
         largest_of_all(0)
     yield
-    if not node_rank_and_size()[0]:
+    if node_rank == 0:
         largest_of_all(0)
 
 
-def check_same_in_all(what: str, value: Mapping[str, Any]) -> None:
-    """Raise UserError where the processes do not agree, naming the first thing that differs."""
-    for number, other in enumerate(gather_objects(dict(value))):
-        names = [name for name in {**value, **other} if value.get(name) != other.get(name)]
-        if names and rank() == 0:
-            ours, theirs = value.get(names[0]), other.get(names[0])
+def check_same_in_all(title: str, value: Mapping[str, Any]) -> None:
+    """Raise UserError where the processes' values differ, naming the first difference.
+
+    title: what the values are, for the message. Process 0 alone raises; the others end with it.
+    """
+    for number, other_value in enumerate(gather_objects(dict(value))):
+        names = {**value, **other_value}
+        differing = [name for name in names if value.get(name) != other_value.get(name)]
+        if differing and rank() == 0:
+            name = differing[0]
             raise UserError(
-                f"the processes' {what} differ: {names[0]} is {ours} in 0 and {theirs} in {number}"
+                f"the processes' {title} differ: {name} is {value.get(name)} in 0 "
+                f"and {other_value.get(name)} in {number}"
             )

@@ -1,4 +1,11 @@
-"""The arithmetic of one batch that several processes share."""
+"""The arithmetic of one batch that several processes share: the same step as by one process.
+
+Each process computes its own rows of the batch; `processes` says which rows these are. Losses see
+the whole batch: every process gathers all scores and computes the loss of all of them, but passes
+its gradient on to its own rows alone. The sum of the processes' gradients is then the gradient of
+one process. Batch norms take the statistics of all rows, and every process draws random masks for
+all rows.
+"""
 
 from collections.abc import Mapping
 from functools import partial
@@ -12,145 +19,179 @@ from torch import nn
 from hyperiqa.training.batches import rows_of_process
 from hyperiqa.training.processes import rank, share, world_size
 
+# Gradients are summed in buckets of about this size: large enough for few messages, and small
+# enough that the first sums start early in the backward pass.
 BUCKET_BYTES = 2**24
 
-
-_rows_of_batch = 1  # of the step that is under way, over all processes
-
-
-_gradients: "GradientSum | None" = None  # of the model that is trained
+# How many rows the batch of the current step has, over all processes. A global, because modules
+# deep in the model need it and their `forward` takes images alone.
+_batch_rows = 1
+# Sums the gradients of the model that is trained; None as long as one process trains alone.
+_gradient_sum: "GradientSum | None" = None
 
 
 def begin_step(rows: int) -> None:
-    """A step on a batch of so many rows, over all processes, begins."""
-    global _rows_of_batch
-    _rows_of_batch = rows
+    """Begin a step on a batch of so many rows, over all processes."""
+    global _batch_rows
+    _batch_rows = rows
 
 
 def gathered(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Outputs (n, …) for this process's rows -> (B, …) for the batch's; gradients flow to this process's alone."""
+    """Outputs of this process's rows, each (n, …), as those of the whole batch, (B, …).
+
+    Gradients flow to this process's rows alone.
+    """
     if world_size() == 1:
         return dict(outputs)
     whole = {}
-    for name, own in outputs.items():
-        parts = [
-            torch.empty_like(own, memory_format=torch.contiguous_format)
-            for _ in range(world_size())
-        ]
-        dist.all_gather(parts, own.detach().contiguous())
-        parts[rank()] = own
-        whole[name] = torch.stack(parts, 1).flatten(0, 1)[:_rows_of_batch]
+    for name, output in outputs.items():
+        parts = []
+        for _ in range(world_size()):
+            parts.append(torch.empty_like(output, memory_format=torch.contiguous_format))
+        dist.all_gather(parts, output.detach().contiguous())
+        # Its own part as it was computed, with its graph; the others' are constants here.
+        parts[rank()] = output
+        # Row k of process r is row k * W + r of the batch. Rows that only fill up a process's
+        # share come last and are dropped.
+        whole[name] = torch.stack(parts, 1).flatten(0, 1)[:_batch_rows]
     return whole
 
 
 class GradientSum:
-    """Adds up the processes' gradients while the backward pass still runs. Its buckets never change, unlike those of
-    torch's DistributedDataParallel: a resumed run adds in the same order as one that went on, to the last bit."""
+    """Adds up the processes' gradients while the backward pass still runs.
+
+    Its buckets never change, unlike those of torch's DistributedDataParallel: a resumed run adds in
+    the same order as one that went on, to the last bit.
+    """
 
     def __init__(self, model: nn.Module, trained: list[nn.Parameter]):
-        self.model, self.trained = model, trained
+        self.model = model
+        self.trained = trained
         self.buckets: list[list[nn.Parameter]] = [[]]
-        for parameter in reversed(trained):  # the backward pass comes to the last ones first
+        # The backward pass comes to the last parameters first.
+        for parameter in reversed(trained):
             if sum(p.nbytes for p in self.buckets[-1]) > BUCKET_BYTES:
                 self.buckets.append([])
             self.buckets[-1].append(parameter)
-        places = [(k, p) for k, bucket in enumerate(self.buckets) for p in bucket]
-        self.hooks = [
-            p.register_post_accumulate_grad_hook(partial(self._ready, k)) for k, p in places
-        ]
+        self.hooks = []
+        for number, bucket in enumerate(self.buckets):
+            for parameter in bucket:
+                hook = partial(self._count_ready, number)
+                self.hooks.append(parameter.register_post_accumulate_grad_hook(hook))
         self._begin()
 
     def _begin(self) -> None:
+        # Gradients that each bucket still waits for.
         self.missing = [len(bucket) for bucket in self.buckets]
+        # Of each bucket whose sum has started: its gradients, their flat sum, and the handle.
         self.sums: list[tuple[list[torch.Tensor], torch.Tensor, Any]] = []
 
-    def _ready(self, bucket: int, parameter: nn.Parameter) -> None:
+    def _count_ready(self, bucket: int, parameter: nn.Parameter) -> None:
         self.missing[bucket] -= 1
+        # Sums start in the order of the buckets: all processes must call collectives in one order.
         while len(self.sums) < len(self.buckets) and self.missing[len(self.sums)] == 0:
-            self._start()
+            self._start_next()
 
-    def _start(self) -> None:
-        """Of the next bucket; parameters that the model does not use have no gradient in any process."""
-        gradients = [p.grad for p in self.buckets[len(self.sums)] if p.grad is not None]
+    def _start_next(self) -> None:
+        """Start the sum of the next bucket."""
+        bucket = self.buckets[len(self.sums)]
+        # Parameters that the model does not use have no gradient, in any process.
+        gradients = [p.grad for p in bucket if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients]) if gradients else torch.zeros(1)
         self.sums.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
 
     def finish(self) -> None:
+        """Wait for all sums and put them in the place of the gradients."""
         while len(self.sums) < len(self.buckets):
-            self._start()
+            self._start_next()
         for gradients, flat, work in self.sums:
             work.wait()
-            for gradient, total in zip(
-                gradients, flat.split([g.numel() for g in gradients] or [1])
-            ):
+            # A bucket without gradients has a single number, which nothing takes.
+            sizes = [g.numel() for g in gradients] or [1]
+            for gradient, total in zip(gradients, flat.split(sizes)):
                 gradient.copy_(total.view_as(gradient))
         self._begin()
 
 
 def prepare(model: nn.Module) -> None:
-    """Before an epoch's steps: let the model see whole batches, from process 0's weights, and sum its gradients."""
-    global _gradients
+    """Prepare the model before an epoch's steps.
+
+    It then sees whole batches, starts from process 0's weights, and has its gradients summed.
+    """
+    global _gradient_sum
     if world_size() == 1:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if _gradients is None or _gradients.model is not model:
+    if _gradient_sum is None or _gradient_sum.model is not model:
         _see_whole_batches(model)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
-    elif [*map(id, _gradients.trained)] == [*map(id, trained)]:
+    # Which parameters are trained changes when a backbone is frozen or thawed.
+    elif list(map(id, _gradient_sum.trained)) == list(map(id, trained)):
         return
-    for hook in _gradients.hooks if _gradients else ():
-        hook.remove()
-    _gradients = GradientSum(model, trained)
+    if _gradient_sum is not None:
+        for hook in _gradient_sum.hooks:
+            hook.remove()
+    _gradient_sum = GradientSum(model, trained)
 
 
 def sum_gradients() -> None:
-    """After the backward pass, before the optimizer's step."""
-    if _gradients is not None:
-        _gradients.finish()
+    """Sum the processes' gradients, after the backward pass and before the optimizer's step."""
+    if _gradient_sum is not None:
+        _gradient_sum.finish()
 
 
 def _see_whole_batches(model: nn.Module) -> None:
     """Let batch norms and random masks act on the rows of all processes as on one process's."""
     for module in model.modules():
-        kind = type(module)
-        for base, seeing in (
-            (nn.modules.batchnorm._BatchNorm, _WholeBatchNorm),
-            ((nn.Dropout, DropPath), _WholeMask),
-        ):
-            if isinstance(module, base) and not issubclass(kind, seeing):  # type: ignore[arg-type]
-                module.__class__ = type(kind.__name__, (seeing, kind), {})
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            _add_base_class(module, _WholeBatchNorm)
+        if isinstance(module, nn.Dropout | DropPath):
+            _add_base_class(module, _WholeMask)
+
+
+def _add_base_class(module: nn.Module, base: type) -> None:
+    """Put the class before the module's own; its weights, hooks and name stay."""
+    kind = type(module)
+    if not issubclass(kind, base):
+        module.__class__ = type(kind.__name__, (base, kind), {})
 
 
 class _WholeMask(nn.Module):
-    """A Dropout or DropPath whose mask is drawn for all rows of the batch; a process takes its own rows of it."""
+    """A Dropout or DropPath whose mask is drawn for all rows of the batch.
+
+    Every process draws the same mask and takes its own rows of it.
+    """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        # Dropout calls its probability p, DropPath drop_prob.
         if not self.training or not getattr(self, "p", getattr(self, "drop_prob", 0)):
             return super().forward(x)
-        rows, number = rows_of_process(_rows_of_batch, *share()), _rows_of_batch
+        rows = rows_of_process(_batch_rows, *share())
         if len(x) != len(rows):
-            raise RuntimeError(f"expected {len(rows)} rows of a batch of {number}, found {len(x)}")
+            raise RuntimeError(
+                f"expected {len(rows)} rows of a batch of {_batch_rows}, found {len(x)}"
+            )
         shape = x.shape[1:] if isinstance(self, nn.Dropout) else (1,) * (x.ndim - 1)
-        ones = x.new_ones((number, *shape))
+        ones = x.new_ones((_batch_rows, *shape))
+        # Masks are drawn in the order of the memory, so it must be that of one process's batch.
         if (
             x.ndim == 4
             and not x.is_contiguous()
             and x.is_contiguous(memory_format=torch.channels_last)
         ):
-            ones = ones.contiguous(
-                memory_format=torch.channels_last
-            )  # masks are drawn in the order of the memory
+            ones = ones.contiguous(memory_format=torch.channels_last)
         return x * super().forward(ones)[rows]
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; so is its gradient."""
+    """The sum over all processes; its gradient is the sum of all processes' gradients."""
 
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        dist.all_reduce(x := x.clone())
-        return x
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
@@ -158,43 +199,60 @@ class _Sum(torch.autograd.Function):
 
 
 class _WholeBatchNorm(nn.Module):
-    """A batch norm of the statistics of all rows of the batch, without those that are there twice.
-    torch's SyncBatchNorm takes tensors on a GPU alone: on a CPU this is in plain operations."""
+    """A batch norm with the statistics of all rows of the batch, each row counted once.
 
+    torch's SyncBatchNorm takes tensors on a GPU alone: on a CPU this is in plain operations.
+    """
+
+    # What SyncBatchNorm.forward expects of the module that it is called with.
     process_group = None
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
-        own = x[: len(range(rank(), _rows_of_batch, world_size()))]
-        normed = nn.SyncBatchNorm.forward(self, own) if x.is_cuda else self._normed(own)  # type: ignore[arg-type]
-        normed = (
-            normed if len(own) == len(x) else torch.cat([normed, x[len(own) :].to(normed.dtype)])
-        )
-        for name in ("drop", "act"):  # timm's norms that have their activation with them
-            normed = getattr(self, name)(normed) if hasattr(self, name) else normed
+        # Without a last row that fills up: other processes have it too, and it would count twice.
+        counted = x[: len(range(rank(), _batch_rows, world_size()))]
+        norm = nn.SyncBatchNorm.forward if x.is_cuda else _WholeBatchNorm._normed
+        normed = norm(self, counted)  # type: ignore[arg-type]
+        if len(counted) < len(x):
+            # The loss drops this row, but the model's later layers expect it.
+            normed = torch.cat([normed, x[len(counted) :].to(normed.dtype)])
+        # timm's norms have their activation with them.
+        for name in ("drop", "act"):
+            if hasattr(self, name):
+                normed = getattr(self, name)(normed)
         return normed
 
     def _normed(self: Any, x: torch.Tensor) -> torch.Tensor:
-        dims, shape = (
-            [d for d in range(x.ndim) if d != 1],
-            [-1 if d == 1 else 1 for d in range(x.ndim)],
-        )
+        """x (n, C, …) with the mean and the variance over all processes' rows and all places."""
+        channels = x.shape[1]
+        reduced_dims = [dim for dim in range(x.ndim) if dim != 1]
+        # (1, C, 1, …), to multiply x with a value for each channel.
+        shape = [1] * x.ndim
+        shape[1] = -1
         wide = x.float()
         count = torch.full((1,), float(x[:, 0].numel()), device=x.device)
-        total, count = _Sum.apply(torch.cat([wide.sum(dims), count])).split([x.shape[1], 1])
-        centred = wide - (mean := total / count).view(shape)
-        variance = _Sum.apply(centred.square().sum(dims)) / count
+        sums = _Sum.apply(torch.cat([wide.sum(reduced_dims), count]))
+        total, count = sums.split([channels, 1])
+        mean = total / count
+        centred = wide - mean.view(shape)
+        variance = _Sum.apply(centred.square().sum(reduced_dims)) / count
         normed = centred * torch.rsqrt(variance + self.eps).view(shape)
         if self.affine:
             normed = normed * self.weight.view(shape) + self.bias.view(shape)
         if self.track_running_stats:
             with torch.no_grad():
-                self.num_batches_tracked += 1
-                weight = (
-                    1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-                )
-                self.running_mean.lerp_(mean, weight)
-                self.running_var.lerp_(variance * (count / (count - 1)), weight)
+                self._update_running_stats(mean, variance, count)
         return normed.to(x.dtype)
+
+    def _update_running_stats(
+        self: Any, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor
+    ) -> None:
+        self.num_batches_tracked += 1
+        weight = self.momentum
+        if weight is None:
+            weight = 1 / int(self.num_batches_tracked)
+        self.running_mean.lerp_(mean, weight)
+        # The unbiased variance, as torch's batch norms keep it.
+        self.running_var.lerp_(variance * (count / (count - 1)), weight)
