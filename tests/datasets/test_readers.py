@@ -440,7 +440,11 @@ def test_a_csv_with_other_columns_and_images_elsewhere(tmp_path):
         READERS["csv"](path, columns=Columns(image_root=place)).read()
 
 
-def test_demo_is_made_on_first_use_and_read_as_koniq_and_spaq(tmp_path):
+def test_demo_is_made_on_first_use_and_read_as_koniq_and_spaq(tmp_path, monkeypatch):
+    """In a folder whose modules are called like some that the generator imports."""
+    for name in ("csv", "hyperiqa"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the module of the user')\n")
+    monkeypatch.chdir(tmp_path)
     reader = Demo(tmp_path / "demo")
     data, spaq = reader.read(), READERS["spaq"](reader.spaq_root).read_all_as_test()
     assert (
