@@ -5,10 +5,9 @@ costs: parameters, operations, latency and memory, as papers print them. docs/pe
     python benchmark.py --backbone resnet --train_patch_num 4
     python benchmark.py --dataset_path koniq-10k --spaq_path spaq-test --train_patch_num 20 --plain_steps 60
     python benchmark.py --step 20 --processes 1 2 --batch_size 32          # where a training step's time goes
-    python benchmark.py --model resnet50 swin_tiny_patch4_window7_224+concat checkpoints/NAME --latex costs.tex"""
+    python benchmark.py --model resnet50 swin_tiny_patch4_window7_224+concat checkpoints/NAME --latex costs.tex"""  # noqa: E501  (the text of --help)
 
 import argparse
-import functools
 import importlib
 import json
 import os
@@ -17,44 +16,22 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import HERE, write_whole
 from hyperiqa.runs.tables import text_table
+from hyperiqa.scoring.cost_tables import (
+    STEP_HEADER,
+    cost_header,
+    cost_rows,
+    latex_table,
+    step_row,
+)
 
-if (
-    "--child" in sys.argv
-):  # which measures; the parent, which checks the flags and starts it, needs no torch
-    import torch
-
-    from hyperiqa.base.device import (
-        choose_device,
-        choose_hardware,
-        keep_freed_memory,
-        map_large_tensors_separately,
-        set_backends,
-    )
-    from hyperiqa.datasets.readers import READERS
-    from hyperiqa.images.cache import put_on_gpu
-    from hyperiqa.model import factory
-    from hyperiqa.model.hypernet import HyperNet
-    from hyperiqa.scoring import costs, step_times
-    from hyperiqa.training import engine, processes
-    from hyperiqa.training.batches import DecodedSet
-    from hyperiqa.training.loaders import make_loader
-    from hyperiqa.training.losses import QualityLoss
-    from hyperiqa.training.optimizers import optimizer_for
-    from hyperiqa.training.patches import train_patches
-    from hyperiqa.training.schedules import Rates
-
-STEP_PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")  # of scoring.steps
-LR, WEIGHT_DECAY, PATCH = 2e-5, 5e-4, 224
 BACKBONES = {"swin": "swin_tiny_patch4_window7_224", "resnet": "resnet50"}
 # Phase -> unit; of what is counted per second, more is better.
 PHASES = {
@@ -68,9 +45,23 @@ PHASES = {
     "peak memory": "MiB",
     "peak GPU memory": "MiB",
 }
+# Flags that --model takes, and hands on to the process that measures.
+MODEL_FLAGS = {"model", "patch_size", "device"}
+# Flags that are for the process that starts the measurements alone.
+PARENT_FLAGS = {
+    "child",
+    "cache_dir",
+    "json",
+    "latex",
+    "images",
+    "repeats",
+    "processes",
+    "patch_size",
+}
 
 
 def parse_flags() -> argparse.Namespace:
+    """The flags, checked together. Raises UserError naming every mistake."""
     flags = Flags(__doc__)
     flags.value(
         "--backbone",
@@ -112,89 +103,56 @@ def parse_flags() -> argparse.Namespace:
         nargs="+",
         metavar="MODEL",
     )
-    flags.count("--patch_size", PATCH, "with --model NAME: side of a patch in pixels", least=32)
+    flags.count("--patch_size", 224, "with --model NAME: side of a patch in pixels", least=32)
     flags.output("--latex", "with --model: write the table for a paper")
     flags.output("--json", "write all measurements")
-    flags.value("--child", None, argparse.SUPPRESS, choices=["plain", "ours", "model", "step"])
-    flags.path("--cache_dir", None, argparse.SUPPRESS)
-    flags.several = "--child" in sys.argv
+    _add_child_flags(flags)
     return flags.parse(None, contradictions)
 
 
-def contradictions(o: argparse.Namespace, given: Given) -> Iterator[str]:
-    if bool(o.dataset_path) != bool(o.spaq_path):
+def _add_child_flags(flags: Flags) -> None:
+    """The flags with which this program starts itself for a measurement; no help shows them."""
+    flags.value("--child", None, argparse.SUPPRESS, choices=["plain", "ours", "model", "step"])
+    flags.path("--cache_dir", None, argparse.SUPPRESS)
+    # torchrun may start several processes for one step.
+    flags.several = "--child" in sys.argv
+
+
+def contradictions(flags: argparse.Namespace, given: Given) -> Iterator[str]:
+    """What is wrong with flags that do not go together, a sentence each."""
+    if bool(flags.dataset_path) != bool(flags.spaq_path):
         yield "--dataset_path and --spaq_path belong together"
-    alone = set(given) - {"model", "patch_size", "latex", "json", "device", "child", "cache_dir"}
-    if o.model and alone:
-        yield f"--model takes no {', '.join(f'--{name}' for name in sorted(alone))}"
-    if "processes" in given and not o.step:
+    unfit = set(given) - MODEL_FLAGS - {"latex", "json", "child", "cache_dir"}
+    if flags.model and unfit:
+        yield f"--model takes no {', '.join(f'--{name}' for name in sorted(unfit))}"
+    if "processes" in given and not flags.step:
         yield "--processes needs --step"
-    if min(o.processes) < 1:
-        yield f"--processes {min(o.processes)}: expected whole numbers of at least 1"
-    yield from (
-        f"--{name} needs --model"
-        for name in ("patch_size", "latex")
-        if name in given and not o.model
-    )
+    if min(flags.processes) < 1:
+        yield f"--processes {min(flags.processes)}: expected whole numbers of at least 1"
+    for name in ("patch_size", "latex"):
+        if name in given and not flags.model:
+            yield f"--{name} needs --model"
 
 
-def measure_ours(flags: argparse.Namespace, koniq, spaq, device) -> dict[str, float]:
-    """What train_swin.py and train_resnet.py do, by the same functions."""
-    set_backends(deterministic=not flags.no_deterministic)
-    map_large_tensors_separately()
-    hardware = choose_hardware(flags.device, flags.precision)[0]
-
-    def start() -> list[DecodedSet]:
-        sets = [DecodedSet(data, "384", PATCH, cache_dir=flags.cache_dir) for data in (koniq, spaq)]
-        put_on_gpu([each.cache for each in sets], "auto", device)
-        return sets
-
-    def train(loader) -> None:
-        engine.train_one_epoch(
-            trained, QualityLoss(), optimizer, loader, hardware, engine.EpochProgress()
-        )
-
-    found = {"first start": costs.timed(start, device)[0]}
-    found["second start"], sets = costs.timed(start, device)
-    model, optimizer = trained_model(flags.backbone, device)
-    trained: Any = torch.compile(model) if flags.compile else model
-    patches = functools.partial(
-        train_patches, patch_size=PATCH, per_image=flags.train_patch_num, seed=42, epoch=1
-    )
-    batches = sets[0].batches(koniq.split("train"), flags.batch_size, patches)
-    one = hardware.take(batches[0])
-    train([one] * (4 if flags.compile or flags.no_deterministic else 1))  # warm-up
-    keep_freed_memory()
-    found["training"] = (
-        len(batches.patches) / costs.timed(lambda: train(make_loader(batches, hardware)), device)[0]
-    )
-    again = [one] * max(1, min(len(batches), 50))
-    found["compute only"] = (
-        len(again) * len(one["mos"]) / costs.timed(lambda: train(again), device)[0]
-    )
-    for each, name in zip(sets, ("testing koniq-10k", "testing spaq")):
-        records = each.data.split("test")
-        test = functools.partial(
-            engine.score_set, model, each, records, ("center", 1), hardware.fp32
-        )
-        found[name] = len(records) / costs.timed(test, device)[0]
-    return found
-
-
-def measure_step(flags: argparse.Namespace, koniq) -> dict[str, Any]:
-    set_backends(deterministic=not flags.no_deterministic)
-    map_large_tensors_separately()
-    hardware = choose_hardware(processes.device_of_process(flags.device), flags.precision)[0]
-    data = DecodedSet(koniq, "384", PATCH, cache_dir=flags.cache_dir)
-    put_on_gpu([data.cache], "auto", hardware.device)
-    model, optimizer = trained_model(flags.backbone, hardware.device)
-    records = koniq.split("train")
-    per_image = -(-3 * flags.batch_size // len(records))
-    patches = functools.partial(
-        train_patches, patch_size=PATCH, per_image=per_image, seed=42, epoch=1
-    )
-    batches = data.batches(records, flags.batch_size, patches, processes.share())
-    return step_times.measure(model, QualityLoss(), optimizer, batches, hardware, flags.step)
+def main() -> None:
+    """Measure as the flags say, each measurement in a process of its own."""
+    flags = parse_flags()
+    if flags.child:
+        measure(flags)
+    elif flags.model:
+        show_costs(flags)
+    else:
+        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+            scratch = Path(folder)
+            if flags.dataset_path is None:
+                print(f"Making {flags.images} images …", flush=True)
+                published().make_images(scratch, flags.images)
+                flags.dataset_path = scratch / "koniq-10k"
+                flags.spaq_path = scratch / "spaq-test"
+            if flags.step:
+                show_steps(flags, scratch)
+            else:
+                show_phases(flags, scratch)
 
 
 def published() -> Any:
@@ -203,250 +161,206 @@ def published() -> Any:
     return importlib.import_module("published")
 
 
-def trained_model(backbone: str, device) -> tuple[Any, Any]:
-    """The model and its optimizer, as the train scripts have them."""
-    model = build_model(backbone, device).to(memory_format=torch.channels_last)
-    adam = argparse.Namespace(optimizer="adam", weight_decay=WEIGHT_DECAY, clip_grad=None)
-    return model, optimizer_for(adam, Rates(10 * LR, LR), model.parameter_groups())
-
-
-def build_model(backbone: str, device):
-    """The same model for both, with random weights."""
-    torch.manual_seed(0)
-    return HyperNet(factory.build_backbone(BACKBONES[backbone])).to(device)
+# What a child process does.
 
 
 def measure(flags: argparse.Namespace) -> None:
-    """A child process: measure one of the two and print it as JSON, so that peak memory is its own."""
+    """Measure what `--child` says and print it as JSON.
+
+    This is a process of its own, so that its peak memory is that of what it measures.
+    """
+    # torch is imported here alone: the process that checks the flags and starts this one needs
+    # none of it.
+    from hyperiqa.base.device import choose_device
+    from hyperiqa.datasets.readers import READERS
+    from hyperiqa.scoring import costs, phase_times
+    from hyperiqa.training import processes
+
     device = choose_device(flags.device)
     if flags.child == "model":
         show_measured(costs.measure(flags.model[0], flags.patch_size, device), {}, device)
         return
+    backbone = BACKBONES[flags.backbone]
     koniq = READERS["koniq-10k"](flags.dataset_path).read()
     if flags.child == "step":
         with processes.process_group():
-            found = measure_step(flags, koniq)
+            times = phase_times.measure_step(flags, backbone, koniq)
             if processes.rank() == 0:
-                show_measured(found, {}, device)
+                show_measured(times, {}, device)
         return
     spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()
     if flags.child == "plain":
-        found = published().measure_plain(
-            flags, koniq, spaq, build_model(flags.backbone, device), costs.timed
-        )
+        model = phase_times.build_model(backbone, device)
+        phases = published().measure_plain(flags, koniq, spaq, model, costs.timed)
     else:
-        found = measure_ours(flags, koniq, spaq, device)
-    train, test, other = len(koniq.split("train")), len(koniq.split("test")), len(spaq.records)
-    work = {
-        "training": train * flags.train_patch_num,
-        "testing koniq-10k": test,
-        "testing spaq": other,
+        phases = phase_times.measure_phases(flags, backbone, koniq, spaq, device)
+    counts = {
+        "train": len(koniq.split("train")),
+        "test": len(koniq.split("test")),
+        "spaq": len(spaq.records),
     }
-    found["whole epoch"] = sum(n / found[phase] for phase, n in work.items())
-    show_measured(found, {"train": train, "test": test, "spaq": other}, device)
+    # With --plain_steps a whole epoch is never run, so it is computed from the speeds.
+    phases["whole epoch"] = (
+        counts["train"] * flags.train_patch_num / phases["training"]
+        + counts["test"] / phases["testing koniq-10k"]
+        + counts["spaq"] / phases["testing spaq"]
+    )
+    show_measured(phases, counts, device)
 
 
-def show_measured(found: dict[str, Any], counts: dict[str, int], device) -> None:
-    """Print what a child process found, with its own peak memory, for its parent."""
-    found["peak memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def show_measured(measured: dict[str, Any], counts: Mapping[str, int], device) -> None:
+    """Print what a child process measured, with its own peak memory, for its parent."""
+    import torch
+
+    measured["peak memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    name = f"{torch.get_num_threads()} CPU threads"
     if device.type == "cuda":
-        found["peak GPU memory"] = torch.cuda.max_memory_allocated(device) / 2**20
-    name = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{torch.get_num_threads()} CPU threads"
-    )
-    print(
-        json.dumps({"found": found, "counts": counts, "device": name, "torch": torch.__version__})
-    )
+        measured["peak GPU memory"] = torch.cuda.max_memory_allocated(device) / 2**20
+        name = torch.cuda.get_device_name(device)
+    report = {"found": measured, "counts": counts, "device": name, "torch": torch.__version__}
+    print(json.dumps(report))
 
 
-def run_child(flags: argparse.Namespace, which: str, cache_dir: Path, processes: int = 1) -> dict:
-    several = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-        if processes > 1
-        else []
-    )
-    words = [sys.executable, *several, __file__, "--child", which, "--cache_dir", cache_dir]
-    for name, value in vars(flags).items():
-        of_model = name in ("model", "patch_size", "device")
-        unset = value in (None, False) or (not of_model if flags.model else name == "patch_size")
-        if (
-            name not in ("child", "cache_dir", "json", "latex", "images", "repeats", "processes")
-            and not unset
-        ):
-            words += (
-                [f"--{name}"]
-                if value is True
-                else [f"--{name}", *(value if name == "model" else [value])]
-            )
-    threads = (
-        {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
-        if processes > 1
-        else {}
-    )
-    command = [str(word) for word in words]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=False, env={**threads, **os.environ}
-    )
-    if done.returncode == 2:  # which said why
+# What the parent process does.
+
+
+def run_child(
+    flags: argparse.Namespace, child: str, cache_dir: Path, process_count: int = 1
+) -> dict[str, Any]:
+    """Measure in a new process, or in several that torchrun starts, and return what they print.
+
+    Raises UserError where the measurement fails.
+    """
+    command = [sys.executable]
+    environment = dict(os.environ)
+    if process_count > 1:
+        command += ["-m", "torch.distributed.run", "--standalone"]
+        command += ["--nproc_per_node", str(process_count)]
+        # Processes with as many threads as there are cores would take each other's.
+        threads = max(1, (os.cpu_count() or 1) // process_count)
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    command += [__file__, "--child", child, "--cache_dir", str(cache_dir), *child_flags(flags)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    # A mistake of the user's, which the child has told.
+    if done.returncode == 2:
         raise SystemExit(2)
     if done.returncode:
-        raise UserError(f"the measurement of {which} failed, see above")
+        raise UserError(f"the measurement of {child} failed, see above")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def table(plain: dict[str, float], ours: dict[str, float]) -> list[str]:
-    lines = [f"{'phase':<20}{'plain':>12}{'ours':>12}  {'unit':<10}{'ratio':>8}", "-" * 64]
+def child_flags(flags: argparse.Namespace) -> list[str]:
+    """The words of the flags that a child process needs."""
+    words: list[str] = []
+    for name, value in vars(flags).items():
+        needed = name in MODEL_FLAGS if flags.model else name not in PARENT_FLAGS
+        if not needed or value in (None, False):
+            continue
+        words.append(f"--{name}")
+        if name == "model":
+            words += value
+        elif value is not True:
+            words.append(str(value))
+    return words
+
+
+def with_flag(flags: argparse.Namespace, name: str, value: object) -> argparse.Namespace:
+    """The flags with another value for one of them."""
+    return argparse.Namespace(**{**vars(flags), name: value})
+
+
+def show_phases(flags: argparse.Namespace, scratch: Path) -> None:
+    """Measure both procedures, phase by phase, and print them side by side."""
+    flags.backbone = flags.backbone or "swin"
+    runs: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
+    for repeat in range(flags.repeats):
+        for procedure, measured in runs.items():
+            print(f"Measuring {procedure}, {repeat + 1} of {flags.repeats} …", flush=True)
+            # A cache of its own: each first start is one without decoded images.
+            child = run_child(flags, procedure, scratch / f"cache{repeat}")
+            measured.append(child["found"])
+    medians = {procedure: _medians(measured) for procedure, measured in runs.items()}
+    counts = ", ".join(f"{number} {part}" for part, number in child["counts"].items())
+    patches = f"{flags.train_patch_num} train and {flags.test_patch_num} test patches"
+    print(
+        f"\n{flags.backbone}, {_machine(child)}, precision {flags.precision}, {counts} images, "
+        f"{patches}, medians of {flags.repeats}\n"
+    )
+    print("\n".join(phase_table(medians["plain"], medians["ours"])))
+    if flags.json:
+        settings = {name: str(value) for name, value in vars(flags).items()}
+        report = {"settings": settings, **child, "runs": runs, "medians": medians}
+        write_whole(flags.json, json.dumps(report, indent=1))
+
+
+def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    medians = {}
+    for phase in runs[0]:
+        medians[phase] = statistics.median([run[phase] for run in runs])
+    return medians
+
+
+def _machine(child: Mapping[str, Any]) -> str:
+    return f"{child['device']}, torch {child['torch']}"
+
+
+def phase_table(plain: Mapping[str, float], fast: Mapping[str, float]) -> list[str]:
+    """Lines that compare the published procedure (plain) with this code (fast), phase by phase."""
+    rule = "-" * 64
+    lines = [f"{'phase':<20}{'plain':>12}{'ours':>12}  {'unit':<10}{'ratio':>8}", rule]
     for phase, unit in PHASES.items():
-        a, b = plain.get(phase), ours.get(phase)
-        if b is not None:
-            known, ratio = (
-                ("", "") if a is None else (f"{a:.4g}", f"{b / a if unit != 's' else a / b:>8.2f}")
-            )
-            lines.append(f"{phase:<20}{known:>12}{b:>12.4g}  {unit:<10}{ratio}")
-    share = f"training / compute only: {ours['training'] / ours['compute only']:.3f}"
-    return [*lines, "-" * 64, f"{share}   (memory: ours / plain, less is better)"]
+        before = plain.get(phase)
+        after = fast.get(phase)
+        if after is None:
+            continue
+        # The plain procedure has no batch at hand: its "compute only" is not measured.
+        before_text = ""
+        ratio_text = ""
+        if before is not None:
+            ratio = before / after if unit == "s" else after / before
+            before_text = f"{before:.4g}"
+            ratio_text = f"{ratio:>8.2f}"
+        lines.append(f"{phase:<20}{before_text:>12}{after:>12.4g}  {unit:<10}{ratio_text}")
+    share = fast["training"] / fast["compute only"]
+    note = "(memory: ours / plain, less is better)"
+    return [*lines, rule, f"training / compute only: {share:.3f}   {note}"]
 
 
 def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
-    rows, children = [], []
-    for backbone in (flags.backbone,) if flags.backbone else BACKBONES:
-        for processes in flags.processes:
-            print(f"Measuring {backbone}, {processes} processes …", file=sys.stderr, flush=True)
-            one = argparse.Namespace(**{**vars(flags), "backbone": backbone})
-            children.append(child := run_child(one, "step", scratch / "cache", processes))
-            found = child["found"]
-            ms = [f"{1000 * found[part]:.4g}" for part in ("whole", *STEP_PARTS)]
-            waits = max(0.0, found["whole"] - sum(found[part] for part in STEP_PARTS[1:5]))
-            row = [backbone, str(processes), f"{found['patches']:.4g}", *ms, f"{1000 * waits:.4g}"]
-            rows.append(
-                [
-                    *row,
-                    f"{found['matrix'] / 1e12:.3g}",
-                    f"{found['used']:.1%}",
-                    f"{found['peak memory']:.0f}",
-                ]
-            )
-    header = [
-        "backbone",
-        "processes",
-        "patches/s",
-        "ms whole",
-        *STEP_PARTS,
-        "waits",
-        "TFLOP/s",
-        "used",
-        "MiB",
-    ]
-    print(
-        f"\n{child['device']}, torch {child['torch']}, precision {flags.precision}, batch {flags.batch_size}\n"
-    )
-    print(text_table(header, rows, width=160))
+    """Measure where a training step's time goes, and print a row for each number of processes."""
+    backbones = [flags.backbone] if flags.backbone else list(BACKBONES)
+    rows = []
+    children = []
+    for backbone in backbones:
+        for process_count in flags.processes:
+            print(f"Measuring {backbone}, {process_count} processes …", file=sys.stderr, flush=True)
+            backbone_flags = with_flag(flags, "backbone", backbone)
+            child = run_child(backbone_flags, "step", scratch / "cache", process_count)
+            children.append(child)
+            rows.append(step_row(backbone, process_count, child["found"]))
+    print(f"\n{_machine(child)}, precision {flags.precision}, batch {flags.batch_size}\n")
+    print(text_table(STEP_HEADER, rows, width=160))
     if flags.json:
         write_whole(flags.json, json.dumps(children, indent=1))
 
 
 def show_costs(flags: argparse.Namespace) -> None:
+    """Measure what models cost, and print them as one table."""
     children = {}
+    rows = []
     for name in flags.model:
         print(f"Measuring {name} …", file=sys.stderr, flush=True)
-        children[name] = child = run_child(
-            argparse.Namespace(**{**vars(flags), "model": [name]}), "model", Path()
-        )
-    memory, batches = (
-        ("GPU MiB" if "peak GPU memory" in child["found"] else "MiB"),
-        child["found"]["seconds"],
-    )
-    header = [
-        "model",
-        "part",
-        "M parameters",
-        "GMACs",
-        "GFLOP",
-        *(f"ms, batch {batch}" for batch in batches),
-        memory,
-    ]
-    rows = [row for name, each in children.items() for row in cost_rows(name, each["found"])]
-    print(f"\n{child['device']}, torch {child['torch']}, fp32, one patch per image\n")
+        child = run_child(with_flag(flags, "model", [name]), "model", Path())
+        children[name] = child
+    for name, child in children.items():
+        rows += cost_rows(name, child["found"])
+    header = cost_header(child["found"])
+    print(f"\n{_machine(child)}, fp32, one patch per image\n")
     print(text_table(header, rows, width=160))
     if flags.latex:
         write_whole(flags.latex, latex_table(header, rows))
     if flags.json:
         write_whole(flags.json, json.dumps(children, indent=1))
-
-
-def cost_rows(name: str, found: dict[str, Any]) -> list[list[str]]:
-    """The whole model with latency and memory, then its parts, but for those that cost nothing."""
-    parameters, macs = (
-        {"all": sum(of.values()), **of} for of in (found["parameters"], found["macs"])
-    )
-    named = [
-        n for n in ("all", "backbone", "fusion", "hyper", "target") if parameters[n] or macs[n]
-    ]
-    counts = ((n, parameters[n] / 1e6, macs[n] / 1e9, 2 * macs[n] / 1e9) for n in named)
-    whole, *parts = ([n, *(f"{count:.4g}" for count in each)] for n, *each in counts)
-    for times in found["seconds"].values():
-        low, median, high = np.percentile(times, (5, 50, 95)) * 1000
-        whole.append(f"{median:.4g} ({low:.4g}-{high:.4g})")
-    whole.append(f"{found.get('peak GPU memory', found['peak memory']):.0f}")
-    return [
-        [f"{name} @{found['patch_size']}", *whole],
-        *(["", *part, *[""] * (len(whole) - 4)] for part in parts),
-    ]
-
-
-def latex_table(header: list[str], rows: list[list[str]]) -> str:
-    """The table for a paper, in the style of booktabs."""
-    head, *lines = (" & ".join(cells).replace("_", r"\_") + r" \\" for cells in (header, *rows))
-    body = [
-        text
-        for row, line in zip(rows, lines)
-        for text in ([r"\midrule", line] if row[0] else [line])
-    ]
-    start = [rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}", r"\toprule", head]
-    return "\n".join([*start, *body, r"\bottomrule", r"\end{tabular}", ""])
-
-
-def main() -> None:
-    flags = parse_flags()
-    if flags.child or flags.model:
-        (measure if flags.child else show_costs)(flags)
-        return
-    runs: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
-    with tempfile.TemporaryDirectory(prefix="benchmark_") as scratch:
-        if flags.dataset_path is None:
-            print(f"Making {flags.images} images …", flush=True)
-            published().make_images(Path(scratch), flags.images)
-            flags.dataset_path, flags.spaq_path = (
-                Path(scratch, "koniq-10k"),
-                Path(scratch, "spaq-test"),
-            )
-        if flags.step:
-            show_steps(flags, Path(scratch))
-            return
-        flags.backbone = flags.backbone or "swin"
-        for repeat in range(flags.repeats):
-            for which, measured in runs.items():
-                print(f"Measuring {which}, {repeat + 1} of {flags.repeats} …", flush=True)
-                child = run_child(flags, which, Path(scratch, f"cache{repeat}"))
-                measured.append(child["found"])
-    medians = {
-        of: {p: statistics.median(run[p] for run in each) for p in each[0]}
-        for of, each in runs.items()
-    }
-    counts = ", ".join(f"{n} {part}" for part, n in child["counts"].items())
-    machine = f"{child['device']}, torch {child['torch']}, precision {flags.precision}"
-    patches = f"{flags.train_patch_num} train and {flags.test_patch_num} test patches"
-    print(
-        f"\n{flags.backbone}, {machine}, {counts} images, {patches}, medians of {flags.repeats}\n"
-    )
-    print("\n".join(table(medians["plain"], medians["ours"])))
-    if flags.json:
-        settings = {name: str(value) for name, value in vars(flags).items()}
-        flags.json.write_text(
-            json.dumps({"settings": settings, **child, "runs": runs, "medians": medians}, indent=1)
-        )
 
 
 if __name__ == "__main__":

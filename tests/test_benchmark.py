@@ -6,6 +6,7 @@ from PIL import Image
 
 import benchmark
 from hyperiqa.datasets.readers import READERS
+from hyperiqa.scoring.cost_tables import STEP_PARTS
 
 
 def test_generated_images_are_koniq_and_spaq_shaped_and_in_proportion(tmp_path, monkeypatch):
@@ -25,7 +26,7 @@ def test_generated_images_are_koniq_and_spaq_shaped_and_in_proportion(tmp_path, 
 def test_the_table_says_ratios_so_that_more_is_better_but_for_memory():
     plain = {"first start": 10.0, "training": 5.0, "peak memory": 100.0, "compute only": None}
     ours = {"first start": 2.0, "training": 20.0, "compute only": 25.0, "peak memory": 50.0}
-    lines = {line[:20].strip(): line.split()[-1] for line in benchmark.table(plain, ours)}
+    lines = {line[:20].strip(): line.split()[-1] for line in benchmark.phase_table(plain, ours)}
     assert (lines["first start"], lines["training"], lines["peak memory"]) == (
         "5.00",
         "4.00",
@@ -33,7 +34,7 @@ def test_the_table_says_ratios_so_that_more_is_better_but_for_memory():
     )
     assert (
         lines["compute only"] == "patches/s"
-        and "training / compute only: 0.800" in benchmark.table(plain, ours)[-1]
+        and "training / compute only: 0.800" in benchmark.phase_table(plain, ours)[-1]
     )
 
 
@@ -111,9 +112,7 @@ def test_a_step_of_one_and_of_two_processes_is_measured_part_by_part(launcher, t
     assert done.returncode == 0, done.stderr
     for processes, child in enumerate(json.loads((tmp_path / "out.json").read_text()), 1):
         found = child["found"]
-        assert found["processes"] == processes and all(
-            found[part] > 0 for part in benchmark.STEP_PARTS
-        )
+        assert found["processes"] == processes and all(found[part] > 0 for part in STEP_PARTS)
         assert found["patches"] == pytest.approx(6 / found["whole"])
         # ResNet-50's public count is 4.1 GMACs; the LDA and the hyper network add some.
         flops = found["used"] * processes * found["matrix"] / found["patches"]

@@ -1,8 +1,8 @@
-"""Where the time of a training step goes, and how much of the device's speed at matrix products it uses."""
+"""Where the time of a training step goes, and how much of the device's speed it uses."""
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,10 +10,10 @@ import torch
 from hyperiqa.base.device import Hardware, keep_freed_memory
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.scoring import costs
+from hyperiqa.scoring.cost_tables import STEP_PARTS
 from hyperiqa.training import engine, processes, whole_batch
 
-WARM_UP = 3
-PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")
+WARM_UP = 3  # steps
 
 
 def measure(
@@ -24,30 +24,42 @@ def measure(
     hardware: Hardware,
     steps: int,
 ) -> dict[str, Any]:
-    """Seconds a step: `whole` as training makes them, and each of `PARTS` when the host waits for the device after it.
-    `backward` has the sum of the processes' gradients with it, `forward` the augmentation. `patches` per second, over
-    all processes; `used`: the share of `matrix`, the device's operations per second in large products of matrices, that
-    these patches' products forward and backward are, by torch's count of one patch."""
+    """Measure training steps.
+
+    Returns seconds a step: `whole` as training makes them, and each of STEP_PARTS when the host
+    waits for the device after it. `backward` includes the sum of the processes' gradients,
+    `forward` the augmentation. Besides:
+    patches: per second, over all processes.
+    matrix: the device's operations per second in large products of matrices.
+    used: the share of `matrix` that these patches' products are, by torch's count of one patch.
+    """
     whole_batch.prepare(model)
 
-    def some(number: int) -> Iterator[dict]:
+    def first_batches(number: int) -> Iterator[dict]:
+        # The last batch may have fewer rows, so it is left out where there are others.
         return (batches[k % max(1, len(batches) - 1)] for k in range(number))
 
     def train(loader: Iterable[dict], criterion: engine.Criterion) -> None:
-        engine.train_one_epoch(
-            model, criterion, optimizer, loader, hardware, engine.EpochProgress()
-        )
+        progress = engine.EpochProgress()
+        engine.train_one_epoch(model, criterion, optimizer, loader, hardware, progress)
 
-    train(some(WARM_UP), criterion)
-    keep_freed_memory()  # as training does, from its first step on
+    train(first_batches(WARM_UP), criterion)
+    # As training does, from its first step on.
+    keep_freed_memory()
     costs.wait_for(hardware.device)
-    whole = costs.timed(lambda: train(some(steps), criterion), hardware.device)[0] / steps
-    found = {"whole": whole, **_parts(some, train, model, criterion, optimizer, hardware, steps)}
+    seconds, _ = costs.timed(lambda: train(first_batches(steps), criterion), hardware.device)
+    parts = _seconds_of_parts(
+        train, model, criterion, optimizer, first_batches(steps), hardware.device
+    )
+    whole = seconds / steps
     macs = sum(costs.operations(model.eval(), batches.cache.min_side)["macs"].values())
-    speed, patches = matrix_speed(hardware), min(batches.batch_size, len(batches.patches)) / whole
+    speed = matrix_speed(hardware)
+    patches = min(batches.batch_size, len(batches.patches)) / whole
+    # A multiply-accumulate is two operations, and the backward pass makes two for each forward.
     used = 6 * macs * patches / (speed * processes.world_size())
     return {
-        **found,
+        "whole": whole,
+        **{part: parts[part] / steps for part in STEP_PARTS},
         "patches": patches,
         "matrix": speed,
         "used": used,
@@ -55,48 +67,66 @@ def measure(
     }
 
 
-def _parts(
-    some, train, model, criterion, optimizer, hardware: Hardware, steps: int
+def _seconds_of_parts(
+    train: Callable[[Iterable[dict], engine.Criterion], None],
+    model: HyperNet,
+    criterion: engine.Criterion,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[dict],
+    device: torch.device,
 ) -> dict[str, float]:
-    spent: dict[str, float] = defaultdict(float)
-    last = time.perf_counter()
-
-    def mark(part: str) -> None:
-        nonlocal last
-        costs.wait_for(hardware.device)
-        spent[part] += time.perf_counter() - last
-        last = time.perf_counter()
-
-    def loader() -> Iterator[dict]:
-        for batch in some(steps):
-            mark("data")
-            yield batch
-            mark("records")
-
-    def criterion_marked(outputs, batch):
-        losses = criterion(outputs, batch)
-        mark("loss")
-        return losses
-
+    """Part of a step -> seconds of all steps, with the device waited for after each part."""
+    clock = _Clock(device)
     hooks = [
-        model.register_forward_hook(lambda *_: mark("forward")),
-        optimizer.register_step_pre_hook(lambda *_: mark("backward")),
-        optimizer.register_step_post_hook(lambda *_: mark("optimizer")),
+        model.register_forward_hook(lambda *_: clock.mark("forward")),
+        optimizer.register_step_pre_hook(lambda *_: clock.mark("backward")),
+        optimizer.register_step_post_hook(lambda *_: clock.mark("optimizer")),
     ]
-    train(loader(), criterion_marked)
+    train(clock.marked_batches(batches), clock.marked_criterion(criterion))
     for hook in hooks:
         hook.remove()
-    return {part: spent[part] / steps for part in PARTS}
+    return clock.spent
+
+
+class _Clock:
+    """Adds up the seconds of each part of a step: `mark` ends a part and begins the next."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.spent: dict[str, float] = defaultdict(float)
+        self.last = time.perf_counter()
+
+    def mark(self, part: str) -> None:
+        costs.wait_for(self.device)
+        now = time.perf_counter()
+        self.spent[part] += now - self.last
+        self.last = now
+
+    def marked_batches(self, batches: Iterable[dict]) -> Iterator[dict]:
+        for batch in batches:
+            self.mark("data")
+            yield batch
+            # The step asks for the next batch when it has made its records.
+            self.mark("records")
+
+    def marked_criterion(self, criterion: Callable) -> Callable:
+        def criterion_with_mark(outputs, batch):
+            losses = criterion(outputs, batch)
+            self.mark("loss")
+            return losses
+
+        return criterion_with_mark
 
 
 def matrix_speed(hardware: Hardware, repeats: int = 8) -> float:
-    """Operations per second of a product of two large matrices in the precision that is trained in; the fastest."""
+    """The device's operations per second in a product of two large matrices.
+
+    It is the fastest of the repeats, in the precision in which the model is trained.
+    """
     side = 8192 if hardware.device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=hardware.device) for _ in range(2))
+    a = torch.randn(side, side, device=hardware.device)
+    b = torch.randn(side, side, device=hardware.device)
     costs.wait_for(hardware.device)
     with hardware.autocast(), torch.no_grad():
-        return (
-            2
-            * side**3
-            / min(costs.timed(lambda: a @ b, hardware.device)[0] for _ in range(repeats))
-        )
+        times = [costs.timed(lambda: a @ b, hardware.device)[0] for _ in range(repeats)]
+    return 2 * side**3 / min(times)

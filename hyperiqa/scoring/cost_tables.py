@@ -1,0 +1,101 @@
+"""Tables of what models and training steps cost, from what `costs` and `step_times` measured.
+
+Nothing here needs torch: whoever only shows the figures does not wait for it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# The parts of a training step, in their order.
+STEP_PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")
+# The parts of a model, in the order of its data.
+MODEL_PARTS = ("backbone", "fusion", "hyper", "target")
+STEP_HEADER = [
+    "backbone",
+    "processes",
+    "patches/s",
+    "ms whole",
+    *STEP_PARTS,
+    "waits",
+    "TFLOP/s",
+    "used",
+    "MiB",
+]
+
+
+def step_row(backbone: str, process_count: int, times: Mapping[str, Any]) -> list[str]:
+    """A row under STEP_HEADER. times: as of `step_times.measure`, with the peak memory."""
+    milliseconds = [f"{1000 * times[part]:.4g}" for part in ("whole", *STEP_PARTS)]
+    # What a step takes beyond the device's work, it waits: for data, records or other processes.
+    on_device = sum(times[part] for part in ("forward", "loss", "backward", "optimizer"))
+    waits = max(0.0, times["whole"] - on_device)
+    return [
+        backbone,
+        str(process_count),
+        f"{times['patches']:.4g}",
+        *milliseconds,
+        f"{1000 * waits:.4g}",
+        f"{times['matrix'] / 1e12:.3g}",
+        f"{times['used']:.1%}",
+        f"{times['peak memory']:.0f}",
+    ]
+
+
+def cost_header(costs: Mapping[str, Any]) -> list[str]:
+    """The header of a table of `cost_rows`."""
+    latencies = [f"ms, batch {batch}" for batch in costs["seconds"]]
+    memory = "GPU MiB" if "peak GPU memory" in costs else "MiB"
+    return ["model", "part", "M parameters", "GMACs", "GFLOP", *latencies, memory]
+
+
+def cost_rows(name: str, costs: Mapping[str, Any]) -> list[list[str]]:
+    """The whole model with latency and memory, then its parts, but for those that cost nothing.
+
+    costs: as of `costs.measure`, with the peak memory.
+    """
+    parameters = costs["parameters"]
+    macs = costs["macs"]
+    whole = [
+        f"{name} @{costs['patch_size']}",
+        "all",
+        *_counts(sum(parameters.values()), sum(macs.values())),
+    ]
+    for seconds in costs["seconds"].values():
+        low, median, high = np.percentile(seconds, (5, 50, 95)) * 1000
+        whole.append(f"{median:.4g} ({low:.4g}-{high:.4g})")
+    whole.append(f"{costs.get('peak GPU memory', costs['peak memory']):.0f}")
+    rows = [whole]
+    for part in MODEL_PARTS:
+        if parameters[part] or macs[part]:
+            cells = ["", part, *_counts(parameters[part], macs[part])]
+            # Latency and memory are the whole model's alone.
+            rows.append(cells + [""] * (len(whole) - len(cells)))
+    return rows
+
+
+def _counts(parameters: int, macs: int) -> list[str]:
+    """Cells of millions of parameters, GMACs and GFLOP; a multiply-accumulate is two operations."""
+    counts = (parameters / 1e6, macs / 1e9, 2 * macs / 1e9)
+    return [f"{count:.4g}" for count in counts]
+
+
+def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The table for a paper, in the style of booktabs, with a rule above each model."""
+    lines = [
+        rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}",
+        r"\toprule",
+        _latex_line(header),
+    ]
+    for row in rows:
+        # Only a model's first row has its name.
+        if row[0]:
+            lines.append(r"\midrule")
+        lines.append(_latex_line(row))
+    lines += [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join(lines)
+
+
+def _latex_line(cells: Sequence[str]) -> str:
+    return " & ".join(cells).replace("_", r"\_") + r" \\"
