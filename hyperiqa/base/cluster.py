@@ -21,7 +21,6 @@ from typing import Any
 from hyperiqa.base.command_line import POSITIVE, Flags, without_flags
 from hyperiqa.base.errors import UserError, reason_of
 
-LAUNCHERS = ("slurm", "local")
 # The flags of `cluster_flags`, which a job must not pass on to the command that it runs.
 OWN = ("--launcher", "--nodes", "--gpus_per_node", "--time", "--slurm")
 SETTINGS = tuple(flag.lstrip("-") for flag in OWN)
@@ -36,7 +35,7 @@ def cluster_flags(flags: Flags) -> None:
         "--launcher",
         None,
         "run as a job of slurm, or local: as one of this machine",
-        choices=LAUNCHERS,
+        choices=("slurm", "local"),
     )
     flags.count("--nodes", 1, "machines of a job")
     flags.count("--gpus_per_node", 1, "GPUs of each, with a process for each", most=64)
@@ -81,7 +80,11 @@ class Command:
             submitit.helpers.TorchDistributedEnvironment().export(
                 set_cuda_visible_devices=False, overwrite=True
             )
-        words = self._words_of_this_start()
+        words = list(self.words)
+        # Slurm itself queues a job again when a node fails, without a call of `checkpoint`.
+        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+        if (self.requeued or restarted) and "--resume" not in words:
+            words += ["--resume", "auto"]
         # The cluster's signal may reach the program too, and would kill it. A child process
         # inherits that a signal is ignored.
         warning = environment._usr_sig()
@@ -95,13 +98,6 @@ class Command:
             exit_code = self.process.poll()
         if exit_code not in (0, 128 + signal.SIGTERM):
             raise RuntimeError(f"exit code {exit_code}: {shlex.join(words)}")
-
-    def _words_of_this_start(self) -> list[str]:
-        # Slurm itself queues a job again when a node fails, without a call of `checkpoint`.
-        restarted = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-        if (self.requeued or restarted) and "--resume" not in self.words:
-            return [*self.words, "--resume", "auto"]
-        return self.words
 
     def checkpoint(self) -> Any:
         """Stop the program, which saves its state, and return the submission that resumes it."""

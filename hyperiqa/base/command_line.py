@@ -35,11 +35,15 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
 
     A `UserError` becomes one line on stderr and exit code 2, `NothingToDo` one line on stdout and
     exit code 0, a signal exit code 128 + its number. `main` imports torch itself, because the
-    setting of its threads counts only before that.
+    setting of OpenMP counts only before that.
     """
-    _shorten_spinning()
-    sys.stdout = _wrapped(sys.stdout)
-    sys.stderr = _wrapped(sys.stderr)
+    # By default OpenMP's threads spin for long while they wait, and two trainings on one machine
+    # would take each other's cores (docs/performance.md). A setting of the user's stays.
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "1000"
+    # A stream is None where Python was started without a console.
+    sys.stdout = sys.stdout and _Stream(sys.stdout)
+    sys.stderr = sys.stderr and _Stream(sys.stderr)
     # Several processes do the same work; only the first one shows it.
     is_first = os.environ.get("RANK", "0") in ("", "0")
     if not is_first:
@@ -48,9 +52,7 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     try:
         sys.exit(main() or 0)
     except UserError as mistake:
-        already_shown = mistake.already_shown
-        if already_shown is None:
-            already_shown = not is_first
+        already_shown = not is_first if mistake.already_shown is None else mistake.already_shown
         if not already_shown:
             print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)
@@ -59,21 +61,6 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(0)
     except Interrupted as interruption:
         sys.exit(128 + interruption.signum)
-
-
-def _shorten_spinning() -> None:
-    """Let OpenMP's threads spin only shortly while they wait, unless the user has set it.
-
-    By default they spin for long, and two trainings on one machine would take each other's cores
-    (docs/performance.md).
-    """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
-        os.environ["GOMP_SPINCOUNT"] = "1000"
-
-
-def _wrapped(stream: Any) -> Any:
-    # Python has no streams where it was started without a console, as by pythonw.
-    return None if stream is None else _Stream(stream)
 
 
 class _Stream:
@@ -134,8 +121,7 @@ class _Parser(ArgumentParser):
         return options
 
     def _with_suggestion(self, word: str) -> str:
-        flag = word.split("=")[0]
-        matches = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+        matches = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
         return f"{word} (did you mean {matches[0]}?)" if matches else word
 
 
@@ -187,14 +173,13 @@ class Flags:
         action = self.current.add_argument(
             name, default=default, help=text, action=_Setting, **more
         )
-        if ok is None:
-            return
-        expected, is_accepted = ok
+        if ok is not None:
+            expected, is_accepted = ok
 
-        def problem(value: Any) -> str | None:
-            return None if is_accepted(value) else f"{name} {value}: expected {expected}"
+            def problem(value: Any) -> str | None:
+                return None if is_accepted(value) else f"{name} {value}: expected {expected}"
 
-        self._check(action.dest, problem)
+            self._check(action.dest, problem)
 
     def _check(self, dest: str, problem: Callable[[Any], str | None]) -> None:
         """Check a setting by a function that returns the mistake in its value, or None."""
@@ -209,10 +194,8 @@ class Flags:
         self, name: str, default: int | None, text: str, least: int = 1, most: float = math.inf
     ) -> None:
         """Add a flag whose value is a whole number from `least` to `most`."""
-        if most == math.inf:
-            expected = f"a whole number of at least {least}"
-        else:
-            expected = f"{least} to {most:g}"
+        bounded = most < math.inf
+        expected = f"{least} to {most:g}" if bounded else f"a whole number of at least {least}"
         accepted: Range = (expected, lambda number: least <= number <= most)
         self.value(name, default, text, accepted, type=int, metavar="N")
 
@@ -261,11 +244,10 @@ class Flags:
         """Add the positional argument for the model to read."""
         kinds = "a model file, a run's folder or hf://USER/NAME"
         self.words("checkpoint", kinds, type=Path, metavar="CHECKPOINT")
+        missing = f"no such file or folder; expected {kinds}"
 
         def problem(path: Path) -> str | None:
-            if exists_or_on_hub(path):
-                return None
-            return f"{path}: no such file or folder; expected {kinds}"
+            return None if exists_or_on_hub(path) else f"{path}: {missing}"
 
         self._check("checkpoint", problem)
 
@@ -295,13 +277,10 @@ class Flags:
         self.switch(
             "--no_cache", "cache", False, "decode into memory, and leave nothing on the disk"
         )
-
-        def contradiction(options: Namespace) -> str | None:
-            if options.cache_dir and not options.cache:
-                return "contradictory flags: --no_cache and --cache_dir"
-            return None
-
-        self.checks.append(contradiction)
+        message = "contradictory flags: --no_cache and --cache_dir"
+        self.checks.append(
+            lambda options: message if options.cache_dir and not options.cache else None
+        )
 
     def images(self, resize: str) -> None:
         """Add `--resize`; resize: the help's words for what holds where the flag is not given."""
@@ -312,8 +291,12 @@ class Flags:
 
     def skip_bad_images(self) -> None:
         """Add `--skip_bad_images`."""
-        text = "drop images that cannot be read instead of stopping"
-        self.switch("--skip_bad_images", "skip_bad_images", True, text)
+        self.switch(
+            "--skip_bad_images",
+            "skip_bad_images",
+            True,
+            "drop images that cannot be read instead of stopping",
+        )
 
     def parse(
         self,
@@ -379,6 +362,4 @@ def parse_resize(text: str) -> int | tuple[int, int] | None:
     if match is None:
         raise UserError(f"--resize {text}: expected S (shorter side), HxW (height x width) or none")
     height, width = match.groups()
-    if width is None:
-        return int(height)
-    return int(height), int(width)
+    return int(height) if width is None else (int(height), int(width))

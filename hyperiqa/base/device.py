@@ -95,19 +95,16 @@ def choose_bf16(precision: str, device: torch.device) -> tuple[bool, str]:
         major, minor = torch.cuda.get_device_capability(device)
         # Ampere (8.0) is the first generation that computes in bf16.
         return major >= 8, f"compute capability {major}.{minor}"
-    cpu_flags = _cpu_flags()
+    # Only Linux lists the instructions of its CPU in a file.
+    cpuinfo = Path("/proc/cpuinfo")
+    cpu_flags = []
+    if platform.system() == "Linux" and cpuinfo.exists():
+        cpu_flags = cpuinfo.read_text().split()
     # On a CPU without these instructions bf16 is emulated, slower than fp32.
     for instructions in ("amx_bf16", "avx512_bf16"):
         if instructions in cpu_flags:
             return True, f"this CPU has {instructions}"
     return False, "no native bf16 here"
-
-
-def _cpu_flags() -> list[str]:
-    cpuinfo = Path("/proc/cpuinfo")
-    if platform.system() != "Linux" or not cpuinfo.exists():
-        return []
-    return cpuinfo.read_text().split()
 
 
 def set_backends(deterministic: bool) -> None:

@@ -69,8 +69,11 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
                 watched.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files, but a result is as readable as any other new file.
-        Path(temporary).chmod(0o666 & ~_current_umask())
+        # mkstemp makes private files, but a result is as readable as any other new file. The system
+        # tells the mask only to those who set it.
+        mask = os.umask(0)
+        os.umask(mask)
+        Path(temporary).chmod(0o666 & ~mask)
         Path(temporary).replace(path)
     except (OSError, RuntimeError) as error:
         problem = error if isinstance(error, OSError) else getattr(watched, "problem", None)
@@ -81,10 +84,3 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-
-
-def _current_umask() -> int:
-    # The system tells the mask only to those who set it.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -32,34 +32,24 @@ def parse_set_names(
     mistakes = []
     for word in words:
         name, _, path = word.partition("=")
-        mistake = _mistake_in(flag, word, readers, sets)
-        if mistake is not None:
-            mistakes.append(mistake)
+        prefix, colon, csv_name = name.partition(":")
+        is_csv = prefix == "csv"
+        # A CSV set that took the name of another data set would pass for it in records.
+        is_free_name = re.fullmatch(r"[\w.-]+", csv_name) and csv_name not in readers
+        if is_csv and colon and not is_free_name:
+            rule = "with letters, digits and _ . + -, no set's name"
+            mistakes.append(f"{flag} {word}: expected csv:NAME=FILE.csv, {rule}")
+        elif (prefix if is_csv else name) not in readers:
+            expected = f"NAME or NAME=PATH, NAME one of {', '.join(readers)}"
+            mistakes.append(f"{flag} {word}: expected {expected}")
+        elif name in sets:
+            mistakes.append(f"{flag}: {name} is listed twice")
+        elif is_csv and not path:
+            mistakes.append(f"{flag} {name}: expected {name}=FILE.csv")
         sets[name] = Path(path).expanduser() if path else None
     if mistakes:
         raise UserError("; ".join(mistakes))
     return sets
-
-
-def _mistake_in(
-    flag: str, word: str, readers: Sequence[str], earlier_sets: Iterable[str]
-) -> str | None:
-    name, _, path = word.partition("=")
-    prefix, colon, csv_name = name.partition(":")
-    is_csv = prefix == "csv"
-    # A CSV set that took the name of another data set would pass for it in records.
-    is_free_name = re.fullmatch(r"[\w.-]+", csv_name) and csv_name not in readers
-    if is_csv and colon and not is_free_name:
-        rule = "with letters, digits and _ . + -, no set's name"
-        return f"{flag} {word}: expected csv:NAME=FILE.csv, {rule}"
-    reader = "csv" if is_csv else name
-    if reader not in readers:
-        return f"{flag} {word}: expected NAME or NAME=PATH, NAME one of {', '.join(readers)}"
-    if name in earlier_sets:
-        return f"{flag}: {name} is listed twice"
-    if is_csv and not path:
-        return f"{flag} {name}: expected {name}=FILE.csv"
-    return None
 
 
 def lower_is_better_sets(flag: bool | list[str], names: Iterable[str]) -> set[str]:

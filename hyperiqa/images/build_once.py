@@ -1,9 +1,11 @@
 """Folders that one process builds for all, and that appear under their name only when complete."""
 
+import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -72,3 +74,19 @@ def _build_under_lock(folder: Path, build: Callable[[Path], None], goes_on: bool
     finally:
         if not goes_on:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_stale(folders: Iterable[Path], is_current: Callable[[Path, Any], bool]) -> None:
+    """Delete the folders that no run can use any more.
+
+    is_current(folder, index): judges a folder by the contents of its index.json. A folder whose
+    index is missing or damaged is deleted too.
+    """
+    for folder in folders:
+        try:
+            index = json.loads((folder / "index.json").read_text())
+            usable = is_current(folder, index)
+        except (OSError, ValueError, KeyError):
+            usable = False
+        if not usable:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from tqdm import tqdm
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
-from hyperiqa.images.build_once import build_once
+from hyperiqa.images.build_once import build_once, remove_stale
 from hyperiqa.images.decode import decode, fitted_size, resize_image
 from hyperiqa.images.perceptual_hash import perceptual_hash
 
@@ -166,20 +165,16 @@ class ImageCache:
 
     def _read_sizes(self, pool: Executor) -> None:
         fitted = partial(fitted_size, resize=self.resize, min_side=self.min_side)
-        results = pool.map(partial(self._unless_bad, fitted), self.paths)
-        sizes = []
-        self.upscaled = 0
-        for result in results:
-            # A file without a readable header gets no place in the buffer.
-            size, is_upscaled = result or ((0, 0), False)
-            sizes.append(size)
-            self.upscaled += is_upscaled
-        self._set_sizes(sizes)
+        # A file without a readable header gets no place in the buffer.
+        no_place = ((0, 0), False)
+        results = list(pool.map(partial(self._unless_bad, fitted, no_place), self.paths))
+        self._set_sizes([size for size, _ in results])
+        self.upscaled = sum(is_upscaled for _, is_upscaled in results)
 
     def _decode(self, keep: Callable[[int, np.ndarray], None], i: int, path: Path) -> None:
         if path in self.bad:
             return
-        image = self._unless_bad(decode, path)
+        image = self._unless_bad(decode, None, path)
         if image is None:
             return
         resized = resize_image(image, *self.sizes[i])
@@ -187,8 +182,8 @@ class ImageCache:
         self.hashes[i] = perceptual_hash(resized)
         keep(i, resized)
 
-    def _unless_bad(self, work: Callable, path: Path) -> Any:
-        """`work(path)`, or None where the file cannot be read.
+    def _unless_bad(self, work: Callable, default: Any, path: Path) -> Any:
+        """`work(path)`, or the default where the file cannot be read.
 
         The reason goes to `bad`, so that the user learns of all bad files at once.
         """
@@ -196,7 +191,7 @@ class ImageCache:
             return work(path, exif_rotate=self.exif_rotate)
         except ValueError as problem:
             self.bad[path] = str(problem)
-            return None
+            return default
 
     def _set_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
@@ -239,7 +234,8 @@ class ImageCache:
         waiting = f"{self.name}: waiting for another run that is decoding the same images"
         built = build_once(self.folder, self._open, self._build_files, waiting, "image cache")
         if built:
-            self._remove_stale()
+            # The caches of this set that have an older format, or whose source files changed.
+            remove_stale(self.folder.parent.glob(f"{self.name}_{self.resize}_*"), _is_current)
         return not built
 
     def _build_files(self, folder: Path) -> None:
@@ -267,23 +263,13 @@ class ImageCache:
         }
         write_whole(folder / "index.json", json.dumps(index))
 
-    def _remove_stale(self) -> None:
-        """Delete this set's caches that no run can use: of an older format or of changed files."""
-        for folder in self.folder.parent.glob(f"{self.name}_{self.resize}_*"):
-            if not _is_current(folder):
-                shutil.rmtree(folder, ignore_errors=True)
 
-
-def _is_current(folder: Path) -> bool:
+def _is_current(folder: Path, index: dict[str, Any]) -> bool:
     """Whether a cache has today's format, and its source files are as they were."""
-    try:
-        index = json.loads((folder / "index.json").read_text())
-        for path, size, modified in index["files"]:
-            if _size_and_time(Path(path)) != (size, modified):
-                return False
-        return index["format"] >= CACHE_FORMAT
-    except (OSError, ValueError, KeyError):
-        return False
+    for path, size, modified in index["files"]:
+        if _size_and_time(Path(path)) != (size, modified):
+            return False
+    return index["format"] >= CACHE_FORMAT
 
 
 def _core_count() -> int:

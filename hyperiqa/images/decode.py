@@ -99,8 +99,7 @@ def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
         turned = image if turn is None else image.transpose(turn)
         # The modes I, I;16, … and F have more than 8 bits.
         if turned.mode.startswith(("I", "F")):
-            grey = _grey_as_uint8(turned, image)
-            return np.repeat(grey[:, :, None], 3, axis=2)
+            return np.repeat(_grey_as_uint8(turned, image)[:, :, None], 3, axis=2)
         if turned.mode in ("LAB", "La"):
             raise ValueError(f"pixels of mode {turned.mode} are not read here")
         # On white, as viewers show it: the colour of a transparent pixel is arbitrary.
@@ -196,15 +195,14 @@ def fitted_size(
     ValueError where the file is no image, or would be absurdly large once resized (a thin strip).
     """
     original_height, original_width = read_header(path, exif_rotate)
-    size = resized_size(original_height, original_width, resize, min_side)
-    height, width = size
+    height, width = resized_size(original_height, original_width, resize, min_side)
     if height * width > MAX_PIXELS:
         raise ValueError(
             f"absurdly large once resized from {original_width}x{original_height} "
             f"to {width}x{height} pixels"
         )
-    size_without_minimum = resized_size(original_height, original_width, resize, 1)
-    return size, size != size_without_minimum
+    is_upscaled = (height, width) != resized_size(original_height, original_width, resize, 1)
+    return (height, width), is_upscaled
 
 
 def load_image(path: Path, resize: str, min_side: int, exif_rotate: bool = False) -> np.ndarray:

@@ -20,7 +20,7 @@ import torch
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
-from hyperiqa.images.build_once import build_once, half_built
+from hyperiqa.images.build_once import build_once, half_built, remove_stale
 from hyperiqa.images.cache import ImageCache
 
 # Raise it when the contents of a row change: older features are then computed anew.
@@ -76,7 +76,8 @@ class Features:
         built = build_once(self.folder, self._open, build, waiting, "feature cache", goes_on=True)
         self.was_there = not built
         if built:
-            self._remove_stale()
+            # The features of this set's images that have changed: their cache is gone.
+            remove_stale(self.folder.parent.glob(f"{self.cache.name}_features_*"), _has_images)
 
     @property
     def missing(self) -> int:
@@ -137,20 +138,10 @@ class Features:
             return False
         return True
 
-    def _remove_stale(self) -> None:
-        """Delete this data set's features of images that changed, so that their cache is gone."""
-        for folder in self.folder.parent.glob(f"{self.cache.name}_features_*"):
-            if not _has_images(folder):
-                shutil.rmtree(folder, ignore_errors=True)
 
-
-def _has_images(folder: Path) -> bool:
+def _has_images(folder: Path, index: dict[str, str]) -> bool:
     """Whether the image cache of a folder of features still exists beside it."""
-    try:
-        index = json.loads((folder / "index.json").read_text())
-        return (folder.parent / index["images"]).is_dir()
-    except (OSError, ValueError, KeyError):
-        return False
+    return (folder.parent / index["images"]).is_dir()
 
 
 def check_room(parts: Mapping[str, Features]) -> list[str]:
@@ -161,7 +152,13 @@ def check_room(parts: Mapping[str, Features]) -> list[str]:
     needed = sum(features.missing for features in parts.values())
     if needed:
         folder = next(iter(parts.values())).folder.parent
-        _check_free_space(needed, folder)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise UserError(
+                f"the features need {needed / 1e9:.1f} GB in {folder}, which has "
+                f"{free / 1e9:.1f} GB free; give --cache_dir PATH, fewer --train_patch_num, or "
+                "--feature_dtype none to go through the pixels"
+            )
     facts = []
     for name, features in parts.items():
         rows, width = features.shape
@@ -171,13 +168,3 @@ def check_room(parts: Mapping[str, Features]) -> list[str]:
         state = "found" if features.was_there else "to compute"
         facts.append(f"Features of {name}: {size}, {state} in {features.folder or 'memory'}")
     return facts
-
-
-def _check_free_space(needed: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise UserError(
-            f"the features need {needed / 1e9:.1f} GB in {folder}, which has {free / 1e9:.1f} GB "
-            "free; give --cache_dir PATH, fewer --train_patch_num, or --feature_dtype none to go "
-            "through the pixels"
-        )

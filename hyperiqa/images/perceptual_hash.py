@@ -8,10 +8,6 @@ import scipy.fft
 from hyperiqa.images.decode import resize_image
 
 HASH_BITS = 64
-# Rows of the table of agreements that are computed at a time, which bounds its memory.
-CHUNK = 1024
-# ITU-R BT.601: how much red, green and blue add to the luminance.
-LUMINANCE = np.array([0.299, 0.587, 0.114])
 
 
 def perceptual_hash(image: np.ndarray) -> str:
@@ -22,7 +18,8 @@ def perceptual_hash(image: np.ndarray) -> str:
     functions, 2010). Copies that were compressed, resized, brightened or blurred differ in few
     bits.
     """
-    grey = resize_image(image, 32, 32) @ LUMINANCE
+    # The luminance of ITU-R BT.601.
+    grey = resize_image(image, 32, 32) @ np.array([0.299, 0.587, 0.114])
     # Above rounding errors, so that a frequency that is zero has the same sign everywhere.
     signs = scipy.fft.dctn(grey, norm="ortho")[:8, :8] > 1e-9
     signs[0, 0] = False
@@ -41,12 +38,13 @@ def near_duplicates(
     # To mirror an image changes the sign of its odd horizontal frequencies.
     mirror = np.where(np.arange(HASH_BITS) % 2 == 1, -1, 1).astype(np.float32)
     pairs = []
-    for start in range(0, len(signs_a), CHUNK):
-        chunk = signs_a[start : start + CHUNK]
+    # In chunks, which bounds the memory of the table of agreements.
+    for start in range(0, len(signs_a), 1024):
+        chunk = signs_a[start : start + 1024]
         # The dot product of two hashes: bits that agree minus bits that differ.
         agreement = np.maximum(chunk @ signs_b.T, (chunk * mirror) @ signs_b.T)
-        for i, j in np.argwhere(agreement >= HASH_BITS - 2 * bits):
-            pairs.append((start + int(i), int(j)))
+        alike = np.argwhere(agreement >= HASH_BITS - 2 * bits)
+        pairs += [(start + int(i), int(j)) for i, j in alike]
     return pairs
 
 
