@@ -146,7 +146,7 @@ def print_report(options, entries, measure, comparisons, notes) -> None:
         print_standards(entries, [(c.a, c.b) for c in comparisons], short, show)
     if options.power is not None:
         chosen = (
-            differences.named(options.power, entries, "--power") if options.power else entries[0]
+            differences.find_entry(options.power, entries, "--power") if options.power else entries[0]
         )
         settings = (
             entries

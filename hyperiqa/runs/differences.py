@@ -1,23 +1,27 @@
-"""Two runs, or two settings with several seeds each, compared by the best method that their files allow."""
+"""Two runs, or two settings of several seeds each, compared by the best method for their files."""
 
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.runs.entries import Entry
 from hyperiqa.runs.measures import Measure
+from hyperiqa.runs.reading import Key, Scores
 from hyperiqa.stats import intervals
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pair of entries; `refused` says why they cannot be compared, else `difference` is A − B."""
+    """A pair of entries and the difference A − B.
+
+    corrected: the p-value, corrected for the other comparisons. refused: why the entries cannot be
+    compared; "" where they can.
+    """
 
     a: Entry
     b: Entry
@@ -29,133 +33,197 @@ class Comparison:
 
 
 def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
-    values: Any = [[measure.value(run) for run in entry.runs] for entry in (a, b)]
-    if any(math.isnan(value) for value in sum(values, [])):
+    """The difference of two entries, by the best method that their files allow.
+
+    In this order: paired on the same images, from the numbers of images, from the seeds alone.
+    """
+    values_a = [measure.value(run) for run in a.runs]
+    values_b = [measure.value(run) for run in b.runs]
+    if any(math.isnan(value) for value in values_a + values_b):
         source = "the predictions files" if measure.formula is None else "the logs"
-        return Comparison(
-            a, b, refused=f"no {measure.metric} of epoch {measure.epoch} in {source} of both"
-        )
-    sets = {run.settings.get("dataset") for run in a.runs + b.runs} - {None}
-    if measure.part == "test" and len(sets) > 1:
-        return Comparison(a, b, refused=f"tested on different data sets: {', '.join(sorted(sets))}")
+        reason = f"no {measure.metric} of epoch {measure.epoch} in {source} of both"
+        return Comparison(a, b, refused=reason)
+    # The log of the public code may not say what it was tested on, which is no reason against it.
+    datasets = {run.settings.get("dataset") for run in a.runs + b.runs} - {None}
+    if measure.part == "test" and len(datasets) > 1:
+        reason = f"tested on different data sets: {', '.join(sorted(datasets))}"
+        return Comparison(a, b, refused=reason)
     if len(a.runs) == len(b.runs) == 1:
         return _compare_runs(measure, a, b)
     keys = measure.common_images(a.runs + b.runs)
     if keys is None:
-        found = intervals.welch_difference(*values)
-        refused = (
-            "seeds without common predictions need at least two on both sides"
-            if math.isnan(found.p)
-            else ""
-        )
-        return Comparison(a, b, "seeds alone", 0, found, refused=refused)
-    draws = [np.stack([measure.draws(run, keys) for run in entry.runs], 1) for entry in (a, b)]
-    return Comparison(
-        a, b, "seeds and images", len(keys), intervals.group_difference(*values, *draws)
-    )
+        difference = intervals.welch_difference(values_a, values_b)
+        reason = ""
+        if math.isnan(difference.p):
+            reason = "seeds without common predictions need at least two on both sides"
+        return Comparison(a, b, "seeds alone", 0, difference, refused=reason)
+    draws_a = np.stack([measure.draws(run, keys) for run in a.runs], 1)
+    draws_b = np.stack([measure.draws(run, keys) for run in b.runs], 1)
+    difference = intervals.group_difference(values_a, values_b, draws_a, draws_b)
+    return Comparison(a, b, "seeds and images", len(keys), difference)
 
 
 def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
-    run_a, run_b = a.runs[0], b.runs[0]
-    scores_a, scores_b = measure.scores(run_a), measure.scores(run_b)
+    """Compare two single runs."""
+    run_a = a.runs[0]
+    run_b = b.runs[0]
+    scores_a = measure.scores(run_a)
+    scores_b = measure.scores(run_b)
     if scores_a is None or scores_b is None:
-        counts = [run.images.get(measure.part) for run in (run_a, run_b)]
-        if measure.formula is None or None in counts:
-            return Comparison(a, b, refused="needs predictions of both")
-        found = intervals.unpaired_difference(
-            measure.value(run_a), measure.value(run_b), measure.formula, *counts
-        )
-        return Comparison(a, b, "number of images", min(counts), found)
-    keys = (
-        scores_a.keys
-        if scores_a.keys == scores_b.keys
-        else tuple(sorted({*scores_a.keys} & {*scores_b.keys}))
+        return _compare_by_numbers_of_images(measure, a, b)
+    keys = _common_keys(scores_a, scores_b)
+    reason = _reason_against_pairing(scores_a, scores_b, keys)
+    if reason:
+        return Comparison(a, b, refused=reason)
+    # The recorded figures are of all images.
+    subset = None if len(keys) == len(scores_a.keys) == len(scores_b.keys) else keys
+    difference = intervals.paired_difference(
+        measure.value(run_a, subset) - measure.value(run_b, subset),
+        measure.draws(run_a, keys),
+        measure.draws(run_b, keys),
     )
+    return Comparison(a, b, "images, paired", len(keys), difference)
+
+
+def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Comparison:
+    """Compare two single runs of which one has no predictions."""
+    images_a = a.runs[0].images.get(measure.part)
+    images_b = b.runs[0].images.get(measure.part)
+    if measure.formula is None or images_a is None or images_b is None:
+        return Comparison(a, b, refused="needs predictions of both")
+    value_a = measure.value(a.runs[0])
+    value_b = measure.value(b.runs[0])
+    difference = intervals.unpaired_difference(
+        value_a, value_b, measure.formula, images_a, images_b
+    )
+    return Comparison(a, b, "number of images", min(images_a, images_b), difference)
+
+
+def _common_keys(scores_a: Scores, scores_b: Scores) -> tuple[Key, ...]:
+    if scores_a.keys == scores_b.keys:
+        return scores_a.keys
+    return tuple(sorted(set(scores_a.keys) & set(scores_b.keys)))
+
+
+def _reason_against_pairing(scores_a: Scores, scores_b: Scores, keys: tuple[Key, ...]) -> str:
+    """Why the two runs' common images are no base for a comparison; "" where they are."""
+    # The images that few runs share may be no fair sample of either's set.
     fewer = min(len(scores_a.keys), len(scores_b.keys))
     if len(keys) < max(10, fewer / 2):
-        return Comparison(
-            a, b, refused=f"only {len(keys)} of {fewer} images are in both predictions files"
-        )
-    if unequal := int((np.abs(scores_a.on(keys)[1] - scores_b.on(keys)[1]) > 1e-6).sum()):
-        return Comparison(
-            a, b, refused=f"{unequal} of {len(keys)} common images have different MOS"
-        )
-    subset = None if len(keys) == len(scores_a.keys) == len(scores_b.keys) else keys
-    value = measure.value(run_a, subset) - measure.value(run_b, subset)
-    found = intervals.paired_difference(
-        value, measure.draws(run_a, keys), measure.draws(run_b, keys)
-    )
-    return Comparison(a, b, "images, paired", len(keys), found)
+        return f"only {len(keys)} of {fewer} images are in both predictions files"
+    # Other opinions of the same images: another release or another scale.
+    _, mos_a = scores_a.on(keys)
+    _, mos_b = scores_b.on(keys)
+    unequal = int((np.abs(mos_a - mos_b) > 1e-6).sum())
+    if unequal:
+        return f"{unequal} of {len(keys)} common images have different MOS"
+    return ""
 
 
 def compare_all(measure: Measure, pairs: Sequence[tuple[Entry, Entry]]) -> list[Comparison]:
-    """All pairs, their p-values corrected together (Holm)."""
-    found = [compare(measure, a, b) for a, b in pairs]
-    p_values = [c.difference.p if c.difference and not c.refused else float("nan") for c in found]
-    return [replace(c, corrected=p) for c, p in zip(found, intervals.holm(p_values))]
+    """Compare all pairs, their p-values corrected together (Holm)."""
+    comparisons = [compare(measure, a, b) for a, b in pairs]
+    p_values = []
+    for comparison in comparisons:
+        # What was refused is no test, and makes the others no less sure.
+        is_tested = comparison.difference and not comparison.refused
+        p_values.append(comparison.difference.p if is_tested else float("nan"))
+    corrected = intervals.holm(p_values)
+    return [replace(comparison, corrected=p) for comparison, p in zip(comparisons, corrected)]
 
 
 def sentence(
     comparison: Comparison, names: dict[str, str], tests: int, higher_is_better: bool
 ) -> str:
-    a, b, found = names[comparison.a.name], names[comparison.b.name], comparison.difference
+    """The verdict in words, with the figures behind it.
+
+    names: entry's name -> the name to show. tests: how many comparisons were made together.
+    """
+    a = names[comparison.a.name]
+    b = names[comparison.b.name]
     if comparison.refused:
         return f"{a} and {b}: cannot be compared: {comparison.refused}"
     basis = f"{comparison.images} images" if comparison.images else "seeds alone"
     fewest, most = sorted((len(comparison.a.runs), len(comparison.b.runs)))
-    basis += ", a single seed: less sure than it looks" if fewest == 1 < most else ""
-    figures = difference_text(found, comparison.corrected if tests > 1 else None)
-    figures = f"{figures} ({'approximate, ' if found.approximate else ''}{basis})"
+    if fewest == 1 < most:
+        basis += ", a single seed: less sure than it looks"
+    if comparison.difference.approximate:
+        basis = f"approximate, {basis}"
+    # Of a single test nothing is corrected.
+    corrected = comparison.corrected if tests > 1 else None
+    figures = f"{difference_text(comparison.difference, corrected)} ({basis})"
     if comparison.corrected >= 1 - intervals.LEVEL:
         return f"{a} − {b}: no evidence of a difference: {figures}"
-    return f"{a} is {'better' if (found.value > 0) == higher_is_better else 'worse'} than {b}: {figures}"
+    is_better = (comparison.difference.value > 0) == higher_is_better
+    return f"{a} is {'better' if is_better else 'worse'} than {b}: {figures}"
 
 
 def cannot_be_seen(comparison: Comparison) -> str:
     """Which differences the comparison could not have shown; "" where that is not known."""
-    if not comparison.difference or comparison.refused or math.isnan(comparison.difference.visible):
+    if comparison.difference is None or comparison.refused:
+        return ""
+    visible = comparison.difference.visible
+    if math.isnan(visible):
         return ""
     fewest = min(len(comparison.a.runs), len(comparison.b.runs))
     images = f"{comparison.images:,} images and " if comparison.images else ""
     seeds = "one seed" if fewest == 1 else f"{fewest} seeds"
-    return (
-        f"differences under {comparison.difference.visible:.4f} cannot be seen with {images}{seeds}"
-    )
+    return f"differences under {visible:.4f} cannot be seen with {images}{seeds}"
 
 
-def difference_text(found: intervals.Difference, corrected: float | None) -> str:
-    more = "" if corrected is None else f", corrected {p_text(corrected).removeprefix('= ')}"
-    return f"{found.value:+.4f} [{found.low:+.4f}, {found.high:+.4f}], p {p_text(found.p)}{more}".replace(
-        "-", "−"
-    )
+def difference_text(difference: intervals.Difference, corrected: float | None) -> str:
+    """`+0.0205 [+0.0079, +0.0333], p = 0.0014, corrected 0.0028`; corrected: None leaves it out."""
+    text = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+    text += f", p {p_text(difference.p)}"
+    if corrected is not None:
+        text += f", corrected {p_text(corrected).removeprefix('= ')}"
+    return text.replace("-", "−")
 
 
 def p_text(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"= {p:.2f}" if p >= 0.1 else f"= {p:.2g}"
+    """A p-value in two digits, with its sign: `= 0.034`, `< 0.0001`."""
+    if p < 0.0001:
+        return "< 0.0001"
+    return f"= {p:.2f}" if p >= 0.1 else f"= {p:.2g}"
 
 
 def chosen_pairs(
     entries: Sequence[Entry], against: str | None, pairs: bool
 ) -> list[tuple[Entry, Entry]]:
-    """Each with the one of that name, or all with all; two alone anyway."""
+    """The pairs to compare: each entry with the one called `against`, or all with all.
+
+    Two entries alone are compared anyway.
+    """
     if against is not None:
-        base = named(against, entries)
+        base = find_entry(against, entries, "--against")
         return [(entry, base) for entry in entries if entry is not base]
-    return list(itertools.combinations(entries, 2)) if pairs or len(entries) == 2 else []
+    if pairs or len(entries) == 2:
+        return list(itertools.combinations(entries, 2))
+    return []
 
 
-def named(wanted: str, entries: Sequence[Entry], flag: str = "--against") -> Entry:
-    """The entry of this name, or the only one that has it in its name or its runs' names."""
-    wanted = Path(wanted).name.removesuffix(".jsonl").removesuffix(".log")
-    names = {entry: (entry.name, *(run.name for run in entry.runs)) for entry in entries}
-    found = [e for e in entries if wanted in names[e]] or [
-        e for e in entries if any(wanted in n for n in names[e])
-    ]
-    if len(found) == 1:
-        return found[0]
-    what = (
-        f"{len(found)} runs match: {first_five(e.name for e in found)}" if found else "no such run"
-    )
-    raise UserError(
-        f"{flag} {wanted}: {what}; expected one of {first_five(entry.name for entry in entries)}"
-    )
+def find_entry(name: str, entries: Sequence[Entry], flag: str) -> Entry:
+    """The entry of this name, or the only one that has it in its name or its runs' names.
+
+    name: may be the path of the run's log. Raises UserError, which names the flag.
+    """
+    name = Path(name).name.removesuffix(".jsonl").removesuffix(".log")
+    # A whole name goes before a part: `a` is found beside `ab`.
+    matches = [entry for entry in entries if name in _names(entry)]
+    if not matches:
+        matches = [entry for entry in entries if _has_in_a_name(entry, name)]
+    if len(matches) == 1:
+        return matches[0]
+    problem = "no such run"
+    if matches:
+        problem = f"{len(matches)} runs match: {first_five(entry.name for entry in matches)}"
+    expected = first_five(entry.name for entry in entries)
+    raise UserError(f"{flag} {name}: {problem}; expected one of {expected}")
+
+
+def _names(entry: Entry) -> list[str]:
+    return [entry.name, *(run.name for run in entry.runs)]
+
+
+def _has_in_a_name(entry: Entry, part: str) -> bool:
+    return any(part in name for name in _names(entry))

@@ -37,11 +37,13 @@ def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
     notes: list[str] = []
     # Equal settings and numbers of images -> seed -> run.
     groups: dict[tuple, dict[str, Run]] = {}
+    # By age, so that of two runs with one seed the newer stays.
     for run in sorted(runs, key=lambda run: run.path.stat().st_mtime):
         if run.status not in DONE:
             notes.append(f"{run.name}: {run.status}, left out of the groups")
             continue
         equal = {name: value for name, value in run.settings.items() if name not in _NOT_OF_A_GROUP}
+        # Of a log without settings nothing says that another file's run had the same.
         if "seed" not in run.settings:
             equal["file"] = str(run.path)
         members = groups.setdefault((*sorted(equal.items()), *sorted(run.images.items())), {})
@@ -53,6 +55,7 @@ def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
     names = _group_names([seeds[0] for seeds in runs_of_groups])
     entries = []
     for name, seeds in zip(names, runs_of_groups):
+        # Groups that no known setting tells apart are called after their first run.
         is_unique = name and names.count(name) == 1
         entries.append(Entry(name if is_unique else seeds[0].name, seeds))
     return entries, notes

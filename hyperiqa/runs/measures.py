@@ -59,6 +59,7 @@ class Measure:
     def value(self, run: Run, keys: Sequence[Key] | None = None) -> float:
         """The figure, on these images alone if any are given."""
         recorded = NAN if self.fitted else run.figure(self.part, self.name, run.epoch(self.epoch))
+        # Plain logs record SRCC and PLCC alone; the predictions give any figure.
         if keys is None and not math.isnan(recorded):
             return recorded
         scores = self.scores(run)
@@ -84,6 +85,7 @@ class Measure:
             for run in entry.runs:
                 scores = self.scores(run)
                 if scores is not None:
+                    # Two releases of a set may have other opinions of images of the same names.
                     images = (scores.keys, scores.mos.tobytes())
                     alike.setdefault(images, []).append((run, scores))
         for (keys, _), members in alike.items():

@@ -41,6 +41,7 @@ def _titles(entries: Sequence[Entry], measure: Measure) -> dict[str, str]:
             for part in run.cross_tests:
                 for name in metrics.RECORDED:
                     titles[f"{part}_{name}"] = f"{part.upper()}\n{name.upper()}"
+    # The metric has its column even where no run has the figure.
     titles.setdefault(measure.metric, measure.metric.upper().replace("_", "\n"))
     if measure.logistic:
         for name in titles:
@@ -59,6 +60,7 @@ def _row(entry: Entry, measure: Measure, titles: Iterable[str], grouped: bool) -
     train_srcc = entry.mean(replace(measure, metric="train_srcc").value)
     cells = [entry.name, run.backbone, count, _number_text(train_srcc, 4)]
     for name in titles:
+        # Of the metric the interval too.
         if name == measure.metric:
             cells.append(estimate_text(measure.estimate(entry)))
         else:

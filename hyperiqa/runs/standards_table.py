@@ -13,34 +13,46 @@ from hyperiqa.stats.standards import STANDARDS, Measured
 
 ALL = "all sets"
 
-Sets = dict[str, dict[str, Measured]]  # data set -> figure -> what was measured
+# Data set -> figure -> what was measured.
+Sets = dict[str, dict[str, Measured]]
 
 
 def with_overall(sets: Sets) -> Sets:
-    """The sets, and where there are several the figures over all of those that have them."""
-    shared = [name for name in STANDARDS if all(name in found for found in sets.values())]
-    if len(sets) < 2 or not shared:
+    """The sets, and where there are several the figures over all sets, of those that all have."""
+    if len(sets) < 2:
         return sets
-    return {
-        **sets,
-        ALL: {n: standards.over_sets(n, [found[n] for found in sets.values()]) for n in shared},
-    }
+    shared = _in_all(list(sets.values()))
+    if not shared:
+        return sets
+    overall = {}
+    for name in shared:
+        overall[name] = standards.over_sets(name, [figures[name] for figures in sets.values()])
+    return {**sets, ALL: overall}
+
+
+def _in_all(figures: Sequence[Mapping[str, Measured]]) -> list[str]:
+    """Names of the standards' figures that all of these have, in the order of the standards."""
+    shared = set.intersection(*(set(measured) for measured in figures))
+    return [name for name in STANDARDS if name in shared]
 
 
 def entry_standards(entry: Entry) -> Sets:
-    """The standards' figures on a run's test set and cross tests with known scores; over seeds means, by image."""
+    """The standards' figures on a run's test set and cross tests with known scores.
+
+    Over seeds means, of the figures and of each image's influence.
+    """
     sets: Sets = {}
     for part in ("test", *entry.runs[0].cross_tests):
         scores = [run.scores(part) for run in entry.runs]
-        if None in scores or any(each.keys != scores[0].keys for each in scores):
+        if None in scores or any(of_run.keys != scores[0].keys for of_run in scores):
             continue
+        # Seeds share the images, and so the votes.
         errors = entry.runs[0].errors(part, scores[0].keys)
-        found = [standards.measure(each.score, each.mos, errors) for each in scores]
-        for name in (name for name in STANDARDS if all(name in each for each in found)):
-            values, influences = zip(*((each[name].value, each[name].influence) for each in found))
-            sets.setdefault(part, {})[name] = Measured(
-                float(np.mean(values)), np.mean(influences, 0)
-            )
+        figures = [standards.measure(of_run.score, of_run.mos, errors) for of_run in scores]
+        for name in _in_all(figures):
+            value = float(np.mean([measured[name].value for measured in figures]))
+            influence = np.mean([measured[name].influence for measured in figures], 0)
+            sets.setdefault(part, {})[name] = Measured(value, influence)
     return with_overall(sets)
 
 
@@ -48,27 +60,45 @@ def table(
     rows: Sequence[tuple[str, str, Mapping[str, Measured]]], first: str
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows of (name, set, figures); first: the title of the names."""
-    names = [name for name in STANDARDS if any(name in found for _, _, found in rows)]
-    shown = lambda name, found: (
-        estimate_text(standards.estimate(name, found[name])) if name in found else "–"
-    )  # noqa: E731
-    cells = [[who, of, *(shown(name, found) for name in names)] for who, of, found in rows]
-    return [first, "set", *(STANDARDS[name].title for name in names)], cells
+    measured = set().union(*(figures for _, _, figures in rows))
+    names = [name for name in STANDARDS if name in measured]
+    lines = []
+    for row_name, dataset, figures in rows:
+        cells = [row_name, dataset]
+        for name in names:
+            if name in figures:
+                cells.append(estimate_text(standards.estimate(name, figures[name])))
+            else:
+                cells.append("–")
+        lines.append(cells)
+    return [first, "set", *(STANDARDS[name].title for name in names)], lines
 
 
 def differences(
     a: Entry, b: Entry, sets: Mapping[Entry, Sets]
 ) -> list[tuple[str, str, Difference, float]]:
-    """(set, figure, A − B, Pitman and Morgan's p of two runs' RMSE, else nan) of entries with the same images."""
-    found = []
-    for of, name in itertools.product(sets[a], STANDARDS):
-        both = [sets[each].get(of, {}).get(name) for each in (a, b)]
-        if None in both or len(both[0].influence) != len(both[1].influence):
+    """(set, figure, A − B, p-value of Pitman and Morgan) of entries with the same images.
+
+    The p-value is nan but for the RMSE of two single runs.
+    """
+    tested = []
+    for dataset, name in itertools.product(sets[a], STANDARDS):
+        figure_a = sets[a][dataset].get(name)
+        figure_b = sets[b].get(dataset, {}).get(name)
+        if figure_a is None or figure_b is None:
             continue
-        p, runs = NAN, [run.scores(of) for run in (*a.runs, *b.runs)]
-        if name == "rmse" and of != ALL and len(runs) == 2 and runs[0].keys == runs[1].keys:
-            p = standards.pitman_morgan(
-                *(standards.monotonic_cubic(each.score, each.mos) - each.mos for each in runs)
-            )
-        found.append((of, name, standards.difference(*both), p))
-    return found
+        # Influences are subtracted image by image.
+        if len(figure_a.influence) != len(figure_b.influence):
+            continue
+        p = _residuals_p(a, b, dataset) if name == "rmse" and dataset != ALL else NAN
+        tested.append((dataset, name, standards.difference(figure_a, figure_b), p))
+    return tested
+
+
+def _residuals_p(a: Entry, b: Entry, part: str) -> float:
+    """Pitman and Morgan's p-value of the residuals of two single runs; nan of anything else."""
+    scores = [run.scores(part) for run in (*a.runs, *b.runs)]
+    if len(scores) != 2 or scores[0].keys != scores[1].keys:
+        return NAN
+    residuals = [standards.monotonic_cubic(run.score, run.mos) - run.mos for run in scores]
+    return standards.pitman_morgan(*residuals)
