@@ -5,7 +5,7 @@ python compare_logs.py logs ../old/resnet50_2025.log --against swin_multiscale
 python compare_logs.py --group --pairs                   # seeds of one setting together
 
 Reads this project's NAME.jsonl (with NAME_predictions.csv beside it), its NAME.log alone, and the logs of
-the public HyperIQA code. docs/comparing_runs.md explains the statistics."""
+the public HyperIQA code. docs/comparing_runs.md explains the statistics."""  # noqa: E501  (the text of --help)
 
 import argparse
 import csv
@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -44,6 +44,7 @@ from hyperiqa.stats.metrics import RECORDED
 
 
 def parse() -> argparse.Namespace:
+    """The flags, checked all together. Raises UserError."""
     flags = Flags(__doc__)
     flags.words(
         "paths",
@@ -53,21 +54,32 @@ def parse() -> argparse.Namespace:
         default=[Path("logs")],
         metavar="PATH",
     )
+    _add_table_flags(flags)
+    _add_difference_flags(flags)
+    flags.group("output")
+    flags.switch("--markdown", "markdown", True, "tables as markdown")
+    flags.switch("--json", "json", True, "everything as JSON")
+    flags.output("--csv", "write the table to a CSV file, figures in full")
+    return flags.parse(None, _problems)
+
+
+def _add_table_flags(flags: Flags) -> None:
     flags.group("table")
     compared = "the figure with the interval, which is compared; spaq_srcc: of a cross test"
     flags.value("--metric", "srcc", compared, FIGURE)
     flags.value(
         "--sort", None, "figure by which rows are ordered, best first (default: the metric)", FIGURE
     )
-    epochs = (
-        "best, last or a number from 1",
-        lambda text: re.fullmatch("best|last|[1-9][0-9]*", text),
-    )
+    is_epoch = re.compile("best|last|[1-9][0-9]*").fullmatch
+    epochs = ("best, last or a number from 1", is_epoch)
     flags.value("--epoch", "best", "which epoch of each run", epochs, metavar="best|last|N")
     flags.switch(
         "--logistic", "logistic", True, "PLCC and RMSE after the usual four-parameter logistic fit"
     )
     flags.switch("--group", "group", True, "one row for all seeds of a setting")
+
+
+def _add_difference_flags(flags: Flags) -> None:
     flags.group("differences")
     flags.value(
         "--against",
@@ -94,138 +106,173 @@ def parse() -> argparse.Namespace:
         metavar="RUN",
     )
     flags.count("--resamples", resampling.RESAMPLES, "of the bootstrap", least=100)
-    flags.group("output")
-    flags.switch("--markdown", "markdown", True, "tables as markdown")
-    flags.switch("--json", "json", True, "everything as JSON")
-    flags.output("--csv", "write the table to a CSV file, figures in full")
-    return flags.parse(None, _problems)
 
 
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if options.markdown and options.json:
         yield "contradictory flags: --markdown and --json"
-    if missing := [path for path in options.paths if not path.exists()]:
+    missing = [path for path in options.paths if not path.exists()]
+    if missing:
         yield f"{first_five(missing)}: no such file or folder"
 
 
-def print_report(options, entries, measure, comparisons, notes) -> None:
-    wide = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
-    header, rows = runs_table.table(entries, measure, options.group)
-    names, room = [entry.name for entry in entries], tables.room_for_names(header, rows, wide)
-    short = dict(zip(names, names)) if options.markdown else tables.short_names(names, room)
+class Layout:
+    """How a report is laid out: its width, its kind of tables, and names that fit into them."""
 
-    def show(header: list[str], rows: list[list[str]]) -> None:
-        rows = [[short[name], *cells] for name, *cells in rows]
-        text = (
-            tables.markdown_table(header, rows)
-            if options.markdown
-            else tables.text_table(header, rows, wide)
-        )
-        print(text + "\n")
+    def __init__(self, main_table: tuple[list[str], list[list[str]]], markdown: bool):
+        header, rows = main_table
+        # A file has no width: its text is the same wherever it is written.
+        is_terminal = sys.stdout.isatty()
+        self.width = shutil.get_terminal_size((100, 24)).columns if is_terminal else 100
+        self.markdown = markdown
+        names = [row[0] for row in rows]
+        if markdown:
+            self.short_names = dict(zip(names, names))
+        else:
+            room = tables.room_for_names(header, rows, self.width)
+            self.short_names = tables.short_names(names, room)
 
-    show(header, rows)
-    if legend := [f"  {brief} = {name}\n" for name, brief in short.items() if brief != name]:
+    def print_table(self, header: list[str], rows: list[list[str]]) -> None:
+        """Print a table of which the first column holds the entries' names."""
+        rows = [[self.short_names[name], *cells] for name, *cells in rows]
+        if self.markdown:
+            print(tables.markdown_table(header, rows) + "\n")
+        else:
+            print(tables.text_table(header, rows, self.width) + "\n")
+
+
+def print_report(
+    options: argparse.Namespace,
+    entries: Sequence[Entry],
+    measure: Measure,
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str],
+) -> None:
+    """Print the table of the entries, the settings that differ, and the tests."""
+    main_table = runs_table.table(entries, measure, options.group)
+    layout = Layout(main_table, options.markdown)
+    layout.print_table(*main_table)
+    names = layout.short_names.items()
+    legend = [f"  {short} = {name}\n" for name, short in names if short != name]
+    if legend:
         print("".join(legend))
     for note in [*footnotes.footnotes(entries, measure), *notes]:
         print(("- " if options.markdown else "") + note)
-    header, rows = runs_table.settings_table(entries)
-    if len(header) > 1:
-        print(
-            "\nSettings that differ"
-            + (" (? = not in the log)" if any("?" in row for row in rows) else "")
-            + ":\n"
-        )
-        show(header, rows)
-    elif len(entries) > 1:
-        print("\nThe settings known of these runs are the same.")
+    print_settings(entries, layout)
     if comparisons:
-        print_differences(comparisons, short, measure, wide)
+        print_differences(comparisons, layout, measure)
     elif len(entries) > 2:
         print("Is a difference real? --against RUN or --pairs tests it.")
     if options.standards:
-        print_standards(entries, [(c.a, c.b) for c in comparisons], short, show)
+        print_standards(entries, comparisons, layout)
     if options.power is not None:
-        chosen = (
-            differences.find_entry(options.power, entries, "--power") if options.power else entries[0]
-        )
-        settings = (
-            entries
-            if options.group
-            else group([run for entry in entries for run in entry.runs])[0]
-        )
-        seeds = next((each for each in settings if chosen.runs[0] in each.runs), chosen)
-        print("\n" + "\n".join(power.power(seeds, settings, measure)))
+        print_power(options, entries, measure)
 
 
-def print_standards(entries, pairs, short: dict[str, str], show: Callable) -> None:
-    """The standards' figures of each entry and set, and their differences, all p-values corrected together."""
+def print_settings(entries: Sequence[Entry], layout: Layout) -> None:
+    """Print the settings that differ."""
+    header, rows = runs_table.settings_table(entries)
+    if len(header) > 1:
+        hint = " (? = not in the log)" if any("?" in row for row in rows) else ""
+        print(f"\nSettings that differ{hint}:\n")
+        layout.print_table(header, rows)
+    elif len(entries) > 1:
+        print("\nThe settings known of these runs are the same.")
+
+
+def print_power(options: argparse.Namespace, entries: Sequence[Entry], measure: Measure) -> None:
+    """Print what more runs like one entry's would show; of a single run, with its other seeds."""
+    chosen = entries[0]
+    if options.power:
+        chosen = differences.find_entry(options.power, entries, "--power")
+    settings = entries
+    if not options.group:
+        settings, _ = group([run for entry in entries for run in entry.runs])
+    # A run that is not done is in no group.
+    seeds = next((setting for setting in settings if chosen.runs[0] in setting.runs), chosen)
+    print("\n" + "\n".join(power.power(seeds, settings, measure)))
+
+
+def print_standards(
+    entries: Sequence[Entry], comparisons: Sequence[Comparison], layout: Layout
+) -> None:
+    """Print the standards' figures of each entry and set, and their differences.
+
+    The p-values of all differences are corrected together.
+    """
     sets = {entry: standards_table.entry_standards(entry) for entry in entries}
-    rows = [(entry.name, of, found) for entry in entries for of, found in sets[entry].items()]
     print(
-        "\nStandards: errors after a monotonic cubic, in units of the MOS; what needs votes is – without\n"
+        "\nStandards: errors after a monotonic cubic, in units of the MOS; "
+        "what needs votes is – without\n"
     )
-    show(*standards_table.table(rows, "run")) if rows else print(
-        "None: they need the predictions of a run's best epoch"
-    )
-    tested = [(a, b, *found) for a, b in pairs for found in standards_table.differences(a, b, sets)]
+    rows = [
+        (entry.name, name, figures) for entry in entries for name, figures in sets[entry].items()
+    ]
+    if rows:
+        layout.print_table(*standards_table.table(rows, "run"))
+    else:
+        print("None: they need the predictions of a run's best epoch")
+    tested = []
+    for pair in comparisons:
+        names = f"{layout.short_names[pair.a.name]} − {layout.short_names[pair.b.name]}"
+        for test in standards_table.differences(pair.a, pair.b, sets):
+            tested.append((names, *test))
     if len(tested) > 1:
         print("Their differences, p-values corrected (Holm):\n")
-    for (a, b, of, name, d, pitman_morgan), p in zip(
-        tested, intervals.holm([t[4].p for t in tested])
-    ):
-        what = standards_table.STANDARDS[name].title.replace("\n", " ")
-        more = (
-            ""
-            if math.isnan(pitman_morgan)
-            else f"; Pitman–Morgan p {differences.p_text(pitman_morgan)}"
-        )
-        print(
-            f"- {of} {what}: {short[a.name]} − {short[b.name]}: {differences.difference_text(d, p)}{more}"
-        )
+    corrected = intervals.holm([difference.p for _, _, _, difference, _ in tested])
+    for (names, dataset, figure, difference, pitman_morgan), p in zip(tested, corrected):
+        title = standards_table.STANDARDS[figure].title.replace("\n", " ")
+        text = f"- {dataset} {title}: {names}: {differences.difference_text(difference, p)}"
+        if not math.isnan(pitman_morgan):
+            text += f"; Pitman–Morgan p {differences.p_text(pitman_morgan)}"
+        print(text)
 
 
-def print_differences(
-    comparisons: Sequence[Comparison], short: dict[str, str], measure: Measure, wide: int
-) -> None:
-    tests = sum(not c.refused for c in comparisons)
-    print(f"Differences in {measure.metric}{', p-values corrected (Holm)' if tests > 1 else ''}:\n")
+def print_differences(comparisons: Sequence[Comparison], layout: Layout, measure: Measure) -> None:
+    """Print the verdict on each pair, and what could not have been seen."""
+    tests = sum(not comparison.refused for comparison in comparisons)
+    corrected = ", p-values corrected (Holm)" if tests > 1 else ""
+    print(f"Differences in {measure.metric}{corrected}:\n")
     for comparison in comparisons:
-        said = differences.sentence(comparison, short, tests, measure.higher_is_better)
-        text = re.sub(
-            "(p|p [=<]|corrected|\\[.*?,) ", "\\1\xa0", said
-        )  # what belongs together stays on one line
+        sentence = differences.sentence(
+            comparison, layout.short_names, tests, measure.higher_is_better
+        )
+        # What belongs together stays on one line.
+        text = re.sub(r"(p|p [=<]|corrected|\[.*?,) ", "\\1\xa0", sentence)
         wrapped = textwrap.fill(
-            text, wide, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
+            text, layout.width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
         )
         print(wrapped.replace("\xa0", " "))
-        if unseen := differences.cannot_be_seen(comparison):
+        unseen = differences.cannot_be_seen(comparison)
+        if unseen:
             print(f"  {unseen}")
-    if any(c.difference and c.method == "number of images" for c in comparisons):
+    if any(pair.difference and pair.method == "number of images" for pair in comparisons):
         print(
-            "\napproximate: as if on different images. Runs on the same images differ less by chance than this\n"
+            "\napproximate: as if on different images. "
+            "Runs on the same images differ less by chance than this\n"
             "assumes; predictions files of both would show smaller differences."
         )
 
 
 def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
     """A row with its figures in full, for --json and --csv."""
-    first, single = entry.runs[0], len(entry.runs) == 1
-    figures = {
-        f"{part}_{name}": float(
-            np.mean([run.figure(part, name, run.epoch(measure.epoch)) for run in entry.runs])
-        )
-        for part in ("train", "test", *first.cross_tests)
-        for name in RECORDED
-    }
+    first = entry.runs[0]
+    chosen_epochs = [run.epoch(measure.epoch) for run in entry.runs]
+    epochs_run = [len(run.epochs) for run in entry.runs]
+    is_single = len(entry.runs) == 1
+    figures = {}
+    for part in ("train", "test", *first.cross_tests):
+        for name in RECORDED:
+            pairs = zip(entry.runs, chosen_epochs)
+            values = [run.figure(part, name, epoch) for run, epoch in pairs]
+            figures[f"{part}_{name}"] = float(np.mean(values))
     return {
         "run": entry.name,
         "files": [str(run.path) for run in entry.runs],
         "backbone": first.backbone,
         "status": "/".join(dict.fromkeys(run.status for run in entry.runs)),
-        "epoch": first.epoch(measure.epoch)
-        if single
-        else [run.epoch(measure.epoch) for run in entry.runs],
-        "epochs_run": len(first.epochs) if single else [len(run.epochs) for run in entry.runs],
+        "epoch": chosen_epochs[0] if is_single else chosen_epochs,
+        "epochs_run": epochs_run[0] if is_single else epochs_run,
         **figures,
         "metric": measure.metric,
         **asdict(measure.estimate(entry)),
@@ -233,37 +280,46 @@ def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
     }
 
 
-def print_json(entries, measure, comparisons, notes) -> None:
-    rows = [
-        {**record_of(e, measure), "settings": [run.settings for run in e.runs]} for e in entries
-    ]
+def print_json(
+    entries: Sequence[Entry],
+    measure: Measure,
+    comparisons: Sequence[Comparison],
+    notes: Sequence[str],
+) -> None:
+    """Print everything as one JSON object."""
+    rows = []
+    for entry in entries:
+        settings = [run.settings for run in entry.runs]
+        rows.append({**record_of(entry, measure), "settings": settings})
     pairs = []
-    for c in comparisons:
+    for comparison in comparisons:
         pair = {
-            "a": c.a.name,
-            "b": c.b.name,
-            "method": c.method,
-            "images": c.images,
-            "refused": c.refused,
+            "a": comparison.a.name,
+            "b": comparison.b.name,
+            "method": comparison.method,
+            "images": comparison.images,
+            "refused": comparison.refused,
         }
-        pairs.append(
-            pair | (asdict(c.difference) if c.difference else {}) | {"p_corrected": c.corrected}
-        )
-    print(json.dumps(to_json_value({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
+        if comparison.difference is not None:
+            pair |= asdict(comparison.difference)
+        pairs.append(pair | {"p_corrected": comparison.corrected})
+    whole = {"runs": rows, "comparisons": pairs, "notes": notes}
+    print(json.dumps(to_json_value(whole), indent=1))
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
+    """Write the table to a CSV file: a row for each entry, and a column for each differing setting."""
     names = differing_settings([run for entry in entries for run in entry.runs])
-    rows = [
-        to_json_value(record_of(e, measure))
-        | {f"setting_{name}": e.setting(name) for name in names}
-        for e in entries
-    ]
+    rows = []
+    for entry in entries:
+        settings = {f"setting_{name}": entry.setting(name) for name in names}
+        rows.append(to_json_value(record_of(entry, measure)) | settings)
     columns = dict.fromkeys(name for row in rows for name in row if name != "files")
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(
-        [columns, *([row.get(c) for c in columns] for row in rows)]
-    )
+    # Not every entry has every cross test: its cells stay empty.
+    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     write_whole(path, text.getvalue())
 
 
@@ -273,13 +329,13 @@ def main() -> None:
     print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
     if not runs:
         raise UserError(
-            f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, found none"
+            f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, "
+            "found none"
         )
     measure = Measure(options.metric, options.epoch, options.logistic, options.resamples)
     entries, notes = measures.choose_entries(runs, measure, options.group, options.sort)
-    comparisons = differences.compare_all(
-        measure, differences.chosen_pairs(entries, options.against, options.pairs)
-    )
+    pairs = differences.chosen_pairs(entries, options.against, options.pairs)
+    comparisons = differences.compare_all(measure, pairs)
     if options.json:
         print_json(entries, measure, comparisons, notes + problems)
     else:
