@@ -10,7 +10,8 @@ something differs; 3: something could not be checked. docs/using_models.md"""
 
 import argparse
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from hyperiqa.base.files import HERE
 
 
 def parse() -> argparse.Namespace:
+    """The flags, checked all together. Raises UserError."""
     flags = Flags(__doc__, "%(prog)s CHECKPOINT [flags]")
     flags.checkpoint()
     flags.group("data")
@@ -49,82 +51,123 @@ def parse() -> argparse.Namespace:
 
 
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    words = [*options.cross_test, *(options.dataset_path if len(options.dataset_path) > 1 else ())]
-    yield from (f"{word}: expected NAME=PATH" for word in words if "=" not in word)
+    words = list(options.cross_test)
+    # A single path needs no name: it is that of the only set.
+    if len(options.dataset_path) > 1:
+        words += options.dataset_path
+    for word in words:
+        if "=" not in word:
+            yield f"{word}: expected NAME=PATH"
 
 
-def places(options: argparse.Namespace, sets: Mapping[str, Mapping]) -> dict[str, Path | None]:
-    """Where each set lies: as asked for, else as in training where it is still there, else None, its default place."""
-    there = {name: Path(each["path"] or "") for name, each in sets.items()}
-    found = {
-        name: path if sets[name]["path"] and path.exists() else None for name, path in there.items()
-    }
-    trained = [name for name, each in sets.items() if each["trained"]]
+def find_sets(
+    options: argparse.Namespace, sets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Path | None]:
+    """Where each data set of a certificate lies: name -> path, None for its default place.
+
+    A flag comes first, then the place of the training if there still is something. sets: those of
+    the certificate. Raises UserError for a flag with a set that is none of them.
+    """
+    paths: dict[str, Path | None] = {}
+    for name, facts_of_set in sets.items():
+        path = facts_of_set["path"]
+        paths[name] = Path(path) if path and Path(path).exists() else None
+    trained = [name for name in sets if sets[name]["trained"]]
     words = [*options.cross_test, *options.dataset_path]
     if len(options.dataset_path) == 1 and "=" not in options.dataset_path[0]:
         words[-1] = f"{trained[0]}={words[-1]}"
-    words += [f"spaq={options.spaq_path}"] if options.spaq_path else []
-    for name, _, path in (word.partition("=") for word in words):
+    if options.spaq_path:
+        words.append(f"spaq={options.spaq_path}")
+    for word in words:
+        name, _, path = word.partition("=")
         if name not in sets:
-            raise UserError(f"{name}={path}: the certificate is of {', '.join(sets)}")
-        found[name] = Path(path).expanduser()
-    if trained == ["demo"] and "spaq" in found and not found["spaq"]:  # which comes with it
-        found["spaq"] = (found["demo"] or HERE / "demo") / "spaq-test"
-    return found
+            raise UserError(f"{word}: the certificate is of {', '.join(sets)}")
+        paths[name] = Path(path).expanduser()
+    # The demo brings a SPAQ of its own.
+    if trained == ["demo"] and "spaq" in paths and not paths["spaq"]:
+        paths["spaq"] = (paths["demo"] or HERE / "demo") / "spaq-test"
+    return paths
+
+
+def read_certificate(path: Path) -> tuple[Mapping, dict[str, Any], list[tuple[str, str]]]:
+    """A model file's state dict, its description, and its certificate in words.
+
+    Raises UserError if it has no certificate, or one that is damaged or of another format.
+    """
+    from hyperiqa.model import checkpoints
+    from hyperiqa.scoring import certificate_checks
+    from hyperiqa.training import certificate
+
+    state, description = checkpoints.load_model(path)
+    certificate_format = description.get("certificate", {}).get("format")
+    if certificate_format != certificate.FORMAT:
+        reason = f"its certificate is of format {certificate_format}"
+        if certificate_format is None:
+            reason = "carries no certificate"
+        raise UserError(f"{path}: {reason}; expected a best model of a newer run")
+    with reading_file(path, "its certificate is damaged", KeyError, TypeError, AttributeError):
+        facts = list(certificate_checks.facts(path.name, description))
+    return state, description, facts
+
+
+def print_facts(facts: Sequence[tuple[str, str]]) -> None:
+    """Print (title, text) of each fact, the texts below each other."""
+    for title, text in facts:
+        line = f"{title:12} {text}"
+        print(textwrap.fill(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False))
+
+
+def print_checks(checks: Sequence[Any]) -> None:
+    """Print a line for each `Check`, and how many have each verdict."""
+    width = max(len(check.item) for check in checks)
+    print()
+    for check in checks:
+        line = f"{check.item:{width}}  {check.verdict}"
+        print(f"{line}: {check.note}" if check.note else line)
+    print()
+    counts = Counter(check.verdict for check in checks)
+    print(
+        f"{counts['reproduced']} reproduced, {counts['differs']} differ, "
+        f"{counts['cannot be checked']} cannot be checked"
+    )
 
 
 def main() -> int:
+    """Check a model's certificate; returns the exit code."""
     options = parse()
+    # torch is imported only once the flags are known to be right.
     from hyperiqa.base.device import set_backends
-    from hyperiqa.model import checkpoints  # torch: only once the flags are known to be right
+    from hyperiqa.model import checkpoints
     from hyperiqa.pages import page
     from hyperiqa.scoring import certificate_checks, quality_model
-    from hyperiqa.training import certificate
 
     set_backends(deterministic=True)
     path = checkpoints.find_model(options.checkpoint)
-    state, d = checkpoints.load_model(path)
-    if (form := d.get("certificate", {}).get("format")) != certificate.FORMAT:
-        found = "carries no certificate" if form is None else f"its certificate is of format {form}"
-        raise UserError(f"{path}: {found}; expected a best model of a newer run")
-    with reading_file(path, "its certificate is damaged", KeyError, TypeError, AttributeError):
-        facts = list(certificate_checks.facts(path.name, d))
-    for title, text in facts:
-        print(
-            textwrap.fill(
-                f"{title:12} {text}", 100, subsequent_indent=" " * 13, break_on_hyphens=False
-            )
-        )
+    state, description, facts = read_certificate(path)
+    print_facts(facts)
+
     model = quality_model.load(path, options.device, workers=options.workers)
-    where, twins = places(options, d["certificate"]["sets"]), list[Any]()
+    set_paths = find_sets(options, description["certificate"]["sets"])
+    twins: list[Any] = []
     checks = [
-        *certificate_checks.check_file(state, d, options.log_dir),
-        *certificate_checks.check_sets(model, options, where, twins),
+        *certificate_checks.check_file(state, description, options.log_dir),
+        *certificate_checks.check_sets(model, options, set_paths, twins),
     ]
-    checks += certificate_checks.check_again(d, where) if options.repeat else ()
+    if options.repeat:
+        checks += certificate_checks.check_retrained(description, set_paths)
+
     if twins:
-        said = first_five(f"{test} ~ {train}" for (test, _), (train, _) in twins)
+        pairs = first_five(f"{test} ~ {training}" for (test, _), (training, _) in twins)
         print(
-            f"\nNear duplicates: {len(twins)} pairs of test and training images look alike: {said}"
+            f"\nNear duplicates: {len(twins)} pairs of test and training images look alike: {pairs}"
         )
     if options.sheet:
-        page.draw_pairs(options.sheet, f"Near duplicates, {d['run']}", twins)
-    wide = max(len(check.what) for check in checks)
-    print(
-        "\n"
-        + "\n".join(f"{c.what:{wide}}  {c.verdict}{': ' if c.how else ''}{c.how}" for c in checks)
-        + "\n"
-    )
-    verdicts = (
-        certificate_checks.REPRODUCED,
-        certificate_checks.DIFFERS,
-        certificate_checks.UNCHECKED,
-    )
-    reproduced, differ, unchecked = (
-        sum(c.verdict == verdict for c in checks) for verdict in verdicts
-    )
-    print(f"{reproduced} reproduced, {differ} differ, {unchecked} cannot be checked")
-    return 1 if differ else 3 if unchecked else 0
+        page.draw_pairs(options.sheet, f"Near duplicates, {description['run']}", twins)
+    print_checks(checks)
+    verdicts = {check.verdict for check in checks}
+    if certificate_checks.DIFFERS in verdicts:
+        return 1
+    return 3 if certificate_checks.UNCHECKED in verdicts else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A certificate checked: what the file says of itself, what the sets say of it, and what training anew says."""
+"""The checks of a certificate: the model's file itself, the data sets, and training once more."""
 
 import math
 import os
@@ -7,8 +7,9 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,219 +19,357 @@ from hyperiqa.base.command_line import without_flags
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import HERE
 from hyperiqa.datasets.names import record_name
-from hyperiqa.datasets.records import Columns
+from hyperiqa.datasets.records import Columns, DataSet
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring import evaluation
 from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.training import certificate, engine
-from hyperiqa.training.batches import SCORE_BATCH
+from hyperiqa.training.batches import SCORE_BATCH, DecodedSet
 from hyperiqa.training.log import SilentLog
 from hyperiqa.training.options import settings_again
 from hyperiqa.training.run_files import read_predictions
 from hyperiqa.training.sets import RunData, near_duplicate_pairs
 
-REPRODUCED, DIFFERS, UNCHECKED = "reproduced", "differs", "cannot be checked"
+REPRODUCED = "reproduced"
+DIFFERS = "differs"
+UNCHECKED = "cannot be checked"
+
+# Figures are shown with four digits: less than half of the last one is no difference.
 TOLERANCE = 5e-5
 
-Places = Mapping[str, Path | None]
+# Those whose versions are shown.
+PACKAGES = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
+
+# Data set -> where it lies; None: its default place.
+Paths = Mapping[str, Path | None]
 
 
 @dataclass(frozen=True)
 class Check:
-    what: str
+    """An item of a certificate and the verdict on it.
+
+    note: how exactly it was reproduced, how it differs, or why it cannot be checked.
+    """
+
+    item: str
     verdict: str
-    how: str = ""
+    note: str = ""
 
 
-def same(what: str, own: object, found: object) -> Check:
-    return Check(what, REPRODUCED) if own == found else Check(what, DIFFERS, f"{own} -> {found}")
+@dataclass(frozen=True)
+class ReadSets:
+    """Data sets that were read and scored as by the run.
+
+    images: data set -> its decoded images.
+    tested: part -> (scores, MOS), both (N,); the scores rise where the opinions do.
+    training: those of the data sets that the model was trained on.
+    """
+
+    images: dict[str, DecodedSet]
+    tested: dict[str, tuple[np.ndarray, np.ndarray]]
+    training: list[DataSet]
 
 
-def compared(what: str, own: Sequence[float | None], found: Sequence[float]) -> Check:
-    """A figure of the certificate, alone or with its interval, beside what it is found to be; undefined is None."""
-    gaps = [abs(a - b) if a is not None else float(b == b) for a, b in zip(own, found)]
-    gap = max(math.inf if math.isnan(gap) else gap for gap in gaps)
-    how = "exactly" if gap == 0 else f"to {gap:.1g}" if gap <= TOLERANCE else f"now {_shown(found)}"
-    return Check(f"{what} {_shown(own)}", REPRODUCED if gap <= TOLERANCE else DIFFERS, how)
+def compare(item: str, certified: object, current: object) -> Check:
+    """Compare a digest of the certificate with what it is now."""
+    if certified == current:
+        return Check(item, REPRODUCED)
+    return Check(item, DIFFERS, f"{certified} -> {current}")
 
 
-def _shown(figure: Sequence[float | None]) -> str:
-    value, *bounds = (f"{math.nan if each is None else each:.4f}" for each in figure)
+def compare_figure(item: str, certified: Sequence[float | None], current: Sequence[float]) -> Check:
+    """Compare a figure of the certificate with what it is now.
+
+    certified, current: [value] or [value, low, high], with the bounds of its interval. A
+    certificate has None for what is undefined, which is nan now.
+    """
+    item = f"{item} {_figure_text(certified)}"
+    gap = max(_gap(before, now) for before, now in zip(certified, current))
+    if gap > TOLERANCE:
+        return Check(item, DIFFERS, f"now {_figure_text(current)}")
+    return Check(item, REPRODUCED, "exactly" if gap == 0 else f"to {gap:.1g}")
+
+
+def _gap(certified: float | None, current: float) -> float:
+    """How far apart two values are: infinitely, if only one of them is undefined."""
+    if certified is None:
+        return 0.0 if math.isnan(current) else math.inf
+    gap = abs(certified - current)
+    return math.inf if math.isnan(gap) else gap
+
+
+def _figure_text(figure: Sequence[float | None]) -> str:
+    """A figure as `0.9012 [0.8856 0.9143]`, or `0.9012` without its interval."""
+    texts = []
+    for number in figure:
+        texts.append(f"{math.nan if number is None else number:.4f}")
+    value, *bounds = texts
     return f"{value} [{' '.join(bounds)}]" if bounds else value
 
 
-def check_file(state: Mapping, d: Mapping[str, Any], log_dir: Path) -> Iterator[Check]:
-    """The seal, the weights, the run's predictions in `log_dir`, and what it started from."""
-    c = d["certificate"]
-    unbroken = certificate.seal_of(d) == c.get("seal")
-    yield (
-        Check("seal", REPRODUCED)
-        if unbroken
-        else Check("seal", DIFFERS, "the description was edited")
+def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) -> Iterator[Check]:
+    """Check what the model's file says of itself, and what the run started from.
+
+    state, description: what the file holds. log_dir: the folder with the run's predictions.
+    """
+    certified = description["certificate"]
+    if certificate.seal_of(description) == certified.get("seal"):
+        yield Check("seal", REPRODUCED)
+    else:
+        yield Check("seal", DIFFERS, "the description was edited")
+    yield compare("weights", certified["weights"], checkpoints.digest(state))
+    run = description["run"]
+    if certified["round"] > 1:
+        run = f"{run}_round{certified['round']}"
+    predictions = log_dir / f"{run}_predictions.csv"
+    yield _check_digest(
+        "predictions", certified["predictions"], partial(_digest_of_predictions, predictions)
     )
-    yield same("weights", c["weights"], checkpoints.digest(state))
-    file = log_dir / (
-        "_".join([d["run"], *([f"round{c['round']}"] if c["round"] > 1 else []), "predictions.csv"])
-    )
-    jobs = [
-        (
-            "predictions",
-            c["predictions"],
-            lambda: certificate.predictions_digest(read_predictions(file)),
-        )
-    ]
-    for how, start in c["starts"].items():
-        digest = lambda how=how, file=Path(start["file"]): certificate.weights_of(how, file)  # noqa: E731
-        jobs.append((f"--{how} {start['file']}", start["weights"], digest))
-    for what, own, found in jobs:
-        try:
-            yield same(what, own, found())
-        except (UserError, OSError) as problem:
-            yield Check(what, UNCHECKED, str(problem))
+    for flag, start in certified["starts"].items():
+        weights_now = partial(certificate.weights_of, flag, Path(start["file"]))
+        yield _check_digest(f"--{flag} {start['file']}", start["weights"], weights_now)
 
 
-def trained_sets(model: QualityModel, options: Namespace, flags: Places) -> tuple[dict, dict, list]:
-    """The sets that were trained on, read as by the run: (name -> decoded, part -> (scores, MOS), their data sets)."""
-    more = dict(
+def _digest_of_predictions(path: Path) -> str:
+    return certificate.predictions_digest(read_predictions(path))
+
+
+def _check_digest(item: str, certified: str, digest_now: Callable[[], str]) -> Check:
+    """Compare a digest with what `digest_now` reads from a file, which may be gone."""
+    try:
+        return compare(item, certified, digest_now())
+    except (UserError, OSError) as problem:
+        return Check(item, UNCHECKED, str(problem))
+
+
+def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> ReadSets:
+    """Read and score the data sets that the model was trained on, as its run did.
+
+    options: the flags of `certify.py` that say how images are read. Raises UserError.
+    """
+    settings = settings_again(
+        model.description,
+        trained=dict(paths),
+        cross_test={},
         cache=options.cache,
         cache_dir=options.cache_dir,
         image_root=options.image_root,
         allow_overlap=True,
     )
-    run = settings_again(model.description, trained=dict(flags), cross_test={}, **more)
-    data, tested = RunData(run, model.description["seed"]), {}
+    data = RunData(settings, model.description["seed"])
     data.decode(model.hardware.device, SilentLog(Path(), Path()), new=True)
+    crops = (settings.test_crop, settings.test_patch_num)
+    tested = {}
     for part, (images, split) in data.tests.items():
         records = images.records(split)
-        scores = engine.score_set(
-            model.net, images, records, (run.test_crop, run.test_patch_num), model.hardware
-        )
-        tested[part] = (
-            data.oriented_scores(images.data, scores)[1],
-            np.array([r.score for r in records]),
-        )
-    return data.images, tested, list(data.trained.values())
+        scores = engine.score_set(model.net, images, records, crops, model.hardware)
+        _, rising_scores = data.oriented_scores(images.data, scores)
+        mos = np.array([record.score for record in records])
+        tested[part] = (rising_scores, mos)
+    return ReadSets(data.images, tested, list(data.trained.values()))
 
 
-def cross_set(
+def read_cross_test(
     model: QualityModel, options: Namespace, flag: str, path: Path | None
-) -> tuple[dict, dict, list]:
-    """A cross test, read as by the run; the same as of `trained_sets`."""
-    d = model.description
-    run = settings_again(d, image_root=options.image_root)
-    how = dict(seed=d["seed"], lower_is_better=run.lower_is_better, columns=Columns.of(run))
-    (test,) = evaluation.read_sets({flag: path}, d, **how)
-    cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
-    evaluation.load_images([test], model, cache_dir, run.skip_bad_images)
-    evaluation.score(test, model, SCORE_BATCH)
-    return (
-        {record_name(flag): test.images},
-        {record_name(flag): (test.sign * test.scores, test.mos)},
-        [],
+) -> ReadSets:
+    """Read and score a cross test, as the model's run did. Raises UserError.
+
+    flag: the set's name as the flags have it, such as `csv:NAME`.
+    """
+    description = model.description
+    settings = settings_again(description, image_root=options.image_root)
+    (test,) = evaluation.read_sets(
+        {flag: path},
+        description,
+        seed=description["seed"],
+        lower_is_better=settings.lower_is_better,
+        columns=Columns.of(settings),
     )
+    cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
+    evaluation.load_images([test], model, cache_dir, settings.skip_bad_images)
+    evaluation.score(test, model, SCORE_BATCH)
+    name = record_name(flag)
+    return ReadSets({name: test.images}, {name: (test.sign * test.scores, test.mos)}, [])
 
 
 def check_sets(
-    model: QualityModel, options: Namespace, where: Places, twins: list
+    model: QualityModel, options: Namespace, paths: Paths, twins: list
 ) -> Iterator[Check]:
-    """Records, pixels and figures of each set; `twins` gets the near duplicates. The sets that were trained on belong
-    together, each cross test is read on its own."""
-    c = model.description["certificate"]
-    sets, cross = c["sets"], [name for name, each in c["sets"].items() if not each["trained"]]
-    trained = {each["flag"]: where[name] for name, each in sets.items() if each["trained"]}
-    own, parts = ([name for name in each if name not in cross] for each in (sets, c["figures"]))
-    jobs: list[tuple[list[str], list[str], Any]] = [
-        (own, parts, lambda: trained_sets(model, options, trained))
+    """Check the records, the pixels and the figures of each data set.
+
+    paths: data set -> where it lies. twins: filled with the pairs of test and training images that
+    look alike.
+    """
+    certified = model.description["certificate"]
+    sets = certified["sets"]
+    trained_names = [name for name in sets if sets[name]["trained"]]
+    cross_names = [name for name in sets if not sets[name]["trained"]]
+    trained_parts = [part for part in certified["figures"] if part not in cross_names]
+    trained_paths = {sets[name]["flag"]: paths[name] for name in trained_names}
+    # The sets that were trained on are read together, because they share a scale and a split. A
+    # cross test is read alone: where it is missing, the others are still checked.
+    jobs: list[tuple[list[str], list[str], Callable[[], ReadSets]]] = [
+        (trained_names, trained_parts, partial(read_trained_sets, model, options, trained_paths))
     ]
-    for name in cross:
-        flag, path = sets[name]["flag"], where[name]
-        jobs.append(
-            ([name], [name], lambda flag=flag, path=path: cross_set(model, options, flag, path))
-        )
-    decoded, of_training = list[Any](), list[Any]()
+    for name in cross_names:
+        flag = sets[name]["flag"]
+        jobs.append(([name], [name], partial(read_cross_test, model, options, flag, paths[name])))
+    decoded: list[DecodedSet] = []
+    training: list[DataSet] = []
     for names, parts, read in jobs:
         try:
-            images, tested, training = read()
+            read_sets = read()
         except UserError as mistake:
-            unread = [
-                *(f"{name} {what}" for name in names for what in ("records", "pixels")),
-                *parts,
-            ]
-            yield from (Check(what, UNCHECKED, str(mistake)) for what in unread)
+            yield from _unchecked(names, parts, str(mistake))
             continue
-        decoded, of_training = [*decoded, *images.values()], [*of_training, *training]
-        for name, each in images.items():
-            yield same(f"{name} records and split", sets[name]["records"], each.data.fingerprint())
-            yield same(f"{name} pixels", sets[name]["pixels"], certificate.pixels_digest(each))
-        for part, figures in certificate.figures_with_intervals(tested).items():
-            for figure, bounds in figures.items():
-                yield compared(f"{part} {figure.upper()}", c["figures"][part][figure], bounds)
-    twins += near_duplicate_pairs(decoded, of_training)
+        decoded += read_sets.images.values()
+        training += read_sets.training
+        yield from _compare_sets(certified, read_sets)
+    twins += near_duplicate_pairs(decoded, training)
 
 
-def check_again(d: Mapping[str, Any], where: Places) -> Iterator[Check]:
-    """Train anew by the certificate's command, on the sets as they lie here, and compare weights and figures."""
-    c = d["certificate"]
-    script, *words = c["command"]
-    placed: dict[bool, list[str]] = {True: [], False: []}
-    for name, each in c["sets"].items():
-        placed[each["trained"]].append(each["flag"] + (f"={where[name]}" if where[name] else ""))
-    if "demo" not in c["sets"]:  # which finds its cross test itself
-        words = without_flags(words, "--spaq_path", "--cross_test", "--no_spaq")
-        words += ["--cross_test", *placed[False]] if placed[False] else ["--no_spaq"]
-    # Also where the run was once taken up again, it is trained from its beginning.
-    words = [
-        *without_flags(words, "--dataset", "--dataset_path", "--resume"),
-        "--dataset",
-        *placed[True],
-    ]
+def _unchecked(names: Sequence[str], parts: Sequence[str], reason: str) -> Iterator[Check]:
+    for name in names:
+        yield Check(f"{name} records", UNCHECKED, reason)
+        yield Check(f"{name} pixels", UNCHECKED, reason)
+    for part in parts:
+        yield Check(part, UNCHECKED, reason)
+
+
+def _compare_sets(certified: Mapping[str, Any], read_sets: ReadSets) -> Iterator[Check]:
+    for name, images in read_sets.images.items():
+        facts_of_set = certified["sets"][name]
+        yield compare(
+            f"{name} records and split", facts_of_set["records"], images.data.fingerprint()
+        )
+        yield compare(f"{name} pixels", facts_of_set["pixels"], certificate.pixels_digest(images))
+    for part, figures in certificate.figures_with_intervals(read_sets.tested).items():
+        for figure, interval in figures.items():
+            certified_interval = certified["figures"][part][figure]
+            yield compare_figure(f"{part} {figure.upper()}", certified_interval, interval)
+
+
+def check_retrained(description: Mapping[str, Any], paths: Paths) -> Iterator[Check]:
+    """Train once more by the certificate's command, and compare weights and figures.
+
+    paths: data set -> where it lies here.
+    """
+    certified = description["certificate"]
+    script = certified["command"][0]
     with tempfile.TemporaryDirectory(prefix="certify_") as folder:
+        words = _training_words(certified, paths)
         words += ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
-        same_rounding = {**os.environ, "OMP_NUM_THREADS": str(c["hardware"]["threads"])}
+        # Sums are rounded in the order in which the threads share them.
+        same_rounding = {**os.environ, "OMP_NUM_THREADS": str(certified["hardware"]["threads"])}
         command = [sys.executable, HERE / script, *words]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, env=same_rounding, check=False)
-        if done.returncode:
-            yield Check("training anew", UNCHECKED, f"it ended with exit code {done.returncode}")
+        process = subprocess.run(command, stdout=subprocess.DEVNULL, env=same_rounding, check=False)
+        if process.returncode:
+            reason = f"it ended with exit code {process.returncode}"
+            yield Check("training anew", UNCHECKED, reason)
             return
-        place = Path(folder, "again", *([f"round{c['round']}"] if c["round"] > 1 else []))
-        state, again = checkpoints.load_model(checkpoints.find_model(place))
-    yield same("trained anew: weights", c["weights"], checkpoints.digest(state))
-    for part, figures in c["figures"].items():
-        for figure, (own, *_) in figures.items():
-            yield compared(
-                f"trained anew: {part} {figure.upper()}", [own], [again["metrics"][part][figure]]
-            )
+        run_folder = Path(folder, "again")
+        if certified["round"] > 1:
+            run_folder /= f"round{certified['round']}"
+        state, retrained = checkpoints.load_model(checkpoints.find_model(run_folder))
+    yield compare("trained anew: weights", certified["weights"], checkpoints.digest(state))
+    for part, figures in certified["figures"].items():
+        for figure, (value, *_) in figures.items():
+            item = f"trained anew: {part} {figure.upper()}"
+            yield compare_figure(item, [value], [retrained["metrics"][part][figure]])
 
 
-def facts(name: str, d: Mapping[str, Any], compared: bool = True) -> Iterator[tuple[str, str]]:
-    """The certificate for a person: (title, text). compared: with what runs here."""
-    c, now = d["certificate"], certificate.code_version()
-    code, hardware = c["code"], c["hardware"]
-    yield "Model", f"{name} of run {d['run']}"
-    yield "Command", f"python {shlex.join(c['command'])}"
-    on = {"test": "on the test set", "val": "on validation images"}[c["rule"]["select_on"]]
-    yield "Chosen", f"epoch {c['epoch']} of round {c['round']}, {on}; seed {d['seed']}"
-    here = "what runs here" if code["sources"] == now["sources"] else "other code runs here"
-    changed = ", changed since" if code["changed"] else ""
-    yield "Code", f"commit {code['commit'][:10]}{changed}{f' ({here})' if compared else ''}"
-    packages = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
-    other = {p: f" (here {now[p]})" if compared and now[p] != code[p] else "" for p in packages}
-    yield "Versions", ", ".join(f"{p} {code[p]}{other[p]}" for p in packages)
-    processes = f"{hardware['processes']} process{'es' if hardware['processes'] > 1 else ''}"
+def _training_words(certified: Mapping[str, Any], paths: Paths) -> list[str]:
+    """The arguments of the certificate's command, with the data sets where they lie here."""
+    words = certified["command"][1:]
+    trained_sets = []
+    cross_tests = []
+    for name, facts_of_set in certified["sets"].items():
+        word = facts_of_set["flag"]
+        if paths[name]:
+            word = f"{word}={paths[name]}"
+        if facts_of_set["trained"]:
+            trained_sets.append(word)
+        else:
+            cross_tests.append(word)
+    # The demo finds its cross test itself.
+    if "demo" not in certified["sets"]:
+        words = without_flags(words, "--spaq_path", "--cross_test", "--no_spaq")
+        words += ["--cross_test", *cross_tests] if cross_tests else ["--no_spaq"]
+    # A run that was once resumed is trained from its beginning all the same.
+    words = without_flags(words, "--dataset", "--dataset_path", "--resume")
+    return [*words, "--dataset", *trained_sets]
+
+
+def facts(
+    name: str, description: Mapping[str, Any], compared: bool = True
+) -> Iterator[tuple[str, str]]:
+    """A certificate in words: (title, text) of each fact.
+
+    name: of the model's file. compared: whether to say how the code and the versions differ from
+    those that run here. Raises KeyError where the certificate lacks something.
+    """
+    certified = description["certificate"]
+    now = certificate.code_version() if compared else None
+    code = certified["code"]
+    hardware = certified["hardware"]
+    yield "Model", f"{name} of run {description['run']}"
+    yield "Command", f"python {shlex.join(certified['command'])}"
+    rules = {"test": "on the test set", "val": "on validation images"}
+    rule = rules[certified["rule"]["select_on"]]
+    yield (
+        "Chosen",
+        f"epoch {certified['epoch']} of round {certified['round']}, {rule}; "
+        f"seed {description['seed']}",
+    )
+    yield "Code", _code_text(code, now)
+    yield "Versions", _versions_text(code, now)
+    processes = "1 process"
+    if hardware["processes"] > 1:
+        processes = f"{hardware['processes']} processes"
     yield (
         "Hardware",
-        f"{hardware['device']}, {hardware['precision']}, {hardware['threads']} threads, {processes}",
+        f"{hardware['device']}, {hardware['precision']}, {hardware['threads']} threads, "
+        f"{processes}",
     )
-    for name, each in c["sets"].items():
-        counts = ", ".join(f"{n} {split}" for split, n in each["images"].items())
-        split = "; ".join(each["notes"]) or "split as it comes with the set"
-        role = "trained on" if each["trained"] else "cross test"
-        yield name, f"{role}: {counts}; records {each['records']}, pixels {each['pixels']}; {split}"
-    yield from ((f"--{how}", " <- ".join(_chain(each))) for how, each in c["starts"].items())
+    for set_name, facts_of_set in certified["sets"].items():
+        yield set_name, _set_text(facts_of_set)
+    for flag, start in certified["starts"].items():
+        yield f"--{flag}", " <- ".join(_start_texts(start))
 
 
-def _chain(start: Mapping[str, Any]) -> Iterator[str]:
+def _code_text(code: Mapping[str, Any], now: Mapping[str, Any] | None) -> str:
+    text = f"commit {code['commit'][:10]}"
+    if code["changed"]:
+        text += ", changed since"
+    if now is not None:
+        same_code = code["sources"] == now["sources"]
+        text += " (what runs here)" if same_code else " (other code runs here)"
+    return text
+
+
+def _versions_text(code: Mapping[str, Any], now: Mapping[str, Any] | None) -> str:
+    texts = []
+    for package in PACKAGES:
+        text = f"{package} {code[package]}"
+        if now is not None and now[package] != code[package]:
+            text += f" (here {now[package]})"
+        texts.append(text)
+    return ", ".join(texts)
+
+
+def _set_text(facts_of_set: Mapping[str, Any]) -> str:
+    counts = ", ".join(f"{number} {split}" for split, number in facts_of_set["images"].items())
+    split = "; ".join(facts_of_set["notes"]) or "split as it comes with the set"
+    role = "trained on" if facts_of_set["trained"] else "cross test"
+    return (
+        f"{role}: {counts}; records {facts_of_set['records']}, pixels {facts_of_set['pixels']}; "
+        f"{split}"
+    )
+
+
+def _start_texts(start: Mapping[str, Any]) -> Iterator[str]:
+    """A model that the run started from, then the models that this one started from, and so on."""
     yield f"{start['file']} (weights {start['weights']})"
-    for each in start["starts"].values():
-        yield from _chain(each)
+    for earlier in start["starts"].values():
+        yield from _start_texts(earlier)
