@@ -6,7 +6,7 @@ python certify.py model.pkl --sheet twins.html     # test images that look like 
 python certify.py model.pkl --repeat               # train it anew from the certificate alone, and compare
 
 Each item is reproduced (and how exactly), differs, or cannot be checked (and why). Exit code 0: all was reproduced; 1:
-something differs; 3: something could not be checked. docs/using_models.md"""
+something differs; 3: something could not be checked. docs/using_models.md"""  # noqa: E501  (the text of --help)
 
 import argparse
 import textwrap
