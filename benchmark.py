@@ -234,8 +234,8 @@ def run_child(
     command = [sys.executable]
     environment = dict(os.environ)
     if process_count > 1:
-        command += ["-m", "torch.distributed.run", "--standalone"]
-        command += ["--nproc_per_node", str(process_count)]
+        torchrun = "-m torch.distributed.run --standalone --nproc_per_node"
+        command += [*torchrun.split(), str(process_count)]
         # Processes with as many threads as there are cores would take each other's.
         threads = max(1, (os.cpu_count() or 1) // process_count)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -352,7 +352,6 @@ def show_costs(flags: argparse.Namespace) -> None:
         print(f"Measuring {name} …", file=sys.stderr, flush=True)
         child = run_child(with_flag(flags, "model", [name]), "model", Path())
         children[name] = child
-    for name, child in children.items():
         rows += cost_rows(name, child["found"])
     header = cost_header(child["found"])
     print(f"\n{_machine(child)}, fp32, one patch per image\n")

@@ -113,11 +113,8 @@ def write(options: argparse.Namespace) -> list[Run]:
         model = quality_model.load(path, options.device)
     run_names = short_names([run.name for run in runs], NAME_WIDTH)
     short_name_of = dict(zip(runs, run_names.values()))
-    cache_flags = None
-    if options.images:
-        cache_flags = {"cache": options.cache, "cache_dir": options.cache_dir}
-    places = _places(options.datasets)
-    sets, missing = scored_sets.sets_of_runs(short_name_of, places, cache_flags)
+    cache = {"cache": options.cache, "cache_dir": options.cache_dir} if options.images else None
+    sets, missing = scored_sets.sets_of_runs(short_name_of, _places(options.datasets), cache)
     for scored_set in sets:
         set_sections.add_set(page, scored_set)
     if model and sets and sets[0].images:
@@ -136,10 +133,9 @@ def _empty_page(
     """The page with its title and the time at which it was made."""
     from hyperiqa.pages.page import Page
 
+    title = f"{len(entries)} {'settings' if options.group else 'runs'}"
     if len(entries) == 1:
         title = entries[0].name
-    else:
-        title = f"{len(entries)} {'settings' if options.group else 'runs'}"
     fact = f"made {time.strftime('%Y-%m-%d %H:%M')}"
     if options.follow:
         fact += "; renewed after every epoch"

@@ -70,22 +70,19 @@ def _add_map_images(
 ) -> None:
     """Give the page the images that have a map, with the map laid over each."""
     level_of = {position: level for level, members in levels.items() for position in members}
-    fields: dict[str, list] = {"MOS": [], "score": [], "dark": [], "bright": [], "level": []}
-    names = []
-    sources = []
-    for position, image_map in enumerate(image_maps):
-        if image_map.map is None:
-            continue
-        picture, dark, bright = maps.coloured(image_map, model.description["higher_is_better"])
-        names.append(scored_set.names[images[position]])
-        sources.append(picture.copy)
-        fields["MOS"].append(float(scored_set.mos[images[position]]))
-        fields["score"].append(image_map.score)
-        # What the darkest and the brightest colour of this map stand for.
-        fields["dark"].append(dark)
-        fields["bright"].append(bright)
-        fields["level"].append(level_of[position])
-    page.images("maps", names, fields, sources)
+    better = model.description["higher_is_better"]
+    shown = [k for k, image_map in enumerate(image_maps) if image_map.map is not None]
+    pictures, darkest, brightest = zip(*[maps.coloured(image_maps[k], better) for k in shown])
+    fields = {
+        "MOS": [float(scored_set.mos[images[k]]) for k in shown],
+        "score": [image_maps[k].score for k in shown],
+        # What the darkest and the brightest colour of each map stand for.
+        "dark": darkest,
+        "bright": brightest,
+        "level": [level_of[k] for k in shown],
+    }
+    names = [scored_set.names[images[k]] for k in shown]
+    page.images("maps", names, fields, [picture.copy for picture in pictures])
 
 
 def _panels(image_maps: Sequence[maps.ImageMaps], levels: Sequence[Sequence[int]]) -> list[list]:
@@ -96,12 +93,21 @@ def _panels(image_maps: Sequence[maps.ImageMaps], levels: Sequence[Sequence[int]
         stages = [image_map.stages for image_map in image_maps]
         panels.append(["what attention weighs each stage", STAGES, *_means(stages, levels)])
     spreads = [image_map.spread for image_map in image_maps]
-    title = "spread of the generated weights within an image"
-    panels.append([title, LAYERS, *_means(spreads, levels)])
-    between = _spread_between_images(image_maps, levels)
-    title = "spread of each weight between images, of all weights' spread"
-    panels.append([title, LAYERS, between, None])
-    return panels
+    between_images = _spread_between_images(image_maps, levels)
+    return [
+        *panels,
+        [
+            "spread of the generated weights within an image",
+            LAYERS,
+            *_means(spreads, levels),
+        ],
+        [
+            "spread of each weight between images, of all weights' spread",
+            LAYERS,
+            between_images,
+            None,
+        ],
+    ]
 
 
 def _means(
@@ -109,18 +115,15 @@ def _means(
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Means of each level's images, and half the widths of their 95 % intervals (Student's t)."""
     stacked = np.stack(list(values))
-    means = []
-    half_widths = []
-    for level in levels:
-        members = stacked[level]
-        means.append(members.mean(0).tolist())
-        if len(members) > 1:
-            quantile = scipy.stats.t.ppf(0.975, len(members) - 1)
-            half_widths.append((quantile * scipy.stats.sem(members)).tolist())
-        else:
-            # One image has no spread to be told.
-            half_widths.append((0 * members[0]).tolist())
-    return means, half_widths
+    parts = [stacked[level] for level in levels]
+    return [part.mean(0).tolist() for part in parts], [_half_width(part) for part in parts]
+
+
+def _half_width(values: np.ndarray) -> list[float]:
+    if len(values) == 1:
+        # One image has no spread that could be seen.
+        return (0 * values[0]).tolist()
+    return (scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)).tolist()
 
 
 def _spread_between_images(

@@ -66,9 +66,8 @@ class Page:
         sources: the images' pictures; empty: the set has no pictures.
         crops: for each image the boxes (left, top, width, height) of its crops, in percent of it.
         """
-        first_picture = len(self.sources)
+        pictures = [len(self.sources) + i for i in range(len(sources))]
         self.sources += sources
-        pictures = list(range(first_picture, len(self.sources)))
         self.content["sets"][name] = {
             "names": [printable(image) for image in names],
             "fields": {title: _rounded(values) for title, values in fields.items()},
@@ -104,11 +103,9 @@ class Page:
         yield after_data
 
     def _has_plots(self) -> bool:
-        for section in self.content["sections"]:
-            for block in section["blocks"]:
-                if block["kind"] in PLOTTED:
-                    return True
-        return False
+        sections = self.content["sections"]
+        kinds = {block["kind"] for section in sections for block in section["blocks"]}
+        return not kinds.isdisjoint(PLOTTED)
 
     def _pictures(self) -> Iterator[str]:
         """The pictures as a JSON list, piece by piece: only encoded pictures are ever in memory."""
@@ -120,8 +117,7 @@ class Page:
             codes = pool.map(partial(encode, box=box), self.sources)
             progress = tqdm(codes, "Pictures", number, unit="image", leave=False)
             for i, code in enumerate(progress):
-                comma = "," if i else ""
-                yield comma + json.dumps(code)
+                yield ("," if i else "") + json.dumps(code)
         yield "]"
 
 
@@ -222,8 +218,9 @@ def draw_scores(
     sources = [partial(thumbnail, image) for image in images]
     page = Page(f"Scores by {title}", list(_score_facts(description, values, failed)))
     page.images("scored", _names_below_common_folder(images), {"score": values}, sources)
-    best_first = description["higher_is_better"]
-    page.section("", block("gallery", set="scored", by="score", down=best_first))
+    page.section(
+        "", block("gallery", set="scored", by="score", down=description["higher_is_better"])
+    )
     if failures:
         lines = [printable(failure) for failure in failures]
         if failed > len(failures):

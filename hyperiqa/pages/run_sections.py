@@ -48,10 +48,11 @@ def add_runs(
         rows = _with_short_names(rows, short_names)
         page.section("Settings that differ", block("table", head=head, rows=rows))
     page.section("Curves", _curves(entries))
-    standards = []
-    for entry in entries:
-        for part, figures in standards_table.entry_standards(entry).items():
-            standards.append((short_names[entry.name], part, figures))
+    standards = [
+        (short_names[entry.name], part, figures)
+        for entry in entries
+        for part, figures in standards_table.entry_standards(entry).items()
+    ]
     if standards:
         head, rows = standards_table.table(standards, "run")
         page.section("Figures of the standards", block("table", head=head, rows=rows))
@@ -88,11 +89,10 @@ def _curves(entries: Sequence[Entry]) -> dict[str, Any]:
         for run in runs:
             values.append([run.figure(part, name, epoch) for epoch in sorted(run.epochs)])
         panels.append([f"{title} {figure_title}", values])
-    described_runs = []
-    for run in runs:
-        epochs = sorted(run.epochs)
-        described_runs.append({"name": run.name, "epochs": epochs, "best": run.best})
-    return block("curves", runs=described_runs, panels=panels)
+    epochs_of_runs = [
+        {"name": run.name, "epochs": sorted(run.epochs), "best": run.best} for run in runs
+    ]
+    return block("curves", runs=epochs_of_runs, panels=panels)
 
 
 def _loss_names(runs: Sequence[Run]) -> list[str]:

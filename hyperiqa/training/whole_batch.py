@@ -45,9 +45,10 @@ def gathered(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return dict(outputs)
     whole = {}
     for name, output in outputs.items():
-        parts = []
-        for _ in range(world_size()):
-            parts.append(torch.empty_like(output, memory_format=torch.contiguous_format))
+        parts = [
+            torch.empty_like(output, memory_format=torch.contiguous_format)
+            for _ in range(world_size())
+        ]
         dist.all_gather(parts, output.detach().contiguous())
         # Its own part as it was computed, with its graph; the others' are constants here.
         parts[rank()] = output
