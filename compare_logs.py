@@ -165,6 +165,7 @@ def print_report(
         print("Is a difference real? --against RUN or --pairs tests it.")
     if options.standards:
         print_standards(entries, comparisons, layout)
+    # "" is the flag without a name: the best entry.
     if options.power is not None:
         print_power(options, entries, measure)
 
@@ -188,7 +189,7 @@ def print_power(options: argparse.Namespace, entries: Sequence[Entry], measure: 
     settings = entries
     if not options.group:
         settings, _ = group([run for entry in entries for run in entry.runs])
-    # A run that is not done is in no group.
+    # A run that is not done is in no group, and stands for itself.
     seeds = next((setting for setting in settings if chosen.runs[0] in setting.runs), chosen)
     print("\n" + "\n".join(power.power(seeds, settings, measure)))
 
@@ -205,14 +206,15 @@ def print_standards(
         "\nStandards: errors after a monotonic cubic, in units of the MOS; "
         "what needs votes is – without\n"
     )
-    rows = [
-        (entry.name, name, figures) for entry in entries for name, figures in sets[entry].items()
-    ]
+    rows = []
+    for entry in entries:
+        rows += [(entry.name, dataset, figures) for dataset, figures in sets[entry].items()]
     if rows:
         layout.print_table(*standards_table.table(rows, "run"))
     else:
         print("None: they need the predictions of a run's best epoch")
     tested = []
+    # What is compared by the metric is tested here too, whatever became of that comparison.
     for pair in comparisons:
         names = f"{layout.short_names[pair.a.name]} − {layout.short_names[pair.b.name]}"
         for test in standards_table.differences(pair.a, pair.b, sets):
@@ -260,6 +262,7 @@ def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
     chosen_epochs = [run.epoch(measure.epoch) for run in entry.runs]
     epochs_run = [len(run.epochs) for run in entry.runs]
     is_single = len(entry.runs) == 1
+    # Of a setting the means over its seeds.
     figures = {}
     for part in ("train", "test", *first.cross_tests):
         for name in RECORDED:
@@ -308,7 +311,7 @@ def print_json(
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
-    """Write the table to a CSV file: a row for each entry, and a column for each differing setting."""
+    """Write the table to a CSV file: a row for each entry, the settings that differ as columns."""
     names = differing_settings([run for entry in entries for run in entry.runs])
     rows = []
     for entry in entries:
@@ -326,6 +329,7 @@ def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
 def main() -> None:
     options = parse()
     runs, problems = reading.find(options.paths)
+    # Before the resampling, which takes a while.
     print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
     if not runs:
         raise UserError(
