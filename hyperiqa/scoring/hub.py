@@ -1,4 +1,7 @@
-"""A model as a repository of the Hugging Face Hub: tensors, config.json, and a card written from its certificate."""
+"""A model as a repository of the Hugging Face Hub.
+
+It holds the tensors, a config.json, and a model card that is written from the certificate.
+"""
 
 import json
 import math
@@ -20,12 +23,16 @@ TAGS = [TASK, "blind-image-quality-assessment", "no-reference", "hyperiqa"]
 
 
 def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
-    """model.safetensors, config.json and README.md; what is there of them is replaced. Raises UserError."""
-    d = model.description
-    save_safetensors(folder / HUB_MODEL, portable_state(model.net), d)
-    about = json.loads(description_json(d))
-    for each in about.get("certificate", {}).get("sets", {}).values():
-        each.pop("looks", None)  # long; the tensors' file has them
+    """Write model.safetensors, config.json and README.md into a folder, replacing older ones.
+
+    repo: USER/NAME, the repository that the model card speaks of. Raises UserError.
+    """
+    description = model.description
+    save_safetensors(folder / HUB_MODEL, portable_state(model.net), description)
+    about = json.loads(description_json(description))
+    for facts_of_set in about.get("certificate", {}).get("sets", {}).values():
+        # The hashes of all training images: long, and the tensors' file has them.
+        facts_of_set.pop("looks", None)
     config = {
         "library_name": "hyperiqa",
         "model_type": "hyperiqa",
@@ -33,29 +40,50 @@ def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
         **about,
     }
     write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")
-    write_whole(folder / "README.md", str(card(d, repo)))
+    write_whole(folder / "README.md", str(card(description, repo)))
 
 
-def card(d: Mapping[str, Any], repo: str) -> ModelCard:
-    """The model card: metadata with the figures as the Hub indexes them, how to use the model, where it comes from."""
-    data = ModelCardData(
+def card(description: Mapping[str, Any], repo: str) -> ModelCard:
+    """The model card: metadata, how to use the model, its figures, and where it comes from.
+
+    The metadata hold the figures in the form in which the Hub indexes them.
+    """
+    name = repo.rpartition("/")[2]
+    figures = list(_figures(description))
+    results = [
+        EvalResult(TASK, data_set, data_set, figure, value, metric_name=figure.upper())
+        for data_set, figure, value, _ in figures
+    ]
+    metadata = ModelCardData(
         library_name="hyperiqa",
-        tags=[*TAGS, d["backbone"]],
-        model_name=repo.rpartition("/")[2],
-        eval_results=[
-            EvalResult(TASK, name, name, figure, value, metric_name=figure.upper())
-            for name, figure, value, _ in _figures(d)
-        ]
-        or None,
+        tags=[*TAGS, description["backbone"]],
+        model_name=name,
+        eval_results=results or None,
     )
-    low, high = d["score_range"]
-    better = "higher" if d["higher_is_better"] else "lower"
-    lines = [
-        f"# {repo.rpartition('/')[2]}",
+    lines = _usage_lines(description, name, repo)
+    if figures:
+        lines += ["| data set | figure | value | 95 % |", "|---|---|---|---|"]
+    for data_set, figure, value, interval in figures:
+        lines.append(f"| {data_set} | {figure.upper()} | {value:.4f} | {interval} |")
+    if "certificate" in description:
+        lines += ["", "## Where it comes from", ""]
+        # Whoever reads the card runs other versions than the machine that writes it.
+        for title, text in certificate_checks.facts(HUB_MODEL, description, compared=False):
+            lines.append(f"- **{title}**: {text}")
+        lines += ["", f"`python certify.py hf://{repo} --dataset_path … ` checks all of it."]
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+
+
+def _usage_lines(description: Mapping[str, Any], name: str, repo: str) -> list[str]:
+    low, high = description["score_range"]
+    better = "higher" if description["higher_is_better"] else "lower"
+    return [
+        f"# {name}",
         "",
-        f"Blind image quality assessment: one image in, one score out. HyperIQA with {d['backbone']}, fusion "
-        f"{d['fusion']}, trained on {d['dataset']}. Scores are on that set's scale ({low:g} to {high:g}), {better} is "
-        "better.",
+        "Blind image quality assessment: one image in, one score out. HyperIQA with "
+        f"{description['backbone']}, fusion {description['fusion']}, trained on "
+        f"{description['dataset']}. Scores are on that set's scale ({low:g} to {high:g}), "
+        f"{better} is better.",
         "",
         "```python",
         "from hyperiqa import load",
@@ -68,57 +96,53 @@ def card(d: Mapping[str, Any], repo: str) -> ModelCard:
         "Tensors and a description are read; no code of this repository is run.",
         "",
     ]
-    if rows := list(_figures(d)):
-        lines += ["| data set | figure | value | 95 % |", "|---|---|---|---|"]
-        lines += [
-            f"| {name} | {figure.upper()} | {value:.4f} | {bounds} |"
-            for name, figure, value, bounds in rows
-        ]
-    if "certificate" in d:
-        lines += ["", "## Where it comes from", ""]
-        lines += [
-            f"- **{title}**: {text}"
-            for title, text in certificate_checks.facts(HUB_MODEL, d, compared=False)
-        ]
-        lines += ["", f"`python certify.py hf://{repo} --dataset_path … ` checks all of it."]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
 
 
-def _figures(d: Mapping[str, Any]) -> Iterator[tuple[str, str, float, str]]:
-    """(data set, figure, value, interval) of what the model's tests gave; those that are undefined are left out."""
-    measured = d.get("certificate", {}).get("figures") or d.get("metrics") or {}
-    for part, figures in measured.items():
-        name = (
-            d["dataset"]
-            if part == "test"
-            else f"{d['dataset']} validation"
-            if part == "val"
-            else part
-        )
-        for figure, found in figures.items():
-            value, *bounds = found if isinstance(found, list) else [found]
-            if value is not None and not math.isnan(value):
-                known = bounds and None not in bounds
-                yield name, figure, value, f"{bounds[0]:.4f} to {bounds[1]:.4f}" if known else ""
+def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, float, str]]:
+    """The figures of the model's tests: (data set, figure, value, its interval in words or "").
+
+    Undefined figures are left out. A model without a certificate has figures without intervals.
+    """
+    certified = description.get("certificate", {}).get("figures")
+    tested_parts = certified or description.get("metrics") or {}
+    trained_on = description["dataset"]
+    names = {"test": trained_on, "val": f"{trained_on} validation"}
+    for part, figures in tested_parts.items():
+        for figure, estimate in figures.items():
+            value, *bounds = estimate if isinstance(estimate, list) else [estimate]
+            if value is None or math.isnan(value):
+                continue
+            interval = ""
+            if bounds and None not in bounds:
+                interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}"
+            yield names.get(part, part), figure, value, interval
 
 
-def private_words(d: Mapping[str, Any]) -> list[str]:
-    """What of the description names places of this machine: paths that are published with it."""
-    c = d.get("certificate", {})
-    own = [*c.get("command", []), *(each["path"] or "" for each in c.get("sets", {}).values())]
-    own += [each["file"] for each in c.get("starts", {}).values()]
-    return list(dict.fromkeys(shlex.quote(word) for word in own if "/" in word))
+def private_words(description: Mapping[str, Any]) -> list[str]:
+    """The words of the certificate that name places of this machine: they get published with it."""
+    certificate = description.get("certificate", {})
+    words = list(certificate.get("command", []))
+    for facts_of_set in certificate.get("sets", {}).values():
+        words.append(facts_of_set["path"] or "")
+    for start in certificate.get("starts", {}).values():
+        words.append(start["file"])
+    # A dictionary, unlike a set, drops repetitions and keeps the order.
+    return list(dict.fromkeys(shlex.quote(word) for word in words if "/" in word))
 
 
 def push(folder: Path, repo: str, private: bool) -> str:
-    """Upload the folder to the model repository, which is made where there is none; its address. Raises UserError."""
+    """Upload a folder to a model repository, and return the repository's address.
+
+    A repository that does not exist is created; private: as a private one. Raises UserError.
+    """
     api = HfApi()
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         api.upload_folder(
             repo_id=repo, folder_path=folder, commit_message="Upload a HyperIQA model"
         )
-    except Exception as problem:  # of HTTP, of the Hub, of names
+    # HTTP, the Hub and the check of names raise their own kinds.
+    except Exception as problem:
         hint = "log in by `hf auth login`, with a token that may write"
         raise UserError(f"--push {repo}: {reason_of(problem)} ({hint})") from None
     return f"{api.endpoint}/{repo}"
