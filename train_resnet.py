@@ -5,11 +5,10 @@ python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published b
 
 Several processes, several nodes, Slurm: as train_swin.py."""  # noqa: E501  (it is the text of --help)
 
-from hyperiqa.base.cluster import submitted
 from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
 from hyperiqa.training.flags import Script
-from hyperiqa.training.options import train_options
+from hyperiqa.training.launch import launch
 
 SCRIPT = Script(
     backbones=("resnet50", "resnet18", "resnet34", "resnet101"),
@@ -27,18 +26,11 @@ SCRIPT = Script(
 )
 
 
-def main() -> None:
-    """Check the flags, then train here, or as a job of a cluster."""
-    options = train_options(None, __doc__, SCRIPT)
-    if submitted(options):
-        return
-    # These import torch, which takes seconds: a mistake in the flags is reported before.
-    from hyperiqa.training import processes
+def load_solver() -> type:
     from HyperIQASolver import HyperIQASolver
 
-    with processes.process_group():
-        HyperIQASolver(options).run()
+    return HyperIQASolver
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(lambda: launch(__doc__, SCRIPT, load_solver))

@@ -14,11 +14,10 @@ torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:
 Slurm: a job that is queued again, and goes on, when its time is over
 python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --time 24 --slurm partition=gpu"""  # noqa: E501  (it is the text of --help)
 
-from hyperiqa.base.cluster import submitted
 from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
 from hyperiqa.training.flags import Script
-from hyperiqa.training.options import train_options
+from hyperiqa.training.launch import launch
 
 SWINS = tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base"))
 SCRIPT = Script(
@@ -44,18 +43,11 @@ SCRIPT = Script(
 )
 
 
-def main() -> None:
-    """Check the flags, then train here, or as a job of a cluster."""
-    options = train_options(None, __doc__, SCRIPT)
-    if submitted(options):
-        return
-    # These import torch, which takes seconds: a mistake in the flags is reported before.
-    from hyperiqa.training import processes
+def load_solver() -> type:
     from HyperIQASolver_swin import HyperIQASolverSwin
 
-    with processes.process_group():
-        HyperIQASolverSwin(options).run()
+    return HyperIQASolverSwin
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    run_tool(lambda: launch(__doc__, SCRIPT, load_solver))

@@ -116,7 +116,7 @@ class _Parser(ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            words = [self._with_suggestion(word) for word in unknown]
+            words = map(self._with_suggestion, unknown)
             raise UserError(f"unknown argument: {', '.join(words)}")
         return options
 
@@ -174,16 +174,15 @@ class Flags:
             name, default=default, help=text, action=_Setting, **more
         )
         if ok is not None:
-            expected, is_accepted = ok
-
-            def problem(value: Any) -> str | None:
-                return None if is_accepted(value) else f"{name} {value}: expected {expected}"
-
-            self._check(action.dest, problem)
+            expected, accepts = ok
+            self._check(
+                action.dest,
+                lambda value: (
+                    None if is_accepted(value) else f"{name} {value}: expected {expected}"
+                ),
+            )
 
     def _check(self, dest: str, problem: Callable[[Any], str | None]) -> None:
-        """Check a setting by a function that returns the mistake in its value, or None."""
-
         def check(options: Namespace) -> str | None:
             value = getattr(options, dest)
             return None if value is None else problem(value)
@@ -196,17 +195,16 @@ class Flags:
         """Add a flag whose value is a whole number from `least` to `most`."""
         bounded = most < math.inf
         expected = f"{least} to {most:g}" if bounded else f"a whole number of at least {least}"
-        accepted: Range = (expected, lambda number: least <= number <= most)
-        self.value(name, default, text, accepted, type=int, metavar="N")
+        ok: Range = (expected, lambda number: least <= number <= most)
+        self.value(name, default, text, ok, type=int, metavar="N")
 
     def real(self, name: str, default: float | None, text: str, ok: Range) -> None:
         """Add a flag whose value is a finite number."""
-        expected, is_accepted = ok
-        finite: Range = (expected, lambda number: math.isfinite(number) and is_accepted(number))
+        expected, accepts = ok
+        finite: Range = (expected, lambda number: math.isfinite(number) and accepts(number))
         self.value(name, default, text, finite, type=float, metavar="X")
 
     def path(self, name: str, default: Path | None, text: str, metavar: str = "PATH") -> None:
-        """Add a flag whose value is a path."""
         self.value(name, default, text, type=Path, metavar=metavar)
 
     def output(self, name: str, text: str, suffixes: Sequence[str] = ()) -> None:
@@ -245,11 +243,10 @@ class Flags:
         kinds = "a model file, a run's folder or hf://USER/NAME"
         self.words("checkpoint", kinds, type=Path, metavar="CHECKPOINT")
         missing = f"no such file or folder; expected {kinds}"
-
-        def problem(path: Path) -> str | None:
-            return None if exists_or_on_hub(path) else f"{path}: {missing}"
-
-        self._check("checkpoint", problem)
+        self._check(
+            "checkpoint",
+            lambda path: None if exists_or_on_hub(path) else f"{path}: {missing}",
+        )
 
     def device(self) -> None:
         """Add `--device`. Only its form is checked: whether it exists, only torch knows."""
@@ -260,11 +257,9 @@ class Flags:
     def workers(
         self, text: str = "processes that cut patches (default: 0 on a CPU, else 4)", least: int = 0
     ) -> None:
-        """Add `--workers`."""
         self.count("--workers", None, text, least, 256)
 
     def batch_size(self, default: int, text: str = "patches per forward pass") -> None:
-        """Add `--batch_size`."""
         self.count("--batch_size", default, text)
 
     def cache(self) -> None:
@@ -290,7 +285,6 @@ class Flags:
         self._check("resize", lambda size: problem_of(parse_resize, size) if size else None)
 
     def skip_bad_images(self) -> None:
-        """Add `--skip_bad_images`."""
         self.switch(
             "--skip_bad_images",
             "skip_bad_images",
@@ -302,13 +296,15 @@ class Flags:
         self,
         argv: Sequence[str] | None = None,
         problems: Callable[[Namespace, Given], Iterable[str]] = lambda options, given: (),
-        prepare: Callable[[Namespace, Given], object] = lambda options, given: None,
+        complete: Callable[[Namespace, Given], Iterable[str]] = lambda options, given: (),
     ) -> Namespace:
         """Parse and check the flags; one UserError names every mistake.
 
         argv: the words; None means those of this process.
         problems(options, given): the program's own checks, made after those of the single flags.
-        prepare(options, given): fills in settings that follow from other flags, before all checks.
+        complete(options, given): fills in settings that follow from other flags, before all checks,
+            and returns the mistakes that it met. They stand between those of the single flags and
+            those of the program's checks.
         given: the settings that the user gave -> (flag, value).
         """
         processes = os.environ.get("WORLD_SIZE", "1")
@@ -319,12 +315,11 @@ class Flags:
             )
         options = self.parser.parse_args(argv)
         given = vars(options).pop("given", {})
-        prepare(options, given)
-        results = [check(options) for check in self.checks]
-        mistakes = [mistake for mistake in results if mistake]
-        mistakes.extend(problems(options, given))
-        if mistakes:
-            raise UserError("; ".join(mistakes))
+        incomplete = complete(options, given)
+        mistakes = [check(options) for check in self.checks]
+        message = "; ".join(filter(None, [*mistakes, *incomplete, *problems(options, given)]))
+        if message:
+            raise UserError(message)
         return options
 
 

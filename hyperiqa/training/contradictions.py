@@ -23,13 +23,9 @@ def contradictions(options: argparse.Namespace, given: Given) -> Iterator[str]:
     nothing, so several checks ask whether a flag was given and not what its value is.
     """
     yield from _of_schedule(options, given)
-    yield from _of_encoder(options, given)
-    yield from _of_stopping_and_loss(options, given)
-    yield from _of_hardware_and_output(options)
-    yield from _of_images(options, given)
-    yield from _of_resuming(options)
-    yield from _of_trained_models(options, given)
-    yield from _of_csv_sets(options, given)
+    yield from _of_training(options, given)
+    yield from _of_images_and_resuming(options, given)
+    yield from _of_files(options, given)
     yield from needs_pixels(options)
 
 
@@ -43,8 +39,10 @@ def _of_schedule(options: argparse.Namespace, given: Given) -> Iterator[str]:
         # Rates that fall after the last epoch, or twice after one, are a slip of the user.
         valid_epochs = sorted({n for n in options.milestones if 0 < n < options.epochs})
         if options.milestones != valid_epochs:
-            expected = f"rising numbers from 1 to {options.epochs - 1}, below --epochs"
-            yield f"--milestones {to_text(options.milestones)}: expected {expected}"
+            yield (
+                f"--milestones {to_text(options.milestones)}: "
+                f"expected rising numbers from 1 to {options.epochs - 1}, below --epochs"
+            )
     if "plateau_patience" in given and scheduler != "plateau":
         yield "--plateau_patience needs --lr_scheduler plateau"
     if options.warmup_epochs and scheduler == "step":
@@ -52,12 +50,14 @@ def _of_schedule(options: argparse.Namespace, given: Given) -> Iterator[str]:
             "contradictory flags: --warmup_epochs and --lr_scheduler step, the published procedure"
         )
     if options.warmup_epochs and options.warmup_epochs >= options.epochs:
-        expected = f"fewer than --epochs {options.epochs}"
-        yield f"--warmup_epochs {options.warmup_epochs}: expected {expected}"
+        yield (
+            f"--warmup_epochs {options.warmup_epochs}: "
+            f"expected fewer than --epochs {options.epochs}"
+        )
 
 
-def _of_encoder(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    """What the encoder starts from, and what a frozen encoder rules out."""
+def _of_training(options: argparse.Namespace, given: Given) -> Iterator[str]:
+    """The start of the encoder, what a frozen one rules out, early stopping, loss, hardware."""
     if options.backbone_weights and not options.pretrained:
         yield "contradictory flags: --no_pretrained and --backbone_weights"
     if options.init and (options.backbone_weights or "pretrained" in given):
@@ -74,16 +74,10 @@ def _of_encoder(options: argparse.Namespace, given: Given) -> Iterator[str]:
         )
     if options.drop_path and options.freeze_backbone:
         yield "contradictory flags: --drop_path and --freeze_backbone, which leaves no path out"
-
-
-def _of_stopping_and_loss(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if not options.early_stopping and "patience" in given:
         yield "contradictory flags: --no_early_stopping and --patience"
     if "ranking_loss_margin" in given and options.ranking_loss_alpha == 0:
         yield "--ranking_loss_margin needs --ranking_loss_alpha above 0"
-
-
-def _of_hardware_and_output(options: argparse.Namespace) -> Iterator[str]:
     if options.cache_device == "cuda" and options.device == "cpu":
         yield "contradictory flags: --cache_device cuda and --device cpu"
     missing_package = not_installed("--tensorboard", "tensorboard")
@@ -91,44 +85,38 @@ def _of_hardware_and_output(options: argparse.Namespace) -> Iterator[str]:
         yield missing_package
 
 
-def _of_images(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    """Augmentation, and the split that chooses the best epoch."""
+def _of_images_and_resuming(options: argparse.Namespace, given: Given) -> Iterator[str]:
+    """Augmentation, the split that chooses the best epoch, and the run to go on with."""
     if "augment_strength" in given and not {"color", "blur"} & {*options.augment}:
         yield "--augment_strength needs --augment color or blur"
     if "none" in options.augment and len(options.augment) > 1:
         yield "contradictory: --augment none with others"
     if options.val_fraction is not None and options.select_on != "val":
         yield "--val_fraction needs --select_on val"
-
-
-def _of_resuming(options: argparse.Namespace) -> Iterator[str]:
-    path = options.resume
-    if not path or path == "auto":
+    if not options.resume or options.resume == "auto":
         return
     if options.run_name is not None:
         yield "contradictory flags: --resume PATH and --run_name (the run keeps its name)"
-    if not Path(path).exists():
-        yield f"--resume {path}: no such file; expected auto, a run's last.pt or its folder"
+    if not Path(options.resume).exists():
+        yield (
+            f"--resume {options.resume}: no such file; expected auto, a run's last.pt or its folder"
+        )
 
 
-def _of_trained_models(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    """The model files that the run reads, as far as can be seen without reading them."""
-    weights = options.backbone_weights
-    if weights and not exists_or_on_hub(weights):
-        yield f"--backbone_weights {weights}: no such file"
+def _of_files(options: argparse.Namespace, given: Given) -> Iterator[str]:
+    """The models and CSV files that the run reads, as far as can be seen without reading them."""
+    if options.backbone_weights and not exists_or_on_hub(options.backbone_weights):
+        yield f"--backbone_weights {options.backbone_weights}: no such file"
     if "distill_weight" in given and not options.teacher:
         yield "--distill_weight needs --teacher"
     if options.teacher and not exists_or_on_hub(options.teacher):
         yield f"--teacher {options.teacher}: no such file or folder"
     if options.init and not exists_or_on_hub(options.init):
         yield f"--init {options.init}: no such file or folder"
-
-
-def _of_csv_sets(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    names = [*options.trained, *(options.cross_test or ())]
-    if not any(name.startswith("csv") for name in names):
+    set_names = [*options.trained, *(options.cross_test or ())]
+    if not any(name.startswith("csv") for name in set_names):
         yield from for_csv_alone(given, "--dataset csv")
-    elif mistake := problem_of(lower_is_better_sets, options.lower_is_better, names):
+    elif mistake := problem_of(lower_is_better_sets, options.lower_is_better, set_names):
         yield mistake
 
 

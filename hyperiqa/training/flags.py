@@ -72,14 +72,10 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags = Flags(description)
     flags.several = True
     # The order of the groups is that of --help, and of the mistakes in an error.
-    _data_flags(flags, script)
-    _patch_flags(flags)
+    _data_and_patch_flags(flags, script)
     _model_flags(flags, script)
-    _regularisation_flags(flags)
-    _loss_flags(flags)
-    _optimisation_flags(flags)
-    _hardware_flags(flags)
-    _output_flags(flags)
+    _learning_flags(flags)
+    _hardware_and_output_flags(flags)
     cluster_flags(flags)
     return flags
 
@@ -97,7 +93,7 @@ def csv_flags(flags: Flags) -> None:
                 nargs="*", metavar="NAME")
 
 
-def _data_flags(flags: Flags, script: Script) -> None:
+def _data_and_patch_flags(flags: Flags, script: Script) -> None:
     names = ", ".join(script.datasets)
     flags.group("data")
     flags.value("--dataset", ["koniq-10k"], f"training and test sets, of {names}; several CSV sets: csv:NAME=FILE.csv",
@@ -118,8 +114,6 @@ def _data_flags(flags: Flags, script: Script) -> None:
     flags.skip_bad_images()
     csv_flags(flags)
 
-
-def _patch_flags(flags: Flags) -> None:
     flags.group("patches")
     flags.count("--patch_size", 224, "side of a patch in pixels", least=32)
     flags.count("--train_patch_num", 25, "random crops per training image and epoch")
@@ -148,7 +142,7 @@ def _model_flags(flags: Flags, script: Script) -> None:
     flags.value("--hyper", HYPERS[0], "hyper network: three 1x1 convs, or self-attention over all stages", choices=HYPERS)
 
 
-def _regularisation_flags(flags: Flags) -> None:
+def _learning_flags(flags: Flags) -> None:
     flags.group("regularisation")
     flags.real("--dropout", 0.0, "before the generators and after the target network's first three layers: SMART-IQA", PART)
     flags.real("--drop_path", None, "stochastic depth of the encoder (default: its own; Swin 0.1, others none)", PART)
@@ -156,8 +150,6 @@ def _regularisation_flags(flags: Flags) -> None:
     flags.real("--mixup", 0.0, "Beta parameter of blending each patch and its MOS with another; 0: never", NOT_NEGATIVE)
     flags.real("--cutmix", 0.0, "the same of covering a part of it; with both, half of the patches each", NOT_NEGATIVE)
 
-
-def _loss_flags(flags: Flags) -> None:
     flags.group("loss")
     flags.value("--loss", LOSSES[0], "scores to MOS; plcc, srcc, fidelity compare the batch's images", choices=LOSSES)
     flags.real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss; 0: none, 0.3: recommended", SHARE)
@@ -168,8 +160,6 @@ def _loss_flags(flags: Flags) -> None:
     flags.path("--teacher", None, "learn this trained model's scores of the same patches too: anything that predict.py reads")
     flags.real("--distill_weight", 1.0, "weight of the distance to its scores", POSITIVE)
 
-
-def _optimisation_flags(flags: Flags) -> None:
     flags.group("optimisation")
     flags.real("--lr", 2e-5, "learning rate of the backbone", POSITIVE)
     flags.real("--lr_ratio", 10, "head lr / backbone lr", POSITIVE)
@@ -197,7 +187,7 @@ def _optimisation_flags(flags: Flags) -> None:
     flags.count("--seed", 42, "seed of the first round", least=0)
 
 
-def _hardware_flags(flags: Flags) -> None:
+def _hardware_and_output_flags(flags: Flags) -> None:
     flags.group("hardware")
     flags.device()
     flags.value("--precision", "auto", "of training; auto: bf16 where the hardware has it", choices=["auto", "fp32", "bf16"])
@@ -208,8 +198,6 @@ def _hardware_flags(flags: Flags) -> None:
     flags.switch("--fused_attention", "fused_attention", True, "Swin: attention by torch's fused kernels, rounded otherwise")
     flags.switch("--no_deterministic", "deterministic", False, "let cuDNN choose faster, non-deterministic kernels")
 
-
-def _output_flags(flags: Flags) -> None:
     flags.group("output")
     flags.path("--log_dir", Path("logs"), "where logs and predictions go")
     flags.path("--checkpoint_dir", Path("checkpoints"), "where models go")

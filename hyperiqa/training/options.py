@@ -41,21 +41,11 @@ def train_options(
     `demo_defaults`: the flags with values that the demo brought.
     Raises UserError, which names every problem at once.
     """
-    problems: list[str] = []
-
-    # `parse` completes the settings first. It asks for the problems after it has checked the
-    # ranges, so those of the first step wait here for their place in the message.
-    def complete(options: argparse.Namespace, given: Given) -> None:
-        problems.extend(_complete(options, given, script))
-
-    def all_problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
-        yield from problems
-        yield from contradictions(options, given)
-        if mistake := problem_of(parse_fixes, options.training_fixes):
-            yield mistake
-        yield from _unknown_backbone(options, script)
-
-    options = train_flags(description, script).parse(argv, all_problems, complete)
+    options = train_flags(description, script).parse(
+        argv,
+        problems=functools.partial(_problems, script=script),
+        complete=functools.partial(_complete, script=script),
+    )
     options.training_fixes = parse_fixes(options.training_fixes)
     return options
 
@@ -72,11 +62,24 @@ def _complete(options: argparse.Namespace, given: Given, script: Script) -> list
     options.teacher_digest = None
     _apply_demo_defaults(options, given, script)
     problems += _read_cross_tests(options, script)
-    first_set = next(iter(options.trained))
-    options.resize = options.resize or script.datasets[reader_name(first_set)]
+    options.resize = options.resize or script.datasets[reader_name(next(iter(options.trained)))]
     # In one order and each once: the same augmentations are the same settings.
     options.augment = [name for name in AUGMENTATIONS if name in options.augment]
     return problems
+
+
+def _problems(options: argparse.Namespace, given: Given, script: Script) -> Iterator[str]:
+    yield from contradictions(options, given)
+    if mistake := problem_of(parse_fixes, options.training_fixes):
+        yield mistake
+    name = options.backbone
+    # Without a name, the checkpoint of --init decides.
+    if not name or name in script.backbones:
+        return
+    prefix = script.any_backbone
+    if prefix is None or not name.startswith(prefix):
+        timm_models = f" or another timm model named {prefix}…" if prefix else ""
+        yield f"--backbone {name}: expected one of {', '.join(script.backbones)}{timm_models}"
 
 
 def _apply_demo_defaults(options: argparse.Namespace, given: Given, script: Script) -> None:
@@ -120,9 +123,11 @@ def _read_training_sets(options: argparse.Namespace, given: Given, script: Scrip
     options.dataset = "+".join(options.trained)
     if len(options.trained) > 1:
         return problems + _complete_mixing(options, script)
-    for name in ("mix_scale", "mix_patches", "select_set"):
-        if name in given:
-            problems.append(f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH")
+    problems += [
+        f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH"
+        for name in ("mix_scale", "mix_patches", "select_set")
+        if name in given
+    ]
     options.dataset_path = next(iter(options.trained.values()))
     return problems
 
@@ -138,14 +143,14 @@ def _complete_mixing(options: argparse.Namespace, script: Script) -> list[str]:
         problems.append(f"--select_set {options.select_set}: expected one of {set_names}")
     counts = options.mix_patches or ["balanced"]
     are_numbers = all(re.fullmatch(r"[1-9]\d*", count) for count in counts)
-    one_for_each = are_numbers and len(counts) == len(options.trained)
-    if counts != ["balanced"] and not one_for_each:
+    if counts != ["balanced"] and not (are_numbers and len(counts) == len(options.trained)):
         problems.append(
             f"--mix_patches {' '.join(counts)}: "
             f"expected a number for each of {set_names}, or balanced"
         )
-    for name in options.trained:
-        options.mix_resize[name] = options.resize or script.datasets[reader_name(name)]
+    options.mix_resize = {
+        name: options.resize or script.datasets[reader_name(name)] for name in options.trained
+    }
     # The run's record then tells the place of every set.
     options.dataset_path = options.trained
     return problems
@@ -200,17 +205,6 @@ def _listed_twice(
             yield f"--cross_test {name}: the run tests on its --dataset anyway"
 
 
-def _unknown_backbone(options: argparse.Namespace, script: Script) -> Iterator[str]:
-    name = options.backbone
-    # Without a name, the checkpoint of --init decides.
-    if not name or name in script.backbones:
-        return
-    prefix = script.any_backbone
-    if prefix is None or not name.startswith(prefix):
-        timm_models = f" or another timm model named {prefix}…" if prefix else ""
-        yield f"--backbone {name}: expected one of {', '.join(script.backbones)}{timm_models}"
-
-
 def parse_fixes(text: str) -> tuple[str, ...]:
     """The names out of `FIXES` that `--training_fixes` lists.
 
@@ -244,18 +238,18 @@ def default_run_name(
     alpha_too: whether an alpha of 0 is named as well.
     """
     defaults = _default_settings()
-    parts = [short if options.backbone == backbone else options.backbone]
-    parts.append({"none": "", "concat": "multiscale"}.get(options.fusion, options.fusion))
+    parts = [
+        short if options.backbone == backbone else options.backbone,
+        {"none": "", "concat": "multiscale"}.get(options.fusion, options.fusion),
+    ]
     for setting in IN_RUN_NAME:
-        choice = getattr(options, setting)
-        if choice != defaults[setting]:
-            parts.append(choice)
+        if getattr(options, setting) != defaults[setting]:
+            parts.append(getattr(options, setting))
     if options.ranking_loss_alpha or alpha_too:
         parts.append(f"ranking_alpha{options.ranking_loss_alpha:g}")
     parts.append(datetime.now().strftime("%Y%m%d_%H%M%S"))
-    name = "_".join(filter(None, parts))
     # A model of the Hub, hf-hub:USER/NAME, must not open a folder.
-    return re.sub(r"[^\w.+=-]", "-", name)
+    return re.sub(r"[^\w.+=-]", "-", "_".join(filter(None, parts)))
 
 
 def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str, Any]:
@@ -269,10 +263,9 @@ def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str
         settings["cross_resize"] = {}
         if settings["spaq"] and settings["dataset"] != "spaq":
             settings["cross_resize"] = {"spaq": settings["spaq_resize"]}
-    defaults = _default_settings()
     figures_depend_on = {
         name: settings.get(name, default)
-        for name, default in defaults.items()
+        for name, default in _default_settings().items()
         if name not in NOT_FIGURES
     }
     return to_json_value(figures_depend_on)
@@ -283,5 +276,4 @@ def settings_again(description: Mapping[str, Any], **places: Any) -> argparse.Na
 
     places: settings that the description does not hold, such as paths.
     """
-    settings = {**_default_settings(), **figure_settings(description), **places}
-    return argparse.Namespace(**settings)
+    return argparse.Namespace(**{**_default_settings(), **figure_settings(description), **places})
