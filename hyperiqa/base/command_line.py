@@ -177,9 +177,7 @@ class Flags:
             expected, accepts = ok
             self._check(
                 action.dest,
-                lambda value: (
-                    None if is_accepted(value) else f"{name} {value}: expected {expected}"
-                ),
+                lambda value: None if accepts(value) else f"{name} {value}: expected {expected}",
             )
 
     def _check(self, dest: str, problem: Callable[[Any], str | None]) -> None:
@@ -303,8 +301,7 @@ class Flags:
         argv: the words; None means those of this process.
         problems(options, given): the program's own checks, made after those of the single flags.
         complete(options, given): fills in settings that follow from other flags, before all checks,
-            and returns the mistakes that it met. They stand between those of the single flags and
-            those of the program's checks.
+            and returns the mistakes that it met, which `problems` then need not name.
         given: the settings that the user gave -> (flag, value).
         """
         processes = os.environ.get("WORLD_SIZE", "1")
