@@ -1,4 +1,4 @@
-"""Score images with a trained model: what `python -m hyperiqa` and the installed command `hyperiqa` do."""
+"""Score images with a trained model, as `python -m hyperiqa` and the installed `hyperiqa` do."""
 
 from hyperiqa.__main__ import command, main
 

@@ -6,17 +6,17 @@ python predict.py model.pkl 'photos/**/*.jpg' --sheet sheet.html    # and a page
 find /data -name '*.png' | python predict.py model.pkl - --format jsonl
 
 Rows: image, score, error (why there is no score), made_with. The same command goes on with an --output that exists.
-Exit code 1: some images could not be scored. What is an image, and what is never mixed: docs/using_models.md"""
+Exit code 1: some images could not be scored. What is an image, and what is never mixed: docs/using_models.md"""  # noqa: E501  (the text of --help)
 
 import argparse
 import hashlib
 import itertools
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
@@ -32,15 +32,39 @@ from hyperiqa.scoring.image_sources import (
 )
 from hyperiqa.scoring.score_files import ScoreFile, take_up
 
+if TYPE_CHECKING:
+    from hyperiqa.scoring.quality_model import QualityModel, Scored
+
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+
+# Kinds of files that a user may expect, but that no rows can be appended to.
 NO_ROWS = set(".xlsx .xls .ods .parquet .feather .pdf .zip .gz .npy .mat .pkl .db".split())
-FAILURES_KEPT = 500  # for the sheet, which lists them
+
+# For the sheet, which lists them.
+FAILURES_KEPT = 500
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags, checked all together. Raises UserError."""
     flags = Flags(__doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|- … [flags]")
     flags.checkpoint()
     flags.words("sources", "what to score", nargs="+", metavar="IMAGE|FOLDER|GLOB|-")
+    _add_scoring_flags(flags)
+    flags.group("hardware")
+    flags.batch_size(64, "crops per forward pass")
+    flags.device()
+    flags.workers("threads that decode (default: one per core)", least=1)
+    _add_output_flags(flags)
+    # Not False, which a switch is without its flag: the model's own setting holds then.
+    flags.parser.set_defaults(exif_rotate=None)
+    options = flags.parse(argv, _problems)
+    if options.format is None:
+        suffix = options.output.suffix.lower() if options.output else ""
+        options.format = "jsonl" if suffix in JSONL_SUFFIXES else "csv"
+    return options
+
+
+def _add_scoring_flags(flags: Flags) -> None:
     flags.group("scoring")
     flags.count(
         "--crops",
@@ -62,10 +86,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "of a model of several sets: on whose scale (default: where they met)",
         metavar="NAME",
     )
-    flags.group("hardware")
-    flags.batch_size(64, "crops per forward pass")
-    flags.device()
-    flags.workers("threads that decode (default: one per core)", least=1)
+
+
+def _add_output_flags(flags: Flags) -> None:
     flags.group("output")
     flags.output("--output", "instead of standard output; appended to")
     flags.value(
@@ -82,25 +105,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "weighs, the generated weights; takes dozens of times as long",
         "FOLDER",
     )
-    flags.parser.set_defaults(exif_rotate=None)
-    options = flags.parse(argv, _problems)
-    suffix = options.output.suffix.lower() if options.output else ""
-    options.format = options.format or ("jsonl" if suffix in JSONL_SUFFIXES else "csv")
-    return options
 
 
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if options.output and options.output == options.sheet:
         yield f"--output and --sheet: the same file {options.sheet}"
     if options.output and options.output.suffix.lower() in NO_ROWS:
-        yield f"--output {options.output}: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl"
+        yield (
+            f"--output {options.output}: rows are CSV or JSON lines; expected a name that ends in "
+            ".csv or .jsonl"
+        )
     if "-" in options.sources and sys.stdin is None:
         yield "-: standard input is closed"
 
 
 @dataclass
 class Tally:
-    """What is said at the end. `scores` is filled for a contact sheet alone; of the failures the first are kept."""
+    """How many images were scored, for the lines at the end and for the sheet.
+
+    failures: the first FAILURES_KEPT of the failed images, with the reason.
+    scores: (image, score); kept for the sheet alone, since millions of them take much memory.
+    """
 
     scored: int = 0
     failed: int = 0
@@ -108,110 +133,165 @@ class Tally:
     scores: list[tuple[str, float]] = field(default_factory=list)
 
 
-def made_with(model, precision: str) -> str:
-    """What a score depends on: a digest of the weights, whichever file they lie in, and the settings."""
+def made_with(model: "QualityModel", precision: str) -> str:
+    """What a score depends on: a digest of the weights, and the settings.
+
+    The digest is the same whichever file the weights lie in.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.net.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    d, turned = model.description, "yes" if model.description.get("exif_rotate") else "no"
-    weights = f"weights={digest.hexdigest()[:12]} resize={d['resize']} patch_size={d['patch_size']}"
-    return f"{weights} crops={model.crops} exif_rotate={turned} precision={precision}"
+    description = model.description
+    exif_rotate = "yes" if description.get("exif_rotate") else "no"
+    return (
+        f"weights={digest.hexdigest()[:12]} resize={description['resize']} "
+        f"patch_size={description['patch_size']} crops={model.crops} exif_rotate={exif_rotate} "
+        f"precision={precision}"
+    )
 
 
-def assumptions(checkpoint: Path, model) -> str:
-    d = model.description
-    low, high = d["score_range"]
-    net = f"{d['backbone']}, fusion {d['fusion']}, patch {d['patch_size']}, resize {d['resize']}, crops {model.crops}"
-    scores = f"{d['dataset']} ({low:g} to {high:g}, {'higher' if d['higher_is_better'] else 'lower'} is better)"
-    return f"{checkpoint} has no description; assumed: {net}, scores of {scores}"
+def assumptions(checkpoint: Path, model: "QualityModel") -> str:
+    """What is assumed of a model whose file has no description, as a line for the user."""
+    description = model.description
+    low, high = description["score_range"]
+    better = "higher" if description["higher_is_better"] else "lower"
+    return (
+        f"{checkpoint} has no description; assumed: {description['backbone']}, fusion "
+        f"{description['fusion']}, patch {description['patch_size']}, resize "
+        f"{description['resize']}, crops {model.crops}, scores of {description['dataset']} "
+        f"({low:g} to {high:g}, {better} is better)"
+    )
 
 
 def score_images(
-    model, images, total: int | None, options, made: str, signals: StopSignals, tally: Tally
+    scores: Iterable["Scored"],
+    total: int | None,
+    signals: StopSignals,
+    write_row: Callable[["Scored"], None],
+    with_bar: bool,
 ) -> None:
-    """Score the images into the output. A signal stops it between two rows, never within one."""
-    if options.map:
-        from hyperiqa.scoring import maps
+    """Write a row for each of the scores as soon as it is there, and show the progress.
 
-        with reading_file(options.map, "cannot be made"):
-            options.map.mkdir(parents=True, exist_ok=True)
-    output = ScoreFile(options.output, options.format)
-    to_terminal = (
-        options.output is None and sys.stdout.isatty()
-    )  # the rows themselves show how far it is
+    A signal stops it between two rows, never within one. total: the number of images; None if it
+    is not known. Raises Interrupted.
+    """
     with tqdm(
         total=total,
         desc="Scoring",
         unit="image",
         leave=False,
         dynamic_ncols=True,
-        disable=to_terminal,
+        disable=not with_bar,
     ) as bar:
-        for scored in model.score_all(images, options.batch_size, options.workers):
+        for scored in scores:
             signals.deferred = True
-            score, error = scored.score, scored.problem
-            if score is not None and not math.isfinite(score):
-                score, error = None, f"the model gives {score}"
-            output.add(scored.image, score, error, made)
-            if error is None:
-                tally.scored += 1
-                if options.map:
-                    maps.write(
-                        options.map, scored.image, maps.map_image(model, scored.image), model
-                    )
-                tally.scores += [(scored.image, score)] if options.sheet else []
-            else:
-                tally.failed += 1
-                tally.failures += (
-                    [f"{scored.image} ({error})"] if len(tally.failures) < FAILURES_KEPT else []
-                )
+            write_row(scored)
             bar.update()
             signals.deferred = False
             if signals.received:
                 raise Interrupted(signals.received)
 
 
-def take_up_output(options, made: str, named: Sequence[str], tally: Tally) -> set[str]:
-    """The places of the images that an earlier run scored into --output; their scores go on the sheet too."""
+class Rows:
+    """Where the scores go: a row each in the output, a picture each in --map, and the tally."""
+
+    def __init__(self, options: argparse.Namespace, model: "QualityModel", made: str, tally: Tally):
+        if options.map:
+            with reading_file(options.map, "cannot be made"):
+                options.map.mkdir(parents=True, exist_ok=True)
+        self.options = options
+        self.model = model
+        self.made = made
+        self.tally = tally
+        self.output = ScoreFile(options.output, options.format)
+
+    def add(self, scored: "Scored") -> None:
+        """Write the row, and the picture, of an image."""
+        image = str(scored.image)
+        score = scored.score
+        problem = scored.problem
+        # Broken weights may give nan, which is no score.
+        if score is not None and not math.isfinite(score):
+            problem = f"the model gives {score}"
+            score = None
+        self.output.add(image, score, problem, self.made)
+        if problem is not None:
+            self.tally.failed += 1
+            if len(self.tally.failures) < FAILURES_KEPT:
+                self.tally.failures.append(f"{image} ({problem})")
+            return
+        self.tally.scored += 1
+        if self.options.map:
+            from hyperiqa.scoring import maps
+
+            maps.write(self.options.map, image, maps.map_image(self.model, image), self.model)
+        if self.options.sheet:
+            self.tally.scores.append((image, score))
+
+
+def take_up_output(
+    options: argparse.Namespace, made: str, images: Sequence[str], tally: Tally
+) -> set[str]:
+    """Prepare an --output that an earlier run has begun, and say so to the user.
+
+    images: those that the user names, but for standard input. Returns the canonical paths of the
+    images that have a score already; their scores go on the sheet too. Raises UserError.
+    """
     if not (options.output and options.output.is_file() and options.output.stat().st_size):
         return set()
-    places = {canonical_path(image) for image in named}
-    streamed = "-" in options.sources  # any image may yet be named
-    earlier, note = take_up(
+    paths = {canonical_path(image) for image in images}
+    # Standard input may yet name any image.
+    may_come_later = "-" in options.sources
+    earlier_scores, note = take_up(
         options.output,
         options.format,
         made,
-        lambda image: streamed or canonical_path(image) in places,
+        lambda image: may_come_later or canonical_path(image) in paths,
     )
     print(note, file=sys.stderr)
-    tally.scores += earlier.items() if options.sheet else []
-    return {canonical_path(image) for image in earlier}
+    if options.sheet:
+        tally.scores += earlier_scores.items()
+    return {canonical_path(image) for image in earlier_scores}
 
 
-def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> None:
-    """Load the model, score what has no score yet, draw the sheet."""
-    from hyperiqa.base.device import (
-        keep_freed_memory,  # torch: only once the flags and sources are known to be right
-    )
+def run(
+    options: argparse.Namespace, sources: Sequence[str], signals: StopSignals, tally: Tally
+) -> None:
+    """Load the model, score the images that have no score yet, and draw the sheet.
+
+    sources: the images that the user names, but for standard input.
+    """
+    # torch is imported only once the flags and the sources are known to be right.
+    from hyperiqa.base.device import keep_freed_memory
     from hyperiqa.scoring.quality_model import load
 
     keep_freed_memory()
-    o = options
-    model = load(o.checkpoint, o.device, o.precision, o.resize, o.crops, o.exif_rotate)
+    model = load(
+        options.checkpoint,
+        options.device,
+        options.precision,
+        options.resize,
+        options.crops,
+        options.exif_rotate,
+    )
     if options.scale is not None:
         model.use_scale(options.scale)
     if not model.description["described"]:
         print(assumptions(options.checkpoint, model), file=sys.stderr)
     made = made_with(model, options.precision)
-    done = take_up_output(options, made, named, tally)
-    images: Any = list(without_repeats(named, done))
-    total: int | None = len(images)
+    done = take_up_output(options, made, sources, tally)
+    remaining = list(without_repeats(sources, done))
+    images: Iterator[str | None] = iter(remaining)
+    total: int | None = len(remaining)
     if "-" in options.sources:
-        images, total = (
-            itertools.chain(images, without_repeats(paths_from(sys.stdin.fileno()), done)),
-            None,
-        )
-    score_images(model, images, total, options, made, signals, tally)
+        streamed = without_repeats(paths_from(sys.stdin.fileno()), done)
+        images = itertools.chain(remaining, streamed)
+        total = None
+    rows = Rows(options, model, made, tally)
+    scores = model.score_all(images, options.batch_size, options.workers)
+    # On a terminal the rows themselves show the progress.
+    with_bar = options.output is not None or not sys.stdout.isatty()
+    score_images(scores, total, signals, rows.add, with_bar)
     if options.sheet:
         from hyperiqa.pages import page
 
@@ -222,17 +302,21 @@ def run(options, named: Sequence[str], signals: StopSignals, tally: Tally) -> No
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options, tally = parse(argv), Tally()
+    """Score the images that the arguments name; returns the exit code."""
+    options = parse(argv)
+    tally = Tally()
     passed: list[str] = []
-    named = list(without_repeats(find_images(options.sources, options.sheet, passed), set()))
+    images = find_images(options.sources, options.sheet, passed)
+    sources = list(without_repeats(images, set()))
     try:
         with StopSignals() as signals:
-            run(options, named, signals, tally)
+            run(options, sources, signals, tally)
     except Interrupted:
-        how = "; the same command goes on from there" if options.output else ""
-        print(f"interrupted after {tally.scored + tally.failed} images{how}", file=sys.stderr)
+        hint = "; the same command goes on from there" if options.output else ""
+        print(f"interrupted after {tally.scored + tally.failed} images{hint}", file=sys.stderr)
         raise
-    except BrokenPipeError:  # `| head` has seen enough
+    # `| head` has seen enough.
+    except BrokenPipeError:
         return 0
     if options.output:
         print(f"{options.output}: {tally.scored} images scored", file=sys.stderr)
@@ -248,7 +332,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def command() -> NoReturn:
-    """What the installed command `hyperiqa` runs."""
+    """The installed command `hyperiqa`."""
     run_tool(main)
 
 
