@@ -20,19 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base.device import Hardware
-from hyperiqa.base.files import CHECKOUT, IS_CHECKOUT
+from hyperiqa.base import device, files, version
 from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.base.version import git, versions
 from hyperiqa.model.checkpoints import digest, find_model, load_model
-from hyperiqa.stats import intervals, resampling
-from hyperiqa.stats.metrics import FIGURES, RECORDED
-from hyperiqa.training import processes
-from hyperiqa.training.batches import DecodedSet
+from hyperiqa.stats import intervals, metrics, resampling
+from hyperiqa.training import batches, processes
 from hyperiqa.training.run_files import Prediction
 
 # The format of the certificate; `certify.py` refuses any other.
 FORMAT = 1
+
+# What saving and loading add to a description.
+ADDED_BY_FILES = ("described", "format")
 
 # Draws of the bootstrap for the intervals of the figures.
 RESAMPLES = 1000
@@ -50,33 +49,30 @@ def code_version() -> dict[str, Any]:
 
     `changed` says whether files were changed since the commit (None: no checkout).
     """
-    files = list((CHECKOUT / "hyperiqa").rglob("*.py"))
+    paths = list((files.CHECKOUT / "hyperiqa").rglob("*.py"))
     # The folder of an installed package holds other projects' files too.
-    if IS_CHECKOUT:
-        files += CHECKOUT.glob("*.py")
+    if files.IS_CHECKOUT:
+        paths += files.CHECKOUT.glob("*.py")
     sources = [
-        [path.relative_to(CHECKOUT).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
-        for path in sorted(files)
+        [path.relative_to(files.CHECKOUT).as_posix(), hashlib.sha256(path.read_bytes()).hexdigest()]
+        for path in sorted(paths)
     ]
-    status = git("status", "--porcelain", "--untracked-files=no")
+    status = version.git("status", "--porcelain", "--untracked-files=no")
     return {
         "sources": json_digest(sources),
         "changed": None if status is None else bool(status),
-        **versions(),
+        **version.versions(),
     }
 
 
 def seal_of(description: Mapping[str, Any]) -> str:
     """The digest of a description without its seal and what saving and loading add."""
-    certificate = dict(description["certificate"])
-    certificate.pop("seal", None)
-    sealed_parts = {**description, "certificate": certificate}
-    for name in ("described", "format"):
-        sealed_parts.pop(name, None)
-    return json_digest(sealed_parts)
+    facts = {name: fact for name, fact in description["certificate"].items() if name != "seal"}
+    parts = {name: part for name, part in description.items() if name not in ADDED_BY_FILES}
+    return json_digest({**parts, "certificate": facts})
 
 
-def pixels_digest(images: DecodedSet) -> str:
+def pixels_digest(images: batches.DecodedSet) -> str:
     """Changes when a pixel of the set's images does, as decoded and before they were resized."""
     records = images.data.records
     return json_digest(sorted((record.name, images.digest(record)) for record in records))
@@ -103,10 +99,10 @@ def figures_with_intervals(
     figures: dict[str, dict[str, list[float]]] = {}
     for part, (scores, mos) in tested.items():
         figures[part] = {}
-        for name in RECORDED:
+        for name in metrics.RECORDED:
             draws = resampling.bootstrap(name, scores, mos, RESAMPLES)[:, 0]
             interval = intervals.percentile_interval(draws)
-            figures[part][name] = [FIGURES[name].of(scores, mos), *interval]
+            figures[part][name] = [metrics.FIGURES[name].of(scores, mos), *interval]
     return figures
 
 
@@ -127,8 +123,7 @@ def training_hashes(description: Mapping[str, Any]) -> tuple[list[str], list[str
     """
     names = []
     hashes = []
-    sets = description.get("certificate", {}).get("sets", {})
-    for set_name, facts in sets.items():
+    for set_name, facts in description.get("certificate", {}).get("sets", {}).items():
         for image, image_hash in unpack_hashes(facts["looks"]):
             names.append(f"{set_name} {image}")
             hashes.append(image_hash)
@@ -169,7 +164,10 @@ def describe_sets(data: Any) -> dict[str, dict[str, Any]]:
 
 
 def describe_round(
-    options: Namespace, hardware: Hardware, sets: Mapping[str, Any], starts: Mapping[str, Any]
+    options: Namespace,
+    hardware: device.Hardware,
+    sets: Mapping[str, Any],
+    starts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What the certificates of all models of a round share.
 
@@ -198,7 +196,6 @@ def describe_round(
 
 
 def _describe_starts(options: Namespace, starts: Mapping[str, Any]) -> dict[str, dict]:
-    """The models that the run started from, each with what it had started from itself."""
     described: dict[str, dict] = {}
     for flag, model in starts.items():
         if model:
@@ -207,11 +204,10 @@ def _describe_starts(options: Namespace, starts: Mapping[str, Any]) -> dict[str,
                 "weights": model.digest,
                 "starts": model.description.get("certificate", {}).get("starts", {}),
             }
-    file = options.backbone_weights
-    if file:
+    if options.backbone_weights:
         described["backbone_weights"] = {
-            "file": str(file),
-            "weights": weights_of("backbone_weights", file),
+            "file": str(options.backbone_weights),
+            "weights": weights_of("backbone_weights", options.backbone_weights),
             "starts": {},
         }
     return described

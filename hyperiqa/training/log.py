@@ -17,12 +17,9 @@ from typing import Any, TextIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from hyperiqa.base import cluster
-from hyperiqa.base.device import Hardware
+from hyperiqa.base import cluster, device, files, version
 from hyperiqa.base.errors import UserError
-from hyperiqa.base.files import write_whole
 from hyperiqa.base.plain_values import to_json_value, to_text
-from hyperiqa.base.version import versions
 from hyperiqa.stats.metrics import RECORDED, medians
 from hyperiqa.training.run_files import Prediction, write_predictions
 
@@ -54,8 +51,7 @@ class RunLog:
         explicit: the user chose the name, so it is an error if it is taken. Any other name gets a
         number then.
         """
-        numbered = (f"{name}_{number}" for number in itertools.count(2))
-        names = itertools.chain([name], numbered)
+        names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         try:
             while not self._claim(log_dir, checkpoint_dir, next(names)):
                 if explicit:
@@ -150,7 +146,6 @@ class RunLog:
             self._draw(fields)
 
     def _draw(self, record: Mapping[str, Any]) -> None:
-        """Add the figures of an epoch's record to TensorBoard."""
         for part, figures in record.items():
             # The other fields are single values, such as the number of the epoch.
             if not isinstance(figures, Mapping):
@@ -194,7 +189,7 @@ class RunLog:
             return
         content = io.BytesIO()
         np.savez_compressed(content, **tested)
-        write_whole(path, content.getvalue())
+        files.write_whole(path, content.getvalue())
 
     def _of_round(self, number: int, ending: str) -> Path:
         return self.path(ending if number == 1 else f"_round{number}{ending}")
@@ -269,7 +264,13 @@ def median_lines(rounds: Sequence[Mapping]) -> Iterator[str]:
 
 
 def log_start(
-    log: RunLog, options: Namespace, hardware: Hardware, reason: str, data: Any, criterion, schedule
+    log: RunLog,
+    options: Namespace,
+    hardware: device.Hardware,
+    reason: str,
+    data: Any,
+    criterion,
+    schedule,
 ) -> None:
     """Write the beginning of a run: its record with all flags, and the lines before any epoch.
 
@@ -284,15 +285,13 @@ def log_start(
         flags=flags,
         device=hardware.name,
         precision="bf16" if hardware.bf16 else "fp32",
-        versions=versions(),
+        versions=version.versions(),
         data=data.counts,
         fingerprint=data.fingerprint,
     )
     settings = " ".join(f"{name}={to_text(value)}" for name, value in flags.items())
     precision = "bf16 autocast" if hardware.bf16 else "fp32"
-    early_stopping = "Early stopping disabled"
-    if options.early_stopping:
-        early_stopping = f"Early stopping enabled with patience={options.patience}"
+    stopping = f"enabled with patience={options.patience}" if options.early_stopping else "disabled"
     lines = [
         f"Run: {log.name}",
         f"Settings: {settings}",
@@ -302,7 +301,7 @@ def log_start(
         _repeatability_line(options),
         *data.notes,
         f"Learning rate scheduler: {schedule}",
-        early_stopping,
+        f"Early stopping {stopping}",
         str(criterion),
         CHOSEN_ON[options.select_on],
     ]

@@ -6,8 +6,7 @@ from pathlib import Path
 from hyperiqa.base.errors import UserError
 from hyperiqa.datasets.readers import READERS
 from hyperiqa.datasets.records import DataSet
-from hyperiqa.model import checkpoints
-from hyperiqa.model.factory import build
+from hyperiqa.model import checkpoints, factory
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.training.contradictions import needs_pixels
 from hyperiqa.training.losses import SCALELESS
@@ -66,7 +65,7 @@ class StartingModel:
     def model(self, data: DataSet, options: Namespace) -> HyperNet:
         """The model with its regularisation as the flags say, its scores on the scale of `data`."""
         flags = {name: getattr(options, name) for name in ("patch_size", "dropout", "drop_path")}
-        net = build({**self.description, **flags})
+        net = factory.build({**self.description, **flags})
         checkpoints.fill(net, self.state, self.path)
         net.rescale(*self.scale(data))
         return net

@@ -14,12 +14,10 @@ import torch
 from hyperiqa.base.errors import NothingToDo, UserError
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.model.checkpoints import load, save
-from hyperiqa.training import processes
-from hyperiqa.training.engine import EpochProgress
+from hyperiqa.training import engine, processes, schedules
 from hyperiqa.training.log import RunLog, SilentLog
 from hyperiqa.training.options import figure_settings
 from hyperiqa.training.run_files import Prediction, read_records
-from hyperiqa.training.schedules import make_schedule
 
 # Seconds; the workers of a killed run hold its lock until they notice.
 LOCK_PATIENCE = 8
@@ -43,7 +41,7 @@ class RunState:
     settings: Mapping[str, Any]
     round: int = 1
     epoch: int = 0
-    progress: EpochProgress | None = None
+    progress: engine.EpochProgress | None = None
     without_gain: int = 0
     best: dict | None = None
     rounds: list[dict] = field(default_factory=list)
@@ -117,7 +115,7 @@ class RunState:
         state.history = saved.get("history", [])
         state.scores = saved.get("scores", {})
         if saved["progress"]:
-            state.progress = EpochProgress.from_state(saved["progress"], device)
+            state.progress = engine.EpochProgress.from_state(saved["progress"], device)
         if state.best:
             state.best["predictions"] = [tuple(row) for row in state.best["predictions"]]
         return state
@@ -158,24 +156,22 @@ def find_run(
         flag = f"--run_name {options.run_name}"
         recorded = _recorded_settings(path)
         if recorded and _end_status(path):
-            folder = options.checkpoint_dir / options.run_name
-            return _resume_named(options, folder, settings, flag)
+            return _resume_named(options, options.checkpoint_dir / options.run_name, settings, flag)
         if recorded:
             _check_same(recorded, settings, flag)
     resumed = _resume_newest(options, settings) if options.resume else None
     if resumed:
         return resumed
     name = options.run_name or default_name
-    explicit = options.run_name is not None
-    log = RunLog(options.log_dir, options.checkpoint_dir, name, explicit)
+    log = RunLog(
+        options.log_dir, options.checkpoint_dir, name, explicit=options.run_name is not None
+    )
     if options.resume:
-        hint = _nearest_run(options, settings)
-        log.show(f"Nothing to resume: starting a new run{hint}")
+        log.show(f"Nothing to resume: starting a new run{_nearest_run(options, settings)}")
     return log, None
 
 
 def _run_folder(path: Path) -> Path:
-    """The checkpoint folder of the run that `--resume PATH` means: a last.pt, or its folder."""
     folder = path if path.is_dir() else path.parent
     # The states of later rounds lie in folders below that of the run.
     return folder.parent if folder.name.startswith("round") else folder
@@ -228,9 +224,10 @@ def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag:
             f"{name} stopped early, before its {epochs} epochs were over: more would change nothing"
         )
     longer = f"{flag}: it has finished its {epochs} epochs and cannot go on to {options.epochs}"
-    if not make_schedule(options).extendable:
-        scheduler = f"--lr_scheduler {options.lr_scheduler}"
-        raise UserError(f"{longer}: the rates of {scheduler} depend on --epochs")
+    if not schedules.make_schedule(options).extendable:
+        raise UserError(
+            f"{longer}: the rates of --lr_scheduler {options.lr_scheduler} depend on --epochs"
+        )
     if options.train_test_num > 1:
         raise UserError(f"{longer}: its rounds before the last have ended")
 
@@ -238,7 +235,6 @@ def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag:
 def _resume_newest(
     options: Namespace, settings: Mapping[str, Any]
 ) -> tuple[RunLog, dict | None] | None:
-    """The newest unfinished run of these settings that no other process has; None without one."""
     for name, _ in _unfinished_runs(options, settings):
         folder = options.checkpoint_dir / name
         log = RunLog.take_up(options.log_dir, folder, LOCK_PATIENCE) if folder.is_dir() else None
@@ -301,19 +297,15 @@ def _nearest_run(options: Namespace, settings: Mapping[str, Any]) -> str:
 
     Such a difference is likely a flag that was forgotten.
     """
-    nearest_name = ""
-    nearest: list[str] = []
-    for name, recorded in _unfinished_runs(options):
-        differences = _differences(recorded, settings)
-        # A run without a difference is one that another process has.
-        if differences and (not nearest or len(differences) < len(nearest)):
-            nearest_name = name
-            nearest = differences
-    if not nearest:
+    runs = [
+        (name, _differences(recorded, settings)) for name, recorded in _unfinished_runs(options)
+    ]
+    # A run without a difference is one that another process has.
+    runs = [(name, differences) for name, differences in runs if differences]
+    if not runs:
         return ""
-    return (
-        f" (the nearest unfinished one, {nearest_name}, has other settings: {'; '.join(nearest)})"
-    )
+    name, differences = min(runs, key=lambda run: len(run[1]))
+    return f" (the nearest unfinished one, {name}, has other settings: {'; '.join(differences)})"
 
 
 def settings_of(run: Mapping) -> dict[str, Any]:
@@ -333,7 +325,6 @@ def _records(path: Path) -> list[dict]:
 
 
 def _recorded_settings(path: Path) -> dict[str, Any] | None:
-    """The settings of the run in a jsonl; None where it holds none."""
     first = _records(path)[0]
     if first.get("type") != "run" or not isinstance(first.get("flags"), dict):
         return None
@@ -347,7 +338,6 @@ def _end_status(path: Path) -> str | None:
 
 
 def _differences(recorded: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
-    """`name recorded -> given` for every setting in which a run differs from what was asked for."""
     return [
         f"{name} {recorded.get(name)} -> {settings.get(name)}"
         for name in sorted(recorded.keys() | settings.keys())
