@@ -6,7 +6,9 @@ They are sets of photographs and of generated images.
 import math
 import re
 import statistics
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import chain, starmap
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError, first_five
@@ -19,10 +21,11 @@ from hyperiqa.datasets.formats import (
     read_mat,
     read_sheet,
     read_table,
+    refuse,
     under_header,
 )
 from hyperiqa.datasets.reader import Reader
-from hyperiqa.datasets.records import Row
+from hyperiqa.datasets.records import SPLIT_NAMES, Row
 
 SCORES = "koniq10k_scores_and_distributions.csv"
 SETS = "koniq10k_distributions_sets.csv"
@@ -35,13 +38,6 @@ UNPACKED = (
     ("koniq10k_512x384",),
     ("512x384/512x384",),
 )
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "validation": "val",
-    "test": "test",
-}
 
 
 def _read_sets(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -75,19 +71,13 @@ class KonIQ10k(Reader):
         scores = self._scores()
         errors = self._errors()
         split = self._split(scores)
-        if split is None:
-            return [Row(name, score, error=errors.get(name)) for name, score in scores.items()]
         unlisted = len(scores.keys() - split.keys())
         if unlisted:
             self.notes.append(
                 f"{self.name}: {unlisted} images of the CSV are in no split and left out"
             )
         unscored = [name for name in split if name not in scores]
-        if unscored:
-            raise UserError(
-                f"{self.name}: {len(unscored)} images of the split have no score in {SCORES}: "
-                f"{first_five(unscored)}"
-            )
+        refuse(unscored, self.name, f"images of the split have no score in {SCORES}")
         return [
             Row(name, scores[name], part, error=errors.get(name)) for name, part in split.items()
         ]
@@ -111,8 +101,10 @@ class KonIQ10k(Reader):
             column = "MOS"
             hint = f"; {SCORES} is missing"
             self.notes.append(f"{self.name}: {SCORES} is missing; scores are the MOS of {SETS}")
-        rows = read_table(path, ("image_name", column), (), hint)
-        return {row["image_name"]: number(row[column]) for row in rows}
+        return {
+            row["image_name"]: number(row[column])
+            for row in read_table(path, ("image_name", column), (), hint)
+        }
 
     def _errors(self) -> dict[str, float]:
         """Image -> standard error of its MOS of 0..100; {} where the score file lacks columns.
@@ -136,8 +128,11 @@ class KonIQ10k(Reader):
         except (KeyError, ValueError, ZeroDivisionError):
             return {}
 
-    def _split(self, scores: dict[str, float]) -> dict[str, str] | None:
-        """Image -> split: from the JSON lists, else from the official sets file, else None."""
+    def _split(self, images: Iterable[str]) -> dict[str, str | None]:
+        """Image -> split: from the JSON lists, else from the official sets file.
+
+        Where both are missing, the split of all `images` is None: one is to be drawn.
+        """
         train_list = self._locate("koniq_train.json")
         test_list = self._locate("koniq_test.json")
         present = [path for path in (train_list, test_list) if path.exists()]
@@ -147,22 +142,17 @@ class KonIQ10k(Reader):
                 "expected koniq_train.json and koniq_test.json"
             )
         path = self._locate(SETS)
-        official = None
+        official = dict.fromkeys(images)
         if path.exists():
             official = {row["image_name"]: SPLIT_NAMES[row["set"]] for row in _read_sets(path)}
         if not present:
             return official
         train = read_json_scores(train_list)
         test = read_json_scores(test_list)
-        shared = train.keys() & test.keys()
-        if shared:
-            raise UserError(
-                f"{self.name}: {len(shared)} images are in both JSON lists: "
-                f"{first_five(sorted(shared))}"
-            )
+        refuse(sorted(train.keys() & test.keys()), self.name, "images are in both JSON lists")
         split = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
         # The lists leave the official validation images out; those are the ones to select on.
-        for name in sorted(official or {}):
+        for name in sorted(official):
             if official[name] == "val":
                 split.setdefault(name, "val")
         return split
@@ -195,13 +185,16 @@ class SPAQ(Reader):
     def rows(self) -> list[Row]:
         path = self._first_file("spaq_test.json", "Annotations/MOS and Image attribute scores.xlsx")
         if path.suffix.lower() == ".json":
-            return [Row(name, score) for name, score in read_json_scores(path).items()]
+            return list(starmap(Row, read_json_scores(path).items()))
         self.name = "spaq-official"
         self.notes.append(
             "spaq-official: the official release of SPAQ, not the test images of spaq_test.json"
         )
-        cells = under_header(path, read_sheet(path, self.name), ("Image name", "MOS"))
-        return [Row(cell_text(name), number(score)) for name, score in cells]
+        sheet = read_sheet(path, self.name)
+        return [
+            Row(cell_text(name), number(score))
+            for name, score in under_header(path, sheet, ("Image name", "MOS"))
+        ]
 
 
 class AGIQA3k(Reader):
@@ -220,7 +213,7 @@ class AGIQA3k(Reader):
     def rows(self) -> list[Row]:
         path = self._first_file("agiqa_test.json", "data.csv")
         if path.suffix.lower() == ".json":
-            return [Row(name, score) for name, score in read_json_scores(path).items()]
+            return list(starmap(Row, read_json_scores(path).items()))
         return [
             Row(
                 line["name"],
@@ -253,15 +246,16 @@ class LIVEC(Reader):
         deviations = self._locate("Data/AllStdDev_release.mat")
         if deviations.exists():
             files["AllStdDev_release"] = deviations
-        columns = {}
-        for variable, path in files.items():
-            columns[variable] = [value for (value,) in read_mat(path, variable)]
-        rows = []
-        for image, score, *deviation in aligned(self.root / "Data", columns):
-            if self._is_tested(str(image)):
-                error = self.standard_error(*deviation)
-                rows.append(Row(str(image), number(score), error=error))
-        return rows
+        # Each file holds one variable, so that its rows have one value.
+        columns = {
+            variable: list(chain.from_iterable(read_mat(path, variable)))
+            for variable, path in files.items()
+        }
+        return [
+            Row(str(image), number(score), error=self.standard_error(*deviation))
+            for image, score, *deviation in aligned(self.root / "Data", columns)
+            if self._is_tested(str(image))
+        ]
 
     def row_of(self, listed: Listed) -> Row | None:
         return super().row_of(listed) if self._is_tested(listed.name) else None
@@ -318,10 +312,9 @@ class FLIVE(Reader):
         split = self._official_split()
         # With an official split its other images are for training, else all are to be split.
         default = "train" if split else None
-        table = read_table(self._first_file("labels_image.csv"), ("name", "mos"))
         return [
             Row(line["name"], number(line["mos"]), split.get(line["name"], default))
-            for line in table
+            for line in read_table(self._first_file("labels_image.csv"), ("name", "mos"))
         ]
 
     def _official_split(self) -> dict[str, str]:
@@ -353,9 +346,8 @@ class UHDIQA(Reader):
     def rows(self) -> list[Row]:
         path = self._first_file("uhd-iqa-metadata.csv", "uhd-iqa-training-metadata.csv")
         lines = _read_sets(path, "quality_mos")
-        sets = {line["set"] for line in lines}
         # The challenge's table has training images alone: they are to be split.
-        split_names = SPLIT_NAMES if len(sets) > 1 else {}
+        split_names = SPLIT_NAMES if len({line["set"] for line in lines}) > 1 else {}
         return [
             Row(
                 f"{line['set']}/{line['image_name']}",

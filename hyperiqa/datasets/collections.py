@@ -18,14 +18,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.datasets.formats import leaves_its_folder, number, read_json_list, read_table
+from hyperiqa.base.errors import UserError
+from hyperiqa.datasets.formats import (
+    leaves_its_folder,
+    number,
+    read_json_list,
+    read_table,
+    refuse,
+)
 
 RATIO = "ratio802_seed123_split_01"
 SPLITS = {"0": "train", "1": "val", "2": "test", "train": "train", "val": "val", "test": "test"}
 # Columns of pyiqa's tables, the best of each kind first.
 IMAGES = ("img_name", "dist_name", "Image name")
-REFERENCES = ("ref_name",)
 SCORES = ("mos", "dmos")
 SPLIT_COLUMNS = ("official_split", "split", RATIO)
 # How many observers chose each grade.
@@ -59,13 +64,12 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
     path = next(filter(Path.is_file, places), None)
     if path is None:
         return None
-    optional = (*IMAGES, *REFERENCES, *SCORES, *SPLIT_COLUMNS, "std", "c_total", *OPINIONS)
-    rows = list(read_table(path, (), optional))
+    known_columns = (*IMAGES, "ref_name", *SCORES, *SPLIT_COLUMNS, "std", "c_total", *OPINIONS)
+    rows = list(read_table(path, (), known_columns))
     if not rows:
         return path, []
     columns = rows[0].keys()
     image = _first_of(IMAGES, columns)
-    reference = _first_of(REFERENCES, columns)
     score = _first_of(SCORES, columns)
     split = _first_of(SPLIT_COLUMNS, columns)
     if image is None or score is None:
@@ -75,15 +79,16 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
         slope = _slope([number(row[score]) for row in rows], rows)
     listed = []
     for row in rows:
-        entry = Listed(
-            name=row[image],
-            score=number(row[score]),
-            split=_split(path, row[split], split == RATIO) if split else None,
-            reference=row[reference] if reference else None,
-            deviation=slope * number(row["std"]) if "std" in columns else None,
-            votes=number(row["c_total"]) if "c_total" in columns else None,
+        listed.append(
+            Listed(
+                name=row[image],
+                score=number(row[score]),
+                split=_split(path, row[split], split == RATIO) if split else None,
+                reference=row.get("ref_name"),
+                deviation=slope * number(row["std"]) if "std" in columns else None,
+                votes=number(row["c_total"]) if "c_total" in columns else None,
+            )
         )
-        listed.append(entry)
     return path, listed
 
 
@@ -124,15 +129,12 @@ def json_lists(root: Path, word: str) -> tuple[Path, list[Listed]] | None:
     lists = {split: sorted((root / "metas").glob(f"{split}_*.json")) for split in ("train", "test")}
     if any(lists.values()):
         return root / "metas", _read_lists(lists, root.parent)
-    train = root / "training_sft" / f"train_{word}.json"
     tests = [root / "test_jsons" / f"test_{word}.json", root / "test_jsons" / f"{word}.json"]
     lists = {
-        "train": [train] if train.is_file() else [],
-        "test": [path for path in tests if path.is_file()],
+        "train": list(filter(Path.is_file, [root / "training_sft" / f"train_{word}.json"])),
+        "test": list(filter(Path.is_file, tests)),
     }
-    if any(lists.values()):
-        return root, _read_lists(lists, root)
-    return None
+    return (root, _read_lists(lists, root)) if any(lists.values()) else None
 
 
 def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> list[Listed]:
@@ -144,18 +146,16 @@ def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> list[Listed]:
         for path in paths:
             entries = read_json_list(path)
             outside = [image for image, _, _ in entries if leaves_its_folder(image)]
-            if outside:
-                raise UserError(
-                    f"{path}: {len(outside)} image names leave {base}: {first_five(outside)}"
-                )
+            refuse(outside, path, f"image names leave {base}")
             for image, score, deviation in entries:
                 place = PurePosixPath(image.replace("\\", "/"))
-                row = Listed(
-                    name=place.name,
-                    score=score,
-                    split=split if is_split else None,
-                    path=base / place,
-                    deviation=deviation,
+                rows.append(
+                    Listed(
+                        name=place.name,
+                        score=score,
+                        split=split if is_split else None,
+                        path=base / place,
+                        deviation=deviation,
+                    )
                 )
-                rows.append(row)
     return rows

@@ -5,11 +5,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.datasets.authentic import SPLIT_NAMES
-from hyperiqa.datasets.formats import number, read_table
+from hyperiqa.base.errors import UserError
+from hyperiqa.datasets.formats import number, read_table, refuse
 from hyperiqa.datasets.reader import Reader
-from hyperiqa.datasets.records import USUAL, Row
+from hyperiqa.datasets.records import SPLIT_NAMES, USUAL, Row
 
 
 class CSVTable(Reader):
@@ -35,33 +34,31 @@ class CSVTable(Reader):
             raise UserError(f"--dataset_path {self.root}: expected a CSV file, found a folder")
         if not self.folder.is_dir():
             raise UserError(f"{self.place}: no such folder")
-        lines = self._lines()
-        columns = self.columns
         return [
             Row(
-                self._name(line[columns.image_column]),
-                number(line[columns.score_column]),
+                self._name(line[self.columns.image_column]),
+                number(line[self.columns.score_column]),
                 self._split(line),
-                line.get(columns.group_column) or None,
+                line.get(self.columns.group_column) or None,
             )
-            for line in lines
+            for line in self._lines()
         ]
 
     def _lines(self) -> list[dict[str, str]]:
         """The lines of the file, each with an image and with no decimal comma. Raises UserError."""
-        image, score = self.columns.image_column, self.columns.score_column
-        optional = self.columns.split_column, self.columns.group_column
+        image = self.columns.image_column
+        score = self.columns.score_column
+        optional = (self.columns.split_column, self.columns.group_column)
         # A column that the user named must be there; one of a usual name may be missing.
-        usual_names = USUAL.split_column, USUAL.group_column
+        usual_names = (USUAL.split_column, USUAL.group_column)
         named = [column for column in optional if column not in usual_names]
         hint = "; --image_column, --score_column, --split_column and --group_column name others"
         lines = list(read_table(self.root, (image, score, *named), optional, hint))
         empty = sum(not line[image] for line in lines)
         if empty:
             raise UserError(f"{self.root}: column {image} is empty in {empty} rows")
-        scores = [line[score] for line in lines]
         # Spreadsheets in many languages write 1,5. Say more of it than that it is no number.
-        commas = [text for text in scores if re.fullmatch(r"[-+\d.]*,\d+", text)]
+        commas = [line[score] for line in lines if re.fullmatch(r"[-+\d.]*,\d+", line[score])]
         if commas:
             raise UserError(
                 f"{self.root}: column {score}: {len(commas)} scores have a decimal comma, "
@@ -91,29 +88,20 @@ class CSVTable(Reader):
     def _find_image(self, image: str) -> Path | None:
         """The path of an image, its suffix in another case where only that exists, or None."""
         path = self.folder / image
-        for name in (path.name, path.stem + path.suffix.lower(), path.stem + path.suffix.upper()):
-            if (path.parent / name).is_file():
-                return path.parent / name
-        return None
+        names = (path.name, path.stem + path.suffix.lower(), path.stem + path.suffix.upper())
+        return next(filter(Path.is_file, map(path.parent.joinpath, names)), None)
 
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
         paths = {row.image: self._find_image(row.image) for row in rows}
         missing = [image for image, path in paths.items() if path is None]
-        if missing:
-            raise UserError(
-                f"{self.root}: {len(missing)} of {len(rows)} images are not in {self.place}: "
-                f"{first_five(missing)}{self.elsewhere}"
-            )
+        mistake = f"of {len(rows)} images are not in {self.place}"
+        refuse(missing, self.root, mistake, self.elsewhere)
         # One image under two names, by a link or by case, could be in training and test at once.
         names_of_file: dict[tuple[int, int], list[str]] = {}
         for image, path in paths.items():
             status = path.stat()
             names_of_file.setdefault((status.st_dev, status.st_ino), []).append(image)
         aliases = [" = ".join(names) for names in names_of_file.values() if len(names) > 1]
-        if aliases:
-            raise UserError(
-                f"{self.root}: {len(aliases)} images are listed by several names: "
-                f"{first_five(aliases)}"
-            )
+        refuse(aliases, self.root, "images are listed by several names")
         files = [paths[row.image] for row in rows]
         return [(path.relative_to(self.folder).as_posix(), path) for path in files]

@@ -29,9 +29,7 @@ def _make(root: Path) -> None:
     # The generator runs in a process of its own. Its workers are fresh processes, and a fresh
     # process imports the main module of the program that starts it: a user's script that is not
     # guarded by __name__ would run again in each worker.
-    search_path = [str(CHECKOUT)]
-    if os.environ.get("PYTHONPATH"):
-        search_path.append(os.environ["PYTHONPATH"])
+    search_path = filter(None, [str(CHECKOUT), os.environ.get("PYTHONPATH")])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search_path)}
     # -P keeps Python from importing the user's modules of the working directory for ours.
     command = [sys.executable, "-P", "-m", "hyperiqa.datasets.demo_images", str(root)]

@@ -70,16 +70,6 @@ class Task(NamedTuple):
     path: Path
 
 
-class Split(NamedTuple):
-    """One split to make: its images' folder, the JSON list of their scores, how many they are."""
-
-    name: str
-    folder: Path
-    score_list: Path
-    domain: Domain
-    size: int
-
-
 def plan(count: int) -> list[tuple[str, int]]:
     """(kind, level) of each of `count` images: every 24th is pristine (level 0), the rest balanced.
 
@@ -161,10 +151,9 @@ def _motion_blur(image: np.ndarray, length: float, angle: float) -> np.ndarray:
     kernel = np.clip((length + 1) / 2 - abs(along), 0, 1) * np.clip(1 - abs(across), 0, 1)
     padded = np.pad(image.astype(np.float32), ((half, half), (half, half), (0, 0)), mode="reflect")
     shape = [fft.next_fast_len(side, real=True) for side in padded.shape[:2]]
-    axes = (0, 1)
     transfer = fft.rfft2(np.float32(kernel / kernel.sum()), shape)[..., None]
     # The wrap of this convolution stays within the border that is cut off.
-    blurred = fft.irfft2(fft.rfft2(padded, shape, axes) * transfer, shape, axes)
+    blurred = fft.irfft2(fft.rfft2(padded, shape, (0, 1)) * transfer, shape, (0, 1))
     return blurred[2 * half :, 2 * half :][: image.shape[0], : image.shape[1]]
 
 
@@ -192,27 +181,28 @@ def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: i
     """Write the whole data set into the new folder `root`."""
     koniq_root = root / "koniq-10k"
     spaq_root = root / "spaq-test"
+    # Each split's name, folder of images, list of their scores, domain, and number of images.
     splits = [
-        Split("train", koniq_root / "train", koniq_root / "koniq_train.json", KONIQ, train),
-        Split("test", koniq_root / "test", koniq_root / "koniq_test.json", KONIQ, test),
-        Split("spaq", spaq_root, spaq_root / "spaq_test.json", SPAQ, spaq),
+        ("train", koniq_root / "train", koniq_root / "koniq_train.json", KONIQ, train),
+        ("test", koniq_root / "test", koniq_root / "koniq_test.json", KONIQ, test),
+        ("spaq", spaq_root, spaq_root / "spaq_test.json", SPAQ, spaq),
     ]
     tasks = []
-    for number, split in enumerate(splits):
-        split.folder.mkdir(parents=True)
-        for i, (kind, level) in enumerate(plan(split.size)):
-            path = split.folder / f"{split.name}_{i:04d}_{kind}_{level}.jpg"
-            tasks.append(Task((seed, number, i), split.domain, kind, level, path))
+    for number, (name, folder, _, domain, size) in enumerate(splits):
+        folder.mkdir(parents=True)
+        for i, (kind, level) in enumerate(plan(size)):
+            path = folder / f"{name}_{i:04d}_{kind}_{level}.jpg"
+            tasks.append(Task((seed, number, i), domain, kind, level, path))
     # All splits in one go: the processes are started once and there is one progress bar.
     made = _make_all(tasks, processes)
     rows = [(task.path.name, *row) for task, row in zip(tasks, made, strict=True)]
     remaining = iter(rows)
-    for split in splits:
-        folder = split.score_list.stem
-        entries = []
-        for name, *_, score in itertools.islice(remaining, split.size):
-            entries.append({"image": f"{folder}/{name}", "score": score})
-        split.score_list.write_text(json.dumps(entries, indent=1) + "\n")
+    for _, _, score_list, _, size in splits:
+        entries = [
+            {"image": f"{score_list.stem}/{name}", "score": score}
+            for name, *_, score in itertools.islice(remaining, size)
+        ]
+        score_list.write_text(json.dumps(entries, indent=1) + "\n")
     table = koniq_root / "koniq10k_scores_and_distributions.csv"
     with table.open("w", newline="") as file:
         csv.writer(file).writerows([CSV_HEADER, *rows[: train + test]])

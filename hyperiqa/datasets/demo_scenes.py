@@ -74,8 +74,7 @@ def luma(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
 def noise_field(rng: np.random.Generator, exponent: float) -> np.ndarray:
     """(HEIGHT, WIDTH) float32 noise with the amplitude spectrum 1/f^exponent, mean 0, sd 1."""
     rows = fft.fftfreq(HEIGHT)[:, None]
-    columns = fft.rfftfreq(WIDTH)[None]
-    frequency = np.hypot(rows, columns).astype(np.float32)
+    frequency = np.hypot(rows, fft.rfftfreq(WIDTH)).astype(np.float32)
     # An infinite frequency gets the amplitude 0: the noise has no mean.
     frequency[0, 0] = np.inf
     white = rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)
@@ -116,15 +115,13 @@ def make_scene(rng: np.random.Generator, domain: Domain) -> np.ndarray:
     sky = rng.random() < 0.3
     words = int(rng.choice([3, 8, 30]))
     labels = _labels(rng, domain, sky, words)
-    looks = _looks(rng, domain.leaves, sky, words)
-    shown = _downsampled(labels, looks)
+    shown = _downsampled(labels, _looks(rng, domain.leaves, sky, words))
     # The clouds of the sky and the light on the ground.
     smooth = noise_field(rng, 1.8)
     light = 1 + 0.1 * smooth + np.linspace(0.15, -0.15, HEIGHT, dtype=np.float32)[:, None]
     for amount, texture in zip(shown[3:7], textures(rng, smooth), strict=True):
         light += amount * texture
-    image = np.maximum(shown[:3], 0.02) * light
-    return _developed(image, domain)
+    return _developed(np.maximum(shown[:3], 0.02) * light, domain)
 
 
 def _labels(rng: np.random.Generator, domain: Domain, sky: bool, words: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -34,6 +34,12 @@ def number(value: Any) -> float:
         return math.nan
 
 
+def refuse(names: Collection[str], source: object, mistake: str, hint: str = "") -> None:
+    """Raise UserError `source: COUNT mistake: the first names, hint` where there are such names."""
+    if names:
+        raise UserError(f"{source}: {len(names)} {mistake}: {first_five(names)}{hint}")
+
+
 def _text(path: Path) -> str:
     """A text file in UTF-8 or, as it comes from spreadsheets, UTF-16.
 
@@ -47,29 +53,25 @@ def _text(path: Path) -> str:
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank. Raises UserError."""
     with reading_file(path, "not a readable text file", UnicodeDecodeError):
-        return [line for line in _text(path).splitlines() if line.strip()]
+        return list(filter(str.strip, _text(path).splitlines()))
 
 
 def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Line numbers and cells of a table's rows, blanks around the cells and empty rows left out."""
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     for line in lines:
-        cells = [cell.strip() for cell in line]
+        cells = list(map(str.strip, line))
         if any(cells):
             yield lines.line_num, cells
 
 
 def _places(header: list[str], columns: Iterable[str]) -> dict[str, int]:
     """Position of each of these columns that the header has, in whatever case."""
-    positions = {title.lower(): i for i, title in enumerate(header)}
+    numbers = range(len(header))
     # A title as it is goes before another's in lower case.
-    positions |= {title: i for i, title in enumerate(header)}
-    places = {}
-    for name in columns:
-        title = name if name in positions else name.lower()
-        if title in positions:
-            places[name] = positions[title]
-    return places
+    positions = dict(zip(map(str.lower, header), numbers)) | dict(zip(header, numbers))
+    places = {name: positions.get(name, positions.get(name.lower())) for name in columns}
+    return {name: place for name, place in places.items() if place is not None}
 
 
 def read_table(
@@ -120,13 +122,12 @@ def read_json_scores(path: Path) -> dict[str, float]:
     """
     try:
         entries = json.loads(path.read_bytes())
-        paths = [str(entry["image"]).replace("\\", "/") for entry in entries]
+        names = [PurePosixPath(str(entry["image"]).replace("\\", "/")).name for entry in entries]
         scores = [number(entry["score"]) for entry in entries]
     except (OSError, ValueError, TypeError, KeyError) as problem:
         raise UserError(
             f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}'
         ) from None
-    names = [PurePosixPath(text).name for text in paths]
     listed = dict(zip(names, scores, strict=True))
     if len(listed) < len(entries):
         raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
@@ -199,11 +200,9 @@ def _mat(path: Path, variables: Sequence[str]) -> dict[str, list]:
         resource.setrlimit(resource.RLIMIT_CPU, (MAT_SECONDS, MAT_SECONDS))
     with path.open("rb") as file:
         content = loadmat(file, variable_names=variables)
-    columns = {}
-    for name in variables:
-        if name in content:
-            columns[name] = [_entry(value) for value in np.ravel(content[name])]
-    return columns
+    return {
+        name: list(map(_entry, np.ravel(content[name]))) for name in variables if name in content
+    }
 
 
 def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
@@ -211,7 +210,7 @@ def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
 
     Raises UserError.
     """
-    if len({len(column) for column in columns.values()}) > 1:
+    if len(set(map(len, columns.values()))) > 1:
         lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
         raise UserError(f"{source}: these must be of one length: {lengths}")
     return list(zip(*columns.values(), strict=True))
@@ -247,8 +246,7 @@ def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
             )
         # The size that a file states of itself may be wrong.
         chosen.reset_dimensions()
-        rows = list(chosen.iter_rows(values_only=True))
-    return list(filter(_has_values, rows))
+        return list(filter(_has_values, chosen.iter_rows(values_only=True)))
 
 
 def under_header(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> list[tuple]:
@@ -256,23 +254,18 @@ def under_header(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> lis
 
     Rows without any such value are left out. Raises UserError.
     """
-    titles = [column.lower() for column in columns]
+    titles = list(map(str.lower, columns))
     for i, row in enumerate(rows):
         header = [str(value).strip().lower() for value in row]
         if set(titles) <= set(header):
-            places = [header.index(title) for title in titles]
-            table = [_values_at(places, row) for row in rows[i + 1 :]]
+            # Rows may be shorter than the header: by columns they are filled up with None.
+            by_column = list(itertools.zip_longest(*rows[i:]))
+            _, *table = zip(*[by_column[header.index(title)] for title in titles])
             return list(filter(_has_values, table))
     first_row = first_five(value for value in rows[0] if value is not None) if rows else "nothing"
     raise UserError(
         f"{path}: no row with the columns {', '.join(columns)}; its first row holds {first_row}"
     )
-
-
-def _values_at(places: Sequence[int], row: tuple) -> tuple:
-    """The row's values at these places; None where the row is too short."""
-    padded = row + (None,) * (max(places) + 1 - len(row))
-    return tuple(padded[place] for place in places)
 
 
 def _has_values(row: tuple) -> bool:

@@ -12,13 +12,19 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import HERE
 from hyperiqa.datasets.collections import Listed, json_lists, pyiqa
-from hyperiqa.datasets.formats import leaves_its_folder, number
-from hyperiqa.datasets.records import IMAGE_SUFFIXES, USUAL, Columns, DataSet, Record, Row
+from hyperiqa.datasets.formats import leaves_its_folder, number, refuse
+from hyperiqa.datasets.records import (
+    IMAGE_SUFFIXES,
+    USUAL,
+    Columns,
+    DataSet,
+    Record,
+    Row,
+    shuffled,
+)
 
 
 class MissingFile(UserError):
@@ -85,9 +91,7 @@ class Reader:
 
     def _collected(self) -> list[Row] | None:
         """The rows of the set as a collection has it; None where no collection is there."""
-        collection = None
-        if self.table:
-            collection = pyiqa(self.root, self.table)
+        collection = pyiqa(self.root, self.table) if self.table else None
         if collection is None and self.word:
             collection = json_lists(self.root, self.word)
         if collection is None:
@@ -99,9 +103,7 @@ class Reader:
             row = self.row_of(listed)
             if row is None:
                 continue
-            error = row.error
-            if error is None:
-                error = self.standard_error(listed.deviation, listed.votes)
+            error = self.standard_error(listed.deviation, listed.votes)
             rows.append(replace(row, split=listed.split, error=error))
             if listed.path is not None:
                 self.placed[row.image] = listed.path
@@ -119,19 +121,16 @@ class Reader:
     def read(self, splits: tuple[str, ...] = ("train", "test")) -> DataSet:
         """Records of these splits. Images of other splits need not exist. Raises UserError."""
         rows = self.listed
-        if any(row.split is None for row in rows):
+        if None in _splits(rows):
             rows = self._draw_split(rows)
-        rows = [row for row in rows if row.split in splits]
-        self._check_rows(rows, splits)
-        return self._data_set(rows)
+        return self._data_set([row for row in rows if row.split in splits], splits)
 
     def read_all_as_test(self) -> DataSet:
         """Every record, whatever its split, as a test image: for tests across data sets.
 
         Raises UserError.
         """
-        self._check_rows(self.listed, ())
-        data = self._data_set(self.listed)
+        data = self._data_set(self.listed, ())
         return replace(data, records=[replace(record, split="test") for record in data.records])
 
     def read_for_test(self, split: str = "auto", trained_on: bool = False) -> tuple[DataSet, str]:
@@ -142,7 +141,7 @@ class Reader:
         those of the run's random split; else all. trained_on: whether the model was trained on the
         set. Raises UserError.
         """
-        has_test_split = any(row.split == "test" for row in self.listed)
+        has_test_split = "test" in _splits(self.listed)
         if split == "all" or (split == "auto" and not has_test_split and not trained_on):
             data = self.read_all_as_test()
             selection = "all, its training images among them" if trained_on else "all"
@@ -168,21 +167,16 @@ class Reader:
         if not rows:
             raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
         outside = [row.image for row in rows if leaves_its_folder(row.image)]
-        if outside:
-            raise UserError(
-                f"{self.root}: {len(outside)} image names leave {self.place}: "
-                f"{first_five(outside)}{self.elsewhere}"
-            )
+        refuse(outside, self.root, f"image names leave {self.place}", self.elsewhere)
         return rows
 
-    def _data_set(self, rows: list[Row]) -> DataSet:
+    def _data_set(self, rows: list[Row], splits: tuple[str, ...]) -> DataSet:
+        """The records of these rows, each of `splits` among them. Raises UserError."""
+        self._check_rows(rows, splits)
         files = self._files(rows)
         counts = Counter(name for name, _ in files)
         repeated = [name for name, count in counts.items() if count > 1]
-        if repeated:
-            raise UserError(
-                f"{self.name}: {len(repeated)} images are listed twice: {first_five(repeated)}"
-            )
+        refuse(repeated, self.name, "images are listed twice")
         records = [
             Record(name, path, row.score, row.split or "test", row.group, row.kind, row.error)
             for row, (name, path) in zip(rows, files, strict=True)
@@ -192,9 +186,8 @@ class Reader:
 
     def _check_rows(self, rows: list[Row], splits: tuple[str, ...]) -> None:
         bad = [row.image for row in rows if not math.isfinite(row.score)]
-        if bad:
-            raise UserError(f"{self.name}: {len(bad)} scores are not numbers: {first_five(bad)}")
-        present = {row.split for row in rows}
+        refuse(bad, self.name, "scores are not numbers")
+        present = _splits(rows)
         for split in splits:
             if split in present:
                 continue
@@ -213,26 +206,20 @@ class Reader:
                 f"{self.name}: comes without a split, and the seed of the run's is not known; "
                 "give --seed N or --split all"
             )
-        # Sorted, so that the order of the rows in a file changes nothing.
-        contents = sorted({row.group or row.image for row in rows})
+        contents = shuffled((row.group or row.image for row in rows), self.seed)
         if len(contents) == 1:
             self.why_empty = (
                 f": to draw a split takes two contents, and all images are of one, {contents[0]}"
             )
-        order = np.random.Generator(np.random.PCG64(self.seed)).permutation(len(contents))
         # At least one content for either split, however few there are.
         share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
-        train = {contents[i] for i in order[:share]}
+        split_of = dict.fromkeys(contents, "test") | dict.fromkeys(contents[:share], "train")
         unit = "reference contents" if any(row.group for row in rows) else "images"
         self.notes.append(
             f"{self.name}: no split given; "
             f"random 80/20 split of {len(contents)} {unit}, seed {self.seed}"
         )
-        split_rows = []
-        for row in rows:
-            split = "train" if (row.group or row.image) in train else "test"
-            split_rows.append(replace(row, split=split))
-        return split_rows
+        return [replace(row, split=split_of[row.group or row.image]) for row in rows]
 
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
         """Name and path of each row's image.
@@ -250,20 +237,14 @@ class Reader:
             # The public lists leave them out, so they often lie in another layout's folder.
             for other_layout in layouts:
                 images = self._images_in(other_layout) | images
-        missing = _missing(validation, images)
-        if missing:
-            raise UserError(
-                f"{self.name}: {len(missing)} validation images are not in {self.root}: "
-                f"{first_five(missing)}; "
-                "give --val_fraction F to take some of the training images instead"
-            )
-        missing = _missing(rows, images)
-        if missing:
-            folders = " and ".join(map(str, layout.values()))
-            raise UserError(
-                f"{self.name}: {len(missing)} of {len(rows)} images are not in {folders}: "
-                f"{first_five(missing)}"
-            )
+        refuse(
+            _missing(validation, images),
+            self.name,
+            f"validation images are not in {self.root}",
+            "; give --val_fraction F to take some of the training images instead",
+        )
+        folders = " and ".join(map(str, layout.values()))
+        refuse(_missing(rows, images), self.name, f"of {len(rows)} images are not in {folders}")
         return [images.get(row.image) or images[row.image.lower()] for row in rows]
 
     def _placed_files(self, rows: list[Row]) -> list[tuple[str, Path]]:
@@ -281,10 +262,10 @@ class Reader:
         layouts = []
         for folders in self.image_folders:
             layout = {folder: self._locate(folder) for folder in folders}
-            if all(path.is_dir() for path in layout.values()):
+            if all(map(Path.is_dir, layout.values())):
                 layouts.append(layout)
         if not layouts:
-            choices = " or ".join("/+".join(folders) + "/" for folders in self.image_folders)
+            choices = "/ or ".join(map("/+".join, self.image_folders)) + "/"
             raise UserError(f"{self.name}: no images in {self.root}; expected {choices}")
         return layouts
 
@@ -318,6 +299,10 @@ class Reader:
         raise MissingFile(
             f"{self.name}: no {' or '.join(names)} in {self.root}; expected {self.expects}"
         )
+
+
+def _splits(rows: list[Row]) -> set[str | None]:
+    return {row.split for row in rows}
 
 
 def _missing(rows: list[Row], images: Mapping[str, object]) -> list[str]:

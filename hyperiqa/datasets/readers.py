@@ -45,7 +45,7 @@ def find_spaq(spaq_path: Path | None, beside: Path | None = None) -> Path | None
     if spaq_path:
         return spaq_path
     places = [beside] if beside else [HERE / "spaq", HERE / "spaq-test"]
-    return next((place for place in places if place.exists()), None)
+    return next(filter(Path.exists, places), None)
 
 
 def reader_of(

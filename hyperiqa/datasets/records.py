@@ -1,11 +1,13 @@
 """What a data set is once it has been read: records of images, and what follows from them alone.
 
-A reader (`reader.py`) turns the rows of a set's own files into the records of a `DataSet`.
+A reader (`reader.py`) turns the rows of a set's own files into the records of a `DataSet`. Where
+several sets are trained on, a `Scale` leads from the scores of each to those of all.
 """
 
 import hashlib
 import json
 from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -14,6 +16,14 @@ import numpy as np
 from hyperiqa.base.errors import UserError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
+# How tables write a split, in lower case -> what a record says.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "validation": "val",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -62,27 +72,24 @@ class DataSet:
         """Note each split whose images leave correlations with their MOS undefined, and say why."""
         for part in dict.fromkeys(record.split for record in self.records):
             scores = [record.score for record in self.split(part)]
-            if len(set(scores)) > 1:
-                continue
-            if len(scores) > 1:
+            if len(set(scores)) == 1:
                 reason = f"all {len(scores)} {part} images have the MOS {scores[0]:g}"
-            else:
-                reason = f"there is only 1 {part} image"
-            self.notes.append(f"{self.name}: SRCC and PLCC will be nan: {reason}")
+                if len(scores) == 1:
+                    reason = f"there is only 1 {part} image"
+                self.notes.append(f"{self.name}: SRCC and PLCC will be nan: {reason}")
 
     def fingerprint(self) -> str:
         """A digest of names, scores, splits and groups; it stays when the folder moves."""
         # Runs that are resumed or compared hold older digests: what goes in here must not change.
-        rows = [(r.split, r.name, repr(r.score), r.group or "") for r in self.records]
-        return _digest(sorted(rows))
+        return _digest((r.split, r.name, repr(r.score), r.group or "") for r in self.records)
 
     def votes(self) -> str:
         """A digest of the standard errors."""
-        return _digest(sorted((r.name, repr(r.error)) for r in self.records))
+        return _digest((r.name, repr(r.error)) for r in self.records)
 
 
-def _digest(rows: list[tuple]) -> str:
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+def _digest(rows: Iterable[tuple]) -> str:
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -120,27 +127,84 @@ class Columns:
 USUAL = Columns()
 
 
+def shuffled(contents: Iterable[str], seed: int | list[int]) -> list[str]:
+    """Each of these contents once, in a random order by seed."""
+    # Sorted, so that the order of the rows in a file changes nothing.
+    ordered = sorted(set(contents))
+    order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
+    return [ordered[i] for i in order]
+
+
 def take_validation(data: DataSet, fraction: float, seed: int) -> None:
     """Move about this fraction of the training images into `val`, whole content groups, by seed.
 
     Raises UserError where that leaves no content for validation or none for training.
     """
-    contents = sorted({record.group or record.name for record in data.split("train")})
+    # The 1 keeps these draws apart from those of the 80/20 split by the same seed.
+    contents = shuffled((r.group or r.name for r in data.split("train")), [seed, 1])
     share = round(fraction * len(contents))
     if not 0 < share < len(contents):
         raise UserError(
             f"--val_fraction {fraction}: takes {share} of {len(contents)} training contents"
         )
-    # The 1 keeps these draws apart from those of the 80/20 split by the same seed.
-    order = np.random.Generator(np.random.PCG64([seed, 1])).permutation(len(contents))
-    chosen = {contents[i] for i in order[:share]}
-    records = []
-    for record in data.records:
+    chosen = set(contents[:share])
+    for i, record in enumerate(data.records):
         if record.split == "train" and (record.group or record.name) in chosen:
-            record = replace(record, split="val")
-        records.append(record)
-    data.records = records
+            data.records[i] = replace(record, split="val")
     data.notes.append(
         f"{data.name}: {share} of {len(contents)} training contents held out for validation, "
         f"seed {seed}"
     )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From a data set's own scores to those that are trained on: factor * score + offset."""
+
+    factor: float = 1.0
+    offset: float = 0.0
+
+    def common(self, scores: np.ndarray) -> np.ndarray:
+        """The set's own scores on the common scale."""
+        return self.factor * scores + self.offset
+
+    def own(self, scores: np.ndarray) -> np.ndarray:
+        """Scores of the common scale on the set's own."""
+        return (scores - self.offset) / self.factor
+
+
+def scale_of(data: DataSet, main: DataSet, method: str | None) -> Scale:
+    """The scale of a set among several, by the method of `--mix_scale`; `main` is the first set.
+
+    range: the set's range becomes 0 to 100, the best score 100. none: the scores stay; an error
+    where the sets' directions differ. Else the training scores take the first set's mean, standard
+    deviation and direction. Raises UserError.
+    """
+    if method == "range":
+        low, high = data.range
+        if not data.higher_is_better:
+            low, high = high, low
+        factor = 100 / ((high - low) or 1)
+        return Scale(factor, -factor * low)
+    same_direction = data.higher_is_better == main.higher_is_better
+    if data is main or (method == "none" and same_direction):
+        return Scale()
+    if method == "none":
+        raise UserError(
+            f"--mix_scale none: the scores of {main.name} mean {_meaning(main)}, "
+            f"those of {data.name} {_meaning(data)}; expected one direction, or first or range"
+        )
+    scores = _training_scores(data)
+    main_scores = _training_scores(main)
+    sign = 1 if same_direction else -1
+    # Scores that are all the same have no spread to match.
+    factor = sign * main_scores.std() / (scores.std() or 1)
+    return Scale(float(factor), float(main_scores.mean() - factor * scores.mean()))
+
+
+def _meaning(data: DataSet) -> str:
+    return "quality" if data.higher_is_better else "badness"
+
+
+def _training_scores(data: DataSet) -> np.ndarray:
+    return np.array([record.score for record in data.split("train")])

@@ -19,6 +19,7 @@ from hyperiqa.datasets.formats import (
     read_mat,
     read_sheet,
     read_table,
+    refuse,
     under_header,
 )
 from hyperiqa.datasets.reader import Reader
@@ -34,8 +35,7 @@ class NamedByContent(Reader):
     kinds: tuple[str, ...]
 
     def row_of(self, listed: Listed) -> Row | None:
-        (row,) = self._rows_by_name(self.root, [(listed.name, listed.score)])
-        return row
+        return self._rows_by_name(self.root, [(listed.name, listed.score)])[0]
 
     def _rows_by_name(self, path: Path, scores: Iterable[tuple[str, object]]) -> list[Row]:
         """Rows of the (image name, score) pairs of the file `path`.
@@ -53,11 +53,8 @@ class NamedByContent(Reader):
                 rows.append(Row(name, number(score), group=content, kind=kind))
             else:
                 unknown.append(name)
-        if unknown:
-            raise UserError(
-                f"{path}: {len(unknown)} image names are not CONTENT_KIND_LEVEL with a kind of "
-                f"1 to {len(self.kinds)}, such as I01_02_3: {first_five(unknown)}"
-            )
+        form = f"CONTENT_KIND_LEVEL with a kind of 1 to {len(self.kinds)}, such as I01_02_3"
+        refuse(unknown, path, f"image names are not {form}")
         return rows
 
 
@@ -173,8 +170,7 @@ class LIVE(Reader):
         if listed.score == 0:
             return None
         group = PurePath(listed.reference).name if listed.reference else None
-        kind = self.kinds.get(folder)
-        return Row(f"{folder}/{name}", listed.score, group=group, kind=kind)
+        return Row(f"{folder}/{name}", listed.score, group=group, kind=self.kinds.get(folder))
 
 
 class CSIQ(Reader):
@@ -193,10 +189,18 @@ class CSIQ(Reader):
     expects = (
         "csiq.DMOS.xlsx and dst_imgs/ with awgn/, jpeg/, jpeg2000/, fnoise/, blur/ and contrast/"
     )
-    folders = tuple(
-        f"dst_imgs/{kind}" for kind in ("awgn", "jpeg", "jpeg2000", "fnoise", "blur", "contrast")
+    image_folders = (
+        (
+            "dst_imgs/awgn",
+            "dst_imgs/jpeg",
+            "dst_imgs/jpeg2000",
+            "dst_imgs/fnoise",
+            "dst_imgs/blur",
+            "dst_imgs/contrast",
+        ),
+        ("dst_imgs_all",),
+        ("dst_imgs",),
     )
-    image_folders = (folders, ("dst_imgs_all",), ("dst_imgs",))
     # The workbook's dst_type without blanks and marks -> (word in image names, distortion).
     kinds = {
         "noise": ("awgn", "white noise"),
@@ -212,8 +216,8 @@ class CSIQ(Reader):
         path = self._first_file("csiq.DMOS.xlsx")
         sheet = read_sheet(path, self.name, "all_by_image")
         rows = []
-        table = under_header(path, sheet, ("image", "dst_type", "dst_lev", "dmos"))
-        for image, dst_type, level, dmos in table:
+        columns = ("image", "dst_type", "dst_lev", "dmos")
+        for image, dst_type, level, dmos in under_header(path, sheet, columns):
             type_letters = re.sub(r"[\W_]", "", cell_text(dst_type).lower())
             if type_letters not in self.kinds:
                 raise UserError(

@@ -14,8 +14,7 @@ from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import HERE
 from hyperiqa.datasets.names import lower_is_better_sets
 from hyperiqa.datasets.readers import read_cross_tests, reader_of
-from hyperiqa.datasets.records import Columns, DataSet, take_validation
-from hyperiqa.datasets.scales import scale_of
+from hyperiqa.datasets.records import Columns, DataSet, scale_of, take_validation
 from hyperiqa.images.cache import put_on_gpu
 from hyperiqa.images.perceptual_hash import near_duplicates
 from hyperiqa.training.batches import DecodedSet, bad_images, drop_bad_images
