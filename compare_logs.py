@@ -306,8 +306,7 @@ def print_json(
         if comparison.difference is not None:
             pair |= asdict(comparison.difference)
         pairs.append(pair | {"p_corrected": comparison.corrected})
-    whole = {"runs": rows, "comparisons": pairs, "notes": notes}
-    print(json.dumps(to_json_value(whole), indent=1))
+    print(json.dumps(to_json_value({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:

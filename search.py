@@ -6,7 +6,7 @@ python search.py train_swin.py --lr 1e-5 2e-5 --launcher slurm --gpus_per_node 4
 python search.py --each train_timm.py --loss l1 mse plcc --ema 0 0.99 --augment hflip "hflip blur" -- --epochs 5
 
 Any flag of the training script with several values is searched; what follows `--` goes to every run. --each changes
-one flag at a time. The same command goes on after an interruption; on several machines it shares the work."""
+one flag at a time. The same command goes on after an interruption; on several machines it shares the work."""  # noqa: E501  (the text of --help)
 
 import argparse
 import hashlib
@@ -34,16 +34,27 @@ from hyperiqa.runs import measures, reading, runs_table, tables
 from hyperiqa.runs.entries import Entry
 from hyperiqa.runs.measures import FIGURE, Measure
 
-OWN = (*"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(), *cluster.OWN)
-LOOK_SECONDS = 3  # between two looks at what other searches run
-# Where things go and how fast, not what is computed: the same run with other values is not repeated.
+# All flags of this script; every other flag before `--` is searched.
+SEARCH_FLAGS = (
+    *"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(),
+    *cluster.OWN,
+)
+# Seconds between two looks at what other searches run.
+LOOK_SECONDS = 3
+# Where things go and how fast, not what is computed: the same run with other values is not
+# repeated.
 PLACES = ("--log_dir", "--checkpoint_dir", "--workers", "--cache_dir")
+# The training script's own default.
+FIRST_SEED = "42"
 Child = subprocess.Popen | Submitted
 
 
 @dataclass
 class Job:
-    """One run: its name, the settings that tell it from the others, and all flags of its command but --run_name."""
+    """One run.
+
+    settings: what tells it from the others. flags: all flags of its command but --run_name.
+    """
 
     name: str
     settings: dict[str, str]
@@ -51,57 +62,40 @@ class Job:
     log_dir: Path
 
     def file(self, ending: str) -> Path:
+        """A file of the run in the folder of logs."""
         return self.log_dir / f"{self.name}{ending}"
 
 
-def said(settings: Mapping[str, str], between: str = " ") -> str:
+def settings_text(settings: Mapping[str, str], between: str = " ") -> str:
+    """`lr=1e-5 fusion=none`: settings in words."""
     return between.join(f"{flag.lstrip('-')}={value}" for flag, value in settings.items())
 
 
 def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[str]]:
-    """The command's words -> (search's own, searched flag -> its values, what goes to every run)."""
-    end_of_own = [*words, "--"].index("--")
-    own: list[str] = []
-    values, grid = own, dict[str, list[str]]()
-    for word in words[:end_of_own]:
+    """The command's words -> (search.py's own, searched flag -> values, what goes to every run)."""
+    separator = [*words, "--"].index("--")
+    search_words: list[str] = []
+    grid: dict[str, list[str]] = {}
+    # Where the values of the last flag go.
+    values = search_words
+    for word in words[:separator]:
         flag, equals, value = word.partition("=")
-        if flag in OWN:
-            own.append(word)
-            values = own
+        if flag in SEARCH_FLAGS:
+            search_words.append(word)
+            values = search_words
         elif word.startswith("--"):
             if flag in grid:
                 raise UserError(f"{flag}: given twice; expected all its values after one {flag}")
-            values = grid[flag] = [value] if equals else []
+            values = [value] if equals else []
+            grid[flag] = values
         else:
             values.append(word)
-    return own, grid, list(words[end_of_own + 1 :])
+    return search_words, grid, list(words[separator + 1 :])
 
 
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]], list[str]]:
     """(options, grid, common flags), checked. Raises UserError."""
-    own, grid, common = split(words)
-    given_to_all = {word.split("=")[0] for word in common if word.startswith("--")}
-
-    def problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
-        yield from (
-            f"{flag}: expected values to search" for flag, values in grid.items() if not values
-        )
-        yield from (
-            f"{flag}: given both as a searched flag and after --"
-            for flag in grid
-            if flag in given_to_all
-        )
-        if options.gpus and options.launcher:
-            yield "contradictory flags: --gpus and --launcher: the cluster chooses the GPUs"
-        taken = (flag for flag in ("--run_name", "--resume") if flag in {*given_to_all, *grid})
-        yield from (f"{flag}: search.py sets it itself" for flag in taken)
-        if "--log_dir" in given_to_all:
-            yield "--log_dir: expected before --"
-        if options.seeds > 1 and "--seed" in grid:
-            yield "--seeds: contradicts a searched --seed"
-        if not options.script.is_file():
-            yield f"{options.script}: no such script"
-
+    search_words, grid, common = split(words)
     flags = Flags(__doc__)
     flags.words("script", "train_swin.py, train_resnet.py or train_timm.py", type=Path)
     flags.switch(
@@ -112,7 +106,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
     )
     flags.count("--seeds", 1, "repeat each setting with K seeds")
     flags.count("--jobs", None, "runs at a time (default: one, or one per GPU of --gpus)")
-    numbers = ("numbers such as 0,1", lambda text: re.fullmatch(r"\d+(,\d+)*", text))
+    numbers = ("numbers such as 0,1", re.compile(r"\d+(,\d+)*").fullmatch)
     flags.value(
         "--gpus", None, "GPUs to spread the runs over, such as 0,1", numbers, metavar="LIST"
     )
@@ -120,156 +114,225 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
     flags.value("--metric", "srcc", "what the settings are ranked by", FIGURE)
     flags.switch("--dry_run", "dry_run", True, "print the commands and stop")
     cluster_flags(flags)
-    return flags.parse(own, problems), grid, common
+
+    def problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
+        return _problems(options, grid, common)
+
+    return flags.parse(search_words, problems), grid, common
+
+
+def _problems(
+    options: argparse.Namespace, grid: Mapping[str, list[str]], common: Sequence[str]
+) -> Iterator[str]:
+    given_to_all = {word.split("=")[0] for word in common if word.startswith("--")}
+    for flag in [flag for flag, values in grid.items() if not values]:
+        yield f"{flag}: expected values to search"
+    for flag in [flag for flag in grid if flag in given_to_all]:
+        yield f"{flag}: given both as a searched flag and after --"
+    if options.gpus and options.launcher:
+        yield "contradictory flags: --gpus and --launcher: the cluster chooses the GPUs"
+    for flag in ("--run_name", "--resume"):
+        if flag in given_to_all or flag in grid:
+            yield f"{flag}: search.py sets it itself"
+    if "--log_dir" in given_to_all:
+        yield "--log_dir: expected before --"
+    if options.seeds > 1 and "--seed" in grid:
+        yield "--seeds: contradicts a searched --seed"
+    if not options.script.is_file():
+        yield f"{options.script}: no such script"
 
 
 def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[str]) -> list[Job]:
-    """The runs of the grid, seeds innermost. A name holds the settings and a digest of everything else that counts."""
+    """The runs of the grid, seeds innermost.
+
+    A run's name holds its settings and a digest of everything else that changes its figures.
+    """
     axes = {flag: list(dict.fromkeys(values)) for flag, values in grid.items()}
-    seeds, base = axes.pop("--seed", None), {}
+    seeds = axes.pop("--seed", None)
     if seeds is None:
-        following = zip((word.partition("=") for word in common), [*common[1:], ""])
-        first = next(
-            (
-                value if equals else word
-                for (flag, equals, value), word in following
-                if flag == "--seed"
-            ),
-            "42",
-        )
-        if not first.isdecimal():
-            raise UserError(f"--seed {first}: expected a whole number of at least 0")
+        seeds = _seeds(options, common)
         common = without_flags(common, "--seed")
-        seeds = [str(int(first) + k) for k in range(options.seeds)]
+    # What a run has where it changes nothing.
+    base: dict[str, str] = {}
     if options.each:
         base = {flag: values[0] for flag, values in axes.items()}
-        found: list[dict[str, str]] = [
-            {},
-            *({flag: value} for flag in axes for value in axes[flag][1:]),
-        ]
+        changes: list[dict[str, str]] = [{}]
+        changes += [{flag: value} for flag, values in axes.items() for value in values[1:]]
     else:
-        found = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-    counts = [options.script.name, *without_flags(common, *PLACES), *itertools.chain(*base.items())]
-    digest = hashlib.sha256("\0".join(counts).encode()).hexdigest()[:8]
+        changes = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    everything_else = [options.script.name, *without_flags(common, *PLACES)]
+    everything_else += itertools.chain(*base.items())
+    digest = _digest("\0".join(everything_else))
     jobs = []
-    for setting, seed in itertools.product(found, seeds):
-        settings = {**setting, "--seed": seed}
-        readable = said(settings, "_")
-        safe = re.sub(r"[^\w.+=-]", "-", readable)[:100]
-        if safe != readable:
-            safe += "_" + hashlib.sha256(readable.encode()).hexdigest()[:8]
-        searched = [
-            word
-            for flag, value in {**base, **settings}.items()
-            for word in (flag, *shlex.split(value))
-        ]
-        flags = [*searched, *common, "--log_dir", str(options.log_dir)]
-        jobs.append(Job(f"search_{safe}_{digest}", settings, flags, options.log_dir))
+    for change, seed in itertools.product(changes, seeds):
+        settings = {**change, "--seed": seed}
+        flags = []
+        for flag, value in {**base, **settings}.items():
+            flags += [flag, *shlex.split(value)]
+        flags += [*common, "--log_dir", str(options.log_dir)]
+        name = f"search_{_file_name(settings)}_{digest}"
+        jobs.append(Job(name, settings, flags, options.log_dir))
     return jobs
+
+
+def _seeds(options: argparse.Namespace, common: Sequence[str]) -> list[str]:
+    """The seeds of each setting: `--seeds` of them, from the one that goes to every run."""
+    first = FIRST_SEED
+    for word, following in zip(common, [*common[1:], ""]):
+        flag, equals, value = word.partition("=")
+        if flag == "--seed":
+            first = value if equals else following
+            break
+    if not first.isdecimal():
+        raise UserError(f"--seed {first}: expected a whole number of at least 0")
+    return [str(int(first) + k) for k in range(options.seeds)]
+
+
+def _file_name(settings: Mapping[str, str]) -> str:
+    """Settings as a part of a file's name; different settings have different ones."""
+    readable = settings_text(settings, "_")
+    safe = re.sub(r"[^\w.+=-]", "-", readable)[:100]
+    return safe if safe == readable else f"{safe}_{_digest(readable)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def finished(job: Job) -> list[reading.Run]:
     """The rounds of the job's run, if it came to its end."""
     try:
-        found = reading.read_runs(job.file(".jsonl"))
+        rounds = reading.read_runs(job.file(".jsonl"))
     except UserError:
         return []
-    return found if found[-1].status in reading.DONE else []
-
-
-def launch(
-    options: argparse.Namespace, cluster: Cluster | None, job: Job, slot: int, slots: int
-) -> Child:
-    words = [str(options.script), *job.flags, "--run_name", job.name, "--resume", "auto"]
-    if cluster is not None:
-        return cluster.submit(job.name, words)
-    environment = dict(os.environ)
-    if options.gpus:
-        gpus = options.gpus.split(",")
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-    elif slots > 1:
-        environment.setdefault(
-            "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // slots))
-        )  # not all cores
-    return start_program([sys.executable, *words], job.file(".output"), environment)
+    return rounds if rounds[-1].status in reading.DONE else []
 
 
 class Turns:
-    """Which of several searches of one folder runs a job: the one that holds its lock, which dies with its process."""
+    """Which of several searches of one folder runs a job.
+
+    It is the one that holds the job's lock, which dies with its process.
+    """
 
     def __init__(self, jobs: Sequence[Job]):
-        self.waiting, self.elsewhere, self.looked = list(jobs), list[Job](), time.monotonic()
+        self.waiting = list(jobs)
+        self.elsewhere: list[Job] = []
+        self.looked = time.monotonic()
         self.held: dict[str, FileLock] = {}
+
+    @property
+    def remaining(self) -> int:
+        """How many jobs are neither done nor run by this search."""
+        return len(self.waiting) + len(self.elsewhere)
 
     def next(self) -> Job | None:
         """A job to run now; None where others have all that is left, or nothing is left."""
-        if (
-            time.monotonic() - self.looked > LOOK_SECONDS
-        ):  # what others ran may be finished, or they may have gone
+        # What others ran may be finished, or they may have gone.
+        if time.monotonic() - self.looked > LOOK_SECONDS:
             self.waiting += [job for job in self.elsewhere if not finished(job)]
-            self.elsewhere, self.looked = [], time.monotonic()
+            self.elsewhere = []
+            self.looked = time.monotonic()
         while self.waiting:
             job = self.waiting.pop(0)
-            place = job.log_dir / ".search" / f"{job.name}.lock"
-            place.parent.mkdir(parents=True, exist_ok=True)
+            path = job.log_dir / ".search" / f"{job.name}.lock"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path)
             try:
-                (lock := FileLock(place)).acquire(timeout=0)
+                lock.acquire(timeout=0)
             except Timeout:
                 self.elsewhere.append(job)
                 continue
+            # Another search may have finished it since this one began.
             if not finished(job):
                 self.held[job.name] = lock
                 return job
-            lock.release()  # meanwhile
+            lock.release()
         return None
 
 
-def run_all(options: argparse.Namespace, jobs: Sequence[Job]) -> list[str]:
-    """Run every job; returns what failed, in words. Ends the children on any way out."""
-    cluster = Cluster(options, options.log_dir / "jobs") if options.launcher else None
-    slots = options.jobs or (len(jobs) if cluster else (options.gpus or "").count(",") + 1)
-    turns, failures = Turns(jobs), list[str]()
-    children: dict[int, tuple[Job, Child]] = {}  # by the slots that they take
-    with tqdm(total=len(jobs), desc="Search", unit="run") as bar:
+class Search:
+    """Runs jobs, some at a time, until all are done here or by other searches."""
 
-        def show(changed: bool) -> None:
-            # The clock ticks on a terminal; in a file every refresh is a line.
-            bar.update(
-                len(jobs) - len(turns.waiting) - len(turns.elsewhere) - len(children) - bar.n
-            )
-            elsewhere = f", {len(turns.elsewhere)} elsewhere" if turns.elsewhere else ""
-            text = f"{len(children)} running{elsewhere}, {len(failures)} failed"
-            bar.set_postfix_str(text, refresh=changed or sys.stderr.isatty())
+    def __init__(self, options: argparse.Namespace, jobs: Sequence[Job]):
+        self.options = options
+        self.cluster = Cluster(options, options.log_dir / "jobs") if options.launcher else None
+        gpus = (options.gpus or "").count(",") + 1
+        # A cluster has a queue of its own, which takes all jobs at once.
+        self.slots = options.jobs or (len(jobs) if self.cluster else gpus)
+        self.turns = Turns(jobs)
+        # By the slots that they take.
+        self.children: dict[int, tuple[Job, Child]] = {}
+        self.failures: list[str] = []
+        self.bar = tqdm(total=len(jobs), desc="Search", unit="run")
 
-        try:
-            while turns.waiting or turns.elsewhere or children:
-                for slot in [slot for slot in range(slots) if slot not in children]:
-                    if (job := turns.next()) is None:
-                        break
-                    children[slot] = job, launch(options, cluster, job, slot, slots)
-                    show(changed=True)
-                show(changed=False)
-                time.sleep(0.2)
-                for slot in [
-                    slot for slot, (_, child) in children.items() if child.poll() is not None
-                ]:
-                    job, child = children.pop(slot)
-                    turns.held.pop(job.name).release()
-                    if problem := failure(job, child):
-                        failures.append(problem)
-                        bar.write(f"failed: {job.name}", file=sys.stderr)
-                    show(changed=True)
-            show(changed=False)
-        finally:
-            for _, child in children.values():
-                if isinstance(child, Submitted):
-                    child.cancel()
-            end_programs(
-                [child for _, child in children.values() if not isinstance(child, Submitted)]
-            )
-            for job, _ in children.values():
-                job.file(".output").unlink(missing_ok=True)
-    return failures
+    def run(self) -> list[str]:
+        """Run every job; return what failed, in words. Ends the children on any way out."""
+        with self.bar:
+            try:
+                while self.turns.remaining or self.children:
+                    self._start_children()
+                    self._show(changed=False)
+                    time.sleep(0.2)
+                    self._take_ended()
+                self._show(changed=False)
+            finally:
+                self._end_children()
+        return self.failures
+
+    def _start_children(self) -> None:
+        for slot in range(self.slots):
+            if slot in self.children:
+                continue
+            job = self.turns.next()
+            if job is None:
+                break
+            self.children[slot] = job, self._launch(job, slot)
+            self._show(changed=True)
+
+    def _launch(self, job: Job, slot: int) -> Child:
+        words = [str(self.options.script), *job.flags, "--run_name", job.name, "--resume", "auto"]
+        if self.cluster is not None:
+            return self.cluster.submit(job.name, words)
+        environment = dict(os.environ)
+        if self.options.gpus:
+            gpus = self.options.gpus.split(",")
+            environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
+        elif self.slots > 1:
+            # Runs side by side share the cores.
+            threads = max(1, (os.cpu_count() or 1) // self.slots)
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
+        return start_program([sys.executable, *words], job.file(".output"), environment)
+
+    def _show(self, changed: bool) -> None:
+        # The clock ticks on a terminal; in a file every refresh is a line.
+        done = self.bar.total - self.turns.remaining - len(self.children)
+        self.bar.update(done - self.bar.n)
+        elsewhere = len(self.turns.elsewhere)
+        shown_elsewhere = f", {elsewhere} elsewhere" if elsewhere else ""
+        text = f"{len(self.children)} running{shown_elsewhere}, {len(self.failures)} failed"
+        self.bar.set_postfix_str(text, refresh=changed or sys.stderr.isatty())
+
+    def _take_ended(self) -> None:
+        ended = [slot for slot, (_, child) in self.children.items() if child.poll() is not None]
+        for slot in ended:
+            job, child = self.children.pop(slot)
+            self.turns.held.pop(job.name).release()
+            problem = failure(job, child)
+            if problem:
+                self.failures.append(problem)
+                self.bar.write(f"failed: {job.name}", file=sys.stderr)
+            self._show(changed=True)
+
+    def _end_children(self) -> None:
+        programs = []
+        for _, child in self.children.values():
+            if isinstance(child, Submitted):
+                child.cancel()
+            else:
+                programs.append(child)
+        end_programs(programs)
+        for job, _ in self.children.values():
+            job.file(".output").unlink(missing_ok=True)
 
 
 def failure(job: Job, child: Child) -> str | None:
@@ -277,55 +340,60 @@ def failure(job: Job, child: Child) -> str | None:
     output = child.output if isinstance(child, Submitted) else job.file(".output")
     if child.returncode:
         return f"{job.name}: {last_error(output)} (all of it: {output})"
+    # What a run has shown stands in its log too; a cluster's files are left to the cluster.
     if not isinstance(child, Submitted):
         output.unlink()
     return None
 
 
-def report(options, jobs: Sequence[Job]) -> None:
-    """The table of the finished runs: the seeds and rounds of a setting are one entry, named after it."""
-    found: dict[str, list[reading.Run]] = {}
+def report(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
+    """Print the table of the finished runs.
+
+    The seeds and rounds of a setting are one entry, which is named after the setting.
+    """
+    runs: dict[str, list[reading.Run]] = {}
     for job in jobs:
-        if rounds := finished(job):
-            setting = (
-                said({flag: value for flag, value in job.settings.items() if flag != "--seed"})
-                or "default"
-            )
-            found.setdefault(setting, []).extend(rounds)
-    if not found:
+        rounds = finished(job)
+        if rounds:
+            settings = {flag: value for flag, value in job.settings.items() if flag != "--seed"}
+            runs.setdefault(settings_text(settings) or "default", []).extend(rounds)
+    if not runs:
         return
-    measure, entries = (
-        Measure(options.metric),
-        [Entry(setting, tuple(of_it)) for setting, of_it in found.items()],
-    )
+    entries = [Entry(name, tuple(seeds)) for name, seeds in runs.items()]
+    measure = Measure(options.metric)
     measure.draw_together(entries)
     entries = measures.ranked(entries, measure)
     header, rows = runs_table.table(entries, measure, grouped=True)
-    short = tables.short_names(
-        [entry.name for entry in entries], tables.room_for_names(header, rows, 100)
-    )
-    print(tables.text_table(header, [[short[name], *cells] for name, *cells in rows]))
-    print("".join(f"\n  {brief} = {name}" for name, brief in short.items() if brief != name))
+    room = tables.room_for_names(header, rows, 100)
+    short_names = tables.short_names([entry.name for entry in entries], room)
+    print(tables.text_table(header, [[short_names[name], *cells] for name, *cells in rows]))
+    legend = [f"\n  {short} = {name}" for name, short in short_names.items() if short != name]
+    print("".join(legend))
     if len(entries) > 1:
         print(f"Is a difference real? python compare_logs.py {options.log_dir} --group --pairs")
+
+
+def print_commands(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
+    """Print the command of each job, for a shell."""
+    for job in jobs:
+        command = ["python", str(options.script), *job.flags, "--run_name", job.name]
+        print(shlex.join(command) + ("  # finished" if finished(job) else ""))
 
 
 def main() -> int:
     options, grid, common = parse(sys.argv[1:])
     jobs = plan(options, grid, common)
-    missing = [job for job in jobs if not finished(job)]
     if options.dry_run:
-        for job in jobs:
-            command = ["python", str(options.script), *job.flags, "--run_name", job.name]
-            print(shlex.join(command) + ("" if job in missing else "  # finished"))
+        print_commands(options, jobs)
         return 0
+    missing = [job for job in jobs if not finished(job)]
     print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished already")
-    # A shell starts background jobs deaf to SIGINT, and so their children; a batch system ends its jobs with
-    # SIGTERM. The runs must not outlive the search either way.
+    # A shell starts background jobs deaf to SIGINT, and so their children; a batch system ends its
+    # jobs with SIGTERM. The runs must not outlive the search either way.
     for kind in (signal.SIGINT, signal.SIGTERM):
         signal.signal(kind, signal.default_int_handler)
     try:
-        failures = run_all(options, missing) if missing else []
+        failures = Search(options, missing).run() if missing else []
     except KeyboardInterrupt:
         done = f"{sum(bool(finished(job)) for job in jobs)} of {len(jobs)} runs finished"
         print(f"\ninterrupted: {done}; the same command goes on from there", file=sys.stderr)

@@ -65,10 +65,8 @@ def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
 
 def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
     """Compare two single runs."""
-    run_a = a.runs[0]
-    run_b = b.runs[0]
-    scores_a = measure.scores(run_a)
-    scores_b = measure.scores(run_b)
+    run_a, run_b = a.runs[0], b.runs[0]
+    scores_a, scores_b = measure.scores(run_a), measure.scores(run_b)
     if scores_a is None or scores_b is None:
         return _compare_by_numbers_of_images(measure, a, b)
     keys = _common_keys(scores_a, scores_b)
@@ -87,14 +85,12 @@ def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
 
 def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Comparison:
     """Compare two single runs of which one has no predictions."""
-    images_a = a.runs[0].images.get(measure.part)
-    images_b = b.runs[0].images.get(measure.part)
+    run_a, run_b = a.runs[0], b.runs[0]
+    images_a, images_b = run_a.images.get(measure.part), run_b.images.get(measure.part)
     if measure.formula is None or images_a is None or images_b is None:
         return Comparison(a, b, refused="needs predictions of both")
-    value_a = measure.value(a.runs[0])
-    value_b = measure.value(b.runs[0])
     difference = intervals.unpaired_difference(
-        value_a, value_b, measure.formula, images_a, images_b
+        measure.value(run_a), measure.value(run_b), measure.formula, images_a, images_b
     )
     return Comparison(a, b, "number of images", min(images_a, images_b), difference)
 
@@ -139,8 +135,7 @@ def sentence(
 
     names: entry's name -> the name to show. tests: how many comparisons were made together.
     """
-    a = names[comparison.a.name]
-    b = names[comparison.b.name]
+    a, b = names[comparison.a.name], names[comparison.b.name]
     if comparison.refused:
         return f"{a} and {b}: cannot be compared: {comparison.refused}"
     basis = f"{comparison.images} images" if comparison.images else "seeds alone"

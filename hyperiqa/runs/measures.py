@@ -118,8 +118,7 @@ class Measure:
             mean = intervals.welch_difference(values, constant)
         else:
             draws = np.stack([self.draws(run, keys) for run in entry.runs], 1)
-            no_spread = np.zeros((len(draws), 2))
-            mean = intervals.group_difference(values, constant, draws, no_spread)
+            mean = intervals.group_difference(values, constant, draws, np.zeros((len(draws), 2)))
         deviation = float(np.std(values, ddof=1))
         return Estimate(mean.value, mean.low, mean.high, mean.approximate, deviation)
 

@@ -83,8 +83,7 @@ def differences(
     """
     tested = []
     for dataset, name in itertools.product(sets[a], STANDARDS):
-        figure_a = sets[a][dataset].get(name)
-        figure_b = sets[b].get(dataset, {}).get(name)
+        figure_a, figure_b = sets[a][dataset].get(name), sets[b].get(dataset, {}).get(name)
         if figure_a is None or figure_b is None:
             continue
         # Influences are subtracted image by image.

@@ -137,8 +137,7 @@ def group_difference(
     of one seed is taken to spread like the other (`_against_one`), which must have more.
     """
     value = float(np.mean(figures_a) - np.mean(figures_b))
-    means_a = draws_a.mean(1)
-    means_b = draws_b.mean(1)
+    means_a, means_b = draws_a.mean(1), draws_b.mean(1)
     if min(len(figures_a), len(figures_b)) == 1:
         by_images = float(np.nanvar(means_a - means_b))
         if len(figures_a) >= len(figures_b):
@@ -311,8 +310,7 @@ def ceiling(mos: np.ndarray, error: np.ndarray, draws: int = 200) -> dict[str, f
         return {"srcc": NAN, "plcc": NAN}
     quality = mos.mean() + np.sqrt(share) * (mos - mos.mean())
     new_votes = quality + error * np.random.default_rng(0).standard_normal((draws, len(mos)))
-    srcc = float(_plain_srcc(new_votes, quality).mean())
-    return {"srcc": srcc, "plcc": float(np.sqrt(share))}
+    return {"srcc": float(_plain_srcc(new_votes, quality).mean()), "plcc": float(np.sqrt(share))}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -110,8 +110,7 @@ def _plcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 
     def figures(counts: np.ndarray) -> np.ndarray:
         n = len(mos)
-        mean_x = x @ counts / n
-        mean_y = y @ counts / n
+        mean_x, mean_y = x @ counts / n, y @ counts / n
         spread_x = x**2 @ counts / n - mean_x**2
         spread_y = y**2 @ counts / n - mean_y**2
         return _ratio((x * y) @ counts / n - mean_x * mean_y, spread_x * spread_y)

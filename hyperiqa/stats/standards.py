@@ -110,8 +110,7 @@ def monotonic_cubic(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
     falls where the scores fall with quality. On [-1, 1] a derivative of second order that is
     nowhere negative is (a + b x)² + c² (1 - x²) (Markov & Lukács).
     """
-    low = scores.min()
-    high = scores.max()
+    low, high = scores.min(), scores.max()
     x = (2 * scores - low - high) / ((high - low) or 1)
     free = np.polynomial.Polynomial.fit(x, mos, 3, domain=[-1, 1], window=[-1, 1])
     slope = free.deriv()(np.linspace(-1, 1, 201))
@@ -317,8 +316,7 @@ def difference(a: Measured, b: Measured) -> Difference:
     freedom = len(between.influence) - 1
     reach = stats.t.ppf(UPPER_QUANTILE, freedom) * error
     p = float(2 * stats.t.sf(abs(value) / error, freedom))
-    visible = DETECTABLE_IN_ERRORS * error
-    return Difference(value, value - reach, value + reach, p, visible=visible)
+    return Difference(value, value - reach, value + reach, p, visible=DETECTABLE_IN_ERRORS * error)
 
 
 def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
@@ -330,8 +328,7 @@ def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
     is for independent residuals, finds them too seldom. nan below four images and where the sum
     or the difference is constant.
     """
-    plus = residuals_a + residuals_b
-    minus = residuals_a - residuals_b
+    plus, minus = residuals_a + residuals_b, residuals_a - residuals_b
     defined = len(plus) >= 4 and np.ptp(plus) > 0 and np.ptp(minus) > 0
     return float(stats.pearsonr(plus, minus).pvalue) if defined else NAN
 
