@@ -121,9 +121,8 @@ def test_a_frozen_run_is_an_ordinary_checkpoint(settings, koniq, run_main):
     assert np.allclose(
         scores, predictions(solver)[:6], atol=1e-2
     )  # which were scored from features in 16 bit
-    said = run_main(
-        "evaluate.py", evaluate.main, solver.log.checkpoints, "--datasets", f"koniq-10k={koniq}"
-    )
+    words = (solver.log.checkpoints, "--datasets", f"koniq-10k={koniq}", "--no_cache")
+    said = run_main("evaluate.py", evaluate.main, *words)
     assert "koniq-10k" in said.stdout
     said = run_main("predict.py", __main__.main, solver.log.checkpoints, koniq / "test")
     assert said.stdout.count("test_") == 6
