@@ -6,7 +6,7 @@ python evaluate.py model.pkl --datasets csv=mine.csv --lower_is_better --predict
 
 CHECKPOINT is a best model or the folder of its run, its .safetensors, or a state dict of the public HyperIQA code.
 NAME=PATH says where a set lies; without, it is the folder of that name beside this script. Which images are tested, at
-which size, and what `fitted` means: docs/using_models.md"""
+which size, and what `fitted` means: docs/using_models.md"""  # noqa: E501  (the text of --help)
 
 import argparse
 import csv
@@ -15,7 +15,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import Interrupted, UserError, not_installed
@@ -33,6 +33,11 @@ from hyperiqa.stats.resampling import RESAMPLES
 from hyperiqa.training.flags import csv_flags, for_csv_alone
 from hyperiqa.training.run_files import write_predictions
 
+if TYPE_CHECKING:
+    from hyperiqa.scoring.evaluation import SetTest
+    from hyperiqa.scoring.quality_model import QualityModel
+
+# Figure -> its title in tables.
 TITLES = {
     "srcc": "SRCC",
     "plcc": "PLCC",
@@ -40,11 +45,16 @@ TITLES = {
     "krcc": "KRCC",
     "fitted_rmse": "fitted\nRMSE",
 }
+
+# The parts of an `Estimate` that --json and --csv have.
 BOUNDS = ("value", "low", "high")
 
 
 def parse() -> argparse.Namespace:
-    """The flags, checked all together; `datasets` becomes name -> path or None. Raises UserError."""
+    """The flags, checked all together. Raises UserError.
+
+    `datasets` becomes name -> path, None where no path is given.
+    """
     flags = Flags(__doc__, "%(prog)s CHECKPOINT --datasets NAME[=PATH] … [flags]")
     flags.checkpoint()
     flags.group("data")
@@ -101,194 +111,269 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield str(mistake)
     if options.markdown and options.json:
         yield "contradictory flags: --markdown and --json"
-    if options.report and (missing := not_installed("--report", "plotly")):
-        yield missing
+    if options.report:
+        missing_packages = not_installed("--report", "plotly")
+        if missing_packages:
+            yield missing_packages
 
 
-def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list]:
-    """(what the figures come from, the tests done); the predictions are written after each set."""
+def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest"]]:
+    """Test the model on all sets; returns (where the figures come from, the tests).
+
+    The predictions are written after each set. Raises UserError.
+    """
+    # torch is imported only once the flags are known to be right.
     from hyperiqa.base.device import keep_freed_memory, set_backends
     from hyperiqa.base.version import versions
-    from hyperiqa.model import checkpoints  # torch: only once the flags are known to be right
+    from hyperiqa.model import checkpoints
     from hyperiqa.scoring import evaluation, quality_model
-    from hyperiqa.training.loaders import fewer_workers
 
     set_backends(deterministic=True)
     keep_freed_memory()
-    o, path = options, checkpoints.find_model(options.checkpoint)
-    model = quality_model.load(path, o.device, o.precision, crops=o.crops, workers=o.workers)
-    d = model.description
-    if not d["described"]:
-        said = f"trained on {d['dataset']}, resize {d['resize']}, patches of {d['patch_size']}"
-        print(
-            f"{path} does not say how it is to be used; as in the public code: {said}",
-            file=sys.stderr,
-        )
+    path = checkpoints.find_model(options.checkpoint)
+    model = quality_model.load(
+        path, options.device, options.precision, crops=options.crops, workers=options.workers
+    )
+    if not model.description["described"]:
+        print(assumptions(path, model.description), file=sys.stderr)
     tests = evaluation.read_sets(
-        o.datasets, d, o.split, o.resize, o.seed, o.lower_is_better, Columns.of(o)
+        options.datasets,
+        model.description,
+        options.split,
+        options.resize,
+        options.seed,
+        options.lower_is_better,
+        Columns.of(options),
     )
-    evaluation.load_images(
-        tests, model, (o.cache_dir or HERE / "cache") if o.cache else None, o.skip_bad_images
+    cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
+    evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)
+    score_sets(options, model, tests)
+    for test in tests:
+        evaluation.measure(test, options.resamples, options.standards)
+    description = dict(model.description)
+    # Long, and `certify.py` shows it.
+    description.pop("certificate", None)
+    origin = {
+        "checkpoint": str(path),
+        "model": description,
+        "device": str(model.hardware.device),
+        "precision": options.precision,
+        "resamples": options.resamples,
+        "versions": versions(),
+    }
+    return origin, tests
+
+
+def assumptions(checkpoint: Path, description: Mapping[str, Any]) -> str:
+    """What is assumed of a model whose file has no description, as a line for the user."""
+    return (
+        f"{checkpoint} does not say how it is to be used; as in the public code: trained on "
+        f"{description['dataset']}, resize {description['resize']}, patches of "
+        f"{description['patch_size']}"
     )
-    if fewer := fewer_workers(model.hardware, o.batch_size, d["patch_size"]):
-        print(fewer, file=sys.stderr)
+
+
+def score_sets(
+    options: argparse.Namespace, model: "QualityModel", tests: Sequence["SetTest"]
+) -> None:
+    """Score the images of all sets, and write the predictions of the sets that are done."""
+    from hyperiqa.scoring import evaluation
+    from hyperiqa.training.loaders import fewer_workers
+
+    note = fewer_workers(model.hardware, options.batch_size, model.description["patch_size"])
+    if note:
+        print(note, file=sys.stderr)
     rows: list[tuple[str, str, float, float]] = []
     for test in tests:
-        evaluation.score(test, model, o.batch_size)
-        rows += [
-            (test.data.name, r.name, r.score, s)
-            for r, s in zip(test.records, test.scores.tolist(), strict=True)
-        ]
-        if o.predictions:
-            write_predictions(o.predictions, rows)
-    for test in tests:
-        evaluation.measure(test, o.resamples, o.standards)
-    described = {name: value for name, value in d.items() if name != "certificate"}
-    return {
-        "checkpoint": str(path),
-        "model": described,
-        "device": str(model.hardware.device),
-        "precision": o.precision,
-        "resamples": o.resamples,
-        "versions": versions(),
-    }, tests
+        evaluation.score(test, model, options.batch_size)
+        for record, score in zip(test.records, test.scores.tolist(), strict=True):
+            rows.append((test.data.name, record.name, record.score, score))
+        # After each set: what is scored stays if the user stops the rest.
+        if options.predictions:
+            write_predictions(options.predictions, rows)
 
 
-def about(origin: Mapping[str, Any], tests: Sequence) -> tuple[list[str], list[str]]:
-    """In words: what was tested how, and what the figures mean."""
-    d, versions = origin["model"], origin["versions"]
-    crops = (
-        "centre crop"
-        if d["test_crop"] == "center"
-        else f"{d['test_patch_num']} crops ({d['test_crop']})"
-    )
+def model_lines(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[str]:
+    """In words: the model, how it scored, and which images of each set."""
+    description = origin["model"]
+    versions = origin["versions"]
+    crops = "centre crop"
+    if description["test_crop"] != "center":
+        crops = f"{description['test_patch_num']} crops ({description['test_crop']})"
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm"))
-    said = [
+    lines = [
         f"Model: {origin['checkpoint']}",
-        f"{d['backbone']}, fusion {d['fusion']}, trained on {d['dataset']}, run {d.get('run', 'not known')}",
-        f"Scored in {origin['precision']} on {origin['device']}: patches of {d['patch_size']}, {crops}",
+        f"{description['backbone']}, fusion {description['fusion']}, trained on "
+        f"{description['dataset']}, run {description.get('run', 'not known')}",
+        f"Scored in {origin['precision']} on {origin['device']}: patches of "
+        f"{description['patch_size']}, {crops}",
         f"{packages}, commit {versions['commit'][:10]}",
     ]
     for test in tests:
-        said += [
-            f"{test.data.name}: {len(test.records)} images ({test.which}), resize {test.resize}",
-            *test.data.notes,
-        ]
+        lines.append(
+            f"{test.data.name}: {len(test.records)} images ({test.which}), resize {test.resize}"
+        )
+        lines += test.data.notes
+    return lines
+
+
+def figure_notes(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[str]:
+    """In words: what the figures mean."""
     notes = [
         f"in brackets: 95 % intervals, bootstrap over images, {origin['resamples']} resamples",
         "fitted: after a four-parameter logistic, fitted once to the set; RMSE in units of its MOS",
     ]
-    if turned := [test.data.name for test in tests if test.sign < 0]:
+    turned = [test.data.name for test in tests if test.sign < 0]
+    if turned:
         notes.append(
-            f"signs turned, because scores and opinions point in opposite directions: {', '.join(turned)}"
+            "signs turned, because scores and opinions point in opposite directions: "
+            f"{', '.join(turned)}"
         )
-    for test in (test for test in tests if test.ceiling):
-        best = ", ".join(f"{name.upper()} {value:.4f}" for name, value in test.ceiling.items())
-        notes.append(
-            f"{test.data.name}: a perfect model would reach {best}, as sure as its votes are"
-        )
-    return said, notes
+    for test in tests:
+        if test.ceiling:
+            best = ", ".join(f"{name.upper()} {value:.4f}" for name, value in test.ceiling.items())
+            notes.append(
+                f"{test.data.name}: a perfect model would reach {best}, as sure as its votes are"
+            )
+    return notes
 
 
-def figures(tests: Sequence) -> tuple[list[str], list[list[str]]]:
-    rows = [
-        [t.data.name, str(len(t.records)), *(estimate_text(t.figures[n]) for n in TITLES)]
-        for t in tests
-    ]
+def figures_table(tests: Sequence["SetTest"]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the figures, a row for each set."""
+    rows = []
+    for test in tests:
+        cells = [estimate_text(test.figures[name]) for name in TITLES]
+        rows.append([test.data.name, str(len(test.records)), *cells])
     return ["data set", "images", *TITLES.values()], rows
 
 
-def as_text(origin: Mapping[str, Any], tests: Sequence, markdown: bool) -> str:
-    (said, notes), (head, rows) = about(origin, tests), figures(tests)
-    if not markdown:  # the intervals stand below their figures, so that a row keeps to 100 columns
-        rows = [
-            list(line) for row in rows for line in zip(*(cell.partition(" ")[::2] for cell in row))
-        ]
-    table, point = (tables.markdown_table, "- ") if markdown else (tables.text_table, "")
-    lines = [
-        *(point + line for line in said),
-        "",
-        table(head, rows),
-        "",
-        *(point + line for line in notes),
-    ]
+def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: bool) -> str:
+    """The report on the tests: lines about the model, tables, and notes."""
+    table = tables.markdown_table if markdown else tables.text_table
+    bullet = "- " if markdown else ""
+    header, rows = figures_table(tests)
+    if not markdown:
+        rows = _with_intervals_below(rows)
+    lines = [bullet + line for line in model_lines(origin, tests)]
+    lines += ["", table(header, rows), ""]
+    lines += [bullet + line for line in figure_notes(origin, tests)]
     if any(test.by_standards for test in tests):
         sets = standards_table.with_overall({test.data.name: test.by_standards for test in tests})
-        lines += [
-            "",
-            table(*standards_table.table([("", of, found) for of, found in sets.items()], "")),
-        ]
-    for test in (test for test in tests if test.kinds):
-        rows = [
-            [kind, str(n), *(estimate_text(Estimate(x)) for x in found)]
-            for kind, n, *found in test.kinds
-        ]
-        lines += ["", table([f"{test.data.name} by distortion", "images", "SRCC", "PLCC"], rows)]
+        named_rows = [("", data_set, measured) for data_set, measured in sets.items()]
+        lines += ["", table(*standards_table.table(named_rows, ""))]
+    for test in tests:
+        if test.kinds:
+            header = [f"{test.data.name} by distortion", "images", "SRCC", "PLCC"]
+            lines += ["", table(header, _kind_rows(test))]
     return "\n".join(lines)
 
 
-def as_records(tests: Sequence) -> list[dict[str, Any]]:
-    return [
-        {
+def _with_intervals_below(rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Each row as two, the values and below them their intervals: it then keeps to 100 columns."""
+    split_rows = []
+    for row in rows:
+        values = []
+        intervals = []
+        for cell in row:
+            value, _, interval = cell.partition(" ")
+            values.append(value)
+            intervals.append(interval)
+        split_rows += [values, intervals]
+    return split_rows
+
+
+def _kind_rows(test: "SetTest") -> list[list[str]]:
+    rows = []
+    for kind, images, srcc, plcc in test.kinds:
+        rows.append(
+            [kind, str(images), estimate_text(Estimate(srcc)), estimate_text(Estimate(plcc))]
+        )
+    return rows
+
+
+def as_records(tests: Sequence["SetTest"]) -> list[dict[str, Any]]:
+    """The tests as plain values, which --json prints."""
+    records = []
+    for test in tests:
+        figures = {}
+        for name, estimate in test.figures.items():
+            figures[name] = {bound: getattr(estimate, bound) for bound in BOUNDS}
+        by_standards = {}
+        for name, measured in test.by_standards.items():
+            by_standards[name] = vars(standards.estimate(name, measured))
+        record = {
             "dataset": test.data.name,
             "images": len(test.records),
             "which": test.which,
             "resize": test.resize,
             "higher_is_better": test.data.higher_is_better,
-            "figures": {
-                name: {b: getattr(found, b) for b in BOUNDS} for name, found in test.figures.items()
-            },
+            "figures": figures,
             "ceiling": test.ceiling,
-            "standards": {
-                n: vars(standards.estimate(n, found)) for n, found in test.by_standards.items()
-            },
+            "standards": by_standards,
             "kinds": [dict(zip(("kind", "images", "srcc", "plcc"), row)) for row in test.kinds],
             "notes": test.data.notes,
         }
-        for test in tests
-    ]
+        records.append(record)
+    return records
 
 
 def write_figures(path: Path, records: Sequence[Mapping]) -> None:
-    """A row per set, with an empty `kind`, and one per kind of distortion, which have SRCC and PLCC alone."""
-    columns = {
-        name if b == "value" else f"{name}_{b}": (name, b) for name in TITLES for b in BOUNDS
-    }
+    """Write the records of `as_records` as CSV. Raises UserError if the file cannot be written.
+
+    A set has a row with an empty `kind`, and a row for each kind of distortion with SRCC and PLCC
+    alone.
+    """
+    # Column -> (figure, which of BOUNDS).
+    columns = {}
+    for name in TITLES:
+        for bound in BOUNDS:
+            column = name if bound == "value" else f"{name}_{bound}"
+            columns[column] = (name, bound)
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, ["dataset", "kind", "images", "which", "resize", *columns], lineterminator="\n"
-    )
+    header = ["dataset", "kind", "images", "which", "resize", *columns]
+    writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     for record in records:
-        same = {name: record[name] for name in ("dataset", "which", "resize")}
-        values = {column: record["figures"][name][b] for column, (name, b) in columns.items()}
-        writer.writerow({**same, "images": record["images"], **values})
-        writer.writerows({**same, **kind} for kind in record["kinds"])
+        shared = {name: record[name] for name in ("dataset", "which", "resize")}
+        values = {}
+        for column, (name, bound) in columns.items():
+            values[column] = record["figures"][name][bound]
+        writer.writerow({**shared, "images": record["images"], **values})
+        for kind in record["kinds"]:
+            writer.writerow({**shared, **kind})
     write_whole(path, text.getvalue())
 
 
-def draw(path: Path, origin: Mapping[str, Any], tests: Sequence) -> None:
+def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> None:
+    """Write the page of --report: the figures, then a section for each set."""
     from hyperiqa.pages.page import Page, block
     from hyperiqa.pages.scored_sets import ScoredSet
     from hyperiqa.pages.set_sections import add_set
 
-    d = origin["model"]
-    page = Page(
-        f"{d.get('run') or Path(origin['checkpoint']).name} on {', '.join(test.data.name for test in tests)}"
-    )
-    (said, notes), (head, rows) = about(origin, tests), figures(tests)
-    page.section(
-        "Figures", block("table", head=head, rows=rows), block("text", lines=[*notes, *said])
-    )
-    crop = (d["patch_size"], d["test_crop"], d["test_patch_num"])
+    description = origin["model"]
+    model_name = description.get("run") or Path(origin["checkpoint"]).name
+    page = Page(f"{model_name} on {', '.join(test.data.name for test in tests)}")
+    header, rows = figures_table(tests)
+    lines = [*figure_notes(origin, tests), *model_lines(origin, tests)]
+    page.section("Figures", block("table", head=header, rows=rows), block("text", lines=lines))
+    crop = (description["patch_size"], description["test_crop"], description["test_patch_num"])
     for test in tests:
-        names, scores = [record.name for record in test.records], {"score": test.sign * test.scores}
-        shown = ScoredSet(test.data.name, names, test.mos, scores, test.records, test.images, crop)
-        add_set(page, shown, "MOS" if test.data.higher_is_better else "DMOS (higher is worse)")
+        scored_set = ScoredSet(
+            title=test.data.name,
+            names=[record.name for record in test.records],
+            mos=test.mos,
+            scores={"score": test.sign * test.scores},
+            records=test.records,
+            images=test.images,
+            crop=crop,
+        )
+        opinion = "MOS" if test.data.higher_is_better else "DMOS (higher is worse)"
+        add_set(page, scored_set, opinion)
     page.write(path)
 
 
 def main() -> None:
+    """Evaluate, write the files that the flags ask for, and print the figures."""
     options = parse()
     with StopSignals():
         try:
@@ -301,8 +386,10 @@ def main() -> None:
         except Interrupted:
             print("Interrupted", file=sys.stderr)
             raise
-    found = {**to_json_value(origin), "datasets": records}
-    print(json.dumps(found, indent=1) if options.json else as_text(origin, tests, options.markdown))
+    if options.json:
+        print(json.dumps({**to_json_value(origin), "datasets": records}, indent=1))
+    else:
+        print(as_text(origin, tests, options.markdown))
 
 
 if __name__ == "__main__":
