@@ -92,10 +92,9 @@ class Command:
         self.process = subprocess.Popen([sys.executable, "-u", *words])
         signal.signal(warning, previous_handler)
         # Not wait(): a signal handler that calls `checkpoint` in the middle of it could not wait.
-        exit_code = self.process.poll()
-        while exit_code is None:
+        while self.process.poll() is None:
             time.sleep(0.2)
-            exit_code = self.process.poll()
+        exit_code = self.process.returncode
         if exit_code not in (0, 128 + signal.SIGTERM):
             raise RuntimeError(f"exit code {exit_code}: {shlex.join(words)}")
 
@@ -154,14 +153,16 @@ class Cluster:
             self.executor: Any = submitit.AutoExecutor(folder, cluster=options.launcher)
         except RuntimeError as problem:
             raise UserError(f"--launcher {options.launcher}: {reason_of(problem)}") from None
-        slurm_parameters = dict(word.split("=", 1) for word in options.slurm)
         self.executor.update_parameters(
             nodes=options.nodes,
             tasks_per_node=options.gpus_per_node,
             gpus_per_node=options.gpus_per_node,
             timeout_min=max(1, round(60 * options.time)),
             slurm_signal_delay_s=SIGNAL_SECONDS,
-            slurm_additional_parameters={"requeue": True, **slurm_parameters},
+            slurm_additional_parameters={
+                "requeue": True,
+                **dict(word.split("=", 1) for word in options.slurm),
+            },
         )
 
     def submit(self, name: str, words: Sequence[str]) -> Submitted:
@@ -181,7 +182,7 @@ def submitted(options: Namespace) -> bool:
     if options.launcher is None:
         return False
     name = options.run_name or Path(sys.argv[0]).stem
-    words = without_flags(sys.argv, *OWN)
-    job = Cluster(options, options.log_dir / "jobs").submit(name, words).job
+    cluster = Cluster(options, options.log_dir / "jobs")
+    job = cluster.submit(name, without_flags(sys.argv, *OWN)).job
     print(f"Job {job.job_id}: what it says goes to {job.paths.stdout} and {job.paths.stderr.name}")
     return True

@@ -37,10 +37,8 @@ class Hardware:
 
     @property
     def name(self) -> str:
-        if self.device.type == "cuda":
-            model_name = torch.cuda.get_device_name(self.device)
-        else:
-            model_name = platform.machine()
+        on_gpu = self.device.type == "cuda"
+        model_name = torch.cuda.get_device_name(self.device) if on_gpu else platform.machine()
         return f"{self.device} ({model_name})"
 
     def autocast(self) -> torch.autocast:
@@ -97,9 +95,7 @@ def choose_bf16(precision: str, device: torch.device) -> tuple[bool, str]:
         return major >= 8, f"compute capability {major}.{minor}"
     # Only Linux lists the instructions of its CPU in a file.
     cpuinfo = Path("/proc/cpuinfo")
-    cpu_flags = []
-    if platform.system() == "Linux" and cpuinfo.exists():
-        cpu_flags = cpuinfo.read_text().split()
+    cpu_flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
     # On a CPU without these instructions bf16 is emulated, slower than fp32.
     for instructions in ("amx_bf16", "avx512_bf16"):
         if instructions in cpu_flags:

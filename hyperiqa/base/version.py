@@ -32,10 +32,9 @@ def versions() -> dict[str, str]:
     The commit is `unknown` outside a checkout.
     """
     packages = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")
-    package_versions = {name: metadata.version(name) for name in packages}
     return {
         "hyperiqa": VERSION,
         "python": platform.python_version(),
-        **package_versions,
+        **{name: metadata.version(name) for name in packages},
         "commit": commit(),
     }

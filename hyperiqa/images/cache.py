@@ -172,9 +172,7 @@ class ImageCache:
         self.upscaled = sum(is_upscaled for _, is_upscaled in results)
 
     def _decode(self, keep: Callable[[int, np.ndarray], None], i: int, path: Path) -> None:
-        if path in self.bad:
-            return
-        image = self._unless_bad(decode, None, path)
+        image = None if path in self.bad else self._unless_bad(decode, None, path)
         if image is None:
             return
         resized = resize_image(image, *self.sizes[i])
@@ -265,11 +263,10 @@ class ImageCache:
 
 
 def _is_current(folder: Path, index: dict[str, Any]) -> bool:
-    """Whether a cache has today's format, and its source files are as they were."""
-    for path, size, modified in index["files"]:
-        if _size_and_time(Path(path)) != (size, modified):
-            return False
-    return index["format"] >= CACHE_FORMAT
+    unchanged = all(
+        _size_and_time(Path(path)) == (size, modified) for path, size, modified in index["files"]
+    )
+    return unchanged and index["format"] >= CACHE_FORMAT
 
 
 def _core_count() -> int:
@@ -280,7 +277,6 @@ def _core_count() -> int:
 
 
 def _digest(image: np.ndarray) -> str:
-    """A digest of an image's shape and pixels, 64 bits long."""
     digest = hashlib.sha256(repr(image.shape).encode())
     digest.update(np.ascontiguousarray(image).data)
     return digest.hexdigest()[:16]

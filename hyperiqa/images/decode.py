@@ -80,9 +80,8 @@ def read_header(path: Path, exif_rotate: bool = False) -> tuple[int, int]:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) where the file has none of the standard's."""
     orientation = image.getexif().get(ExifTags.Base.Orientation)
-    if isinstance(orientation, int) and 1 <= orientation <= 8:
-        return orientation
-    return 1
+    is_standard = isinstance(orientation, int) and 1 <= orientation <= 8
+    return orientation if is_standard else 1
 
 
 def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:

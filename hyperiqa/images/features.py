@@ -140,7 +140,6 @@ class Features:
 
 
 def _has_images(folder: Path, index: dict[str, str]) -> bool:
-    """Whether the image cache of a folder of features still exists beside it."""
     return (folder.parent / index["images"]).is_dir()
 
 

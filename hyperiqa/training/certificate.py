@@ -30,9 +30,6 @@ from hyperiqa.training.run_files import Prediction
 # The format of the certificate; `certify.py` refuses any other.
 FORMAT = 1
 
-# What saving and loading add to a description.
-ADDED_BY_FILES = ("described", "format")
-
 # Draws of the bootstrap for the intervals of the figures.
 RESAMPLES = 1000
 
@@ -68,7 +65,8 @@ def code_version() -> dict[str, Any]:
 def seal_of(description: Mapping[str, Any]) -> str:
     """The digest of a description without its seal and what saving and loading add."""
     facts = {name: fact for name, fact in description["certificate"].items() if name != "seal"}
-    parts = {name: part for name, part in description.items() if name not in ADDED_BY_FILES}
+    not_sealed = ("described", "format")
+    parts = {name: part for name, part in description.items() if name not in not_sealed}
     return json_digest({**parts, "certificate": facts})
 
 
