@@ -134,7 +134,7 @@ def test_the_installed_command_scores_images(project, installed):
 
 
 def test_an_installed_package_leaves_nothing_in_site_packages(project, installed):
-    code = "from hyperiqa.base.files import HERE\nfrom hyperiqa.base.version import commit\nprint(HERE, commit())"
+    code = "from hyperiqa.base.files import HERE\nfrom hyperiqa.base.version import versions\nprint(HERE, versions()['commit'])"
     assert run(project[0], code, PYTHONPATH=str(installed)) == [str(project[0]), "unknown"]
 
 

@@ -23,7 +23,6 @@ from hyperiqa.base.errors import UserError, reason_of
 
 # The flags of `cluster_flags`, which a job must not pass on to the command that it runs.
 OWN = ("--launcher", "--nodes", "--gpus_per_node", "--time", "--slurm")
-SETTINGS = tuple(flag.lstrip("-") for flag in OWN)
 # When the signal comes before the time limit; to write a state takes seconds.
 SIGNAL_SECONDS = 180
 

@@ -15,14 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from hyperiqa.base import files, version
 from hyperiqa.base.errors import Interrupted, NothingToDo, UserError
-from hyperiqa.base.files import exists_or_on_hub
-from hyperiqa.base.version import VERSION
 
 # The settings that the user gave: setting -> (flag, value).
 Given = Mapping[str, tuple[str, object]]
-# Looks at the parsed flags and returns the user's mistake, or None.
-Check = Callable[[Namespace], str | None]
 # The values that a flag accepts: in words, and as a test of a value.
 Range = tuple[str, Callable[[Any], object]]
 POSITIVE: Range = ("a number above 0", lambda x: x > 0)
@@ -101,8 +98,7 @@ class _Formatter(RawDescriptionHelpFormatter):
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
         # A switch takes no value (nargs 0), so its default would mean nothing to the user.
-        has_default = action.default not in (None, SUPPRESS) and action.nargs != 0
-        if not has_default or "default" in text:
+        if action.default in (None, SUPPRESS) or action.nargs == 0 or "default" in text:
             return text
         return text + " (default: %(default)s)"
 
@@ -116,8 +112,7 @@ class _Parser(ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         options, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            words = map(self._with_suggestion, unknown)
-            raise UserError(f"unknown argument: {', '.join(words)}")
+            raise UserError(f"unknown argument: {', '.join(map(self._with_suggestion, unknown))}")
         return options
 
     def _with_suggestion(self, word: str) -> str:
@@ -152,16 +147,16 @@ class Flags:
         self.parser = _Parser(
             usage=usage, description=description, formatter_class=_Formatter, allow_abbrev=False
         )
-        self.parser.add_argument("--version", action="version", version=VERSION)
+        self.parser.add_argument("--version", action="version", version=version.VERSION)
         self.current: Any = self.parser
-        self.checks: list[Check] = []
+        # Each looks at the parsed flags and returns the user's mistake, or None.
+        self.checks: list[Callable[[Namespace], str | None]] = []
 
     def group(self, title: str) -> None:
         """Begin a group of the help text; the flags that follow belong to it."""
         self.current = self.parser.add_argument_group(title)
 
     def words(self, name: str, text: str, **more) -> None:
-        """Add a positional argument."""
         self.parser.add_argument(name, help=text, **more)
 
     def value(self, name: str, default, text: str, ok: Range | None = None, **more) -> None:
@@ -193,14 +188,26 @@ class Flags:
         """Add a flag whose value is a whole number from `least` to `most`."""
         bounded = most < math.inf
         expected = f"{least} to {most:g}" if bounded else f"a whole number of at least {least}"
-        ok: Range = (expected, lambda number: least <= number <= most)
-        self.value(name, default, text, ok, type=int, metavar="N")
+        self.value(
+            name,
+            default,
+            text,
+            (expected, lambda number: least <= number <= most),
+            type=int,
+            metavar="N",
+        )
 
     def real(self, name: str, default: float | None, text: str, ok: Range) -> None:
         """Add a flag whose value is a finite number."""
         expected, accepts = ok
-        finite: Range = (expected, lambda number: math.isfinite(number) and accepts(number))
-        self.value(name, default, text, finite, type=float, metavar="X")
+        self.value(
+            name,
+            default,
+            text,
+            (expected, lambda number: math.isfinite(number) and accepts(number)),
+            type=float,
+            metavar="X",
+        )
 
     def path(self, name: str, default: Path | None, text: str, metavar: str = "PATH") -> None:
         self.value(name, default, text, type=Path, metavar=metavar)
@@ -237,20 +244,24 @@ class Flags:
     # Flags that several programs share.
 
     def checkpoint(self) -> None:
-        """Add the positional argument for the model to read."""
         kinds = "a model file, a run's folder or hf://USER/NAME"
         self.words("checkpoint", kinds, type=Path, metavar="CHECKPOINT")
         missing = f"no such file or folder; expected {kinds}"
         self._check(
             "checkpoint",
-            lambda path: None if exists_or_on_hub(path) else f"{path}: {missing}",
+            lambda path: None if files.exists_or_on_hub(path) else f"{path}: {missing}",
         )
 
     def device(self) -> None:
         """Add `--device`. Only its form is checked: whether it exists, only torch knows."""
         names = "auto, cpu, cuda, cuda:N or mps"
-        is_device = re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch
-        self.value("--device", "auto", names, (names, is_device), metavar="NAME")
+        self.value(
+            "--device",
+            "auto",
+            names,
+            (names, re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch),
+            metavar="NAME",
+        )
 
     def workers(
         self, text: str = "processes that cut patches (default: 0 on a CPU, else 4)", least: int = 0
@@ -261,7 +272,6 @@ class Flags:
         self.count("--batch_size", default, text)
 
     def cache(self) -> None:
-        """Add the flags that say where decoded images are kept."""
         self.path(
             "--cache_dir",
             None,
@@ -277,8 +287,12 @@ class Flags:
 
     def images(self, resize: str) -> None:
         """Add `--resize`; resize: the help's words for what holds where the flag is not given."""
-        text = f"S: shorter side to S; HxW: stretch to height x width; none ({resize})"
-        self.value("--resize", None, text, metavar="SIZE")
+        self.value(
+            "--resize",
+            None,
+            f"S: shorter side to S; HxW: stretch to height x width; none ({resize})",
+            metavar="SIZE",
+        )
         # An empty text counts as a flag that is not given.
         self._check("resize", lambda size: problem_of(parse_resize, size) if size else None)
 
@@ -312,7 +326,8 @@ class Flags:
             )
         options = self.parser.parse_args(argv)
         given = vars(options).pop("given", {})
-        incomplete = complete(options, given)
+        # All settings are complete before the first check looks at them.
+        incomplete = list(complete(options, given))
         mistakes = [check(options) for check in self.checks]
         message = "; ".join(filter(None, [*mistakes, *incomplete, *problems(options, given)]))
         if message:

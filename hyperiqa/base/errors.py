@@ -36,8 +36,7 @@ class Interrupted(BaseException):
 def first_five(names: Iterable[object]) -> str:
     """`a, b, c, d, e, …`: enough of a long list for the user to recognise it."""
     texts = [str(name) for name in names]
-    ellipsis = ", …" if len(texts) > 5 else ""
-    return ", ".join(texts[:5]) + ellipsis
+    return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
 
 
 def not_installed(feature: str, *packages: str) -> str:

@@ -56,10 +56,8 @@ def last_error(output: Path) -> str:
     text = output.read_bytes()[-20_000:].decode("utf-8", "replace")
     # Progress bars end their lines with \r.
     lines = [line for line in re.split(r"[\r\n]+", text) if line.strip()]
-    for line in reversed(lines):
-        if line.startswith("error: "):
-            return line
-    return lines[-1] if lines else "no output"
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or ["no output"])[-1]
 
 
 def _follow_parent() -> None:
@@ -68,10 +66,9 @@ def _follow_parent() -> None:
     A worker whose main process was killed would otherwise wait for work for ever.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
 
     def exit_after_parent() -> None:
-        parent.join()
+        multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=exit_after_parent, daemon=True).start()

@@ -14,16 +14,12 @@ def git(*words: str) -> str | None:
     # An installed package may lie in another project's repository, which must not answer for it.
     if not IS_CHECKOUT:
         return None
-    command = ["git", "-C", str(CHECKOUT), *words]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.check_output(
+            ["git", "-C", str(CHECKOUT), *words], text=True, stderr=subprocess.DEVNULL
+        ).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def commit() -> str:
-    """The git commit of this program, `unknown` outside a checkout."""
-    return git("rev-parse", "HEAD") or "unknown"
 
 
 def versions() -> dict[str, str]:
@@ -36,5 +32,5 @@ def versions() -> dict[str, str]:
         "hyperiqa": VERSION,
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
-        "commit": commit(),
+        "commit": git("rev-parse", "HEAD") or "unknown",
     }

@@ -5,7 +5,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -39,21 +38,18 @@ def build_once(
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
         try:
-            lock.acquire(blocking=False)
+            held_lock = lock.acquire(blocking=False)
         except Timeout:
             print(waiting, file=sys.stderr)
-            lock.acquire()
-        try:
+            held_lock = lock.acquire()
+        with held_lock:
             # The process that held the lock before may have built it.
             if opened():
                 return False
             _build_under_lock(folder, build, goes_on)
-        finally:
-            lock.release()
     except OSError as problem:
-        place = problem.filename or folder
         raise UserError(
-            f"{place}: the {what} cannot be written: {problem.strerror}; "
+            f"{problem.filename or folder}: the {what} cannot be written: {problem.strerror}; "
             "give --cache_dir PATH or --no_cache"
         ) from None
     if not opened():
@@ -76,7 +72,7 @@ def _build_under_lock(folder: Path, build: Callable[[Path], None], goes_on: bool
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def remove_stale(folders: Iterable[Path], is_current: Callable[[Path, Any], bool]) -> None:
+def remove_stale(folders: Iterable[Path], is_current: Callable[[Path, dict], bool]) -> None:
     """Delete the folders that no run can use any more.
 
     is_current(folder, index): judges a folder by the contents of its index.json. A folder whose
@@ -84,8 +80,7 @@ def remove_stale(folders: Iterable[Path], is_current: Callable[[Path, Any], bool
     """
     for folder in folders:
         try:
-            index = json.loads((folder / "index.json").read_text())
-            usable = is_current(folder, index)
+            usable = is_current(folder, json.loads((folder / "index.json").read_text()))
         except (OSError, ValueError, KeyError):
             usable = False
         if not usable:

@@ -84,7 +84,6 @@ class ImageCache:
 
     @property
     def bytes(self) -> int:
-        """The size of the buffer."""
         return int(self.offsets[-1])
 
     # Cutting crops.
@@ -100,8 +99,9 @@ class ImageCache:
             return self._crops_on_gpu(images, top, left, side)
         crops = np.empty((len(images), side, side, 3), np.uint8)
         # Plain integers: indexing with numpy's is slower.
-        places = zip(images.tolist(), top.tolist(), left.tolist(), strict=True)
-        for k, (i, y, x) in enumerate(places):
+        for k, (i, y, x) in enumerate(
+            zip(images.tolist(), top.tolist(), left.tolist(), strict=True)
+        ):
             crops[k] = self[i][y : y + side, x : x + side]
         return torch.from_numpy(crops)
 
@@ -109,8 +109,7 @@ class ImageCache:
         self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int
     ) -> torch.Tensor:
         row_bytes = 3 * self.sizes[images, 1]
-        first_bytes = self.offsets[images] + top * row_bytes + 3 * left
-        start = self._copied_to_gpu(first_bytes)[:, None]
+        start = self._copied_to_gpu(self.offsets[images] + top * row_bytes + 3 * left)[:, None]
         stride = self._copied_to_gpu(row_bytes)[:, None]
         row_starts = start + stride * torch.arange(side, device=self.on_gpu.device)
         # A row of a crop is 3 * side bytes without a gap: one indexed read gets all rows of all
@@ -146,11 +145,11 @@ class ImageCache:
         self.digests = [""] * len(self)
         self.hashes = [""] * len(self)
         threads = torch.get_num_threads()
+        # The cores that this process may use, where the system says so; a container has fewer.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         # Each thread works on an image of its own, with one thread of torch: with more of them to
         # an image, the threads would wait for each other.
-        with ThreadPoolExecutor(
-            _core_count(), initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             self._read_sizes(pool)
             begin()
             jobs = pool.map(partial(self._decode, keep), range(len(self)), self.paths)
@@ -166,8 +165,7 @@ class ImageCache:
     def _read_sizes(self, pool: Executor) -> None:
         fitted = partial(fitted_size, resize=self.resize, min_side=self.min_side)
         # A file without a readable header gets no place in the buffer.
-        no_place = ((0, 0), False)
-        results = list(pool.map(partial(self._unless_bad, fitted, no_place), self.paths))
+        results = list(pool.map(partial(self._unless_bad, fitted, ((0, 0), False)), self.paths))
         self._set_sizes([size for size, _ in results])
         self.upscaled = sum(is_upscaled for _, is_upscaled in results)
 
@@ -267,13 +265,6 @@ def _is_current(folder: Path, index: dict[str, Any]) -> bool:
         _size_and_time(Path(path)) == (size, modified) for path, size, modified in index["files"]
     )
     return unchanged and index["format"] >= CACHE_FORMAT
-
-
-def _core_count() -> int:
-    # The cores that this process may use, where the system says so; a container has fewer.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _digest(image: np.ndarray) -> str:

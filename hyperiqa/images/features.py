@@ -69,13 +69,23 @@ class Features:
         if self.was_there:
             return
         if self.folder is None:
-            self._fill_memory(compute)
+            self.data = np.empty(self.shape, DTYPES[self.dtype])
+            start = 0
+            for rows in compute(0):
+                end = start + len(rows)
+                self.data[start:end] = self._narrowed(rows)
+                start = end
             return
         waiting = f"{self.cache.name}: waiting for another run that is computing the same features"
-        build = partial(self._build, compute, batch)
-        built = build_once(self.folder, self._open, build, waiting, "feature cache", goes_on=True)
-        self.was_there = not built
-        if built:
+        self.was_there = not build_once(
+            self.folder,
+            self._open,
+            partial(self._build, compute, batch),
+            waiting,
+            "feature cache",
+            goes_on=True,
+        )
+        if not self.was_there:
             # The features of this set's images that have changed: their cache is gone.
             remove_stale(self.folder.parent.glob(f"{self.cache.name}_features_*"), _has_images)
 
@@ -85,16 +95,7 @@ class Features:
         if self.was_there or self.folder is None:
             return 0
         started = half_built(self.folder) / "features.bin"
-        written = started.stat().st_size if started.exists() else 0
-        return self.bytes - written
-
-    def _fill_memory(self, compute: Compute) -> None:
-        self.data = np.empty(self.shape, DTYPES[self.dtype])
-        start = 0
-        for rows in compute(0):
-            end = start + len(rows)
-            self.data[start:end] = self._narrowed(rows)
-            start = end
+        return self.bytes - (started.stat().st_size if started.exists() else 0)
 
     def _narrowed(self, rows: np.ndarray) -> np.ndarray:
         """The rows in the type that is stored. Raises UserError for values that it cannot hold."""
@@ -127,7 +128,6 @@ class Features:
         write_whole(folder / "index.json", json.dumps({"images": self.cache.folder.name}))
 
     def _open(self) -> bool:
-        """Map the finished rows; return False where there are none, or damaged ones."""
         try:
             # Written last: without it the rows are not complete.
             json.loads((self.folder / "index.json").read_text())

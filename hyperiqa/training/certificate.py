@@ -65,15 +65,17 @@ def code_version() -> dict[str, Any]:
 def seal_of(description: Mapping[str, Any]) -> str:
     """The digest of a description without its seal and what saving and loading add."""
     facts = {name: fact for name, fact in description["certificate"].items() if name != "seal"}
-    not_sealed = ("described", "format")
-    parts = {name: part for name, part in description.items() if name not in not_sealed}
+    parts = {
+        name: part for name, part in description.items() if name not in ("described", "format")
+    }
     return json_digest({**parts, "certificate": facts})
 
 
 def pixels_digest(images: batches.DecodedSet) -> str:
     """Changes when a pixel of the set's images does, as decoded and before they were resized."""
-    records = images.data.records
-    return json_digest(sorted((record.name, images.digest(record)) for record in records))
+    return json_digest(
+        sorted((record.name, images.digest(record)) for record in images.data.records)
+    )
 
 
 def predictions_digest(rows: Iterable[Prediction]) -> str:
@@ -99,8 +101,8 @@ def figures_with_intervals(
         figures[part] = {}
         for name in metrics.RECORDED:
             draws = resampling.bootstrap(name, scores, mos, RESAMPLES)[:, 0]
-            interval = intervals.percentile_interval(draws)
-            figures[part][name] = [metrics.FIGURES[name].of(scores, mos), *interval]
+            value = metrics.FIGURES[name].of(scores, mos)
+            figures[part][name] = [value, *intervals.percentile_interval(draws)]
     return figures
 
 
@@ -110,7 +112,6 @@ def pack_hashes(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def unpack_hashes(text: str) -> list[tuple[str, str]]:
-    """The rows that `pack_hashes` packed."""
     return json.loads(zlib.decompress(base64.b85decode(text)))
 
 

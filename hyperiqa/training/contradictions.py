@@ -86,7 +86,6 @@ def _of_training(options: argparse.Namespace, given: Given) -> Iterator[str]:
 
 
 def _of_images_and_resuming(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    """Augmentation, the split that chooses the best epoch, and the run to go on with."""
     if "augment_strength" in given and not {"color", "blur"} & {*options.augment}:
         yield "--augment_strength needs --augment color or blur"
     if "none" in options.augment and len(options.augment) > 1:

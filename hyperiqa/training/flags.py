@@ -72,8 +72,7 @@ def train_flags(description: str | None, script: Script) -> Flags:
     flags = Flags(description)
     flags.several = True
     # The order of the groups is that of --help, and of the mistakes in an error.
-    _data_and_patch_flags(flags, script)
-    _model_flags(flags, script)
+    _data_and_model_flags(flags, script)
     _learning_flags(flags)
     _hardware_and_output_flags(flags)
     cluster_flags(flags)
@@ -93,10 +92,9 @@ def csv_flags(flags: Flags) -> None:
                 nargs="*", metavar="NAME")
 
 
-def _data_and_patch_flags(flags: Flags, script: Script) -> None:
-    names = ", ".join(script.datasets)
+def _data_and_model_flags(flags: Flags, script: Script) -> None:
     flags.group("data")
-    flags.value("--dataset", ["koniq-10k"], f"training and test sets, of {names}; several CSV sets: csv:NAME=FILE.csv",
+    flags.value("--dataset", ["koniq-10k"], f"training and test sets, of {', '.join(script.datasets)}; several CSV sets: csv:NAME=FILE.csv",
                 nargs="+", metavar="NAME[=PATH]")
     flags.path("--dataset_path", None, "of a single set: its folder, of csv its file (default: beside the scripts)")
     flags.value("--mix_scale", None, "how scores of several sets meet: as the first set's mean and spread; by their nominal "
@@ -127,8 +125,6 @@ def _data_and_patch_flags(flags: Flags, script: Script) -> None:
     flags.value("--test_crop", "center", "center (scored once), grid or random", choices=["center", "grid", "random"])
     flags.switch("--test_random_crop", "test_crop", "random", "same as --test_crop random")
 
-
-def _model_flags(flags: Flags, script: Script) -> None:
     flags.group("model")
     flags.value("--backbone", script.backbones[0], f"one of {', '.join(script.backbones)}", metavar="NAME")
     flags.switch("--no_pretrained", "pretrained", False, "start the backbone from random weights")

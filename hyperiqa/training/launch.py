@@ -1,14 +1,13 @@
 """What the train scripts do: check the flags, then train here, or as a job of a cluster."""
 
 from collections.abc import Callable
-from typing import Any
 
 from hyperiqa.base.cluster import submitted
 from hyperiqa.training.flags import Script
 from hyperiqa.training.options import train_options
 
 
-def launch(description: str | None, script: Script, load_solver: Callable[[], Any]) -> None:
+def launch(description: str | None, script: Script, load_solver: Callable[[], type]) -> None:
     """Run a train script.
 
     description: the text of its `--help`.

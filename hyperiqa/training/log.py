@@ -24,7 +24,7 @@ from hyperiqa.stats.metrics import RECORDED, medians
 from hyperiqa.training.run_files import Prediction, write_predictions
 
 # Settings that the log tells in another line, or that do not concern the run.
-UNSAID = ("demo_defaults", "trained", *cluster.SETTINGS)
+UNSAID = ("demo_defaults", "trained", *(flag.lstrip("-") for flag in cluster.OWN))
 
 
 # How the log says which images choose the best epoch, by `--select_on`.
@@ -146,10 +146,9 @@ class RunLog:
             self._draw(fields)
 
     def _draw(self, record: Mapping[str, Any]) -> None:
-        for part, figures in record.items():
-            # The other fields are single values, such as the number of the epoch.
-            if not isinstance(figures, Mapping):
-                continue
+        # The other fields are single values, such as the number of the epoch.
+        parts = {part: field for part, field in record.items() if isinstance(field, Mapping)}
+        for part, figures in parts.items():
             for name, value in figures.items():
                 if value is not None:
                     tag = f"round{record['round']}/{part}/{name}"
@@ -290,14 +289,14 @@ def log_start(
         fingerprint=data.fingerprint,
     )
     settings = " ".join(f"{name}={to_text(value)}" for name, value in flags.items())
-    precision = "bf16 autocast" if hardware.bf16 else "fp32"
     stopping = f"enabled with patience={options.patience}" if options.early_stopping else "disabled"
     lines = [
         f"Run: {log.name}",
         f"Settings: {settings}",
         _demo_line(options),
         f"Device: {hardware.name}",
-        f"Precision: training {precision} ({reason}), scoring fp32",
+        f"Precision: training {'bf16 autocast' if hardware.bf16 else 'fp32'} "
+        f"({reason}), scoring fp32",
         _repeatability_line(options),
         *data.notes,
         f"Learning rate scheduler: {schedule}",

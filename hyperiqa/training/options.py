@@ -10,7 +10,6 @@ import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.command_line import Given, problem_of
@@ -50,22 +49,20 @@ def train_options(
     return options
 
 
-def _complete(options: argparse.Namespace, given: Given, script: Script) -> list[str]:
-    """Fill in what follows from other flags; returns the mistakes found on the way."""
+def _complete(options: argparse.Namespace, given: Given, script: Script) -> Iterator[str]:
+    """Fill in what follows from other flags; yields the mistakes found on the way."""
     options.mix_resize = {}
     # Without names, --lower_is_better means all CSV sets.
     if options.lower_is_better == []:
         options.lower_is_better = True
-    problems = _read_training_sets(options, given, script)
+    yield from _read_training_sets(options, given, script)
     # The digests of the weights become known when the models are read.
-    options.init_digest = None
-    options.teacher_digest = None
+    vars(options).update(init_digest=None, teacher_digest=None)
     _apply_demo_defaults(options, given, script)
-    problems += _read_cross_tests(options, script)
+    yield from _read_cross_tests(options, script)
     options.resize = options.resize or script.datasets[reader_name(next(iter(options.trained)))]
     # In one order and each once: the same augmentations are the same settings.
     options.augment = [name for name in AUGMENTATIONS if name in options.augment]
-    return problems
 
 
 def _problems(options: argparse.Namespace, given: Given, script: Script) -> Iterator[str]:
@@ -97,21 +94,20 @@ def _apply_demo_defaults(options: argparse.Namespace, given: Given, script: Scri
     vars(options).update(options.demo_defaults)
 
 
-def _read_training_sets(options: argparse.Namespace, given: Given, script: Script) -> list[str]:
-    """Make `trained` and `dataset` out of --dataset and --dataset_path; returns the mistakes."""
-    problems = []
+def _read_training_sets(options: argparse.Namespace, given: Given, script: Script) -> Iterator[str]:
+    """Make `trained` and `dataset` out of --dataset and --dataset_path; yields the mistakes."""
     words = options.dataset
     if options.dataset_path and len(words) == 1 and "=" not in words[0]:
         words = [f"{words[0]}={options.dataset_path}"]
     elif options.dataset_path:
-        problems.append(
+        yield (
             "--dataset_path is of a single set, without a path of its own; "
             "several: --dataset NAME=PATH NAME=PATH"
         )
     # After a mistake the default set stands in, so that the other flags are checked all the same.
     options.trained = {"koniq-10k": None}
     if words == ["csv"]:
-        problems.append(
+        yield (
             "--dataset csv needs --dataset_path FILE.csv "
             "(columns image,mos and optional split,group)"
         )
@@ -119,32 +115,28 @@ def _read_training_sets(options: argparse.Namespace, given: Given, script: Scrip
         try:
             options.trained = parse_set_names("--dataset", words, script.datasets)
         except UserError as mistake:
-            problems.append(str(mistake))
+            yield str(mistake)
     options.dataset = "+".join(options.trained)
     if len(options.trained) > 1:
-        return problems + _complete_mixing(options, script)
-    problems += [
-        f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH"
-        for name in ("mix_scale", "mix_patches", "select_set")
-        if name in given
-    ]
+        yield from _complete_mixing(options, script)
+        return
+    for name in ("mix_scale", "mix_patches", "select_set"):
+        if name in given:
+            yield f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH"
     options.dataset_path = next(iter(options.trained.values()))
-    return problems
 
 
-def _complete_mixing(options: argparse.Namespace, script: Script) -> list[str]:
-    """Complete and check the flags that say how several training sets are mixed."""
-    problems = []
+def _complete_mixing(options: argparse.Namespace, script: Script) -> Iterator[str]:
     set_names = ", ".join(options.trained)
     if "demo" in options.trained:
-        problems.append("--dataset demo: trained alone, it brings its own cross test and defaults")
+        yield "--dataset demo: trained alone, it brings its own cross test and defaults"
     options.mix_scale = options.mix_scale or MIX_SCALES[0]
     if options.select_set is not None and options.select_set not in options.trained:
-        problems.append(f"--select_set {options.select_set}: expected one of {set_names}")
+        yield f"--select_set {options.select_set}: expected one of {set_names}"
     counts = options.mix_patches or ["balanced"]
     are_numbers = all(re.fullmatch(r"[1-9]\d*", count) for count in counts)
     if counts != ["balanced"] and not (are_numbers and len(counts) == len(options.trained)):
-        problems.append(
+        yield (
             f"--mix_patches {' '.join(counts)}: "
             f"expected a number for each of {set_names}, or balanced"
         )
@@ -153,56 +145,46 @@ def _complete_mixing(options: argparse.Namespace, script: Script) -> list[str]:
     }
     # The run's record then tells the place of every set.
     options.dataset_path = options.trained
-    return problems
 
 
-def _read_cross_tests(options: argparse.Namespace, script: Script) -> list[str]:
-    """Fold --spaq_path and --no_spaq into `cross_test`; returns the mistakes.
+def _read_cross_tests(options: argparse.Namespace, script: Script) -> Iterator[str]:
+    """Fold --spaq_path and --no_spaq into `cross_test`; yields the mistakes.
 
     `cross_test` becomes name -> path, a path being None for a set's default place. It becomes None
     as a whole where no flag says anything: SPAQ is then tested if it lies in its default place.
     """
-    problems = []
     spaq = vars(options).pop("spaq")
     spaq_path = vars(options).pop("spaq_path")
     if not spaq and spaq_path:
-        problems.append("contradictory flags: --no_spaq and --spaq_path")
+        yield "contradictory flags: --no_spaq and --spaq_path"
     if "spaq" in options.trained and spaq_path:
-        problems.append("--dataset spaq takes its folder from --dataset_path, not --spaq_path")
-    cross_test: dict[str, Path | None] | None = None
-    if not spaq or "spaq" in options.trained:
-        cross_test = {}
+        yield "--dataset spaq takes its folder from --dataset_path, not --spaq_path"
+    cross_test: Any = {} if not spaq or "spaq" in options.trained else None
     if options.cross_test is not None:
         # The demo's images are made on first use, for the demo's own training.
         testable = [name for name in script.datasets if name != "demo"]
         try:
             cross_test = parse_set_names("--cross_test", options.cross_test, testable)
         except UserError as mistake:
-            problems.append(str(mistake))
-    problems += _listed_twice(cross_test or {}, options.trained, spaq, spaq_path)
-    if spaq_path:
-        cross_test = {**(cross_test or {}), "spaq": spaq_path}
-    options.cross_test = cross_test
-    # An explicit --resize is for all sets; without it, each set has its own.
-    options.cross_resize = {}
-    for name in ["spaq"] if cross_test is None else cross_test:
-        resize = options.resize or script.datasets.get(reader_name(name), "384")
-        options.cross_resize[record_name(name)] = resize
-    return problems
-
-
-def _listed_twice(
-    cross_test: Mapping[str, Any], trained: Mapping[str, Any], spaq: bool, spaq_path: Path | None
-) -> Iterator[str]:
-    """The cross tests that another flag rules out, or names too."""
-    if "spaq" in cross_test and not spaq:
+            yield str(mistake)
+    listed = cross_test or {}
+    if "spaq" in listed and not spaq:
         yield "contradictory flags: --cross_test spaq and --no_spaq"
     # Without a path of its own, `--cross_test spaq` takes that of --spaq_path.
-    elif cross_test.get("spaq") and spaq_path:
+    elif listed.get("spaq") and spaq_path:
         yield "contradictory flags: --cross_test spaq and --spaq_path"
-    for name in cross_test:
-        if name in trained:
+    for name in listed:
+        if name in options.trained:
             yield f"--cross_test {name}: the run tests on its --dataset anyway"
+    if spaq_path:
+        cross_test = {**listed, "spaq": spaq_path}
+    options.cross_test = cross_test
+    # An explicit --resize is for all sets; without it, each set has its own.
+    set_names = ["spaq"] if cross_test is None else cross_test
+    options.cross_resize = {
+        record_name(name): options.resize or script.datasets.get(reader_name(name), "384")
+        for name in set_names
+    }
 
 
 def parse_fixes(text: str) -> tuple[str, ...]:
@@ -212,9 +194,7 @@ def parse_fixes(text: str) -> tuple[str, ...]:
     """
     if text == "none":
         return ()
-    names = text.split(",")
-    if text == "all":
-        names = ["optimizer_state", "backbone_lr"]
+    names = ["optimizer_state", "backbone_lr"] if text == "all" else text.split(",")
     if not set(names) <= set(FIXES):
         raise UserError(
             f"--training_fixes {text}: expected all, none or a comma list of {', '.join(FIXES)}"
@@ -225,8 +205,7 @@ def parse_fixes(text: str) -> tuple[str, ...]:
 @functools.cache
 def _default_settings() -> dict[str, Any]:
     """The settings of a command without flags: the defaults, under their canonical names."""
-    script = Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})
-    return vars(train_options([], None, script))
+    return vars(train_options([], None, Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})))
 
 
 def default_run_name(
@@ -260,15 +239,15 @@ def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str
     settings = dict(options if isinstance(options, Mapping) else vars(options))
     # Before 0.8, SPAQ was the only cross test.
     if "cross_resize" not in settings and "spaq" in settings:
-        settings["cross_resize"] = {}
-        if settings["spaq"] and settings["dataset"] != "spaq":
-            settings["cross_resize"] = {"spaq": settings["spaq_resize"]}
-    figures_depend_on = {
-        name: settings.get(name, default)
-        for name, default in _default_settings().items()
-        if name not in NOT_FIGURES
-    }
-    return to_json_value(figures_depend_on)
+        tested = settings["spaq"] and settings["dataset"] != "spaq"
+        settings["cross_resize"] = {"spaq": settings["spaq_resize"]} if tested else {}
+    return to_json_value(
+        {
+            name: settings.get(name, default)
+            for name, default in _default_settings().items()
+            if name not in NOT_FIGURES
+        }
+    )
 
 
 def settings_again(description: Mapping[str, Any], **places: Any) -> argparse.Namespace:

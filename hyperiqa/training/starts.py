@@ -96,6 +96,8 @@ class StartingModel:
         if (factor, offset) == (1, 0):
             scale = "scores stay as they are"
         else:
-            sets = f"{self.description['dataset']} to {data.name}"
-            scale = f"scores become {factor:g} * score {offset:+g}, from {sets}"
+            scale = (
+                f"scores become {factor:g} * score {offset:+g}, "
+                f"from {self.description['dataset']} to {data.name}"
+            )
         return f"{use} {self.path} (weights {self.digest}): {scale}"

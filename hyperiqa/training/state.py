@@ -14,10 +14,9 @@ import torch
 from hyperiqa.base.errors import NothingToDo, UserError
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.model.checkpoints import load, save
-from hyperiqa.training import engine, processes, schedules
+from hyperiqa.training import engine, processes, run_files, schedules
 from hyperiqa.training.log import RunLog, SilentLog
 from hyperiqa.training.options import figure_settings
-from hyperiqa.training.run_files import Prediction, read_records
 
 # Seconds; the workers of a killed run hold its lock until they notice.
 LOCK_PATIENCE = 8
@@ -69,7 +68,7 @@ class RunState:
             return None if math.isnan(best) else False
         return math.isnan(best) or srcc > best
 
-    def keep(self, result: dict, file: str, predictions: Sequence[Prediction]) -> None:
+    def keep(self, result: dict, file: str, predictions: Sequence[run_files.Prediction]) -> None:
         """Make the epoch the best; its model's file goes before those of earlier best epochs."""
         older = self.best["files"] if self.best else []
         self.best = {
@@ -282,11 +281,8 @@ def _unfinished_runs(
 
     settings: yield only the runs of these settings. `--run_name` limits the runs to its own.
     """
-    paths = options.log_dir.glob("*.jsonl")
-    if options.run_name:
-        paths = [options.log_dir / f"{options.run_name}.jsonl"]
-    files = [path for path in paths if path.is_file()]
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    paths = filter(Path.is_file, options.log_dir.glob(f"{options.run_name or '*'}.jsonl"))
+    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         recorded = None if _end_status(path) else _recorded_settings(path)
         if recorded and settings in (None, recorded):
             yield path.stem, recorded
@@ -319,7 +315,7 @@ def settings_of(run: Mapping) -> dict[str, Any]:
 def _records(path: Path) -> list[dict]:
     """The records of a run, at least one: an empty one stands in where there is none to be read."""
     try:
-        return read_records(path) or [{}]
+        return run_files.read_records(path) or [{}]
     except UserError:
         return [{}]
 
