@@ -1,8 +1,10 @@
 """What is done to training patches and their MOS, and to no others: a stage of the training step.
 
 An augmentation draws what it does to each patch on the CPU, from the epoch's own generator, and is
-applied to the batch on the device. `AUGMENTATIONS` names them in the order of drawing and applying.
-A batch holds what was drawn for an augmentation under its name.
+applied to the batch on the device: called with the patches uint8 (N, P, P, 3) and with what was
+drawn (N, …), it returns the patches. Flips and turns take patches of any type. `AUGMENTATIONS`
+names them in the order of drawing and applying. A batch holds what was drawn for an augmentation
+under its name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,6 @@ class Flip:
         return rng.random(number) < 0.5
 
     def __call__(self, patches: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-        """Patches (N, P, P, 3) of any type, flip (N,) -> patches."""
         return torch.where(flip[:, None, None, None], patches.flip(self.axis), patches)
 
 
@@ -38,12 +39,12 @@ class Turns:
         return rng.integers(0, 4, number)
 
     def __call__(self, patches: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
-        """Patches (N, P, P, 3) of any type, turns (N,) -> patches."""
         # All patches are turned, and `where` picks: indexing by `turns` would make the host wait
         # for the device. A patch that was picked matches no later k.
         for k in (1, 2, 3):
-            is_turned = (turns == k)[:, None, None, None]
-            patches = torch.where(is_turned, patches.rot90(k, (1, 2)), patches)
+            patches = torch.where(
+                (turns == k)[:, None, None, None], patches.rot90(k, (1, 2)), patches
+            )
         return patches
 
 
@@ -58,7 +59,6 @@ class Color:
         return (1 + strength * rng.uniform(-1, 1, (number, 3))).astype(np.float32)
 
     def __call__(self, patches: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-        """Patches uint8, factors (N, 3) -> patches."""
         changed = []
         for patch, (brightness, contrast, saturation) in zip(
             patches.permute(0, 3, 1, 2), factors.tolist()
@@ -77,13 +77,11 @@ class Blur:
         return (10 * strength * rng.random(number) * (rng.random(number) < 0.5)).astype(np.float32)
 
     def __call__(self, patches: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-        """Patches uint8, sigmas (N,) -> patches."""
         blurred = []
         for patch, sigma in zip(patches.permute(0, 3, 1, 2), sigmas.tolist()):
             if sigma > 0:
                 # Three sigma to each side hold all but 0.3 % of the Gaussian.
-                kernel_size = 2 * int(np.ceil(3 * sigma)) + 1
-                patch = tv.gaussian_blur(patch, kernel_size, sigma)
+                patch = tv.gaussian_blur(patch, 2 * int(np.ceil(3 * sigma)) + 1, sigma)
             blurred.append(patch)
         return torch.stack(blurred).permute(0, 2, 3, 1)
 
@@ -130,11 +128,9 @@ def label_noise(
     They are `strength` standard errors where those are known, else % of the score range.
     """
     low, high = score_range
-    deviations = np.full(len(records), (high - low) / 100)
-    for i, record in enumerate(records):
-        if record.error is not None:
-            deviations[i] = record.error
-    return strength * deviations
+    # None, where the error is not known, becomes nan.
+    errors = np.array([record.error for record in records], float)
+    return strength * np.where(np.isnan(errors), (high - low) / 100, errors)
 
 
 def draw_mixing(
@@ -164,9 +160,11 @@ def draw_mixing(
     edges = np.stack([y - half, y + half, x - half, x + half], 1)
     box = edges.round().astype(np.int64).clip(0, side)
     covered = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2]) / side**2
-    blend = np.where(is_cut, 1, keep)
-    share = np.where(is_cut, 1 - covered, keep)
-    return {"blend": blend.astype(np.float32), "box": box, "share": share.astype(np.float32)}
+    return {
+        "blend": np.where(is_cut, 1, keep).astype(np.float32),
+        "box": box,
+        "share": np.where(is_cut, 1 - covered, keep).astype(np.float32),
+    }
 
 
 def mixed(images: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -195,6 +193,5 @@ def trained_mos(mos: np.ndarray, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
     if "label_noise" in drawn:
         mos = mos + drawn["label_noise"]
     if "share" in drawn:
-        share = drawn["share"]
-        mos = share * mos + (1 - share) * np.roll(mos, 1)
+        mos = drawn["share"] * mos + (1 - drawn["share"]) * np.roll(mos, 1)
     return mos

@@ -70,8 +70,7 @@ def fidelity_loss(scores: Tensor, mos: Tensor) -> Tensor:
     # In logarithms: a square root of a probability that underflows has no gradient.
     root_pq = torch.exp((log_ndtr(mos_difference) + log_ndtr(score_difference)) / 2)
     root_rest = torch.exp((log_ndtr(-mos_difference) + log_ndtr(-score_difference)) / 2)
-    infidelity = 1 - root_pq - root_rest
-    pairs = infidelity.triu(1).sum() / max(len(mos) * (len(mos) - 1) // 2, 1)
+    pairs = (1 - root_pq - root_rest).triu(1).sum() / max(len(mos) * (len(mos) - 1) // 2, 1)
     return pairs * (sigma > 0)
 
 
@@ -164,18 +163,19 @@ class QualityLoss:
         scores = outputs["scores"].float()
         mos = batch["mos"].float()
         sets = batch.get("set")
-        compared = sets if self.fit in COMPARING else None
-        fit = within_sets(LOSSES[self.fit], scores, mos, compared)
+        fit = within_sets(LOSSES[self.fit], scores, mos, sets if self.fit in COMPARING else None)
         loss = fit
         parts = {self.part: fit}
         if self.alpha:
-            ranking = partial(ranking_loss, margin=self.margin)
-            parts["rank"] = within_sets(ranking, scores, mos, sets)
+            parts["rank"] = within_sets(
+                partial(ranking_loss, margin=self.margin), scores, mos, sets
+            )
             fit_weight = 1.0 - self.alpha if self.form == "convex" else 1.0
             loss = fit_weight * fit + self.alpha * parts["rank"]
         if self.contrastive:
-            features = outputs["features"].float()
-            parts["contrastive"] = within_sets(rank_n_contrast, features, mos, sets)
+            parts["contrastive"] = within_sets(
+                rank_n_contrast, outputs["features"].float(), mos, sets
+            )
             loss = loss + self.contrastive * parts["contrastive"]
         if self.distill:
             parts["distill"] = F.l1_loss(scores, batch["teacher"].float())

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.nn import Module, Parameter
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -41,7 +40,7 @@ def set_rates(optimizer: Optimizer, rates: Rates) -> None:
 def optimizer_for(
     options: Namespace,
     rates: Rates,
-    weights: Mapping[str, list[Parameter]],
+    weights: Mapping[str, list[torch.nn.Parameter]],
     previous: Optimizer | None = None,
 ) -> Optimizer:
     """The optimizer of an epoch with these rates: `previous`, or a new one where there is none.
@@ -55,11 +54,11 @@ def optimizer_for(
     if previous is not None:
         set_rates(previous, rates)
         return previous
-    groups = []
-    for name in ("head", "backbone"):
-        rate = getattr(rates, name)
-        if rate is not None:
-            groups.append({"params": weights[name], "lr": rate, "name": name})
+    groups = [
+        {"params": weights[name], "lr": rate, "name": name}
+        for name, rate in vars(rates).items()
+        if rate is not None
+    ]
     optimizer = OPTIMIZERS[options.optimizer](groups, options.weight_decay)
     if options.clip_grad is not None:
         parameters = [parameter for group in groups for parameter in group["params"]]
@@ -72,7 +71,7 @@ def optimizer_for(
     return optimizer
 
 
-def moving_average(model: Module, decay: float) -> AveragedModel:
+def moving_average(model: torch.nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a model's weights and statistics.
 
     Each update keeps the share `decay` of the average so far; the n-th keeps at most (1 + n) / (10
@@ -83,9 +82,9 @@ def moving_average(model: Module, decay: float) -> AveragedModel:
         if averages[0].is_floating_point():
             share = min(decay, (1 + int(updates)) / (10 + int(updates)))
             get_ema_multi_avg_fn(share)(averages, newest, updates)
-            return
-        for average, new in zip(averages, newest):
-            average.copy_(new)
+        else:
+            for average, new in zip(averages, newest):
+                average.copy_(new)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
@@ -106,8 +105,9 @@ class TrainedModel:
 
     def begin_epoch(self, rates: Rates, new: bool) -> None:
         """Give the optimizer the epoch's rates; new: make another one, which remembers nothing."""
-        previous = None if new else self.optimizer
-        self.optimizer = optimizer_for(self.options, rates, self.model.parameter_groups(), previous)
+        self.optimizer = optimizer_for(
+            self.options, rates, self.model.parameter_groups(), None if new else self.optimizer
+        )
 
     def after_step(self, rates: Rates) -> None:
         """Update the average after a step, and set the rates of the next one."""

@@ -5,7 +5,7 @@ Nothing here remembers anything: a resumed run asks again and gets the same.
 
 import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 
@@ -17,7 +17,6 @@ class Rates:
     backbone: float
 
     def times(self, factor: float) -> "Rates":
-        """Both rates times a factor."""
         return Rates(None if self.head is None else self.head * factor, self.backbone * factor)
 
     def __str__(self) -> str:
@@ -25,15 +24,15 @@ class Rates:
         return f"HyperNet={head}, Backbone={self.backbone:.2e}"
 
 
+@dataclass
 class Constant:
     """`--lr_scheduler none`: the same rates in every epoch. The base of all schedules."""
 
+    lr: float
+    lr_ratio: float
     # Whether an epoch's rates are the same in a longer run: a finished one can then be made longer.
+    # No annotation: a fact of the class, which is no field.
     extendable = True
-
-    def __init__(self, lr: float, lr_ratio: float):
-        self.lr = lr
-        self.lr_ratio = lr_ratio
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         """Rates of epoch 1, 2, … with the share `done` (0..1) of its steps behind it.
@@ -50,19 +49,18 @@ class Constant:
         return "none (constant rates)"
 
 
+@dataclass
 class Cosine(Constant):
     """`--lr_scheduler cosine`: CosineAnnealingLR(T_max=epochs, eta_min), stepped after every epoch.
 
-    Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts.
+    Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts. by_step (`cosine_step`):
+    the same cosine, but each step of an epoch has its own rate.
     """
 
+    epochs: int
+    eta_min: float = 1e-6
+    by_step: bool = False
     extendable = False
-    by_step = False
-
-    def __init__(self, lr: float, lr_ratio: float, epochs: int, eta_min: float = 1e-6):
-        super().__init__(lr, lr_ratio)
-        self.epochs = epochs
-        self.eta_min = eta_min
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         epochs = epoch - 1 + (done if self.by_step else 0)
@@ -74,16 +72,9 @@ class Cosine(Constant):
         )
 
     def __str__(self) -> str:
+        if self.by_step:
+            return f"cosine per step (T_max={self.epochs} epochs, eta_min={self.eta_min:g})"
         return f"CosineAnnealingLR (T_max={self.epochs}, eta_min={self.eta_min:g})"
-
-
-class CosineByStep(Cosine):
-    """`--lr_scheduler cosine_step`: the same cosine, but each step of an epoch has its own rate."""
-
-    by_step = True
-
-    def __str__(self) -> str:
-        return f"cosine per step (T_max={self.epochs} epochs, eta_min={self.eta_min:g})"
 
 
 class MultiStep(Constant):
@@ -105,6 +96,7 @@ class MultiStep(Constant):
         return f"MultiStepLR (milestones={list(self.milestones)}, gamma=0.1)"
 
 
+@dataclass
 class Plateau(Constant):
     """`--lr_scheduler plateau`: ReduceLROnPlateau(mode="max", factor=0.1, patience, threshold=0).
 
@@ -112,9 +104,7 @@ class Plateau(Constant):
     `patience` epochs without a better one.
     """
 
-    def __init__(self, lr: float, lr_ratio: float, patience: int):
-        super().__init__(lr, lr_ratio)
-        self.patience = patience
+    patience: int
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         best = -math.inf
@@ -153,10 +143,11 @@ class Warmup(Constant):
         return self.schedule.makes_new(epoch)
 
     def __str__(self) -> str:
-        plural = "s" if self.epochs > 1 else ""
-        return f"{self.schedule}, after a warm-up of {self.epochs} epoch{plural}"
+        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        return f"{self.schedule}, after a warm-up of {epochs}"
 
 
+@dataclass
 class Step(Constant):
     """`--lr_scheduler step`: the published HyperIQA procedure, its three defects included.
 
@@ -168,9 +159,7 @@ class Step(Constant):
     keeps one Adam and does what `filter` does.
     """
 
-    def __init__(self, lr: float, lr_ratio: float, fixes: Iterable[str] = ()):
-        super().__init__(lr, lr_ratio)
-        self.fixes = frozenset(fixes)
+    fixes: Collection[str] = ()
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
         if epoch == 1:
@@ -180,15 +169,17 @@ class Step(Constant):
         decay = 10 ** (t // 6)
         head = self.lr * (self.lr_ratio if t <= 8 else 1) / decay
         backbone = self.lr / decay if "backbone_lr" in self.fixes else self.lr
-        is_trained = self.fixes & {"filter", "optimizer_state"}
-        return Rates(head if is_trained else None, backbone)
+        is_frozen = {"filter", "optimizer_state"}.isdisjoint(self.fixes)
+        return Rates(None if is_frozen else head, backbone)
 
     def makes_new(self, epoch: int) -> bool:
         return epoch == 1 or "optimizer_state" not in self.fixes
 
     def __str__(self) -> str:
-        fixes = ", ".join(sorted(self.fixes))
-        fixes = fixes or "none: head frozen and backbone lr constant from epoch 2 on"
+        fixes = (
+            ", ".join(sorted(self.fixes))
+            or "none: head frozen and backbone lr constant from epoch 2 on"
+        )
         return f"step, the published procedure (training fixes: {fixes})"
 
 
@@ -199,7 +190,7 @@ SCHEDULES: dict[str, Callable[[Namespace], Constant]] = {
     "none": lambda flags: Constant(flags.lr, flags.lr_ratio),
     "multistep": lambda flags: MultiStep(flags.lr, flags.lr_ratio, flags.epochs, flags.milestones),
     "plateau": lambda flags: Plateau(flags.lr, flags.lr_ratio, flags.plateau_patience),
-    "cosine_step": lambda flags: CosineByStep(flags.lr, flags.lr_ratio, flags.epochs),
+    "cosine_step": lambda flags: Cosine(flags.lr, flags.lr_ratio, flags.epochs, by_step=True),
 }
 
 
