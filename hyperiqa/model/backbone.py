@@ -95,8 +95,11 @@ class Backbone(nn.Module):
 
     def encoder_state(self) -> dict[str, torch.Tensor]:
         """The tensors of `pretrained_part`, without the LDA's."""
-        state = self.pretrained_part.state_dict()
-        return {name: tensor for name, tensor in state.items() if not name.startswith("lda")}
+        return {
+            name: tensor
+            for name, tensor in self.pretrained_part.state_dict().items()
+            if not name.startswith("lda")
+        }
 
     def freeze(self) -> None:
         """Leave the encoder as it is: in eval mode, without gradients. The LDA goes on training."""
@@ -125,11 +128,8 @@ class Backbone(nn.Module):
         """Stage maps -> (N, 224): three times 16 local features and 176 global ones."""
         features = []
         for i, grid in enumerate(LDA_GRIDS, 1):
-            reduce_channels = getattr(self, f"lda{i}_pool")
-            linear = getattr(self, f"lda{i}_fc")
             # A 1x1 conv and an average commute: maps that are averaged already come out the same.
-            local = pool_to(reduce_channels(stage_map(maps, i - 1, grid)), grid)
-            features.append(linear(local.flatten(1)))
-        last_stage = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
-        features.append(self.lda4_fc(last_stage))
+            reduced = getattr(self, f"lda{i}_pool")(stage_map(maps, i - 1, grid))
+            features.append(getattr(self, f"lda{i}_fc")(pool_to(reduced, grid).flatten(1)))
+        features.append(self.lda4_fc(pool_to(stage_map(maps, 3, 1), 1).flatten(1)))
         return torch.cat(features, 1)

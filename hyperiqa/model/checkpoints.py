@@ -15,17 +15,11 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 
 from hyperiqa.base.errors import UserError, first_five, reading_file, reason_of
 from hyperiqa.base.files import HUB, write_whole
 from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.model.foreign import (
-    StateDict,
-    describe_public_model,
-    find_state_dict,
-    public_name,
-)
+from hyperiqa.model.foreign import StateDict, describe_public_model, find_state_dict, public_name
 
 DESCRIPTION_FORMAT = 1
 # The file that a repository of the Hugging Face Hub holds.
@@ -41,15 +35,11 @@ REQUIRED = (
     "test_crop",
     "test_patch_num",
 )
-# Buffers that a model computes itself; older timm saved them.
-COMPUTED = ("relative_position_index", "relative_coords_table", "attn_mask")
-# And counters, which are unused with our momentum, and which old torch's files do not have.
-IDLE = (*COMPUTED, "num_batches_tracked")
-
-
-def is_idle(name: str) -> bool:
-    """Whether a model works the same without the tensor of this name in its checkpoint."""
-    return name.rpartition(".")[2] in IDLE
+# Endings of the names of buffers that a model computes itself; older timm saved them.
+COMPUTED = (".relative_position_index", ".relative_coords_table", ".attn_mask")
+# And of all tensors without which a model works the same: counters are unused with our momentum,
+# and old torch's files do not have them.
+IDLE = (*COMPUTED, ".num_batches_tracked")
 
 
 def portable_state(
@@ -93,12 +83,11 @@ def digest(state: StateDict) -> str:
     """
     fingerprint = hashlib.sha256()
     for name, tensor in sorted(state.items()):
-        if name.endswith("num_batches_tracked"):
-            continue
-        fingerprint.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
-        # As bytes, because NumPy has no bfloat16.
-        content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
-        fingerprint.update(content.numpy().data)
+        if not name.endswith("num_batches_tracked"):
+            fingerprint.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\0".encode())
+            # As bytes, because NumPy has no bfloat16.
+            content = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+            fingerprint.update(content.numpy().data)
     return fingerprint.hexdigest()[:16]
 
 
@@ -128,8 +117,7 @@ def _reason(problem: Exception) -> str:
     torch's advice to switch the protection off is left out.
     """
     text = str(problem).strip()
-    refused = re.search(r"GLOBAL (\S+) was not an allowed global", text)
-    if refused:
+    if refused := re.search(r"GLOBAL (\S+) was not an allowed global", text):
         return (
             f"it holds {refused[1]}, and to load anything but tensors "
             "can run code that came with it"
@@ -149,7 +137,7 @@ def description_of(state: object) -> dict[str, Any] | None:
     return getattr(state, "_metadata", {}).get("hyperiqa")
 
 
-def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
+def _from_hub(repo: str, revision: str | None, file: str) -> Path:
     """A file of a model repository of the Hugging Face Hub, as a path in the Hub's cache.
 
     What is in the cache needs no network. Nothing in a repository is ever run: only tensors and a
@@ -158,15 +146,14 @@ def _from_hub(repo: str, revision: str | None, file: str | None) -> Path:
     # Here, because it is slow to import.
     import huggingface_hub
 
-    file_name = file or HUB_MODEL
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, file_name, revision=revision))
+        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
     # Of HTTP, of the Hub, of names, of the disk.
     except Exception as problem:
         name = f"{repo}@{revision}" if revision else repo
         # The number of a request tells the user nothing.
         reason = reason_of(problem).split(" (Request ID")[0]
-        raise UserError(f"hf://{name}: {file_name} cannot be had: {reason}") from None
+        raise UserError(f"hf://{name}: {file} cannot be had: {reason}") from None
 
 
 def find_model(path: Path) -> Path:
@@ -176,9 +163,8 @@ def find_model(path: Path) -> Path:
     hf://USER/NAME[@REVISION][/FILE] names. A run that was stopped can leave several best models;
     the newest is the best. Raises UserError.
     """
-    on_hub = HUB.fullmatch(str(path))
-    if on_hub:
-        return _from_hub(on_hub["repo"], on_hub["revision"], on_hub["file"])
+    if on_hub := HUB.fullmatch(str(path)):
+        return _from_hub(on_hub["repo"], on_hub["revision"], on_hub["file"] or HUB_MODEL)
     if not path.is_dir():
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
@@ -211,8 +197,7 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
         raise UserError(
             f"{path}: of format {number}, newer than this program's {DESCRIPTION_FORMAT}"
         )
-    missing = [name for name in REQUIRED if name not in description]
-    if missing:
+    if missing := [name for name in REQUIRED if name not in description]:
         raise UserError(f"{path}: its description is damaged: it lacks {', '.join(missing)}")
     return state, {**description, "described": True}
 
@@ -234,8 +219,8 @@ def read_state(path: Path) -> tuple[StateDict, Any]:
         raise UserError(f"{path}: no such file")
     # ValueError: the description is no JSON.
     with (
-        reading_file(path, "not a safetensors file", ValueError, SafetensorError),
-        safe_open(path, "pt") as file,
+        reading_file(path, "not a safetensors file", ValueError, safetensors.SafetensorError),
+        safetensors.safe_open(path, "pt") as file,
     ):
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         text = (file.metadata() or {}).get("hyperiqa")
@@ -247,8 +232,8 @@ def fill(model: torch.nn.Module, state: StateDict, path: Path) -> None:
 
     Raises UserError naming the parameters that don't fit; the model is unchanged then.
     """
-    expected = {name: t.shape for name, t in model.state_dict().items() if not is_idle(name)}
-    given = {name: t.shape for name, t in state.items() if not is_idle(name)}
+    expected = {name: t.shape for name, t in model.state_dict().items() if not name.endswith(IDLE)}
+    given = {name: t.shape for name, t in state.items() if not name.endswith(IDLE)}
     misfits = {
         "missing": [name for name in expected if name not in given],
         "unknown": [name for name in given if name not in expected],
@@ -262,10 +247,8 @@ def fill(model: torch.nn.Module, state: StateDict, path: Path) -> None:
             f"{path}: its parameters do not fit the model it should be: {'; '.join(problems)}"
         )
     # The counters are loaded where there are any; the computed buffers stay the model's own.
-    fitting = {
-        name: tensor for name, tensor in state.items() if name.rpartition(".")[2] not in COMPUTED
-    }
-    model.load_state_dict(fitting, strict=False)
+    kept = {name: tensor for name, tensor in state.items() if not name.endswith(COMPUTED)}
+    model.load_state_dict(kept, strict=False)
 
 
 def save_safetensors(path: Path, state: StateDict, description: Mapping[str, Any]) -> None:

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.errors import UserError
+from hyperiqa.model import resnet, swin, timm_encoder
 from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.pretrained import load_backbone_weights
-from hyperiqa.model.resnet import ResNetBackbone
-from hyperiqa.model.swin import SwinBackbone
-from hyperiqa.model.timm_encoder import TimmBackbone
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -38,15 +36,17 @@ def build_backbone(
     downloaded = pretrained and weights is None
     try:
         if name in RESNETS:
-            backbone: Backbone = ResNetBackbone(name, downloaded, drop_path)
+            backbone: Backbone = resnet.ResNetBackbone(name, downloaded, drop_path)
         elif name.startswith("swin"):
-            backbone = SwinBackbone(name, downloaded, patch_size, drop_path)
+            backbone = swin.SwinBackbone(name, downloaded, patch_size, drop_path)
         else:
-            backbone = TimmBackbone(name, downloaded, patch_size, drop_path, architecture)
+            backbone = timm_encoder.TimmBackbone(
+                name, downloaded, patch_size, drop_path, architecture
+            )
     except OSError as problem:
-        advice = "give --backbone_weights PATH or --no_pretrained"
         raise UserError(
-            f"the pretrained weights of {name} cannot be downloaded ({problem}); {advice}"
+            f"the pretrained weights of {name} cannot be downloaded ({problem}); "
+            "give --backbone_weights PATH or --no_pretrained"
         ) from None
     if weights is not None:
         load_backbone_weights(backbone, weights)
@@ -59,8 +59,7 @@ def hypernet(backbone: Backbone, choices: Mapping) -> HyperNet:
     Choices that are missing there take their defaults.
     """
     names = ("dropout", *HyperNet.choices)
-    arguments = {name: choices[name] for name in names if name in choices}
-    return HyperNet(backbone, **arguments)
+    return HyperNet(backbone, **{name: choices[name] for name in names if name in choices})
 
 
 def new_model(options: Namespace) -> HyperNet:
@@ -68,14 +67,16 @@ def new_model(options: Namespace) -> HyperNet:
 
     The backbone has pretrained or given weights, and everything else is untrained.
     """
-    backbone = build_backbone(
-        options.backbone,
-        options.pretrained,
-        options.patch_size,
-        options.backbone_weights,
-        options.drop_path,
+    return hypernet(
+        build_backbone(
+            options.backbone,
+            options.pretrained,
+            options.patch_size,
+            options.backbone_weights,
+            options.drop_path,
+        ),
+        vars(options),
     )
-    return hypernet(backbone, vars(options))
 
 
 def build(description: Mapping[str, Any]) -> HyperNet:

@@ -46,19 +46,16 @@ def find_state_dict(path: Path, content: Any) -> StateDict:
     candidates = {key: entry for key, entry in entries if _is_state_dict(entry)}
     if not candidates:
         raise UserError(f"{path}: expected a state dict (parameter name -> tensor)")
-    if len(candidates) == 1:
-        return next(iter(candidates.values()))
-    for key in USUAL_KEYS:
+    for key in USUAL_KEYS if len(candidates) > 1 else candidates:
         if key in candidates:
             return candidates[key]
     raise UserError(f"{path}: expected one state dict, found {', '.join(map(str, candidates))}")
 
 
 def _is_state_dict(value: object) -> bool:
-    entries = value.items() if isinstance(value, Mapping) else ()
-    return bool(entries) and all(
-        isinstance(name, str) and isinstance(entry, torch.Tensor) for name, entry in entries
-    )
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
 
 
 def describe_public_model(path: Path, state: StateDict) -> dict[str, Any]:
@@ -104,7 +101,6 @@ def _recognise_backbone(state: StateDict) -> tuple[str, str | None]:
 
 
 def _count_blocks(state: StateDict, prefix: str) -> int:
-    """How many blocks a stage has: different numbers after its prefix."""
     return len({name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)})
 
 
@@ -115,11 +111,9 @@ def _recognise_fusion(path: Path, state: StateDict, prefix: str) -> str:
     """
     last_lda = state[f"{prefix}.lda4_fc.weight"]
     last_channels = last_lda.shape[1]
-    all_channels = last_channels
-    for i in (1, 2, 3):
-        conv = state.get(f"{prefix}.lda{i}_pool.0.weight", last_lda)
-        # The slice is empty, instead of an IndexError, where a damaged file's tensor is flat.
-        all_channels += conv.shape[1:2].numel()
+    convs = [state.get(f"{prefix}.lda{i}_pool.0.weight", last_lda) for i in (1, 2, 3)]
+    # The slice is empty, instead of an IndexError, where a damaged file's tensor is flat.
+    all_channels = last_channels + sum(conv.shape[1:2].numel() for conv in convs)
     channels = state["conv1.0.weight"].shape[1]
     if channels not in (last_channels, all_channels):
         raise UserError(

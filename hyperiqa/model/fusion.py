@@ -4,8 +4,8 @@ A fusion is a module that takes the list of stage maps [(N, C_i, H_i, W_i)], coa
 returns (N, out_channels, 7, 7). Its parameters are saved under `place.*`.
 
 `pools` are the (stage, side) at which it reads averaged maps. With them it also works on maps that
-are averaged already, such as those of a frozen encoder, which are computed once. With (), it needs
-whole maps.
+are averaged already, such as those of a frozen encoder, which are computed once. With (), the
+default, it needs whole maps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,10 +44,9 @@ def _averages(size: int, side: int, like: torch.Tensor) -> torch.Tensor:
     """
     row = torch.arange(side, device=like.device)[:, None]
     cell = torch.arange(size, device=like.device)
-    first = row * size // side
     # Division rounds down; twice negated, it rounds up.
     end = -(-(row + 1) * size // side)
-    inside = (cell >= first) & (cell < end)
+    inside = (cell >= row * size // side) & (cell < end)
     return (inside / inside.sum(1, keepdim=True)).to(like.dtype)
 
 
@@ -60,7 +59,7 @@ class Fusion(nn.Module):
     """Base of the fusions, made for stage maps with these channel counts."""
 
     place = "fusion"
-    pools: Sequence[tuple[int, int]]
+    pools: Sequence[tuple[int, int]] = ()
 
     def __init__(self, channels: Sequence[int]):
         super().__init__()
@@ -125,8 +124,7 @@ class AttentionFusion(DirectFusion):
 
     def weights(self, maps: StageMaps) -> torch.Tensor:
         """How much of each stage: (N, 4), summing to 1."""
-        last_stage = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
-        return self.attention_net(last_stage).softmax(1)
+        return self.attention_net(pool_to(stage_map(maps, 3, 1), 1).flatten(1)).softmax(1)
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
         weights = self.weights(maps)[:, :, None, None, None]
@@ -142,7 +140,6 @@ class PyramidFusion(Fusion):
     """
 
     WIDTH = 128
-    pools = ()
 
     def __init__(self, channels: Sequence[int]):
         super().__init__(channels)
@@ -161,8 +158,6 @@ class ProgressiveFusion(Fusion):
     Each step averages what there is to the next map's size, joins the two, and applies a 1x1 conv
     and ReLU.
     """
-
-    pools = ()
 
     def __init__(self, channels: Sequence[int]):
         super().__init__(channels)

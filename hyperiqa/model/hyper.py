@@ -37,7 +37,7 @@ class ConvHyper(nn.Sequential):
 
 
 class TransformerHyper(nn.Module):
-    """Self-attention over all stages, in two pre-norm layers.
+    """Self-attention over all stages, in two pre-norm layers of eight heads.
 
     Each map of the first three stages, averaged to 7x7, and the fused map are 49 tokens, with an
     embedding of their stage and one of their position. The layers are ViT's (Dosovitskiy et al.,
@@ -46,17 +46,16 @@ class TransformerHyper(nn.Module):
 
     place = "transformer"
     pools = tuple((stage, GRID) for stage in range(3))
-    WIDTH, HEADS, LAYERS = 256, 8, 2
 
     def __init__(self, channels: Sequence[int], fused: int, hidden: Sequence[int]):
         super().__init__()
-        width = self.WIDTH
+        width = 256
         self.tokens = nn.ModuleList(nn.Conv2d(c, width, 1) for c in (*channels[:3], fused))
         self.stage = nn.Parameter(nn.init.trunc_normal_(torch.zeros(4, 1, width), std=0.02))
         self.position = nn.Parameter(
             nn.init.trunc_normal_(torch.zeros(GRID * GRID, width), std=0.02)
         )
-        layers: list[Any] = [Block(width, self.HEADS, 2, qkv_bias=True) for _ in range(self.LAYERS)]
+        layers: list[Any] = [Block(width, 8, 2, qkv_bias=True) for _ in range(2)]
         for layer in layers:
             # As matrix products, whose gradients repeat on every device.
             layer.attn.fused_attn = False
@@ -66,12 +65,10 @@ class TransformerHyper(nn.Module):
 
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:
         sources = [pool_to(stage_map(maps, stage, GRID), GRID) for stage in range(3)]
-        sources.append(fused)
         tokens = []
-        for source, embed, stage in zip(sources, self.tokens, self.stage):
+        for source, embed, stage in zip((*sources, fused), self.tokens, self.stage):
             # (N, width, 7, 7) -> (N, 49, width)
-            embedded = embed(source).flatten(2).transpose(1, 2)
-            tokens.append(embedded + stage + self.position)
+            tokens.append(embed(source).flatten(2).transpose(1, 2) + stage + self.position)
         x = self.layers(torch.cat(tokens, 1))
         # The fused map's tokens are the last ones.
         out = self.out(self.norm(x[:, -GRID * GRID :]))

@@ -53,19 +53,10 @@ class HyperNet(nn.Module):
         body = HYPERS[hyper](backbone.channels, fuse.out_channels, backbone.hidden)
         # These three parts are saved under names of the public code, which differ from choice to
         # choice, such as `res` and `swin`. The properties below find them by these names.
-        self.prefix = backbone.prefix
-        self.fusion_place = fuse.place
-        self.body_place = body.place
-        self.add_module(self.prefix, backbone)
-        self.add_module(self.fusion_place, fuse)
-        self.add_module(self.body_place, body)
-        self._add_generators()
-        # Before the generators and in the target network, as SMART-IQA.
-        self.dropout = nn.Dropout(dropout)
-        self.target_net = TargetNet(dropout)
-
-    def _add_generators(self) -> None:
-        """Add the layers that turn the hyper network's map into the target network's weights."""
+        self.places = {"backbone": backbone.prefix, "fuse": fuse.place, "body": body.place}
+        for place, part in zip(self.places.values(), (backbone, fuse, body)):
+            self.add_module(place, part)
+        # The generators turn the hyper network's map into the target network's weights.
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
             # The 7x7 values of each output channel together are the layer's weight matrix.
             channels = n_in * n_out // GRID**2
@@ -76,23 +67,26 @@ class HyperNet(nn.Module):
         for name, module in self.named_children():
             if name.startswith("fc"):
                 nn.init.kaiming_normal_(module.get_parameter("weight"))
+        # Before the generators and in the target network, as SMART-IQA.
+        self.dropout = nn.Dropout(dropout)
+        self.target_net = TargetNet(dropout)
 
     @property
     def backbone(self) -> Backbone:
-        return getattr(self, self.prefix)
+        return getattr(self, self.places["backbone"])
 
     @property
     def fuse(self) -> Fusion:
-        return getattr(self, self.fusion_place)
+        return getattr(self, self.places["fuse"])
 
     @property
     def body(self) -> Any:
-        """The hyper network's body, from the fused map to what the generators read."""
-        return getattr(self, self.body_place)
+        return getattr(self, self.places["body"])
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone`: its trained parameters, with those of its LDA; `head`: all others."""
-        head = [p for name, p in self.named_parameters() if not name.startswith(f"{self.prefix}.")]
+        prefix = f"{self.places['backbone']}."
+        head = [p for name, p in self.named_parameters() if not name.startswith(prefix)]
         trained = [p for p in self.backbone.parameters() if p.requires_grad]
         return {"head": head, "backbone": trained}
 
@@ -110,9 +104,8 @@ class HyperNet(nn.Module):
 
     def unpack(self, packed: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
         """(N, F) of whatever precision -> averaged stage maps in fp32."""
-        parts = packed.float().split(list(self.pools.values()), 1)
-        pools_and_parts = zip(self.pools, parts)
-        return {pool: part.unflatten(1, (-1, pool[1], pool[1])) for pool, part in pools_and_parts}
+        parts = zip(self.pools, packed.float().split(list(self.pools.values()), 1))
+        return {pool: part.unflatten(1, (-1, pool[1], pool[1])) for pool, part in parts}
 
     def rescale(self, factor: float, offset: float) -> None:
         """Make every score factor·score + offset, which is a change of the last layer alone."""

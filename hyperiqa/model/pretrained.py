@@ -1,13 +1,12 @@
 """Weights that an encoder starts from: a file of the user's, or a download."""
 
 import threading
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.model.checkpoints import find_model, is_idle, read_state
+from hyperiqa.model.checkpoints import IDLE, find_model, read_state
 from hyperiqa.model.foreign import public_name
 
 
@@ -17,29 +16,26 @@ def check_reachable(url: str, seconds: float = 12) -> None:
     Without network a download would take minutes to fail: name look-ups, which no socket timeout
     covers, and the libraries' retries.
     """
-    answers: list[Exception | None] = []
+    problems: list[Exception] = []
 
     def ask() -> None:
         try:
             request = urllib.request.Request(url, method="HEAD")
             urllib.request.urlopen(request, timeout=seconds).close()
-        except urllib.error.HTTPError:
+        except urllib.request.HTTPError:
             # An error of HTTP is an answer too.
-            answers.append(None)
+            pass
         except Exception as problem:
-            answers.append(problem)
-        else:
-            answers.append(None)
+            problems.append(problem)
 
     # A daemon does not keep the program from ending while a look-up hangs.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(seconds)
-    if not answers:
+    if thread.is_alive():
         raise OSError(f"{url} does not answer")
-    problem = answers[0]
-    if problem is not None:
-        raise OSError(f"{url}: {getattr(problem, 'reason', problem)}")
+    if problems:
+        raise OSError(f"{url}: {getattr(problems[0], 'reason', problems[0])}")
 
 
 def load_backbone_weights(backbone: Any, path: Path) -> None:
@@ -51,9 +47,9 @@ def load_backbone_weights(backbone: Any, path: Path) -> None:
     """
     content, _ = read_state(find_model(path))
     state = {public_name(name): tensor for name, tensor in content.items()}
-    prefix = f"{backbone.prefix}."
-    if backbone.pretrained_part is not backbone:
-        prefix += "backbone."
+    prefix = (
+        f"{backbone.prefix}.backbone." if hasattr(backbone, "backbone") else f"{backbone.prefix}."
+    )
     inside = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
     # Only a model of ours has such names.
     if inside:
@@ -69,7 +65,7 @@ def load_backbone_weights(backbone: Any, path: Path) -> None:
     # Another model's names, which timm's translation does not expect, can raise anything in it.
     except Exception:
         fitting = {}
-    misfits = [name for name in expected if name not in fitting and not is_idle(name)]
+    misfits = [name for name in expected if name not in fitting and not name.endswith(IDLE)]
     if misfits:
         raise UserError(
             f"{path}: {len(misfits)} of the backbone's {len(expected)} tensors are missing or "

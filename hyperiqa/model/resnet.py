@@ -6,7 +6,6 @@ from typing import Any
 import torch
 import torchvision
 from timm.layers import DropPath
-from torch import nn
 
 from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.pretrained import check_reachable
@@ -26,27 +25,27 @@ class ResNetBackbone(Backbone):
         self, name: str = "resnet50", pretrained: bool = False, drop_path: float | None = None
     ):
         super().__init__()
-        weights = _imagenet_weights(name) if pretrained else None
-        resnet = torchvision.models.get_model(name, weights=weights)
-        for child, module in resnet.named_children():
+        weights = None
+        if pretrained:
+            weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
+            # An OSError soon, where they must be downloaded and can't.
+            if not Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name).exists():
+                check_reachable(weights.url)
+        for child, module in torchvision.models.get_model(name, weights=weights).named_children():
             if child not in ("avgpool", "fc"):
                 self.add_module(child, module)
         if drop_path:
-            self._add_drop_path(drop_path)
+            blocks = [block for stage in self._stages() for block in stage]
+            for n, block in enumerate(blocks):
+                # torchvision's blocks have no place for it: a hook replaces the output of the
+                # branch's end before the block adds its shortcut.
+                branch_end = _branch_end(block)
+                branch_end.add_module("drop_path", DropPath(drop_path * n / (len(blocks) - 1)))
+                branch_end.register_forward_hook(lambda norm, _, output: norm.drop_path(output))
         self.add_lda([_branch_end(stage[-1]).num_features for stage in self._stages()])
 
     def _stages(self) -> tuple[Any, ...]:
         return (self.layer1, self.layer2, self.layer3, self.layer4)
-
-    def _add_drop_path(self, drop_path: float) -> None:
-        """Drop the branch of each residual block, with a share that rises from 0 to `drop_path`."""
-        blocks = [block for stage in self._stages() for block in stage]
-        for n, block in enumerate(blocks):
-            # torchvision's blocks have no such place: a hook replaces the output of the branch's
-            # end before the block adds its shortcut.
-            branch_end = _branch_end(block)
-            branch_end.add_module("drop_path", DropPath(drop_path * n / (len(blocks) - 1)))
-            branch_end.register_forward_hook(lambda norm, _, output: norm.drop_path(output))
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         stem: Any = self
@@ -56,15 +55,6 @@ class ResNetBackbone(Backbone):
         return maps[1:]
 
 
-def _branch_end(block: Any) -> nn.BatchNorm2d:
+def _branch_end(block: Any) -> torch.nn.BatchNorm2d:
     """The batch norm that ends a residual block's branch: of a bottleneck, or of a basic block."""
     return block.bn3 if hasattr(block, "bn3") else block.bn2
-
-
-def _imagenet_weights(name: str) -> Any:
-    """torchvision's ImageNet weights. Raises OSError soon if they must be downloaded and can't."""
-    weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-    downloaded = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    if not downloaded.exists():
-        check_reachable(weights.url)
-    return weights

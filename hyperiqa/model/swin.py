@@ -13,16 +13,19 @@ from hyperiqa.base.errors import UserError
 from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.timm_encoder import create
 
-# Small enough to train from scratch on two CPU cores; there are no ImageNet weights for it.
-NANO = dict(
-    architecture="swin_tiny_patch4_window7_224",
-    embed_dim=32,
-    depths=(1, 1, 2, 1),
-    num_heads=(2, 4, 8, 16),
-)
-# Smaller still, for patches of 128 pixels, whose maps its windows fit.
-PICO = {**NANO, "depths": (1, 1, 1, 1), "window_size": 8, "mlp_ratio": 2.0}
-OWN_SWINS: dict[str, dict[str, Any]] = {"swin_nano": NANO, "swin_pico": PICO}
+# Swin-T with other arguments, for which there are no ImageNet weights.
+OWN_SWINS: dict[str, dict[str, Any]] = {
+    # Small enough to train from scratch on two CPU cores.
+    "swin_nano": {"embed_dim": 32, "depths": (1, 1, 2, 1), "num_heads": (2, 4, 8, 16)},
+    # Smaller still, for patches of 128 pixels, whose maps its windows fit.
+    "swin_pico": {
+        "embed_dim": 32,
+        "depths": (1, 1, 1, 1),
+        "num_heads": (2, 4, 8, 16),
+        "window_size": 8,
+        "mlp_ratio": 2.0,
+    },
+}
 
 
 class SwinBackbone(Backbone):
@@ -47,11 +50,11 @@ class SwinBackbone(Backbone):
         arguments = dict(OWN_SWINS.get(name, {}))
         if arguments and pretrained:
             raise UserError(f"--backbone {name} has no pretrained weights: add --no_pretrained")
-        architecture = arguments.pop("architecture", name)
+        architecture = "swin_tiny_patch4_window7_224" if arguments else name
         if drop_path is not None:
             arguments["drop_path_rate"] = drop_path
         try:
-            encoder: Any = create(
+            self.backbone = create(
                 architecture, pretrained, features_only=True, img_size=patch_size, **arguments
             )
         except UserError as problem:
@@ -60,18 +63,16 @@ class SwinBackbone(Backbone):
             raise UserError(
                 f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}"
             ) from None
-        self.backbone = encoder
         if name in OWN_SWINS:
             # timm's trunc_normal(0.02) suits widths of hundreds; at 32 channels it starves every
             # layer of signal.
-            for module in encoder.modules():
+            for module in self.backbone.modules():
                 if isinstance(module, torch.nn.Linear):
                     torch.nn.init.xavier_uniform_(module.weight)
         # The layout is read from the model, never guessed from shapes. timm's feature extractors
-        # give it as an enum, its models as a string.
-        layout = encoder.output_fmt
-        self.channels_last = str(getattr(layout, "value", layout)) == "NHWC"
-        self.add_lda(encoder.feature_info.channels())
+        # give it as an enum of strings, its models as a string.
+        self.channels_last = self.backbone.output_fmt == "NHWC"
+        self.add_lda(self.backbone.feature_info.channels())
 
     def fuse_attention(self) -> None:
         """Compute the windows' attention, bias and mask in one fused kernel.
@@ -93,6 +94,4 @@ class SwinBackbone(Backbone):
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
         maps = list(self.backbone(images))
-        if self.channels_last:
-            maps = [stage.permute(0, 3, 1, 2) for stage in maps]
-        return maps
+        return [stage.permute(0, 3, 1, 2) for stage in maps] if self.channels_last else maps

@@ -23,13 +23,12 @@ class TargetNet(nn.Module):
         # In fp32 whatever autocast says: in bf16 a score of 80 would have steps of 0.5.
         with torch.autocast(weights["target_in_vec"].device.type, enabled=False):
             x = weights["target_in_vec"].float().flatten(1).unsqueeze(2)
-            last = len(TARGET_SIZES) - 1
-            for i in range(1, last + 1):
+            for i in range(1, len(TARGET_SIZES)):
                 weight = weights[f"target_fc{i}w"].float().flatten(2)
                 bias = weights[f"target_fc{i}b"].float().unsqueeze(2)
                 # One matrix product for the whole batch, though each image has its own weights.
                 x = torch.baddbmm(bias, weight, x)
-                if i < last:
+                if i <= 4:
                     x = torch.sigmoid(x)
                 if i <= 3:
                     x = self.dropout(x)

@@ -21,8 +21,7 @@ import timm
 import torch
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.model import checkpoints
-from hyperiqa.model.backbone import Backbone
+from hyperiqa.model import backbone, checkpoints
 from hyperiqa.model.pretrained import check_reachable
 
 STAGES = 4
@@ -37,7 +36,7 @@ REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
 PACKAGED = re.compile(r"tf_(efficientnet_lite[0-2])(\.in1k)?")
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(backbone.Backbone):
     """An encoder of timm; parameters `timm.backbone.*`, LDA `timm.lda*`.
 
     name: timm's, with or without tag, or `hf-hub:USER/NAME`. patch_size: side of the square patches
@@ -70,8 +69,8 @@ class TimmBackbone(Backbone):
         # timm that its config.json names, which needs no network.
         built_name = name if downloaded else model["name"]
         try:
-            encoder: Any = create(built_name, downloaded, **arguments)
-            self.stages, self.normed, channels = choose_stages(encoder, patch_size)
+            self.backbone = create(built_name, downloaded, **arguments)
+            self.stages, self.normed, channels = choose_stages(self.backbone, patch_size)
         except UserError as problem:
             raise UserError(f"--backbone {name}: {problem}") from None
         except REFUSALS as problem:
@@ -79,11 +78,12 @@ class TimmBackbone(Backbone):
         if packaged is not None:
             # The package has other names for the tensors, in timm's order. The classifier's come
             # last and are left over.
-            names = [n for n in encoder.state_dict() if not n.endswith("num_batches_tracked")]
-            encoder.load_state_dict(dict(zip(names, packaged)), strict=False)
-        encoder.prune_intermediate_layers(self.stages, prune_norm=not self.normed, prune_head=True)
-        self.backbone = encoder
-        pixels = timm.data.resolve_data_config({}, model=encoder)
+            names = [n for n in self.backbone.state_dict() if not n.endswith("num_batches_tracked")]
+            self.backbone.load_state_dict(dict(zip(names, packaged)), strict=False)
+        self.backbone.prune_intermediate_layers(
+            self.stages, prune_norm=not self.normed, prune_head=True
+        )
+        pixels = timm.data.resolve_data_config({}, model=self.backbone)
         self.set_normalisation(pixels["mean"], pixels["std"])
         self.add_lda(channels)
 
@@ -99,16 +99,23 @@ class TimmBackbone(Backbone):
 
         It changes names, and brings position embeddings of another grid to the encoder's.
         """
-        module = sys.modules[type(self.backbone).__module__]
-        translate = getattr(module, "checkpoint_filter_fn", None)
+        translate = getattr(
+            sys.modules[type(self.backbone).__module__], "checkpoint_filter_fn", None
+        )
         return translate(dict(state), self.backbone) if translate else state
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return _maps(self.backbone, images, self.stages, self.normed)
+        return self.backbone.forward_intermediates(
+            images,
+            indices=self.stages,
+            norm=self.normed,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
 
 
-def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
-    """timm's model of that name, for pictures of side `img_size` where it is made for one size.
+def create(name: str, pretrained: bool, **arguments: Any) -> Any:
+    """timm's module of that name, for pictures of side `img_size` where it is made for one size.
 
     Raises UserError where timm has none, OSError where its weights cannot be downloaded, and timm's
     own exceptions where the arguments do not suit.
@@ -136,7 +143,6 @@ def create(name: str, pretrained: bool, **arguments: Any) -> torch.nn.Module:
 
 
 def _no_such_model(name: str) -> str:
-    """The message on a name that timm does not have, with the names that look like it."""
     stem = name.partition(".")[0]
     # Names of the same family first: over all names, other families look just as near.
     candidates = timm.list_models(f"{stem[:3]}*") or timm.list_models()
@@ -156,7 +162,9 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
     picture = torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
     # In eval mode the picture changes no statistics of batch norms.
     with torch.no_grad():
-        maps = _maps(encoder.eval(), picture)
+        maps = encoder.eval().forward_intermediates(
+            picture, output_fmt="NCHW", intermediates_only=True
+        )
     encoder.train()
     shapes = [tuple(stage.shape) for stage in maps]
     if len(shapes) < STAGES:
@@ -171,10 +179,10 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
     for k in indices:
         shape = shapes[k]
         stated = encoder.feature_info[k] if is_stated else {"num_chs": shape[1], "reduction": None}
-        channels = stated["num_chs"]
-        if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3]:
+        if len(shape) != 4 or shape[1] != stated["num_chs"] or shape[2] != shape[3]:
             raise UserError(
-                f"expected square stage maps, the {k + 1}th of {channels} channels, found {shapes}"
+                f"expected square stage maps, the {k + 1}th of {stated['num_chs']} channels, "
+                f"found {shapes}"
             )
         pixels = shape[2] * stated["reduction"] if stated["reduction"] else side
         if plain and pixels != side:
@@ -182,18 +190,6 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
             # fits.
             raise AssertionError(f"its blocks see {pixels} of {side} pixels")
     return indices, plain, [shapes[k][1] for k in indices]
-
-
-def _maps(
-    encoder: Any, images: torch.Tensor, indices: list[int] | None = None, norm: bool = False
-) -> list[torch.Tensor]:
-    """An encoder's maps (N, C_i, H_i, W_i): all, or those of `indices`.
-
-    norm: whether they pass through the encoder's final norm.
-    """
-    return encoder.forward_intermediates(
-        images, indices=indices, norm=norm, output_fmt="NCHW", intermediates_only=True
-    )
 
 
 def _refusal(name: str, architecture: str, arguments: Mapping[str, Any], problem: Exception) -> str:
@@ -205,9 +201,10 @@ def _refusal(name: str, architecture: str, arguments: Mapping[str, Any], problem
     side = arguments["img_size"]
     fitting = []
     if not _takes(architecture, arguments, side):
-        smaller = range(side - 1, max(SMALLEST, side - FARTHEST) - 1, -1)
-        larger = range(side + 1, side + FARTHEST)
-        for sizes in (smaller, larger):
+        for sizes in (
+            range(side - 1, max(SMALLEST, side - FARTHEST) - 1, -1),
+            range(side + 1, side + FARTHEST),
+        ):
             nearest = next((size for size in sizes if _takes(architecture, arguments, size)), None)
             if nearest is not None:
                 fitting.append(str(nearest))
@@ -220,7 +217,6 @@ def _refusal(name: str, architecture: str, arguments: Mapping[str, Any], problem
 
 
 def _takes(architecture: str, arguments: Mapping[str, Any], side: int) -> bool:
-    """Whether timm's model of that name works for patches of that side."""
     try:
         # Without memory or arithmetic: the meta device computes shapes alone.
         with torch.device("meta"):
@@ -285,7 +281,9 @@ def in_hub_cache(
         # timm's repositories on the hub: `timm/` and the model's full name.
         repository = f"{config.hf_hub_id}{config.architecture}.{config.tag}"
     repository, _, revision = repository.partition("@")
-    find = huggingface_hub.try_to_load_from_cache
-    cached = [find(repository, file, revision=revision or None) for file in files]
+    cached = [
+        huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
+        for file in files
+    ]
     # Of a file that is known to be missing there, the library returns an object of its own.
     return any(isinstance(path, str) for path in cached)
