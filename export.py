@@ -8,15 +8,15 @@
     python export.py checkpoints/NAME --push user/name       # to the Hugging Face Hub: hf://user/name
 
 The format is OUTPUT's suffix, or --format. The ONNX graph takes uint8 patches (N, P, P, 3) and gives scores (N,); what
-cuts them is in its metadata, and docs/using_models.md shows how. It is written only where it scores as PyTorch does."""
+cuts them is in its metadata, and docs/using_models.md shows how. It is written only where it scores as PyTorch does."""  # noqa: E501  (the text of --help)
 
 import re
 import tempfile
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,20 +24,49 @@ from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, not_installed
 from hyperiqa.base.files import write_whole
 
+if TYPE_CHECKING:
+    from hyperiqa.scoring.quality_model import QualityModel
+
 FORMATS = ("onnx", "safetensors", "pkl", "hub")
+
+# The packages that ONNX takes.
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
-OPSETS = range(18, 24)  # the exporter writes 18; older ones lack operators that it uses
-TOLERANCE = 1e-4  # of the score range
+
+# The exporter writes 18; older ones lack operators that it uses.
+OPSETS = range(18, 24)
+
+# The largest difference between onnxruntime's and PyTorch's scores, as a share of the score range.
+TOLERANCE = 1e-4
 
 
-def to_onnx(model: Any, opset: int) -> Any:
-    """The model as an ONNX graph, from uint8 patches (N, P, P, 3) to scores (N,), with its description as metadata.
-    Raises UserError where the exporter cannot write this opset."""
-    import torch
+def to_onnx(model: "QualityModel", opset: int) -> Any:
+    """The model as an ONNX graph, from uint8 patches (N, P, P, 3) to scores (N,).
 
+    The description of the model is in its metadata. Raises UserError if the exporter cannot write
+    this opset, or not this model.
+    """
     from hyperiqa.model.checkpoints import description_json
 
+    program = _onnx_program(model, opset)
+    proto = program.model_proto
+    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    # The domain of ONNX's own operators is called "".
+    written_opset = versions.get("")
+    if written_opset != opset:
+        raise UserError(f"--opset {opset}: this torch and onnxscript write {written_opset}")
+    # The exporter leaves its stack traces, with paths of this machine.
+    for part in (*proto.graph.node, *proto.graph.value_info):
+        del part.metadata_props[:]
+    proto.metadata_props.add(key="hyperiqa", value=description_json(model.description))
+    return proto
+
+
+def _onnx_program(model: "QualityModel", opset: int) -> Any:
+    import torch
+
     class FromPatches(torch.nn.Module):
+        """The model with the normalisation of its input in the graph."""
+
         def __init__(self):
             super().__init__()
             self.net = model.net
@@ -45,79 +74,84 @@ def to_onnx(model: Any, opset: int) -> Any:
         def forward(self, patches: torch.Tensor) -> torch.Tensor:
             return self.net(self.net.backbone.normalised(patches))["scores"]
 
-    side, backbone = model.description["patch_size"], model.description["backbone"]
+    side = model.description["patch_size"]
+    # torch 2.6 needs a bound.
+    any_number = torch.export.Dim("N", max=2**31)
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter(
-            "ignore"
-        )  # deprecations between torch and onnxscript, none of the user's
+        # Deprecations between torch and onnxscript, none of the user's.
+        warnings.simplefilter("ignore")
         try:
-            program = torch.onnx.export(
+            return torch.onnx.export(
                 FromPatches().eval(),
                 (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
-                dynamo=True,  # torch 2.6 would still trace to TorchScript
-                dynamic_shapes={
-                    "patches": {0: torch.export.Dim("N", max=2**31)}
-                },  # torch 2.6 needs a bound
+                # torch 2.6 would still trace to TorchScript.
+                dynamo=True,
+                dynamic_shapes={"patches": {0: any_number}},
                 input_names=["patches"],
                 output_names=["scores"],
                 opset_version=opset,
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError:
-            said = (
-                f"torch {torch.__version__} cannot export {backbone}: use a newer torch (2.11 can)"
-            )
-            raise UserError(said) from None
-    proto = program.model_proto
-    found = {entry.domain: entry.version for entry in proto.opset_import}.get("")
-    if found != opset:
-        raise UserError(f"--opset {opset}: this torch and onnxscript write {found}")
-    for part in (
-        *proto.graph.node,
-        *proto.graph.value_info,
-    ):  # the exporter's stack traces, with this machine's paths
-        del part.metadata_props[:]
-    proto.metadata_props.add(key="hyperiqa", value=description_json(model.description))
-    return proto
+            raise UserError(
+                f"torch {torch.__version__} cannot export {model.description['backbone']}: use a "
+                "newer torch (2.11 can)"
+            ) from None
 
 
 def sample_patches(side: int) -> np.ndarray:
-    """Eight patches to compare on: uint8 (8, side, side, 3): noise, scenes with less and less of it, black, white."""
+    """Eight patches to compare scores on, uint8 (8, side, side, 3).
+
+    Two of noise, four smooth scenes with less and less noise, a black and a white one.
+    """
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (2, side, side, 3))
-    places = (np.mgrid[:side, :side] / side).reshape(2, -1)
-    waves = [
-        np.sum([np.sin(rng.normal(0, 3 * k, 2) @ places + k) / k for k in range(1, 12)], 0)
-        for _ in "1234"
-    ]
-    scenes = [wave.reshape(side, side, 1) * 60 + rng.uniform(60, 190, 3) for wave in waves]
-    scenes = [scene + rng.normal(0, 30 / 2**i, (side, side, 3)) for i, scene in enumerate(scenes)]
+    waves = [_sum_of_waves(rng, side) for _ in range(4)]
+    scenes = [wave * 60 + rng.uniform(60, 190, 3) for wave in waves]
+    for i in range(len(scenes)):
+        scenes[i] = scenes[i] + rng.normal(0, 30 / 2**i, (side, side, 3))
     flat = [np.full((side, side, 3), value) for value in (0, 255)]
     return np.clip(np.stack([*noise, *scenes, *flat]), 0, 255).astype(np.uint8)
 
 
-def largest_difference(model: Any, data: bytes) -> float:
-    """Between onnxruntime's scores of the ONNX file `data` and PyTorch's, in batches of 1, 2 and 5 patches."""
+def _sum_of_waves(rng: np.random.Generator, side: int) -> np.ndarray:
+    """Waves in random directions, the faster the weaker, as in photographs: (side, side, 1)."""
+    places = (np.mgrid[:side, :side] / side).reshape(2, -1)
+    waves = [np.sin(rng.normal(0, 3 * k, 2) @ places + k) / k for k in range(1, 12)]
+    return np.sum(waves, 0).reshape(side, side, 1)
+
+
+def largest_difference(model: "QualityModel", data: bytes) -> float:
+    """The largest difference between onnxruntime's scores and PyTorch's.
+
+    data: the content of an ONNX file. It scores batches of 1, 2 and 5 patches. Raises UserError if
+    PyTorch's scores are not finite.
+    """
     import onnxruntime
     import torch
 
     patches = sample_patches(model.description["patch_size"])
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with torch.no_grad():
-        expected = model.net(model.net.backbone.normalised(torch.from_numpy(patches)))[
-            "scores"
-        ].numpy()
-    found = [session.run(["scores"], {"patches": part})[0] for part in np.split(patches, [1, 3])]
+        images = model.net.backbone.normalised(torch.from_numpy(patches))
+        expected = model.net(images)["scores"].numpy()
+    scores = [session.run(["scores"], {"patches": batch})[0] for batch in np.split(patches, [1, 3])]
     if not np.isfinite(expected).all():
         raise UserError("the model's scores are not finite: its weights are broken")
-    return float(np.abs(np.concatenate(found) - expected).max())
+    return float(np.abs(np.concatenate(scores) - expected).max())
 
 
-def write_onnx(model: Any, output: Path, opset: int) -> str:
-    """Export, compare, and only then write the file; returns what to tell the user."""
+def write_onnx(model: "QualityModel", output: Path, opset: int) -> str:
+    """Export the model, compare its scores, and only then write the file.
+
+    Returns a line for the user. Raises UserError if the scores differ.
+    """
     data = to_onnx(model, opset).SerializeToString()
     low, high = model.description["score_range"]
-    difference, allowed = largest_difference(model, data), TOLERANCE * ((high - low) or 1)
+    difference = largest_difference(model, data)
+    # A constant training set has no range.
+    allowed = TOLERANCE * ((high - low) or 1)
+    # In this form, a difference of nan is refused too.
     if not difference <= allowed:
         raise UserError(
             f"{output}: not written: onnxruntime's scores differ by {difference:.2g} from PyTorch's"
@@ -126,27 +160,61 @@ def write_onnx(model: Any, output: Path, opset: int) -> str:
     return f"opset {opset}; largest difference to PyTorch {difference:.2g}, allowed {allowed:.2g}"
 
 
-def chosen_output(
-    checkpoint: Path, output: Path | None, form: str | None, force: bool
+def choose_output(
+    checkpoint: Path, output: Path | None, file_format: str | None, force: bool
 ) -> tuple[Path, str]:
-    """(where to write, format) from the flags; UserError where they contradict each other or a file is in the way."""
-    form = form or (output.suffix.removeprefix(".") if output else "onnx")
-    if form not in FORMATS:
+    """(where to write, format) from the flags and the model file.
+
+    Raises UserError if the flags contradict each other, if a file is in the way, or if a package is
+    missing.
+    """
+    if file_format is None:
+        file_format = output.suffix.removeprefix(".") if output else "onnx"
+    if file_format not in FORMATS:
         raise UserError(
             f"{output}: expected OUTPUT to end with .{', .'.join(FORMATS)}, or --format"
         )
-    output = output or checkpoint.with_name(f"{checkpoint.stem}.{form}")
-    if output.suffix != f".{form}":
-        raise UserError(f"contradictory: --format {form} and {output.name}")
-    if output.exists() and output.resolve() == checkpoint.resolve():
+    output = output or checkpoint.with_name(f"{checkpoint.stem}.{file_format}")
+    if output.suffix != f".{file_format}":
+        raise UserError(f"contradictory: --format {file_format} and {output.name}")
+    _check_free(output, checkpoint, is_folder=file_format == "hub", force=force)
+    if file_format == "onnx":
+        missing = not_installed("--format onnx", *NEEDED)
+        if missing:
+            raise UserError(missing)
+    return output, file_format
+
+
+def _check_free(output: Path, checkpoint: Path, is_folder: bool, force: bool) -> None:
+    """Raise UserError if something that may not be replaced lies where the output goes."""
+    if not output.exists():
+        return
+    if output.resolve() == checkpoint.resolve():
         raise UserError(f"{output}: is the checkpoint itself; name another OUTPUT")
-    if output.is_dir() and form != "hub":
+    if output.is_dir() and not is_folder:
         raise UserError(f"{output}: is a folder; expected a file's name")
-    if output.exists() and not force:
+    if not force:
         raise UserError(f"{output}: exists already; name another OUTPUT or add --force")
-    if form == "onnx" and (missing := not_installed("--format onnx", *NEEDED)):
-        raise UserError(missing)
-    return output, form
+
+
+def parse(argv: Sequence[str] | None) -> Namespace:
+    """The flags, checked all together. Raises UserError."""
+    flags = Flags(__doc__, "%(prog)s CHECKPOINT [OUTPUT] [flags]")
+    flags.checkpoint()
+    flags.words("output", "default: beside the model file", metavar="OUTPUT", type=Path, nargs="?")
+    flags.value("--format", None, "default: OUTPUT's suffix, else onnx", choices=FORMATS)
+    flags.count("--opset", OPSETS[0], "of the ONNX operators", OPSETS[0], OPSETS[-1])
+    flags.switch("--force", "force", True, "replace OUTPUT if it exists")
+    flags.group("Hugging Face Hub")
+    flags.value(
+        "--push",
+        None,
+        "upload the model to this repository, which is made if there is none",
+        ("USER/NAME", lambda name: re.fullmatch(r"[\w.-]+/[\w.-]+", name)),
+        metavar="USER/NAME",
+    )
+    flags.switch("--private", "private", True, "make the repository a private one")
+    return flags.parse(argv, _problems)
 
 
 def _problems(options: Namespace, given: Given) -> Iterator[str]:
@@ -156,64 +224,65 @@ def _problems(options: Namespace, given: Given) -> Iterator[str]:
         yield "--private needs --push"
 
 
-def to_hub(model: Any, folder: Path, repo: str) -> None:
+def write_hub_folder(model: "QualityModel", folder: Path, repo: str) -> None:
+    """Write the folder of a Hub's repository, and show which paths of this machine it tells."""
     from hyperiqa.scoring import hub
 
     hub.write_folder(folder, model, repo)
-    if words := hub.private_words(model.description):
+    words = hub.private_words(model.description)
+    if words:
         print(f"Paths in its certificate, which go with it: {' '.join(words)}")
 
 
-def main(argv: list[str] | None = None) -> None:
-    flags = Flags(__doc__, "%(prog)s CHECKPOINT [OUTPUT] [flags]")
-    flags.checkpoint()
-    flags.words("output", "default: beside the model file", metavar="OUTPUT", type=Path, nargs="?")
-    flags.value("--format", None, "default: OUTPUT's suffix, else onnx", choices=FORMATS)
-    flags.count("--opset", OPSETS[0], "of the ONNX operators", OPSETS[0], OPSETS[-1])
-    flags.switch("--force", "force", True, "replace OUTPUT if it exists")
-    flags.group("Hugging Face Hub")
-    repo = ("USER/NAME", lambda name: re.fullmatch(r"[\w.-]+/[\w.-]+", name))
-    flags.value(
-        "--push",
-        None,
-        "upload the model to this repository, which is made if there is none",
-        repo,
-        metavar="USER/NAME",
-    )
-    flags.switch("--private", "private", True, "make the repository a private one")
-    options = flags.parse(argv, _problems)
-    # torch is imported only once the flags are known to be right.
-    from hyperiqa.model.checkpoints import find_model, portable_state, save, save_safetensors
+def push(model: "QualityModel", repo: str, private: bool) -> None:
+    """Upload the model to a repository of the Hub, and print its address. Raises UserError."""
+    from hyperiqa.scoring import hub
 
-    checkpoint = find_model(options.checkpoint)
-    output, form = None, "hub"
-    if not options.push:
-        output, form = chosen_output(checkpoint, options.output, options.format, options.force)
-    from hyperiqa.scoring.quality_model import load
+    with tempfile.TemporaryDirectory(prefix="push_") as folder:
+        write_hub_folder(model, Path(folder), repo)
+        print(hub.push(Path(folder), repo, private))
 
-    model, about = load(checkpoint, device="cpu"), ""
-    if not model.description["described"]:
-        print(
-            f"{checkpoint}: no description in it; described as the public code uses such a model, on KonIQ-10k"
-        )
-    if options.push:
-        from hyperiqa.scoring.hub import push
 
-        with tempfile.TemporaryDirectory(prefix="push_") as folder:
-            to_hub(model, Path(folder), options.push)
-            print(push(Path(folder), options.push, options.private))
-        return
-    if form == "hub":
-        to_hub(model, output, f"USER/{output.stem}")
+def write(model: "QualityModel", output: Path, file_format: str, opset: int) -> None:
+    """Write the model in one of FORMATS, and print what was written. Raises UserError."""
+    from hyperiqa.model.checkpoints import portable_state, save, save_safetensors
+
+    if file_format == "hub":
+        write_hub_folder(model, output, f"USER/{output.stem}")
         print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
         return
-    if form == "onnx":
-        about = ": " + write_onnx(model, output, options.opset)
-    elif form == "safetensors":
+    note = ""
+    if file_format == "onnx":
+        note = ": " + write_onnx(model, output, opset)
+    elif file_format == "safetensors":
         save_safetensors(output, portable_state(model.net), model.description)
     else:
         save(output, portable_state(model.net, model.description))
-    print(f"{output} ({output.stat().st_size / 1e6:.1f} MB){about}")
+    print(f"{output} ({output.stat().st_size / 1e6:.1f} MB){note}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write or upload the model, as the arguments say."""
+    options = parse(argv)
+    # torch is imported only once the flags are known to be right.
+    from hyperiqa.model.checkpoints import find_model
+    from hyperiqa.scoring.quality_model import load
+
+    checkpoint = find_model(options.checkpoint)
+    if not options.push:
+        output, file_format = choose_output(
+            checkpoint, options.output, options.format, options.force
+        )
+    model = load(checkpoint, device="cpu")
+    if not model.description["described"]:
+        print(
+            f"{checkpoint}: no description in it; described as the public code uses such a model, "
+            "on KonIQ-10k"
+        )
+    if options.push:
+        push(model, options.push, options.private)
+    else:
+        write(model, output, file_format, options.opset)
 
 
 if __name__ == "__main__":
