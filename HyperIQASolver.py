@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,8 @@ from hyperiqa.model.factory import new_model
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.stats import metrics
 from hyperiqa.training import certificate, engine, processes, whole_batch
-from hyperiqa.training.batches import SCORE_BATCH
+from hyperiqa.training.batches import SCORE_BATCH, fewer_workers, make_loader
 from hyperiqa.training.epoch_batches import image_names, prepare_features, train_batches
-from hyperiqa.training.loaders import fewer_workers, make_loader
 from hyperiqa.training.log import (
     RunLog,
     epoch_columns,
@@ -41,22 +39,16 @@ from hyperiqa.training.log import (
     median_lines,
 )
 from hyperiqa.training.losses import make_criterion
+from hyperiqa.training.optimizers import TrainedModel
 from hyperiqa.training.options import default_run_name
-from hyperiqa.training.rounds import Round, Tested
 from hyperiqa.training.schedules import Rates, make_schedule
-from hyperiqa.training.sets import RunData
+from hyperiqa.training.sets import Figures, RunData, Tested
 from hyperiqa.training.starts import StartingModel
 from hyperiqa.training.state import RunState, open_run, settings_of
-from hyperiqa.training.tested_parts import Figures
 
 
 class HyperIQASolver:
     """A run of `--train_test_num` rounds, by the settings that `options.train_options` returns."""
-
-    default_backbone = "resnet50"
-    # What a run's name calls the default backbone; others go by their own names.
-    default_name = "resnet50"
-    always_names_alpha = False
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -80,8 +72,6 @@ class HyperIQASolver:
         self.saved: dict | None = None
         # What the `end` record says if the run ends now.
         self.status = "failed"
-        self.round: Round = None
-        self.tested = Tested()
         # What each of several processes costs, measured once.
         self.costs: list[dict[str, float]] = []
 
@@ -126,16 +116,19 @@ class HyperIQASolver:
         # Patches arrive channels last; weights in that layout too save the convolutions a copy.
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
-    def new_round(self, number: int) -> Round:
-        """Round `number` (from 1), with a model and a seed of its own."""
-        seed = self.options.seed + number - 1
-        return Round.of_model(number, seed, self.build_model(seed), self.options)
+    def new_round(self, number: int) -> None:
+        """Give round `number` (from 1) a seed and a model of its own."""
+        self.seed = self.options.seed + number - 1
+        self.model = self.build_model(self.seed)
+        # What runs in training; it shares the parameters of the model.
+        self.compiled: Any = torch.compile(self.model) if self.options.compile else self.model
+        self.trained = TrainedModel(self.model, self.options)
+        # What the certificates of all the round's models share, once there is one.
+        self.certificate: dict[str, Any] | None = None
 
     def run_name(self) -> str:
         """The run's name where `--run_name` gives none."""
-        return default_run_name(
-            self.options, self.default_backbone, self.default_name, self.always_names_alpha
-        )
+        return default_run_name(self.options, "resnet50", "resnet50", alpha_too=False)
 
     @contextmanager
     def opened(self) -> Iterator[RunState]:
@@ -143,7 +136,12 @@ class HyperIQASolver:
         options = self.options
         self.data = RunData(options, options.seed)
         # Before what takes long and leaves files: a flag may name a model that does not exist.
-        self.build_models()
+        # One process of a node downloads pretrained weights, which the others then find.
+        with processes.node_leader_first():
+            self.new_round(1)
+        if self.teacher_start:
+            teacher = self.teacher_start.model(self.data.common, options)
+            self.teacher = teacher.to(self.hardware.device).eval()
         settings = settings_of({**vars(options), "fingerprint": self.data.fingerprint})
         self.log, self.saved = open_run(options, self.run_name(), settings)
         self.state = RunState(settings)
@@ -165,18 +163,10 @@ class HyperIQASolver:
             raise
         finally:
             rounds = self.state.rounds
-            medians = metrics.medians(rounds)
-            self.log.record(type="end", status=self.status, rounds=rounds, medians=medians)
+            self.log.record(
+                type="end", status=self.status, rounds=rounds, medians=metrics.medians(rounds)
+            )
             self.log.close()
-
-    def build_models(self) -> None:
-        """Build the first round's model, and the teacher."""
-        # One process of a node downloads pretrained weights, which the others then find.
-        with processes.node_leader_first():
-            self.round = self.new_round(1)
-        if self.teacher_start:
-            teacher = self.teacher_start.model(self.data.common, self.options)
-            self.teacher = teacher.to(self.hardware.device).eval()
 
     def begin_or_resume(self) -> None:
         """Log a new run's beginning, or restore a resumed run's state."""
@@ -203,8 +193,9 @@ class HyperIQASolver:
         """Take the images at hand; processes of the same node share one cache."""
         with processes.node_leader_first():
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)
-        largest_batch = max(self.options.batch_size, SCORE_BATCH)
-        note = fewer_workers(self.hardware, largest_batch, self.options.patch_size)
+        note = fewer_workers(
+            self.hardware, max(self.options.batch_size, SCORE_BATCH), self.options.patch_size
+        )
         if note:
             self.log.line(note)
 
@@ -216,29 +207,24 @@ class HyperIQASolver:
         # The first round has the model that `opened` built.
         if number > 1:
             self.data.draw_again(self.options.seed + number - 1)
-            self.round = self.new_round(number)
+            self.new_round(number)
         if resumed:
-            self.resume_round()
+            self.trained.restore(self.saved, self.rates(self.state.epoch))
+            self.saved = None
+            # The files go back to what they were when the state was saved.
+            if self.state.best:
+                self.log.predictions(number, self.state.best["predictions"])
+            self.log.epochs(number, self.data.parts.epoch_arrays(self.state.scores))
         elif self.options.train_test_num > 1:
-            rounds = self.options.train_test_num
-            self.log.line(f"Round {number} of {rounds}, seed {self.round.seed}")
-        compute = partial(engine.stage_maps, self.round.model, self.hardware.fp32)
+            self.log.line(f"Round {number} of {self.options.train_test_num}, seed {self.seed}")
         say = self.log.show if resumed else self.log.line
         with processes.node_leader_first():
-            prepare_features(self.data, self.round.model, self.round.seed, compute, say)
+            prepare_features(self.data, self.model, self.seed, self.hardware.fp32, say)
         if not resumed:
             self.log.line(epoch_columns(["train", *self.data.parts.names]))
-        self.round.saved_at = time.monotonic()
+        self.saved_at = time.monotonic()
         # From now on a signal waits for the end of its step, where the state can be saved.
         self.signals.deferred = True
-
-    def resume_round(self) -> None:
-        """Put the round back to where it was saved, and its files to what they were then."""
-        self.round.trained.restore(self.saved, self.rates(self.state.epoch))
-        self.saved = None
-        if self.state.best:
-            self.log.predictions(self.round.number, self.state.best["predictions"])
-        self.log.epochs(self.round.number, self.data.parts.epoch_arrays(self.state.scores))
 
     def stops_early(self) -> bool:
         """Whether `--patience` epochs have brought no better one."""
@@ -249,7 +235,7 @@ class HyperIQASolver:
         if self.state.progress is None:
             self.state.epoch = epoch
             self.state.progress = engine.EpochProgress()
-            self.round.trained.begin_epoch(self.rates(epoch), self.schedule.makes_new(epoch))
+            self.trained.begin_epoch(self.rates(epoch), self.schedule.makes_new(epoch))
 
     def rates(self, epoch: int, done: float = 0.0) -> Rates:
         """The learning rates in an epoch; done: the share of its steps that are done."""
@@ -260,10 +246,8 @@ class HyperIQASolver:
         options = self.options
         epoch = self.state.epoch
         progress = self.state.progress
-        batches = train_batches(
-            self.data, self.round.seed, epoch, options.batch_size, processes.share()
-        )
-        whole_batch.prepare(self.round.model)
+        batches = train_batches(self.data, self.seed, epoch, options.batch_size, processes.share())
+        whole_batch.prepare(self.model)
         first_step = progress.step
         loader = make_loader(batches, self.hardware, first_step)
         if self.teacher is not None:
@@ -271,26 +255,28 @@ class HyperIQASolver:
         ready = time.perf_counter()
         # A resumed epoch's seconds count from where it was stopped.
         started = ready - progress.seconds
-        title = f"Epoch {epoch}/{options.epochs}"
-        done = first_step * options.batch_size
-        with engine.progress_bar(title, len(batches.patches), done) as bar:
+        with engine.progress_bar(
+            f"Epoch {epoch}/{options.epochs}",
+            len(batches.patches),
+            first_step * options.batch_size,
+        ) as bar:
 
             def after_step() -> None:
                 # From the first step on, which made what the optimizer keeps.
                 keep_freed_memory()
                 bar.update(len(progress.scores[-1]))
                 bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
-                self.round.trained.after_step(self.rates(epoch, progress.step / len(batches)))
+                self.trained.after_step(self.rates(epoch, progress.step / len(batches)))
                 progress.seconds = time.perf_counter() - started
-                if time.monotonic() - self.round.saved_at >= 60 * options.checkpoint_minutes:
+                if time.monotonic() - self.saved_at >= 60 * options.checkpoint_minutes:
                     self.save()
                 self.stop_if_asked()
 
             try:
                 result = engine.train_one_epoch(
-                    self.round.compiled,
+                    self.compiled,
                     self.criterion,
-                    self.round.trained.optimizer,
+                    self.trained.optimizer,
                     loader,
                     self.hardware,
                     progress,
@@ -298,8 +284,7 @@ class HyperIQASolver:
                 )
             except engine.NonFiniteLoss as problem:
                 images = image_names(self.data, batches, problem.step)
-                message = problem.explained(epoch, self.folder / "last.pt", images)
-                raise UserError(message) from None
+                raise UserError(problem.explained(epoch, self.folder / "last.pt", images)) from None
         progress.seconds = time.perf_counter() - started
         self.log_process_costs(ready, progress.step - first_step)
         return result
@@ -317,7 +302,7 @@ class HyperIQASolver:
         images, split = self.data.tests[part]
         records = images.records(split)
         scores = engine.score_set(
-            self.round.trained.tested,
+            self.trained.tested,
             images,
             records,
             (self.options.test_crop, self.options.test_patch_num),
@@ -328,9 +313,10 @@ class HyperIQASolver:
         mos = np.array([record.score for record in records])
         self.tested.scores[part] = (oriented, mos)
         if split != "val":
-            name = images.data.name
-            for record, score in zip(records, set_scores.tolist(), strict=True):
-                self.tested.predictions.append((name, record.name, record.score, score))
+            self.tested.predictions += [
+                (images.data.name, record.name, record.score, score)
+                for record, score in zip(records, set_scores.tolist(), strict=True)
+            ]
         return metrics.recorded(oriented, mos)
 
     def stop_if_asked(self) -> None:
@@ -377,15 +363,22 @@ class HyperIQASolver:
         price = parts.selection_bias(state.scores)
         if not math.isnan(price):
             self.log.line(f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}")
-        figures = {"seed": self.round.seed, "best_epoch": epoch, "selection_price": price, **best}
-        state.rounds.append({"round": state.round, **figures})
+        state.rounds.append(
+            {
+                "round": state.round,
+                "seed": self.seed,
+                "best_epoch": epoch,
+                "selection_price": price,
+                **best,
+            }
+        )
 
     @property
     def folder(self) -> Path:
         """Where the round's models go."""
-        if self.round.number == 1:
+        if self.state.round == 1:
             return self.log.checkpoints
-        return self.log.checkpoints / f"round{self.round.number}"
+        return self.log.checkpoints / f"round{self.state.round}"
 
     def keep_if_best(self, result: dict[str, Figures]) -> None:
         """Keep the epoch's model and predictions where its SRCC is the best so far."""
@@ -396,7 +389,7 @@ class HyperIQASolver:
         if better is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[chosen])
             if self.log.writes:
-                best = checkpoints.portable_state(self.round.trained.tested)
+                best = checkpoints.portable_state(self.trained.tested)
                 checkpoints.describe(best, self.description(result, checkpoints.digest(best)))
                 checkpoints.save(self.folder / file, best)
             self.log.predictions(state.round, self.tested.predictions)
@@ -417,33 +410,36 @@ class HyperIQASolver:
         choices = dict(self.state.settings)
         # The certificate has the records' fingerprints, set by set.
         del choices["fingerprint"]
-        if self.round.certificate is None:
-            sets = certificate.describe_sets(self.data)
-            starts = {"init": self.initial_start, "teacher": self.teacher_start}
-            self.round.certificate = certificate.describe_round(
-                self.options, self.hardware, sets, starts
+        if self.certificate is None:
+            self.certificate = certificate.describe_round(
+                self.options,
+                self.hardware,
+                certificate.describe_sets(self.data),
+                {"init": self.initial_start, "teacher": self.teacher_start},
             )
         description = {
             **choices,
-            "seed": self.round.seed,
+            "seed": self.seed,
             **self.data.description,
-            **self.round.model.backbone.described,
+            **self.model.backbone.described,
             "metrics": {part: result[part] for part in self.data.parts.names},
             "run": self.log.name,
             "versions": versions(),
-            "certificate": self.round.certificate,
+            "certificate": self.certificate,
         }
-        of_this_model = {
-            "round": self.state.round,
-            "epoch": self.state.epoch,
-            "weights": weights,
-            "predictions": certificate.predictions_digest(self.tested.predictions),
-            "figures": certificate.figures_with_intervals(self.tested.scores),
-        }
-        return certificate.sealed(description, of_this_model)
+        return certificate.sealed(
+            description,
+            {
+                "round": self.state.round,
+                "epoch": self.state.epoch,
+                "weights": weights,
+                "predictions": certificate.predictions_digest(self.tested.predictions),
+                "figures": certificate.figures_with_intervals(self.tested.scores),
+            },
+        )
 
     def save(self) -> None:
         """Save everything that the rest of the run depends on, as of now."""
         if self.log.writes:
-            self.state.save(self.folder, self.round.trained.state(), self.log)
-        self.round.saved_at = time.monotonic()
+            self.state.save(self.folder, self.trained.state(), self.log)
+        self.saved_at = time.monotonic()

@@ -3,8 +3,7 @@
 Each name is imported from the module where it is written.
 """
 
-from hyperiqa.training.batches import DecodedSet, PatchBatches
-from hyperiqa.training.loaders import make_loader
+from hyperiqa.training.batches import DecodedSet, PatchBatches, make_loader
 from hyperiqa.training.patches import Patches, test_patches, train_patches
 
 __all__ = ["DecodedSet", "PatchBatches", "Patches", "make_loader", "test_patches", "train_patches"]

@@ -178,7 +178,7 @@ def score_sets(
 ) -> None:
     """Score the images of all sets, and write the predictions of the sets that are done."""
     from hyperiqa.scoring import evaluation
-    from hyperiqa.training.loaders import fewer_workers
+    from hyperiqa.training.batches import fewer_workers
 
     note = fewer_workers(model.hardware, options.batch_size, model.description["patch_size"])
     if note:
@@ -223,6 +223,7 @@ def figure_notes(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[
         f"in brackets: 95 % intervals, bootstrap over images, {origin['resamples']} resamples",
         "fitted: after a four-parameter logistic, fitted once to the set; RMSE in units of its MOS",
     ]
+    # A set of DMOS and a model of MOS, for example.
     turned = [test.data.name for test in tests if test.sign < 0]
     if turned:
         notes.append(
@@ -252,11 +253,13 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
     table = tables.markdown_table if markdown else tables.text_table
     bullet = "- " if markdown else ""
     header, rows = figures_table(tests)
+    # A markdown table may be as wide as it likes.
     if not markdown:
         rows = _with_intervals_below(rows)
     lines = [bullet + line for line in model_lines(origin, tests)]
     lines += ["", table(header, rows), ""]
     lines += [bullet + line for line in figure_notes(origin, tests)]
+    # Only with --standards.
     if any(test.by_standards for test in tests):
         sets = standards_table.with_overall({test.data.name: test.by_standards for test in tests})
         named_rows = [("", data_set, measured) for data_set, measured in sets.items()]
@@ -264,7 +267,11 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
     for test in tests:
         if test.kinds:
             header = [f"{test.data.name} by distortion", "images", "SRCC", "PLCC"]
-            lines += ["", table(header, _kind_rows(test))]
+            rows = [
+                [kind, str(images), estimate_text(Estimate(srcc)), estimate_text(Estimate(plcc))]
+                for kind, images, srcc, plcc in test.kinds
+            ]
+            lines += ["", table(header, rows)]
     return "\n".join(lines)
 
 
@@ -272,23 +279,11 @@ def _with_intervals_below(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Each row as two, the values and below them their intervals: it then keeps to 100 columns."""
     split_rows = []
     for row in rows:
-        values = []
-        intervals = []
-        for cell in row:
-            value, _, interval = cell.partition(" ")
-            values.append(value)
-            intervals.append(interval)
-        split_rows += [values, intervals]
+        # Such as "0.9205", " " and "[.912 .928]".
+        parts = [cell.partition(" ") for cell in row]
+        split_rows.append([value for value, _, _ in parts])
+        split_rows.append([interval for _, _, interval in parts])
     return split_rows
-
-
-def _kind_rows(test: "SetTest") -> list[list[str]]:
-    rows = []
-    for kind, images, srcc, plcc in test.kinds:
-        rows.append(
-            [kind, str(images), estimate_text(Estimate(srcc)), estimate_text(Estimate(plcc))]
-        )
-    return rows
 
 
 def as_records(tests: Sequence["SetTest"]) -> list[dict[str, Any]]:
@@ -298,9 +293,10 @@ def as_records(tests: Sequence["SetTest"]) -> list[dict[str, Any]]:
         figures = {}
         for name, estimate in test.figures.items():
             figures[name] = {bound: getattr(estimate, bound) for bound in BOUNDS}
-        by_standards = {}
-        for name, measured in test.by_standards.items():
-            by_standards[name] = vars(standards.estimate(name, measured))
+        by_standards = {
+            name: vars(standards.estimate(name, measured))
+            for name, measured in test.by_standards.items()
+        }
         record = {
             "dataset": test.data.name,
             "images": len(test.records),
@@ -335,20 +331,18 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
     writer.writeheader()
     for record in records:
         shared = {name: record[name] for name in ("dataset", "which", "resize")}
-        values = {}
-        for column, (name, bound) in columns.items():
-            values[column] = record["figures"][name][bound]
+        figures = record["figures"]
+        values = {column: figures[name][bound] for column, (name, bound) in columns.items()}
         writer.writerow({**shared, "images": record["images"], **values})
-        for kind in record["kinds"]:
-            writer.writerow({**shared, **kind})
+        # The writer leaves the columns empty that a kind has no value for.
+        writer.writerows({**shared, **kind} for kind in record["kinds"])
     write_whole(path, text.getvalue())
 
 
 def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> None:
     """Write the page of --report: the figures, then a section for each set."""
     from hyperiqa.pages.page import Page, block
-    from hyperiqa.pages.scored_sets import ScoredSet
-    from hyperiqa.pages.set_sections import add_set
+    from hyperiqa.pages.scored_sets import ScoredSet, add_set
 
     description = origin["model"]
     model_name = description.get("run") or Path(origin["checkpoint"]).name
@@ -376,6 +370,7 @@ def main() -> None:
     """Evaluate, write the files that the flags ask for, and print the figures."""
     options = parse()
     with StopSignals():
+        # A signal ends the program here: what was written until then stays.
         try:
             origin, tests = evaluate(options)
             records = to_json_value(as_records(tests))

@@ -1,17 +1,22 @@
-"""From decoded images to batches of patches.
+"""From decoded images to batches of patches, and the loaders that give them.
 
 Everything random is addressed: an epoch's order, crops and augmentations are a pure function of
 (seed, epoch), so workers, caches and devices change nothing. Patches travel as uint8 (N, P, P, 3)
-and are augmented where the model is.
+and are augmented where the model is. A loader cuts them in the run's own process, or in as many
+worker processes as have room.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+import shutil
+import signal
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from hyperiqa.base.device import Hardware
 from hyperiqa.base.errors import UserError
 from hyperiqa.datasets.records import DataSet, Record
 from hyperiqa.images.cache import ImageCache
@@ -21,6 +26,10 @@ from hyperiqa.training.patches import Patches, addressed_seed
 
 # Patches per batch wherever a model only scores.
 SCORE_BATCH = 64
+# Where Linux keeps what processes hand over to each other.
+SHARED_MEMORY = Path("/dev/shm")
+# Seconds without a batch, after which the workers that cut patches are taken to hang.
+WORKER_SECONDS = 300
 
 
 class JoinedCache:
@@ -151,10 +160,8 @@ class PatchBatches(torch.utils.data.Dataset):
             # Each patch is mixed with the one before it in the batch, another process's row.
             seen = rows[np.concatenate([process_rows, process_rows - 1])]
         numbers = self.images[patches.image[seen]]
-        crops = self.cache.crops(
-            numbers, patches.top[seen], patches.left[seen], self.cache.min_side
-        )
-        batch = {"patches": crops}
+        side = self.cache.min_side
+        batch = {"patches": self.cache.crops(numbers, patches.top[seen], patches.left[seen], side)}
         # Losses ask for the set of every row; mixing is drawn once for a row and its partner.
         rows_of = {"set": rows, "blend": rows[process_rows], "box": rows[process_rows]}
         for name, values in patches.drawn.items():
@@ -181,8 +188,14 @@ class DecodedSet:
         cache_dir: Path | None = None,
     ):
         self.data = data
-        paths = [record.path for record in data.records]
-        self.cache = ImageCache(data.name, paths, resize, patch_size, cache_dir, exif_rotate)
+        self.cache = ImageCache(
+            data.name,
+            [record.path for record in data.records],
+            resize,
+            patch_size,
+            cache_dir,
+            exif_rotate,
+        )
         self.bad = self.cache.bad
         self.features: dict[str, Features] = {}
 
@@ -247,17 +260,15 @@ class DecodedSet:
             "patches": batches.patches.digest(),
             **encoder,
         }
-        shape = (len(batches.patches), width)
-        self.features[split] = Features(self.cache, split, shape, dtype, depends_on)
+        self.features[split] = Features(
+            self.cache, split, (len(batches.patches), width), dtype, depends_on
+        )
         return self.features[split]
 
 
 def bad_images(sets: Collection[DecodedSet]) -> dict[Path, str]:
     """Path -> why the file cannot be read, set by set."""
-    reasons: dict[Path, str] = {}
-    for images in sets:
-        reasons |= dict(sorted(images.bad.items()))
-    return reasons
+    return {path: reason for images in sets for path, reason in sorted(images.bad.items())}
 
 
 def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
@@ -275,3 +286,94 @@ def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
     if not skip:
         raise UserError(f"{message} (--skip_bad_images drops them)")
     return message
+
+
+def fitting_workers(workers: int, batch_bytes: int) -> tuple[int, str]:
+    """How many of these workers have room for their batches, and why not all ("" if all have).
+
+    Each worker holds two batches of `batch_bytes` in shared memory (Docker gives 64 MB) and some
+    twenty open files; one batch more is in use.
+    """
+    limits = [(workers, "")]
+    if SHARED_MEMORY.is_dir():
+        free = shutil.disk_usage(SHARED_MEMORY).free
+        # A tenth stays free for other programs; one batch more is with the model.
+        fitting = int(0.9 * free / max(batch_bytes, 1) - 1) // 2
+        limits.append((fitting, f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free"))
+    # Systems without `resource`, or that forbid the change, have no such limit to respect.
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        # Without a limit it is negative.
+        if hard >= 0:
+            limits.append(((hard - 100) // 20, f"{hard} files may be open"))
+    number, reason = min(limits)
+    number = max(0, number)
+    if not reason:
+        return number, ""
+    return number, f"--workers {workers}: room for {number}, as {reason}"
+
+
+def fewer_workers(hardware: Hardware, batch_size: int, patch_size: int) -> str:
+    """A line for the log where fewer workers have room than asked for, and why; else ""."""
+    return fitting_workers(hardware.workers, 3 * batch_size * patch_size**2)[1]
+
+
+def _worker_failure(message: str) -> str | None:
+    """What befell a worker, by torch's message; None where the message is not about a worker."""
+    if message.startswith("DataLoader timed out"):
+        return "gave nothing"
+    if message.startswith("DataLoader worker"):
+        return "died"
+    # Workers hand batches over as open files, in the "ancillary data" of a socket.
+    if "ancdata" in message or "Too many open files" in message:
+        return "opened too many files"
+    return None
+
+
+@contextlib.contextmanager
+def workers_watched() -> Iterator[None]:
+    """A worker that cuts patches and dies or hangs becomes a UserError."""
+    try:
+        yield
+    except (RuntimeError, OSError) as problem:
+        message = str(problem)
+        failure = _worker_failure(message)
+        if failure is None:
+            raise
+        hint = "--workers 0 cuts them in the run's own, --resume auto goes on"
+        raise UserError(
+            f"a process that cuts patches {failure} ({message.splitlines()[0]}); {hint}"
+        ) from None
+
+
+def make_loader(
+    batches: PatchBatches, hardware: Hardware, start: int = 0, stride: int = 1
+) -> Iterable[dict]:
+    """The batches from number `start` on, every `stride`-th of them, in order.
+
+    As many of `hardware.workers` processes as have room cut them; with 0, this process does. It
+    also cuts the crops of images that lie on the GPU, however many workers there are.
+    """
+    numbers = range(start, len(batches), stride)
+    if batches.on_device:
+        return (batches[b] for b in numbers)
+    workers = fitting_workers(min(hardware.workers, len(numbers)), batches.bytes)[0]
+    return torch.utils.data.DataLoader(
+        batches,
+        batch_size=None,
+        sampler=numbers,
+        num_workers=workers,
+        pin_memory=hardware.device.type == "cuda",
+        # torch accepts a limit only where there are workers.
+        timeout=WORKER_SECONDS if workers else 0,
+        worker_init_fn=_leave_signals_to_the_run,
+    )
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the run decides when its workers stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -16,8 +16,13 @@ from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.stats import metrics
 from hyperiqa.training import processes, whole_batch
 from hyperiqa.training.augmentations import AUGMENTATIONS, augmented, mixed
-from hyperiqa.training.batches import SCORE_BATCH, DecodedSet, PatchBatches
-from hyperiqa.training.loaders import make_loader, workers_watched
+from hyperiqa.training.batches import (
+    SCORE_BATCH,
+    DecodedSet,
+    PatchBatches,
+    make_loader,
+    workers_watched,
+)
 from hyperiqa.training.patches import test_patches
 
 # Steps between two looks at the losses on a GPU, where each makes the host wait for the device.
@@ -37,10 +42,9 @@ class NonFiniteLoss(Exception):
 
     def explained(self, epoch: int, last: Path, images: str) -> str:
         """The message for the user. last: the newest checkpoint; images: the batch's, by name."""
+        checkpoint = "there is no checkpoint yet"
         if last.exists():
             checkpoint = f"the last good checkpoint is {last}"
-        else:
-            checkpoint = "there is no checkpoint yet"
         return (
             f"the loss is {self.loss} in epoch {epoch}, step {self.step + 1}; {checkpoint}; "
             f"images of this batch: {images}"
@@ -261,8 +265,14 @@ def score_set(
             bar.update(patches)
             after_batch()
 
-        loader = make_loader(batches, hardware, *processes.share())
-        return score(model, loader, len(records), hardware, after, len(batches))
+        return score(
+            model,
+            make_loader(batches, hardware, *processes.share()),
+            len(records),
+            hardware,
+            after,
+            len(batches),
+        )
 
 
 def progress_bar(text: str, total: int, done: int = 0) -> tqdm:

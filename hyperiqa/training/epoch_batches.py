@@ -5,7 +5,7 @@ They are a function of (seed, epoch): what they draw, they draw from generators 
 
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +15,7 @@ import timm
 import torch
 import torchvision
 
+from hyperiqa.base.device import Hardware
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
@@ -24,6 +25,7 @@ from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.training.augmentations import draw_mixing, label_noise
 from hyperiqa.training.batches import SCORE_BATCH, JoinedCache, PatchBatches
 from hyperiqa.training.contradictions import stored_features
+from hyperiqa.training.engine import stage_maps
 from hyperiqa.training.patches import Patches, addressed_seed, test_patches, train_patches
 from hyperiqa.training.sets import RunData
 
@@ -57,8 +59,8 @@ def train_batches(
         options.fixed_crops,
     )
     # Each patch takes what it needs along, so that loaders need to know nothing of sets.
-    drawn = {**patches.drawn, **_drawn_per_patch(data, records, patches, seed, epoch)}
-    patches = replace(patches, drawn=drawn)
+    per_patch = _drawn_per_patch(data, records, patches, seed, epoch)
+    patches = replace(patches, drawn={**patches.drawn, **per_patch})
     features = None if data.several else data.images[data.main.name].features.get("train")
     return PatchBatches(cache, numbers, np.concatenate(mos), patches, batch_size, features, share)
 
@@ -116,42 +118,31 @@ def _drawn_per_patch(
         set_of_image = np.repeat(np.arange(len(records)), [len(rows) for rows in records.values()])
         drawn["set"] = set_of_image[patches.image]
     if options.label_noise:
-        noise = _noise_of_images(data, records)[patches.image]
-        drawn["label_noise"] = (noise * rng.standard_normal(len(patches))).astype(np.float32)
+        # Standard deviations on the scale that is trained on, image by image.
+        deviations = []
+        for name, rows in records.items():
+            noise = label_noise(rows, data.trained[name].range, options.label_noise)
+            deviations.append(abs(data.scales[name].factor) * noise)
+        noise = np.concatenate(deviations)[patches.image] * rng.standard_normal(len(patches))
+        drawn["label_noise"] = noise.astype(np.float32)
     drawn |= draw_mixing(rng, len(patches), options.mixup, options.cutmix, options.patch_size)
     return drawn
 
 
-def _noise_of_images(data: RunData, records: Records) -> np.ndarray:
-    """The standard deviation of the noise on each image's MOS, on the scale that is trained on."""
-    deviations = []
-    for name, rows in records.items():
-        noise = label_noise(rows, data.trained[name].range, data.options.label_noise)
-        deviations.append(abs(data.scales[name].factor) * noise)
-    return np.concatenate(deviations)
-
-
 def image_names(data: RunData, batches: PatchBatches, b: int) -> str:
     """The images that training batch b has patches of, as a list for the user."""
-    records: list[Record] = []
-    for rows in training_records(data).values():
-        records += rows
+    records = [record for rows in training_records(data).values() for record in rows]
     numbers = np.unique(batches.patches.image[batches.rows(b)])
     return ", ".join(sorted(records[i].name for i in numbers))
 
 
 def prepare_features(
-    data: RunData,
-    model: HyperNet,
-    seed: int,
-    compute: Callable[[PatchBatches, int], Iterator[np.ndarray]],
-    say: Callable[[str], None],
+    data: RunData, model: HyperNet, seed: int, hardware: Hardware, say: Callable[[str], None]
 ) -> None:
     """Take the stage maps of all the round's patches at hand, where they stay the same.
 
     That is where a frozen encoder meets fixed crops. Raises UserError.
 
-    compute: (batches, start) -> rows (n, F) for each of these batches from number `start` on.
     say: is told what is found and what is computed.
     """
     options = data.options
@@ -178,20 +169,19 @@ def prepare_features(
     for part, batches in jobs.items():
         start = time.perf_counter()
         was_there = features[part].was_there
-        features[part].fill(partial(compute, batches), SCORE_BATCH)
+        features[part].fill(partial(stage_maps, model, hardware, batches), SCORE_BATCH)
         if not was_there:
             say(f"Features of {part} computed in {time.perf_counter() - start:.1f} s")
 
 
 def _encoder_key(options: Namespace, model: HyperNet) -> dict[str, Any]:
     """All that the stage maps of a patch depend on, as plain values."""
-    backbone = model.backbone
     return {
-        "encoder": checkpoints.digest(backbone.encoder_state()),
+        "encoder": checkpoints.digest(model.backbone.encoder_state()),
         "described": [
             options.backbone,
             options.patch_size,
-            to_json_value(backbone.described),
+            to_json_value(model.backbone.described),
             [*model.pools],
         ],
         # Another version may compute other digits.

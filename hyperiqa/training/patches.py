@@ -73,8 +73,7 @@ def train_patches(
     room = sizes[image] - patch_size + 1
     top, left = (rng.random((len(image), 2)) * room).astype(np.int64).T
     # The augmentations come last: with others, order and crops stay the same.
-    drawn = draw(augment, rng, len(image))
-    return Patches(image, top, left, drawn, (seed, epoch))
+    return Patches(image, top, left, draw(augment, rng, len(image)), (seed, epoch))
 
 
 def _spread(room: int, number: int) -> list[int]:

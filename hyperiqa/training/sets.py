@@ -1,9 +1,14 @@
-"""The data sets of a run: the records and the decoded images that it trains and tests on."""
+"""The data sets of a run, and the parts of them that every epoch is tested on.
+
+`RunData` holds the records and the decoded images that the run trains and tests on. `TestedParts`
+says on which of them an epoch is tested and what its figures choose.
+"""
 
 import itertools
+import math
 from argparse import Namespace
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +22,13 @@ from hyperiqa.datasets.readers import read_cross_tests, reader_of
 from hyperiqa.datasets.records import Columns, DataSet, scale_of, take_validation
 from hyperiqa.images.cache import put_on_gpu
 from hyperiqa.images.perceptual_hash import near_duplicates
+from hyperiqa.stats import intervals
 from hyperiqa.training.batches import DecodedSet, bad_images, drop_bad_images
 from hyperiqa.training.log import RunLog
-from hyperiqa.training.tested_parts import TestedParts
+from hyperiqa.training.run_files import Prediction
 
 SPLITS = ("train", "val", "test")
+Figures = dict[str, float]
 
 
 class RunData:
@@ -29,6 +36,7 @@ class RunData:
 
     Making one reads the records alone; `decode` then takes the images at hand. Raises UserError.
 
+    seed: of random splits.
     trained: name -> set that the run trains on; `main` is the first of them.
     cross: name -> cross test.
     scales: name of a trained set -> how its scores become those that are trained on.
@@ -39,26 +47,6 @@ class RunData:
     def __init__(self, options: Namespace, seed: int):
         self.options = options
         self.trained: dict[str, DataSet] = {}
-        self.cross: dict[str, DataSet] = {}
-        self.images: dict[str, DecodedSet] = {}
-        self.parts: TestedParts = None
-        self._cross_notes: list[str] = []
-        self._read(seed)
-        self.main = next(iter(self.trained.values()))
-        self.scales = {
-            name: scale_of(data, self.main, options.mix_scale)
-            for name, data in self.trained.items()
-        }
-        sets = [*self.trained.values(), *self.cross.values()]
-        self.fingerprint = {data.name: data.fingerprint() for data in sets}
-        # Only label noise looks at standard errors: without it, they do not make another run.
-        if options.label_noise:
-            votes = "+".join(data.votes() for data in self.trained.values())
-            self.fingerprint["votes"] = votes
-
-    def _read(self, seed: int) -> None:
-        """Read the records of all sets; seed: of random splits."""
-        options = self.options
         # The validation split that some sets come with; else one is taken from the training images.
         official_validation = options.select_on == "val" and options.val_fraction is None
         splits = SPLITS if official_validation else ("train", "test")
@@ -78,6 +66,16 @@ class RunData:
         self.cross, self._cross_notes = read_cross_tests(
             options.cross_test, seed, spaq_root, lower, columns
         )
+        self.main = next(iter(self.trained.values()))
+        self.scales = {
+            name: scale_of(data, self.main, options.mix_scale)
+            for name, data in self.trained.items()
+        }
+        sets = [*self.trained.values(), *self.cross.values()]
+        self.fingerprint = {data.name: data.fingerprint() for data in sets}
+        # Only label noise looks at standard errors: without it, they do not make another run.
+        if options.label_noise:
+            self.fingerprint["votes"] = "+".join(data.votes() for data in self.trained.values())
 
     @property
     def several(self) -> bool:
@@ -158,14 +156,14 @@ class RunData:
             "nominal_range": nominal_range,
         }
         if self.several:
-            scales = {}
-            for name, scale in self.scales.items():
-                scales[name] = {
+            description["scales"] = {
+                name: {
                     "factor": scale.factor,
                     "offset": scale.offset,
                     "nominal_range": list(self.trained[name].range),
                 }
-            description["scales"] = scales
+                for name, scale in self.scales.items()
+            }
         return description
 
     def decode(self, device: torch.device, log: RunLog, new: bool) -> None:
@@ -181,8 +179,10 @@ class RunData:
         if skipped:
             say(f"Skipped: {skipped}")
             if new:
-                reasons = {str(path): reason for path, reason in bad_images(sets).items()}
-                log.record(type="skipped", images=reasons)
+                log.record(
+                    type="skipped",
+                    images={str(path): reason for path, reason in bad_images(sets).items()},
+                )
         overlap = overlapping(sets, self.trained.values(), options.allow_overlap)
         if overlap:
             say(overlap)
@@ -193,8 +193,9 @@ class RunData:
         place = put_on_gpu([images.cache for images in sets], options.cache_device, device)
         say(f"Patches are cut on: {place}")
         self.images = {name: decoded[name] for name in self.trained}
-        cross = {name: decoded[name] for name in self.cross}
-        self.parts = TestedParts.of_run(options, self.images, cross)
+        self.parts = TestedParts.of_run(
+            options, self.images, {name: decoded[name] for name in self.cross}
+        )
 
     def _decoded(self, say: Callable[[str], None]) -> dict[str, DecodedSet]:
         """The images of all sets by name, each set resized as its flag says."""
@@ -292,3 +293,107 @@ def near_duplicates_note(pairs: list[tuple[tuple[str, Path], ...]]) -> str:
     if len(names) > 5:
         listed += f" and {len(names) - 5} more"
     return f"Near duplicates: {len(pairs)} pairs of test and training images look alike: {listed}"
+
+
+@dataclass(frozen=True)
+class TestedParts:
+    """The parts that every epoch is tested on, and by which of them the best epoch is chosen.
+
+    sets: part -> (decoded images, their split).
+    means: part -> the parts that it is the mean of, where the run trains on several sets.
+    chosen: the part by which the best epoch is chosen.
+    """
+
+    sets: dict[str, tuple[DecodedSet, str]]
+    means: dict[str, list[str]]
+    chosen: str
+
+    @classmethod
+    def of_run(
+        cls,
+        options: Namespace,
+        trained: Mapping[str, DecodedSet],
+        cross: Mapping[str, DecodedSet],
+    ) -> "TestedParts":
+        """A single trained set gives `test` (and `val`), several one part each and their mean.
+
+        trained, cross: the sets that the run trains on, and its cross tests, by name.
+        """
+        splits = ("val", "test") if options.select_on == "val" else ("test",)
+        sets: dict[str, tuple[DecodedSet, str]] = {}
+        means: dict[str, list[str]] = {}
+        for split in splits:
+            if len(trained) == 1:
+                sets[split] = (next(iter(trained.values())), split)
+                continue
+            means[split] = []
+            for name, images in trained.items():
+                part = f"{name}_val" if split == "val" else name
+                sets[part] = (images, split)
+                means[split].append(part)
+        sets |= {name: (images, "test") for name, images in cross.items()}
+        # Validation comes first where there is one, and the mean before the sets that it is of.
+        chosen = [*means, *sets][0]
+        if options.select_set:
+            # The flag names the set as `--dataset` does, which gives the sets in the same order.
+            chosen = means[chosen][list(options.trained).index(options.select_set)]
+        return cls(sets, means, chosen)
+
+    @property
+    def names(self) -> list[str]:
+        """All parts, in the order of records."""
+        return [*self.means, *self.sets]
+
+    def with_means(self, result: Mapping[str, Figures]) -> dict[str, Figures]:
+        """An epoch's figures with those of `means`: `train` first, then in the order of records."""
+        figures: dict[str, Figures] = {}
+        for part, parts in self.means.items():
+            figures[part] = {}
+            for figure in result[parts[0]]:
+                figures[part][figure] = float(np.mean([result[name][figure] for name in parts]))
+        # A set's own figures come before a mean of the same name.
+        figures |= result
+        return {part: figures[part] for part in ("train", *self.names)}
+
+    def epoch_arrays(self, scores: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
+        """What the epochs scored, as arrays by name.
+
+        scores: part -> the scores (N,) of each epoch, which rise where the opinions do.
+        Returns PART_images, PART_mos and PART_error (nan where there are no votes), (N,), and
+        PART_scores (E, N).
+        """
+        arrays = {}
+        for part, epochs in scores.items():
+            images, split = self.sets[part]
+            records = images.records(split)
+            arrays[f"{part}_images"] = np.array([record.name for record in records])
+            arrays[f"{part}_mos"] = np.array([record.score for record in records])
+            # As floats, None becomes nan.
+            arrays[f"{part}_error"] = np.array([record.error for record in records], float)
+            # One row an epoch, of this round alone.
+            arrays[f"{part}_scores"] = np.stack([np.asarray(epoch) for epoch in epochs])
+        return arrays
+
+    def selection_bias(self, scores: Mapping[str, Sequence]) -> float:
+        """By how much the best epoch's SRCC flatters; nan where it was not chosen on test images.
+
+        scores: as of `epoch_arrays`.
+        """
+        parts = self.means.get(self.chosen, [self.chosen])
+        if self.sets[parts[0]][1] != "test" or not scores:
+            return math.nan
+        arrays = self.epoch_arrays(scores)
+        pairs = [(arrays[f"{part}_scores"], arrays[f"{part}_mos"]) for part in parts]
+        return intervals.selection_bias(pairs)
+
+
+@dataclass
+class Tested:
+    """What an epoch's tests gave.
+
+    predictions: the rows for the predictions file, of all parts but validation.
+    scores: part -> (scores that rise where the opinions do, MOS), each (N,).
+    """
+
+    predictions: list[Prediction] = field(default_factory=list)
+    scores: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)

@@ -17,11 +17,10 @@ from hyperiqa.base.device import Hardware
 from hyperiqa.base.errors import UserError
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.model.backbone import Backbone
-from hyperiqa.training import augmentations, engine, loaders
+from hyperiqa.training import augmentations, batches, engine
 from hyperiqa.training.augmentations import draw_mixing, mixed
-from hyperiqa.training.batches import PatchBatches
+from hyperiqa.training.batches import PatchBatches, fitting_workers, make_loader
 from hyperiqa.training.epoch_batches import train_batches
-from hyperiqa.training.loaders import fitting_workers, make_loader
 from hyperiqa.training.log import RunLog
 from hyperiqa.training.patches import test_patches, train_patches
 from hyperiqa.training.sets import RunData
@@ -193,7 +192,7 @@ def test_model_input_is_torchvisions_totensor_flip_and_normalize():
 
 
 def test_no_more_workers_than_their_batches_have_room_for():
-    free = shutil.disk_usage(loaders.SHARED_MEMORY).free
+    free = shutil.disk_usage(batches.SHARED_MEMORY).free
     for workers in (0, 1, 4, 7):
         # Two batches each and one in use, in nine tenths of what is free: a byte less fits, a byte more does not.
         largest = int(0.9 * free / (2 * workers + 1))
@@ -235,7 +234,7 @@ def no_more_files():
     ],
 )
 def test_a_worker_that_dies_or_hangs_is_one_line(monkeypatch, fail, said):
-    monkeypatch.setattr(loaders, "WORKER_SECONDS", 1)
+    monkeypatch.setattr(batches, "WORKER_SECONDS", 1)
     loader = make_loader(Failing(fail), Hardware(torch.device("cpu"), workers=1))
     with pytest.raises(
         UserError, match=f"a process that cuts patches {said}.*--resume auto goes on"

@@ -17,8 +17,7 @@ from hyperiqa.model.resnet import ResNetBackbone
 from hyperiqa.stats import metrics
 from hyperiqa.training import engine
 from hyperiqa.training.augmentations import augmented
-from hyperiqa.training.batches import PatchBatches
-from hyperiqa.training.loaders import make_loader
+from hyperiqa.training.batches import PatchBatches, make_loader
 from hyperiqa.training.losses import QualityLoss
 from hyperiqa.training.patches import addressed_seed, test_patches, train_patches
 
