@@ -76,8 +76,11 @@ class KonIQ10k(Reader):
             self.notes.append(
                 f"{self.name}: {unlisted} images of the CSV are in no split and left out"
             )
-        unscored = [name for name in split if name not in scores]
-        refuse(unscored, self.name, f"images of the split have no score in {SCORES}")
+        refuse(
+            [name for name in split if name not in scores],
+            self.name,
+            f"images of the split have no score in {SCORES}",
+        )
         return [
             Row(name, scores[name], part, error=errors.get(name)) for name, part in split.items()
         ]
@@ -152,10 +155,8 @@ class KonIQ10k(Reader):
         refuse(sorted(train.keys() & test.keys()), self.name, "images are in both JSON lists")
         split = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
         # The lists leave the official validation images out; those are the ones to select on.
-        for name in sorted(official):
-            if official[name] == "val":
-                split.setdefault(name, "val")
-        return split
+        unlisted = sorted(official.keys() - split.keys())
+        return split | {name: "val" for name in unlisted if official[name] == "val"}
 
 
 class SPAQ(Reader):
@@ -190,11 +191,8 @@ class SPAQ(Reader):
         self.notes.append(
             "spaq-official: the official release of SPAQ, not the test images of spaq_test.json"
         )
-        sheet = read_sheet(path, self.name)
-        return [
-            Row(cell_text(name), number(score))
-            for name, score in under_header(path, sheet, ("Image name", "MOS"))
-        ]
+        cells = under_header(path, read_sheet(path, self.name), ("Image name", "MOS"))
+        return [Row(cell_text(name), number(score)) for name, score in cells]
 
 
 class AGIQA3k(Reader):
@@ -241,8 +239,10 @@ class LIVEC(Reader):
     votes = 175
 
     def rows(self) -> list[Row]:
-        variables = ("AllImages_release", "AllMOS_release")
-        files = {variable: self._first_file(f"Data/{variable}.mat") for variable in variables}
+        files = {
+            variable: self._first_file(f"Data/{variable}.mat")
+            for variable in ("AllImages_release", "AllMOS_release")
+        }
         deviations = self._locate("Data/AllStdDev_release.mat")
         if deviations.exists():
             files["AllStdDev_release"] = deviations
@@ -391,10 +391,15 @@ class AGIQA20k(Reader):
     def _scored(self, path: Path) -> list[tuple[str, str, object]]:
         """(name, prompt, score) of a table's rows; none where it has no scores."""
         if path.suffix.lower() == ".csv":
-            lines = read_table(path, ("name", "prompt"), ("mos",))
-            return [(line["name"], line["prompt"], line["mos"]) for line in lines if "mos" in line]
+            return [
+                (line["name"], line["prompt"], line["mos"])
+                for line in read_table(path, ("name", "prompt"), ("mos",))
+                if "mos" in line
+            ]
         sheet = read_sheet(path, self.name)
         if not any(str(cell).strip().lower() == "mos" for cell in sheet[0]):
             return []
-        cells = under_header(path, sheet, ("name", "prompt", "mos"))
-        return [(cell_text(name), cell_text(prompt), mos) for name, prompt, mos in cells]
+        return [
+            (cell_text(name), cell_text(prompt), mos)
+            for name, prompt, mos in under_header(path, sheet, ("name", "prompt", "mos"))
+        ]

@@ -35,6 +35,7 @@ SCORES = ("mos", "dmos")
 SPLIT_COLUMNS = ("official_split", "split", RATIO)
 # How many observers chose each grade.
 OPINIONS = ("c1", "c2", "c3", "c4", "c5")
+COLUMNS = (*IMAGES, "ref_name", *SCORES, *SPLIT_COLUMNS, "std", "c_total", *OPINIONS)
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Listed:
     """An image as a collection lists it.
 
     path None: only the image's name is known. `deviation` is the standard deviation of the opinions
-    and `votes` their number, where the collection has them.
+    (nan: unknown) and `votes` their number, where the collection has it.
     """
 
     name: str
@@ -50,7 +51,7 @@ class Listed:
     split: str | None
     path: Path | None = None
     reference: str | None = None
-    deviation: float | None = None
+    deviation: float = math.nan
     votes: float | None = None
 
 
@@ -64,8 +65,7 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
     path = next(filter(Path.is_file, places), None)
     if path is None:
         return None
-    known_columns = (*IMAGES, "ref_name", *SCORES, *SPLIT_COLUMNS, "std", "c_total", *OPINIONS)
-    rows = list(read_table(path, (), known_columns))
+    rows = list(read_table(path, (), COLUMNS))
     if not rows:
         return path, []
     columns = rows[0].keys()
@@ -74,9 +74,7 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
     split = _first_of(SPLIT_COLUMNS, columns)
     if image is None or score is None:
         raise UserError(f"{path}: expected a column {', '.join(IMAGES)} and {' or '.join(SCORES)}")
-    slope = 1.0
-    if OPINIONS[0] in columns:
-        slope = _slope([number(row[score]) for row in rows], rows)
+    slope = _slope(rows, score) if OPINIONS[0] in columns else 1.0
     listed = []
     for row in rows:
         listed.append(
@@ -85,7 +83,7 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
                 score=number(row[score]),
                 split=_split(path, row[split], split == RATIO) if split else None,
                 reference=row.get("ref_name"),
-                deviation=slope * number(row["std"]) if "std" in columns else None,
+                deviation=slope * number(row.get("std")),
                 votes=number(row["c_total"]) if "c_total" in columns else None,
             )
         )
@@ -105,18 +103,17 @@ def _split(path: Path, text: str, random: bool) -> str:
     return "test" if random and text == "val" else SPLITS[text]
 
 
-def _slope(scores: list[float], rows: Iterable[Mapping[str, str]]) -> float:
-    """The slope of the scores on the mean opinions 1..5.
+def _slope(rows: list[dict[str, str]], score: str) -> float:
+    """The slope of the scores, in this column, on the mean opinions 1..5.
 
     The deviation that the table gives is that of the opinions; times the slope it is that of the
     scores. nan where the opinions are all the same.
     """
     means = []
     for row in rows:
-        shares = [number(row[column]) for column in OPINIONS]
-        means.append(sum(grade * share for grade, share in enumerate(shares, 1)))
+        means.append(sum(grade * number(row[column]) for grade, column in enumerate(OPINIONS, 1)))
     try:
-        return statistics.linear_regression(means, scores).slope
+        return statistics.linear_regression(means, [number(row[score]) for row in rows]).slope
     except ValueError:
         return math.nan
 
@@ -129,10 +126,10 @@ def json_lists(root: Path, word: str) -> tuple[Path, list[Listed]] | None:
     lists = {split: sorted((root / "metas").glob(f"{split}_*.json")) for split in ("train", "test")}
     if any(lists.values()):
         return root / "metas", _read_lists(lists, root.parent)
-    tests = [root / "test_jsons" / f"test_{word}.json", root / "test_jsons" / f"{word}.json"]
+    test_names = (f"test_jsons/test_{word}.json", f"test_jsons/{word}.json")
     lists = {
-        "train": list(filter(Path.is_file, [root / "training_sft" / f"train_{word}.json"])),
-        "test": list(filter(Path.is_file, tests)),
+        "train": list(filter(Path.is_file, [root / f"training_sft/train_{word}.json"])),
+        "test": list(filter(Path.is_file, map(root.joinpath, test_names))),
     }
     return (root, _read_lists(lists, root)) if any(lists.values()) else None
 

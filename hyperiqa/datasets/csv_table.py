@@ -94,8 +94,7 @@ class CSVTable(Reader):
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
         paths = {row.image: self._find_image(row.image) for row in rows}
         missing = [image for image, path in paths.items() if path is None]
-        mistake = f"of {len(rows)} images are not in {self.place}"
-        refuse(missing, self.root, mistake, self.elsewhere)
+        refuse(missing, self.root, f"of {len(rows)} images are not in {self.place}", self.elsewhere)
         # One image under two names, by a link or by case, could be in training and test at once.
         names_of_file: dict[tuple[int, int], list[str]] = {}
         for image, path in paths.items():

@@ -25,7 +25,6 @@ class Demo(KonIQ10k):
 
 
 def _make(root: Path) -> None:
-    """Make the set in the new folder `root`. Raises UserError."""
     # The generator runs in a process of its own. Its workers are fresh processes, and a fresh
     # process imports the main module of the program that starts it: a user's script that is not
     # guarded by __name__ would run again in each worker.

@@ -28,33 +28,24 @@ from hyperiqa.base.signals import StopSignals
 from hyperiqa.datasets.demo_scenes import KONIQ, SPAQ, Domain, luma, make_scene, to_uint8
 
 CSV_HEADER = ["image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "MOS_zscore"]
-
-
-class Kind(NamedTuple):
-    """A distortion: its strengths at level 1..5, and its mean scores, 0..100, at levels 1 and 5."""
-
-    strengths: tuple[float, ...]
-    best: float
-    worst: float
-
-
-KINDS = {
+# Of each distortion: its strengths at level 1..5, and its mean scores, 0..100, at levels 1 and 5.
+KINDS: dict[str, tuple[tuple[float, ...], float, float]] = {
     # Standard deviation in pixels.
-    "gaussian_blur": Kind((0.7, 1.2, 2.0, 3.2, 5.0), 87, 10),
+    "gaussian_blur": ((0.7, 1.2, 2.0, 3.2, 5.0), 87, 10),
     # Length in pixels.
-    "motion_blur": Kind((3, 6, 10, 17, 28), 86, 14),
+    "motion_blur": ((3, 6, 10, 17, 28), 86, 14),
     # Standard deviation in grey levels.
-    "white_noise": Kind((6, 12, 21, 35, 58), 86, 14),
+    "white_noise": ((6, 12, 21, 35, 58), 86, 14),
     # Pillow's quality.
-    "jpeg": Kind((45, 24, 13, 7, 3), 88, 10),
+    "jpeg": ((45, 24, 13, 7, 3), 88, 10),
     # Compression ratio.
-    "jpeg2000": Kind((12, 28, 60, 120, 240), 88, 10),
+    "jpeg2000": ((12, 28, 60, 120, 240), 88, 10),
     # Share of the contrast that is left.
-    "contrast": Kind((0.75, 0.56, 0.40, 0.26, 0.14), 85, 18),
+    "contrast": ((0.75, 0.56, 0.40, 0.26, 0.14), 85, 18),
     # Side of the blocks in pixels.
-    "pixelation": Kind((1.4, 2.2, 3.6, 6, 11), 85, 8),
+    "pixelation": ((1.4, 2.2, 3.6, 6, 11), 85, 8),
     # Factor on the chroma.
-    "oversaturation": Kind((1.5, 2.1, 3.0, 4.4, 7.0), 86, 22),
+    "oversaturation": ((1.5, 2.1, 3.0, 4.4, 7.0), 86, 22),
 }
 PRISTINE = "pristine"
 PRISTINE_SCORE = 94.0
@@ -109,7 +100,8 @@ def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) 
     """
     if level == 0:
         return image
-    strength = KINDS[kind].strengths[level - 1]
+    strengths, _, _ = KINDS[kind]
+    strength = strengths[level - 1]
     match kind:
         case "gaussian_blur":
             sigma = (strength, strength, 0)
@@ -135,7 +127,6 @@ def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) 
 
 
 def _recode(image: np.ndarray, **options: Any) -> np.ndarray:
-    """The image after a lossy codec, in memory."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, **options)
     return np.asarray(Image.open(buffer).convert("RGB"))
@@ -172,13 +163,18 @@ def make_image(task: Task) -> list[float]:
 
 
 def _make_all(tasks: list[Task], processes: int) -> list[list[float]]:
-    """The rows of `make_image` for all tasks, in order, behind a progress bar."""
-    rows = parallel_map(make_image, tasks, processes)
-    return list(tqdm(rows, "making images", len(tasks), unit="", file=sys.stderr))
+    return list(
+        tqdm(
+            parallel_map(make_image, tasks, processes),
+            "making images",
+            len(tasks),
+            unit="",
+            file=sys.stderr,
+        )
+    )
 
 
 def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: int) -> None:
-    """Write the whole data set into the new folder `root`."""
     koniq_root = root / "koniq-10k"
     spaq_root = root / "spaq-test"
     # Each split's name, folder of images, list of their scores, domain, and number of images.
@@ -194,8 +190,9 @@ def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: i
             path = folder / f"{name}_{i:04d}_{kind}_{level}.jpg"
             tasks.append(Task((seed, number, i), domain, kind, level, path))
     # All splits in one go: the processes are started once and there is one progress bar.
-    made = _make_all(tasks, processes)
-    rows = [(task.path.name, *row) for task, row in zip(tasks, made, strict=True)]
+    rows = [
+        (task.path.name, *row) for task, row in zip(tasks, _make_all(tasks, processes), strict=True)
+    ]
     remaining = iter(rows)
     for _, _, score_list, _, size in splits:
         entries = [
@@ -203,8 +200,7 @@ def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: i
             for name, *_, score in itertools.islice(remaining, size)
         ]
         score_list.write_text(json.dumps(entries, indent=1) + "\n")
-    table = koniq_root / "koniq10k_scores_and_distributions.csv"
-    with table.open("w", newline="") as file:
+    with (koniq_root / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
         csv.writer(file).writerows([CSV_HEADER, *rows[: train + test]])
 
 

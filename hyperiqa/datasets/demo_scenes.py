@@ -97,12 +97,11 @@ def textures(rng: np.random.Generator, smooth: np.ndarray) -> list[np.ndarray]:
         return np.sin(across * x + down * y + bend * smooth)
 
     grain = noise_field(rng, 0.7)
-    checker = wave(2, 0.5) * wave(2, 0.5, np.pi / 2)
     return [
         grain,
         wave(0, 8.0) + 0.6 * grain,
         1.2 * np.tanh(2 * wave(1, 0.5)),
-        1.3 * np.tanh(4 * checker),
+        1.3 * np.tanh(4 * (wave(2, 0.5) * wave(2, 0.5, np.pi / 2))),
     ]
 
 
@@ -114,8 +113,7 @@ def make_scene(rng: np.random.Generator, domain: Domain) -> np.ndarray:
     """
     sky = rng.random() < 0.3
     words = int(rng.choice([3, 8, 30]))
-    labels = _labels(rng, domain, sky, words)
-    shown = _downsampled(labels, _looks(rng, domain.leaves, sky, words))
+    shown = _downsampled(_labels(rng, domain, sky, words), _looks(rng, domain.leaves, sky, words))
     # The clouds of the sky and the light on the ground.
     smooth = noise_field(rng, 1.8)
     light = 1 + 0.1 * smooth + np.linspace(0.15, -0.15, HEIGHT, dtype=np.float32)[:, None]
@@ -138,8 +136,9 @@ def _labels(rng: np.random.Generator, domain: Domain, sky: bool, words: int) -> 
     shapes = rng.random((domain.leaves, 4))
     # The share of polygons makes round, mixed or angular scenes.
     shapes[:, 0] = shapes[:, 0] < rng.choice([0.15, 0.5, 0.9])
-    leaves = zip(places.tolist(), radii.tolist(), shapes.tolist(), strict=True)
-    for label, (place, radius, shape) in enumerate(leaves, start=1):
+    for label, (place, radius, shape) in enumerate(
+        zip(places.tolist(), radii.tolist(), shapes.tolist(), strict=True), start=1
+    ):
         _draw_leaf(draw, place, radius, shape, label)
     for label in range(domain.leaves + 1, domain.leaves + 1 + words):
         corner = rng.uniform(-40, 2 * WIDTH - 60), rng.uniform(-10, 2 * HEIGHT - 30)
@@ -205,10 +204,8 @@ def _downsampled(labels: np.ndarray, looks: np.ndarray) -> np.ndarray:
     # An object's eight bytes are looked up as one number, five times as fast.
     packed = looks.view(np.uint64)
     total = np.zeros((HEIGHT, WIDTH, 8), np.uint16)
-    for dy in (0, 1):
-        for dx in (0, 1):
-            quarter = packed[labels[dy::2, dx::2], 0]
-            total += quarter.view(np.uint8).reshape(HEIGHT, WIDTH, 8)
+    for dy, dx in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        total += packed[labels[dy::2, dx::2], 0].view(np.uint8).reshape(HEIGHT, WIDTH, 8)
     return np.moveaxis(total, 2, 0).astype(np.float32, order="C") / (4 * 255)
 
 

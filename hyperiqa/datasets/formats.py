@@ -65,6 +65,10 @@ def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
             yield lines.line_num, cells
 
 
+def _header(text: str, separator: str) -> list[str]:
+    return next(_cells(text, separator), (0, []))[1]
+
+
 def _places(header: list[str], columns: Iterable[str]) -> dict[str, int]:
     """Position of each of these columns that the header has, in whatever case."""
     numbers = range(len(header))
@@ -87,7 +91,9 @@ def read_table(
         path, "not a readable CSV file in UTF-8 or UTF-16", UnicodeDecodeError, csv.Error
     ):
         text = _text(path)
-        separator, header = _separator_and_header(text, columns)
+        # The mark by which the header has most of the columns separates its cells.
+        separator = max(",;\t", key=lambda mark: len(_places(_header(text, mark), columns)))
+        header = _header(text, separator)
         places = _places(header, (*columns, *optional))
         missing = [column for column in columns if column not in places]
         if missing:
@@ -105,14 +111,6 @@ def read_table(
             # A line that is too short has empty cells at its end.
             cells += [""] * (len(header) - len(cells))
             yield {name: cells[i] for name, i in places.items()}
-
-
-def _separator_and_header(text: str, columns: Sequence[str]) -> tuple[str, list[str]]:
-    """The separator by which a table's header has most of these columns, and that header."""
-    headers = {}
-    for separator in ",;\t":
-        _, headers[separator] = next(_cells(text, separator), (0, []))
-    return max(headers.items(), key=lambda item: len(_places(item[1], columns)))
 
 
 def read_json_scores(path: Path) -> dict[str, float]:
@@ -140,11 +138,11 @@ def leaves_its_folder(name: str) -> bool:
     return path.is_absolute() or ".." in path.parts
 
 
-def read_json_list(path: Path) -> list[tuple[str, float, float | None]]:
-    """(image path, score, standard deviation or None) of a JSON list, or of the one under `files`.
+def read_json_list(path: Path) -> list[tuple[str, float, float]]:
+    """(image path, score, standard deviation) of a JSON list, or of the one under `files`.
 
     The image is `image` or `img_path`; the score `gt_score` or `score`, else the text behind -> in
-    `id`. Raises UserError.
+    `id`; the deviation `std`, else nan. Raises UserError.
     """
     rows = []
     try:
@@ -155,8 +153,7 @@ def read_json_list(path: Path) -> list[tuple[str, float, float | None]]:
             image = entry["image"] if "image" in entry else entry["img_path"]
             _, _, score = str(entry.get("id", "")).rpartition("->")
             score = entry.get("gt_score", entry.get("score", score))
-            deviation = number(entry["std"]) if "std" in entry else None
-            rows.append((str(image), number(score), deviation))
+            rows.append((str(image), number(score), number(entry.get("std"))))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
         raise UserError(
             f'{path}: expected a JSON list of {{"image", "gt_score"}}, or with the score in "id"; '

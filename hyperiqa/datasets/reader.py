@@ -101,12 +101,11 @@ class Reader:
         rows = []
         for listed in entries:
             row = self.row_of(listed)
-            if row is None:
-                continue
-            error = self.standard_error(listed.deviation, listed.votes)
-            rows.append(replace(row, split=listed.split, error=error))
-            if listed.path is not None:
-                self.placed[row.image] = listed.path
+            if row is not None:
+                error = self.standard_error(listed.deviation, listed.votes)
+                rows.append(replace(row, split=listed.split, error=error))
+                if listed.path is not None:
+                    self.placed[row.image] = listed.path
         return rows
 
     def standard_error(self, deviation: object = None, votes: float | None = None) -> float | None:
@@ -171,8 +170,18 @@ class Reader:
         return rows
 
     def _data_set(self, rows: list[Row], splits: tuple[str, ...]) -> DataSet:
-        """The records of these rows, each of `splits` among them. Raises UserError."""
-        self._check_rows(rows, splits)
+        bad = [row.image for row in rows if not math.isfinite(row.score)]
+        refuse(bad, self.name, "scores are not numbers")
+        present = _splits(rows)
+        for split in splits:
+            if split == "val" and split not in present:
+                raise UserError(
+                    f"{self.name}: {self.root} names no validation images; give --val_fraction F"
+                )
+            if split not in present:
+                raise UserError(
+                    f"{self.name}: the {split} split of {self.root} is empty{self.why_empty}"
+                )
         files = self._files(rows)
         counts = Counter(name for name, _ in files)
         repeated = [name for name, count in counts.items() if count > 1]
@@ -181,23 +190,13 @@ class Reader:
             Record(name, path, row.score, row.split or "test", row.group, row.kind, row.error)
             for row, (name, path) in zip(rows, files, strict=True)
         ]
-        higher_is_better = self.higher_is_better and not self.lower_is_better
-        return DataSet(self.name, records, higher_is_better, self.notes, self.nominal_range)
-
-    def _check_rows(self, rows: list[Row], splits: tuple[str, ...]) -> None:
-        bad = [row.image for row in rows if not math.isfinite(row.score)]
-        refuse(bad, self.name, "scores are not numbers")
-        present = _splits(rows)
-        for split in splits:
-            if split in present:
-                continue
-            if split == "val":
-                raise UserError(
-                    f"{self.name}: {self.root} names no validation images; give --val_fraction F"
-                )
-            raise UserError(
-                f"{self.name}: the {split} split of {self.root} is empty{self.why_empty}"
-            )
+        return DataSet(
+            self.name,
+            records,
+            self.higher_is_better and not self.lower_is_better,
+            self.notes,
+            self.nominal_range,
+        )
 
     def _draw_split(self, rows: list[Row]) -> list[Row]:
         """The rows with 80 % of the contents in train, the rest in test, by seed."""
@@ -228,7 +227,13 @@ class Reader:
         holds images.
         """
         if self.placed:
-            return self._placed_files(rows)
+            missing = [row.image for row in rows if not self.placed[row.image].is_file()]
+            if missing:
+                raise UserError(
+                    f"{self.name}: {len(missing)} of {len(rows)} images, "
+                    f"not in {self.placed[missing[0]].parent}: {first_five(missing)}"
+                )
+            return [(row.image, self.placed[row.image]) for row in rows]
         layouts = self._layouts()
         layout = next(filter(self._images_in, layouts), layouts[0])
         images = self._images_in(layout)
@@ -246,16 +251,6 @@ class Reader:
         folders = " and ".join(map(str, layout.values()))
         refuse(_missing(rows, images), self.name, f"of {len(rows)} images are not in {folders}")
         return [images.get(row.image) or images[row.image.lower()] for row in rows]
-
-    def _placed_files(self, rows: list[Row]) -> list[tuple[str, Path]]:
-        """Name and path of each row's image, where a collection says that it is."""
-        missing = [row.image for row in rows if not self.placed[row.image].is_file()]
-        if missing:
-            raise UserError(
-                f"{self.name}: {len(missing)} of {len(rows)} images, "
-                f"not in {self.placed[missing[0]].parent}: {first_five(missing)}"
-            )
-        return [(row.image, self.placed[row.image]) for row in rows]
 
     def _layouts(self) -> list[dict[str, Path]]:
         """The layouts of `image_folders` of which every folder is there, each as name -> path."""
@@ -306,7 +301,6 @@ def _splits(rows: list[Row]) -> set[str | None]:
 
 
 def _missing(rows: list[Row], images: Mapping[str, object]) -> list[str]:
-    """Names of the rows whose images are not there, in whatever case."""
     return [
         row.image for row in rows if row.image not in images and row.image.lower() not in images
     ]

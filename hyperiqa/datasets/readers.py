@@ -61,10 +61,8 @@ def reader_of(
     """
     kind = reader_name(name)
     # A flag about CSV files leaves other sets of the same command alone.
-    if kind == "csv":
-        reader = READERS[kind](path, seed, lower_is_better, columns)
-    else:
-        reader = READERS[kind](path, seed)
+    csv_settings = (lower_is_better, columns) if kind == "csv" else ()
+    reader = READERS[kind](path, seed, *csv_settings)
     reader.name = record_name(name)
     return reader
 

@@ -196,9 +196,8 @@ def scale_of(data: DataSet, main: DataSet, method: str | None) -> Scale:
         )
     scores = _training_scores(data)
     main_scores = _training_scores(main)
-    sign = 1 if same_direction else -1
     # Scores that are all the same have no spread to match.
-    factor = sign * main_scores.std() / (scores.std() or 1)
+    factor = (1 if same_direction else -1) * main_scores.std() / (scores.std() or 1)
     return Scale(float(factor), float(main_scores.mean() - factor * scores.mean()))
 
 

@@ -47,14 +47,17 @@ class NamedByContent(Reader):
         for name, score in scores:
             parts = re.fullmatch(r"(I\d+)_(\d+)_\d+\.\w+", name, re.IGNORECASE)
             if parts and 1 <= int(parts[2]) <= len(self.kinds):
-                # The letter of one content may come in either case.
-                content = parts[1].upper()
                 kind = self.kinds[int(parts[2]) - 1]
-                rows.append(Row(name, number(score), group=content, kind=kind))
+                # The letter of one content may come in either case.
+                rows.append(Row(name, number(score), group=parts[1].upper(), kind=kind))
             else:
                 unknown.append(name)
-        form = f"CONTENT_KIND_LEVEL with a kind of 1 to {len(self.kinds)}, such as I01_02_3"
-        refuse(unknown, path, f"image names are not {form}")
+        refuse(
+            unknown,
+            path,
+            "image names are not CONTENT_KIND_LEVEL with a kind of "
+            f"1 to {len(self.kinds)}, such as I01_02_3",
+        )
         return rows
 
 
@@ -216,8 +219,9 @@ class CSIQ(Reader):
         path = self._first_file("csiq.DMOS.xlsx")
         sheet = read_sheet(path, self.name, "all_by_image")
         rows = []
-        columns = ("image", "dst_type", "dst_lev", "dmos")
-        for image, dst_type, level, dmos in under_header(path, sheet, columns):
+        for image, dst_type, level, dmos in under_header(
+            path, sheet, ("image", "dst_type", "dst_lev", "dmos")
+        ):
             type_letters = re.sub(r"[\W_]", "", cell_text(dst_type).lower())
             if type_letters not in self.kinds:
                 raise UserError(
