@@ -234,14 +234,14 @@ def score(
 def stage_maps(
     model: HyperNet, hardware: Hardware, batches: PatchBatches, start: int = 0
 ) -> Iterator[np.ndarray]:
-    """The encoder's stage maps of each batch of patches from number `start` on: (N, F) in fp32.
+    """The encoder's stage maps of the patches from number `start` on, batch by batch: (N, F), fp32.
 
     A row is what the model packs of them, averaged to the sides at which it looks at them.
+    start: the first patch of a batch.
     """
     model.eval()
-    done = start * batches.batch_size
-    with progress_bar("Computing features", len(batches.patches), done) as bar:
-        for batch in make_loader(batches, hardware, start):
+    with progress_bar("Computing features", len(batches.patches), start) as bar:
+        for batch in make_loader(batches, hardware, start // batches.batch_size):
             images = model.backbone.normalised(augmented(hardware.take(batch)))
             yield model.pack(model.backbone.stage_maps(images)).cpu().numpy()
             bar.update(len(images))

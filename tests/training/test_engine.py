@@ -170,3 +170,12 @@ def test_a_teacher_scores_the_students_patches_in_its_own_way(cache):
         assert torch.allclose(batch["teacher"], expected, atol=1e-5)
     assert len(seen) == len(batches) and figures["distill"] > 0
     assert all(torch.equal(tensor, weights[name]) for name, tensor in teacher.state_dict().items())
+
+
+def test_stage_maps_go_on_from_the_patch_at_which_a_stopped_run_left_off(cache):
+    batches = batches_of(cache, train_patches(cache.sizes, 64, 3, 1, 1), 4)
+    model = model_of()
+    whole = np.concatenate(list(engine.stage_maps(model, CPU, batches)))
+    assert len(whole) == len(batches.patches) > 8
+    rest = np.concatenate(list(engine.stage_maps(model, CPU, batches, 8)))
+    assert np.array_equal(rest, whole[8:])
