@@ -25,9 +25,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from hyperiqa.base import cluster
-from hyperiqa.base.cluster import Cluster, Submitted, cluster_flags
-from hyperiqa.base.command_line import Flags, Given, run_tool, without_flags
+from hyperiqa.base.cluster import OWN, Cluster, Submitted, cluster_flags
+from hyperiqa.base.command_line import Flags, run_tool, without_flags
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.launching import end_programs, last_error, start_program
 from hyperiqa.runs import measures, reading, runs_table, tables
@@ -37,7 +36,7 @@ from hyperiqa.runs.measures import FIGURE, Measure
 # All flags of this script; every other flag before `--` is searched.
 SEARCH_FLAGS = (
     *"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(),
-    *cluster.OWN,
+    *OWN,
 )
 # Seconds between two looks at what other searches run.
 LOOK_SECONDS = 3
@@ -62,7 +61,6 @@ class Job:
     log_dir: Path
 
     def file(self, ending: str) -> Path:
-        """A file of the run in the folder of logs."""
         return self.log_dir / f"{self.name}{ending}"
 
 
@@ -106,19 +104,19 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
     )
     flags.count("--seeds", 1, "repeat each setting with K seeds")
     flags.count("--jobs", None, "runs at a time (default: one, or one per GPU of --gpus)")
-    numbers = ("numbers such as 0,1", re.compile(r"\d+(,\d+)*").fullmatch)
     flags.value(
-        "--gpus", None, "GPUs to spread the runs over, such as 0,1", numbers, metavar="LIST"
+        "--gpus",
+        None,
+        "GPUs to spread the runs over, such as 0,1",
+        ("numbers such as 0,1", re.compile(r"\d+(,\d+)*").fullmatch),
+        metavar="LIST",
     )
     flags.path("--log_dir", Path("logs"), "where the logs go")
     flags.value("--metric", "srcc", "what the settings are ranked by", FIGURE)
     flags.switch("--dry_run", "dry_run", True, "print the commands and stop")
     cluster_flags(flags)
-
-    def problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
-        return _problems(options, grid, common)
-
-    return flags.parse(search_words, problems), grid, common
+    options = flags.parse(search_words, lambda options, given: _problems(options, grid, common))
+    return options, grid, common
 
 
 def _problems(
@@ -160,9 +158,8 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
         changes += [{flag: value} for flag, values in axes.items() for value in values[1:]]
     else:
         changes = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-    everything_else = [options.script.name, *without_flags(common, *PLACES)]
-    everything_else += itertools.chain(*base.items())
-    digest = _digest("\0".join(everything_else))
+    everything_else = without_flags(common, *PLACES) + list(itertools.chain(*base.items()))
+    digest = _digest("\0".join([options.script.name, *everything_else]))
     jobs = []
     for change, seed in itertools.product(changes, seeds):
         settings = {**change, "--seed": seed}
@@ -170,8 +167,9 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
         for flag, value in {**base, **settings}.items():
             flags += [flag, *shlex.split(value)]
         flags += [*common, "--log_dir", str(options.log_dir)]
-        name = f"search_{_file_name(settings)}_{digest}"
-        jobs.append(Job(name, settings, flags, options.log_dir))
+        jobs.append(
+            Job(f"search_{_file_name(settings)}_{digest}", settings, flags, options.log_dir)
+        )
     return jobs
 
 
@@ -189,7 +187,6 @@ def _seeds(options: argparse.Namespace, common: Sequence[str]) -> list[str]:
 
 
 def _file_name(settings: Mapping[str, str]) -> str:
-    """Settings as a part of a file's name; different settings have different ones."""
     readable = settings_text(settings, "_")
     safe = re.sub(r"[^\w.+=-]", "-", readable)[:100]
     return safe if safe == readable else f"{safe}_{_digest(readable)}"
@@ -222,7 +219,6 @@ class Turns:
 
     @property
     def remaining(self) -> int:
-        """How many jobs are neither done nor run by this search."""
         return len(self.waiting) + len(self.elsewhere)
 
     def next(self) -> Job | None:
@@ -280,9 +276,7 @@ class Search:
         return self.failures
 
     def _start_children(self) -> None:
-        for slot in range(self.slots):
-            if slot in self.children:
-                continue
+        for slot in sorted(set(range(self.slots)) - set(self.children)):
             job = self.turns.next()
             if job is None:
                 break
@@ -299,18 +293,18 @@ class Search:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         elif self.slots > 1:
             # Runs side by side share the cores.
-            threads = max(1, (os.cpu_count() or 1) // self.slots)
-            environment.setdefault("OMP_NUM_THREADS", str(threads))
+            cores = os.cpu_count() or 1
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.slots)))
         return start_program([sys.executable, *words], job.file(".output"), environment)
 
     def _show(self, changed: bool) -> None:
         # The clock ticks on a terminal; in a file every refresh is a line.
         done = self.bar.total - self.turns.remaining - len(self.children)
         self.bar.update(done - self.bar.n)
-        elsewhere = len(self.turns.elsewhere)
-        shown_elsewhere = f", {elsewhere} elsewhere" if elsewhere else ""
-        text = f"{len(self.children)} running{shown_elsewhere}, {len(self.failures)} failed"
-        self.bar.set_postfix_str(text, refresh=changed or sys.stderr.isatty())
+        counts = [f"{len(self.children)} running", f"{len(self.failures)} failed"]
+        if self.turns.elsewhere:
+            counts.insert(1, f"{len(self.turns.elsewhere)} elsewhere")
+        self.bar.set_postfix_str(", ".join(counts), refresh=changed or sys.stderr.isatty())
 
     def _take_ended(self) -> None:
         ended = [slot for slot, (_, child) in self.children.items() if child.poll() is not None]
@@ -324,14 +318,11 @@ class Search:
             self._show(changed=True)
 
     def _end_children(self) -> None:
-        programs = []
-        for _, child in self.children.values():
+        children = [child for _, child in self.children.values()]
+        end_programs([child for child in children if not isinstance(child, Submitted)])
+        for job, child in self.children.values():
             if isinstance(child, Submitted):
                 child.cancel()
-            else:
-                programs.append(child)
-        end_programs(programs)
-        for job, _ in self.children.values():
             job.file(".output").unlink(missing_ok=True)
 
 
@@ -367,24 +358,19 @@ def report(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     room = tables.room_for_names(header, rows, 100)
     short_names = tables.short_names([entry.name for entry in entries], room)
     print(tables.text_table(header, [[short_names[name], *cells] for name, *cells in rows]))
-    legend = [f"\n  {short} = {name}" for name, short in short_names.items() if short != name]
-    print("".join(legend))
+    names = short_names.items()
+    print("".join(f"\n  {short} = {name}" for name, short in names if short != name))
     if len(entries) > 1:
         print(f"Is a difference real? python compare_logs.py {options.log_dir} --group --pairs")
-
-
-def print_commands(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
-    """Print the command of each job, for a shell."""
-    for job in jobs:
-        command = ["python", str(options.script), *job.flags, "--run_name", job.name]
-        print(shlex.join(command) + ("  # finished" if finished(job) else ""))
 
 
 def main() -> int:
     options, grid, common = parse(sys.argv[1:])
     jobs = plan(options, grid, common)
     if options.dry_run:
-        print_commands(options, jobs)
+        for job in jobs:
+            command = ["python", str(options.script), *job.flags, "--run_name", job.name]
+            print(shlex.join(command) + ("  # finished" if finished(job) else ""))
         return 0
     missing = [job for job in jobs if not finished(job)]
     print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished already")
