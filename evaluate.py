@@ -11,6 +11,7 @@ which size, and what `fitted` means: docs/using_models.md"""  # noqa: E501  (the
 import argparse
 import csv
 import io
+import itertools
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,10 +27,7 @@ from hyperiqa.datasets.names import lower_is_better_sets, parse_set_names
 from hyperiqa.datasets.readers import READERS
 from hyperiqa.datasets.records import Columns
 from hyperiqa.runs import standards_table, tables
-from hyperiqa.runs.tables import estimate_text
-from hyperiqa.stats import standards
-from hyperiqa.stats.intervals import Estimate
-from hyperiqa.stats.resampling import RESAMPLES
+from hyperiqa.stats import intervals, resampling, standards
 from hyperiqa.training.flags import csv_flags, for_csv_alone
 from hyperiqa.training.run_files import write_predictions
 
@@ -85,7 +83,7 @@ def parse() -> argparse.Namespace:
     flags.batch_size(64)
     flags.workers()
     flags.cache()
-    flags.count("--resamples", RESAMPLES, "of the bootstrap over images", least=100)
+    flags.count("--resamples", resampling.RESAMPLES, "of the bootstrap over images", least=100)
     flags.group("output")
     flags.switch(
         "--standards",
@@ -147,15 +145,15 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
     )
     cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
     evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)
-    score_sets(options, model, tests)
+    _score_sets(options, model, tests)
     for test in tests:
         evaluation.measure(test, options.resamples, options.standards)
-    description = dict(model.description)
-    # Long, and `certify.py` shows it.
-    description.pop("certificate", None)
     origin = {
         "checkpoint": str(path),
-        "model": description,
+        # The certificate is long, and `certify.py` shows it.
+        "model": {
+            name: value for name, value in model.description.items() if name != "certificate"
+        },
         "device": str(model.hardware.device),
         "precision": options.precision,
         "resamples": options.resamples,
@@ -173,10 +171,10 @@ def assumptions(checkpoint: Path, description: Mapping[str, Any]) -> str:
     )
 
 
-def score_sets(
+def _score_sets(
     options: argparse.Namespace, model: "QualityModel", tests: Sequence["SetTest"]
 ) -> None:
-    """Score the images of all sets, and write the predictions of the sets that are done."""
+    # The predictions are written after each set: they stay if the user stops the rest.
     from hyperiqa.scoring import evaluation
     from hyperiqa.training.batches import fewer_workers
 
@@ -188,7 +186,6 @@ def score_sets(
         evaluation.score(test, model, options.batch_size)
         for record, score in zip(test.records, test.scores.tolist(), strict=True):
             rows.append((test.data.name, record.name, record.score, score))
-        # After each set: what is scored stays if the user stops the rest.
         if options.predictions:
             write_predictions(options.predictions, rows)
 
@@ -243,7 +240,7 @@ def figures_table(tests: Sequence["SetTest"]) -> tuple[list[str], list[list[str]
     """The header and the rows of the figures, a row for each set."""
     rows = []
     for test in tests:
-        cells = [estimate_text(test.figures[name]) for name in TITLES]
+        cells = [tables.estimate_text(test.figures[name]) for name in TITLES]
         rows.append([test.data.name, str(len(test.records)), *cells])
     return ["data set", "images", *TITLES.values()], rows
 
@@ -268,7 +265,12 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
         if test.kinds:
             header = [f"{test.data.name} by distortion", "images", "SRCC", "PLCC"]
             rows = [
-                [kind, str(images), estimate_text(Estimate(srcc)), estimate_text(Estimate(plcc))]
+                [
+                    kind,
+                    str(images),
+                    tables.estimate_text(intervals.Estimate(srcc)),
+                    tables.estimate_text(intervals.Estimate(plcc)),
+                ]
                 for kind, images, srcc, plcc in test.kinds
             ]
             lines += ["", table(header, rows)]
@@ -297,19 +299,20 @@ def as_records(tests: Sequence["SetTest"]) -> list[dict[str, Any]]:
             name: vars(standards.estimate(name, measured))
             for name, measured in test.by_standards.items()
         }
-        record = {
-            "dataset": test.data.name,
-            "images": len(test.records),
-            "which": test.which,
-            "resize": test.resize,
-            "higher_is_better": test.data.higher_is_better,
-            "figures": figures,
-            "ceiling": test.ceiling,
-            "standards": by_standards,
-            "kinds": [dict(zip(("kind", "images", "srcc", "plcc"), row)) for row in test.kinds],
-            "notes": test.data.notes,
-        }
-        records.append(record)
+        records.append(
+            {
+                "dataset": test.data.name,
+                "images": len(test.records),
+                "which": test.which,
+                "resize": test.resize,
+                "higher_is_better": test.data.higher_is_better,
+                "figures": figures,
+                "ceiling": test.ceiling,
+                "standards": by_standards,
+                "kinds": [dict(zip(("kind", "images", "srcc", "plcc"), row)) for row in test.kinds],
+                "notes": test.data.notes,
+            }
+        )
     return records
 
 
@@ -319,20 +322,20 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
     A set has a row with an empty `kind`, and a row for each kind of distortion with SRCC and PLCC
     alone.
     """
-    # Column -> (figure, which of BOUNDS).
-    columns = {}
-    for name in TITLES:
-        for bound in BOUNDS:
-            column = name if bound == "value" else f"{name}_{bound}"
-            columns[column] = (name, bound)
+    # Column -> (figure, which of BOUNDS). The column of a value is called like its figure.
+    columns = {
+        f"{name}_{bound}".removesuffix("_value"): (name, bound)
+        for name, bound in itertools.product(TITLES, BOUNDS)
+    }
     text = io.StringIO()
     header = ["dataset", "kind", "images", "which", "resize", *columns]
     writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     for record in records:
         shared = {name: record[name] for name in ("dataset", "which", "resize")}
-        figures = record["figures"]
-        values = {column: figures[name][bound] for column, (name, bound) in columns.items()}
+        values = {
+            column: record["figures"][name][bound] for column, (name, bound) in columns.items()
+        }
         writer.writerow({**shared, "images": record["images"], **values})
         # The writer leaves the columns empty that a kind has no value for.
         writer.writerows({**shared, **kind} for kind in record["kinds"])
@@ -348,8 +351,11 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
     model_name = description.get("run") or Path(origin["checkpoint"]).name
     page = Page(f"{model_name} on {', '.join(test.data.name for test in tests)}")
     header, rows = figures_table(tests)
-    lines = [*figure_notes(origin, tests), *model_lines(origin, tests)]
-    page.section("Figures", block("table", head=header, rows=rows), block("text", lines=lines))
+    page.section(
+        "Figures",
+        block("table", head=header, rows=rows),
+        block("text", lines=[*figure_notes(origin, tests), *model_lines(origin, tests)]),
+    )
     crop = (description["patch_size"], description["test_crop"], description["test_patch_num"])
     for test in tests:
         scored_set = ScoredSet(
