@@ -28,9 +28,7 @@ from hyperiqa.base.files import write_whole
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.runs import (
     differences,
-    footnotes,
     measures,
-    power,
     reading,
     runs_table,
     standards_table,
@@ -65,13 +63,16 @@ def parse() -> argparse.Namespace:
 
 def _add_table_flags(flags: Flags) -> None:
     flags.group("table")
-    compared = "the figure with the interval, which is compared; spaq_srcc: of a cross test"
-    flags.value("--metric", "srcc", compared, FIGURE)
+    flags.value(
+        "--metric",
+        "srcc",
+        "the figure with the interval, which is compared; spaq_srcc: of a cross test",
+        FIGURE,
+    )
     flags.value(
         "--sort", None, "figure by which rows are ordered, best first (default: the metric)", FIGURE
     )
-    is_epoch = re.compile("best|last|[1-9][0-9]*").fullmatch
-    epochs = ("best, last or a number from 1", is_epoch)
+    epochs = ("best, last or a number from 1", re.compile("best|last|[1-9][0-9]*").fullmatch)
     flags.value("--epoch", "best", "which epoch of each run", epochs, metavar="best|last|N")
     flags.switch(
         "--logistic", "logistic", True, "PLCC and RMSE after the usual four-parameter logistic fit"
@@ -156,7 +157,7 @@ def print_report(
     legend = [f"  {short} = {name}\n" for name, short in names if short != name]
     if legend:
         print("".join(legend))
-    for note in [*footnotes.footnotes(entries, measure), *notes]:
+    for note in [*runs_table.footnotes(entries, measure), *notes]:
         print(("- " if options.markdown else "") + note)
     print_settings(entries, layout)
     if comparisons:
@@ -191,7 +192,7 @@ def print_power(options: argparse.Namespace, entries: Sequence[Entry], measure: 
         settings, _ = group([run for entry in entries for run in entry.runs])
     # A run that is not done is in no group, and stands for itself.
     seeds = next((setting for setting in settings if chosen.runs[0] in setting.runs), chosen)
-    print("\n" + "\n".join(power.power(seeds, settings, measure)))
+    print("\n" + "\n".join(differences.power(seeds, settings, measure)))
 
 
 def print_standards(
@@ -217,8 +218,8 @@ def print_standards(
     # What is compared by the metric is tested here too, whatever became of that comparison.
     for pair in comparisons:
         names = f"{layout.short_names[pair.a.name]} − {layout.short_names[pair.b.name]}"
-        for test in standards_table.differences(pair.a, pair.b, sets):
-            tested.append((names, *test))
+        tests = standards_table.differences(pair.a, pair.b, sets)
+        tested += [(names, *test) for test in tests]
     if len(tested) > 1:
         print("Their differences, p-values corrected (Holm):\n")
     corrected = intervals.holm([difference.p for _, _, _, difference, _ in tested])
@@ -266,8 +267,7 @@ def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
     figures = {}
     for part in ("train", "test", *first.cross_tests):
         for name in RECORDED:
-            pairs = zip(entry.runs, chosen_epochs)
-            values = [run.figure(part, name, epoch) for run, epoch in pairs]
+            values = [run.figure(part, name, run.epoch(measure.epoch)) for run in entry.runs]
             figures[f"{part}_{name}"] = float(np.mean(values))
     return {
         "run": entry.name,
@@ -292,8 +292,7 @@ def print_json(
     """Print everything as one JSON object."""
     rows = []
     for entry in entries:
-        settings = [run.settings for run in entry.runs]
-        rows.append({**record_of(entry, measure), "settings": settings})
+        rows.append(record_of(entry, measure) | {"settings": [run.settings for run in entry.runs]})
     pairs = []
     for comparison in comparisons:
         pair = {

@@ -8,7 +8,7 @@ from typing import Any
 from hyperiqa.base.errors import UserError
 from hyperiqa.model import checkpoints
 from hyperiqa.pages.page import Page, block
-from hyperiqa.runs import footnotes, runs_table, standards_table
+from hyperiqa.runs import runs_table, standards_table
 from hyperiqa.runs.differences import Comparison, cannot_be_seen, sentence
 from hyperiqa.runs.entries import Entry
 from hyperiqa.runs.measures import Measure
@@ -32,7 +32,7 @@ def add_runs(
     """
     head, rows = runs_table.table(entries, measure, grouped)
     lines = [f"{short} = {name}" for name, short in short_names.items() if name != short]
-    lines += footnotes.footnotes(entries, measure)
+    lines += runs_table.footnotes(entries, measure)
     page.section(
         "Runs",
         block("table", head=head, rows=_with_short_names(rows, short_names), label="Runs"),

@@ -1,8 +1,11 @@
-"""Two runs, or two settings of several seeds each, compared by the best method for their files."""
+"""Two runs, or two settings of several seeds each, compared by the best method for their files.
+
+And which difference more runs like a given one would show.
+"""
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,8 +14,11 @@ import numpy as np
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.runs.entries import Entry
 from hyperiqa.runs.measures import Measure
-from hyperiqa.runs.reading import Key, Scores
-from hyperiqa.stats import intervals
+from hyperiqa.runs.reading import Key, Run, Scores
+from hyperiqa.stats import intervals, resampling, standards
+
+# Correlation of two models' errors, where there is no second run to measure it on.
+ALIKE = 0.9
 
 
 @dataclass(frozen=True)
@@ -41,13 +47,14 @@ def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
     values_b = [measure.value(run) for run in b.runs]
     if any(math.isnan(value) for value in values_a + values_b):
         source = "the predictions files" if measure.formula is None else "the logs"
-        reason = f"no {measure.metric} of epoch {measure.epoch} in {source} of both"
-        return Comparison(a, b, refused=reason)
+        missing = f"no {measure.metric} of epoch {measure.epoch} in {source} of both"
+        return Comparison(a, b, refused=missing)
     # The log of the public code may not say what it was tested on, which is no reason against it.
     datasets = {run.settings.get("dataset") for run in a.runs + b.runs} - {None}
     if measure.part == "test" and len(datasets) > 1:
-        reason = f"tested on different data sets: {', '.join(sorted(datasets))}"
-        return Comparison(a, b, refused=reason)
+        return Comparison(
+            a, b, refused=f"tested on different data sets: {', '.join(sorted(datasets))}"
+        )
     if len(a.runs) == len(b.runs) == 1:
         return _compare_runs(measure, a, b)
     keys = measure.common_images(a.runs + b.runs)
@@ -64,12 +71,11 @@ def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
 
 
 def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
-    """Compare two single runs."""
     run_a, run_b = a.runs[0], b.runs[0]
     scores_a, scores_b = measure.scores(run_a), measure.scores(run_b)
     if scores_a is None or scores_b is None:
         return _compare_by_numbers_of_images(measure, a, b)
-    keys = _common_keys(scores_a, scores_b)
+    keys = tuple(sorted(set(scores_a.keys) & set(scores_b.keys)))
     reason = _reason_against_pairing(scores_a, scores_b, keys)
     if reason:
         return Comparison(a, b, refused=reason)
@@ -95,12 +101,6 @@ def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Compa
     return Comparison(a, b, "number of images", min(images_a, images_b), difference)
 
 
-def _common_keys(scores_a: Scores, scores_b: Scores) -> tuple[Key, ...]:
-    if scores_a.keys == scores_b.keys:
-        return scores_a.keys
-    return tuple(sorted(set(scores_a.keys) & set(scores_b.keys)))
-
-
 def _reason_against_pairing(scores_a: Scores, scores_b: Scores, keys: tuple[Key, ...]) -> str:
     """Why the two runs' common images are no base for a comparison; "" where they are."""
     # The images that few runs share may be no fair sample of either's set.
@@ -108,9 +108,7 @@ def _reason_against_pairing(scores_a: Scores, scores_b: Scores, keys: tuple[Key,
     if len(keys) < max(10, fewer / 2):
         return f"only {len(keys)} of {fewer} images are in both predictions files"
     # Other opinions of the same images: another release or another scale.
-    _, mos_a = scores_a.on(keys)
-    _, mos_b = scores_b.on(keys)
-    unequal = int((np.abs(mos_a - mos_b) > 1e-6).sum())
+    unequal = int((np.abs(scores_a.on(keys)[1] - scores_b.on(keys)[1]) > 1e-6).sum())
     if unequal:
         return f"{unequal} of {len(keys)} common images have different MOS"
     return ""
@@ -124,8 +122,8 @@ def compare_all(measure: Measure, pairs: Sequence[tuple[Entry, Entry]]) -> list[
         # What was refused is no test, and makes the others no less sure.
         is_tested = comparison.difference and not comparison.refused
         p_values.append(comparison.difference.p if is_tested else float("nan"))
-    corrected = intervals.holm(p_values)
-    return [replace(comparison, corrected=p) for comparison, p in zip(comparisons, corrected)]
+    corrected = zip(comparisons, intervals.holm(p_values))
+    return [replace(comparison, corrected=p) for comparison, p in corrected]
 
 
 def sentence(
@@ -155,15 +153,13 @@ def sentence(
 
 def cannot_be_seen(comparison: Comparison) -> str:
     """Which differences the comparison could not have shown; "" where that is not known."""
-    if comparison.difference is None or comparison.refused:
-        return ""
-    visible = comparison.difference.visible
-    if math.isnan(visible):
+    difference = comparison.difference
+    if difference is None or comparison.refused or math.isnan(difference.visible):
         return ""
     fewest = min(len(comparison.a.runs), len(comparison.b.runs))
     images = f"{comparison.images:,} images and " if comparison.images else ""
     seeds = "one seed" if fewest == 1 else f"{fewest} seeds"
-    return f"differences under {visible:.4f} cannot be seen with {images}{seeds}"
+    return f"differences under {difference.visible:.4f} cannot be seen with {images}{seeds}"
 
 
 def difference_text(difference: intervals.Difference, corrected: float | None) -> str:
@@ -206,7 +202,7 @@ def find_entry(name: str, entries: Sequence[Entry], flag: str) -> Entry:
     # A whole name goes before a part: `a` is found beside `ab`.
     matches = [entry for entry in entries if name in _names(entry)]
     if not matches:
-        matches = [entry for entry in entries if _has_in_a_name(entry, name)]
+        matches = [entry for entry in entries if name in "\n".join(_names(entry))]
     if len(matches) == 1:
         return matches[0]
     problem = "no such run"
@@ -220,5 +216,64 @@ def _names(entry: Entry) -> list[str]:
     return [entry.name, *(run.name for run in entry.runs)]
 
 
-def _has_in_a_name(entry: Entry, part: str) -> bool:
-    return any(part in name for name in _names(entry))
+def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
+    """The smallest differences that more runs like this entry's would show, on its images.
+
+    entries: the settings that are known, which tell how much two of them differ by chance.
+    """
+    keys = measure.common_images(entry.runs)
+    if keys is None:
+        yield f"{entry.name}: no power without predictions of its best epoch"
+        return
+    draws = [measure.draws(run, keys) for run in entry.runs]
+    other_runs = _runs_on(keys, [setting for setting in entries if setting is not entry], measure)
+    if other_runs:
+        variances = [np.nanvar(draws[0] - measure.draws(run, keys)) for run in other_runs]
+        pair = float(np.median(variances))
+        pair_note = (
+            f"another setting is taken to differ like the other runs here ({len(other_runs)})"
+        )
+    else:
+        pair = _made_up_pair(measure, entry.runs[0], keys)
+        pair_note = f"another setting's errors are taken to correlate by {ALIKE} with this run's"
+    of_seeds = 0.0
+    spread = 0.0
+    seeds_note = "how seeds spread, and what more of them bring, is not known from one"
+    if len(draws) > 1:
+        variances = [np.nanvar(x - y) for x, y in itertools.combinations(draws, 2)]
+        of_seeds = float(np.mean(variances))
+        variance = float(np.var([measure.value(run) for run in entry.runs], ddof=1))
+        # A difference of two seeds varies over images twice as much as a seed does.
+        spread = max(0.0, variance - of_seeds / 2)
+        seeds_note = (
+            f"seeds spread by {math.sqrt(spread):.4f} beyond what images do, "
+            f"known from {len(draws)}"
+        )
+    yield (
+        f"Smallest difference in {measure.metric} found 80 times in 100, {len(keys):,} images, "
+        "by seeds per setting:"
+    )
+    # One seed a setting is as sure as its images, whatever seeds do.
+    first, *more = intervals.visible_differences(pair, of_seeds, spread)
+    cells = [f"{seeds}: {value:.4f}" for seeds, value in enumerate(more, 2)]
+    yield "  ".join([f"1 (images alone): {first:.4f}", *cells])
+    yield f"{entry.name}: {pair_note}; {seeds_note}"
+
+
+def _runs_on(keys: tuple[Key, ...], entries: Sequence[Entry], measure: Measure) -> list[Run]:
+    runs = itertools.chain.from_iterable(entry.runs for entry in entries)
+    return [run for run in runs if measure.common_images([run]) == keys]
+
+
+def _made_up_pair(measure: Measure, run: Run, keys: Sequence[Key]) -> float:
+    """The variance over resamples of the difference to a made-up run.
+
+    The made-up run's errors are as large as this one's, and correlate with them by `ALIKE`.
+    """
+    score, mos = measure.scores(run).on(keys)
+    mapped = standards.monotonic_cubic(score, mos)
+    error = mapped - mos
+    shuffled = np.random.default_rng(0).permutation(error)
+    made_up = mos + ALIKE * error + math.sqrt(1 - ALIKE**2) * shuffled
+    draws = resampling.bootstrap(measure.name, np.stack([mapped, made_up]), mos, measure.resamples)
+    return float(np.nanvar(draws[:, 0] - draws[:, 1]))

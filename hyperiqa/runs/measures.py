@@ -73,8 +73,7 @@ class Measure:
         The resamples are the same for every run that has the images.
         """
         if (run, keys) not in self._draws:
-            score, mos = self.scores(run).on(keys)
-            draws = resampling.bootstrap(self.name, score, mos, self.resamples)
+            draws = resampling.bootstrap(self.name, *self.scores(run).on(keys), self.resamples)
             self._draws[run, keys] = draws[:, 0]
         return self._draws[run, keys]
 
@@ -92,8 +91,8 @@ class Measure:
             predictions = np.stack([scores.score for _, scores in members])
             mos = members[0][1].mos
             draws = resampling.bootstrap(self.name, predictions, mos, self.resamples)
-            for i, (run, _) in enumerate(members):
-                self._draws[run, keys] = draws[:, i]
+            for (run, _), draws_of_run in zip(members, draws.T):
+                self._draws[run, keys] = draws_of_run
 
     def estimate(self, entry: Entry) -> Estimate:
         """The entry's figure with its interval, over images and, where it has several, seeds."""
@@ -102,8 +101,8 @@ class Measure:
         if len(values) > 1:
             return self._estimate_over_seeds(entry, values, keys)
         if keys is not None:
-            draws = self.draws(entry.runs[0], keys)
-            return Estimate(values[0], *intervals.percentile_interval(draws))
+            bounds = intervals.percentile_interval(self.draws(entry.runs[0], keys))
+            return Estimate(values[0], *bounds)
         images = entry.runs[0].images.get(self.part)
         if self.formula is None or images is None or math.isnan(values[0]):
             return Estimate(values[0])

@@ -36,6 +36,7 @@ _SWIN = "swin_{}_patch4_window7_224"
 _SETTING = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
 # No log writes longer lines itself.
 _LONGEST = 20_000
+_ENDS = {"Interrupted": "interrupted", "error: ": "failed"}
 _WORDS = {"None": None, "True": True, "False": False}
 
 
@@ -57,8 +58,6 @@ def read_log(path: Path) -> list[dict]:
 
 
 class _Reader:
-    """Takes a log line by line and keeps what the records need."""
-
     def __init__(self, stem: str):
         self.stem = stem
         self.recognised = False
@@ -174,14 +173,8 @@ class _Reader:
         if self.status != "early_stopped":
             self.status = "finished"
 
-    def on_traceback(self, match: re.Match) -> None:
-        self._end("crashed")
-
-    def on_interrupt(self, match: re.Match) -> None:
-        self._end("interrupted")
-
-    def on_error(self, match: re.Match) -> None:
-        self._end("failed", match.string)
+    def on_end(self, match: re.Match) -> None:
+        self._end(_ENDS.get(match[0], "crashed"), match.string if match[0] == "error: " else "")
 
     def _set_flags(self, settings: Iterable[tuple[str, str]], prefix: str = "") -> None:
         self.flags.update((prefix + name, _value(text)) for name, text in settings)
@@ -238,12 +231,14 @@ class _Reader:
         last = max((epoch for number, epoch in self.rows if number == self.round), default=0)
         if self.status == "cut off" and last and last == self.flags.get("epochs"):
             self.status = "finished"
-        run = {"type": "run", "name": self.stem, "flags": self.flags, "data": self.data, **self.run}
-        end = {"type": "end", "status": self.status, "problem": self.problem}
-        return [run, *epochs, {**end, "rounds": list(self.rounds.values())}]
+        rounds = list(self.rounds.values())
+        return [
+            {"type": "run", "name": self.stem, "flags": self.flags, "data": self.data, **self.run},
+            *epochs,
+            {"type": "end", "status": self.status, "problem": self.problem, "rounds": rounds},
+        ]
 
     def _set_public_defaults(self, epochs: list[dict]) -> None:
-        """What the public code does where its log says nothing."""
         self.run["code"] = "public"
         self.flags.setdefault("backbone", "resnet50")
         if self.columns:
@@ -270,9 +265,7 @@ _ACTIONS: dict[str, Callable[[_Reader, re.Match], None]] = {
     r"Best SRCC: .*?\(epoch (\d+)\)": _Reader.on_best_epoch,
     "Early stopping triggered": _Reader.on_early_stop,
     "Testing median SRCC|Median test of": _Reader.on_medians,
-    r"Traceback \(most recent call last\)": _Reader.on_traceback,
-    "Interrupted": _Reader.on_interrupt,
-    "error: ": _Reader.on_error,
+    r"Traceback \(most recent call last\)|Interrupted|error: ": _Reader.on_end,
 }
 
 
@@ -295,7 +288,6 @@ def _number(text: str) -> float | None:
 
 
 def _value(text: str) -> object:
-    """A setting as it was before it was written into the log."""
     if text in _WORDS:
         return _WORDS[text]
     for kind in (int, float):

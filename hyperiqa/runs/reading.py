@@ -40,7 +40,7 @@ class Scores:
 
     def on(self, keys: Sequence[Key]) -> tuple[np.ndarray, np.ndarray]:
         """(scores, MOS) of these images."""
-        place = {key: i for i, key in enumerate(self.keys)}
+        place = dict(zip(self.keys, range(len(self.keys))))
         chosen = [place[key] for key in keys]
         return self.score[chosen], self.mos[chosen]
 
@@ -161,17 +161,17 @@ class Run:
         """
         if self.predictions is None:
             return None
-        name = self.predictions.name.replace("_predictions.csv", "_epochs.npz")
-        file = self.predictions.with_name(name)
+        file = self.predictions.with_name(
+            self.predictions.name.replace("_predictions.csv", "_epochs.npz")
+        )
         if not file.is_file():
             return None
         with reading_file(file, "not a run's epochs", Exception), np.load(file) as arrays:
             if f"{part}_error" not in arrays:
                 return None
-            images = arrays[f"{part}_images"].tolist()
-            values = arrays[f"{part}_error"].tolist()
+            images = zip(arrays[f"{part}_images"].tolist(), arrays[f"{part}_error"].tolist())
         # A second image of one name has no error: the file does not tell which is whose.
-        error_of = {(image, 0): error for image, error in zip(images, values)}
+        error_of = {(image, 0): error for image, error in images}
         errors = np.array([error_of.get(key, NAN) for key in keys])
         return errors if np.isfinite(errors).all() else None
 
@@ -232,7 +232,7 @@ def read_runs(path: Path) -> list[Run]:
             epochs.setdefault(record["round"], {})[record["epoch"]] = record
         else:
             choices |= {choice["round"]: choice for choice in record.get("rounds", ())}
-    status = records[-1]["status"] if records[-1]["type"] == "end" else UNDER_WAY
+    status = records[-1].get("status", UNDER_WAY)
     images = {part: n for part, n in header.get("data", {}).items() if isinstance(n, int)}
     numbers = sorted(epochs) or [1]
     several = len(numbers) > 1 or int(header["flags"].get("train_test_num") or 1) > 1
@@ -315,7 +315,6 @@ def _settings(header: dict) -> dict[str, str]:
 
 
 def _shown(value: object) -> str:
-    """A flag's value in a few characters."""
     if isinstance(value, dict):
         value = [f"{name}={item}" for name, item in value.items()]
     if isinstance(value, (list, tuple)):

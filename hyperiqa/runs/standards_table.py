@@ -31,7 +31,6 @@ def with_overall(sets: Sets) -> Sets:
 
 
 def _in_all(figures: Sequence[Mapping[str, Measured]]) -> list[str]:
-    """Names of the standards' figures that all of these have, in the order of the standards."""
     shared = set.intersection(*(set(measured) for measured in figures))
     return [name for name in STANDARDS if name in shared]
 
@@ -83,11 +82,10 @@ def differences(
     """
     tested = []
     for dataset, name in itertools.product(sets[a], STANDARDS):
-        figure_a, figure_b = sets[a][dataset].get(name), sets[b].get(dataset, {}).get(name)
-        if figure_a is None or figure_b is None:
-            continue
-        # Influences are subtracted image by image.
-        if len(figure_a.influence) != len(figure_b.influence):
+        figure_a = sets[a][dataset].get(name)
+        figure_b = sets[b].get(dataset, {}).get(name)
+        # Influences are subtracted image by image, of which both must have the same number.
+        if not figure_a or not figure_b or len(figure_a.influence) != len(figure_b.influence):
             continue
         p = _residuals_p(a, b, dataset) if name == "rmse" and dataset != ALL else NAN
         tested.append((dataset, name, standards.difference(figure_a, figure_b), p))

@@ -63,8 +63,7 @@ def _without_words(text: str, shared: Collection[str]) -> str:
 def _without_middle(text: str, width: int) -> str:
     # More is kept of the end: what tells runs apart comes late in their names.
     head = (width - 1) // 3
-    tail = width - 1 - head
-    return re.sub("…+", "…", text[:head] + "…" + text[len(text) - tail :])
+    return re.sub("…+", "…", text[:head] + "…" + text[len(text) - width + 1 + head :])
 
 
 def _unlike(taken: Collection[str], text: str, width: int) -> str:

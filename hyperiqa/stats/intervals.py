@@ -77,7 +77,7 @@ FORMULAS = {"srcc": bonett_wright, "plcc": fisher}
 
 
 def _from_z(r: float, images: int, variance: float) -> tuple[float, float]:
-    """The interval of a correlation whose Fisher's z has the variance `variance / (images - 3)`."""
+    # Fisher's z has the variance `variance / (images - 3)`.
     if images < 4 or not -1 <= r <= 1:
         return NAN, NAN
     if abs(r) == 1:
@@ -99,11 +99,11 @@ def unpaired_difference(
     low = a - b - np.hypot(a - low_a, high_b - b)
     high = a - b + np.hypot(high_a - a, b - low_b)
     # The interval's half that reaches towards zero is as long as norm.ppf(0.975) standard errors.
-    half = a - b - low if a > b else high - (a - b)
-    error = half / INTERVAL_IN_ERRORS
+    error = (a - b - low if a > b else high - (a - b)) / INTERVAL_IN_ERRORS
     p = float(2 * stats.norm.sf(abs(a - b) / error)) if error else 1.0
-    visible = float(DETECTABLE_IN_ERRORS * error)
-    return Difference(a - b, float(low), float(high), p, approximate=True, visible=visible)
+    return Difference(
+        a - b, float(low), float(high), p, True, visible=float(DETECTABLE_IN_ERRORS * error)
+    )
 
 
 def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) -> Difference:
@@ -137,7 +137,8 @@ def group_difference(
     of one seed is taken to spread like the other (`_against_one`), which must have more.
     """
     value = float(np.mean(figures_a) - np.mean(figures_b))
-    means_a, means_b = draws_a.mean(1), draws_b.mean(1)
+    means_a = draws_a.mean(1)
+    means_b = draws_b.mean(1)
     if min(len(figures_a), len(figures_b)) == 1:
         by_images = float(np.nanvar(means_a - means_b))
         if len(figures_a) >= len(figures_b):
@@ -147,9 +148,9 @@ def group_difference(
     means_a = means_a + _drawn_seeds(np.asarray(figures_a, float), draws_a, random)
     means_b = means_b + _drawn_seeds(np.asarray(figures_b, float), draws_b, random)
     variance = float(np.nanvar(means_a - means_b))
+    freedom = _satterthwaite(variance, figures_a, figures_b)
     # No fewer than the smaller group has by itself.
-    fewest = min(len(figures_a), len(figures_b)) - 1
-    return _student(value, variance, max(fewest, _satterthwaite(variance, figures_a, figures_b)))
+    return _student(value, variance, max(min(len(figures_a), len(figures_b)) - 1, freedom))
 
 
 def _drawn_seeds(figures: np.ndarray, draws: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -169,12 +170,10 @@ def _drawn_seeds(figures: np.ndarray, draws: np.ndarray, random: np.random.Gener
 
 def _variance_by_images(draws: np.ndarray) -> np.floating:
     """The variance between seeds that finitely many images bring by chance, from draws (B, k)."""
-    beside_the_mean = draws - draws.mean(1, keepdims=True)
-    return np.nanvar(beside_the_mean, axis=0).sum() / (draws.shape[1] - 1)
+    return np.nanvar(draws - draws.mean(1, keepdims=True), axis=0).sum() / (draws.shape[1] - 1)
 
 
 def _satterthwaite(variance: float, *groups: Sequence[float]) -> float:
-    """Degrees of freedom of a variance to which these groups' means contribute."""
     squares = sum(_variance_of_mean(group) ** 2 / (len(group) - 1) for group in groups)
     return float(variance**2 / squares) if squares else np.inf
 
@@ -192,9 +191,9 @@ def _against_one(
     JASA 84, 1989). by_images: the difference's variance over images.
     """
     k = len(figures)
-    spread = np.var(figures, ddof=1)
     # A thousand spreads, each as plausible: midpoints of equal shares of the chi-square law.
-    plausible = (k - 1) * spread / stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, k - 1)
+    quantiles = stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, k - 1)
+    plausible = (k - 1) * np.var(figures, ddof=1) / quantiles
     of_seeds = np.maximum(0, plausible - _variance_by_images(draws))
     errors = np.sqrt(by_images + of_seeds * (1 + 1 / k))
     if not errors.max():
@@ -220,14 +219,12 @@ def welch_difference(figures_a: Sequence[float], figures_b: Sequence[float]) -> 
     if min(len(figures_a), len(figures_b)) < 2:
         return Difference(value, NAN, NAN, NAN, approximate=True)
     variance = float(_variance_of_mean(figures_a) + _variance_of_mean(figures_b))
-    freedom = _satterthwaite(variance, figures_a, figures_b)
-    return _student(value, variance, freedom, approximate=True)
+    return _student(value, variance, _satterthwaite(variance, figures_a, figures_b), True)
 
 
 def _student(
     value: float, variance: float, freedom: float, approximate: bool = False
 ) -> Difference:
-    """A difference with Student's interval and p-value."""
     error = np.sqrt(variance)
     reach = stats.t.ppf(UPPER_QUANTILE, freedom) * error
     p = 2 * stats.t.sf(abs(value) / error, freedom) if error else float(value == 0)
@@ -265,9 +262,7 @@ def selection_bias(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int = 
     tested on the other half, and the other way round; twice the images halve the variance, hence
     1/sqrt(2). nan below two epochs or eight images.
     """
-    fewest_epochs = min(len(scores) for scores, _ in sets)
-    fewest_images = min(len(mos) for _, mos in sets)
-    if fewest_epochs < 2 or fewest_images < 8:
+    if any(len(scores) < 2 or len(mos) < 8 for scores, mos in sets):
         return NAN
     random = np.random.default_rng(0)
     biases = []
@@ -275,19 +270,15 @@ def selection_bias(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int = 
         halves = [np.array_split(random.permutation(len(mos)), 2) for _, mos in sets]
         first = _mean_srcc(sets, [half for half, _ in halves])
         second = _mean_srcc(sets, [half for _, half in halves])
-        biases.append(first.max() - second[first.argmax()])
-        biases.append(second.max() - first[second.argmax()])
+        biases += [first.max() - second[first.argmax()], second.max() - first[second.argmax()]]
     return float(np.mean(biases) / np.sqrt(2))
 
 
 def _mean_srcc(
     sets: Sequence[tuple[np.ndarray, np.ndarray]], images: Sequence[np.ndarray]
 ) -> np.ndarray:
-    """SRCC (E,) of each epoch on some images of each set, the mean over the sets."""
-    by_set = []
-    for (scores, mos), chosen in zip(sets, images):
-        by_set.append(_plain_srcc(scores[:, chosen], mos[chosen]))
-    return np.mean(by_set, 0)
+    pairs = zip(sets, images)
+    return np.mean([_plain_srcc(scores[:, i], mos[i]) for (scores, mos), i in pairs], 0)
 
 
 def _plain_srcc(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
@@ -319,10 +310,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Holm, Scand. J. Statist. 6, 1979. A p-value that is nan stands for no test, and stays nan.
     """
     tested = [i for i, p in enumerate(p_values) if not np.isnan(p)]
-    tested.sort(key=p_values.__getitem__)
     corrected = [NAN] * len(p_values)
     largest = 0.0
-    for rank, i in enumerate(tested):
+    for rank, i in enumerate(sorted(tested, key=p_values.__getitem__)):
         # A larger p-value never comes out below a smaller one.
         largest = max(largest, min(1.0, (len(tested) - rank) * p_values[i]))
         corrected[i] = largest

@@ -30,7 +30,6 @@ def _finite(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _defined(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
-    """Both as vectors of doubles; None where a correlation of them is undefined."""
     pair = _finite(prediction, mos)
     # A range of zero, not a deviation of zero: the mean of equal numbers may be rounded.
     if pair is None or np.ptp(pair[0]) == 0 or np.ptp(pair[1]) == 0:

@@ -6,6 +6,7 @@ the figures of K models on each resample, (K, b).
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -34,8 +35,8 @@ def resample_counts(
         columns = min(chunk, resamples - start)
         drawn = random.integers(0, images, (images, columns), dtype=np.int64)
         # One histogram over (image, resample) counts all columns at once.
-        cells = drawn * columns + np.arange(columns)
-        counts = np.bincount(cells.ravel(), minlength=images * columns)
+        cells = (drawn * columns + np.arange(columns)).ravel()
+        counts = np.bincount(cells, minlength=images * columns)
         yield counts.reshape(images, columns).astype(np.float64)
 
 
@@ -48,10 +49,7 @@ def bootstrap(
     """
     predictions = np.atleast_2d(predictions).astype(np.float64)
     mos = np.asarray(mos, np.float64)
-    if metric in _FIGURES:
-        figures = _FIGURES[metric](predictions, mos)
-    else:
-        figures = _one_by_one(metric, predictions, mos)
+    figures = _FIGURES.get(metric, partial(_one_by_one, metric))(predictions, mos)
     chunk = _PAIR_CHUNK if metric == "krcc" else _CHUNK
     draws = [figures(counts).T for counts in resample_counts(len(mos), resamples, seed, chunk)]
     return np.concatenate(draws)
@@ -164,8 +162,8 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
     def figures(counts: np.ndarray) -> np.ndarray:
         chunks = np.split(counts, range(_CHUNK, counts.shape[1], _CHUNK), axis=1)
         # Single precision holds the whole numbers up to 2^24 exactly.
-        singles = [np.ascontiguousarray(chunk, np.float32) for chunk in chunks]
-        return np.concatenate([figures_of_chunk(chunk) for chunk in singles], axis=1)
+        parts = [figures_of_chunk(np.ascontiguousarray(chunk, np.float32)) for chunk in chunks]
+        return np.concatenate(parts, axis=1)
 
     return figures
 
@@ -214,7 +212,7 @@ def _rmse(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 
 
 def _one_by_one(metric: str, predictions: np.ndarray, mos: np.ndarray) -> Figures:
-    """Any figure of `metrics.FIGURES`, resample by resample: for those without a faster form."""
+    # For figures without a faster form.
     figure_of = metrics.FIGURES[metric].of
 
     def figures(counts: np.ndarray) -> np.ndarray:
@@ -231,6 +229,6 @@ _FIGURES = {"srcc": _srcc, "plcc": _plcc, "krcc": _krcc, "rmse": _rmse}
 
 
 def _ratio(covariance: np.ndarray, spreads: np.ndarray) -> np.ndarray:
-    """A correlation; nan where a spread is zero but for rounding."""
+    # A spread that is zero but for rounding leaves the correlation undefined.
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(spreads > 1e-24, np.clip(covariance / np.sqrt(spreads), -1, 1), np.nan)

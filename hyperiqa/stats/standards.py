@@ -284,18 +284,17 @@ def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> di
     if len(mos) < 10 or np.ptp(scores) == 0:
         return {}
     sample = Sample(scores, mos, error)
-    measurable = {n: s for n, s in STANDARDS.items() if error is not None or not s.votes}
-    return {name: standard.of(sample) for name, standard in measurable.items()}
+    names = [name for name in STANDARDS if error is not None or not STANDARDS[name].votes]
+    return {name: STANDARDS[name].of(sample) for name in names}
 
 
 def estimate(name: str, measured: Measured) -> Estimate:
     """The figure with its 95 % interval, on the scale that keeps it in its range."""
     value = measured.value
-    error = measured.error
     n = len(measured.influence)
-    if not np.isfinite(value) or not np.isfinite(error):
+    if not np.isfinite([value, measured.error]).all():
         return Estimate(value)
-    reach = np.array([-1, 1]) * stats.t.ppf(UPPER_QUANTILE, n - 1) * error
+    reach = np.array([-1, 1]) * stats.t.ppf(UPPER_QUANTILE, n - 1) * measured.error
     if STANDARDS[name].scale == "log":
         return Estimate(value, *(value * np.exp(reach / (value or 1))).tolist())
     # A share of 0 or 1 has no logit: half an image is put on the other side.
@@ -306,8 +305,8 @@ def estimate(name: str, measured: Measured) -> Estimate:
 
 def difference(a: Measured, b: Measured) -> Difference:
     """A − B of two models on the same images."""
-    between = Measured(a.value - b.value, a.influence - b.influence)
-    value = between.value
+    value = a.value - b.value
+    between = Measured(value, a.influence - b.influence)
     error = between.error
     if np.isnan(value):
         return Difference(value, NAN, NAN, NAN)
@@ -328,7 +327,8 @@ def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
     is for independent residuals, finds them too seldom. nan below four images and where the sum
     or the difference is constant.
     """
-    plus, minus = residuals_a + residuals_b, residuals_a - residuals_b
+    plus = residuals_a + residuals_b
+    minus = residuals_a - residuals_b
     defined = len(plus) >= 4 and np.ptp(plus) > 0 and np.ptp(minus) > 0
     return float(stats.pearsonr(plus, minus).pvalue) if defined else NAN
 
