@@ -74,6 +74,7 @@ def find_sets(
         paths[name] = Path(path) if path and Path(path).exists() else None
     trained = [name for name in sets if sets[name]["trained"]]
     words = [*options.cross_test, *options.dataset_path]
+    # A single path without a name is that of the only set.
     if len(options.dataset_path) == 1 and "=" not in options.dataset_path[0]:
         words[-1] = f"{trained[0]}={words[-1]}"
     if options.spaq_path:
@@ -119,6 +120,7 @@ def print_facts(facts: Sequence[tuple[str, str]]) -> None:
 
 def print_checks(checks: Sequence[Any]) -> None:
     """Print a line for each `Check`, and how many have each verdict."""
+    # The verdicts stand below each other.
     width = max(len(check.item) for check in checks)
     print()
     for check in checks:
@@ -156,6 +158,7 @@ def main() -> int:
     if options.repeat:
         checks += certificate_checks.check_retrained(description, set_paths)
 
+    # Without a verdict: the figures are reproduced, but they may be better than they should be.
     if twins:
         pairs = first_five(f"{test} ~ {training}" for (test, _), (training, _) in twins)
         print(
@@ -165,6 +168,7 @@ def main() -> int:
         page.draw_pairs(options.sheet, f"Near duplicates, {description['run']}", twins)
     print_checks(checks)
     verdicts = {check.verdict for check in checks}
+    # What differs weighs more than what could not be checked.
     if certificate_checks.DIFFERS in verdicts:
         return 1
     return 3 if certificate_checks.UNCHECKED in verdicts else 0

@@ -138,6 +138,7 @@ def made_with(model: "QualityModel", precision: str) -> str:
 
     The digest is the same whichever file the weights lie in.
     """
+    # Over the tensors: the bytes of a file would differ with its format and its description.
     digest = hashlib.sha256()
     for name, tensor in sorted(model.net.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -221,6 +222,7 @@ class Rows:
                 self.tally.failures.append(f"{image} ({problem})")
             return
         self.tally.scored += 1
+        # This decodes the image once more: the scores come without their pixels.
         if self.options.map:
             from hyperiqa.scoring import maps
 
@@ -279,6 +281,7 @@ def run(
     if not model.description["described"]:
         print(assumptions(options.checkpoint, model), file=sys.stderr)
     made = made_with(model, options.precision)
+    # An earlier run's rows are kept only where they were made with the same.
     done = take_up_output(options, made, sources, tally)
     remaining = list(without_repeats(sources, done))
     images: Iterator[str | None] = iter(remaining)
@@ -307,6 +310,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tally = Tally()
     passed: list[str] = []
     images = find_images(options.sources, options.sheet, passed)
+    # A file may be named twice, as itself and by its folder.
     sources = list(without_repeats(images, set()))
     try:
         with StopSignals() as signals:

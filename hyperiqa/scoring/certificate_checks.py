@@ -85,6 +85,7 @@ def compare_figure(item: str, certified: Sequence[float | None], current: Sequen
     """
     item = f"{item} {_figure_text(certified)}"
     gap = max(_gap(before, now) for before, now in zip(certified, current))
+    # The bootstrap draws the same images again, so that the bounds are compared like the value.
     if gap > TOLERANCE:
         return Check(item, DIFFERS, f"now {_figure_text(current)}")
     return Check(item, REPRODUCED, "exactly" if gap == 0 else f"to {gap:.1g}")
@@ -123,15 +124,13 @@ def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) ->
         run = f"{run}_round{certified['round']}"
     predictions = log_dir / f"{run}_predictions.csv"
     yield _check_digest(
-        "predictions", certified["predictions"], partial(_digest_of_predictions, predictions)
+        "predictions",
+        certified["predictions"],
+        lambda: certificate.predictions_digest(read_predictions(predictions)),
     )
     for flag, start in certified["starts"].items():
         weights_now = partial(certificate.weights_of, flag, Path(start["file"]))
         yield _check_digest(f"--{flag} {start['file']}", start["weights"], weights_now)
-
-
-def _digest_of_predictions(path: Path) -> str:
-    return certificate.predictions_digest(read_predictions(path))
 
 
 def _check_digest(item: str, certified: str, digest_now: Callable[[], str]) -> Check:
@@ -150,10 +149,12 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
     settings = settings_again(
         model.description,
         trained=dict(paths),
+        # Each cross test is read on its own.
         cross_test={},
         cache=options.cache,
         cache_dir=options.cache_dir,
         image_root=options.image_root,
+        # The run has refused images that are in two sets, or was told to allow them.
         allow_overlap=True,
     )
     data = RunData(settings, model.description["seed"])
@@ -229,11 +230,9 @@ def check_sets(
 
 
 def _unchecked(names: Sequence[str], parts: Sequence[str], reason: str) -> Iterator[Check]:
-    for name in names:
-        yield Check(f"{name} records", UNCHECKED, reason)
-        yield Check(f"{name} pixels", UNCHECKED, reason)
-    for part in parts:
-        yield Check(part, UNCHECKED, reason)
+    digests = [f"{name} {digest}" for name in names for digest in ("records", "pixels")]
+    for item in (*digests, *parts):
+        yield Check(item, UNCHECKED, reason)
 
 
 def _compare_sets(certified: Mapping[str, Any], read_sets: ReadSets) -> Iterator[Check]:
@@ -271,6 +270,7 @@ def check_retrained(description: Mapping[str, Any], paths: Paths) -> Iterator[Ch
         run_folder = Path(folder, "again")
         if certified["round"] > 1:
             run_folder /= f"round{certified['round']}"
+        # Read whole, before the temporary folder is removed.
         state, retrained = checkpoints.load_model(checkpoints.find_model(run_folder))
     yield compare("trained anew: weights", certified["weights"], checkpoints.digest(state))
     for part, figures in certified["figures"].items():
@@ -292,7 +292,8 @@ def _training_words(certified: Mapping[str, Any], paths: Paths) -> list[str]:
             trained_sets.append(word)
         else:
             cross_tests.append(word)
-    # The demo finds its cross test itself.
+    # The sets' flags are replaced by others, for the sets may lie elsewhere here. The demo finds
+    # its cross test itself.
     if "demo" not in certified["sets"]:
         words = without_flags(words, "--spaq_path", "--cross_test", "--no_spaq")
         words += ["--cross_test", *cross_tests] if cross_tests else ["--no_spaq"]

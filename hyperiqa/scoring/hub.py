@@ -60,6 +60,7 @@ def card(description: Mapping[str, Any], repo: str) -> ModelCard:
         model_name=name,
         eval_results=results or None,
     )
+    # Below the metadata, the card is markdown.
     lines = _usage_lines(description, name, repo)
     if figures:
         lines += ["| data set | figure | value | 95 % |", "|---|---|---|---|"]
@@ -109,6 +110,7 @@ def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, float, 
     names = {"test": trained_on, "val": f"{trained_on} validation"}
     for part, figures in tested_parts.items():
         for figure, estimate in figures.items():
+            # [value, low, high] in a certificate, the value alone in a description's metrics.
             value, *bounds = estimate if isinstance(estimate, list) else [estimate]
             if value is None or math.isnan(value):
                 continue

@@ -1,5 +1,7 @@
-"""Where a model looks: its scores all over an image, the stages that its fusion weighs, and the
-weights that it generates for the image.
+"""Where a model looks, and what it generates for an image.
+
+That is: its scores all over the image, the stages that its fusion weighs, and the weights of the
+target network.
 """
 
 import re
@@ -116,6 +118,7 @@ def coloured(image_maps: ImageMaps, higher_is_better: bool) -> tuple[Image.Image
     """The map laid over the image: (picture, score of its darkest colour, of its brightest)."""
     dark = float(image_maps.map.min())
     bright = float(image_maps.map.max())
+    # Bright is always the better end.
     if not higher_is_better:
         dark, bright = bright, dark
     # A flat map has no range to divide by.

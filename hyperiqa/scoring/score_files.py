@@ -100,6 +100,7 @@ def _csv_line(values: Sequence[Any]) -> str:
     cells = []
     for value in values:
         cell = "" if value is None else str(value)
+        # As RFC 4180 quotes cells.
         if re.search('[",\r\n]', cell):
             cell = '"' + cell.replace('"', '""') + '"'
         cells.append(cell)
@@ -139,6 +140,7 @@ def _parse_row(path: Path, form: str, number: int, text: str) -> dict | None:
         else:
             cells = next(csv.reader([text]))
             row = dict(zip(COLUMNS, cells, strict=True))
+        # The header has been parsed like a row: its cells are its own column names.
         if form == "csv" and number == 1:
             if tuple(row.values()) != COLUMNS:
                 raise ValueError
@@ -215,8 +217,5 @@ def _differences(made_before: str, made_now: str) -> str:
 
 
 def _settings(made_with: str) -> dict[str, str]:
-    settings = {}
-    for word in made_with.split():
-        name, _, value = word.partition("=")
-        settings[name] = value
-    return settings
+    words = [word.partition("=") for word in made_with.split()]
+    return {name: value for name, _, value in words}
