@@ -23,7 +23,6 @@ from hyperiqa.images.cache import put_on_gpu
 from hyperiqa.images.perceptual_hash import near_duplicates
 from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.stats import intervals, metrics, resampling, standards
-from hyperiqa.stats.intervals import Estimate
 from hyperiqa.training import engine
 from hyperiqa.training.batches import DecodedSet, drop_bad_images
 from hyperiqa.training.certificate import training_hashes
@@ -59,7 +58,7 @@ class SetTest:
     images: DecodedSet | None = None
     records: list[Record] = field(default_factory=list)
     scores: np.ndarray | None = None
-    figures: dict[str, Estimate] = field(default_factory=dict)
+    figures: dict[str, intervals.Estimate] = field(default_factory=dict)
     kinds: list[tuple[str, int, float, float]] = field(default_factory=list)
     ceiling: dict[str, float] = field(default_factory=dict)
     by_standards: dict[str, standards.Measured] = field(default_factory=dict)
@@ -94,8 +93,7 @@ def read_sets(
     spaq_of_demo = None
     if description["dataset"] == "demo":
         spaq_of_demo = (paths.get("demo") or HERE / "demo") / "spaq-test"
-    if seed is None:
-        seed = description.get("seed")
+    seed = description.get("seed") if seed is None else seed
     lower_sets = lower_is_better_sets(lower_is_better, paths)
     tests = []
     problems = []
@@ -117,7 +115,11 @@ def _read_set(
     scores = [row.score for row in reader.listed]
     trained_on = description["dataset"]
     scales = description.get("scales") or {}
-    is_trained = reader.name in scales or _is_trained_set(reader.name, scores, description)
+    # All CSV files go by one name: the model's own is recognised by the range of its scores.
+    is_trained = reader.name in scales or (
+        reader.name == trained_on
+        and (trained_on != "csv" or [min(scores), max(scores)] == [*description["score_range"]])
+    )
     data, which = reader.read_for_test(split, is_trained)
     if not is_trained and {reader.name, trained_on} == SPAQ_SETS:
         data.notes.append(
@@ -127,15 +129,13 @@ def _read_set(
     # A set of a negative factor was turned when the sets of the training were brought together.
     same_direction = data.higher_is_better == description["higher_is_better"]
     sign = 1 if same_direction == (scale["factor"] > 0) else -1
-    size = resize or default_resize(name, is_trained, description)
-    return SetTest(data, which, size, sign, (scale["factor"], scale["offset"]))
-
-
-def _is_trained_set(name: str, scores: Sequence[float], description: Mapping[str, Any]) -> bool:
-    if name != description["dataset"]:
-        return False
-    # All CSV files go by one name: the model's own is recognised by the range of its scores.
-    return name != "csv" or [min(scores), max(scores)] == list(description["score_range"])
+    return SetTest(
+        data,
+        which,
+        resize or default_resize(name, is_trained, description),
+        sign,
+        (scale["factor"], scale["offset"]),
+    )
 
 
 def default_resize(name: str, is_trained: bool, description: Mapping[str, Any]) -> str:
@@ -168,10 +168,13 @@ def load_images(
     skipped.
     """
     description = model.description
-    exif_rotate = description.get("exif_rotate", False)
     for test in tests:
         test.images = DecodedSet(
-            test.data, test.resize, description["patch_size"], exif_rotate, cache_dir
+            test.data,
+            test.resize,
+            description["patch_size"],
+            description.get("exif_rotate", False),
+            cache_dir,
         )
         # Without the first, which is about the cache and differs from one evaluation to the next.
         test.data.notes += test.images.facts[1:]
@@ -184,24 +187,16 @@ def load_images(
             bad_images = drop_bad_images([test.images], skip=True)
             test.data.notes.append(f"{test.data.name}: left out: {bad_images}")
         # Tested on training images by the user's choice, which `which` says already.
-        if "training images among them" not in test.which:
-            _note_near_duplicates(test, training_names, training_looks)
+        twins = []
+        if training_looks and "training images among them" not in test.which:
+            looks = [test.images.perceptual_hash(record) for record in test.records]
+            twins = near_duplicates(looks, training_looks)
+        if twins:
+            pairs = first_five(f"{test.records[i].name} ~ {training_names[j]}" for i, j in twins)
+            test.data.notes.append(
+                f"{test.data.name}: {len(twins)} images look like training images: {pairs}"
+            )
     put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
-
-
-def _note_near_duplicates(
-    test: SetTest, training_names: Sequence[str], training_looks: Sequence[str]
-) -> None:
-    """Note the images that look like images of the training, as far as those are known."""
-    if not training_looks:
-        return
-    looks = [test.images.perceptual_hash(record) for record in test.records]
-    twins = near_duplicates(looks, training_looks)
-    if twins:
-        pairs = first_five(f"{test.records[i].name} ~ {training_names[j]}" for i, j in twins)
-        test.data.notes.append(
-            f"{test.data.name}: {len(twins)} images look like training images: {pairs}"
-        )
 
 
 def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
@@ -220,6 +215,8 @@ def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
 def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None:
     """Compute the test's figures with 95 % intervals, and those of each kind of distortion.
 
+    Figures that are undefined are nan, such as those of the logistic where it cannot be fitted.
+
     The intervals are from `resamples` bootstrap resamples of the images. The logistic is fitted
     once, to all images, and held fixed in the resamples.
     """
@@ -230,7 +227,14 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
         for name in bar:
             metric = name.removeprefix("fitted_")
             predictions = fitted if name.startswith("fitted_") else scores
-            test.figures[name] = _estimate(metric, predictions, mos, resamples)
+            value = math.nan
+            draws = np.empty(0)
+            if predictions is not None:
+                value = metrics.FIGURES[metric].of(predictions, mos)
+            if not math.isnan(value):
+                draws = resampling.bootstrap(metric, predictions, mos, resamples)[:, 0]
+            interval = intervals.percentile_interval(draws)
+            test.figures[name] = intervals.Estimate(value, *interval)
     errors = [record.error for record in test.records]
     error = None if None in errors else np.array(errors)
     if error is not None:
@@ -240,19 +244,6 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
     test.kinds = _by_kind(test.records, scores, mos)
 
 
-def _estimate(
-    metric: str, predictions: np.ndarray | None, mos: np.ndarray, resamples: int
-) -> Estimate:
-    """A figure with its interval; nan if it is undefined. predictions: None if none were fitted."""
-    value = math.nan
-    if predictions is not None:
-        value = metrics.FIGURES[metric].of(predictions, mos)
-    draws = np.empty(0)
-    if not math.isnan(value):
-        draws = resampling.bootstrap(metric, predictions, mos, resamples)[:, 0]
-    return Estimate(value, *intervals.percentile_interval(draws))
-
-
 def _by_kind(
     records: Sequence[Record], scores: np.ndarray, mos: np.ndarray
 ) -> list[tuple[str, int, float, float]]:
@@ -260,7 +251,6 @@ def _by_kind(
     rows = []
     for kind in {record.kind for record in records} - {None}:
         images = [i for i, record in enumerate(records) if record.kind == kind]
-        srcc = metrics.srcc(scores[images], mos[images])
-        plcc = metrics.plcc(scores[images], mos[images])
-        rows.append((kind, len(images), srcc, plcc))
+        pair = (scores[images], mos[images])
+        rows.append((kind, len(images), metrics.srcc(*pair), metrics.plcc(*pair)))
     return sorted(rows, key=lambda row: (math.inf if math.isnan(row[2]) else -row[2], row[0]))

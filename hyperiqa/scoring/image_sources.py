@@ -48,8 +48,9 @@ def find_images(
             continue
         images += kept
         if not kept:
-            note = skipped_note(passed[passed_before:], ", ")
-            problems.append(f"{source}: {reason_for_none}{note}")
+            problems.append(
+                f"{source}: {reason_for_none}{skipped_note(passed[passed_before:], ', ')}"
+            )
     if problems:
         raise UserError("; ".join(problems[:5]) + ("; …" if len(problems) > 5 else ""))
     return images
@@ -149,15 +150,12 @@ def paths_from(descriptor: int) -> Iterator[str | None]:
     rest = b""
     ended = False
     while not ended:
-        readable, _, _ = select.select([descriptor], [], [], PAUSE)
-        if not readable:
+        if not select.select([descriptor], [], [], PAUSE)[0]:
             yield None
         data = os.read(descriptor, LONGEST)
         ended = not data
-        if ended:
-            # The last line may lack its line end.
-            data = b"\n"
-        *lines, rest = (rest + data).split(b"\n")
+        # The last line may lack its line end.
+        *lines, rest = (rest + (data or b"\n")).split(b"\n")
         if len(rest) > LONGEST:
             raise UserError(
                 f"standard input: expected a path per line, found a line of over {LONGEST} bytes"
@@ -181,8 +179,6 @@ def without_repeats(images: Iterable[str | None], done: set[str]) -> Iterator[st
     for image in images:
         if image is None:
             yield None
-            continue
-        path = canonical_path(image)
-        if path not in done:
-            done.add(path)
+        elif canonical_path(image) not in done:
+            done.add(canonical_path(image))
             yield image

@@ -51,13 +51,8 @@ class Scored:
     problem: str | None = None
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """An image and its patches uint8 (n, P, P, 3), or None and the reason why it has none."""
-
-    image: ImageLike
-    patches: np.ndarray | None
-    problem: str | None = None
+# An image and its patches uint8 (n, P, P, 3), or None and the reason why it has none.
+_Decoded = tuple[ImageLike, np.ndarray | None, str | None]
 
 
 def load(
@@ -95,12 +90,9 @@ def load(
         parse_resize(resize)
     path = checkpoints.find_model(Path(checkpoint))
     state, description = checkpoints.load_model(path)
-    if resize is not None:
-        description["resize"] = resize
-    if exif_rotate is not None:
-        description["exif_rotate"] = exif_rotate
+    chosen = {"resize": resize, "exif_rotate": exif_rotate, "test_patch_num": crops}
+    description |= {name: value for name, value in chosen.items() if value is not None}
     if crops is not None:
-        description["test_patch_num"] = crops
         description["test_crop"] = "center" if crops == 1 else "grid"
     # Building draws initial weights, which are then replaced: leave the caller's generator alone.
     with torch.random.fork_rng(devices=[]):
@@ -127,9 +119,8 @@ class QualityModel:
     @property
     def crops(self) -> int:
         """The number of patches that an image is scored on."""
-        if self.description["test_crop"] == "center":
-            return 1
-        return self.description["test_patch_num"]
+        centre_alone = self.description["test_crop"] == "center"
+        return 1 if centre_alone else self.description["test_patch_num"]
 
     def use_scale(self, name: str) -> None:
         """Score on the scale of one of the data sets that the model was trained on.
@@ -138,20 +129,13 @@ class QualityModel:
         `description`. Raises UserError if the model was not trained on a set of this name.
         """
         description = self.description
-        scales = description.get("scales")
-        if not scales:
-            only_scale = {
-                "factor": 1.0,
-                "offset": 0.0,
-                "nominal_range": description["score_range"],
-            }
-            scales = {description["dataset"]: only_scale}
+        only_scale = {"factor": 1.0, "offset": 0.0, "nominal_range": description["score_range"]}
+        scales = description.get("scales") or {description["dataset"]: only_scale}
         if name not in scales:
             raise UserError(f"--scale {name}: the model was trained on {', '.join(scales)}")
         # The scale says: model's score = factor * set's score + offset.
         factor = scales[name]["factor"]
-        offset = scales[name]["offset"]
-        self.net.rescale(1 / factor, -offset / factor)
+        self.net.rescale(1 / factor, -scales[name]["offset"] / factor)
         self.description = {
             **description,
             "score_range": scales[name]["nominal_range"],
@@ -199,7 +183,9 @@ class QualityModel:
                         waiting.append(pool.submit(self._decode, image))
                     while len(waiting) > (0 if pauses else decoded_ahead):
                         ready.append(waiting.popleft().result())
-                        if _fills_a_batch(ready, batch_size):
+                        patches = sum(len(item[1]) for item in ready if item[1] is not None)
+                        # Images that cannot be read count too, or they would pile up.
+                        if max(len(ready), patches) >= batch_size:
                             yield from self._score_decoded(ready, batch_size)
                             ready.clear()
                     if pauses:
@@ -214,16 +200,15 @@ class QualityModel:
 
         They are cut as in the tests of the model's own run. Raises as `score`.
         """
-        description = self.description
-        side = description["patch_size"]
+        side = self.description["patch_size"]
         pixels = self.pixels(image)
-        crop = description["test_crop"]
+        crop = self.description["test_crop"]
         # Random crops belong to a test set, where each image draws by its number. A single image
         # gets as many crops on a grid.
         if crop == "random":
             crop = "grid"
         places = test_patches(
-            np.array([pixels.shape[:2]]), side, crop, description["test_patch_num"]
+            np.array([pixels.shape[:2]]), side, crop, self.description["test_patch_num"]
         )
         corners = zip(places.top, places.left, strict=True)
         return np.stack([pixels[y : y + side, x : x + side] for y, x in corners])
@@ -251,9 +236,8 @@ class QualityModel:
         """
         if not patches:
             return np.empty(0)
-        counts = [len(image_patches) for image_patches in patches]
         flat = torch.from_numpy(np.concatenate(patches)).split(batch_size)
-        image_numbers = torch.from_numpy(np.repeat(np.arange(len(patches)), counts))
+        image_numbers = torch.from_numpy(np.repeat(np.arange(len(patches)), [*map(len, patches)]))
         batches = (
             {"patches": batch, "image": numbers}
             for batch, numbers in zip(flat, image_numbers.split(batch_size))
@@ -267,24 +251,15 @@ class QualityModel:
 
     def _decode(self, image: ImageLike) -> _Decoded:
         try:
-            return _Decoded(image, self.patches(image))
+            return image, self.patches(image), None
         except ValueError as problem:
-            return _Decoded(image, None, " ".join(str(problem).split()))
+            return image, None, " ".join(str(problem).split())
 
     def _score_decoded(self, decoded: list[_Decoded], batch_size: int) -> Iterator[Scored]:
-        patches = [item.patches for item in decoded if item.patches is not None]
-        scores = iter(self.score_patches(patches, batch_size))
-        for item in decoded:
-            if item.patches is None:
-                yield Scored(item.image, None, item.problem)
-            else:
-                yield Scored(item.image, float(next(scores)))
-
-
-def _fills_a_batch(decoded: list[_Decoded], batch_size: int) -> bool:
-    """Whether it is time to score; images that cannot be read count too, or they would pile up."""
-    patches = sum(len(item.patches) for item in decoded if item.patches is not None)
-    return max(len(decoded), patches) >= batch_size
+        readable = [patches for _, patches, _ in decoded if patches is not None]
+        scores = iter(self.score_patches(readable, batch_size))
+        for image, patches, problem in decoded:
+            yield Scored(image, None if patches is None else float(next(scores)), problem)
 
 
 def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
