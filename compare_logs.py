@@ -34,11 +34,8 @@ from hyperiqa.runs import (
     standards_table,
     tables,
 )
-from hyperiqa.runs.differences import Comparison
-from hyperiqa.runs.entries import Entry, differing_settings, group
-from hyperiqa.runs.measures import FIGURE, Measure
-from hyperiqa.stats import intervals, resampling
-from hyperiqa.stats.metrics import RECORDED
+from hyperiqa.runs.measures import FIGURE, Entry, Measure, differing_settings, group
+from hyperiqa.stats import intervals, metrics, resampling, standards
 
 
 def parse() -> argparse.Namespace:
@@ -146,7 +143,7 @@ def print_report(
     options: argparse.Namespace,
     entries: Sequence[Entry],
     measure: Measure,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[differences.Comparison],
     notes: Sequence[str],
 ) -> None:
     """Print the table of the entries, the settings that differ, and the tests."""
@@ -196,7 +193,7 @@ def print_power(options: argparse.Namespace, entries: Sequence[Entry], measure: 
 
 
 def print_standards(
-    entries: Sequence[Entry], comparisons: Sequence[Comparison], layout: Layout
+    entries: Sequence[Entry], comparisons: Sequence[differences.Comparison], layout: Layout
 ) -> None:
     """Print the standards' figures of each entry and set, and their differences.
 
@@ -224,14 +221,16 @@ def print_standards(
         print("Their differences, p-values corrected (Holm):\n")
     corrected = intervals.holm([difference.p for _, _, _, difference, _ in tested])
     for (names, dataset, figure, difference, pitman_morgan), p in zip(tested, corrected):
-        title = standards_table.STANDARDS[figure].title.replace("\n", " ")
+        title = standards.STANDARDS[figure].title.replace("\n", " ")
         text = f"- {dataset} {title}: {names}: {differences.difference_text(difference, p)}"
         if not math.isnan(pitman_morgan):
             text += f"; Pitman–Morgan p {differences.p_text(pitman_morgan)}"
         print(text)
 
 
-def print_differences(comparisons: Sequence[Comparison], layout: Layout, measure: Measure) -> None:
+def print_differences(
+    comparisons: Sequence[differences.Comparison], layout: Layout, measure: Measure
+) -> None:
     """Print the verdict on each pair, and what could not have been seen."""
     tests = sum(not comparison.refused for comparison in comparisons)
     corrected = ", p-values corrected (Holm)" if tests > 1 else ""
@@ -266,7 +265,7 @@ def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
     # Of a setting the means over its seeds.
     figures = {}
     for part in ("train", "test", *first.cross_tests):
-        for name in RECORDED:
+        for name in metrics.RECORDED:
             values = [run.figure(part, name, run.epoch(measure.epoch)) for run in entry.runs]
             figures[f"{part}_{name}"] = float(np.mean(values))
     return {
@@ -286,7 +285,7 @@ def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
 def print_json(
     entries: Sequence[Entry],
     measure: Measure,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[differences.Comparison],
     notes: Sequence[str],
 ) -> None:
     """Print everything as one JSON object."""

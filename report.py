@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five, not_installed
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.runs.entries import Entry
-from hyperiqa.runs.measures import FIGURE, Measure, choose_entries
+from hyperiqa.runs.measures import FIGURE, Entry, Measure, choose_entries
 from hyperiqa.runs.reading import UNDER_WAY, Run, find
 from hyperiqa.runs.tables import short_names
 

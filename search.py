@@ -30,8 +30,7 @@ from hyperiqa.base.command_line import Flags, run_tool, without_flags
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.launching import end_programs, last_error, start_program
 from hyperiqa.runs import measures, reading, runs_table, tables
-from hyperiqa.runs.entries import Entry
-from hyperiqa.runs.measures import FIGURE, Measure
+from hyperiqa.runs.measures import FIGURE, Entry, Measure
 
 # All flags of this script; every other flag before `--` is searched.
 SEARCH_FLAGS = (

@@ -10,7 +10,7 @@ import pytest
 from test_reading import write_files
 
 import compare_logs
-from hyperiqa.runs import differences, entries, measures, reading
+from hyperiqa.runs import differences, measures, reading
 from hyperiqa.stats import intervals, metrics, resampling, standards
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -197,7 +197,7 @@ def test_mistakes_end_in_one_line(tool, logs, tmp_path, words, said):
 
 def entry(path):
     (run,) = reading.read_runs(path)
-    return entries.Entry(run.name, (run,))
+    return measures.Entry(run.name, (run,))
 
 
 def shift(path, edit):

@@ -10,8 +10,7 @@ from hyperiqa.model import checkpoints
 from hyperiqa.pages.page import Page, block
 from hyperiqa.runs import runs_table, standards_table
 from hyperiqa.runs.differences import Comparison, cannot_be_seen, sentence
-from hyperiqa.runs.entries import Entry
-from hyperiqa.runs.measures import Measure
+from hyperiqa.runs.measures import Entry, Measure
 from hyperiqa.runs.reading import Run
 from hyperiqa.scoring import certificate_checks
 from hyperiqa.stats.metrics import RECORDED

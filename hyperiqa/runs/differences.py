@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.runs.entries import Entry
-from hyperiqa.runs.measures import Measure
+from hyperiqa.runs.measures import Entry, Measure
 from hyperiqa.runs.reading import Key, Run, Scores
 from hyperiqa.stats import intervals, resampling, standards
 
@@ -47,8 +46,9 @@ def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
     values_b = [measure.value(run) for run in b.runs]
     if any(math.isnan(value) for value in values_a + values_b):
         source = "the predictions files" if measure.formula is None else "the logs"
-        missing = f"no {measure.metric} of epoch {measure.epoch} in {source} of both"
-        return Comparison(a, b, refused=missing)
+        return Comparison(
+            a, b, refused=f"no {measure.metric} of epoch {measure.epoch} in {source} of both"
+        )
     # The log of the public code may not say what it was tested on, which is no reason against it.
     datasets = {run.settings.get("dataset") for run in a.runs + b.runs} - {None}
     if measure.part == "test" and len(datasets) > 1:
@@ -90,7 +90,6 @@ def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
 
 
 def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Comparison:
-    """Compare two single runs of which one has no predictions."""
     run_a, run_b = a.runs[0], b.runs[0]
     images_a, images_b = run_a.images.get(measure.part), run_b.images.get(measure.part)
     if measure.formula is None or images_a is None or images_b is None:

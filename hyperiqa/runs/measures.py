@@ -1,17 +1,96 @@
-"""A figure of merit, how it is taken of runs, and the entries that a tool shows by it."""
+"""The entries of a comparison, and the figure of merit by which a tool shows them.
+
+An entry is a single run, or all seeds of a setting together.
+"""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from hyperiqa.base.command_line import Range
 from hyperiqa.base.errors import UserError
-from hyperiqa.runs.entries import Entry, group
-from hyperiqa.runs.reading import Key, Run, Scores
+from hyperiqa.runs.reading import DONE, Key, Run, Scores
 from hyperiqa.stats import intervals, metrics, resampling
-from hyperiqa.stats.intervals import NAN, Estimate
+
+# Settings that runs of one group may have differently.
+_NOT_OF_A_GROUP = {"seed", "device", "code", "images"}
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """A row of the table: one run, or the runs of one setting with different seeds."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def mean(self, figure: Callable[[Run], float]) -> float:
+        """The mean of a figure over the entry's runs."""
+        return float(np.mean([figure(run) for run in self.runs]))
+
+    def setting(self, name: str) -> str:
+        """Its runs' values of a setting; `?` where a log doesn't hold it."""
+        return ",".join(dict.fromkeys(run.settings.get(name, "?") for run in self.runs))
+
+
+def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
+    """Entries of the runs with equal settings but for the seed, and notes on what was left out.
+
+    A run that is not done is no seed of a setting, nor is the older of two with the same seed. Logs
+    that don't hold their settings (the public code's) are grouped with the other rounds of their
+    file alone.
+    """
+    notes: list[str] = []
+    # Equal settings and numbers of images -> seed -> run.
+    groups: dict[tuple, dict[str, Run]] = {}
+    # By age, so that of two runs with one seed the newer stays.
+    for run in sorted(runs, key=lambda run: run.path.stat().st_mtime):
+        if run.status not in DONE:
+            notes.append(f"{run.name}: {run.status}, left out of the groups")
+            continue
+        equal = {name: value for name, value in run.settings.items() if name not in _NOT_OF_A_GROUP}
+        # Of a log without settings nothing says that another file's run had the same.
+        if "seed" not in run.settings:
+            equal["file"] = str(run.path)
+        members = groups.setdefault((*sorted(equal.items()), *sorted(run.images.items())), {})
+        seed = run.settings.get("seed", run.name)
+        if seed in members:
+            notes.append(f"{members[seed].name}: seed {seed} once more in {run.name}, left out")
+        members[seed] = run
+    runs_of_groups = [tuple(members.values()) for members in groups.values()]
+    names = _group_names([seeds[0] for seeds in runs_of_groups])
+    entries = []
+    for name, seeds in zip(names, runs_of_groups):
+        # Groups that no known setting tells apart are called after their first run.
+        is_unique = name and names.count(name) == 1
+        entries.append(Entry(name if is_unique else seeds[0].name, seeds))
+    return entries, notes
+
+
+def _group_names(runs: Sequence[Run]) -> list[str]:
+    """The settings that tell each group's run from the other groups.
+
+    What most of the groups have goes without saying.
+    """
+    differing = [name for name in differing_settings(runs) if name not in _NOT_OF_A_GROUP]
+    words: list[list[str]] = [[] for _ in runs]
+    for name in differing:
+        values = [run.settings.get(name, "?") for run in runs]
+        for words_of_run, value in zip(words, values):
+            if 2 * values.count(value) <= len(runs):
+                words_of_run.append(f"{name}={value}")
+    usual = "as most" if differing else ""
+    return [" ".join(words_of_run) or usual for words_of_run in words]
+
+
+def differing_settings(runs: Sequence[Run]) -> list[str]:
+    """Names of the settings that two of the runs are known to have differently."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in run.settings.items():
+            values.setdefault(name, set()).add(value)
+    return [name for name in values if len(values[name]) > 1]
 
 
 def _is_figure(name: str) -> bool:
@@ -58,13 +137,17 @@ class Measure:
 
     def value(self, run: Run, keys: Sequence[Key] | None = None) -> float:
         """The figure, on these images alone if any are given."""
-        recorded = NAN if self.fitted else run.figure(self.part, self.name, run.epoch(self.epoch))
+        recorded = (
+            intervals.NAN
+            if self.fitted
+            else run.figure(self.part, self.name, run.epoch(self.epoch))
+        )
         # Plain logs record SRCC and PLCC alone; the predictions give any figure.
         if keys is None and not math.isnan(recorded):
             return recorded
         scores = self.scores(run)
         if scores is None:
-            return NAN
+            return intervals.NAN
         return metrics.FIGURES[self.name].of(*scores.on(keys or scores.keys))
 
     def draws(self, run: Run, keys: tuple[Key, ...]) -> np.ndarray:
@@ -94,7 +177,7 @@ class Measure:
             for (run, _), draws_of_run in zip(members, draws.T):
                 self._draws[run, keys] = draws_of_run
 
-    def estimate(self, entry: Entry) -> Estimate:
+    def estimate(self, entry: Entry) -> intervals.Estimate:
         """The entry's figure with its interval, over images and, where it has several, seeds."""
         values = [self.value(run) for run in entry.runs]
         keys = self.common_images(entry.runs)
@@ -102,15 +185,15 @@ class Measure:
             return self._estimate_over_seeds(entry, values, keys)
         if keys is not None:
             bounds = intervals.percentile_interval(self.draws(entry.runs[0], keys))
-            return Estimate(values[0], *bounds)
+            return intervals.Estimate(values[0], *bounds)
         images = entry.runs[0].images.get(self.part)
         if self.formula is None or images is None or math.isnan(values[0]):
-            return Estimate(values[0])
-        return Estimate(values[0], *self.formula(values[0], images), approximate=True)
+            return intervals.Estimate(values[0])
+        return intervals.Estimate(values[0], *self.formula(values[0], images), approximate=True)
 
     def _estimate_over_seeds(
         self, entry: Entry, values: Sequence[float], keys: tuple[Key, ...] | None
-    ) -> Estimate:
+    ) -> intervals.Estimate:
         # The interval of a mean is that of its difference to two seeds without any spread at zero.
         constant = [0.0, 0.0]
         if keys is None:
@@ -119,7 +202,7 @@ class Measure:
             draws = np.stack([self.draws(run, keys) for run in entry.runs], 1)
             mean = intervals.group_difference(values, constant, draws, np.zeros((len(draws), 2)))
         deviation = float(np.std(values, ddof=1))
-        return Estimate(mean.value, mean.low, mean.high, mean.approximate, deviation)
+        return intervals.Estimate(mean.value, mean.low, mean.high, mean.approximate, deviation)
 
     def common_images(self, runs: Sequence[Run]) -> tuple[Key, ...] | None:
         """The images of all these runs where they have the same ones, else None."""

@@ -15,7 +15,6 @@ import numpy as np
 from hyperiqa.base.errors import UserError, reading_file
 from hyperiqa.runs.old_logs import read_log
 from hyperiqa.stats import metrics
-from hyperiqa.stats.intervals import NAN
 from hyperiqa.training import run_files
 
 UNDER_WAY = "running or killed"
@@ -62,7 +61,7 @@ class Run:
     best: int
     status: str
     predictions: Path | None
-    selection_bias: float = NAN
+    selection_bias: float = math.nan
 
     @property
     def backbone(self) -> str:
@@ -88,14 +87,14 @@ class Run:
     def figure(self, part: str, name: str, epoch: int) -> float:
         """A recorded figure; nan where it is undefined or not recorded."""
         value = self.epochs.get(epoch, {}).get(part, {}).get(name)
-        return NAN if value is None else float(value)
+        return math.nan if value is None else float(value)
 
     @property
     def minutes(self) -> float:
         """Mean minutes per epoch, nan where the log has no times."""
         timed = [record["seconds"] for record in self.epochs.values() if record.get("seconds")]
         seconds = [sum(parts.values()) for parts in timed]
-        return sum(seconds) / len(seconds) / 60 if seconds else NAN
+        return sum(seconds) / len(seconds) / 60 if seconds else math.nan
 
     @cached_property
     def _predicted(self) -> tuple[dict[str, Scores], str]:
@@ -172,7 +171,7 @@ class Run:
             images = zip(arrays[f"{part}_images"].tolist(), arrays[f"{part}_error"].tolist())
         # A second image of one name has no error: the file does not tell which is whose.
         error_of = {(image, 0): error for image, error in images}
-        errors = np.array([error_of.get(key, NAN) for key in keys])
+        errors = np.array([error_of.get(key, math.nan) for key in keys])
         return errors if np.isfinite(errors).all() else None
 
 
@@ -244,24 +243,24 @@ def read_runs(path: Path) -> list[Run]:
         suffix = f"_round{number}"
         predictions = path.with_name(f"{path.stem}{suffix if number > 1 else ''}_predictions.csv")
         selection_bias = choice.get("selection_price")
-        run = Run(
-            path.stem + (suffix if several else ""),
-            path,
-            _settings(header) | _seed(header, number, choice),
-            images,
-            epochs_of_round,
-            best=choice.get("best_epoch") or _best_epoch(epochs_of_round),
-            # An earlier round has been left behind by the next.
-            status=status if number == numbers[-1] else "finished",
-            predictions=predictions if predictions.is_file() else None,
-            selection_bias=NAN if selection_bias is None else selection_bias,
+        runs.append(
+            Run(
+                path.stem + (suffix if several else ""),
+                path,
+                _settings(header) | _seed(header, number, choice),
+                images,
+                epochs_of_round,
+                best=choice.get("best_epoch") or _best_epoch(epochs_of_round),
+                # An earlier round has been left behind by the next.
+                status=status if number == numbers[-1] else "finished",
+                predictions=predictions if predictions.is_file() else None,
+                selection_bias=math.nan if selection_bias is None else selection_bias,
+            )
         )
-        runs.append(run)
     return runs
 
 
 def _seed(header: dict, number: int, choice: dict) -> dict[str, str]:
-    """A round's seed as a setting; nothing where the log doesn't tell."""
     seed = choice.get("seed")
     if seed is None and "seed" in header["flags"]:
         seed = int(header["flags"]["seed"]) + number - 1

@@ -4,12 +4,10 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from hyperiqa.runs.entries import Entry, differing_settings
-from hyperiqa.runs.measures import Measure
+from hyperiqa.runs.measures import Entry, Measure, differing_settings
 from hyperiqa.runs.reading import UNDER_WAY, Run
 from hyperiqa.runs.tables import estimate_text
 from hyperiqa.stats import intervals, metrics
-from hyperiqa.stats.intervals import Estimate
 
 _PAPERS = {"srcc": "Bonett & Wright 2000", "plcc": "Fisher"}
 
@@ -101,7 +99,7 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
 
 
 def _interval_notes(
-    estimates: Sequence[Estimate], measure: Measure, grouped: bool
+    estimates: Sequence[intervals.Estimate], measure: Measure, grouped: bool
 ) -> Iterator[str]:
     if any(not estimate.approximate and not math.isnan(estimate.low) for estimate in estimates):
         yield f"[…] 95 % interval: bootstrap over test images, {measure.resamples} resamples"

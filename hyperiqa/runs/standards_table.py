@@ -5,16 +5,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hyperiqa.runs.entries import Entry
+from hyperiqa.runs.measures import Entry
 from hyperiqa.runs.tables import estimate_text
 from hyperiqa.stats import standards
 from hyperiqa.stats.intervals import NAN, Difference
-from hyperiqa.stats.standards import STANDARDS, Measured
 
 ALL = "all sets"
+_UNKNOWN = standards.Measured(NAN, np.empty(0))
 
 # Data set -> figure -> what was measured.
-Sets = dict[str, dict[str, Measured]]
+Sets = dict[str, dict[str, standards.Measured]]
 
 
 def with_overall(sets: Sets) -> Sets:
@@ -30,9 +30,9 @@ def with_overall(sets: Sets) -> Sets:
     return {**sets, ALL: overall}
 
 
-def _in_all(figures: Sequence[Mapping[str, Measured]]) -> list[str]:
+def _in_all(figures: Sequence[Mapping[str, standards.Measured]]) -> list[str]:
     shared = set.intersection(*(set(measured) for measured in figures))
-    return [name for name in STANDARDS if name in shared]
+    return [name for name in standards.STANDARDS if name in shared]
 
 
 def entry_standards(entry: Entry) -> Sets:
@@ -51,26 +51,21 @@ def entry_standards(entry: Entry) -> Sets:
         for name in _in_all(figures):
             value = float(np.mean([measured[name].value for measured in figures]))
             influence = np.mean([measured[name].influence for measured in figures], 0)
-            sets.setdefault(part, {})[name] = Measured(value, influence)
+            sets.setdefault(part, {})[name] = standards.Measured(value, influence)
     return with_overall(sets)
 
 
 def table(
-    rows: Sequence[tuple[str, str, Mapping[str, Measured]]], first: str
+    rows: Sequence[tuple[str, str, Mapping[str, standards.Measured]]], first: str
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows of (name, set, figures); first: the title of the names."""
     measured = set().union(*(figures for _, _, figures in rows))
-    names = [name for name in STANDARDS if name in measured]
+    names = [name for name in standards.STANDARDS if name in measured]
     lines = []
     for row_name, dataset, figures in rows:
-        cells = [row_name, dataset]
-        for name in names:
-            if name in figures:
-                cells.append(estimate_text(standards.estimate(name, figures[name])))
-            else:
-                cells.append("–")
-        lines.append(cells)
-    return [first, "set", *(STANDARDS[name].title for name in names)], lines
+        estimates = [standards.estimate(name, figures.get(name, _UNKNOWN)) for name in names]
+        lines.append([row_name, dataset, *map(estimate_text, estimates)])
+    return [first, "set", *(standards.STANDARDS[name].title for name in names)], lines
 
 
 def differences(
@@ -81,7 +76,7 @@ def differences(
     The p-value is nan but for the RMSE of two single runs.
     """
     tested = []
-    for dataset, name in itertools.product(sets[a], STANDARDS):
+    for dataset, name in itertools.product(sets[a], standards.STANDARDS):
         figure_a = sets[a][dataset].get(name)
         figure_b = sets[b].get(dataset, {}).get(name)
         # Influences are subtracted image by image, of which both must have the same number.

@@ -78,7 +78,6 @@ class Sample:
 
     @cached_property
     def pairs(self) -> Pairs:
-        """All pairs of images."""
         return np.triu_indices(len(self.mos), 1)
 
     @cached_property

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.runs import entries, measures, reading, runs_table, tables
+from hyperiqa.runs import measures, reading, runs_table, tables
 from hyperiqa.stats import intervals, metrics
 
 IMAGES, CROSS = 60, 40
@@ -101,7 +101,7 @@ def write_run(tmp_path):
 
 
 def entry(run):
-    return entries.Entry(run.name, (run,))
+    return measures.Entry(run.name, (run,))
 
 
 def test_a_jsonl_as_a_run(write_run):
@@ -339,7 +339,7 @@ def test_groups_are_equal_settings_with_different_seeds(write_run):
         write_run(f"strong{seed}", seed, epochs=(0.4, 0.2), ranking_loss_alpha=0.5)
     write_run("again", 3)
     path = write_run("broken", 4, end="interrupted")
-    groups, notes = entries.group(reading.find([path.parent])[0])
+    groups, notes = measures.group(reading.find([path.parent])[0])
     assert sorted(len(group.runs) for group in groups) == [3, 3]
     assert sorted(sorted(group.name.split()) for group in groups) == [
         ["epochs=2", "ranking_loss_alpha=0.5"],
@@ -365,7 +365,7 @@ def test_rounds_of_a_public_log_are_a_group_of_their_own(tmp_path):
             + "Testing median SRCC 0.9\n"
         )
         (tmp_path / f"{name}.log").write_text(text)
-    groups, _ = entries.group(reading.find([tmp_path])[0])
+    groups, _ = measures.group(reading.find([tmp_path])[0])
     assert [len(group.runs) for group in groups] == [2, 2]
     found = measures.Measure().estimate(groups[0])
     assert found.value == pytest.approx(0.915)
