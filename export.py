@@ -47,11 +47,9 @@ def to_onnx(model: "QualityModel", opset: int) -> Any:
     """
     from hyperiqa.model.checkpoints import description_json
 
-    program = _onnx_program(model, opset)
-    proto = program.model_proto
-    versions = {entry.domain: entry.version for entry in proto.opset_import}
+    proto = _onnx_program(model, opset).model_proto
     # The domain of ONNX's own operators is called "".
-    written_opset = versions.get("")
+    written_opset = {entry.domain: entry.version for entry in proto.opset_import}.get("")
     if written_opset != opset:
         raise UserError(f"--opset {opset}: this torch and onnxscript write {written_opset}")
     # The exporter leaves its stack traces, with paths of this machine.
@@ -65,8 +63,7 @@ def _onnx_program(model: "QualityModel", opset: int) -> Any:
     import torch
 
     class FromPatches(torch.nn.Module):
-        """The model with the normalisation of its input in the graph."""
-
+        # With the normalisation of the input in the graph.
         def __init__(self):
             super().__init__()
             self.net = model.net
@@ -75,8 +72,6 @@ def _onnx_program(model: "QualityModel", opset: int) -> Any:
             return self.net(self.net.backbone.normalised(patches))["scores"]
 
     side = model.description["patch_size"]
-    # torch 2.6 needs a bound.
-    any_number = torch.export.Dim("N", max=2**31)
     with warnings.catch_warnings(), torch.no_grad():
         # Deprecations between torch and onnxscript, none of the user's.
         warnings.simplefilter("ignore")
@@ -86,7 +81,8 @@ def _onnx_program(model: "QualityModel", opset: int) -> Any:
                 (torch.zeros(2, side, side, 3, dtype=torch.uint8),),
                 # torch 2.6 would still trace to TorchScript.
                 dynamo=True,
-                dynamic_shapes={"patches": {0: any_number}},
+                # torch 2.6 needs a bound.
+                dynamic_shapes={"patches": {0: torch.export.Dim("N", max=2**31)}},
                 input_names=["patches"],
                 output_names=["scores"],
                 opset_version=opset,
@@ -177,24 +173,16 @@ def choose_output(
     output = output or checkpoint.with_name(f"{checkpoint.stem}.{file_format}")
     if output.suffix != f".{file_format}":
         raise UserError(f"contradictory: --format {file_format} and {output.name}")
-    _check_free(output, checkpoint, is_folder=file_format == "hub", force=force)
-    if file_format == "onnx":
-        missing = not_installed("--format onnx", *NEEDED)
-        if missing:
-            raise UserError(missing)
-    return output, file_format
-
-
-def _check_free(output: Path, checkpoint: Path, is_folder: bool, force: bool) -> None:
-    """Raise UserError if something that may not be replaced lies where the output goes."""
-    if not output.exists():
-        return
-    if output.resolve() == checkpoint.resolve():
+    if output.exists() and output.resolve() == checkpoint.resolve():
         raise UserError(f"{output}: is the checkpoint itself; name another OUTPUT")
-    if output.is_dir() and not is_folder:
+    if output.is_dir() and file_format != "hub":
         raise UserError(f"{output}: is a folder; expected a file's name")
-    if not force:
+    if output.exists() and not force:
         raise UserError(f"{output}: exists already; name another OUTPUT or add --force")
+    missing_packages = not_installed("--format onnx", *NEEDED) if file_format == "onnx" else ""
+    if missing_packages:
+        raise UserError(missing_packages)
+    return output, file_format
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
@@ -234,15 +222,6 @@ def write_hub_folder(model: "QualityModel", folder: Path, repo: str) -> None:
         print(f"Paths in its certificate, which go with it: {' '.join(words)}")
 
 
-def push(model: "QualityModel", repo: str, private: bool) -> None:
-    """Upload the model to a repository of the Hub, and print its address. Raises UserError."""
-    from hyperiqa.scoring import hub
-
-    with tempfile.TemporaryDirectory(prefix="push_") as folder:
-        write_hub_folder(model, Path(folder), repo)
-        print(hub.push(Path(folder), repo, private))
-
-
 def write(model: "QualityModel", output: Path, file_format: str, opset: int) -> None:
     """Write the model in one of FORMATS, and print what was written. Raises UserError."""
     from hyperiqa.model.checkpoints import portable_state, save, save_safetensors
@@ -280,7 +259,11 @@ def main(argv: list[str] | None = None) -> None:
             "on KonIQ-10k"
         )
     if options.push:
-        push(model, options.push, options.private)
+        from hyperiqa.scoring import hub
+
+        with tempfile.TemporaryDirectory(prefix="push_") as folder:
+            write_hub_folder(model, Path(folder), options.push)
+            print(hub.push(Path(folder), options.push, options.private))
     else:
         write(model, output, file_format, options.opset)
 

@@ -101,9 +101,8 @@ def _gap(certified: float | None, current: float) -> float:
 
 def _figure_text(figure: Sequence[float | None]) -> str:
     """A figure as `0.9012 [0.8856 0.9143]`, or `0.9012` without its interval."""
-    texts = []
-    for number in figure:
-        texts.append(f"{math.nan if number is None else number:.4f}")
+    # numpy turns None into nan.
+    texts = [f"{number:.4f}" for number in np.array(figure, dtype=float)]
     value, *bounds = texts
     return f"{value} [{' '.join(bounds)}]" if bounds else value
 
@@ -119,10 +118,8 @@ def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) ->
     else:
         yield Check("seal", DIFFERS, "the description was edited")
     yield compare("weights", certified["weights"], checkpoints.digest(state))
-    run = description["run"]
-    if certified["round"] > 1:
-        run = f"{run}_round{certified['round']}"
-    predictions = log_dir / f"{run}_predictions.csv"
+    round_suffix = f"_round{certified['round']}" if certified["round"] > 1 else ""
+    predictions = log_dir / f"{description['run']}{round_suffix}_predictions.csv"
     yield _check_digest(
         "predictions",
         certified["predictions"],
@@ -165,8 +162,7 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
         records = images.records(split)
         scores = engine.score_set(model.net, images, records, crops, model.hardware)
         _, rising_scores = data.oriented_scores(images.data, scores)
-        mos = np.array([record.score for record in records])
-        tested[part] = (rising_scores, mos)
+        tested[part] = (rising_scores, np.array([record.score for record in records]))
     return ReadSets(data.images, tested, list(data.trained.values()))
 
 
@@ -213,26 +209,22 @@ def check_sets(
         (trained_names, trained_parts, partial(read_trained_sets, model, options, trained_paths))
     ]
     for name in cross_names:
-        flag = sets[name]["flag"]
-        jobs.append(([name], [name], partial(read_cross_test, model, options, flag, paths[name])))
+        read_alone = partial(read_cross_test, model, options, sets[name]["flag"], paths[name])
+        jobs.append(([name], [name], read_alone))
     decoded: list[DecodedSet] = []
     training: list[DataSet] = []
     for names, parts, read in jobs:
         try:
             read_sets = read()
         except UserError as mistake:
-            yield from _unchecked(names, parts, str(mistake))
+            digests = [f"{name} {digest}" for name in names for digest in ("records", "pixels")]
+            for item in (*digests, *parts):
+                yield Check(item, UNCHECKED, str(mistake))
             continue
         decoded += read_sets.images.values()
         training += read_sets.training
         yield from _compare_sets(certified, read_sets)
     twins += near_duplicate_pairs(decoded, training)
-
-
-def _unchecked(names: Sequence[str], parts: Sequence[str], reason: str) -> Iterator[Check]:
-    digests = [f"{name} {digest}" for name in names for digest in ("records", "pixels")]
-    for item in (*digests, *parts):
-        yield Check(item, UNCHECKED, reason)
 
 
 def _compare_sets(certified: Mapping[str, Any], read_sets: ReadSets) -> Iterator[Check]:
@@ -244,8 +236,9 @@ def _compare_sets(certified: Mapping[str, Any], read_sets: ReadSets) -> Iterator
         yield compare(f"{name} pixels", facts_of_set["pixels"], certificate.pixels_digest(images))
     for part, figures in certificate.figures_with_intervals(read_sets.tested).items():
         for figure, interval in figures.items():
-            certified_interval = certified["figures"][part][figure]
-            yield compare_figure(f"{part} {figure.upper()}", certified_interval, interval)
+            yield compare_figure(
+                f"{part} {figure.upper()}", certified["figures"][part][figure], interval
+            )
 
 
 def check_retrained(description: Mapping[str, Any], paths: Paths) -> Iterator[Check]:
@@ -264,8 +257,7 @@ def check_retrained(description: Mapping[str, Any], paths: Paths) -> Iterator[Ch
         command = [sys.executable, HERE / script, *words]
         process = subprocess.run(command, stdout=subprocess.DEVNULL, env=same_rounding, check=False)
         if process.returncode:
-            reason = f"it ended with exit code {process.returncode}"
-            yield Check("training anew", UNCHECKED, reason)
+            yield Check("training anew", UNCHECKED, f"it ended with exit code {process.returncode}")
             return
         run_folder = Path(folder, "again")
         if certified["round"] > 1:
@@ -275,23 +267,22 @@ def check_retrained(description: Mapping[str, Any], paths: Paths) -> Iterator[Ch
     yield compare("trained anew: weights", certified["weights"], checkpoints.digest(state))
     for part, figures in certified["figures"].items():
         for figure, (value, *_) in figures.items():
-            item = f"trained anew: {part} {figure.upper()}"
-            yield compare_figure(item, [value], [retrained["metrics"][part][figure]])
+            yield compare_figure(
+                f"trained anew: {part} {figure.upper()}",
+                [value],
+                [retrained["metrics"][part][figure]],
+            )
 
 
 def _training_words(certified: Mapping[str, Any], paths: Paths) -> list[str]:
     """The arguments of the certificate's command, with the data sets where they lie here."""
     words = certified["command"][1:]
-    trained_sets = []
-    cross_tests = []
+    trained_sets: list[str] = []
+    cross_tests: list[str] = []
     for name, facts_of_set in certified["sets"].items():
-        word = facts_of_set["flag"]
-        if paths[name]:
-            word = f"{word}={paths[name]}"
-        if facts_of_set["trained"]:
-            trained_sets.append(word)
-        else:
-            cross_tests.append(word)
+        place = f"={paths[name]}" if paths[name] else ""
+        same_role = trained_sets if facts_of_set["trained"] else cross_tests
+        same_role.append(facts_of_set["flag"] + place)
     # The sets' flags are replaced by others, for the sets may lie elsewhere here. The demo finds
     # its cross test itself.
     if "demo" not in certified["sets"]:
@@ -317,21 +308,24 @@ def facts(
     yield "Model", f"{name} of run {description['run']}"
     yield "Command", f"python {shlex.join(certified['command'])}"
     rules = {"test": "on the test set", "val": "on validation images"}
-    rule = rules[certified["rule"]["select_on"]]
     yield (
         "Chosen",
-        f"epoch {certified['epoch']} of round {certified['round']}, {rule}; "
-        f"seed {description['seed']}",
+        f"epoch {certified['epoch']} of round {certified['round']}, "
+        f"{rules[certified['rule']['select_on']]}; seed {description['seed']}",
     )
-    yield "Code", _code_text(code, now)
-    yield "Versions", _versions_text(code, now)
-    processes = "1 process"
-    if hardware["processes"] > 1:
-        processes = f"{hardware['processes']} processes"
+    code_text = f"commit {code['commit'][:10]}"
+    if code["changed"]:
+        code_text += ", changed since"
+    if now is not None:
+        same_code = code["sources"] == now["sources"]
+        code_text += " (what runs here)" if same_code else " (other code runs here)"
+    yield "Code", code_text
+    yield "Versions", ", ".join(_versions(code, now))
+    plural = "es" if hardware["processes"] > 1 else ""
     yield (
         "Hardware",
         f"{hardware['device']}, {hardware['precision']}, {hardware['threads']} threads, "
-        f"{processes}",
+        f"{hardware['processes']} process{plural}",
     )
     for set_name, facts_of_set in certified["sets"].items():
         yield set_name, _set_text(facts_of_set)
@@ -339,33 +333,18 @@ def facts(
         yield f"--{flag}", " <- ".join(_start_texts(start))
 
 
-def _code_text(code: Mapping[str, Any], now: Mapping[str, Any] | None) -> str:
-    text = f"commit {code['commit'][:10]}"
-    if code["changed"]:
-        text += ", changed since"
-    if now is not None:
-        same_code = code["sources"] == now["sources"]
-        text += " (what runs here)" if same_code else " (other code runs here)"
-    return text
-
-
-def _versions_text(code: Mapping[str, Any], now: Mapping[str, Any] | None) -> str:
-    texts = []
+def _versions(code: Mapping[str, Any], now: Mapping[str, Any] | None) -> Iterator[str]:
     for package in PACKAGES:
-        text = f"{package} {code[package]}"
-        if now is not None and now[package] != code[package]:
-            text += f" (here {now[package]})"
-        texts.append(text)
-    return ", ".join(texts)
+        is_other = now is not None and now[package] != code[package]
+        yield f"{package} {code[package]}" + (f" (here {now[package]})" if is_other else "")
 
 
 def _set_text(facts_of_set: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{number} {split}" for split, number in facts_of_set["images"].items())
     split = "; ".join(facts_of_set["notes"]) or "split as it comes with the set"
-    role = "trained on" if facts_of_set["trained"] else "cross test"
     return (
-        f"{role}: {counts}; records {facts_of_set['records']}, pixels {facts_of_set['pixels']}; "
-        f"{split}"
+        f"{'trained on' if facts_of_set['trained'] else 'cross test'}: {counts}; records "
+        f"{facts_of_set['records']}, pixels {facts_of_set['pixels']}; {split}"
     )
 
 

@@ -6,9 +6,9 @@ rows of different models or settings are never mixed unnoticed.
 """
 
 import csv
+import io
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -51,10 +51,9 @@ class ScoreFile:
         output has gone.
         """
         rounded = None if score is None else round(score, 6)
-        values = (image, rounded, error, made_with)
-        line = _json_line(values) if self.form == "jsonl" else _csv_line(values)
+        line_of = _json_line if self.form == "jsonl" else _csv_line
         try:
-            self._write(line + "\n")
+            self._write(line_of((image, rounded, error, made_with)) + "\n")
         except BrokenPipeError:
             raise
         except OSError as problem:
@@ -77,17 +76,12 @@ class ScoreFile:
 def _open_unbuffered(path: Path | None) -> Any:
     if path:
         return path.open("ab", buffering=0)
-    if _is_real_output():
-        return os.fdopen(1, "wb", buffering=0, closefd=False)
-    return sys.stdout
-
-
-def _is_real_output() -> bool:
-    """Whether standard output is the process's own, and no notebook or capture has replaced it."""
+    # A notebook or a capture may have replaced the process's own standard output.
     try:
-        return sys.stdout is None or sys.stdout.fileno() == 1
+        is_own_output = sys.stdout is None or sys.stdout.fileno() == 1
     except (AttributeError, OSError, ValueError):
-        return False
+        is_own_output = False
+    return os.fdopen(1, "wb", buffering=0, closefd=False) if is_own_output else sys.stdout
 
 
 def _json_line(values: Sequence[Any]) -> str:
@@ -97,14 +91,10 @@ def _json_line(values: Sequence[Any]) -> str:
 
 
 def _csv_line(values: Sequence[Any]) -> str:
-    cells = []
-    for value in values:
-        cell = "" if value is None else str(value)
-        # As RFC 4180 quotes cells.
-        if re.search('[",\r\n]', cell):
-            cell = '"' + cell.replace('"', '""') + '"'
-        cells.append(cell)
-    return ",".join(cells)
+    # With both as the line's end, the writer quotes a cell that has either.
+    line = io.StringIO()
+    csv.writer(line, lineterminator="\r\n").writerow(values)
+    return line.getvalue().removesuffix("\r\n")
 
 
 def read_rows(path: Path, form: str) -> Iterator[tuple[bytes, dict | None]]:
@@ -138,8 +128,7 @@ def _parse_row(path: Path, form: str, number: int, text: str) -> dict | None:
         if form == "jsonl":
             row = json.loads(text)
         else:
-            cells = next(csv.reader([text]))
-            row = dict(zip(COLUMNS, cells, strict=True))
+            row = dict(zip(COLUMNS, next(csv.reader([text])), strict=True))
         # The header has been parsed like a row: its cells are its own column names.
         if form == "csv" and number == 1:
             if tuple(row.values()) != COLUMNS:
@@ -198,24 +187,17 @@ def _is_dropped(row: dict | None, tries_again: Callable[[str], bool]) -> bool:
 
 
 def _check_made_with(path: Path, made_before: str, made_now: str) -> None:
-    if made_before != made_now:
-        raise UserError(
-            f"--output {path}: {_differences(made_before, made_now)}; scores of different "
-            "models or settings are not mixed: give another --output, or the checkpoint and flags "
-            "of before"
-        )
-
-
-def _differences(made_before: str, made_now: str) -> str:
-    """How two values of `made_with` differ, in words, such as `a=1 b=2` and `a=1 b=3`."""
-    before = _settings(made_before)
-    now = _settings(made_now)
+    """Raise UserError that says how two values of `made_with` differ, such as `a=1` and `a=2`."""
+    if made_before == made_now:
+        return
+    # The parts of a word are name, "=" and value.
+    before = dict(word.partition("=")[::2] for word in made_before.split())
+    now = dict(word.partition("=")[::2] for word in made_now.split())
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     before_words = ", ".join(f"{name} {before.get(name, 'unknown')}" for name in names)
     now_words = ", ".join(f"{name} {now.get(name, 'unknown')}" for name in names)
-    return f"its rows were made with {before_words}; this command has {now_words}"
-
-
-def _settings(made_with: str) -> dict[str, str]:
-    words = [word.partition("=") for word in made_with.split()]
-    return {name: value for name, _, value in words}
+    raise UserError(
+        f"--output {path}: its rows were made with {before_words}; this command has {now_words}; "
+        "scores of different models or settings are not mixed: give another --output, or the "
+        "checkpoint and flags of before"
+    )
