@@ -173,7 +173,7 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
 
 
 def _seeds(options: argparse.Namespace, common: Sequence[str]) -> list[str]:
-    """The seeds of each setting: `--seeds` of them, from the one that goes to every run."""
+    # They count up from the seed that goes to every run.
     first = FIRST_SEED
     for word, following in zip(common, [*common[1:], ""]):
         flag, equals, value = word.partition("=")

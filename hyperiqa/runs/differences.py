@@ -101,7 +101,6 @@ def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Compa
 
 
 def _reason_against_pairing(scores_a: Scores, scores_b: Scores, keys: tuple[Key, ...]) -> str:
-    """Why the two runs' common images are no base for a comparison; "" where they are."""
     # The images that few runs share may be no fair sample of either's set.
     fewer = min(len(scores_a.keys), len(scores_b.keys))
     if len(keys) < max(10, fewer / 2):

@@ -206,13 +206,10 @@ class Measure:
 
     def common_images(self, runs: Sequence[Run]) -> tuple[Key, ...] | None:
         """The images of all these runs where they have the same ones, else None."""
-        keys = None
-        for i, run in enumerate(runs):
-            scores = self.scores(run)
-            if scores is None or (i > 0 and scores.keys != keys):
-                return None
-            keys = scores.keys
-        return keys
+        scores = [self.scores(run) for run in runs]
+        if None in scores or any(of_run.keys != scores[0].keys for of_run in scores):
+            return None
+        return scores[0].keys
 
 
 def choose_entries(
@@ -223,11 +220,10 @@ def choose_entries(
     grouped: all seeds of a setting are one entry. sort: the figure that orders the entries, where
     it is not the measure's. Raises UserError where no run can be grouped.
     """
+    entries = [Entry(run.name, (run,)) for run in runs]
     notes: list[str] = []
     if grouped:
         entries, notes = group(runs)
-    else:
-        entries = [Entry(run.name, (run,)) for run in runs]
     if not entries:
         raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
     measure.draw_together(entries)

@@ -191,8 +191,12 @@ class _Reader:
             self.round += 1
         self.announced = None
         self.rounds.setdefault(self.round, {"round": self.round, "seed": self.seed})
-        record = {"type": "epoch", "round": self.round, "epoch": epoch}
-        record |= self._figures(loss, fields)
+        record = {
+            "type": "epoch",
+            "round": self.round,
+            "epoch": epoch,
+            **self._figures(loss, fields),
+        }
         if sum(self.bars):
             record["seconds"] = {"bars": sum(self.bars)}
         self.bars.clear()
@@ -201,7 +205,7 @@ class _Reader:
         self._end("cut off")
 
     def _is_whole(self, fields: list[str], complete: bool) -> bool:
-        """Whether a row has its columns; complete: its line has an end."""
+        # A line without an end may stop in the middle of a figure.
         needed = len(self.columns)
         # Some codes leave the columns behind the test set's empty.
         if "Test_PLCC" in self.columns:
@@ -270,16 +274,16 @@ _ACTIONS: dict[str, Callable[[_Reader, re.Match], None]] = {
 
 
 def _ranking_loss_form(train: dict, alpha: float) -> str:
-    """Which sum of L1 and ranking loss a row shows; the public code changed it unsaid."""
-    additive = train["l1"] + alpha * train["rank"]
-    convex = (1 - alpha) * train["l1"] + alpha * train["rank"]
-    if abs(additive - train["loss"]) < abs(convex - train["loss"]):
-        return "additive"
-    return "convex"
+    # The public code changed from one sum of L1 and ranking loss to the other unsaid.
+    sums = {
+        "convex": (1 - alpha) * train["l1"] + alpha * train["rank"],
+        "additive": train["l1"] + alpha * train["rank"],
+    }
+    return min(sums, key=lambda form: abs(sums[form] - train["loss"]))
 
 
 def _number(text: str) -> float | None:
-    """A figure of a row; None, as in the jsonl, where it is undefined or no number."""
+    # None, as in the jsonl, where it is undefined or no number.
     try:
         value = float(text)
     except ValueError:

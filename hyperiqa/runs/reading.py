@@ -268,7 +268,6 @@ def _seed(header: dict, number: int, choice: dict) -> dict[str, str]:
 
 
 def _read_jsonl(path: Path) -> list[dict]:
-    """The records of a run whose types are known here, checked for what is read of them."""
     records = run_files.read_records(path)
     for number, record in enumerate(records, 1):
         if any(name not in record for name in _READ_FIELDS.get(record["type"], ())):
@@ -293,7 +292,7 @@ def _best_epoch(epochs: dict[int, dict]) -> int:
 
 
 def _settings(header: dict) -> dict[str, str]:
-    """Everything of the `run` record that can change figures, as text."""
+    # Everything of the `run` record that can change figures, as text.
     flags = header["flags"]
     left_out = set(_NOT_SETTINGS)
     if not flags.get("ranking_loss_alpha"):

@@ -1,5 +1,6 @@
 """The tables of entries: their figures, the lines below them, and the settings that differ."""
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -36,11 +37,10 @@ def _titles(entries: Sequence[Entry], measure: Measure) -> dict[str, str]:
     titles = {name: name.upper() for name in metrics.RECORDED}
     if measure.part == "test":
         titles[measure.name] = measure.name.upper()
-    for entry in entries:
-        for run in entry.runs:
-            for part in run.cross_tests:
-                for name in metrics.RECORDED:
-                    titles[f"{part}_{name}"] = f"{part.upper()}\n{name.upper()}"
+    runs = [run for entry in entries for run in entry.runs]
+    parts = [part for run in runs for part in run.cross_tests]
+    for part, name in itertools.product(parts, metrics.RECORDED):
+        titles[f"{part}_{name}"] = f"{part.upper()}\n{name.upper()}"
     # The metric has its column even where no run has the figure.
     titles.setdefault(measure.metric, measure.metric.upper().replace("_", "\n"))
     if measure.logistic:

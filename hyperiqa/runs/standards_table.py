@@ -88,7 +88,6 @@ def differences(
 
 
 def _residuals_p(a: Entry, b: Entry, part: str) -> float:
-    """Pitman and Morgan's p-value of the residuals of two single runs; nan of anything else."""
     scores = [run.scores(part) for run in (*a.runs, *b.runs)]
     if len(scores) != 2 or scores[0].keys != scores[1].keys:
         return NAN

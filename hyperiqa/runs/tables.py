@@ -51,7 +51,7 @@ def short_names(names: Sequence[str], width: int) -> dict[str, str]:
 
 
 def _without_words(text: str, shared: Collection[str]) -> str:
-    """The text with one `…` for each row of shared words, none at its beginning."""
+    # One `…` stands for each row of shared words, none at the beginning.
     kept: list[str] = []
     for word in re.split("[_ ]", text):
         shown = "…" if word in shared else word
@@ -67,7 +67,7 @@ def _without_middle(text: str, width: int) -> str:
 
 
 def _unlike(taken: Collection[str], text: str, width: int) -> str:
-    """The text, with ~2, ~3 and so on at its end where it is taken."""
+    # ~2, ~3 and so on stand at the end of what is taken.
     unique = text[:width]
     number = 2
     while unique in taken:
@@ -85,10 +85,8 @@ def room_for_names(header: Sequence[str], rows: Sequence[Sequence[str]], width: 
 
 
 def _column_widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    widths = []
-    for title, *cells in zip(header, *rows):
-        widths.append(max(len(text) for text in [*title.split("\n"), *cells]))
-    return widths
+    columns = ([*title.split("\n"), *cells] for title, *cells in zip(header, *rows))
+    return [max(map(len, texts)) for texts in columns]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100) -> str:

@@ -169,7 +169,7 @@ def _drawn_seeds(figures: np.ndarray, draws: np.ndarray, random: np.random.Gener
 
 
 def _variance_by_images(draws: np.ndarray) -> np.floating:
-    """The variance between seeds that finitely many images bring by chance, from draws (B, k)."""
+    # What finitely many images bring by chance between seeds, from draws (B, k).
     return np.nanvar(draws - draws.mean(1, keepdims=True), axis=0).sum() / (draws.shape[1] - 1)
 
 
@@ -282,7 +282,7 @@ def _mean_srcc(
 
 
 def _plain_srcc(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
-    """SRCC (E,) of scores (E, N); -1 for constant ones, which no run would choose."""
+    # (E,) of scores (E, N); -1 for constant ones, which no run would choose.
     mean_rank = (len(mos) + 1) / 2
     x = stats.rankdata(scores, axis=-1) - mean_rank
     y = stats.rankdata(mos, axis=-1) - mean_rank

@@ -17,7 +17,6 @@ from scipy import optimize, special, stats
 
 
 def _finite(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
-    """Both as vectors of doubles; None below two images or where a number is not finite."""
     prediction = np.asarray(prediction, np.float64)
     mos = np.asarray(mos, np.float64)
     if prediction.shape != mos.shape or prediction.ndim != 1:

@@ -92,8 +92,8 @@ def _srcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
         correlations = []
         for ranker in rankers:
             x = ranker(counts)
-            covariance = np.einsum("nb,nb->b", x, weighted)
             spread_x = np.einsum("nb,nb,nb->b", x, x, counts)
+            covariance = np.einsum("nb,nb->b", x, weighted)
             correlations.append(_ratio(covariance, spread_x * spread_y))
         return np.stack(correlations)
 
@@ -153,9 +153,9 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
         untied_mos = n**2 - tied_mos(counts)
         correlations = []
         for tied_scores, tied_both, order, inversions in models:
-            discordant = 2 * inversions(counts[order])
             untied = n**2 - tied_scores(counts)
-            balance = untied_mos + untied - n**2 + tied_both(counts) - 2 * discordant
+            # Ordered pairs: each inversion is two discordant ones.
+            balance = untied_mos + untied - n**2 + tied_both(counts) - 4 * inversions(counts[order])
             correlations.append(_ratio(balance, untied_mos * untied))
         return np.stack(correlations)
 
