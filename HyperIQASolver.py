@@ -39,10 +39,10 @@ from hyperiqa.training.log import (
     median_lines,
 )
 from hyperiqa.training.losses import make_criterion
-from hyperiqa.training.optimizers import TrainedModel
 from hyperiqa.training.options import default_run_name
+from hyperiqa.training.rounds import Round, Tested
 from hyperiqa.training.schedules import Rates, make_schedule
-from hyperiqa.training.sets import Figures, RunData, Tested
+from hyperiqa.training.sets import Figures, RunData
 from hyperiqa.training.starts import StartingModel
 from hyperiqa.training.state import RunState, open_run, settings_of
 
@@ -68,8 +68,11 @@ class HyperIQASolver:
         self.teacher: HyperNet = None
         self.log: RunLog = None
         self.state: RunState = None
+        self.round: Round = None
         # The state to resume from, until its round has taken it up.
         self.saved: dict | None = None
+        # What the newest epoch's tests gave.
+        self.tested = Tested()
         # What the `end` record says if the run ends now.
         self.status = "failed"
         # What each of several processes costs, measured once.
@@ -116,15 +119,10 @@ class HyperIQASolver:
         # Patches arrive channels last; weights in that layout too save the convolutions a copy.
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
-    def new_round(self, number: int) -> None:
-        """Give round `number` (from 1) a seed and a model of its own."""
-        self.seed = self.options.seed + number - 1
-        self.model = self.build_model(self.seed)
-        # What runs in training; it shares the parameters of the model.
-        self.compiled: Any = torch.compile(self.model) if self.options.compile else self.model
-        self.trained = TrainedModel(self.model, self.options)
-        # What the certificates of all the round's models share, once there is one.
-        self.certificate: dict[str, Any] | None = None
+    def new_round(self, number: int) -> Round:
+        """Round `number` (from 1) with a seed and a model of its own."""
+        seed = self.options.seed + number - 1
+        return Round.of_model(number, seed, self.build_model(seed), self.options)
 
     def run_name(self) -> str:
         """The run's name where `--run_name` gives none."""
@@ -138,7 +136,7 @@ class HyperIQASolver:
         # Before what takes long and leaves files: a flag may name a model that does not exist.
         # One process of a node downloads pretrained weights, which the others then find.
         with processes.node_leader_first():
-            self.new_round(1)
+            self.round = self.new_round(1)
         if self.teacher_start:
             teacher = self.teacher_start.model(self.data.common, options)
             self.teacher = teacher.to(self.hardware.device).eval()
@@ -207,22 +205,24 @@ class HyperIQASolver:
         # The first round has the model that `opened` built.
         if number > 1:
             self.data.draw_again(self.options.seed + number - 1)
-            self.new_round(number)
+            self.round = self.new_round(number)
         if resumed:
-            self.trained.restore(self.saved, self.rates(self.state.epoch))
+            self.round.trained.restore(self.saved, self.rates(self.state.epoch))
             self.saved = None
             # The files go back to what they were when the state was saved.
             if self.state.best:
                 self.log.predictions(number, self.state.best["predictions"])
             self.log.epochs(number, self.data.parts.epoch_arrays(self.state.scores))
         elif self.options.train_test_num > 1:
-            self.log.line(f"Round {number} of {self.options.train_test_num}, seed {self.seed}")
+            self.log.line(
+                f"Round {number} of {self.options.train_test_num}, seed {self.round.seed}"
+            )
         say = self.log.show if resumed else self.log.line
         with processes.node_leader_first():
-            prepare_features(self.data, self.model, self.seed, self.hardware.fp32, say)
+            prepare_features(self.data, self.round.model, self.round.seed, self.hardware.fp32, say)
         if not resumed:
             self.log.line(epoch_columns(["train", *self.data.parts.names]))
-        self.saved_at = time.monotonic()
+        self.round.saved_at = time.monotonic()
         # From now on a signal waits for the end of its step, where the state can be saved.
         self.signals.deferred = True
 
@@ -235,7 +235,7 @@ class HyperIQASolver:
         if self.state.progress is None:
             self.state.epoch = epoch
             self.state.progress = engine.EpochProgress()
-            self.trained.begin_epoch(self.rates(epoch), self.schedule.makes_new(epoch))
+            self.round.trained.begin_epoch(self.rates(epoch), self.schedule.makes_new(epoch))
 
     def rates(self, epoch: int, done: float = 0.0) -> Rates:
         """The learning rates in an epoch; done: the share of its steps that are done."""
@@ -246,8 +246,10 @@ class HyperIQASolver:
         options = self.options
         epoch = self.state.epoch
         progress = self.state.progress
-        batches = train_batches(self.data, self.seed, epoch, options.batch_size, processes.share())
-        whole_batch.prepare(self.model)
+        batches = train_batches(
+            self.data, self.round.seed, epoch, options.batch_size, processes.share()
+        )
+        whole_batch.prepare(self.round.model)
         first_step = progress.step
         loader = make_loader(batches, self.hardware, first_step)
         if self.teacher is not None:
@@ -266,17 +268,17 @@ class HyperIQASolver:
                 keep_freed_memory()
                 bar.update(len(progress.scores[-1]))
                 bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
-                self.trained.after_step(self.rates(epoch, progress.step / len(batches)))
+                self.round.trained.after_step(self.rates(epoch, progress.step / len(batches)))
                 progress.seconds = time.perf_counter() - started
-                if time.monotonic() - self.saved_at >= 60 * options.checkpoint_minutes:
+                if time.monotonic() - self.round.saved_at >= 60 * options.checkpoint_minutes:
                     self.save()
                 self.stop_if_asked()
 
             try:
                 result = engine.train_one_epoch(
-                    self.compiled,
+                    self.round.compiled,
                     self.criterion,
-                    self.trained.optimizer,
+                    self.round.trained.optimizer,
                     loader,
                     self.hardware,
                     progress,
@@ -302,7 +304,7 @@ class HyperIQASolver:
         images, split = self.data.tests[part]
         records = images.records(split)
         scores = engine.score_set(
-            self.trained.tested,
+            self.round.trained.tested,
             images,
             records,
             (self.options.test_crop, self.options.test_patch_num),
@@ -366,7 +368,7 @@ class HyperIQASolver:
         state.rounds.append(
             {
                 "round": state.round,
-                "seed": self.seed,
+                "seed": self.round.seed,
                 "best_epoch": epoch,
                 "selection_price": price,
                 **best,
@@ -389,7 +391,7 @@ class HyperIQASolver:
         if better is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[chosen])
             if self.log.writes:
-                best = checkpoints.portable_state(self.trained.tested)
+                best = checkpoints.portable_state(self.round.trained.tested)
                 checkpoints.describe(best, self.description(result, checkpoints.digest(best)))
                 checkpoints.save(self.folder / file, best)
             self.log.predictions(state.round, self.tested.predictions)
@@ -410,8 +412,8 @@ class HyperIQASolver:
         choices = dict(self.state.settings)
         # The certificate has the records' fingerprints, set by set.
         del choices["fingerprint"]
-        if self.certificate is None:
-            self.certificate = certificate.describe_round(
+        if self.round.certificate is None:
+            self.round.certificate = certificate.describe_round(
                 self.options,
                 self.hardware,
                 certificate.describe_sets(self.data),
@@ -419,13 +421,13 @@ class HyperIQASolver:
             )
         description = {
             **choices,
-            "seed": self.seed,
+            "seed": self.round.seed,
             **self.data.description,
-            **self.model.backbone.described,
+            **self.round.model.backbone.described,
             "metrics": {part: result[part] for part in self.data.parts.names},
             "run": self.log.name,
             "versions": versions(),
-            "certificate": self.certificate,
+            "certificate": self.round.certificate,
         }
         return certificate.sealed(
             description,
@@ -441,5 +443,5 @@ class HyperIQASolver:
     def save(self) -> None:
         """Save everything that the rest of the run depends on, as of now."""
         if self.log.writes:
-            self.state.save(self.folder, self.trained.state(), self.log)
-        self.saved_at = time.monotonic()
+            self.state.save(self.folder, self.round.trained.state(), self.log)
+        self.round.saved_at = time.monotonic()

@@ -109,7 +109,7 @@ def test_the_best_model_scores_what_the_predictions_say(settings):
         SwinBackbone(about["backbone"], patch_size=about["patch_size"]), about["fusion"]
     )
     model.load_state_dict(state, strict=True)
-    scores = solver.model.eval(), model.eval()
+    scores = solver.round.model.eval(), model.eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(scores[0](images)["scores"], scores[1](images)["scores"])

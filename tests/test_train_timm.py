@@ -152,7 +152,9 @@ def test_init_goes_on_from_a_whole_model_on_another_scale(settings, trained, tmp
     for record in solver.data.main.split("test"):
         patches = torch.from_numpy(old.patches(record.path))
         with torch.no_grad():
-            new = solver.model.eval()(solver.model.backbone.normalised(patches))["scores"].item()
+            new = solver.round.model.eval()(solver.round.model.backbone.normalised(patches))[
+                "scores"
+            ].item()
         # KonIQ's 0..100 to the training images' 1..5, before the first step.
         assert new == pytest.approx(1 + 0.04 * old.score(record.path), abs=1e-4)
     log = solver.log.path(".log").read_text()
@@ -217,7 +219,7 @@ def test_init_of_a_model_that_says_nothing_of_its_hyper_network(settings, traine
     assert solver.options.hyper == "conv"
     with solver.opened():
         solver.begin_round(1)
-        assert solver.model.dropout.p == 0.2
+        assert solver.round.model.dropout.p == 0.2
 
 
 def test_a_teachers_scores_are_learnt_on_the_scale_of_the_set(settings, trained, tmp_path):

@@ -8,7 +8,7 @@ import itertools
 import math
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from hyperiqa.images.perceptual_hash import near_duplicates
 from hyperiqa.stats import intervals
 from hyperiqa.training.batches import DecodedSet, bad_images, drop_bad_images
 from hyperiqa.training.log import RunLog
-from hyperiqa.training.run_files import Prediction
 
 SPLITS = ("train", "val", "test")
 Figures = dict[str, float]
@@ -385,15 +384,3 @@ class TestedParts:
         arrays = self.epoch_arrays(scores)
         pairs = [(arrays[f"{part}_scores"], arrays[f"{part}_mos"]) for part in parts]
         return intervals.selection_bias(pairs)
-
-
-@dataclass
-class Tested:
-    """What an epoch's tests gave.
-
-    predictions: the rows for the predictions file, of all parts but validation.
-    scores: part -> (scores that rise where the opinions do, MOS), each (N,).
-    """
-
-    predictions: list[Prediction] = field(default_factory=list)
-    scores: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)

@@ -302,7 +302,8 @@ def test_a_start_and_a_teacher_come_to_the_scale_on_which_the_sets_meet(several,
         images = torch.rand(3, 3, 64, 64)
         with torch.no_grad():
             theirs, *ours = (
-                m.eval()(images)["scores"] for m in (start.model, solver.model, solver.teacher)
+                m.eval()(images)["scores"]
+                for m in (start.round.model, solver.round.model, solver.teacher)
             )
     for scores in ours:  # badness 1..5 becomes quality 100..0
         assert torch.allclose(scores, 125 - 25 * theirs, atol=1e-3)

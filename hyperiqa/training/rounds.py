@@ -1,0 +1,50 @@
+"""What one round of a run holds, and what the tests of an epoch give."""
+
+from argparse import Namespace
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.training.optimizers import TrainedModel
+from hyperiqa.training.run_files import Prediction
+
+
+@dataclass
+class Round:
+    """What one round holds beside the state that is saved.
+
+    number: from 1.
+    model: as it was built. `compiled` is what runs in training and shares its parameters;
+    `trained` adds the optimizer and the average of the weights.
+    certificate: the part that is the same for all models of the round, once there is one.
+    saved_at: when the state was last saved, in seconds of the monotonic clock.
+    """
+
+    number: int
+    seed: int
+    model: HyperNet
+    compiled: Any
+    trained: TrainedModel
+    certificate: dict[str, Any] | None = None
+    saved_at: float = 0.0
+
+    @classmethod
+    def of_model(cls, number: int, seed: int, model: HyperNet, options: Namespace) -> "Round":
+        """A round that trains this model as the flags say."""
+        compiled = torch.compile(model) if options.compile else model
+        return cls(number, seed, model, compiled, TrainedModel(model, options))
+
+
+@dataclass
+class Tested:
+    """What an epoch's tests gave.
+
+    predictions: the rows for the predictions file, of all parts but validation.
+    scores: part -> (scores that rise where the opinions do, MOS), each (N,).
+    """
+
+    predictions: list[Prediction] = field(default_factory=list)
+    scores: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
