@@ -212,7 +212,7 @@ def _rmse(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 
 
 def _one_by_one(metric: str, predictions: np.ndarray, mos: np.ndarray) -> Figures:
-    # For figures without a faster form.
+    # Resample by resample: for figures without a faster form.
     figure_of = metrics.FIGURES[metric].of
 
     def figures(counts: np.ndarray) -> np.ndarray:
