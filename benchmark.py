@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -173,27 +174,27 @@ def measure(flags: argparse.Namespace) -> None:
     # none of it.
     from hyperiqa.base.device import choose_device
     from hyperiqa.datasets.readers import READERS
-    from hyperiqa.scoring import costs, phase_times
+    from hyperiqa.scoring import costs
     from hyperiqa.training import processes
 
     device = choose_device(flags.device)
     if flags.child == "model":
-        show_measured(costs.measure(flags.model[0], flags.patch_size, device), {}, device)
+        show_measured(costs.measure_model(flags.model[0], flags.patch_size, device), {}, device)
         return
     backbone = BACKBONES[flags.backbone]
     koniq = READERS["koniq-10k"](flags.dataset_path).read()
     if flags.child == "step":
         with processes.process_group():
-            times = phase_times.measure_step(flags, backbone, koniq)
+            times = costs.measure_step(flags, backbone, koniq)
             if processes.rank() == 0:
                 show_measured(times, {}, device)
         return
     spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()
     if flags.child == "plain":
-        model = phase_times.build_model(backbone, device)
+        model = costs.build_model(backbone, device)
         phases = published().measure_plain(flags, koniq, spaq, model, costs.timed)
     else:
-        phases = phase_times.measure_phases(flags, backbone, koniq, spaq, device)
+        phases = costs.measure_phases(flags, backbone, koniq, spaq, device)
     counts = {
         "train": len(koniq.split("train")),
         "test": len(koniq.split("test")),
@@ -264,11 +265,6 @@ def child_flags(flags: argparse.Namespace) -> list[str]:
     return words
 
 
-def with_flag(flags: argparse.Namespace, name: str, value: object) -> argparse.Namespace:
-    """The flags with another value for one of them."""
-    return argparse.Namespace(**{**vars(flags), name: value})
-
-
 def show_phases(flags: argparse.Namespace, scratch: Path) -> None:
     """Measure both procedures, phase by phase, and print them side by side."""
     flags.backbone = flags.backbone or "swin"
@@ -281,10 +277,10 @@ def show_phases(flags: argparse.Namespace, scratch: Path) -> None:
             measured.append(child["found"])
     medians = {procedure: _medians(measured) for procedure, measured in runs.items()}
     counts = ", ".join(f"{number} {part}" for part, number in child["counts"].items())
-    patches = f"{flags.train_patch_num} train and {flags.test_patch_num} test patches"
     print(
         f"\n{flags.backbone}, {_machine(child)}, precision {flags.precision}, {counts} images, "
-        f"{patches}, medians of {flags.repeats}\n"
+        f"{flags.train_patch_num} train and {flags.test_patch_num} test patches, "
+        f"medians of {flags.repeats}\n"
     )
     print("\n".join(phase_table(medians["plain"], medians["ours"])))
     if flags.json:
@@ -294,10 +290,7 @@ def show_phases(flags: argparse.Namespace, scratch: Path) -> None:
 
 
 def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
-    medians = {}
-    for phase in runs[0]:
-        medians[phase] = statistics.median([run[phase] for run in runs])
-    return medians
+    return {phase: statistics.median(map(itemgetter(phase), runs)) for phase in runs[0]}
 
 
 def _machine(child: Mapping[str, Any]) -> str:
@@ -321,9 +314,8 @@ def phase_table(plain: Mapping[str, float], fast: Mapping[str, float]) -> list[s
             before_text = f"{before:.4g}"
             ratio_text = f"{ratio:>8.2f}"
         lines.append(f"{phase:<20}{before_text:>12}{after:>12.4g}  {unit:<10}{ratio_text}")
-    share = fast["training"] / fast["compute only"]
-    note = "(memory: ours / plain, less is better)"
-    return [*lines, rule, f"training / compute only: {share:.3f}   {note}"]
+    share = f"training / compute only: {fast['training'] / fast['compute only']:.3f}"
+    return [*lines, rule, f"{share}   (memory: ours / plain, less is better)"]
 
 
 def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
@@ -334,7 +326,7 @@ def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
     for backbone in backbones:
         for process_count in flags.processes:
             print(f"Measuring {backbone}, {process_count} processes …", file=sys.stderr, flush=True)
-            backbone_flags = with_flag(flags, "backbone", backbone)
+            backbone_flags = argparse.Namespace(**{**vars(flags), "backbone": backbone})
             child = run_child(backbone_flags, "step", scratch / "cache", process_count)
             children.append(child)
             rows.append(step_row(backbone, process_count, child["found"]))
@@ -350,7 +342,8 @@ def show_costs(flags: argparse.Namespace) -> None:
     rows = []
     for name in flags.model:
         print(f"Measuring {name} …", file=sys.stderr, flush=True)
-        child = run_child(with_flag(flags, "model", [name]), "model", Path())
+        model_flags = argparse.Namespace(**{**vars(flags), "model": [name]})
+        child = run_child(model_flags, "model", Path())
         children[name] = child
         rows += cost_rows(name, child["found"])
     header = cost_header(child["found"])

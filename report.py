@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five, not_installed
@@ -21,9 +20,6 @@ from hyperiqa.base.signals import StopSignals
 from hyperiqa.runs.measures import FIGURE, Entry, Measure, choose_entries
 from hyperiqa.runs.reading import UNDER_WAY, Run, find
 from hyperiqa.runs.tables import short_names
-
-if TYPE_CHECKING:
-    from hyperiqa.pages.page import Page
 
 # Of names of runs, on the page.
 NAME_WIDTH = 40
@@ -79,29 +75,27 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield "contradictory flags: --maps and --no_images"
 
 
-def chosen(options: argparse.Namespace, measure: Measure) -> tuple[list[Entry], list[str]]:
-    """The entries, best first, and what could not be read. Raises UserError where nothing could."""
-    runs, problems = find(options.paths)
-    if not runs:
-        raise UserError(
-            f"{first_five(problems or options.paths)}: expected logs of a run, found none"
-        )
-    entries, notes = choose_entries(runs, measure, options.group)
-    return entries, [*problems, *notes]
-
-
 def write(options: argparse.Namespace) -> list[Run]:
-    """Write the page as the runs are now; return the runs that are under way."""
-    from hyperiqa.pages import map_section, run_sections, scored_sets, set_sections
+    """Write the page as the runs are now; return the runs that are under way.
+
+    Raises UserError where no run can be read.
+    """
+    from hyperiqa.pages import map_section, run_sections, scored_sets
+    from hyperiqa.pages.page import Page
     from hyperiqa.runs import differences
     from hyperiqa.scoring import quality_model
 
     measure = Measure(options.metric)
-    entries, notes = chosen(options, measure)
-    pairs = differences.chosen_pairs(entries, options.against or entries[0].name, False)
+    found_runs, problems = find(options.paths)
+    if not found_runs:
+        unread = first_five(problems or options.paths)
+        raise UserError(f"{unread}: expected logs of a run, found none")
+    # The best entry comes first.
+    entries, notes = choose_entries(found_runs, measure, options.group)
     runs = [run for entry in entries for run in entry.runs]
     under_way = [run for run in runs if run.status == UNDER_WAY]
-    page = _empty_page(options, entries, under_way)
+    page = Page(*_page_head(options, entries, under_way))
+    pairs = differences.chosen_pairs(entries, options.against or entries[0].name, False)
     comparisons = differences.compare_all(measure, pairs)
     entry_names = short_names([entry.name for entry in entries], NAME_WIDTH)
     run_sections.add_runs(page, entries, measure, options.group, comparisons, entry_names)
@@ -111,27 +105,27 @@ def write(options: argparse.Namespace) -> list[Run]:
         path = run_sections.checkpoint_of(runs[0], options.checkpoint_dir)
         model = quality_model.load(path, options.device)
     run_names = short_names([run.name for run in runs], NAME_WIDTH)
-    short_name_of = dict(zip(runs, run_names.values()))
+    name_of_run = dict(zip(runs, run_names.values()))
     cache = {"cache": options.cache, "cache_dir": options.cache_dir} if options.images else None
-    sets, missing = scored_sets.sets_of_runs(short_name_of, _places(options.datasets), cache)
+    pairs_of_words = (word.split("=", 1) for word in options.datasets)
+    places = {name: Path(place).expanduser() for name, place in pairs_of_words}
+    sets, missing = scored_sets.sets_of_runs(name_of_run, places, cache)
     for scored_set in sets:
-        set_sections.add_set(page, scored_set)
+        scored_sets.add_set(page, scored_set)
     if model and sets and sets[0].images:
         map_section.add_maps(page, sets[0], model, options.maps)
-    run_sections.add_certificates(page, short_name_of, options.checkpoint_dir)
-    page.content["facts"] += [*notes, *missing]
+    run_sections.add_certificates(page, name_of_run, options.checkpoint_dir)
+    page.content["facts"] += [*problems, *notes, *missing]
     page.write(options.output)
-    megabytes = options.output.stat().st_size / 1e6
-    print("\n".join([f"{options.output} ({megabytes:.1f} MB)", *missing]))
+    written_page = f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)"
+    print("\n".join([written_page, *missing]))
     return under_way
 
 
-def _empty_page(
+def _page_head(
     options: argparse.Namespace, entries: Sequence[Entry], under_way: Sequence[Run]
-) -> "Page":
-    """The page with its title and the time at which it was made."""
-    from hyperiqa.pages.page import Page
-
+) -> tuple[str, list[str], float]:
+    """The page's title, when it was made, and seconds until a newer one may be there (0: never)."""
     title = f"{len(entries)} {'settings' if options.group else 'runs'}"
     if len(entries) == 1:
         title = entries[0].name
@@ -139,19 +133,10 @@ def _empty_page(
     if options.follow:
         fact += "; renewed after every epoch"
     if not options.follow or not under_way:
-        return Page(title, [fact])
+        return title, [fact], 0
     # An open page looks for a newer one four times in the shortest epoch. Some logs have no times.
     seconds = [60 * run.minutes for run in under_way if not math.isnan(run.minutes)]
-    return Page(title, [fact], min(60, max(3, min(seconds, default=10) / 4)))
-
-
-def _places(words: Sequence[str]) -> dict[str, Path]:
-    """Set -> where it lies now, from words NAME=PATH."""
-    places = {}
-    for word in words:
-        name, _, path = word.partition("=")
-        places[name] = Path(path).expanduser()
-    return places
+    return title, [fact], min(60, max(3, min(seconds, default=10) / 4))
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import scipy.stats
 import report
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.decode import load_image
-from hyperiqa.pages import scored_sets, set_sections
+from hyperiqa.pages import scored_sets
 from hyperiqa.stats import metrics
 from hyperiqa.training.run_files import read_predictions
 from HyperIQASolver_swin import HyperIQASolverSwin
@@ -251,7 +251,7 @@ def test_kinds_and_contents_have_figures():
     errors = tested.errors("run")
     for what, first in (("kind", "blur"), ("group", "c0")):
         own = np.array([getattr(r, what) == first for r in records])
-        name, images, mean, srcc, bias, rmse = set_sections._figures_by(
+        name, images, mean, srcc, bias, rmse = scored_sets._figures_by(
             tested, what, {"run": errors}
         )["rows"][0]
         assert (name, images, mean) == (first, own.sum(), mos[own].mean())

@@ -25,12 +25,15 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
     images = _spread_over_opinions(scored_set.mos, number)
     # Level -> positions in `images` and in `image_maps`.
     levels = maps.levels(scored_set.mos[images])
-    mapped = {position for level in levels.values() for position in _examples(level)}
+    mapped: set[int] = set()
+    for level in levels.values():
+        # At even steps.
+        mapped.update(level[:: max(1, len(level) // MAPS)][:MAPS])
     cache = scored_set.images.cache
     image_maps = []
     for position, image in enumerate(tqdm(images, "Where it looks", unit="image", leave=False)):
-        pixels = cache[cache.index[scored_set.records[image].path]]
-        image_maps.append(maps.map_image(model, pixels, position in mapped))
+        number_in_cache = cache.index[scored_set.records[image].path]
+        image_maps.append(maps.map_image(model, cache[number_in_cache], position in mapped))
 
     _add_map_images(page, scored_set, model, images, image_maps, levels)
     lines = [
@@ -39,11 +42,10 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
         "Maps: scores of a dense grid of patches; dark is worse, bright is better, scored as said "
         "below each.",
     ]
-    panels = _panels(image_maps, list(levels.values()))
     page.section(
         "Where the model looks",
         block("text", lines=lines),
-        block("levels", levels=list(levels), panels=panels),
+        block("levels", levels=list(levels), panels=_panels(image_maps, list(levels.values()))),
         block("gallery", set="maps", by="MOS", most=4, down=False),
     )
 
@@ -55,11 +57,6 @@ def _spread_over_opinions(mos: np.ndarray, number: int) -> list[int]:
     return order[places.round().astype(int)].tolist()
 
 
-def _examples(level: Sequence[int]) -> Sequence[int]:
-    """MAPS members of a level of quality, at even steps."""
-    return level[:: max(1, len(level) // MAPS)][:MAPS]
-
-
 def _add_map_images(
     page: Page,
     scored_set: ScoredSet,
@@ -68,7 +65,6 @@ def _add_map_images(
     image_maps: Sequence[maps.ImageMaps],
     levels: Mapping[str, Sequence[int]],
 ) -> None:
-    """Give the page the images that have a map, with the map laid over each."""
     level_of = {position: level for level, members in levels.items() for position in members}
     better = model.description["higher_is_better"]
     shown = [k for k, image_map in enumerate(image_maps) if image_map.map is not None]
@@ -90,21 +86,16 @@ def _panels(image_maps: Sequence[maps.ImageMaps], levels: Sequence[Sequence[int]
     panels = []
     # Only the fusion `attention` weighs the stages.
     if image_maps[0].stages is not None:
-        stages = [image_map.stages for image_map in image_maps]
-        panels.append(["what attention weighs each stage", STAGES, *_means(stages, levels)])
-    spreads = [image_map.spread for image_map in image_maps]
-    between_images = _spread_between_images(image_maps, levels)
+        means = _means([image_map.stages for image_map in image_maps], levels)
+        panels.append(["what attention weighs each stage", STAGES, *means])
+    means = _means([image_map.spread for image_map in image_maps], levels)
     return [
         *panels,
-        [
-            "spread of the generated weights within an image",
-            LAYERS,
-            *_means(spreads, levels),
-        ],
+        ["spread of the generated weights within an image", LAYERS, *means],
         [
             "spread of each weight between images, of all weights' spread",
             LAYERS,
-            between_images,
+            _spread_between_images(image_maps, levels),
             None,
         ],
     ]
@@ -116,7 +107,7 @@ def _means(
     """Means of each level's images, and half the widths of their 95 % intervals (Student's t)."""
     stacked = np.stack(list(values))
     parts = [stacked[level] for level in levels]
-    return [part.mean(0).tolist() for part in parts], [_half_width(part) for part in parts]
+    return [part.mean(0).tolist() for part in parts], list(map(_half_width, parts))
 
 
 def _half_width(values: np.ndarray) -> list[float]:
@@ -134,9 +125,8 @@ def _spread_between_images(
     It is the standard deviation over the level's images, averaged over the layer's weights, in
     parts of the standard deviation of all weights of all images.
     """
-    layers = []
-    for layer in range(len(LAYERS)):
-        layers.append(np.stack([image_map.weights[layer] for image_map in image_maps]))
+    weights = [image_map.weights for image_map in image_maps]
+    layers = [np.stack(layer_of_images) for layer_of_images in zip(*weights)]
     spreads = []
     for level in levels:
         spreads.append([float(layer[level].std(0).mean() / layer.std()) for layer in layers])

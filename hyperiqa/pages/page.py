@@ -11,9 +11,8 @@ import html
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,8 +68,8 @@ class Page:
         pictures = [len(self.sources) + i for i in range(len(sources))]
         self.sources += sources
         self.content["sets"][name] = {
-            "names": [printable(image) for image in names],
-            "fields": {title: _rounded(values) for title, values in fields.items()},
+            "names": list(map(printable, names)),
+            "fields": {title: list(map(_rounded, values)) for title, values in fields.items()},
             "crops": crops,
             "pictures": pictures or [-1] * len(names),
         }
@@ -92,20 +91,26 @@ class Page:
 
     def _texts(self) -> Iterator[str]:
         """The page's text, piece by piece."""
-        before_data, after_data = _frame(self.content["title"])
-        yield before_data
-        yield from _data_script("page", [_json(self.content)])
-        yield from _data_script("pictures", self._pictures())
-        if self._has_plots():
+        frame = (FOLDER / "page.html").read_text(encoding="utf-8")
+        for name in ("page.css", "page.js"):
+            frame = frame.replace(f"/* {name} */\n", (FOLDER / name).read_text(encoding="utf-8"))
+        before_data, after_data = frame.split("<!--DATA-->\n")
+        before_data = before_data.replace("<!--TITLE-->", html.escape(self.content["title"]))
+        # NaN becomes null, and no text in the data ends the script.
+        content = json.dumps(
+            to_json_value(self.content), ensure_ascii=False, separators=(",", ":")
+        ).replace("</", "<\\/")
+        yield f'{before_data}<script type="application/json" id="page">{content}</script>\n'
+        yield '<script type="application/json" id="pictures">'
+        yield from self._pictures()
+        yield "</script>\n"
+        sections = self.content["sections"]
+        kinds = {block["kind"] for section in sections for block in section["blocks"]}
+        if not kinds.isdisjoint(PLOTTED):
             from plotly.offline import get_plotlyjs
 
             yield f"<script>{get_plotlyjs()}</script>\n"
         yield after_data
-
-    def _has_plots(self) -> bool:
-        sections = self.content["sections"]
-        kinds = {block["kind"] for section in sections for block in section["blocks"]}
-        return not kinds.isdisjoint(PLOTTED)
 
     def _pictures(self) -> Iterator[str]:
         """The pictures as a JSON list, piece by piece: only encoded pictures are ever in memory."""
@@ -114,9 +119,8 @@ class Page:
         encode = _encode_once if self.content["reload"] else _encode
         yield "["
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            codes = pool.map(partial(encode, box=box), self.sources)
-            progress = tqdm(codes, "Pictures", number, unit="image", leave=False)
-            for i, code in enumerate(progress):
+            codes = pool.map(functools.partial(encode, box=box), self.sources)
+            for i, code in enumerate(tqdm(codes, "Pictures", number, unit="image", leave=False)):
                 yield ("," if i else "") + json.dumps(code)
         yield "]"
 
@@ -126,33 +130,9 @@ def block(kind: str, **content: Any) -> dict[str, Any]:
     return {"kind": kind, **content}
 
 
-def _rounded(values: Iterable) -> list:
-    """The values, with at most five decimals: more would only make the file larger."""
-    rounded = []
-    for value in values:
-        rounded.append(round(value, 5) if isinstance(value, float) else value)
-    return rounded
-
-
-def _frame(title: str) -> tuple[str, str]:
-    """What stands before a page's data, and what after: `page.html` with its style and script."""
-    text = (FOLDER / "page.html").read_text(encoding="utf-8")
-    for name in ("page.css", "page.js"):
-        text = text.replace(f"/* {name} */\n", (FOLDER / name).read_text(encoding="utf-8"))
-    before_data, after_data = text.split("<!--DATA-->\n")
-    return before_data.replace("<!--TITLE-->", html.escape(title)), after_data
-
-
-def _json(content: object) -> str:
-    """JSON that may stand within a script: NaN becomes null, and no text in it ends the script."""
-    text = json.dumps(to_json_value(content), ensure_ascii=False, separators=(",", ":"))
-    return text.replace("</", "<\\/")
-
-
-def _data_script(name: str, pieces: Iterable[str]) -> Iterator[str]:
-    yield f'<script type="application/json" id="{name}">'
-    yield from pieces
-    yield "</script>\n"
+def _rounded(value: Any) -> Any:
+    """The value, with at most five decimals: more would only make the file larger."""
+    return round(value, 5) if isinstance(value, float) else value
 
 
 def _encode(source: Source, box: tuple[int, int]) -> str | None:
@@ -193,10 +173,7 @@ def picture_from_cache(cache: Any, i: int) -> Source:
 
 def printable(text: str) -> str:
     """The text with a ? for what no page can show: line breaks, bytes that are not UTF-8."""
-    shown = ""
-    for character in text:
-        shown += character if character.isprintable() else "?"
-    return shown
+    return text.translate({ord(letter): "?" for letter in text if not letter.isprintable()})
 
 
 def draw_scores(
@@ -215,7 +192,7 @@ def draw_scores(
     """
     images = [image for image, _ in scores]
     values = [score for _, score in scores]
-    sources = [partial(thumbnail, image) for image in images]
+    sources = [functools.partial(thumbnail, image) for image in images]
     page = Page(f"Scores by {title}", list(_score_facts(description, values, failed)))
     page.images("scored", _names_below_common_folder(images), {"score": values}, sources)
     page.section(
@@ -230,7 +207,6 @@ def draw_scores(
 
 
 def _names_below_common_folder(images: Sequence[str]) -> Sequence[str]:
-    """The images' paths from the folder that all of them are in."""
     folders = {str(Path(image).parent) for image in images}
     # Absolute and relative paths have no folder in common that the paths themselves show.
     if len({Path(folder).is_absolute() for folder in folders}) != 1:
@@ -257,8 +233,7 @@ def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]
     """Write a page of pairs of images (name, path). Raises UserError if unwritable."""
     page = Page(title, [f"{len(pairs):,} pairs"])
     images = [image for pair in pairs for image in pair]
-    names = [name for name, _ in images]
-    sources = [partial(thumbnail, str(image_path)) for _, image_path in images]
-    page.images("pairs", names, {}, sources)
+    sources = [functools.partial(thumbnail, str(image_path)) for _, image_path in images]
+    page.images("pairs", [name for name, _ in images], {}, sources)
     page.section("", block("gallery", set="pairs", two=True))
     page.write(path)

@@ -8,8 +8,7 @@ from typing import Any
 from hyperiqa.base.errors import UserError
 from hyperiqa.model import checkpoints
 from hyperiqa.pages.page import Page, block
-from hyperiqa.runs import runs_table, standards_table
-from hyperiqa.runs.differences import Comparison, cannot_be_seen, sentence
+from hyperiqa.runs import differences, runs_table, standards_table
 from hyperiqa.runs.measures import Entry, Measure
 from hyperiqa.runs.reading import Run
 from hyperiqa.scoring import certificate_checks
@@ -22,7 +21,7 @@ def add_runs(
     entries: Sequence[Entry],
     measure: Measure,
     grouped: bool,
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[differences.Comparison],
     short_names: Mapping[str, str],
 ) -> None:
     """Add the sections on runs to the page, but for their certificates.
@@ -38,9 +37,10 @@ def add_runs(
         block("text", lines=lines),
     )
     if comparisons:
-        sentences = list(_sentences(comparisons, measure, short_names))
-        title = f"Differences in {measure.metric.upper()}"
-        page.section(title, block("list", lines=sentences))
+        sentences = _sentences(comparisons, measure, dict(short_names))
+        page.section(
+            f"Differences in {measure.metric.upper()}", block("list", lines=list(sentences))
+        )
     head, rows = runs_table.settings_table(entries)
     # The first column is the run's name: alone, it says that nothing differs.
     if len(head) > 1:
@@ -64,12 +64,13 @@ def _with_short_names(
 
 
 def _sentences(
-    comparisons: Sequence[Comparison], measure: Measure, short_names: Mapping[str, str]
+    comparisons: Sequence[differences.Comparison], measure: Measure, short_names: dict[str, str]
 ) -> Iterator[str]:
     for comparison in comparisons:
-        text = sentence(comparison, dict(short_names), len(comparisons), measure.higher_is_better)
-        unseen = cannot_be_seen(comparison)
-        yield f"{text}; {unseen}" if unseen else text
+        text = differences.sentence(
+            comparison, short_names, len(comparisons), measure.higher_is_better
+        )
+        yield "; ".join(filter(None, [text, differences.cannot_be_seen(comparison)]))
 
 
 def _curves(entries: Sequence[Entry]) -> dict[str, Any]:
@@ -88,19 +89,14 @@ def _curves(entries: Sequence[Entry]) -> dict[str, Any]:
         for run in runs:
             values.append([run.figure(part, name, epoch) for epoch in sorted(run.epochs)])
         panels.append([f"{title} {figure_title}", values])
-    epochs_of_runs = [
-        {"name": run.name, "epochs": sorted(run.epochs), "best": run.best} for run in runs
-    ]
-    return block("curves", runs=epochs_of_runs, panels=panels)
+    epochs = [{"name": run.name, "epochs": sorted(run.epochs), "best": run.best} for run in runs]
+    return block("curves", runs=epochs, panels=panels)
 
 
 def _loss_names(runs: Sequence[Run]) -> list[str]:
-    """The training loss and its parts, of all runs."""
-    names: dict[str, None] = {}
-    for run in runs:
-        for epoch in run.epochs.values():
-            names |= dict.fromkeys(epoch.get("train", {}))
-    losses = [name for name in names if name not in RECORDED]
+    epochs = [epoch for run in runs for epoch in run.epochs.values()]
+    figures = dict.fromkeys(name for epoch in epochs for name in epoch.get("train", {}))
+    losses = [name for name in figures if name not in RECORDED]
     # A loss of one part is that part.
     return ["loss"] if len(losses) == 2 else losses
 
@@ -114,10 +110,8 @@ def checkpoint_of(run: Run, folder: Path | None) -> Path:
     """
     if run.path.suffix != ".jsonl":
         raise UserError(f"{run.path}: a log alone does not say where its model is")
-    records = read_records(run.path)
-    flags: dict[str, Any] = next(record["flags"] for record in records if record["type"] == "run")
-    root = folder or Path(flags.get("checkpoint_dir", "checkpoints"))
-    place = root / run.path.stem
+    flags = next(record["flags"] for record in read_records(run.path) if record["type"] == "run")
+    place = (folder or Path(flags.get("checkpoint_dir", "checkpoints"))) / run.path.stem
     number = re.search(r"_round(\d+)$", run.name.removeprefix(run.path.stem))
     # The first round's models lie in the run's folder itself.
     if number and number[1] != "1":
@@ -137,11 +131,10 @@ def add_certificates(page: Page, short_names: Mapping[Run, str], folder: Path | 
             path = checkpoint_of(run, folder)
             _, description = checkpoints.load_model(path)
             facts = list(certificate_checks.facts(path.name, description))
+            certificates.append(block("facts", rows=facts))
         except UserError as problem:
             missing.append(f"{name}: {problem}")
         except KeyError:
             missing.append(f"{name}: made before there were any")
-        else:
-            certificates.append(block("facts", rows=facts))
     hint = ["python certify.py checkpoints/NAME checks them"] if certificates else []
     page.section("Certificates", *certificates, block("text", lines=hint + missing))

@@ -1,26 +1,43 @@
-"""Sets of test images and their scores by runs or models.
+"""Sets of test images and their scores by runs or models, and the sections of a page on them.
 
-The decoded images are with them where the data sets are at hand.
+The decoded images are with them where the data sets are at hand. The sections show plots of scores
+and errors, the images with the largest and the smallest errors, figures by kind of distortion and
+by content, and how errors go with simple measures of the images.
 """
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import scipy.ndimage
 import torch
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.datasets.records import Record
+from hyperiqa.images.cache import ImageCache
+from hyperiqa.images.decode import read_header
+from hyperiqa.pages.page import Page, block, picture_from_cache
 from hyperiqa.runs.reading import Run
-from hyperiqa.stats import metrics
+from hyperiqa.runs.tables import estimate_text
+from hyperiqa.stats import intervals, metrics, resampling
+from hyperiqa.training import log, patches, run_files
 from hyperiqa.training.batches import DecodedSet
-from hyperiqa.training.log import SilentLog
 from hyperiqa.training.options import settings_again
-from hyperiqa.training.run_files import read_records
 from hyperiqa.training.sets import RunData
+
+MOST_GROUPS = 300  # rows of a table by kind or by content
+EXAMPLES = 12  # images with the largest errors, and as many with the smallest
+LARGEST_ERROR = "largest error"
+LEAST_IMAGES = 5  # images of a kind or a content that have a correlation
+# What a data set may know of an image -> the title that readers see.
+GROUPINGS = {"kind": "kind of distortion", "group": "content"}
+# Simple measures of images, to compare a model's errors with.
+MEASURES = ("brightness", "contrast", "sharpness", "colourfulness", "megapixels")
 
 
 @dataclass
@@ -114,7 +131,9 @@ def decode_sets(path: Path, places: tuple, cache_flags: tuple) -> tuple[dict[str
     Returns part -> (decoded images, records, crop), and what keeps sets from being read.
     """
     try:
-        flags = next(record["flags"] for record in read_records(path) if record["type"] == "run")
+        flags = next(
+            record["flags"] for record in run_files.read_records(path) if record["type"] == "run"
+        )
         dataset_path = flags["dataset_path"]
         seed = int(flags["seed"])
     except (UserError, StopIteration, KeyError):
@@ -137,14 +156,15 @@ def decode_sets(path: Path, places: tuple, cache_flags: tuple) -> tuple[dict[str
                 **dict(cache_flags),
             )
             data = RunData(options, seed)
-            data.decode(torch.device("cpu"), SilentLog(Path(), Path()), new=True)
+            data.decode(torch.device("cpu"), log.SilentLog(Path(), Path()), new=True)
         except UserError as problem:
             problems.append(str(problem))
             continue
         crop = (options.patch_size, options.test_crop, options.test_patch_num)
-        sets = {}
-        for part, (images, split) in data.tests.items():
-            sets[part] = (images, images.records(split), crop)
+        sets = {
+            part: (images, images.records(split), crop)
+            for part, (images, split) in data.tests.items()
+        }
         return sets, "; ".join(problems)
     return {}, problems[-1]
 
@@ -155,6 +175,204 @@ def _places_now(
     places: dict[str, Path | None] = {}
     for name, place in places_then.items():
         # Without a place, the set lies where sets usually do.
-        then = None if place is None else Path(place)
-        places[name] = moved.get(name, then)
+        places[name] = moved.get(name, None if place is None else Path(place))
     return places
+
+
+def add_set(page: Page, scored_set: ScoredSet, opinion: str = "MOS") -> None:
+    """Add the sections on a set to the page. opinion: the name that the set's opinions have."""
+    errors = {run: scored_set.errors(run) for run in scored_set.scores}
+    field_names = _field_names(list(scored_set.scores))
+    fields: dict[str, Any] = {opinion: scored_set.mos.tolist()}
+    for run, (score_field, error_field) in field_names.items():
+        fields[score_field] = scored_set.scores[run].tolist()
+        fields[error_field] = errors[run].tolist()
+    fields[LARGEST_ERROR] = np.max(np.abs(list(errors.values())), 0).tolist()
+    groupings = _groupings(scored_set)
+    fields |= groupings
+    measures = _add_images_and_measures(page, scored_set, fields)
+
+    plots = _error_plots(scored_set, field_names, opinion)
+    blocks = [plots, *_galleries(scored_set)]
+    for name in groupings:
+        heading = block("heading", title=f"By {GROUPINGS[name]}")
+        blocks += [heading, _figures_by(scored_set, name, errors)]
+    if measures:
+        first_run = next(iter(errors))
+        # With several runs, correlations of all would be a table that nobody reads.
+        title = "Errors" if len(errors) == 1 else f"Errors by {first_run}"
+        lines = [
+            f"{title}, rank correlated with what is simple to measure; "
+            "95 % intervals, bootstrap over images.",
+            f"Of these {2 * len(measures)} intervals one in twenty leaves out zero by chance.",
+        ]
+        blocks += [
+            block("heading", title="Errors and simple measures"),
+            block("text", lines=lines),
+            _correlations(errors[first_run], measures),
+            {**plots, "measures": list(measures)},
+        ]
+    page.section(scored_set.title, *blocks)
+
+
+def _field_names(runs: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Run -> the names of the fields with its scores and with its errors."""
+    if len(runs) == 1:
+        return {runs[0]: ("score", "error")}
+    return {run: (f"score {run}", f"error {run}") for run in runs}
+
+
+def _groupings(scored_set: ScoredSet) -> dict[str, list[str]]:
+    """Those of GROUPINGS that the set knows -> each image's value."""
+    groupings = {}
+    for name in GROUPINGS:
+        values = [getattr(record, name) for record in scored_set.records]
+        # Where every image is a content of its own, the content says no more than its name.
+        if any(values) and set(values) != set(scored_set.names):
+            groupings[name] = values
+    return groupings
+
+
+def _add_images_and_measures(
+    page: Page, scored_set: ScoredSet, fields: Mapping[str, Sequence]
+) -> dict[str, list[float]]:
+    """Give the page the set's images and return their simple measures, {} without pixels."""
+    if not scored_set.images:
+        page.images(scored_set.title, scored_set.names, fields, [], None)
+        return {}
+    cache = scored_set.images.cache
+    records = tuple(scored_set.records)
+    sources = [picture_from_cache(cache, cache.index[record.path]) for record in records]
+    measures = measure_images(cache, records)
+    page.images(
+        scored_set.title,
+        scored_set.names,
+        {**fields, **measures},
+        sources,
+        crop_boxes(scored_set),
+    )
+    return measures
+
+
+# A page of runs that are under way is written again and again.
+@functools.cache
+def measure_images(cache: ImageCache, records: tuple[Record, ...]) -> dict[str, list[float]]:
+    """Each of MEASURES for every image."""
+    with ThreadPoolExecutor() as pool:
+        rows = list(pool.map(functools.partial(_measure_image, cache), records))
+    return dict(zip(MEASURES, map(list, zip(*rows)), strict=True))
+
+
+def _measure_image(cache: ImageCache, record: Record) -> list[float]:
+    """MEASURES of an image as it was scored, and of its file.
+
+    brightness, contrast: mean and standard deviation of the luma (Rec. 601), 0 to 255.
+    sharpness: log10 of the variance of the Laplacian (Pech-Pacheco et al., ICPR 2000).
+    colourfulness: Hasler & Süsstrunk, "Measuring colourfulness in natural images", 2003.
+    megapixels: the size of the file's image.
+    """
+    rgb = cache[cache.index[record.path]].astype(np.float32)
+    luma = rgb @ np.array([0.299, 0.587, 0.114], np.float32)
+    # An image of one colour has a variance of 0, and its logarithm must stay finite.
+    sharpness = math.log10(scipy.ndimage.laplace(luma).var() + 1e-3)
+    r, g, b = np.moveaxis(rgb, 2, 0)
+    red_green = r - g
+    yellow_blue = (r + g) / 2 - b
+    deviation = math.hypot(red_green.std(), yellow_blue.std())
+    mean = math.hypot(red_green.mean(), yellow_blue.mean())
+    megapixels = math.prod(read_header(record.path)) / 1e6
+    return [float(luma.mean()), float(luma.std()), sharpness, deviation + 0.3 * mean, megapixels]
+
+
+def crop_boxes(scored_set: ScoredSet) -> list[list[list[float]]]:
+    """For each image the boxes of its crops: left, top, width and height in percent of it."""
+    patch_size, crop, crop_count = scored_set.crop
+    cache = scored_set.images.cache
+    sizes = cache.sizes[[cache.index[record.path] for record in scored_set.records]]
+    test_patches = patches.test_patches(sizes, patch_size, crop, crop_count)
+    boxes: list[list[list[float]]] = [[] for _ in sizes]
+    for i, top, left in zip(test_patches.image, test_patches.top, test_patches.left):
+        height, width = sizes[i]
+        shares = (left / width, top / height, patch_size / width, patch_size / height)
+        boxes[i].append([round(float(100 * share), 2) for share in shares])
+    return boxes
+
+
+def _error_plots(
+    scored_set: ScoredSet, field_names: Mapping[str, tuple[str, str]], opinion: str
+) -> dict[str, Any]:
+    """Plots of all runs' scores and errors, with the logistic that is fitted to the first run's."""
+    mos = scored_set.mos
+    notes = [
+        f"{run}: SRCC {metrics.srcc(scores, mos):.4f}, PLCC {metrics.plcc(scores, mos):.4f}"
+        for run, scores in scored_set.scores.items()
+    ]
+    first_scores = next(iter(scored_set.scores.values()))
+    parameters = metrics.fit_logistic(first_scores, mos)
+    fit = None
+    if parameters is not None:
+        grid = np.linspace(first_scores.min(), first_scores.max(), 100)
+        fit = [grid.tolist(), metrics.logistic(parameters, grid).tolist()]
+    return block(
+        "errors",
+        set=scored_set.title,
+        runs=[[run, *fields] for run, fields in field_names.items()],
+        opinion=opinion,
+        fit=fit,
+        note=f"{len(mos):,} images; {'; '.join(notes)}",
+    )
+
+
+def _galleries(scored_set: ScoredSet) -> list[dict[str, Any]]:
+    examples = {"set": scored_set.title, "by": LARGEST_ERROR, "most": 4}
+    return [
+        block("heading", title="Largest errors"),
+        block("gallery", **examples, down=True, limit=EXAMPLES),
+        block("heading", title="Smallest errors"),
+        block("gallery", **examples, down=False, limit=EXAMPLES),
+        block("heading", title="All images"),
+        block("gallery", **examples),
+    ]
+
+
+def _figures_by(
+    scored_set: ScoredSet, grouping: str, errors: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """A table of figures on the images that share a kind or a content."""
+    head = [GROUPINGS[grouping], "images", "mean\nopinion"]
+    for run in scored_set.scores:
+        head += [f"SRCC\n{run}", f"mean error\n{run}", f"RMSE\n{run}"]
+    values = np.array([getattr(record, grouping) for record in scored_set.records], object)
+    rows = []
+    for value in sorted(set(filter(None, values)))[:MOST_GROUPS]:
+        members = values == value
+        mos = scored_set.mos[members]
+        row: list[Any] = [value, len(mos), float(mos.mean())]
+        for run, scores in scored_set.scores.items():
+            # A correlation of fewer images would say next to nothing.
+            srcc = metrics.srcc(scores[members], mos) if len(mos) >= LEAST_IMAGES else math.nan
+            group_errors = errors[run][members]
+            row += [srcc, float(group_errors.mean()), float(np.sqrt((group_errors**2).mean()))]
+        rows.append(row)
+    return block("table", head=head, rows=rows, label=f"Figures by {GROUPINGS[grouping]}")
+
+
+def _correlations(errors: np.ndarray, measures: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """A table of the rank correlations of errors, and of their sizes, with each measure."""
+    rows = [
+        [name, _srcc_text(errors, measure), _srcc_text(abs(errors), measure)]
+        for name, measure in measures.items()
+    ]
+    return block(
+        "table",
+        head=["measure", "SRCC with the error", "SRCC with its size"],
+        rows=rows,
+        label="Errors and simple measures",
+    )
+
+
+def _srcc_text(errors: np.ndarray, measure: Sequence[float]) -> str:
+    values = np.array(measure)
+    draws = resampling.bootstrap("srcc", errors, values, 1000)[:, 0]
+    interval = intervals.percentile_interval(draws)
+    return estimate_text(intervals.Estimate(metrics.srcc(errors, values), *interval))

@@ -1,4 +1,4 @@
-"""Tables of what models and training steps cost, from what `costs` and `step_times` measured.
+"""Tables of what models and training steps cost, from what `costs` measured.
 
 Nothing here needs torch: whoever only shows the figures does not wait for it.
 """
@@ -26,7 +26,7 @@ STEP_HEADER = [
 
 
 def step_row(backbone: str, process_count: int, times: Mapping[str, Any]) -> list[str]:
-    """A row under STEP_HEADER. times: as of `step_times.measure`, with the peak memory."""
+    """A row under STEP_HEADER. times: as of `costs.measure_parts`, with the peak memory."""
     milliseconds = [f"{1000 * times[part]:.4g}" for part in ("whole", *STEP_PARTS)]
     # What a step takes beyond the device's work, it waits: for data, records or other processes.
     on_device = sum(times[part] for part in ("forward", "loss", "backward", "optimizer"))
@@ -53,7 +53,7 @@ def cost_header(costs: Mapping[str, Any]) -> list[str]:
 def cost_rows(name: str, costs: Mapping[str, Any]) -> list[list[str]]:
     """The whole model with latency and memory, then its parts, but for those that cost nothing.
 
-    costs: as of `costs.measure`, with the peak memory.
+    costs: as of `costs.measure_model`, with the peak memory.
     """
     parameters = costs["parameters"]
     macs = costs["macs"]
@@ -77,8 +77,7 @@ def cost_rows(name: str, costs: Mapping[str, Any]) -> list[list[str]]:
 
 def _counts(parameters: int, macs: int) -> list[str]:
     """Cells of millions of parameters, GMACs and GFLOP; a multiply-accumulate is two operations."""
-    counts = (parameters / 1e6, macs / 1e9, 2 * macs / 1e9)
-    return [f"{count:.4g}" for count in counts]
+    return [f"{count:.4g}" for count in (parameters / 1e6, macs / 1e9, 2 * macs / 1e9)]
 
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

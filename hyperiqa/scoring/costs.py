@@ -1,7 +1,13 @@
-"""What scoring an image costs: a model's parameters, operations and latency, part by part."""
+"""What a model costs, and what its training costs by the functions that the train scripts use.
 
+A model: its parameters, operations and latency, part by part. Its training: how long its phases
+take, where the time of a step goes, and how much of the device's speed the step uses.
+"""
+
+import argparse
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,20 +16,35 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hyperiqa.base.device import (
+    Hardware,
+    choose_hardware,
+    keep_freed_memory,
+    map_large_tensors_separately,
+    set_backends,
+)
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import exists_or_on_hub
-from hyperiqa.model import factory
-from hyperiqa.model.fusion import FUSIONS
-from hyperiqa.model.hyper import HYPERS
+from hyperiqa.datasets.records import DataSet
+from hyperiqa.images.cache import put_on_gpu
+from hyperiqa.model import factory, fusion, hyper
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.scoring import quality_model
+from hyperiqa.scoring.cost_tables import STEP_PARTS
+from hyperiqa.training import engine, losses, optimizers, processes, schedules, whole_batch
+from hyperiqa.training.batches import DecodedSet, make_loader
+from hyperiqa.training.patches import train_patches
 
 BATCHES = (1, 32)  # patches at a time
-WARM_UP = 3  # passes before measuring
+WARM_UP = 3  # passes, or steps of a training, before measuring
 PASSES = 30  # passes measured
+# The published settings of a training.
+LR = 2e-5
+WEIGHT_DECAY = 5e-4
+RESIZE = "384"
 
 
-def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
+def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
     """Measure what a model costs.
 
     name: of a backbone, also as NAME+FUSION+HYPER, or a checkpoint's path.
@@ -33,14 +54,13 @@ def measure(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
     """
     net, side = _load_net(name, patch_size, device)
     net = net.to(device).to(memory_format=torch.channels_last).eval()
-    seconds: dict[str, list[float]] = {}
-    measured = {**operations(net, side), "patch_size": side, "seconds": seconds}
+    measured: dict[str, Any] = {**operations(net, side), "patch_size": side, "seconds": {}}
     patches = torch.zeros(BATCHES[-1], 3, side, side, device=device)
     with torch.no_grad():
         for batch in BATCHES:
             score_batch = partial(net, patches[:batch])
             times = [timed(score_batch, device)[0] for _ in range(WARM_UP + PASSES)]
-            seconds[str(batch)] = [time_of_pass / batch for time_of_pass in times[WARM_UP:]]
+            measured["seconds"][str(batch)] = [seconds / batch for seconds in times[WARM_UP:]]
     return measured
 
 
@@ -50,12 +70,13 @@ def _load_net(name: str, patch_size: int, device: torch.device) -> tuple[HyperNe
         model = quality_model.load(name, str(device))
         return model.net, model.description["patch_size"]
     backbone, *choices = name.split("+")
-    axes = {**dict.fromkeys(HYPERS, "hyper"), **dict.fromkeys(FUSIONS, "fusion")}
+    axes = {**dict.fromkeys(hyper.HYPERS, "hyper"), **dict.fromkeys(fusion.FUSIONS, "fusion")}
     description: dict[str, Any] = {"backbone": backbone, "patch_size": patch_size}
     for choice in choices:
         if choice not in axes:
             raise UserError(
-                f"--model {name}: expected {', '.join(FUSIONS)} or {', '.join(HYPERS)} after a +"
+                f"--model {name}: expected {', '.join(fusion.FUSIONS)} "
+                f"or {', '.join(hyper.HYPERS)} after a +"
             )
         description[axes[choice]] = choice
     return factory.build(description), patch_size
@@ -72,15 +93,14 @@ def operations(net: HyperNet, side: int) -> dict[str, dict[str, int]]:
         maps = net.backbone.stage_maps(patch)
         weights = net.target_weights(patch)
 
-        def run_backbone() -> None:
-            net.backbone.target_in_vec(net.backbone.stage_maps(patch))
-
         macs = {
-            "backbone": _multiplications(run_backbone),
-            "fusion": _multiplications(lambda: net.fuse(maps)),
-            "target": _multiplications(lambda: net.target_net(weights)),
+            "backbone": _multiply_accumulates(
+                lambda: net.backbone.target_in_vec(net.backbone.stage_maps(patch))
+            ),
+            "fusion": _multiply_accumulates(lambda: net.fuse(maps)),
+            "target": _multiply_accumulates(lambda: net.target_net(weights)),
         }
-        macs["hyper"] = _multiplications(lambda: net(patch)) - sum(macs.values())
+        macs["hyper"] = _multiply_accumulates(lambda: net(patch)) - sum(macs.values())
     return {"parameters": parameters, "macs": macs}
 
 
@@ -88,8 +108,7 @@ def _parameter_count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _multiplications(work: Callable[[], object]) -> int:
-    """Multiply-accumulates of `work`."""
+def _multiply_accumulates(work: Callable[[], object]) -> int:
     # torch's counter knows attention as products of matrices alone, and none of its fused forms.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         work()
@@ -108,3 +127,200 @@ def wait_for(device: torch.device) -> None:
     """Wait until the device has finished all its work: a GPU computes while the host goes on."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def measure_phases(
+    flags: argparse.Namespace, backbone: str, koniq: DataSet, spaq: DataSet, device: torch.device
+) -> dict[str, float]:
+    """Phase -> seconds of a start, else patches or images per second.
+
+    flags: those of benchmark.py. backbone: by its timm name.
+    """
+    set_backends(deterministic=not flags.no_deterministic)
+    map_large_tensors_separately()
+    hardware, *_ = choose_hardware(flags.device, flags.precision)
+
+    def start() -> list[DecodedSet]:
+        sets = [_decoded(data, flags) for data in (koniq, spaq)]
+        put_on_gpu([images.cache for images in sets], "auto", device)
+        return sets
+
+    phases = {"first start": timed(start, device)[0]}
+    # The second start finds the decoded images that the first one left.
+    phases["second start"], sets = timed(start, device)
+    model, optimizer = _build_trained_model(backbone, device)
+    trained: Any = torch.compile(model) if flags.compile else model
+
+    def train(loader: Iterable[dict]) -> None:
+        engine.train_one_epoch(
+            trained, losses.QualityLoss(), optimizer, loader, hardware, engine.EpochProgress()
+        )
+
+    batches = sets[0].batches(
+        koniq.split("train"), flags.batch_size, _patches(flags, flags.train_patch_num)
+    )
+    batch = hardware.take(batches[0])
+    # Compiling and cuDNN's choice of kernels take more than one step.
+    train([batch] * (4 if flags.compile or flags.no_deterministic else 1))
+    keep_freed_memory()
+    seconds, _ = timed(lambda: train(make_loader(batches, hardware)), device)
+    phases["training"] = len(batches.patches) / seconds
+    # The same batch over and over: what the device could do if it never waited for data.
+    same_batches = [batch] * max(1, min(len(batches), 50))
+    seconds, _ = timed(lambda: train(same_batches), device)
+    phases["compute only"] = len(same_batches) * len(batch["mos"]) / seconds
+    for images, phase in zip(sets, ("testing koniq-10k", "testing spaq")):
+        records = images.data.split("test")
+        test = partial(engine.score_set, model, images, records, ("center", 1), hardware.fp32)
+        phases[phase] = len(records) / timed(test, device)[0]
+    return phases
+
+
+def measure_step(flags: argparse.Namespace, backbone: str, koniq: DataSet) -> dict[str, Any]:
+    """`measure_parts` of flags.step steps on KonIQ-10k's training images."""
+    set_backends(deterministic=not flags.no_deterministic)
+    map_large_tensors_separately()
+    hardware, *_ = choose_hardware(processes.device_of_process(flags.device), flags.precision)
+    images = _decoded(koniq, flags)
+    put_on_gpu([images.cache], "auto", hardware.device)
+    model, optimizer = _build_trained_model(backbone, hardware.device)
+    records = koniq.split("train")
+    # Enough patches for three batches, rounded up.
+    per_image = -(-3 * flags.batch_size // len(records))
+    batches = images.batches(
+        records, flags.batch_size, _patches(flags, per_image), processes.share()
+    )
+    return measure_parts(model, losses.QualityLoss(), optimizer, batches, hardware, flags.step)
+
+
+def _decoded(data: DataSet, flags: argparse.Namespace) -> DecodedSet:
+    return DecodedSet(data, RESIZE, flags.patch_size, cache_dir=flags.cache_dir)
+
+
+def _patches(flags: argparse.Namespace, per_image: int) -> partial:
+    return partial(
+        train_patches, patch_size=flags.patch_size, per_image=per_image, seed=42, epoch=1
+    )
+
+
+def build_model(backbone: str, device: torch.device) -> HyperNet:
+    """A model with random weights, the same ones each time."""
+    torch.manual_seed(0)
+    return HyperNet(factory.build_backbone(backbone)).to(device)
+
+
+def _build_trained_model(
+    backbone: str, device: torch.device
+) -> tuple[HyperNet, torch.optim.Optimizer]:
+    model = build_model(backbone, device).to(memory_format=torch.channels_last)
+    adam = argparse.Namespace(optimizer="adam", weight_decay=WEIGHT_DECAY, clip_grad=None)
+    # The heads learn ten times as fast as the backbone.
+    rates = schedules.Rates(10 * LR, LR)
+    return model, optimizers.optimizer_for(adam, rates, model.parameter_groups())
+
+
+def measure_parts(
+    model: HyperNet,
+    criterion: engine.Criterion,
+    optimizer: torch.optim.Optimizer,
+    batches: Any,
+    hardware: Hardware,
+    steps: int,
+) -> dict[str, Any]:
+    """Measure training steps.
+
+    Returns seconds a step: `whole` as training makes them, and each of STEP_PARTS when the host
+    waits for the device after it. `backward` includes the sum of the processes' gradients,
+    `forward` the augmentation. Besides:
+    patches: per second, over all processes.
+    matrix: the device's operations per second in large products of matrices.
+    used: the share of `matrix` that these patches' products are, by torch's count of one patch.
+    """
+    whole_batch.prepare(model)
+
+    def first_batches(number: int) -> Iterator[dict]:
+        # The last batch may have fewer rows, so it is left out where there are others.
+        return (batches[k % max(1, len(batches) - 1)] for k in range(number))
+
+    def train(loader: Iterable[dict], criterion: engine.Criterion) -> None:
+        engine.train_one_epoch(
+            model, criterion, optimizer, loader, hardware, engine.EpochProgress()
+        )
+
+    train(first_batches(WARM_UP), criterion)
+    # As training does, from its first step on.
+    keep_freed_memory()
+    wait_for(hardware.device)
+    seconds, _ = timed(lambda: train(first_batches(steps), criterion), hardware.device)
+    parts = _seconds_of_parts(
+        train, model, criterion, optimizer, first_batches(steps), hardware.device
+    )
+    whole = seconds / steps
+    macs = sum(operations(model.eval(), batches.cache.min_side)["macs"].values())
+    speed = matrix_speed(hardware)
+    patches = min(batches.batch_size, len(batches.patches)) / whole
+    return {
+        "whole": whole,
+        **{part: parts[part] / steps for part in STEP_PARTS},
+        "patches": patches,
+        "matrix": speed,
+        # A multiply-accumulate is two operations, and the backward pass makes two for each forward.
+        "used": 6 * macs * patches / (speed * processes.world_size()),
+        "processes": processes.world_size(),
+    }
+
+
+def _seconds_of_parts(
+    train: Callable[[Iterable[dict], engine.Criterion], None],
+    model: HyperNet,
+    criterion: engine.Criterion,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterable[dict],
+    device: torch.device,
+) -> dict[str, float]:
+    """Part of a step -> seconds of all steps, with the device waited for after each part."""
+    seconds: dict[str, float] = defaultdict(float)
+    last = time.perf_counter()
+
+    def end_part(part: str) -> None:
+        nonlocal last
+        wait_for(device)
+        now = time.perf_counter()
+        seconds[part] += now - last
+        last = now
+
+    def batches_with_ends() -> Iterator[dict]:
+        for batch in batches:
+            end_part("data")
+            yield batch
+            # The step asks for the next batch when it has made its records.
+            end_part("records")
+
+    def criterion_with_end(outputs, batch):
+        loss_parts = criterion(outputs, batch)
+        end_part("loss")
+        return loss_parts
+
+    hooks = [
+        model.register_forward_hook(lambda *_: end_part("forward")),
+        optimizer.register_step_pre_hook(lambda *_: end_part("backward")),
+        optimizer.register_step_post_hook(lambda *_: end_part("optimizer")),
+    ]
+    train(batches_with_ends(), criterion_with_end)
+    for hook in hooks:
+        hook.remove()
+    return seconds
+
+
+def matrix_speed(hardware: Hardware, repeats: int = 8) -> float:
+    """The device's operations per second in a product of two large matrices.
+
+    It is the fastest of the repeats, in the precision in which the model is trained.
+    """
+    side = 8192 if hardware.device.type == "cuda" else 2048
+    a = torch.randn(side, side, device=hardware.device)
+    b = torch.randn(side, side, device=hardware.device)
+    wait_for(hardware.device)
+    with hardware.autocast(), torch.no_grad():
+        times = [timed(lambda: a @ b, hardware.device)[0] for _ in range(repeats)]
+    return 2 * side**3 / min(times)

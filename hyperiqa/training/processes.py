@@ -10,6 +10,7 @@ that makes these steps those of one process. Process 0 alone writes files and pr
 """
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,9 +54,7 @@ def share() -> tuple[int, int]:
 
 def node_rank_and_size() -> tuple[int, int]:
     """This process's number on its node, and how many processes the node has."""
-    node_rank = int(os.environ.get("LOCAL_RANK", 0))
-    node_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return node_rank, node_size
+    return int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def device_of_process(name: str) -> str:
@@ -175,12 +174,9 @@ def gather_objects(value: Any) -> list:
 
 def interleaved(values: Sequence) -> list:
     """All processes' values in turn: the first of each, then the second of each, …"""
-    values_of_all = gather_objects(list(values))
-    longest = max(map(len, values_of_all))
-    merged = []
-    for k in range(longest):
-        merged += [process_values[k] for process_values in values_of_all if k < len(process_values)]
-    return merged
+    absent = object()
+    turns = itertools.zip_longest(*gather_objects(list(values)), fillvalue=absent)
+    return [value for turn in turns for value in turn if value is not absent]
 
 
 def from_rank_zero(work: Callable[[], Any]) -> Any:
@@ -216,8 +212,8 @@ def process_costs(
         import resource
 
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    seconds_per_step = (time.perf_counter() - ready) / max(1, steps)
-    return gather_objects({"start": start, "step": seconds_per_step, "memory": memory / 2**20})
+    step = (time.perf_counter() - ready) / max(1, steps)
+    return gather_objects({"start": start, "step": step, "memory": memory / 2**20})
 
 
 def cost_lines(process_costs: Sequence[Mapping[str, float]]) -> Iterator[str]:
@@ -247,11 +243,9 @@ def check_same_in_all(title: str, value: Mapping[str, Any]) -> None:
     title: what the values are, for the message. Process 0 alone raises; the others end with it.
     """
     for number, other_value in enumerate(gather_objects(dict(value))):
-        names = {**value, **other_value}
-        differing = [name for name in names if value.get(name) != other_value.get(name)]
-        if differing and rank() == 0:
-            name = differing[0]
-            raise UserError(
-                f"the processes' {title} differ: {name} is {value.get(name)} in 0 "
-                f"and {other_value.get(name)} in {number}"
-            )
+        for name in {**value, **other_value}:
+            if value.get(name) != other_value.get(name) and rank() == 0:
+                raise UserError(
+                    f"the processes' {title} differ: {name} is {value.get(name)} in 0 "
+                    f"and {other_value.get(name)} in {number}"
+                )

@@ -7,6 +7,7 @@ one process. Batch norms take the statistics of all rows, and every process draw
 all rows.
 """
 
+import itertools
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -77,13 +78,13 @@ class GradientSum:
         self.hooks = []
         for number, bucket in enumerate(self.buckets):
             for parameter in bucket:
-                hook = partial(self._count_ready, number)
-                self.hooks.append(parameter.register_post_accumulate_grad_hook(hook))
+                count_ready = partial(self._count_ready, number)
+                self.hooks.append(parameter.register_post_accumulate_grad_hook(count_ready))
         self._begin()
 
     def _begin(self) -> None:
         # Gradients that each bucket still waits for.
-        self.missing = [len(bucket) for bucket in self.buckets]
+        self.missing = list(map(len, self.buckets))
         # Of each bucket whose sum has started: its gradients, their flat sum, and the handle.
         self.sums: list[tuple[list[torch.Tensor], torch.Tensor, Any]] = []
 
@@ -91,10 +92,9 @@ class GradientSum:
         self.missing[bucket] -= 1
         # Sums start in the order of the buckets: all processes must call collectives in one order.
         while len(self.sums) < len(self.buckets) and self.missing[len(self.sums)] == 0:
-            self._start_next()
+            self._start_next_sum()
 
-    def _start_next(self) -> None:
-        """Start the sum of the next bucket."""
+    def _start_next_sum(self) -> None:
         bucket = self.buckets[len(self.sums)]
         # Parameters that the model does not use have no gradient, in any process.
         gradients = [p.grad for p in bucket if p.grad is not None]
@@ -104,7 +104,7 @@ class GradientSum:
     def finish(self) -> None:
         """Wait for all sums and put them in the place of the gradients."""
         while len(self.sums) < len(self.buckets):
-            self._start_next()
+            self._start_next_sum()
         for gradients, flat, work in self.sums:
             work.wait()
             # A bucket without gradients has a single number, which nothing takes.
@@ -143,19 +143,14 @@ def sum_gradients() -> None:
 
 
 def _see_whole_batches(model: nn.Module) -> None:
-    """Let batch norms and random masks act on the rows of all processes as on one process's."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            _add_base_class(module, _WholeBatchNorm)
-        if isinstance(module, nn.Dropout | DropPath):
-            _add_base_class(module, _WholeMask)
-
-
-def _add_base_class(module: nn.Module, base: type) -> None:
-    """Put the class before the module's own; its weights, hooks and name stay."""
-    kind = type(module)
-    if not issubclass(kind, base):
-        module.__class__ = type(kind.__name__, (base, kind), {})
+    whole_kinds = (
+        (nn.modules.batchnorm._BatchNorm, _WholeBatchNorm),
+        (nn.Dropout | DropPath, _WholeMask),
+    )
+    for module, (kind, base) in itertools.product(model.modules(), whole_kinds):
+        if isinstance(module, kind) and not isinstance(module, base):
+            # The class comes before the module's own; the weights, hooks and name stay.
+            module.__class__ = type(type(module).__name__, (base, type(module)), {})
 
 
 class _WholeMask(nn.Module):
@@ -227,15 +222,13 @@ class _WholeBatchNorm(nn.Module):
 
     def _normed(self: Any, x: torch.Tensor) -> torch.Tensor:
         """x (n, C, …) with the mean and the variance over all processes' rows and all places."""
-        channels = x.shape[1]
-        reduced_dims = [dim for dim in range(x.ndim) if dim != 1]
+        reduced_dims = [0, *range(2, x.ndim)]
         # (1, C, 1, …), to multiply x with a value for each channel.
-        shape = [1] * x.ndim
-        shape[1] = -1
+        shape = [1, -1] + [1] * (x.ndim - 2)
         wide = x.float()
         count = torch.full((1,), float(x[:, 0].numel()), device=x.device)
         sums = _Sum.apply(torch.cat([wide.sum(reduced_dims), count]))
-        total, count = sums.split([channels, 1])
+        total, count = sums.split([x.shape[1], 1])
         mean = total / count
         centred = wide - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(reduced_dims)) / count
@@ -244,16 +237,11 @@ class _WholeBatchNorm(nn.Module):
             normed = normed * self.weight.view(shape) + self.bias.view(shape)
         if self.track_running_stats:
             with torch.no_grad():
-                self._update_running_stats(mean, variance, count)
+                self.num_batches_tracked += 1
+                momentum = self.momentum
+                if momentum is None:
+                    momentum = 1 / int(self.num_batches_tracked)
+                self.running_mean.lerp_(mean, momentum)
+                # The unbiased variance, as torch's batch norms keep it.
+                self.running_var.lerp_(variance * (count / (count - 1)), momentum)
         return normed.to(x.dtype)
-
-    def _update_running_stats(
-        self: Any, mean: torch.Tensor, variance: torch.Tensor, count: torch.Tensor
-    ) -> None:
-        self.num_batches_tracked += 1
-        weight = self.momentum
-        if weight is None:
-            weight = 1 / int(self.num_batches_tracked)
-        self.running_mean.lerp_(mean, weight)
-        # The unbiased variance, as torch's batch norms keep it.
-        self.running_var.lerp_(variance * (count / (count - 1)), weight)
