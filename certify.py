@@ -55,9 +55,7 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     # A single path needs no name: it is that of the only set.
     if len(options.dataset_path) > 1:
         words += options.dataset_path
-    for word in words:
-        if "=" not in word:
-            yield f"{word}: expected NAME=PATH"
+    yield from [f"{word}: expected NAME=PATH" for word in words if "=" not in word]
 
 
 def find_sets(
@@ -102,20 +100,12 @@ def read_certificate(path: Path) -> tuple[Mapping, dict[str, Any], list[tuple[st
     state, description = checkpoints.load_model(path)
     certificate_format = description.get("certificate", {}).get("format")
     if certificate_format != certificate.FORMAT:
-        reason = f"its certificate is of format {certificate_format}"
-        if certificate_format is None:
-            reason = "carries no certificate"
+        other_format = f"its certificate is of format {certificate_format}"
+        reason = "carries no certificate" if certificate_format is None else other_format
         raise UserError(f"{path}: {reason}; expected a best model of a newer run")
     with reading_file(path, "its certificate is damaged", KeyError, TypeError, AttributeError):
         facts = list(certificate_checks.facts(path.name, description))
     return state, description, facts
-
-
-def print_facts(facts: Sequence[tuple[str, str]]) -> None:
-    """Print (title, text) of each fact, the texts below each other."""
-    for title, text in facts:
-        line = f"{title:12} {text}"
-        print(textwrap.fill(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False))
 
 
 def print_checks(checks: Sequence[Any]) -> None:
@@ -124,12 +114,11 @@ def print_checks(checks: Sequence[Any]) -> None:
     width = max(len(check.item) for check in checks)
     print()
     for check in checks:
-        line = f"{check.item:{width}}  {check.verdict}"
-        print(f"{line}: {check.note}" if check.note else line)
-    print()
+        note = f": {check.note}" if check.note else ""
+        print(f"{check.item:{width}}  {check.verdict}{note}")
     counts = Counter(check.verdict for check in checks)
     print(
-        f"{counts['reproduced']} reproduced, {counts['differs']} differ, "
+        f"\n{counts['reproduced']} reproduced, {counts['differs']} differ, "
         f"{counts['cannot be checked']} cannot be checked"
     )
 
@@ -146,7 +135,10 @@ def main() -> int:
     set_backends(deterministic=True)
     path = checkpoints.find_model(options.checkpoint)
     state, description, facts = read_certificate(path)
-    print_facts(facts)
+    # The texts stand below each other.
+    for title, text in facts:
+        line = f"{title:12} {text}"
+        print(textwrap.fill(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False))
 
     model = quality_model.load(path, options.device, workers=options.workers)
     set_paths = find_sets(options, description["certificate"]["sets"])

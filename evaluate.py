@@ -133,7 +133,12 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
         path, options.device, options.precision, crops=options.crops, workers=options.workers
     )
     if not model.description["described"]:
-        print(assumptions(path, model.description), file=sys.stderr)
+        print(
+            f"{path} does not say how it is to be used; as in the public code: trained on "
+            f"{model.description['dataset']}, resize {model.description['resize']}, patches of "
+            f"{model.description['patch_size']}",
+            file=sys.stderr,
+        )
     tests = evaluation.read_sets(
         options.datasets,
         model.description,
@@ -162,15 +167,6 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
     return origin, tests
 
 
-def assumptions(checkpoint: Path, description: Mapping[str, Any]) -> str:
-    """What is assumed of a model whose file has no description, as a line for the user."""
-    return (
-        f"{checkpoint} does not say how it is to be used; as in the public code: trained on "
-        f"{description['dataset']}, resize {description['resize']}, patches of "
-        f"{description['patch_size']}"
-    )
-
-
 def _score_sets(
     options: argparse.Namespace, model: "QualityModel", tests: Sequence["SetTest"]
 ) -> None:
@@ -194,9 +190,8 @@ def model_lines(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[s
     """In words: the model, how it scored, and which images of each set."""
     description = origin["model"]
     versions = origin["versions"]
-    crops = "centre crop"
-    if description["test_crop"] != "center":
-        crops = f"{description['test_patch_num']} crops ({description['test_crop']})"
+    several_crops = f"{description['test_patch_num']} crops ({description['test_crop']})"
+    crops = "centre crop" if description["test_crop"] == "center" else several_crops
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm"))
     lines = [
         f"Model: {origin['checkpoint']}",
@@ -207,10 +202,10 @@ def model_lines(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[s
         f"{packages}, commit {versions['commit'][:10]}",
     ]
     for test in tests:
-        lines.append(
-            f"{test.data.name}: {len(test.records)} images ({test.which}), resize {test.resize}"
-        )
-        lines += test.data.notes
+        lines += [
+            f"{test.data.name}: {len(test.records)} images ({test.which}), resize {test.resize}",
+            *test.data.notes,
+        ]
     return lines
 
 
@@ -328,8 +323,9 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
         for name, bound in itertools.product(TITLES, BOUNDS)
     }
     text = io.StringIO()
-    header = ["dataset", "kind", "images", "which", "resize", *columns]
-    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer = csv.DictWriter(
+        text, ["dataset", "kind", "images", "which", "resize", *columns], lineterminator="\n"
+    )
     writer.writeheader()
     for record in records:
         shared = {name: record[name] for name in ("dataset", "which", "resize")}
@@ -367,8 +363,7 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
             images=test.images,
             crop=crop,
         )
-        opinion = "MOS" if test.data.higher_is_better else "DMOS (higher is worse)"
-        add_set(page, scored_set, opinion)
+        add_set(page, scored_set, "MOS" if test.data.higher_is_better else "DMOS (higher is worse)")
     page.write(path)
 
 

@@ -212,22 +212,14 @@ def _problems(options: Namespace, given: Given) -> Iterator[str]:
         yield "--private needs --push"
 
 
-def write_hub_folder(model: "QualityModel", folder: Path, repo: str) -> None:
-    """Write the folder of a Hub's repository, and show which paths of this machine it tells."""
-    from hyperiqa.scoring import hub
-
-    hub.write_folder(folder, model, repo)
-    words = hub.private_words(model.description)
-    if words:
-        print(f"Paths in its certificate, which go with it: {' '.join(words)}")
-
-
 def write(model: "QualityModel", output: Path, file_format: str, opset: int) -> None:
     """Write the model in one of FORMATS, and print what was written. Raises UserError."""
     from hyperiqa.model.checkpoints import portable_state, save, save_safetensors
 
     if file_format == "hub":
-        write_hub_folder(model, output, f"USER/{output.stem}")
+        from hyperiqa.scoring import hub
+
+        hub.write_folder(output, model, f"USER/{output.stem}")
         print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
         return
     note = ""
@@ -262,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
         from hyperiqa.scoring import hub
 
         with tempfile.TemporaryDirectory(prefix="push_") as folder:
-            write_hub_folder(model, Path(folder), options.push)
+            hub.write_folder(Path(folder), model, options.push)
             print(hub.push(Path(folder), options.push, options.private))
     else:
         write(model, output, file_format, options.opset)

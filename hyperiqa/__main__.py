@@ -15,6 +15,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -23,14 +24,7 @@ from tqdm import tqdm
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import Interrupted, first_five, reading_file
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.scoring.image_sources import (
-    canonical_path,
-    find_images,
-    paths_from,
-    skipped_note,
-    without_repeats,
-)
-from hyperiqa.scoring.score_files import ScoreFile, take_up
+from hyperiqa.scoring import image_sources, score_files
 
 if TYPE_CHECKING:
     from hyperiqa.scoring.quality_model import QualityModel, Scored
@@ -143,11 +137,10 @@ def made_with(model: "QualityModel", precision: str) -> str:
     for name, tensor in sorted(model.net.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
     description = model.description
-    exif_rotate = "yes" if description.get("exif_rotate") else "no"
     return (
         f"weights={digest.hexdigest()[:12]} resize={description['resize']} "
-        f"patch_size={description['patch_size']} crops={model.crops} exif_rotate={exif_rotate} "
-        f"precision={precision}"
+        f"patch_size={description['patch_size']} crops={model.crops} "
+        f"exif_rotate={'yes' if description.get('exif_rotate') else 'no'} precision={precision}"
     )
 
 
@@ -193,42 +186,36 @@ def score_images(
                 raise Interrupted(signals.received)
 
 
-class Rows:
-    """Where the scores go: a row each in the output, a picture each in --map, and the tally."""
+def add_row(
+    options: argparse.Namespace,
+    model: "QualityModel",
+    made: str,
+    tally: Tally,
+    output: score_files.ScoreFile,
+    scored: "Scored",
+) -> None:
+    """Write an image's row, its picture if there is a --map, and count it in the tally."""
+    image = str(scored.image)
+    score = scored.score
+    problem = scored.problem
+    # Broken weights may give nan, which is no score.
+    if score is not None and not math.isfinite(score):
+        problem = f"the model gives {score}"
+        score = None
+    output.add(image, score, problem, made)
+    if problem is not None:
+        tally.failed += 1
+        if len(tally.failures) < FAILURES_KEPT:
+            tally.failures.append(f"{image} ({problem})")
+        return
+    tally.scored += 1
+    # This decodes the image once more: the scores come without their pixels.
+    if options.map:
+        from hyperiqa.scoring import maps
 
-    def __init__(self, options: argparse.Namespace, model: "QualityModel", made: str, tally: Tally):
-        if options.map:
-            with reading_file(options.map, "cannot be made"):
-                options.map.mkdir(parents=True, exist_ok=True)
-        self.options = options
-        self.model = model
-        self.made = made
-        self.tally = tally
-        self.output = ScoreFile(options.output, options.format)
-
-    def add(self, scored: "Scored") -> None:
-        """Write the row, and the picture, of an image."""
-        image = str(scored.image)
-        score = scored.score
-        problem = scored.problem
-        # Broken weights may give nan, which is no score.
-        if score is not None and not math.isfinite(score):
-            problem = f"the model gives {score}"
-            score = None
-        self.output.add(image, score, problem, self.made)
-        if problem is not None:
-            self.tally.failed += 1
-            if len(self.tally.failures) < FAILURES_KEPT:
-                self.tally.failures.append(f"{image} ({problem})")
-            return
-        self.tally.scored += 1
-        # This decodes the image once more: the scores come without their pixels.
-        if self.options.map:
-            from hyperiqa.scoring import maps
-
-            maps.write(self.options.map, image, maps.map_image(self.model, image), self.model)
-        if self.options.sheet:
-            self.tally.scores.append((image, score))
+        maps.write(options.map, image, maps.map_image(model, image), model)
+    if options.sheet:
+        tally.scores.append((image, score))
 
 
 def take_up_output(
@@ -241,19 +228,18 @@ def take_up_output(
     """
     if not (options.output and options.output.is_file() and options.output.stat().st_size):
         return set()
-    paths = {canonical_path(image) for image in images}
-    # Standard input may yet name any image.
-    may_come_later = "-" in options.sources
-    earlier_scores, note = take_up(
+    paths = {image_sources.canonical_path(image) for image in images}
+    earlier_scores, note = score_files.take_up(
         options.output,
         options.format,
         made,
-        lambda image: may_come_later or canonical_path(image) in paths,
+        # Standard input may yet name any image.
+        lambda image: "-" in options.sources or image_sources.canonical_path(image) in paths,
     )
     print(note, file=sys.stderr)
     if options.sheet:
         tally.scores += earlier_scores.items()
-    return {canonical_path(image) for image in earlier_scores}
+    return {image_sources.canonical_path(image) for image in earlier_scores}
 
 
 def run(
@@ -283,18 +269,20 @@ def run(
     made = made_with(model, options.precision)
     # An earlier run's rows are kept only where they were made with the same.
     done = take_up_output(options, made, sources, tally)
-    remaining = list(without_repeats(sources, done))
-    images: Iterator[str | None] = iter(remaining)
-    total: int | None = len(remaining)
-    if "-" in options.sources:
-        streamed = without_repeats(paths_from(sys.stdin.fileno()), done)
-        images = itertools.chain(remaining, streamed)
-        total = None
-    rows = Rows(options, model, made, tally)
+    remaining = list(image_sources.without_repeats(sources, done))
+    from_stdin = "-" in options.sources
+    streamed = image_sources.paths_from(sys.stdin.fileno()) if from_stdin else ()
+    images = itertools.chain(remaining, image_sources.without_repeats(streamed, done))
+    if options.map:
+        with reading_file(options.map, "cannot be made"):
+            options.map.mkdir(parents=True, exist_ok=True)
+    output = score_files.ScoreFile(options.output, options.format)
+    write_row = partial(add_row, options, model, made, tally, output)
     scores = model.score_all(images, options.batch_size, options.workers)
     # On a terminal the rows themselves show the progress.
     with_bar = options.output is not None or not sys.stdout.isatty()
-    score_images(scores, total, signals, rows.add, with_bar)
+    total = None if from_stdin else len(remaining)
+    score_images(scores, total, signals, write_row, with_bar)
     if options.sheet:
         from hyperiqa.pages import page
 
@@ -309,9 +297,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     tally = Tally()
     passed: list[str] = []
-    images = find_images(options.sources, options.sheet, passed)
+    images = image_sources.find_images(options.sources, options.sheet, passed)
     # A file may be named twice, as itself and by its folder.
-    sources = list(without_repeats(images, set()))
+    sources = list(image_sources.without_repeats(images, set()))
     try:
         with StopSignals() as signals:
             run(options, sources, signals, tally)
@@ -325,11 +313,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.output:
         print(f"{options.output}: {tally.scored} images scored", file=sys.stderr)
     if passed:
-        print(skipped_note(passed), file=sys.stderr)
+        print(image_sources.skipped_note(passed), file=sys.stderr)
     if tally.failed:
-        total = tally.scored + tally.failed
         print(
-            f"{tally.failed} of {total} images could not be scored: {first_five(tally.failures)}",
+            f"{tally.failed} of {tally.scored + tally.failed} images could not be scored: "
+            f"{first_five(tally.failures)}",
             file=sys.stderr,
         )
     return 1 if tally.failed else 0

@@ -23,11 +23,8 @@ from hyperiqa.datasets.records import Columns, DataSet
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring import evaluation
 from hyperiqa.scoring.quality_model import QualityModel
-from hyperiqa.training import certificate, engine
-from hyperiqa.training.batches import SCORE_BATCH, DecodedSet
-from hyperiqa.training.log import SilentLog
+from hyperiqa.training import batches, certificate, engine, log, run_files
 from hyperiqa.training.options import settings_again
-from hyperiqa.training.run_files import read_predictions
 from hyperiqa.training.sets import RunData, near_duplicate_pairs
 
 REPRODUCED = "reproduced"
@@ -65,7 +62,7 @@ class ReadSets:
     training: those of the data sets that the model was trained on.
     """
 
-    images: dict[str, DecodedSet]
+    images: dict[str, batches.DecodedSet]
     tested: dict[str, tuple[np.ndarray, np.ndarray]]
     training: list[DataSet]
 
@@ -123,7 +120,7 @@ def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) ->
     yield _check_digest(
         "predictions",
         certified["predictions"],
-        lambda: certificate.predictions_digest(read_predictions(predictions)),
+        lambda: certificate.predictions_digest(run_files.read_predictions(predictions)),
     )
     for flag, start in certified["starts"].items():
         weights_now = partial(certificate.weights_of, flag, Path(start["file"]))
@@ -155,7 +152,7 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
         allow_overlap=True,
     )
     data = RunData(settings, model.description["seed"])
-    data.decode(model.hardware.device, SilentLog(Path(), Path()), new=True)
+    data.decode(model.hardware.device, log.SilentLog(Path(), Path()), new=True)
     crops = (settings.test_crop, settings.test_patch_num)
     tested = {}
     for part, (images, split) in data.tests.items():
@@ -184,7 +181,7 @@ def read_cross_test(
     )
     cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
     evaluation.load_images([test], model, cache_dir, settings.skip_bad_images)
-    evaluation.score(test, model, SCORE_BATCH)
+    evaluation.score(test, model, batches.SCORE_BATCH)
     name = record_name(flag)
     return ReadSets({name: test.images}, {name: (test.sign * test.scores, test.mos)}, [])
 
@@ -211,7 +208,7 @@ def check_sets(
     for name in cross_names:
         read_alone = partial(read_cross_test, model, options, sets[name]["flag"], paths[name])
         jobs.append(([name], [name], read_alone))
-    decoded: list[DecodedSet] = []
+    decoded: list[batches.DecodedSet] = []
     training: list[DataSet] = []
     for names, parts, read in jobs:
         try:

@@ -19,13 +19,10 @@ from hyperiqa.datasets.names import lower_is_better_sets, reader_name, record_na
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
 from hyperiqa.datasets.records import USUAL, Columns, DataSet, Record
-from hyperiqa.images.cache import put_on_gpu
-from hyperiqa.images.perceptual_hash import near_duplicates
+from hyperiqa.images import cache, perceptual_hash
 from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.stats import intervals, metrics, resampling, standards
-from hyperiqa.training import engine
-from hyperiqa.training.batches import DecodedSet, drop_bad_images
-from hyperiqa.training.certificate import training_hashes
+from hyperiqa.training import batches, certificate, engine
 
 # The test images of the public code's list, and the whole release: they share images.
 SPAQ_SETS = {"spaq", "spaq-official"}
@@ -55,7 +52,7 @@ class SetTest:
     resize: str
     sign: int
     scale: tuple[float, float] = (1.0, 0.0)
-    images: DecodedSet | None = None
+    images: batches.DecodedSet | None = None
     records: list[Record] = field(default_factory=list)
     scores: np.ndarray | None = None
     figures: dict[str, intervals.Estimate] = field(default_factory=dict)
@@ -90,9 +87,8 @@ def read_sets(
     Raises UserError that names what is wrong with each of the sets.
     """
     # The demo brings a SPAQ of its own, which its runs are tested on.
-    spaq_of_demo = None
-    if description["dataset"] == "demo":
-        spaq_of_demo = (paths.get("demo") or HERE / "demo") / "spaq-test"
+    demo_spaq = (paths.get("demo") or HERE / "demo") / "spaq-test"
+    spaq_of_demo = demo_spaq if description["dataset"] == "demo" else None
     seed = description.get("seed") if seed is None else seed
     lower_sets = lower_is_better_sets(lower_is_better, paths)
     tests = []
@@ -152,8 +148,7 @@ def default_resize(name: str, is_trained: bool, description: Mapping[str, Any]) 
     sizes = description.get("mix_resize") or {}
     trained_size = sizes.get(name, description["resize"])
     trained_on = str(description["dataset"]).removesuffix("-official")
-    was_chosen = trained_size != DEFAULT_RESIZE.get(trained_on, trained_size)
-    if is_trained or was_chosen:
+    if is_trained or trained_size != DEFAULT_RESIZE.get(trained_on, trained_size):
         return trained_size
     return DEFAULT_RESIZE[reader_name(name)]
 
@@ -169,7 +164,7 @@ def load_images(
     """
     description = model.description
     for test in tests:
-        test.images = DecodedSet(
+        test.images = batches.DecodedSet(
             test.data,
             test.resize,
             description["patch_size"],
@@ -179,24 +174,24 @@ def load_images(
         # Without the first, which is about the cache and differs from one evaluation to the next.
         test.data.notes += test.images.facts[1:]
     # All sets together, so that one message names all of their images.
-    drop_bad_images([test.images for test in tests], skip_bad_images)
-    training_names, training_looks = training_hashes(description)
+    batches.drop_bad_images([test.images for test in tests], skip_bad_images)
+    training_names, training_looks = certificate.training_hashes(description)
     for test in tests:
         test.records = test.images.records("test")
         if test.images.bad:
-            bad_images = drop_bad_images([test.images], skip=True)
+            bad_images = batches.drop_bad_images([test.images], skip=True)
             test.data.notes.append(f"{test.data.name}: left out: {bad_images}")
         # Tested on training images by the user's choice, which `which` says already.
         twins = []
         if training_looks and "training images among them" not in test.which:
             looks = [test.images.perceptual_hash(record) for record in test.records]
-            twins = near_duplicates(looks, training_looks)
+            twins = perceptual_hash.near_duplicates(looks, training_looks)
         if twins:
             pairs = first_five(f"{test.records[i].name} ~ {training_names[j]}" for i, j in twins)
             test.data.notes.append(
                 f"{test.data.name}: {len(twins)} images look like training images: {pairs}"
             )
-    put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
+    cache.put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
 
 
 def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
@@ -233,8 +228,7 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
                 value = metrics.FIGURES[metric].of(predictions, mos)
             if not math.isnan(value):
                 draws = resampling.bootstrap(metric, predictions, mos, resamples)[:, 0]
-            interval = intervals.percentile_interval(draws)
-            test.figures[name] = intervals.Estimate(value, *interval)
+            test.figures[name] = intervals.Estimate(value, *intervals.percentile_interval(draws))
     errors = [record.error for record in test.records]
     error = None if None in errors else np.array(errors)
     if error is not None:

@@ -25,7 +25,8 @@ TAGS = [TASK, "blind-image-quality-assessment", "no-reference", "hyperiqa"]
 def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
     """Write model.safetensors, config.json and README.md into a folder, replacing older ones.
 
-    repo: USER/NAME, the repository that the model card speaks of. Raises UserError.
+    Prints which paths of this machine go with it in the certificate. repo: USER/NAME, the
+    repository that the model card speaks of. Raises UserError.
     """
     description = model.description
     save_safetensors(folder / HUB_MODEL, portable_state(model.net), description)
@@ -33,14 +34,12 @@ def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
     for facts_of_set in about.get("certificate", {}).get("sets", {}).values():
         # The hashes of all training images: long, and the tensors' file has them.
         facts_of_set.pop("looks", None)
-    config = {
-        "library_name": "hyperiqa",
-        "model_type": "hyperiqa",
-        "architectures": ["HyperNet"],
-        **about,
-    }
-    write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    kind = {"library_name": "hyperiqa", "model_type": "hyperiqa", "architectures": ["HyperNet"]}
+    write_whole(folder / "config.json", json.dumps({**kind, **about}, indent=1) + "\n")
     write_whole(folder / "README.md", str(card(description, repo)))
+    words = private_words(description)
+    if words:
+        print(f"Paths in its certificate, which go with it: {' '.join(words)}")
 
 
 def card(description: Mapping[str, Any], repo: str) -> ModelCard:
@@ -106,17 +105,15 @@ def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, float, 
     """
     certified = description.get("certificate", {}).get("figures")
     tested_parts = certified or description.get("metrics") or {}
-    trained_on = description["dataset"]
-    names = {"test": trained_on, "val": f"{trained_on} validation"}
+    names = {"test": description["dataset"], "val": f"{description['dataset']} validation"}
     for part, figures in tested_parts.items():
         for figure, estimate in figures.items():
             # [value, low, high] in a certificate, the value alone in a description's metrics.
             value, *bounds = estimate if isinstance(estimate, list) else [estimate]
             if value is None or math.isnan(value):
                 continue
-            interval = ""
-            if bounds and None not in bounds:
-                interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}"
+            has_interval = bounds and None not in bounds
+            interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if has_interval else ""
             yield names.get(part, part), figure, value, interval
 
 
@@ -124,10 +121,8 @@ def private_words(description: Mapping[str, Any]) -> list[str]:
     """The words of the certificate that name places of this machine: they get published with it."""
     certificate = description.get("certificate", {})
     words = list(certificate.get("command", []))
-    for facts_of_set in certificate.get("sets", {}).values():
-        words.append(facts_of_set["path"] or "")
-    for start in certificate.get("starts", {}).values():
-        words.append(start["file"])
+    words += [facts_of_set["path"] or "" for facts_of_set in certificate.get("sets", {}).values()]
+    words += [start["file"] for start in certificate.get("starts", {}).values()]
     # A dictionary, unlike a set, drops repetitions and keeps the order.
     return list(dict.fromkeys(shlex.quote(word) for word in words if "/" in word))
 
@@ -145,6 +140,8 @@ def push(folder: Path, repo: str, private: bool) -> str:
         )
     # HTTP, the Hub and the check of names raise their own kinds.
     except Exception as problem:
-        hint = "log in by `hf auth login`, with a token that may write"
-        raise UserError(f"--push {repo}: {reason_of(problem)} ({hint})") from None
+        raise UserError(
+            f"--push {repo}: {reason_of(problem)} (log in by `hf auth login`, with a token that "
+            "may write)"
+        ) from None
     return f"{api.endpoint}/{repo}"

@@ -13,15 +13,14 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from hyperiqa.base.errors import reading_file
-from hyperiqa.model.fusion import AttentionFusion
-from hyperiqa.model.target_net import TARGET_SIZES
+from hyperiqa.model import fusion, target_net
 from hyperiqa.scoring.quality_model import ImageLike, QualityModel
 
 # Steps of the dense grid to a patch's side: neighbouring patches share 6/7 of their pixels.
 STEPS = 7
 
 # The layers of the target network, as their public names count them.
-LAYERS = range(1, len(TARGET_SIZES))
+LAYERS = range(1, len(target_net.TARGET_SIZES))
 
 # Colours of Cividis (Nuñez et al., PLOS ONE 2018), which people read alike whether or not they are
 # colour-blind: dark is bad, bright is good.
@@ -71,12 +70,16 @@ def map_image(model: QualityModel, image: ImageLike, with_map: bool = True) -> I
         normalised = net.backbone.normalised(torch.from_numpy(patches).to(model.hardware.device))
         stage_maps = net.backbone.stage_maps(normalised)
         weights = net.target_weights(stage_maps)
-        if isinstance(net.fuse, AttentionFusion):
+        if isinstance(net.fuse, fusion.AttentionFusion):
             stages = net.fuse.weights(stage_maps).mean(0).cpu().numpy()
     layers = [weights[f"target_fc{i}w"].float().mean(0).flatten().cpu().numpy() for i in LAYERS]
-    score = float(model.score_patches([patches])[0])
-    quality = quality_map(model, pixels) if with_map else None
-    return ImageMaps(pixels, score, stages, layers, quality)
+    return ImageMaps(
+        pixels,
+        float(model.score_patches([patches])[0]),
+        stages,
+        layers,
+        quality_map(model, pixels) if with_map else None,
+    )
 
 
 def quality_map(model: QualityModel, pixels: np.ndarray) -> np.ndarray:
@@ -142,19 +145,17 @@ def draw(image_maps: ImageMaps, model: QualityModel) -> Image.Image:
     line_height = round(1.5 * font_size)
     below = height + MARGIN
     # One line more than those of figures: the legend of the colours.
-    sheet_size = (2 * width + MARGIN, below + line_height * (len(lines) + 1))
-    sheet = Image.new("RGB", sheet_size, "white")
+    sheet_height = below + line_height * (len(lines) + 1)
+    sheet = Image.new("RGB", (2 * width + MARGIN, sheet_height), "white")
     sheet.paste(Image.fromarray(image_maps.pixels), (0, 0))
     sheet.paste(overlay, (width + MARGIN, 0))
 
     legend_width = width // 3
-    strip = colours(np.linspace(0, 1, legend_width))[None].astype(np.uint8)
-    strip = np.repeat(strip, font_size, 0)
+    legend = colours(np.linspace(0, 1, legend_width))[None].astype(np.uint8)
     text = ImageDraw.Draw(sheet)
     text.text((width, below), f"worse {dark:.2f}", "black", font, anchor="ra")
-    sheet.paste(Image.fromarray(strip), (width + MARGIN, below))
-    right = width + 2 * MARGIN + legend_width
-    text.text((right, below), f"{bright:.2f} better", "black", font)
+    sheet.paste(Image.fromarray(np.repeat(legend, font_size, 0)), (width + MARGIN, below))
+    text.text((width + 2 * MARGIN + legend_width, below), f"{bright:.2f} better", "black", font)
     for number, line in enumerate(lines, 1):
         text.text((4, below + number * line_height), line, "black", font)
     return sheet

@@ -27,9 +27,7 @@ from hyperiqa.base.command_line import parse_resize
 from hyperiqa.base.device import Hardware, choose_hardware
 from hyperiqa.base.errors import UserError
 from hyperiqa.images.decode import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
-from hyperiqa.model import checkpoints
-from hyperiqa.model.factory import build
-from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model import checkpoints, factory, hypernet
 from hyperiqa.training import engine
 from hyperiqa.training.batches import SCORE_BATCH
 from hyperiqa.training.patches import test_patches
@@ -96,7 +94,7 @@ def load(
         description["test_crop"] = "center" if crops == 1 else "grid"
     # Building draws initial weights, which are then replaced: leave the caller's generator alone.
     with torch.random.fork_rng(devices=[]):
-        net = build(description)
+        net = factory.build(description)
     checkpoints.fill(net, state, path)
     hardware, _ = choose_hardware(device, precision, workers)
     return QualityModel(net, description, hardware)
@@ -111,7 +109,7 @@ class QualityModel:
     hardware: the device, the precision and the number of worker processes.
     """
 
-    def __init__(self, net: HyperNet, description: dict[str, Any], hardware: Hardware):
+    def __init__(self, net: hypernet.HyperNet, description: dict[str, Any], hardware: Hardware):
         self.net = net.to(hardware.device).to(memory_format=torch.channels_last).eval()
         self.description = description
         self.hardware = hardware

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hyperiqa.base.errors import UserError, reason_of
+from hyperiqa.base.errors import UserError, reading_file, reason_of
 from hyperiqa.base.files import write_whole
 
 COLUMNS = ("image", "score", "error", "made_with")
@@ -35,14 +35,12 @@ class ScoreFile:
     """
 
     def __init__(self, path: Path | None, form: str):
-        self.name = str(path or "standard output")
+        self.path = path or Path("standard output")
         self.form = form
-        try:
+        with reading_file(self.path, "cannot be written"):
             self.file: Any = _open_unbuffered(path)
             if form == "csv" and not (path and path.stat().st_size):
                 self._write(",".join(COLUMNS) + "\n")
-        except OSError as problem:
-            self._fail(problem)
 
     def add(self, image: str, score: float | None, error: str | None, made_with: str) -> None:
         """Write the row of an image.
@@ -50,14 +48,15 @@ class ScoreFile:
         Raises UserError if it cannot be written, and BrokenPipeError if the reader of standard
         output has gone.
         """
-        rounded = None if score is None else round(score, 6)
-        line_of = _json_line if self.form == "jsonl" else _csv_line
+        values = (image, None if score is None else round(score, 6), error, made_with)
+        line = _json_line(values) if self.form == "jsonl" else _csv_line(values)
         try:
-            self._write(line_of((image, rounded, error, made_with)) + "\n")
+            self._write(line + "\n")
         except BrokenPipeError:
             raise
         except OSError as problem:
-            self._fail(problem)
+            reason = reason_of(problem)
+            raise UserError(f"{self.path}: cannot be written: {reason}") from None
 
     def _write(self, text: str) -> None:
         if self.file is sys.stdout:
@@ -68,9 +67,6 @@ class ScoreFile:
         data = text.encode("utf-8", "surrogateescape")
         while data:
             data = data[self.file.write(data) :]
-
-    def _fail(self, problem: OSError) -> None:
-        raise UserError(f"{self.name}: cannot be written: {reason_of(problem)}") from None
 
 
 def _open_unbuffered(path: Path | None) -> Any:
@@ -86,8 +82,7 @@ def _open_unbuffered(path: Path | None) -> Any:
 
 def _json_line(values: Sequence[Any]) -> str:
     # A name that is not text in UTF-8 is escaped, so that the file stays valid.
-    escape = not values[0].isprintable()
-    return json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=escape)
+    return json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=not values[0].isprintable())
 
 
 def _csv_line(values: Sequence[Any]) -> str:
