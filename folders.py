@@ -1,4 +1,4 @@
-"""The readers of data sets under the public code's file name; each is written in the module that it is imported from."""
+"""The readers of data sets under the public code's file name; the imports say where each lies."""
 
 from hyperiqa.datasets.authentic import BID, FLIVE, LIVEC, SPAQ, UHDIQA, AGIQA3k, AGIQA20k, KonIQ10k
 from hyperiqa.datasets.csv_table import CSVTable
