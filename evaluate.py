@@ -354,16 +354,19 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
     )
     crop = (description["patch_size"], description["test_crop"], description["test_patch_num"])
     for test in tests:
-        scored_set = ScoredSet(
-            title=test.data.name,
-            names=[record.name for record in test.records],
-            mos=test.mos,
-            scores={"score": test.sign * test.scores},
-            records=test.records,
-            images=test.images,
-            crop=crop,
+        add_set(
+            page,
+            ScoredSet(
+                title=test.data.name,
+                names=[record.name for record in test.records],
+                mos=test.mos,
+                scores={"score": test.sign * test.scores},
+                records=test.records,
+                images=test.images,
+                crop=crop,
+            ),
+            opinion="MOS" if test.data.higher_is_better else "DMOS (higher is worse)",
         )
-        add_set(page, scored_set, "MOS" if test.data.higher_is_better else "DMOS (higher is worse)")
     page.write(path)
 
 

@@ -104,8 +104,7 @@ def sample_patches(side: int) -> np.ndarray:
     noise = rng.integers(0, 256, (2, side, side, 3))
     waves = [_sum_of_waves(rng, side) for _ in range(4)]
     scenes = [wave * 60 + rng.uniform(60, 190, 3) for wave in waves]
-    for i in range(len(scenes)):
-        scenes[i] = scenes[i] + rng.normal(0, 30 / 2**i, (side, side, 3))
+    scenes = [scene + rng.normal(0, 30 / 2**i, (side, side, 3)) for i, scene in enumerate(scenes)]
     flat = [np.full((side, side, 3), value) for value in (0, 255)]
     return np.clip(np.stack([*noise, *scenes, *flat]), 0, 255).astype(np.uint8)
 

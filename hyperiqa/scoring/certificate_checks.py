@@ -100,8 +100,7 @@ def _figure_text(figure: Sequence[float | None]) -> str:
     """A figure as `0.9012 [0.8856 0.9143]`, or `0.9012` without its interval."""
     # numpy turns None into nan.
     texts = [f"{number:.4f}" for number in np.array(figure, dtype=float)]
-    value, *bounds = texts
-    return f"{value} [{' '.join(bounds)}]" if bounds else value
+    return f"{texts[0]} [{' '.join(texts[1:])}]" if texts[1:] else texts[0]
 
 
 def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) -> Iterator[Check]:
@@ -251,8 +250,12 @@ def check_retrained(description: Mapping[str, Any], paths: Paths) -> Iterator[Ch
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
         # Sums are rounded in the order in which the threads share them.
         same_rounding = {**os.environ, "OMP_NUM_THREADS": str(certified["hardware"]["threads"])}
-        command = [sys.executable, HERE / script, *words]
-        process = subprocess.run(command, stdout=subprocess.DEVNULL, env=same_rounding, check=False)
+        process = subprocess.run(
+            [sys.executable, HERE / script, *words],
+            stdout=subprocess.DEVNULL,
+            env=same_rounding,
+            check=False,
+        )
         if process.returncode:
             yield Check("training anew", UNCHECKED, f"it ended with exit code {process.returncode}")
             return

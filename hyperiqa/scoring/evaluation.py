@@ -199,9 +199,13 @@ def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
 
     The scores are on the scale of the set if the model was trained on it.
     """
-    crops = (model.description["test_crop"], model.description["test_patch_num"])
     scores = engine.score_set(
-        model.net, test.images, test.records, crops, model.hardware, batch_size=batch_size
+        model.net,
+        test.images,
+        test.records,
+        (model.description["test_crop"], model.description["test_patch_num"]),
+        model.hardware,
+        batch_size=batch_size,
     )
     factor, offset = test.scale
     test.scores = (scores - offset) / factor
