@@ -43,22 +43,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = Flags(__doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|- … [flags]")
     flags.checkpoint()
     flags.words("sources", "what to score", nargs="+", metavar="IMAGE|FOLDER|GLOB|-")
-    _add_scoring_flags(flags)
-    flags.group("hardware")
-    flags.batch_size(64, "crops per forward pass")
-    flags.device()
-    flags.workers("threads that decode (default: one per core)", least=1)
-    _add_output_flags(flags)
-    # Not False, which a switch is without its flag: the model's own setting holds then.
-    flags.parser.set_defaults(exif_rotate=None)
-    options = flags.parse(argv, _problems)
-    if options.format is None:
-        suffix = options.output.suffix.lower() if options.output else ""
-        options.format = "jsonl" if suffix in JSONL_SUFFIXES else "csv"
-    return options
-
-
-def _add_scoring_flags(flags: Flags) -> None:
     flags.group("scoring")
     flags.count(
         "--crops",
@@ -80,6 +64,18 @@ def _add_scoring_flags(flags: Flags) -> None:
         "of a model of several sets: on whose scale (default: where they met)",
         metavar="NAME",
     )
+    flags.group("hardware")
+    flags.batch_size(64, "crops per forward pass")
+    flags.device()
+    flags.workers("threads that decode (default: one per core)", least=1)
+    _add_output_flags(flags)
+    # Not False, which a switch is without its flag: the model's own setting holds then.
+    flags.parser.set_defaults(exif_rotate=None)
+    options = flags.parse(argv, _problems)
+    if options.format is None:
+        suffix = options.output.suffix.lower() if options.output else ""
+        options.format = "jsonl" if suffix in JSONL_SUFFIXES else "csv"
+    return options
 
 
 def _add_output_flags(flags: Flags) -> None:

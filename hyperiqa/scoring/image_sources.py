@@ -121,10 +121,7 @@ def images_matching(pattern: str, passed: list[str]) -> Iterator[str]:
     for path in sorted(Path(*parts[:first]).glob(str(Path(*parts[first:])))):
         if _has_hidden(path.parts[first:]) and not with_hidden:
             continue
-        if path.is_dir():
-            yield from images_below(str(path), passed)
-        else:
-            yield from _readable(path, passed)
+        yield from images_below(str(path), passed) if path.is_dir() else _readable(path, passed)
 
 
 def _pattern_start(parts: Sequence[str]) -> int | None:

@@ -113,8 +113,9 @@ def _grid(length: int, side: int) -> np.ndarray:
 
 def colours(share: np.ndarray) -> np.ndarray:
     """The colours that stand for shares 0..1: any shape -> RGB 0..255 in one more, last axis."""
-    stops = np.linspace(0, 1, len(CIVIDIS))
-    return np.stack([np.interp(share, stops, channel) for channel in CIVIDIS.T], -1)
+    return np.stack(
+        [np.interp(share, np.linspace(0, 1, len(CIVIDIS)), channel) for channel in CIVIDIS.T], -1
+    )
 
 
 def coloured(image_maps: ImageMaps, higher_is_better: bool) -> tuple[Image.Image, float, float]:

@@ -208,8 +208,12 @@ class QualityModel:
         places = test_patches(
             np.array([pixels.shape[:2]]), side, crop, self.description["test_patch_num"]
         )
-        corners = zip(places.top, places.left, strict=True)
-        return np.stack([pixels[y : y + side, x : x + side] for y, x in corners])
+        return np.stack(
+            [
+                pixels[top : top + side, left : left + side]
+                for top, left in zip(places.top, places.left, strict=True)
+            ]
+        )
 
     def pixels(self, image: ImageLike) -> np.ndarray:
         """An image as RGB uint8 (H, W, 3), resized as in training. Raises as `score`."""
