@@ -18,6 +18,9 @@ HERE = CHECKOUT if IS_CHECKOUT else Path.cwd()
 # hf://USER/NAME[@REVISION][/FILE]. A Path keeps only one of the two slashes.
 HUB = re.compile(r"hf:/{1,2}(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/]+))?(?:/(?P<file>.+))?")
 
+# What `write_whole` adds to a file's name, behind a dot in front, while it writes the file.
+UNFINISHED = r"\.[a-z0-9_]{8}\.tmp"
+
 
 def exists_or_on_hub(path: Path) -> bool:
     """Whether the path exists, or names a file or folder of the Hugging Face Hub.

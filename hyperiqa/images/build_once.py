@@ -1,14 +1,27 @@
-"""Folders that one process builds for all, and that appear under their name only when complete."""
+"""Folders that one process builds for all, and that appear under their name only when complete.
 
+A folder holds one file of data and `index.json`, which is written last. Its name ends in a digest
+of what it was made from. The parent folder is one of the user's, who may keep other folders there:
+nothing is deleted that does not hold exactly these files, and no link is followed.
+"""
+
+import contextlib
 import json
-import shutil
+import os
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hyperiqa.base.errors import UserError
+from hyperiqa.base.errors import UserError, first_five
+from hyperiqa.base.files import UNFINISHED
+
+INDEX = "index.json"
+DIGEST = "[0-9a-f]{16}"
+OWN_FILES = re.compile(rf"images\.u8|features\.bin|index\.json|\.index\.json{UNFINISHED}")
 
 
 def half_built(folder: Path) -> Path:
@@ -21,7 +34,7 @@ def build_once(
     opened: Callable[[], bool],
     build: Callable[[Path], None],
     waiting: str,
-    what: str,
+    contents: str,
     goes_on: bool = False,
 ) -> bool:
     """Make a folder that several processes may need, once; return whether this process made it.
@@ -29,10 +42,10 @@ def build_once(
     opened(): opens the folder, and returns False where it is missing or damaged.
     build(temporary): fills the temporary folder, which then gets its name.
     waiting: printed by a process that must wait for another one that builds.
-    what: the contents in words, for the message of an error.
+    contents: what the folder holds, in words, for the message of an error.
     goes_on: whether `build` continues what a killed process has built; else that is removed.
 
-    Raises UserError where the folder cannot be written.
+    Raises UserError where the folder cannot be written, or holds files of the user's.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +62,7 @@ def build_once(
             _build_under_lock(folder, build, goes_on)
     except OSError as problem:
         raise UserError(
-            f"{problem.filename or folder}: the {what} cannot be written: {problem.strerror}; "
+            f"{problem.filename or folder}: the {contents} cannot be written: {problem.strerror}; "
             "give --cache_dir PATH or --no_cache"
         ) from None
     if not opened():
@@ -60,28 +73,80 @@ def build_once(
 def _build_under_lock(folder: Path, build: Callable[[Path], None], goes_on: bool) -> None:
     temporary = half_built(folder)
     # No other process is building: what lies there is damaged, or was left by a killed process.
+    for place in (temporary, folder):
+        _check_own(place)
     if not goes_on:
-        shutil.rmtree(temporary, ignore_errors=True)
-    shutil.rmtree(folder, ignore_errors=True)
+        remove_built(temporary)
+    remove_built(folder)
     temporary.mkdir(exist_ok=goes_on)
     try:
         build(temporary)
         temporary.rename(folder)
     finally:
         if not goes_on:
-            shutil.rmtree(temporary, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                remove_built(temporary)
 
 
-def remove_stale(folders: Iterable[Path], is_current: Callable[[Path, dict], bool]) -> None:
+def _check_own(folder: Path) -> None:
+    """Raise UserError where the folder holds anything that no build makes, or is none."""
+    if not os.path.lexists(folder):
+        return
+    other_files = [folder.name]
+    if folder.is_dir() and not folder.is_symlink():
+        with os.scandir(folder) as entries:
+            other_files = [
+                entry.name
+                for entry in entries
+                if not (OWN_FILES.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
+            ]
+    if other_files:
+        raise UserError(
+            f"{folder}: expected nothing, or what an earlier run has stored, found "
+            f"{first_five(other_files)}; move it away, or give --cache_dir PATH or --no_cache"
+        )
+
+
+def remove_built(folder: Path) -> None:
+    """Delete a folder with what a build has made in it.
+
+    Raises UserError, and deletes nothing, where it holds anything else.
+    """
+    _check_own(folder)
+    if folder.exists():
+        # The index goes last: without it, the next run would not know the rest as its own.
+        for path in sorted(folder.iterdir(), key=lambda path: path.name == INDEX):
+            path.unlink()
+        folder.rmdir()
+
+
+def remove_stale(
+    cache_dir: Path,
+    name: str,
+    read: Callable[[Path], dict[str, Any]],
+    is_current: Callable[[Path, dict], bool],
+) -> None:
     """Delete the folders that no run can use any more.
 
-    is_current(folder, index): judges a folder by the contents of its index.json. A folder whose
-    index is missing or damaged is deleted too.
+    name: a regular expression of the part of their names that precedes the digest.
+    read(folder): the index of a complete folder. It raises ValueError or OSError for any other
+        folder, which then stays.
+    is_current(folder, index): whether a run can use the folder.
     """
-    for folder in folders:
-        try:
-            usable = is_current(folder, json.loads((folder / "index.json").read_text()))
-        except (OSError, ValueError, KeyError):
-            usable = False
-        if not usable:
-            shutil.rmtree(folder, ignore_errors=True)
+    pattern = re.compile(f"{name}_{DIGEST}")
+    for folder in filter(lambda folder: pattern.fullmatch(folder.name), cache_dir.iterdir()):
+        with contextlib.suppress(OSError, ValueError, UserError):
+            if not is_current(folder, read(folder)):
+                remove_built(folder)
+
+
+def read_index(folder: Path) -> Any:
+    """What the folder's index.json holds; raises ValueError or OSError where it is not JSON."""
+    path = folder / INDEX
+    # To open a pipe would wait for somebody who writes to it.
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None

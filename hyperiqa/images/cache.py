@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,14 +16,38 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from hyperiqa.base import schema
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
-from hyperiqa.images.build_once import build_once, remove_stale
+from hyperiqa.images.build_once import INDEX, build_once, read_index, remove_stale
 from hyperiqa.images.decode import decode, fitted_size, resize_image
 from hyperiqa.images.perceptual_hash import perceptual_hash
 
 # Raise it when decoding, resizing or the index changes: older caches are then built anew.
 CACHE_FORMAT = 4
+# A set may have a million images, so that each list is looked through in one go.
+TEXTS = schema.Kind("a list of texts", lambda values: _is_list(values, str))
+SIZES = schema.Kind(
+    "a list of heights and widths",
+    lambda rows: _is_list(rows, list) and all(_is_size(row) for row in rows),
+)
+FILES = schema.Kind(
+    "a list of paths, bytes and times",
+    lambda rows: _is_list(rows, list) and all([*map(type, row)] == [str, int, int] for row in rows),
+)
+# Formats before 4 have no `looks`; those before 3 lack `format` too and are not known again.
+INDEX_SCHEMA = schema.Fields(
+    {
+        "format": schema.whole_number(3),
+        "sizes": SIZES,
+        "upscaled": schema.whole_number(0),
+        "bad": schema.table(schema.text()),
+        "files": FILES,
+        "digests": TEXTS,
+    },
+    {"looks": TEXTS},
+    schema.PLAIN,
+)
 # Bytes that are copied to the GPU at a time.
 COPY_BYTES = 2**28
 
@@ -204,12 +229,10 @@ class ImageCache:
     def _open(self) -> bool:
         """Map the finished cache; return False where there is none, or a damaged one."""
         try:
-            index = json.loads((self.folder / "index.json").read_text())
+            index = _read_whole_cache(self.folder)
+            if index["format"] != CACHE_FORMAT or len(index["files"]) != len(self):
+                return False
             self._set_sizes(index["sizes"])
-            self.digests = index["digests"]
-            self.hashes = index["looks"]
-            self.upscaled = index["upscaled"]
-            self.bad = {Path(path): reason for path, reason in index["bad"].items()}
             if self.bytes:
                 # Mode c: a stray write would change this process's view, never the file.
                 self.buffer = np.memmap(
@@ -218,8 +241,12 @@ class ImageCache:
             else:
                 # An empty file cannot be mapped.
                 self.buffer = np.empty(0, np.uint8)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError):
             return False
+        self.digests = index["digests"]
+        self.hashes = index["looks"]
+        self.upscaled = index["upscaled"]
+        self.bad = {Path(path): reason for path, reason in index["bad"].items()}
         return True
 
     def _build_in_folder(self) -> bool:
@@ -231,7 +258,8 @@ class ImageCache:
         built = build_once(self.folder, self._open, self._build_files, waiting, "image cache")
         if built:
             # The caches of this set that have an older format, or whose source files changed.
-            remove_stale(self.folder.parent.glob(f"{self.name}_{self.resize}_*"), _is_current)
+            name = re.escape(f"{self.name}_{self.resize}")
+            remove_stale(self.folder.parent, name, _read_whole_cache, _is_current)
         return not built
 
     def _build_files(self, folder: Path) -> None:
@@ -257,7 +285,33 @@ class ImageCache:
             "digests": self.digests,
             "looks": self.hashes,
         }
-        write_whole(folder / "index.json", json.dumps(index))
+        write_whole(folder / INDEX, json.dumps(index))
+
+
+def _read_whole_cache(folder: Path) -> dict[str, Any]:
+    """The index of a complete cache, of this or an older format.
+
+    Raises ValueError or OSError where the folder's files are not those of a complete cache.
+    """
+    index = read_index(folder)
+    problem = schema.mismatch(index, INDEX_SCHEMA)
+    if problem:
+        raise ValueError(problem)
+    # From this format on, each image has a perceptual hash.
+    lists = ("sizes", "files", "digests") + ("looks",) * (index["format"] >= 4)
+    counts = {len(index.get(name, [])) for name in lists}
+    size = sum(3 * height * width for height, width in index["sizes"])
+    if len(counts) > 1 or (folder / "images.u8").stat().st_size != size:
+        raise ValueError(f"{folder}: the lengths differ")
+    return index
+
+
+def _is_list(values: object, kind: type) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _is_size(row: list) -> bool:
+    return [*map(type, row)] == [int, int] and min(row) >= 0 and max(row) < 2**31
 
 
 def _is_current(folder: Path, index: dict[str, Any]) -> bool:

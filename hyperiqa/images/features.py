@@ -9,6 +9,7 @@ or in memory.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -18,14 +19,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from hyperiqa.base import schema
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
-from hyperiqa.images.build_once import build_once, half_built, remove_stale
+from hyperiqa.images.build_once import (
+    INDEX,
+    build_once,
+    half_built,
+    read_index,
+    remove_built,
+    remove_stale,
+)
 from hyperiqa.images.cache import ImageCache
 
 # Raise it when the contents of a row change: older features are then computed anew.
 FEATURE_FORMAT = 1
 DTYPES: dict[str, type[np.floating]] = {"fp16": np.float16, "fp32": np.float32}
+INDEX_SCHEMA = schema.Fields(
+    {"images": schema.text()},
+    {"format": schema.whole_number(1), "bytes": schema.whole_number(0)},
+    schema.Kind("no such field", lambda value: False),
+)
 # compute(start) yields the rows from patch number `start` on, batch by batch: fp32 (n, F).
 Compute = Callable[[int], Iterator[np.ndarray]]
 
@@ -87,7 +101,8 @@ class Features:
         )
         if not self.was_there:
             # The features of this set's images that have changed: their cache is gone.
-            remove_stale(self.folder.parent.glob(f"{self.cache.name}_features_*"), _has_images)
+            name = rf"{re.escape(self.cache.name)}_features_\w+"
+            remove_stale(self.folder.parent, name, _read_whole_features, _has_images)
 
     @property
     def missing(self) -> int:
@@ -121,22 +136,39 @@ class Features:
                     file.write(self._narrowed(rows).tobytes())
             except UserError:
                 # The next run could not continue from these rows: it would fail in the same way.
-                shutil.rmtree(folder)
+                remove_built(folder)
                 raise
             file.flush()
             os.fsync(file.fileno())
-        write_whole(folder / "index.json", json.dumps({"images": self.cache.folder.name}))
+        index = {"format": FEATURE_FORMAT, "images": self.cache.folder.name, "bytes": self.bytes}
+        write_whole(folder / INDEX, json.dumps(index))
 
     def _open(self) -> bool:
         try:
-            # Written last: without it the rows are not complete.
-            json.loads((self.folder / "index.json").read_text())
+            # The index is written last: without it the rows are not complete.
+            _read_whole_features(self.folder)
             self.data = np.memmap(
                 self.folder / "features.bin", DTYPES[self.dtype], "c", shape=self.shape
             )
         except (OSError, ValueError):
             return False
         return True
+
+
+def _read_whole_features(folder: Path) -> dict[str, Any]:
+    """The index of complete features, of this version or an older one.
+
+    Raises ValueError or OSError where the folder's files are not those of complete features.
+    """
+    index = read_index(folder)
+    problem = schema.mismatch(index, INDEX_SCHEMA)
+    if problem:
+        raise ValueError(problem)
+    size = (folder / "features.bin").stat().st_size
+    # Before 0.9 the index named the images alone.
+    if index.get("bytes", size) != size:
+        raise ValueError(f"{folder}: the lengths differ")
+    return index
 
 
 def _has_images(folder: Path, index: dict[str, str]) -> bool:

@@ -2,6 +2,7 @@ import io
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import time
@@ -138,6 +139,105 @@ def test_a_damaged_cache_is_rebuilt(images, tmp_path):
         file.truncate(100)
     second = ImageCache("set", images, "50", 48, tmp_path / "cache")
     assert not second.was_there and same(second, ImageCache("set", images, "50", 48))
+
+
+@pytest.mark.parametrize(
+    "index",
+    ["[]", "3", '"x"', "null", "{}", "[" * 100_000, "{", b"\xff"]
+    + [
+        {name: value}
+        for name in ("format", "sizes", "upscaled", "bad", "files", "digests", "looks")
+        for value in (None, 7.5, "x", [1], [[1, 2, 3]], {"a": 1})
+    ]
+    + [{"sizes": [[-1, 5]]}, {"sizes": [[10**30, 0]]}, {"format": 3}, {"format": True}],
+    ids=lambda index: str(index)[:30],
+)
+def test_an_index_of_the_wrong_kind_is_a_damaged_one(images, tmp_path, index):
+    first = ImageCache("set", images[:1], "50", 48, tmp_path / "cache")
+    path = first.folder / "index.json"
+    if isinstance(index, dict):
+        index = json.dumps({**json.loads(path.read_text()), **index})
+    path.write_bytes(index if isinstance(index, bytes) else index.encode())
+    second = ImageCache("set", images[:1], "50", 48, tmp_path / "cache")
+    assert not second.was_there and same(second, first)
+
+
+def tree(root):
+    """What lies below a folder: each file's bytes, each link's target."""
+    return {
+        str(path.relative_to(root)): path.readlink() if path.is_symlink() else path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_symlink() or path.is_file()
+    }
+
+
+def write_folders_of_the_user(root, stale):
+    """Folders whose names a cache could have; stale: a cache that no run can use any more."""
+    files = {"notes.txt": b"mine", "index.json": b'{"files": [], "format": 1}'}
+    digest = stale.name[-16:]
+    names = ("set_none_mine", "set_50_384_photos", "set_50_", "set_features_x", "set")
+    for name in (*names, f"set_50_{'0' * 16}", f"set_features_train_{'0' * 16}"):
+        for file, content in files.items():
+            (root / name).mkdir(parents=True, exist_ok=True)
+            (root / name / file).write_bytes(content)
+    # One with a file beside a cache's, one with a file of another length, links, and no folder.
+    shutil.copytree(stale, root / f"set_50_{'1' * 16}")
+    (root / f"set_50_{'1' * 16}/notes.txt").write_bytes(b"mine")
+    shutil.copytree(stale, root / f"set_50_{'2' * 16}")
+    (root / f"set_50_{'2' * 16}/images.u8").write_bytes(b"mine")
+    shutil.copytree(stale, root / "elsewhere")
+    (root / f"set_50_{'3' * 16}").symlink_to(root / "elsewhere")
+    (root / f"set_50_{'4' * 16}").mkdir()
+    for name in ("images.u8", "index.json"):
+        (root / f"set_50_{'4' * 16}" / name).symlink_to(root / "elsewhere" / name)
+    shutil.copytree(stale, root / f"set_50_{digest[:15]}")
+    (root / f"set_50_{'5' * 16}").write_bytes(b"a file")
+
+
+def test_no_folder_of_the_users_is_touched(images, tmp_path):
+    stale = ImageCache("set", images, "50", 48, tmp_path / "cache").folder
+    write_folders_of_the_user(tmp_path / "users", stale)
+    shutil.copytree(tmp_path / "users", tmp_path / "cache", symlinks=True, dirs_exist_ok=True)
+    os.utime(images[0], ns=(1, 1))
+    ImageCache("set", images, "50", 48, tmp_path / "cache")
+    after = tree(tmp_path / "cache")
+    assert not stale.exists()
+    assert tree(tmp_path / "users").items() <= after.items()
+
+
+@pytest.mark.parametrize("place", ["the folder", "half built", "a link", "a file"])
+def test_a_cache_that_must_be_built_anew_does_not_replace_files_of_the_users(
+    images, tmp_path, place
+):
+    folder = ImageCache("set", images, "50", 48, tmp_path / "cache").folder
+    shutil.rmtree(folder)
+    users = tmp_path / "users"
+    users.mkdir()
+    (users / "photo.jpg").write_bytes(b"mine")
+    taken = folder.with_name(f".{folder.name}.tmp") if place == "half built" else folder
+    if place == "a link":
+        taken.symlink_to(users)
+    elif place == "a file":
+        taken.write_text("mine")
+    else:
+        users.rename(taken)
+    before = tree(tmp_path)
+    other = "photo.jpg" if taken.is_dir() and not taken.is_symlink() else taken.name
+    with pytest.raises(UserError) as problem:
+        ImageCache("set", images, "50", 48, tmp_path / "cache")
+    assert str(problem.value) == (
+        f"{taken}: expected nothing, or what an earlier run has stored, found {other}; "
+        "move it away, or give --cache_dir PATH or --no_cache"
+    )
+    assert tree(tmp_path) == before
+
+
+def test_a_pipe_in_place_of_the_index_is_not_waited_for(images, tmp_path):
+    folder = ImageCache("set", images, "50", 48, tmp_path / "cache").folder
+    (folder / "index.json").unlink()
+    os.mkfifo(folder / "index.json")
+    with pytest.raises(UserError, match="found index.json; move it away"):
+        ImageCache("set", images, "50", 48, tmp_path / "cache")
 
 
 def test_a_stray_write_does_not_reach_the_file(images, tmp_path):

@@ -134,6 +134,38 @@ def test_features_of_images_that_changed_go_when_new_ones_come(cache):
     assert not old.folder.exists() and kept.folder.exists()
 
 
+def test_features_of_version_0_8_are_read_and_go_when_their_images_changed(cache):
+    old = features(cache)
+    old.fill(compute([]), BATCH)
+    index = old.folder / "index.json"
+    index.write_text(json.dumps({"images": cache.folder.name}))
+    assert features(cache).was_there
+    index.write_text(json.dumps({"images": "set_none_gone"}))
+    features(cache, encoder="w").fill(compute([]), BATCH)
+    assert not old.folder.exists()
+
+
+@pytest.mark.parametrize(
+    "index", ["[]", "{}", '{"images": 3}', '{"images": "a", "mine": 1}', '{"bytes": 0}', "7"]
+)
+def test_folders_that_are_no_features_stay(cache, index):
+    mine = cache.folder.with_name(f"set_features_train_{'0' * 16}")
+    mine.mkdir()
+    (mine / "features.bin").write_bytes(b"mine")
+    (mine / "index.json").write_text(index)
+    other = cache.folder.with_name("set_features_x")
+    shutil.copytree(mine, other)
+    rows = features(cache)
+    rows.fill(compute([]), BATCH)
+    assert [path.name for path in sorted(mine.iterdir())] == ["features.bin", "index.json"]
+    assert (other / "index.json").read_text() == index
+    (rows.folder / "index.json").write_text(index)
+    again = features(cache)
+    assert not again.was_there
+    again.fill(compute([]), BATCH)
+    assert features(cache).was_there
+
+
 def test_the_names_of_the_precisions_are_the_flags():
     from hyperiqa.training.flags import FEATURE_DTYPES
 
