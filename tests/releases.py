@@ -185,7 +185,7 @@ RELEASES = {
     "kadid-10k": (write_kadid, "384", True, 5, 24),
     "kadid-10k JSON": (write_kadid_json, "384", True, 5, 24),
     "agiqa-3k": (write_agiqa, "384", True, 5, 8),
-    "agiqa-3k JSON": (write_agiqa_json, "384", True, None, 8),
+    "agiqa-3k JSON": (write_agiqa_json, "384", True, 5, 8),
     "livec": (write_livec, "none", True, None, 4),
     "live": (write_live, "none", False, 29, None),
     "live old scores": (lambda root: write_live(root, "dmos.mat", "dmos"), "none", False, 29, None),

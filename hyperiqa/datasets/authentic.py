@@ -3,7 +3,6 @@
 They are sets of photographs and of generated images.
 """
 
-import math
 import re
 import statistics
 from collections.abc import Iterable
@@ -109,7 +108,7 @@ class KonIQ10k(Reader):
             for row in read_table(path, ("image_name", column), (), hint)
         }
 
-    def _errors(self) -> dict[str, float]:
+    def _errors(self) -> dict[str, float | None]:
         """Image -> standard error of its MOS of 0..100; {} where the score file lacks columns.
 
         SD / sqrt(votes) is that of the MOS of 1..5; the slope of MOS_zscore on the MOS brings it to
@@ -124,11 +123,13 @@ class KonIQ10k(Reader):
             opinions = [float(row["MOS"]) for row in rows]
             slope = statistics.linear_regression(opinions, scores).slope
             return {
-                row["image_name"]: slope * float(row["SD"]) / math.sqrt(float(row["c_total"]))
+                row["image_name"]: self.standard_error(
+                    slope * float(row["SD"]), float(row["c_total"])
+                )
                 for row in rows
             }
         # A column is missing, or has cells that are no numbers.
-        except (KeyError, ValueError, ZeroDivisionError):
+        except (KeyError, ValueError):
             return {}
 
     def _split(self, images: Iterable[str]) -> dict[str, str | None]:
@@ -198,12 +199,14 @@ class SPAQ(Reader):
 class AGIQA3k(Reader):
     """AGIQA-3K (Li et al., IEEE TCSVT 2024): 2,982 generated images, MOS 0..5 of their quality.
 
-    Images of one prompt show the same content. The JSON form doesn't say the prompts.
+    Images of one prompt show the same content. The JSON forms don't say the prompts, but the names
+    of the images end in their numbers: of 2,982 rows of data.csv, 300 numbers are 300 prompts.
     """
 
     name = "agiqa-3k"
     word = "agi"
     votes = 21
+    contents_from = "data.csv with every prompt, or names such as AttnGAN_normal_000.jpg"
     nominal_range = (0.0, 5.0)
     expects = "agiqa_test.json or data.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
@@ -221,6 +224,13 @@ class AGIQA3k(Reader):
             )
             for line in read_table(path, ("name", "prompt", "mos_quality"), ("std_quality",))
         ]
+
+    def contents(self, rows: list[Row]) -> dict[str, str]:
+        # A number beside prompts could be one of them.
+        if any(row.group for row in rows):
+            return {}
+        matches = {row.image: re.fullmatch(r".+_(\d{3})\.\w+", row.image) for row in rows}
+        return {image: match[1] for image, match in matches.items() if match}
 
 
 class LIVEC(Reader):
@@ -367,6 +377,7 @@ class AGIQA20k(Reader):
 
     name = "agiqa-20k"
     nominal_range = (0.0, 5.0)
+    contents_from = "a prompt in every row"
     expects = (
         "info_train.xlsx or .csv (and _val, _test) with name, prompt, mos, "
         "and images in train/, val/, test/ or images/"

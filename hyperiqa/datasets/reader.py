@@ -56,6 +56,10 @@ class Reader:
     word: str | None = None
     # Per image, where the set gives only their deviation; 1: it gives the standard error.
     votes: float | None = None
+    # Of a set whose images share contents: what says which ones do, where its rows may not.
+    contents_from: str | None = None
+    # Whether a split is drawn image by image where the rows do not say it.
+    allow_shared_content = False
     # The SPAQ of a set that brings one of its own.
     spaq_root: Path | None = None
 
@@ -114,14 +118,26 @@ class Reader:
         votes: how many opinions; None: as many as the set has per image.
         """
         sd = number(deviation)
-        count = votes or self.votes
-        return sd / math.sqrt(count) if count and math.isfinite(sd) else None
+        count = votes or self.votes or math.nan
+        # What is no number counts as unknown, and no fewer than one observer has voted.
+        return sd / math.sqrt(count) if 0 <= sd < math.inf and 1 <= count < math.inf else None
 
-    def read(self, splits: tuple[str, ...] = ("train", "test")) -> DataSet:
-        """Records of these splits. Images of other splits need not exist. Raises UserError."""
+    def read(self, splits: tuple[str, ...] = ("train", "test"), held_out: bool = False) -> DataSet:
+        """Records of these splits. Images of other splits need not exist. Raises UserError.
+
+        held_out: whether some of the training images will be drawn for validation.
+        """
         rows = self.listed
-        if None in _splits(rows):
+        is_split = None not in _splits(rows)
+        is_random = held_out or not is_split
+        named = self._with_contents(rows, is_random)
+        # Where nothing is drawn, fingerprints stay what they have always been.
+        if is_random:
+            rows = named
+        if not is_split:
             rows = self._draw_split(rows)
+        elif "train" in splits:
+            self._note_shared_contents(named)
         return self._data_set([row for row in rows if row.split in splits], splits)
 
     def read_all_as_test(self) -> DataSet:
@@ -198,6 +214,41 @@ class Reader:
             self.nominal_range,
         )
 
+    def contents(self, rows: list[Row]) -> dict[str, str]:
+        """Image -> content, of a set whose rows do not say it, from what else is there."""
+        return {}
+
+    def _with_contents(self, rows: list[Row], is_random: bool) -> list[Row]:
+        """The rows with the contents that a random split must not tear apart.
+
+        With `allow_shared_content` it may, and the rows stay as they are. Raises UserError where a
+        split is drawn and the contents are not known.
+        """
+        is_image_by_image = is_random and self.allow_shared_content
+        if self.contents_from is None or is_image_by_image or all(row.group for row in rows):
+            return rows
+        contents = self.contents(rows)
+        rows = [replace(row, group=row.group or contents.get(row.image)) for row in rows]
+        unknown = sum(not row.group for row in rows)
+        if unknown and is_random:
+            raise UserError(
+                f"{self.name}: which of {unknown} images share content is not known, and a random "
+                f"split would have the same content on both sides; expected {self.contents_from}; "
+                "--allow_shared_content splits image by image all the same "
+                "(evaluate.py: --split all)"
+            )
+        return rows
+
+    def _note_shared_contents(self, rows: list[Row]) -> None:
+        """Say where the split that the rows come with has the same content on both sides."""
+        training = {row.group for row in rows if row.split == "train"} - {None}
+        shared = training & {row.group for row in rows if row.split != "train"}
+        if shared:
+            self.notes.append(
+                f"{self.name}: its own split has {len(shared)} of {len(training)} training "
+                "contents on the other side too"
+            )
+
     def _draw_split(self, rows: list[Row]) -> list[Row]:
         """The rows with 80 % of the contents in train, the rest in test, by seed."""
         if self.seed is None:
@@ -213,7 +264,9 @@ class Reader:
         # At least one content for either split, however few there are.
         share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
         split_of = dict.fromkeys(contents, "test") | dict.fromkeys(contents[:share], "train")
-        unit = "reference contents" if any(row.group for row in rows) else "images"
+        unit = "images, not of contents" if self.contents_from else "images"
+        if any(row.group for row in rows):
+            unit = "reference contents"
         self.notes.append(
             f"{self.name}: no split given; "
             f"random 80/20 split of {len(contents)} {unit}, seed {self.seed}"

@@ -130,6 +130,7 @@ class LIVE(Reader):
     resize = "none"
     higher_is_better = False
     names_have_folders = True
+    contents_from = "refnames_all.mat beside the folders of images"
     expects = (
         "jp2k/, jpeg/, wn/, gblur/ and fastfading/ with img1.bmp …, "
         "refnames_all.mat, and dmos_realigned.mat or dmos.mat"
@@ -151,21 +152,41 @@ class LIVE(Reader):
         # Neither file names the images: a row belongs to the image at its place.
         columns = {
             path.name: read_mat(path, variable, "orgs"),
-            "refnames_all.mat": read_mat(self._first_file("refnames_all.mat"), "refnames_all"),
-            "images of the release": [
-                (folder, i) for folder, count in self.images.items() for i in range(1, count + 1)
-            ],
+            **self._references(self._first_file("refnames_all.mat")),
         }
         return [
             Row(
-                f"{folder}/img{i}.bmp",
+                image,
                 number(dmos),
                 group=str(reference),
-                kind=self.kinds[folder],
+                kind=self.kinds[image.partition("/")[0]],
             )
-            for (dmos, undistorted), (reference,), (folder, i) in aligned(self.root, columns)
+            for (dmos, undistorted), (reference,), image in aligned(self.root, columns)
             if undistorted != 1
         ]
+
+    def _references(self, path: Path) -> dict[str, list]:
+        """The references as the release lists them, and the images that they are of, in one order.
+
+        path: of refnames_all.mat.
+        """
+        counts = self.images.items()
+        return {
+            path.name: read_mat(path, "refnames_all"),
+            "images of the release": [
+                f"{folder}/img{i}.bmp" for folder, count in counts for i in range(1, count + 1)
+            ],
+        }
+
+    def contents(self, rows: list[Row]) -> dict[str, str]:
+        path = self._locate("refnames_all.mat")
+        # A list may lie apart from the images, beside whose folders the release has the file.
+        if self.placed:
+            path = next(iter(self.placed.values())).parents[1] / path.name
+        if not path.is_file():
+            return {}
+        pairs = aligned(path, self._references(path))
+        return {image: str(reference) for (reference,), image in pairs}
 
     def row_of(self, listed: Listed) -> Row | None:
         folder, name = (listed.path or PurePath(listed.name)).parts[-2:]
@@ -238,6 +259,22 @@ class CSIQ(Reader):
                 f"{self.root}: expected names such as 1600.AWGN.1.png, found {listed.name}"
             )
         return self._row(reference, kind.lower(), level, listed.score)
+
+    def _collected(self) -> list[Row] | None:
+        rows = super()._collected()
+        scores = {row.image: row.score for row in rows or ()}
+        pairs = [
+            (score, scores.get(image.replace(".contrast.", ".awgn.")))
+            for image, score in scores.items()
+            if ".contrast." in image
+        ]
+        # Q-Align's csiq.json is such a list. Chance makes some pairs equal, but never all.
+        if len(pairs) >= 5 and all(score == noise for score, noise in pairs):
+            raise UserError(
+                f"{self.name}: the list in {self.root} gives all {len(pairs)} contrast images "
+                "the scores of the noise images; expected csiq.DMOS.xlsx or pyiqa's table"
+            )
+        return rows
 
     def _row(self, reference: str, kind: str, level: str, score: float) -> Row:
         """The row of an image; kind: a key of `kinds`."""

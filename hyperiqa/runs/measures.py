@@ -11,6 +11,7 @@ import numpy as np
 
 from hyperiqa.base.command_line import Range
 from hyperiqa.base.errors import UserError
+from hyperiqa.datasets.names import record_name
 from hyperiqa.runs.reading import DONE, Key, Run, Scores
 from hyperiqa.stats import intervals, metrics, resampling
 
@@ -116,8 +117,11 @@ class Measure:
     _draws: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        # A set may be called as a flag of the training calls it.
+        self.metric = record_name(self.metric)
         self.part, self.name = metrics.figure_of(self.metric)
         self.higher_is_better = metrics.FIGURES[self.name].higher_is_better
+        self.scale = metrics.FIGURES[self.name].scale
         # Whether the scores are mapped by the logistic.
         self.fitted = self.logistic and metrics.FIGURES[self.name].fitted
         # The interval from the number of images alone; None where there is none.
@@ -202,7 +206,9 @@ class Measure:
             draws = np.stack([self.draws(run, keys) for run in entry.runs], 1)
             mean = intervals.group_difference(values, constant, draws, np.zeros((len(draws), 2)))
         deviation = float(np.std(values, ddof=1))
-        return intervals.Estimate(mean.value, mean.low, mean.high, mean.approximate, deviation)
+        # Few seeds reach far: beyond a correlation of 1, were it not for its scale.
+        bounds = self.scale.interval(mean.value, mean.high - mean.value)
+        return intervals.Estimate(mean.value, *bounds, mean.approximate, deviation)
 
     def common_images(self, runs: Sequence[Run]) -> tuple[Key, ...] | None:
         """The images of all these runs where they have the same ones, else None."""

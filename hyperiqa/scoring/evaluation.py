@@ -96,6 +96,8 @@ def read_sets(
     for name, path in paths.items():
         try:
             reader = open_set(name, path, seed, name in lower_sets, columns, spaq_of_demo)
+            # Runs of older versions had no such flag, and split like those that have it.
+            reader.allow_shared_content = description.get("allow_shared_content", True)
             tests.append(_read_set(reader, name, description, split, resize))
         except UserError as mistake:
             problems.append(str(mistake))

@@ -12,7 +12,7 @@ from hyperiqa.base.command_line import Given, problem_of
 from hyperiqa.base.errors import not_installed
 from hyperiqa.base.files import exists_or_on_hub
 from hyperiqa.base.plain_values import to_text
-from hyperiqa.datasets.names import lower_is_better_sets
+from hyperiqa.datasets.names import check_lower_is_better, reader_name
 from hyperiqa.training.flags import WHOLE_MAPS, for_csv_alone
 
 
@@ -113,9 +113,9 @@ def _of_files(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if options.init and not exists_or_on_hub(options.init):
         yield f"--init {options.init}: no such file or folder"
     set_names = [*options.trained, *(options.cross_test or ())]
-    if not any(name.startswith("csv") for name in set_names):
+    if "csv" not in map(reader_name, set_names):
         yield from for_csv_alone(given, "--dataset csv")
-    elif mistake := problem_of(lower_is_better_sets, options.lower_is_better, set_names):
+    elif mistake := problem_of(check_lower_is_better, options.lower_is_better, set_names):
         yield mistake
 
 

@@ -103,6 +103,8 @@ def _data_and_model_flags(flags: Flags, script: Script) -> None:
                 "(default: --train_patch_num of all)", nargs="+", metavar="N|balanced")
     flags.value("--select_set", None, "of several: by whose SRCC the epoch is chosen (default: their mean)", metavar="NAME")
     flags.switch("--allow_overlap", "allow_overlap", True, "train although a test split shares images with another set")
+    flags.switch("--allow_shared_content", "allow_shared_content", True, "draw a split image by image where a set's list does "
+                 "not say which images share content")
     flags.value("--cross_test", None, "sets to test on besides (default: spaq, from spaq/ or spaq-test/, if there)",
                 nargs="+", metavar="NAME[=PATH]")
     flags.path("--spaq_path", None, "short for --cross_test spaq=PATH")

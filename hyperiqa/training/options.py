@@ -15,7 +15,7 @@ from typing import Any
 from hyperiqa.base.command_line import Given, problem_of
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.datasets.names import parse_set_names, reader_name, record_name
+from hyperiqa.datasets.names import parse_set_names, reader_name, record_name, set_named
 from hyperiqa.training.contradictions import contradictions
 from hyperiqa.training.flags import AUGMENTATIONS, FIXES, MIX_SCALES, Script, train_flags
 from hyperiqa.training.run_files import NOT_FIGURES
@@ -28,7 +28,7 @@ DECIDED_BY_INIT = ("backbone", "patch_size", "fusion", "hyper")
 
 
 def train_options(
-    argv: Sequence[str] | None, description: str | None, script: Script
+    argv: Sequence[str] | None, description: str | None, script: Script, checked: bool = True
 ) -> argparse.Namespace:
     """Parse and check the flags of a train script.
 
@@ -38,11 +38,12 @@ def train_options(
     `cross_test`: name -> path of each cross test; None instead: SPAQ, where it is found;
     `mix_resize`, `cross_resize`: name -> `--resize` of each set;
     `demo_defaults`: the flags with values that the demo brought.
+    checked: whether flags must go together and the files that they name must be there.
     Raises UserError, which names every problem at once.
     """
     options = train_flags(description, script).parse(
         argv,
-        problems=functools.partial(_problems, script=script),
+        problems=functools.partial(_problems, script=script, checked=checked),
         complete=functools.partial(_complete, script=script),
     )
     options.training_fixes = parse_fixes(options.training_fixes)
@@ -55,6 +56,9 @@ def _complete(options: argparse.Namespace, given: Given, script: Script) -> Iter
     # Without names, --lower_is_better means all CSV sets.
     if options.lower_is_better == []:
         options.lower_is_better = True
+    elif options.lower_is_better:
+        # However a set is spelt, the settings are the same.
+        options.lower_is_better = [record_name(word) for word in options.lower_is_better]
     yield from _read_training_sets(options, given, script)
     # The digests of the weights become known when the models are read.
     vars(options).update(init_digest=None, teacher_digest=None)
@@ -65,8 +69,11 @@ def _complete(options: argparse.Namespace, given: Given, script: Script) -> Iter
     options.augment = [name for name in AUGMENTATIONS if name in options.augment]
 
 
-def _problems(options: argparse.Namespace, given: Given, script: Script) -> Iterator[str]:
-    yield from contradictions(options, given)
+def _problems(
+    options: argparse.Namespace, given: Given, script: Script, checked: bool
+) -> Iterator[str]:
+    if checked:
+        yield from contradictions(options, given)
     if mistake := problem_of(parse_fixes, options.training_fixes):
         yield mistake
     name = options.backbone
@@ -131,8 +138,11 @@ def _complete_mixing(options: argparse.Namespace, script: Script) -> Iterator[st
     if "demo" in options.trained:
         yield "--dataset demo: trained alone, it brings its own cross test and defaults"
     options.mix_scale = options.mix_scale or MIX_SCALES[0]
-    if options.select_set is not None and options.select_set not in options.trained:
-        yield f"--select_set {options.select_set}: expected one of {set_names}"
+    if options.select_set is not None:
+        selected = set_named(options.select_set, options.trained)
+        if selected is None:
+            yield f"--select_set {options.select_set}: expected one of {set_names}"
+        options.select_set = selected
     counts = options.mix_patches or ["balanced"]
     are_numbers = all(re.fullmatch(r"[1-9]\d*", count) for count in counts)
     if counts != ["balanced"] and not (are_numbers and len(counts) == len(options.trained)):
@@ -164,7 +174,9 @@ def _read_cross_tests(options: argparse.Namespace, script: Script) -> Iterator[s
         # The demo's images are made on first use, for the demo's own training.
         testable = [name for name in script.datasets if name != "demo"]
         try:
-            cross_test = parse_set_names("--cross_test", options.cross_test, testable)
+            cross_test = parse_set_names(
+                "--cross_test", options.cross_test, testable, options.trained
+            )
         except UserError as mistake:
             yield str(mistake)
     listed = cross_test or {}

@@ -56,7 +56,8 @@ class RunData:
         spaq_root = None
         for name, path in options.trained.items():
             reader = reader_of(name, path, seed, name in lower, columns)
-            data = reader.read(splits)
+            reader.allow_shared_content = options.allow_shared_content
+            data = reader.read(splits, held_out=options.val_fraction is not None)
             spaq_root = reader.spaq_root
             if options.val_fraction is not None:
                 take_validation(data, options.val_fraction, seed)

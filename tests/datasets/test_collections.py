@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import scipy.io
 from helpers import cells, write_book, write_dir, write_images
+from releases import write_live
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.datasets.readers import READERS
+from hyperiqa.datasets.records import take_validation
 
 RATIO = [f"ratio802_seed123_split_{i:02}" for i in range(1, 11)]
 OLD = {"0": "train", "1": "val", "2": "test"}
@@ -146,12 +148,138 @@ def test_the_tables_of_pyiqas_collection(tmp_path, name, beside):
         ("train", "val", "test") if name == "koniq-10k" else ("train", "test")
     )
     assert found(data) == expected
-    (note,) = data.notes
+    (note,) = [note for note in data.notes if "read from" in note]
     said, _, path = note.partition(" read from ")
     assert said == f"{name}:" and Path(path).samefile(
         root / beside / f"meta_info_{table}Dataset.csv"
     )
     assert data.name == ("spaq-official" if name == "spaq" else name)
+
+
+@pytest.mark.parametrize("name", ["tid2013", "koniq-10k"])
+def test_a_given_split_that_tears_contents_apart_is_accepted_and_said(tmp_path, name):
+    table, header, rows, folder, expected = PYIQA[name]
+    write_table(tmp_path / f"meta_info_{table}Dataset.csv", header, rows)
+    write_images(tmp_path / folder, list(expected), (8, 6))
+    data = READERS[name](tmp_path).read()
+    said = "tid2013: its own split has 1 of 1 training contents on the other side too"
+    assert (said in data.notes) == (name == "tid2013")
+
+
+# What Q-Align's test_jsons/live.json holds: all 982 images, the undistorted ones with 0.
+def write_live_list(root, references=True):
+    """The release of LIVE without its scores, which a list gives instead."""
+    images = write_live(root / "live")
+    scores = {image: score + 20 for image, (score, _, _) in images.items()}
+    entries = [{"image": f"live/{image}", "gt_score": score} for image, score in scores.items()]
+    entries.append({"image": "live/wn/img174.bmp", "gt_score": 0.0})
+    write_dir(root / "test_jsons")
+    (root / "test_jsons" / "live.json").write_text(json.dumps(entries))
+    (root / "live" / "dmos_realigned.mat").unlink()
+    if not references:
+        (root / "live" / "refnames_all.mat").unlink()
+    return {image: reference for image, (_, reference, _) in images.items()}
+
+
+def test_lives_references_come_from_the_release_where_the_list_has_none(tmp_path):
+    references = write_live_list(tmp_path)
+    data = READERS["live"](tmp_path).read()
+    assert {r.name: r.group for r in data.records} == references
+    train, test = ({r.group for r in data.split(split)} for split in ("train", "test"))
+    assert (len(train), len(test)) == (23, 6) and not train & test
+    assert "random 80/20 split of 29 reference contents, seed 42" in data.notes[-1]
+    # All images to test on need no contents: the fingerprint is what it was.
+    assert {r.group for r in READERS["live"](tmp_path).read_all_as_test().records} == {None}
+
+
+def test_a_random_split_that_would_tear_unknown_contents_apart_is_refused(tmp_path):
+    references = write_live_list(tmp_path, references=False)
+    reader = READERS["live"](tmp_path)
+    assert len(reader.read_for_test()[0].records) == 779
+    with pytest.raises(
+        UserError,
+        match="live: which of 779 images share content is not known, and "
+        ".*; expected refnames_all.mat .*; --allow_shared_content splits",
+    ):
+        reader.read()
+    reader.allow_shared_content = True
+    data = reader.read()
+    train, test = ({references[r.name] for r in data.split(split)} for split in ("train", "test"))
+    assert len(train & test) == 29
+    assert "random 80/20 split of 779 images, not of contents, seed 42" in data.notes[-1]
+    # Which is the split of older versions, also where the references are at hand.
+    write_live_list(tmp_path)
+    reader = READERS["live"](tmp_path)
+    reader.allow_shared_content = True
+    assert reader.read().fingerprint() == data.fingerprint() == "d8ae0bd9ce4e3912"
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("numbered", [True, False])
+def test_agiqa_lists_are_split_by_prompt(tmp_path, split, numbered):
+    """The lists name no prompts; the names of the images end in their numbers."""
+    makers = ("AttnGAN_normal", "sd1.5_lowcorr", "xl2.2_normal")
+    stems = [f"{maker}_{prompt:03}" for prompt in range(10) for maker in makers]
+    names = [f"{stem if numbered else stem[::-1]}.jpg" for stem in stems]
+    write_images(tmp_path / "AGIQA3K" / "images", names, (8, 6))
+    parts = {"train": names[:20], "test": names[20:]} if split else {"test": names}
+    write_dir(tmp_path / "AGIQA3K" / "metas")
+    for part, listed in parts.items():
+        entries = [{"image": f"AGIQA3K/images/{n}", "gt_score": len(n) + 0.5} for n in listed]
+        (tmp_path / "AGIQA3K" / "metas" / f"{part}_agi.json").write_text(json.dumps(entries))
+    reader = READERS["agiqa-3k"](tmp_path / "AGIQA3K")
+    if split:
+        data = reader.read()
+        said = "agiqa-3k: its own split has 1 of 7 training contents on the other side too"
+        assert (said in data.notes) == numbered and {r.group for r in data.records} == {None}
+    if numbered:
+        data = READERS["agiqa-3k"](tmp_path / "AGIQA3K").read(held_out=True)
+        if split:
+            take_validation(data, 0.3, 1)
+        groups = [{r.group for r in data.split(part)} for part in ("train", "val", "test")]
+        assert not groups[0] & groups[1] and (split or not groups[0] & groups[2])
+        assert {r.group for r in data.records} == {f"{prompt:03}" for prompt in range(10)}
+    else:
+        with pytest.raises(UserError, match="which of 30 images share content is not known"):
+            reader.read(held_out=True)
+
+
+@pytest.mark.parametrize("wrong", [True, False])
+def test_the_list_of_csiq_with_the_scores_of_the_noise_for_contrast_is_refused(tmp_path, wrong):
+    """As Q-Align's test_jsons/csiq.json has them."""
+    scores = {f"{r}.AWGN.{k}": k / 10 for r in ("1600", "elk", "foxy") for k in range(1, 5)}
+    contrast = {name.replace("AWGN", "contrast"): score for name, score in scores.items()}
+    if not wrong:
+        contrast["foxy.contrast.4"] = 0.55
+    entries = []
+    for name, score in (scores | contrast).items():
+        folder = name.split(".")[1].lower()
+        write_images(tmp_path / "csiq" / "dst_imgs" / folder, [f"{name}.png"], (8, 6))
+        entries.append({"image": f"csiq/dst_imgs/{folder}/{name}.png", "gt_score": score})
+    write_dir(tmp_path / "test_jsons")
+    (tmp_path / "test_jsons" / "csiq.json").write_text(json.dumps(entries))
+    if wrong:
+        with pytest.raises(
+            UserError,
+            match="csiq: the list in .* gives all 12 contrast images the "
+            "scores of the noise images; expected csiq.DMOS.xlsx or pyiqa's table",
+        ):
+            READERS["csiq"](tmp_path).read_all_as_test()
+    else:
+        assert len(READERS["csiq"](tmp_path).read_all_as_test().records) == 24
+
+
+@pytest.mark.parametrize("votes", ["x", "", "-3", "0", "nan", "inf"])
+def test_a_count_of_votes_that_is_none_leaves_the_error_unknown(tmp_path, votes):
+    table, header, rows, folder, expected = PYIQA["koniq-10k"]
+    rows = [*rows[:-1], [*rows[-1][:-1], votes]]
+    write_table(tmp_path / f"meta_info_{table}Dataset.csv", header, rows)
+    write_images(tmp_path / folder, list(expected), (8, 6))
+    errors = [r.error for r in READERS["koniq-10k"](tmp_path).read_all_as_test().records]
+    assert errors == [
+        *(pytest.approx(error) for _, _, _, error in list(expected.values())[:-1]),
+        None,
+    ]
 
 
 def test_a_sets_own_files_go_before_a_collections(tmp_path):

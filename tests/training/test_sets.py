@@ -15,10 +15,12 @@ import evaluate
 import report
 from hyperiqa import __main__
 from hyperiqa.base.errors import UserError
+from hyperiqa.datasets.names import EPOCH_KEYS, RESERVED
 from hyperiqa.scoring import quality_model
 from hyperiqa.stats import metrics
 from hyperiqa.training.epoch_batches import train_batches
 from hyperiqa.training.log import RunLog
+from hyperiqa.training.options import figure_settings
 from hyperiqa.training.sets import RunData
 from HyperIQASolver import HyperIQASolver
 
@@ -243,7 +245,7 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
 @pytest.mark.parametrize(("flags", "part"), [((), "test"), (("--select_set", "csv:own"), "own")])
 @pytest.mark.parametrize("on_val", [False, True])
 def test_the_best_epoch_is_that_of_the_mean_or_of_one_set(several, flags, part, on_val):
-    more = ("--select_on", "val", "--val_fraction", 0.3) if on_val else ()
+    more = ("--select_on", "val", "--val_fraction", 0.3, "--label_noise", 1) if on_val else ()
     solver = run(several("--epochs", 3, "--lr", 1e-2, *flags, *more))
     epochs = [
         e
@@ -254,6 +256,29 @@ def test_the_best_epoch_is_that_of_the_mean_or_of_one_set(several, flags, part, 
     found = [epoch[part]["srcc"] for epoch in epochs]
     assert solver.state.rounds[0]["best_epoch"] == 1 + found.index(max(found))
     assert ("bad_val" in epochs[0]) == on_val
+    check_keys_of_records(solver, on_val)
+
+
+def check_keys_of_records(solver, on_val):
+    """Beside the names of sets there are reserved names alone, which no set can replace."""
+    first, epoch, *_, end = map(json.loads, solver.log.path(".jsonl").read_text().splitlines())
+    model = quality_model.load(solver.log.checkpoints).description
+    sets = {"koniq-10k", "bad", "own"}
+    beside_sets = [
+        *(first["data"], first["fingerprint"], epoch, epoch["seconds"], end["rounds"][0]),
+        *(end["medians"], model["metrics"], model["certificate"]["figures"]),
+    ]
+    keys = {key for record in beside_sets for key in record}
+    parts = sets | ({f"{name}_val" for name in sets} if on_val else set())
+    assert parts | {"selection_price"} <= keys and ("votes" in keys) == on_val
+    assert keys - parts <= set(RESERVED)
+    assert set(epoch) - parts == set(EPOCH_KEYS) - (set() if on_val else {"val"})
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--select_set", "own"), ("--lower_is_better", "bad")])
+def test_both_spellings_of_a_set_are_the_same_settings(several, flag, name):
+    short, long = (figure_settings(several(flag, word)) for word in (name, f"csv:{name}"))
+    assert short == long and short[flag.removeprefix("--")]
 
 
 def test_images_that_one_set_tests_and_another_trains_on_are_refused(
@@ -358,7 +383,7 @@ def test_a_run_over_several_sets_goes_on_to_the_bit(several):
             ("--mix_patches", 1, 2),
             "--mix_patches 1 2: expected a number for each of koniq-10k, csv:bad, csv:own, or bal",
         ),
-        (("--select_set", "own"), "--select_set own: expected one of koniq-10k, csv:bad, csv:own"),
+        (("--select_set", "ow"), "--select_set ow: expected one of koniq-10k, csv:bad, csv:own"),
         (("--dataset_path", "x"), "--dataset_path is of a single set"),
         (
             ("--lower_is_better", "badd"),
@@ -385,6 +410,11 @@ def test_mistakes_are_one_line(several, flags, said):
         (("--mix_scale", "range"), "--mix_scale needs several sets"),
         (("--dataset", "csv:koniq-10k=x.csv"), "expected csv:NAME=FILE.csv"),
         (("--dataset", "csv=a.csv", "csv=b.csv"), "--dataset: csv is listed twice"),
+        (("--cross_test", "csv:test=x.csv"), "--cross_test csv:test=x.csv: expected csv:NAME=FILE"),
+        (
+            ("--dataset", "csv:low=a.csv", "--cross_test", "csv:LOW=b.csv"),
+            "--cross_test csv:LOW=b.csv: expected a name that csv:low does not have too",
+        ),
         (("--dataset", "demo", "spaq"), "--dataset demo: trained alone"),
     ],
 )
