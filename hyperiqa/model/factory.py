@@ -3,10 +3,13 @@
 Only this module knows which family a backbone's name belongs to.
 """
 
+import math
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.model import resnet, swin, timm_encoder
@@ -79,14 +82,18 @@ def new_model(options: Namespace) -> HyperNet:
     )
 
 
-def build(description: Mapping[str, Any]) -> HyperNet:
+def build(description: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> HyperNet:
     """The untrained model that a checkpoint's description names.
 
-    Raises UserError where there is none.
+    state: the checkpoint's tensors, if there is one: a model that it cannot fill, for its encoder
+    is far larger, is not built. Raises UserError where there is no such model.
     """
+    if architecture := description.get("architecture"):
+        parameters = math.inf if state is None else sum(map(torch.numel, state.values()))
+        timm_encoder.check_architecture(description["backbone"], architecture, parameters)
     try:
         backbone = build_backbone(
-            str(description["backbone"]),
+            description["backbone"],
             patch_size=description.get("patch_size", 224),
             drop_path=description.get("drop_path"),
             architecture=description.get("architecture"),

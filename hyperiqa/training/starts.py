@@ -65,7 +65,7 @@ class StartingModel:
     def model(self, data: DataSet, options: Namespace) -> HyperNet:
         """The model with its regularisation as the flags say, its scores on the scale of `data`."""
         flags = {name: getattr(options, name) for name in ("patch_size", "dropout", "drop_path")}
-        net = factory.build({**self.description, **flags})
+        net = factory.build({**self.description, **flags}, self.state)
         checkpoints.fill(net, self.state, self.path)
         net.rescale(*self.scale(data))
         return net

@@ -27,6 +27,7 @@ DESCRIPTION = {
     "patch_size": 64,
     "resize": "72",
     "exif_rotate": True,
+    "dataset": "livec",
     "score_range": [1.0, 5.0],
     "higher_is_better": False,
     "test_crop": "grid",
@@ -356,13 +357,16 @@ def test_other_files_are_refused_with_the_reason(tmp_path, kind, reason):
         ({**DESCRIPTION, "format": 2}, "of format 2, newer than this program's 1"),
         (
             {"format": 1, "backbone": "resnet18"},
-            "its description is damaged: it lacks fusion, patch_size, resize, ",
+            "its description is damaged: fusion: missing",
         ),
         (
             ["resnet18"],
-            r"its description is damaged: expected a format number, found \['resnet18'\]",
+            r"its description is damaged: the whole: expected named fields, found \['resnet18'\]",
         ),
-        ({**DESCRIPTION, "format": None}, "its description is damaged: expected a format number"),
+        (
+            {**DESCRIPTION, "format": None},
+            "its description is damaged: format: expected a whole number of at least 1, found None",
+        ),
     ],
 )
 def test_descriptions_that_cannot_be_used_are_refused(tmp_path, description, reason):

@@ -23,6 +23,7 @@ DESCRIPTION = {
     "patch_size": 64,
     "resize": "none",
     "exif_rotate": False,
+    "dataset": "livec",
     "score_range": [0.0, 100.0],
     "higher_is_better": True,
     "test_crop": "center",
