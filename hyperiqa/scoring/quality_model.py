@@ -26,8 +26,10 @@ from PIL import Image
 from hyperiqa.base.command_line import parse_resize
 from hyperiqa.base.device import Hardware, choose_hardware
 from hyperiqa.base.errors import UserError
+from hyperiqa.datasets.names import record_name
 from hyperiqa.images.decode import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 from hyperiqa.model import checkpoints, factory, hypernet
+from hyperiqa.model.description import problem_of_crops
 from hyperiqa.training import engine
 from hyperiqa.training.batches import SCORE_BATCH
 from hyperiqa.training.patches import test_patches
@@ -91,10 +93,12 @@ def load(
     chosen = {"resize": resize, "exif_rotate": exif_rotate, "test_patch_num": crops}
     description |= {name: value for name, value in chosen.items() if value is not None}
     if crops is not None:
+        if problem := problem_of_crops(description["patch_size"], crops):
+            raise UserError(f"crops {crops}: {problem}")
         description["test_crop"] = "center" if crops == 1 else "grid"
     # Building draws initial weights, which are then replaced: leave the caller's generator alone.
     with torch.random.fork_rng(devices=[]):
-        net = factory.build(description)
+        net = factory.build(description, state)
     checkpoints.fill(net, state, path)
     hardware, _ = choose_hardware(device, precision, workers)
     return QualityModel(net, description, hardware)
@@ -129,6 +133,7 @@ class QualityModel:
         description = self.description
         only_scale = {"factor": 1.0, "offset": 0.0, "nominal_range": description["score_range"]}
         scales = description.get("scales") or {description["dataset"]: only_scale}
+        name = record_name(name)
         if name not in scales:
             raise UserError(f"--scale {name}: the model was trained on {', '.join(scales)}")
         # The scale says: model's score = factor * set's score + offset.
