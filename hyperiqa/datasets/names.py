@@ -89,8 +89,8 @@ def _problem_of_name(name: str) -> str:
     # It would pass for another set in records, or replace what else they say.
     if lower in RESERVED or lower.endswith(RESERVED_ENDINGS):
         return (
-            f"that records do not use for other sets and facts: not {', '.join(RESERVED)}, "
-            f"nor with {' or '.join(RESERVED_ENDINGS)} at the end"
+            "not one that records use for other sets and facts "
+            f"({', '.join(RESERVED)}, …{', …'.join(RESERVED_ENDINGS)})"
         )
     return ""
 

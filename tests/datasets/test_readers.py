@@ -108,6 +108,13 @@ def test_koniq_gives_standard_errors_on_the_scale_of_its_scores(root):
         replace(data, records=plain).fingerprint() == data.fingerprint()
     )  # which is what it was before
     assert replace(data, records=plain).votes() != data.votes()
+    # A count of votes that is none leaves one error unknown, a text in a cell all of them.
+    first, *others = rows
+    for votes in ("nan", "-1", "0"):
+        path.write_text("\n".join([header, first.replace(",0,25,", f",0,{votes},"), *others]))
+        errors = {r.name: r.error for r in KonIQ10k(root).read().records}
+        assert errors.pop(first.partition(",")[0]) is None
+        assert errors == pytest.approx({name: expected[name] for name in errors})
     path.write_text("\n".join([header, *(row.replace(",0.3,", ",?,") for row in rows)]))
     assert {r.error for r in KonIQ10k(root).read().records} == {None}
 
