@@ -24,6 +24,7 @@ from typing import Any
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import HERE, write_whole
+from hyperiqa.base.launching import end_programs, start_program
 from hyperiqa.runs.tables import text_table
 from hyperiqa.scoring.cost_tables import (
     STEP_HEADER,
@@ -232,22 +233,26 @@ def run_child(
 
     Raises UserError where the measurement fails.
     """
-    command = [sys.executable]
+    words: list[str] = []
     environment = dict(os.environ)
     if process_count > 1:
         torchrun = "-m torch.distributed.run --standalone --nproc_per_node"
-        command += [*torchrun.split(), str(process_count)]
+        words += [*torchrun.split(), str(process_count)]
         # Processes with as many threads as there are cores would take each other's.
         threads = max(1, (os.cpu_count() or 1) // process_count)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-    command += [__file__, "--child", child, "--cache_dir", str(cache_dir), *child_flags(flags)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environment)
+    words += [__file__, "--child", child, "--cache_dir", str(cache_dir), *child_flags(flags)]
+    process = start_program(words, environment, subprocess.PIPE)
+    try:
+        output, _ = process.communicate()
+    finally:
+        end_programs([process])
     # A mistake of the user's, which the child has told.
-    if done.returncode == 2:
+    if process.returncode == 2:
         raise SystemExit(2)
-    if done.returncode:
+    if process.returncode:
         raise UserError(f"the measurement of {child} failed, see above")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(output.splitlines()[-1])
 
 
 def child_flags(flags: argparse.Namespace) -> list[str]:

@@ -250,7 +250,8 @@ class Search:
 
     def __init__(self, options: argparse.Namespace, jobs: Sequence[Job]):
         self.options = options
-        self.cluster = Cluster(options, options.log_dir / "jobs") if options.launcher else None
+        jobs_folder = options.log_dir / "jobs"
+        self.cluster = Cluster(options, jobs_folder, waits=True) if options.launcher else None
         gpus = (options.gpus or "").count(",") + 1
         # A cluster has a queue of its own, which takes all jobs at once.
         self.slots = options.jobs or (len(jobs) if self.cluster else gpus)
@@ -294,7 +295,8 @@ class Search:
             # Runs side by side share the cores.
             cores = os.cpu_count() or 1
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.slots)))
-        return start_program([sys.executable, *words], job.file(".output"), environment)
+        with job.file(".output").open("wb") as output:
+            return start_program(words, environment, output, output)
 
     def _show(self, changed: bool) -> None:
         # The clock ticks on a terminal; in a file every refresh is a line.

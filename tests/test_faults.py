@@ -66,7 +66,7 @@ MOMENTS = [
     ],  # mid write of states, models, predictions
     *[("pathlib:Path.replace", n) for n in (1, 3, 5, 9, 12, 16)],  # written, not yet in place
     *[("os:link", n) for n in (1, 4, 6)],
-    *[("hyperiqa.images.cache:resize_image", n) for n in (1, 9, 20)],  # mid cache build
+    *[("hyperiqa.images.cache:perceptual_hash", n) for n in (1, 9, 20)],  # mid cache build
     *[("pathlib:Path.rename", n) for n in (1, 2)],  # cache complete, not yet published
     *[("hyperiqa.training.log:RunLog.line", n) for n in (1, 4, 7, 9, 12)],
     *[("hyperiqa.training.log:RunLog.record", n) for n in (1, 2, 3, 4)],
@@ -91,7 +91,17 @@ def test_killed_and_taken_up_again_nothing_differs(
     code, out, errors = launcher.run("train_swin.py", flags)
     assert code == 0 and errors == [], errors
     assert_same_results(results(tmp_path), undisturbed)
-    assert not [p for p in tmp_path.rglob("*.tmp") if p.is_dir()]
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("kind", [INT, TERM])
+def test_a_signal_while_the_demo_is_made_leaves_nothing(launcher, tmp_path, kind):
+    flags = flags_for((tmp_path, tmp_path), tmp_path)[4:]
+    flags += ["--dataset", "demo", "--dataset_path", tmp_path / "demo"]
+    kill = ["hyperiqa.datasets.demo_images:_make_all", 1, kind]
+    code, out, errors = launcher.run("train_swin.py", flags, kill=kill)
+    assert (code, out, errors) == (128 + kind, "", [])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_again_and_again(launcher, data, undisturbed, tmp_path):
@@ -147,7 +157,7 @@ def test_optimizers_of_the_step_schedule_are_rebuilt(launcher, data, tmp_path, s
     [
         ("hyperiqa.training.engine:to_model_input", 2),
         ("hyperiqa.training.engine:to_model_input", 4),
-        ("hyperiqa.images.cache:resize_image", 3),
+        ("hyperiqa.images.cache:perceptual_hash", 3),
         ("os:fsync", 9),
     ],
 )

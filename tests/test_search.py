@@ -199,6 +199,31 @@ def test_an_interrupted_search_ends_its_runs_and_goes_on_later(script, kind):
     assert "2 runs, 2 of them finished already" in tool(script, *words).stdout
 
 
+@pytest.mark.parametrize("launcher", [[], ["--launcher", "local"]])
+def test_the_runs_of_a_killed_search_end_too(script, launcher):
+    if launcher:
+        pytest.importorskip("submitit")
+    logs = script.parent / "logs"
+    words = ("--lr", 0.1, 0.2, "--jobs", 2, *launcher, "--", "--sleep", 100)
+    process = subprocess.Popen(
+        command(script, *words), cwd=script.parent, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 60
+    while not (logs / "order.txt").exists() or len(ran(script)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+
+    def statuses():
+        last_lines = [path.read_text().splitlines()[-1] for path in logs.glob("*.jsonl")]
+        return [json.loads(line).get("status") for line in last_lines]
+
+    while statuses() != ["interrupted", "interrupted"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
 def test_a_run_that_ignores_the_interrupt_is_killed():
     code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
     process = subprocess.Popen(

@@ -64,12 +64,14 @@ class Command:
 
     words: the script and its flags.
     requeued: whether an earlier job of the same command was stopped, so that this one resumes.
+    follows: the number of the process with which a job of this machine ends; None: with none.
 
     Before the job must end, submitit calls `checkpoint` for the command to queue next.
     """
 
     words: list[str]
     requeued: bool = False
+    follows: int | None = None
 
     def __call__(self) -> None:
         import submitit
@@ -93,6 +95,9 @@ class Command:
         # Not wait(): a signal handler that calls `checkpoint` in the middle of it could not wait.
         while self.process.poll() is None:
             time.sleep(0.2)
+            if self.follows is not None and not _is_running(self.follows):
+                self.process.send_signal(signal.SIGINT)
+                self.process.wait()
         exit_code = self.process.returncode
         if exit_code not in (0, 128 + signal.SIGTERM):
             raise RuntimeError(f"exit code {exit_code}: {shlex.join(words)}")
@@ -105,11 +110,19 @@ class Command:
         # The loop of `__call__` may have taken the exit code just before.
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.process.pid, 0)
-        return submitit.helpers.DelayedSubmission(Command(self.words, requeued=True))
+        return submitit.helpers.DelayedSubmission(Command(self.words, True, self.follows))
 
     def __getstate__(self) -> dict[str, Any]:
         # A running process cannot be pickled.
-        return {"words": self.words, "requeued": self.requeued}
+        return {"words": self.words, "requeued": self.requeued, "follows": self.follows}
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 class Submitted:
@@ -136,16 +149,18 @@ class Submitted:
 class Cluster:
     """The place that jobs are submitted to, chosen by `--launcher`.
 
-    folder: where the jobs' files go. Raises UserError where there is no such cluster here.
+    folder: where the jobs' files go. waits: whether this process waits for the jobs: those of this
+    machine then end with it. Raises UserError where there is no such cluster here.
     """
 
-    def __init__(self, options: Namespace, folder: Path):
+    def __init__(self, options: Namespace, folder: Path, waits: bool = False):
         try:
             import cloudpickle
             import submitit
         except ImportError:
             raise UserError(f"--launcher {options.launcher}: pip install submitit") from None
         self.options = options
+        self.follows = os.getpid() if waits and options.launcher == "local" else None
         # A job may begin in another folder, where it could not import this module.
         cloudpickle.register_pickle_by_value(sys.modules[__name__])
         try:
@@ -168,7 +183,8 @@ class Cluster:
         """Submit a job that runs the script with its flags. Raises UserError."""
         self.executor.update_parameters(name=name)
         try:
-            return Submitted(self.executor.submit(Command(list(words))))
+            command = Command(list(words), follows=self.follows)
+            return Submitted(self.executor.submit(command))
         except (OSError, RuntimeError) as problem:
             raise UserError(f"--launcher {self.options.launcher}: {reason_of(problem)}") from None
 

@@ -1,36 +1,53 @@
 """Programs and worker processes that a program starts, and ends when it ends."""
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import re
 import signal
 import subprocess
+import sys
 import threading
 import time
+import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import IO
+
+FOLLOWER = Path(__file__).with_name("follower.py")
+
+
+@functools.cache
+def _lifeline() -> int:
+    """The reading end of a pipe whose other end closes when this process ends."""
+    reading_end, _ = os.pipe()
+    return reading_end
 
 
 def start_program(
-    command: Sequence[str], output: Path, environment: Mapping[str, str]
+    words: Sequence[str],
+    environment: Mapping[str, str],
+    output: int | IO | None,
+    errors: int | IO | None = None,
 ) -> subprocess.Popen:
-    """Start a program that writes stdout and stderr into the file `output`.
+    """Start a Python program that ends once this process has gone, be it killed.
+
+    words: the script, or -m and the module, and its arguments.
+    output, errors: where its stdout and stderr go, as `subprocess` takes it; None: as this one's.
 
     It runs in a session of its own: Ctrl-C reaches only the program that started it, which then
     ends it once.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("wb") as file:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
-            env=environment,
-            start_new_session=True,
-        )
+    return subprocess.Popen(
+        [sys.executable, str(FOLLOWER), *words],
+        stdin=_lifeline(),
+        stdout=output,
+        stderr=errors,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def end_programs(processes: Sequence[subprocess.Popen], patience: float = 10) -> None:
@@ -74,12 +91,30 @@ def _follow_parent() -> None:
     threading.Thread(target=exit_after_parent, daemon=True).start()
 
 
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """While active, the processes that are started know nothing of the main module and of Ctrl-C.
+
+    A fresh process imports the main module: a user's script that is not guarded by __name__ would
+    run again in each. Until `_follow_parent` is called there, Ctrl-C would end it with a traceback.
+    """
+    main_module = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    # The block is inherited; a signal that comes meanwhile reaches this process when it ends.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main_module
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
 def parallel_map(work: Callable, items: Iterable, processes: int, apart: bool = False) -> Iterator:
     """Yield `work(item)` of each item, in order, computed by worker processes.
 
     One process means this process, without workers. With `apart` it is a worker all the same, for
     work that may crash: BrokenProcessPool is raised where a worker dies. The workers end with this
-    process.
+    process. They cannot know functions of the main module, so `work` is one of another module.
     """
     if processes == 1 and not apart:
         yield from map(work, items)
@@ -87,8 +122,10 @@ def parallel_map(work: Callable, items: Iterable, processes: int, apart: bool = 
     # A forked worker would copy the locks that the threads of a caller hold.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(processes, mp_context=context, initializer=_follow_parent) as pool:
+        with _apart():
+            results = pool.map(work, items, chunksize=4)
         try:
-            yield from pool.map(work, items, chunksize=4)
+            yield from results
         finally:
             # A caller that stops early does not wait for the items that remain.
             pool.shutdown(cancel_futures=True)

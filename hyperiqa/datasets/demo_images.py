@@ -1,7 +1,7 @@
 """The images, scores and files of `demo`, the small synthetic data set for trying out training.
 
-`make_demo_dataset.py` is the command that makes it. The reader of `demo` makes it on first use, by
-`python -m hyperiqa.datasets.demo_images OUT`. `demo_scenes.py` draws the scenes.
+`make_demo_dataset.py` is the command that makes it; the reader of `demo` makes it on first use.
+`demo_scenes.py` draws the scenes.
 """
 
 import csv
@@ -21,7 +21,6 @@ from PIL import Image, features
 from scipy import fft, ndimage
 from tqdm import tqdm
 
-from hyperiqa.base.command_line import run_tool
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.launching import parallel_map
 from hyperiqa.base.signals import StopSignals
@@ -250,7 +249,3 @@ def build_and_report(
     except OSError as problem:
         raise UserError(f"{out}: expected a folder to write in, found: {problem}") from None
     print(f"{out}: {train} training, {test} test and {spaq} SPAQ-like images")
-
-
-if __name__ == "__main__":
-    run_tool(lambda: build_and_report(Path(sys.argv[1])))

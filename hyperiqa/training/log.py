@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -20,8 +21,9 @@ from filelock import FileLock, Timeout
 from hyperiqa.base import cluster, device, files, version
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.plain_values import to_json_value, to_text
+from hyperiqa.base.terminal import printable
 from hyperiqa.stats.metrics import RECORDED, medians
-from hyperiqa.training.run_files import Prediction, write_predictions
+from hyperiqa.training.run_files import BEST_MODEL, Prediction, write_predictions
 
 # Settings that the log tells in another line, or that do not concern the run.
 UNSAID = ("demo_defaults", "trained", *(flag.lstrip("-") for flag in cluster.OWN))
@@ -68,7 +70,8 @@ class RunLog:
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
         log = log_dir / f"{name}.log"
         folder = checkpoint_dir / name
-        if (log_dir / f"{name}.jsonl").exists() or folder.exists():
+        endings = (".jsonl", "_predictions.csv", "_epochs.npz", "_round2_predictions.csv")
+        if folder.exists() or any((log_dir / f"{name}{ending}").exists() for ending in endings):
             return False
         try:
             # Mode x fails where the file exists: of two runs that try at once, one gets the name.
@@ -93,6 +96,7 @@ class RunLog:
         try:
             log_dir.mkdir(parents=True, exist_ok=True)
             log._open(log_dir, folder, wait)
+            log._sweep()
         # Timeout is an OSError too, so it must come first.
         except Timeout:
             return None
@@ -137,7 +141,7 @@ class RunLog:
 
     def keep(self, text: str) -> None:
         """Keep a line that is shown elsewhere."""
-        self._write(self._log, text)
+        self._write(self._log, printable(text, kept="\n\t"))
 
     def record(self, **fields: object) -> None:
         """Append a record to the jsonl; nan becomes null."""
@@ -190,6 +194,18 @@ class RunLog:
         np.savez_compressed(content, **tested)
         files.write_whole(path, content.getvalue())
 
+    def _sweep(self) -> None:
+        """Delete what the run's killed processes left of files that they were writing."""
+        # Other runs may write to the log folder, one called NAME_round2 among them.
+        stems = [self.name]
+        files.remove_unfinished(self.checkpoints, rf"last\.pt|{BEST_MODEL}")
+        for folder in self.checkpoints.iterdir():
+            if re.fullmatch(r"round\d+", folder.name) and not folder.is_symlink():
+                files.remove_unfinished(folder, rf"last\.pt|{BEST_MODEL}")
+                stems.append(f"{self.name}_{folder.name}")
+        names = "|".join(map(re.escape, stems))
+        files.remove_unfinished(self.log_dir, rf"(?:{names})_(?:predictions\.csv|epochs\.npz)")
+
     def _of_round(self, number: int, ending: str) -> Path:
         return self.path(ending if number == 1 else f"_round{number}{ending}")
 
@@ -199,6 +215,7 @@ class RunLog:
             self._board.close()
         self._log.close()
         self._records.close()
+        self._sweep()
         self._lock.release()
 
 

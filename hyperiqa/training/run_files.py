@@ -3,11 +3,24 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError, reading_file
 from hyperiqa.base.files import write_whole
+from hyperiqa.base.schema import (
+    FIGURE,
+    PLAIN,
+    Every,
+    Fields,
+    Kind,
+    maybe,
+    mismatch,
+    number,
+    table,
+    whole_number,
+)
+from hyperiqa.model.description import COUNT, FIGURES, NAME, PATH
 
 # Flags that change where and how fast a run goes, but none of its figures: a resumed run may differ
 # in them. The last three are flags of an older version: what they came to stands in `cross_resize`
@@ -18,29 +31,97 @@ NOT_FIGURES = frozenset(
     "teacher trained allow_overlap image_root demo_defaults tensorboard "
     "spaq spaq_path spaq_resize".split()
 )
+# The names of a run's best models, as a regular expression.
+BEST_MODEL = r"best_model_srcc_(?:nan|-?\d\.\d{4})_plcc_(?:nan|-?\d\.\d{4})\.pkl"
 PREDICTIONS = ["dataset", "image", "mos", "score"]
 Prediction = tuple[str, str, float, float]
 
+# A set's place; of several sets, the place of each.
+_PLACE = Kind(
+    "a path, or a path of each set",
+    lambda x: mismatch(x if isinstance(x, Mapping) else {"": x}, table(maybe(PATH))) is None,
+)
+# Beside its figures, an epoch may have facts of other kinds.
+_FIGURES = Kind(
+    "figures",
+    lambda x: mismatch(x, FIGURES if isinstance(x, Mapping) else PLAIN) is None,
+)
+# Type of record -> what is read of it. Records of other types are passed over.
+RECORDS = {
+    "run": Fields(
+        {
+            "flags": Fields(
+                {},
+                {
+                    "dataset": NAME,
+                    "dataset_path": _PLACE,
+                    "cross_test": _PLACE,
+                    "image_root": maybe(PATH),
+                    "seed": COUNT,
+                    "train_test_num": maybe(COUNT),
+                },
+                PLAIN,
+            )
+        },
+        {
+            "data": table(PLAIN),
+            "versions": table(maybe(NAME)),
+            "fingerprint": table(maybe(NAME)),
+            "device": maybe(NAME),
+            "precision": maybe(NAME),
+            "code": maybe(NAME),
+        },
+        PLAIN,
+    ),
+    "epoch": Fields(
+        {"round": whole_number(1, 1e9), "epoch": whole_number(0, 1e9), "test": FIGURES},
+        {"train": FIGURES, "val": FIGURES, "lr": FIGURES, "seconds": table(number(0))},
+        _FIGURES,
+    ),
+    "end": Fields(
+        {"status": NAME},
+        {
+            "rounds": Every(
+                Fields(
+                    {"round": whole_number(1, 1e9)},
+                    {
+                        "seed": maybe(COUNT),
+                        "best_epoch": maybe(whole_number(0, 1e9)),
+                        "selection_price": FIGURE,
+                    },
+                    PLAIN,
+                )
+            ),
+            "medians": table(FIGURES),
+        },
+        PLAIN,
+    ),
+}
+
 
 def read_records(path: Path) -> list[dict]:
-    """The records of a NAME.jsonl, one JSON object a line.
+    """The records of a NAME.jsonl, one JSON object a line, each checked by `RECORDS`.
 
-    A last line that a crash cut off is dropped. Raises UserError.
+    A last line that a crash cut off is dropped. Raises UserError, which names the line, and the
+    field that has no fitting value.
     """
     with reading_file(path, "cannot be read", UnicodeDecodeError):
         lines = path.read_text(encoding="utf-8").splitlines()
     records = []
-    for number, line in enumerate(lines, 1):
+    for line_number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
             # Every record says its type; a line that is JSON but no record fails here.
-            record["type"]
-            records.append(record)
-        except (ValueError, TypeError, KeyError):
-            if number < len(lines):
+            schema = RECORDS.get(record["type"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            if line_number < len(lines):
                 raise UserError(
-                    f"{path}: line {number} is no record of a run: {line[:40]!r}"
+                    f"{path}: line {line_number} is no record of a run: {line[:40]!r}"
                 ) from None
+            continue
+        if schema is not None and (problem := mismatch(record, schema)):
+            raise UserError(f"{path}: line {line_number} is no record of a run: {problem}")
+        records.append(record)
     return records
 
 

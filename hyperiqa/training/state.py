@@ -1,7 +1,9 @@
 """What a run must remember to go on exactly where it was, and finding the run to go on with."""
 
+import contextlib
 import math
 import os
+import re
 import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +15,7 @@ import torch
 
 from hyperiqa.base.errors import NothingToDo, UserError
 from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.model.checkpoints import load, save
+from hyperiqa.model.checkpoints import load, load_model, save
 from hyperiqa.training import engine, processes, run_files, schedules
 from hyperiqa.training.log import RunLog, SilentLog
 from hyperiqa.training.options import figure_settings
@@ -98,10 +100,11 @@ class RunState:
     def clear_models(self, folder: Path, keep: int) -> None:
         """Remove older best models, except those that a state to resume from may still name."""
         if self.best:
+            for name in self.best["files"][keep:]:
+                # A damaged state could name any file.
+                if re.fullmatch(run_files.BEST_MODEL, name):
+                    (folder / name).unlink(missing_ok=True)
             self.best["files"] = self.best["files"][:keep]
-            for path in folder.glob("best_model_srcc_*.pkl"):
-                if path.name not in self.best["files"]:
-                    path.unlink()
 
     @classmethod
     def restored(
@@ -190,6 +193,7 @@ def _resume_named(
             f"{flag}: expected the last.pt of a run of these scripts, found another checkpoint"
         )
     recorded = settings_of(state["settings"])
+    _check_own_log(options.log_dir, folder.name, recorded, flag)
     status = _end_status(options.log_dir / f"{folder.name}.jsonl")
     if status:
         # Of a run that has ended the number of epochs may differ: more of them make it longer.
@@ -201,6 +205,21 @@ def _resume_named(
     if log is None:
         raise UserError(f"{flag}: another process is going on with this run")
     return log, _go_back_to(log, state, note)
+
+
+def _check_own_log(log_dir: Path, name: str, recorded: Mapping[str, Any], flag: str) -> None:
+    """Check that the log is the run's own: the run goes on by cutting it back to the state.
+
+    recorded: the settings of the state. Raises UserError.
+    """
+    log_settings = _recorded_settings(log_dir / f"{name}.jsonl")
+    # A run that was made longer has more epochs than its first record says.
+    if log_settings and {**log_settings, "epochs": recorded["epochs"]} == recorded:
+        return
+    for ending in (".jsonl", ".log"):
+        path = log_dir / f"{name}{ending}"
+        if path.exists() and path.stat().st_size:
+            raise UserError(f"{flag}: {path} is not of this run; give --log_dir, or move it away")
 
 
 def _check_same(recorded: Mapping[str, Any], settings: Mapping[str, Any], flag: str) -> None:
@@ -259,7 +278,21 @@ def _newest_state(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
     except UserError as damage:
         log.show(f"{damage}; starting {log.name} again")
     log.cut_back([0, 0])
+    _remove_models(log, [])
     return None
+
+
+def _remove_models(log: RunLog, named: Sequence[str]) -> None:
+    """Remove the best models that a killed run has written after its last state.
+
+    named: those that the state names.
+    """
+    for path in newest_round(log.checkpoints).iterdir():
+        if re.fullmatch(run_files.BEST_MODEL, path.name) and path.name not in named:
+            with contextlib.suppress(UserError):
+                _, description = load_model(path)
+                if description.get("run") == log.name:
+                    path.unlink()
 
 
 def _go_back_to(log: RunLog, state: dict, note: str) -> dict:
@@ -268,6 +301,7 @@ def _go_back_to(log: RunLog, state: dict, note: str) -> dict:
     note: what else to tell, see `load_last`.
     """
     log.cut_back(state["lengths"])
+    _remove_models(log, state["best"]["files"] if state["best"] else [])
     step = f", step {state['progress']['step']}" if state["progress"] else " done"
     note += "\n" if note else ""
     log.show(f"{note}Resuming {log.name}: round {state['round']}, epoch {state['epoch']}{step}")
@@ -376,7 +410,9 @@ def load_last(folder: Path) -> tuple[dict[str, Any], str]:
 
 def newest_round(folder: Path) -> Path:
     """The folder of a run's newest `last.pt`: the run's own, or `round2`, `round3`, … in it."""
-    rounds = sorted(
-        folder.glob("round*/last.pt"), key=lambda path: int(path.parent.name.removeprefix("round"))
-    )
-    return rounds[-1].parent if rounds else folder
+    rounds = []
+    for path in folder.glob("round*/last.pt"):
+        number = path.parent.name.removeprefix("round")
+        if number.isdecimal():
+            rounds.append((int(number), path.parent))
+    return max(rounds)[1] if rounds else folder

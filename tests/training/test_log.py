@@ -29,6 +29,53 @@ def test_runs_that_start_together_get_different_names(tmp_path):
     assert len(set(made)) == 16 and len(list((tmp_path / "c").iterdir())) == 16
 
 
+@pytest.mark.parametrize(
+    "name", ["mine_predictions.csv", "mine_epochs.npz", "mine_round2_predictions.csv", "mine.log"]
+)
+def test_a_run_does_not_take_a_name_whose_files_it_would_replace(tmp_path, name):
+    (tmp_path / name).write_text("the user's")
+    with pytest.raises(UserError, match="--run_name mine: taken"):
+        RunLog(tmp_path, tmp_path / "c", "mine", explicit=True)
+    assert RunLog(tmp_path, tmp_path / "c", "mine", explicit=False).name == "mine_2"
+    assert (tmp_path / name).read_text() == "the user's"
+
+
+def test_what_killed_processes_were_writing_is_swept_at_resume_and_at_the_end(tmp_path):
+    log = RunLog(tmp_path, tmp_path / "c", "run", explicit=True)
+    round2 = log.checkpoints / "round2"
+    round2.mkdir()
+    best = "best_model_srcc_-0.1234_plcc_nan.pkl"
+    unfinished = [
+        log.checkpoints / ".last.pt.a1b2c3_d.tmp",
+        round2 / f".{best}.abcdefgh.tmp",
+        tmp_path / ".run_predictions.csv.abcdefgh.tmp",
+        tmp_path / ".run_round2_epochs.npz.abcdefgh.tmp",
+    ]
+    others = [
+        log.checkpoints / ".last.pt.abcdefg.tmp",
+        log.checkpoints / "last.pt.abcdefgh.tmp",
+        log.checkpoints / ".notes.abcdefgh.tmp",
+        # Another run's, which may be writing it.
+        tmp_path / ".run_round3_predictions.csv.abcdefgh.tmp",
+        tmp_path / ".run_2_predictions.csv.abcdefgh.tmp",
+    ]
+    (log.checkpoints / "elsewhere").mkdir()
+    others.append(log.checkpoints / "elsewhere/.last.pt.abcdefgh.tmp")
+    (log.checkpoints / "round9").symlink_to(log.checkpoints / "elsewhere")
+
+    def write():
+        for path in unfinished + others:
+            path.write_text("x")
+
+    write()
+    log.close()
+    assert [path for path in unfinished + others if path.exists()] == others
+    write()
+    again = RunLog.take_up(tmp_path, log.checkpoints)
+    assert [path for path in unfinished + others if path.exists()] == others
+    again.close()
+
+
 def test_lines_records_and_predictions(tmp_path, capsys):
     log = RunLog(tmp_path, tmp_path / "c", "run", explicit=True)
     log.line("Epoch\tTrain_Loss")

@@ -104,6 +104,50 @@ def test_where_none_can_be_taken_up_the_nearest_is_named(settings, monkeypatch, 
     assert f"Nothing to resume: starting a new run ({said})\n" in capsys.readouterr().out
 
 
+def test_going_on_touches_no_log_and_no_model_of_others(settings, monkeypatch, tmp_path):
+    log = interrupted(settings("resnet", "--no_spaq", "--run_name", "mine"), monkeypatch, 2).log
+    folder = log.checkpoints
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in (other / "mine.jsonl", other / "mine.log"):
+        path.write_text("another's\n" * 1000)
+        with pytest.raises(UserError, match=f"--resume .*: {path} is not of this run"):
+            run(settings("resnet", "--no_spaq", "--log_dir", other, "--resume", folder))
+        assert path.read_text() == "another's\n" * 1000
+        path.unlink()
+    (own,) = folder.glob("best_model*.pkl")
+    # Written by a process that was killed before it saved its state.
+    leftover = folder / "best_model_srcc_0.0001_plcc_0.0001.pkl"
+    leftover.write_bytes(own.read_bytes())
+    model_of_another = torch.load(own, weights_only=True)
+    model_of_another._metadata["hyperiqa"]["run"] = "another"
+    users = {
+        "best_model_srcc_0.0002_plcc_0.0002.pkl": model_of_another,
+        "best_model_srcc_mine.pkl": torch.load(own, weights_only=True),
+        "best_model_srcc_0.0003_plcc_0.0003.pkl": {"x": torch.zeros(1)},
+    }
+    for name, content in users.items():
+        torch.save(content, folder / name)
+    (folder / "round_backup").mkdir()
+    (folder / "round_backup/last.pt").write_text("mine")
+    run(settings("resnet", "--no_spaq", "--resume", folder))
+    assert not leftover.exists()
+    assert {path.name for path in folder.glob("best_model*.pkl")} > users.keys()
+    assert (folder / "round_backup/last.pt").read_text() == "mine"
+
+
+def test_a_state_cannot_name_other_files_to_be_removed(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "mine.pkl").write_text("mine")
+    state = RunState({})
+    best = "best_model_srcc_0.1000_plcc_0.1000.pkl"
+    (tmp_path / "run" / best).write_text("old")
+    state.best = {"files": ["new.pkl", "../mine.pkl", str(tmp_path / "mine.pkl"), best]}
+    state.clear_models(tmp_path / "run", keep=1)
+    assert (tmp_path / "mine.pkl").exists() and not (tmp_path / "run" / best).exists()
+    assert state.best["files"] == ["new.pkl"]
+
+
 def test_an_unfinished_run_of_version_0_7_goes_on(settings, monkeypatch):
     """Its records and states know neither cross tests as a list, nor the names of loss parts, nor later flags."""
     flags = ("--no_early_stopping", "--ranking_loss_alpha", 0.3, "--checkpoint_minutes", 0)

@@ -1,0 +1,47 @@
+"""Run a Python program that ends once the program that started it has gone, however that ended.
+
+python follower.py SCRIPT [WORDS], or python follower.py -m MODULE [WORDS]
+
+Standard input is a pipe of which the starting program holds the other end. The system closes that
+end when its process ends, after a SIGKILL too, on Linux as on macOS. The program itself reads from
+an empty standard input. This file is run by its path, so it imports nothing of the package.
+"""
+
+import os
+import runpy
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+# Seconds in which an interrupted program may save its state.
+PATIENCE = 10
+
+
+def _end_after(pipe: int) -> None:
+    # Nobody writes to the pipe: a read returns when the other end is closed.
+    os.read(pipe, 1)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(PATIENCE)
+    # The workers of the program are of its group.
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+def main() -> None:
+    pipe = os.dup(0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    threading.Thread(target=_end_after, args=[pipe], daemon=True).start()
+    sys.argv = sys.argv[1:]
+    if sys.argv[0] == "-m":
+        # As Python itself does, `sys.path` begins with the working folder.
+        sys.path[0] = str(Path.cwd())
+        sys.argv = sys.argv[1:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
