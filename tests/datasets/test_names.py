@@ -1,9 +1,12 @@
 """The names of sets in flags: what they may be, and that both spellings of one mean the same."""
 
 import re
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
+import certify
 from hyperiqa.base.errors import UserError
 from hyperiqa.datasets.names import (
     RESERVED,
@@ -13,6 +16,8 @@ from hyperiqa.datasets.names import (
     set_named,
 )
 from hyperiqa.datasets.readers import READERS
+from hyperiqa.pages.scored_sets import _places_now
+from hyperiqa.runs.measures import Measure
 from hyperiqa.runs.old_logs import _ACTIONS
 
 
@@ -70,3 +75,24 @@ def test_both_spellings_of_a_set_mean_it():
     assert lower_is_better_sets(["other"], names) == set()
     with pytest.raises(UserError, match="--lower_is_better other: expected CSV sets .*: low, csv$"):
         check_lower_is_better(["other", "low"], names)
+
+
+@pytest.mark.parametrize("prefix", ["", "csv:"])
+def test_tools_take_both_spellings(prefix):
+    """certify.py, report.py, and --metric of compare_logs.py and search.py."""
+    sets = {
+        "low": {"flag": "csv:low", "path": None, "trained": True},
+        "other": {"flag": "csv:other", "path": None, "trained": False},
+        "spaq-official": {"flag": "spaq", "path": None, "trained": False},
+    }
+    flags = Namespace(
+        cross_test=[f"{prefix}other=x", "spaq-official=z"],
+        dataset_path=[f"{prefix}low=y", "spaq=z"],
+        spaq_path=None,
+    )
+    places = {"low": Path("y"), "other": Path("x"), "spaq-official": Path("z")}
+    assert certify.find_sets(flags, sets) == places
+    then = {"csv:low": "there", "spaq": None}
+    now = {"csv:low": Path("here"), "spaq": None}
+    assert _places_now(then, {f"{prefix}low": Path("here"), "elsewhere": Path("x")}) == now
+    assert (Measure(f"{prefix}low_plcc").part, Measure("plcc").part) == ("low", "test")

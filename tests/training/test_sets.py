@@ -233,7 +233,7 @@ def test_a_run_tests_every_set_on_its_own_scale(several, run_main, place, tmp_pa
     assert score == pytest.approx((common - scale.offset) / scale.factor, abs=1e-3)
     recorded = next(float(row[3]) for row in rows if row[1] == "bad_test_0.png")
     assert score == pytest.approx(recorded, abs=1e-3)
-    model.use_scale("bad")
+    model.use_scale("csv:bad")
     assert model.description["higher_is_better"] is False and model.description["score_range"] == [
         1,
         5,
