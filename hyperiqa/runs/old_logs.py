@@ -248,8 +248,9 @@ class _Reader:
         if self.columns:
             self.flags.setdefault("ranking_loss_alpha", 0)
         alpha = self.flags.get("ranking_loss_alpha")
-        ranked = [epoch["train"] for epoch in epochs if epoch["train"].get("rank")]
-        if alpha and ranked:
+        parts = ("loss", "l1", "rank")
+        ranked = [e["train"] for e in epochs if all(e["train"].get(part) for part in parts)]
+        if isinstance(alpha, (int, float)) and alpha and ranked:
             self.flags.setdefault("ranking_loss_form", _ranking_loss_form(ranked[0], alpha))
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from hyperiqa.base.errors import UserError, reading_file
+from hyperiqa.base.schema import mismatch
+from hyperiqa.datasets.names import EPOCH_KEYS
 from hyperiqa.runs.old_logs import read_log
 from hyperiqa.stats import metrics
 from hyperiqa.training import run_files
@@ -21,9 +23,8 @@ UNDER_WAY = "running or killed"
 DONE = ("finished", "early_stopped")
 # The precision is shown as what it came to, which the flag `auto` does not say.
 _NOT_SETTINGS = run_files.NOT_FIGURES | {"precision"}
-# What is read of each type of record; records of other types are passed over.
-_READ_FIELDS = {"run": ("flags",), "epoch": ("round", "epoch", "test"), "end": ("status",)}
-_NOT_TESTS = ("train", "val", "test", "lr", "seconds")
+# Of a file with what the epochs of a run left, unpacked.
+MOST_BYTES = 2**30
 
 # An image's name, and how many images of the set had the same name before it.
 Key = tuple[str, int]
@@ -82,7 +83,7 @@ class Run:
         parts: dict[str, None] = {}
         for record in self.epochs.values():
             parts |= {part: None for part, value in record.items() if isinstance(value, dict)}
-        return [part for part in parts if part not in _NOT_TESTS]
+        return [part for part in parts if part not in EPOCH_KEYS]
 
     def figure(self, part: str, name: str, epoch: int) -> float:
         """A recorded figure; nan where it is undefined or not recorded."""
@@ -166,6 +167,9 @@ class Run:
         if not file.is_file():
             return None
         with reading_file(file, "not a run's epochs", Exception), np.load(file) as arrays:
+            # Packed zeros may be a thousand times as large as the file.
+            if sum(member.file_size for member in arrays.zip.infolist()) > MOST_BYTES:
+                raise UserError(f"{file}: absurdly large once unpacked")
             if f"{part}_error" not in arrays:
                 return None
             images = zip(arrays[f"{part}_images"].tolist(), arrays[f"{part}_error"].tolist())
@@ -220,7 +224,7 @@ def _read_file(file: Path) -> tuple[list[Run], list[str]]:
 
 def read_runs(path: Path) -> list[Run]:
     """The rounds of a NAME.jsonl or a plain log. Raises UserError for a file that is neither."""
-    records = _read_jsonl(path) if path.suffix == ".jsonl" else read_log(path)
+    records = _read_jsonl(path) if path.suffix == ".jsonl" else _read_log(path)
     epochs: dict[int, dict[int, dict]] = {}
     choices: dict[int, dict] = {}
     for record in records:
@@ -267,16 +271,21 @@ def _seed(header: dict, number: int, choice: dict) -> dict[str, str]:
     return {} if seed is None else {"seed": str(seed)}
 
 
+def _read_log(path: Path) -> list[dict]:
+    records = read_log(path)
+    # The settings are as the log has them; figures were read as numbers.
+    if problem := mismatch(records[0], run_files.RECORDS["run"]):
+        raise UserError(f"{path}: not the log of a run: {problem}")
+    return records
+
+
 def _read_jsonl(path: Path) -> list[dict]:
     records = run_files.read_records(path)
-    for number, record in enumerate(records, 1):
-        if any(name not in record for name in _READ_FIELDS.get(record["type"], ())):
-            raise UserError(f"{path}: record {number} is no record of a run: {str(record)[:40]!r}")
     if not any(record["type"] == "run" for record in records):
         raise UserError(
             f"{path}: not a run's records: expected one of type `run`, found {len(records)} others"
         )
-    return [record for record in records if record["type"] in _READ_FIELDS]
+    return [record for record in records if record["type"] in run_files.RECORDS]
 
 
 def _best_epoch(epochs: dict[int, dict]) -> int:
@@ -297,7 +306,7 @@ def _settings(header: dict) -> dict[str, str]:
     left_out = set(_NOT_SETTINGS)
     if not flags.get("ranking_loss_alpha"):
         left_out |= {"ranking_loss_margin", "ranking_loss_form"}
-    settings = {name: _shown(value) for name, value in flags.items() if name not in left_out}
+    settings = {name: setting_text(value) for name, value in flags.items() if name not in left_out}
     commit = header.get("versions", {}).get("commit", "unknown")
     # Votes are no part of what is learnt or tested.
     fingerprints = [
@@ -312,11 +321,12 @@ def _settings(header: dict) -> dict[str, str]:
     return settings | {name: value for name, value in circumstances.items() if value}
 
 
-def _shown(value: object) -> str:
+def setting_text(value: object) -> str:
+    """A setting's value as tables show it."""
     if isinstance(value, dict):
         value = [f"{name}={item}" for name, item in value.items()]
     if isinstance(value, (list, tuple)):
-        return ",".join(map(_shown, value)) or "none"
+        return ",".join(map(setting_text, value)) or "none"
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -15,7 +15,9 @@ from typing import Any
 from hyperiqa.base.command_line import Given, problem_of
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base.schema import PLAIN, Fields, mismatch
 from hyperiqa.datasets.names import parse_set_names, reader_name, record_name, set_named
+from hyperiqa.model.description import SETTINGS
 from hyperiqa.training.contradictions import contradictions
 from hyperiqa.training.flags import AUGMENTATIONS, FIXES, MIX_SCALES, Script, train_flags
 from hyperiqa.training.run_files import NOT_FIGURES
@@ -265,6 +267,9 @@ def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str
 def settings_again(description: Mapping[str, Any], **places: Any) -> argparse.Namespace:
     """The settings of the run that made a model, from the model's description.
 
-    places: settings that the description does not hold, such as paths.
+    places: settings that the description does not hold, such as paths. Raises UserError where a
+    setting is not of its kind.
     """
+    if problem := mismatch(description, Fields({}, SETTINGS, PLAIN)):
+        raise UserError(f"the settings of the run are damaged: {problem}")
     return argparse.Namespace(**{**_default_settings(), **figure_settings(description), **places})

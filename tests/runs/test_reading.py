@@ -1,6 +1,7 @@
 import csv
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -200,6 +201,38 @@ def test_damaged_files_are_named_and_skipped(write_run, content, said):
     assert len(problems) == 1
     assert "bad.jsonl" in problems[0]
     assert said in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "line"),
+    [
+        ("epoch", {"test": "x"}, "test: expected named fields, found 'x'"),
+        ("epoch", {"test": {"srcc": "x"}}, "test.srcc: expected a number, or null, found 'x'"),
+        ("epoch", {"spaq": {"srcc": []}}, r"spaq: expected figures, found \{'srcc': \[\]\}"),
+        ("epoch", {"epoch": -1}, "epoch: expected a whole number from 0 to 1000000000, found -1"),
+        ("epoch", {"round": "1"}, "round: expected a whole number"),
+        ("epoch", {"seconds": {"train": None}}, "seconds.train: expected a number of at least 0"),
+        ("run", {"flags": None}, "flags: expected named fields, found None"),
+        ("run", {"flags": {"seed": "x"}}, "flags.seed: expected a whole number of at least 0|from"),
+        ("run", {"versions": 1}, "versions: expected named fields, found 1"),
+        ("run", {"data": []}, r"data: expected named fields, found \[\]"),
+        ("end", {"rounds": {}}, "rounds: expected a list"),
+        ("end", {"rounds": [{"best_epoch": 1}]}, r"rounds\[0\].round: missing"),
+        ("end", {"status": ["x"]}, r"status: expected a text, found \['x'\]"),
+    ],
+)
+def test_a_damaged_record_is_named_by_its_field_and_costs_no_other_run(
+    write_run, kind, change, line
+):
+    good = write_run("good")
+    bad = write_run("bad")
+    records = [json.loads(text) for text in bad.read_text().splitlines()]
+    damaged = [r | change if r["type"] == kind else r for r in records]
+    bad.write_text("".join(json.dumps(record) + "\n" for record in damaged))
+    bad.with_suffix(".log").unlink(missing_ok=True)
+    runs, problems = reading.find([good.parent])
+    assert [run.name for run in runs] == ["good"]
+    assert re.search(rf"bad.jsonl: line \d+ is no record of a run: {line}", problems[0])
 
 
 def test_binary_file_and_empty_folder_are_named(write_run, tmp_path):
