@@ -200,10 +200,7 @@ def print_standards(
     The p-values of all differences are corrected together.
     """
     sets = {entry: standards_table.entry_standards(entry) for entry in entries}
-    print(
-        "\nStandards: errors after a monotonic cubic, in units of the MOS; "
-        "what needs votes is – without\n"
-    )
+    print(f"\n{runs_table.STANDARDS_NOTE}\n")
     rows = []
     for entry in entries:
         rows += [(entry.name, dataset, figures) for dataset, figures in sets[entry].items()]

@@ -13,6 +13,7 @@ import csv
 import io
 import itertools
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,10 +24,10 @@ from hyperiqa.base.errors import Interrupted, UserError, not_installed
 from hyperiqa.base.files import HERE, write_whole
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.datasets.names import lower_is_better_sets, parse_set_names
+from hyperiqa.datasets.names import check_lower_is_better, parse_set_names, reader_name
 from hyperiqa.datasets.readers import READERS
 from hyperiqa.datasets.records import Columns
-from hyperiqa.runs import standards_table, tables
+from hyperiqa.runs import runs_table, standards_table, tables
 from hyperiqa.stats import intervals, resampling, standards
 from hyperiqa.training.flags import csv_flags, for_csv_alone
 from hyperiqa.training.run_files import write_predictions
@@ -102,9 +103,9 @@ def parse() -> argparse.Namespace:
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     try:
         options.datasets = parse_set_names("--datasets", options.datasets, READERS)
-        if not any(name.startswith("csv") for name in options.datasets):
+        if "csv" not in map(reader_name, options.datasets):
             yield from for_csv_alone(given, "csv")
-        lower_is_better_sets(options.lower_is_better, options.datasets)
+        check_lower_is_better(options.lower_is_better, options.datasets)
     except UserError as mistake:
         yield str(mistake)
     if options.markdown and options.json:
@@ -215,6 +216,8 @@ def figure_notes(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[
         f"in brackets: 95 % intervals, bootstrap over images, {origin['resamples']} resamples",
         "fitted: after a four-parameter logistic, fitted once to the set; RMSE in units of its MOS",
     ]
+    if any(len(test.records) < tables.FEW_IMAGES for test in tests):
+        notes.append(tables.FEW_IMAGES_NOTE)
     # A set of DMOS and a model of MOS, for example.
     turned = [test.data.name for test in tests if test.sign < 0]
     if turned:
@@ -223,7 +226,8 @@ def figure_notes(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[
             f"{', '.join(turned)}"
         )
     for test in tests:
-        if test.ceiling:
+        # Votes that explain all of the spread leave nothing that a model could reach.
+        if test.ceiling and not math.isnan(test.ceiling["srcc"]):
             best = ", ".join(f"{name.upper()} {value:.4f}" for name, value in test.ceiling.items())
             notes.append(
                 f"{test.data.name}: a perfect model would reach {best}, as sure as its votes are"
@@ -240,6 +244,16 @@ def figures_table(tests: Sequence["SetTest"]) -> tuple[list[str], list[list[str]
     return ["data set", "images", *TITLES.values()], rows
 
 
+def standards_figures(tests: Sequence["SetTest"]) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of the standards' figures, one for each set and one for all.
+
+    There are no rows without --standards.
+    """
+    measured = {test.data.name: test.by_standards for test in tests if test.by_standards}
+    sets = standards_table.with_overall(measured)
+    return standards_table.table([("", name, figures) for name, figures in sets.items()], "")
+
+
 def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: bool) -> str:
     """The report on the tests: lines about the model, tables, and notes."""
     table = tables.markdown_table if markdown else tables.text_table
@@ -251,11 +265,9 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
     lines = [bullet + line for line in model_lines(origin, tests)]
     lines += ["", table(header, rows), ""]
     lines += [bullet + line for line in figure_notes(origin, tests)]
-    # Only with --standards.
-    if any(test.by_standards for test in tests):
-        sets = standards_table.with_overall({test.data.name: test.by_standards for test in tests})
-        named_rows = [("", data_set, measured) for data_set, measured in sets.items()]
-        lines += ["", table(*standards_table.table(named_rows, ""))]
+    header, rows = standards_figures(tests)
+    if rows:
+        lines += ["", bullet + runs_table.STANDARDS_NOTE, "", table(header, rows)]
     for test in tests:
         if test.kinds:
             header = [f"{test.data.name} by distortion", "images", "SRCC", "PLCC"]
@@ -352,6 +364,12 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
         block("table", head=header, rows=rows),
         block("text", lines=[*figure_notes(origin, tests), *model_lines(origin, tests)]),
     )
+    header, rows = standards_figures(tests)
+    if rows:
+        # The first column is for names of runs, of which there is one here.
+        table = block("table", head=header[1:], rows=[row[1:] for row in rows])
+        lines = [runs_table.STANDARDS_NOTE]
+        page.section("Figures of the standards", block("text", lines=lines), table)
     crop = (description["patch_size"], description["test_crop"], description["test_patch_num"])
     for test in tests:
         add_set(
@@ -360,12 +378,11 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
                 title=test.data.name,
                 names=[record.name for record in test.records],
                 mos=test.mos,
-                scores={"score": test.sign * test.scores},
+                scores={model_name: test.sign * test.scores},
                 records=test.records,
                 images=test.images,
                 crop=crop,
             ),
-            opinion="MOS" if test.data.higher_is_better else "DMOS (higher is worse)",
         )
     page.write(path)
 

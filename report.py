@@ -17,6 +17,7 @@ from pathlib import Path
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five, not_installed
 from hyperiqa.base.signals import StopSignals
+from hyperiqa.datasets.names import EPOCH_KEYS, record_name
 from hyperiqa.runs.measures import FIGURE, Entry, Measure, choose_entries
 from hyperiqa.runs.reading import UNDER_WAY, Run, find
 from hyperiqa.runs.tables import short_names
@@ -98,17 +99,18 @@ def write(options: argparse.Namespace) -> list[Run]:
     pairs = differences.chosen_pairs(entries, options.against or entries[0].name, False)
     comparisons = differences.compare_all(measure, pairs)
     entry_names = short_names([entry.name for entry in entries], NAME_WIDTH)
-    run_sections.add_runs(page, entries, measure, options.group, comparisons, entry_names)
+    run_names = short_names([run.name for run in runs], NAME_WIDTH)
+    name_of_run = {run: run_names[run.name] for run in runs}
+    run_sections.add_runs(
+        page, entries, measure, options.group, comparisons, entry_names, name_of_run
+    )
     model = None
     if options.maps:
         # Before the long work on images: a model that is not there is said at once.
         path = run_sections.checkpoint_of(runs[0], options.checkpoint_dir)
         model = quality_model.load(path, options.device)
-    run_names = short_names([run.name for run in runs], NAME_WIDTH)
-    name_of_run = dict(zip(runs, run_names.values()))
     cache = {"cache": options.cache, "cache_dir": options.cache_dir} if options.images else None
-    pairs_of_words = (word.split("=", 1) for word in options.datasets)
-    places = {name: Path(place).expanduser() for name, place in pairs_of_words}
+    places = _places(options.datasets, runs)
     sets, missing = scored_sets.sets_of_runs(name_of_run, places, cache)
     for scored_set in sets:
         scored_sets.add_set(page, scored_set)
@@ -120,6 +122,24 @@ def write(options: argparse.Namespace) -> list[Run]:
     written_page = f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)"
     print("\n".join([written_page, *missing]))
     return under_way
+
+
+def _places(words: Sequence[str], runs: Sequence[Run]) -> dict[str, Path]:
+    """The words NAME=PATH of --datasets, by name. Raises UserError for a set that no run has."""
+    # The counts of images name the cross tests before the first epoch does.
+    sets: dict[str, None] = {}
+    for run in runs:
+        names = map(record_name, [*run.settings.get("dataset", "").split("+"), *run.images])
+        sets |= dict.fromkeys(name for name in names if name and name not in EPOCH_KEYS)
+    places = {}
+    for word in words:
+        name, _, place = word.partition("=")
+        if record_name(name) not in sets:
+            raise UserError(
+                f"--datasets {name}: no set of these runs; expected one of {first_five(sets)}"
+            )
+        places[name] = Path(place).expanduser()
+    return places
 
 
 def _page_head(

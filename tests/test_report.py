@@ -76,7 +76,8 @@ def test_a_run_on_a_page(ran, run_main, tmp_path, browse):
     assert out.startswith(f"{tmp_path / 'r.html'} (") and len(out.splitlines()) == 1
     page = browse(tmp_path / "r.html")
     titles = [
-        "Runs",
+        "Summary",
+        "Settings",
         "Curves",
         "Figures of the standards",
         "koniq-10k",
@@ -94,12 +95,12 @@ def test_a_run_on_a_page(ran, run_main, tmp_path, browse):
         json.loads(line) for line in (ran / "logs" / "attention.jsonl").read_text().splitlines()
     ]
     best = max((r for r in records if r["type"] == "epoch"), key=lambda r: r["test"]["srcc"])
-    assert f"{best['test']['srcc']:.4f}" in page.locator("table").first.inner_text()
+    assert f"{best['test']['srcc']:.4f}" in page.locator("#s0 dl").inner_text()
     # Hovering shows the image that the point is of, with its figures.
-    page.locator("#s3 .area").first.scroll_into_view_if_needed()
-    page.wait_for_selector("#s3 .points path", state="attached")
+    page.locator("#s4 .area").first.scroll_into_view_if_needed()
+    page.wait_for_selector("#s4 .points path", state="attached")
     for point in (
-        page.locator("#s3 .plots figure").first.locator(".points path").nth(i) for i in (0, 7)
+        page.locator("#s4 .plots figure").first.locator(".points path").nth(i) for i in (0, 7)
     ):
         point.hover(force=True)
         page.wait_for_selector("#card:not([hidden])")
@@ -111,7 +112,7 @@ def test_a_run_on_a_page(ran, run_main, tmp_path, browse):
         assert page.locator("#card img").get_attribute("alt") == lines[0]
     # By keyboard the same, from the lowest score to the highest.
     page.mouse.move(1, 1)
-    page.locator("#s3 .area").first.focus()
+    page.locator("#s4 .area").first.focus()
     page.keyboard.press("End")
     page.wait_for_timeout(300)
     assert page.locator("#card b").inner_text() == max(own, key=lambda image: own[image][1])
@@ -120,11 +121,19 @@ def test_a_run_on_a_page(ran, run_main, tmp_path, browse):
     assert page.locator("#card b").inner_text() == min(own, key=lambda image: own[image][1])
     page.keyboard.press("Escape")
     assert page.locator("#card").is_hidden()
+    # A card of the smallest errors says which figure is small, and the score behind the error.
+    card = page.locator("#s4 .gallery").nth(1).locator("figcaption").first.inner_text()
+    assert "largest" not in card and card.splitlines()[1] == "absolute error"
+    shown = dict(line.rsplit(" ", 1) for line in card.splitlines()[3:])
+    values = {title: float(text.replace("−", "-")) for title, text in shown.items()}
+    assert list(values) == ["MOS", "score", "mapped score", "error"]
+    assert values["mapped score"] - values["MOS"] == pytest.approx(values["error"], abs=0.011)
+    assert abs(values["error"]) == float(card.splitlines()[0])
     # A table is sorted by a click on a head, and says so.
-    head = page.locator("#s3 th button", has_text="SRCC with the error")
+    head = page.locator("#s4 th button", has_text="SRCC with the error")
     head.click()
-    assert page.locator("#s3 th[aria-sort]").get_attribute("aria-sort") == "descending"
-    cells = page.locator("#s3 table tbody tr td:nth-child(2)").all_inner_texts()
+    assert page.locator("#s4 th[aria-sort]").get_attribute("aria-sort") == "descending"
+    cells = page.locator("#s4 table tbody tr td:nth-child(2)").all_inner_texts()
     assert len(cells) == 5 and cells[-1] == "–"  # all are of one size
     values = [float(cell.split()[0].replace("−", "-")) for cell in cells[:-1]]
     assert values == sorted(values, reverse=True)
@@ -146,6 +155,11 @@ def test_errors_crops_and_measures_of_each_image(ran, run_main, tmp_path):
     fit = metrics.fit_logistic(score, mos)
     expected = (score if fit is None else metrics.logistic(fit, score)) - mos
     assert np.array(found["fields"]["error"]) == pytest.approx(expected, abs=1e-4)
+    assert np.array(found["fields"]["absolute error"]) == pytest.approx(abs(expected), abs=1e-4)
+    assert ("mapped score" in found["fields"]) == (fit is not None)
+    if fit is not None:
+        mapped = np.array(found["fields"]["mapped score"])
+        assert mapped == pytest.approx(metrics.logistic(fit, score), abs=1e-4)
     for i, name in enumerate(found["names"]):
         [[left, top, width, height]] = found["crops"][i]
         pixels = load_image(ran / "koniq" / "test" / name, "72", 64).astype(float)
@@ -278,16 +292,16 @@ def test_a_run_under_way_is_followed(ran, tmp_path, browse):
     _wait(lambda: (tmp_path / "r.html").exists())
     page = browse(tmp_path / "r.html")
     assert (
-        "1/1" in page.locator("table").first.inner_text()
+        "1/1" in page.locator("dl").first.inner_text()
         and content(tmp_path / "r.html")["reload"] >= 3
     )
     (tmp_path / "under.jsonl").write_text(
         "".join([begun, *[line for line in rest if '"type": "end"' not in line]])
     )
-    _wait(lambda: "2" in page.locator("table tbody td").nth(2).inner_text().split("/")[1], page)
+    _wait(lambda: "/2" in page.locator("dl").first.inner_text(), page)
     (tmp_path / "under.jsonl").write_text("".join(lines))
     assert process.wait(60) == 0
-    _wait(lambda: "finished" in page.locator("table").first.inner_text(), page)
+    _wait(lambda: "finished" in page.locator("dl").first.inner_text(), page)
     assert content(tmp_path / "r.html")["reload"] == 0
 
 
@@ -317,6 +331,169 @@ def test_sets_that_have_gone_leave_the_figures(ran, run_main, tmp_path):
         (tmp_path / "moved").rename(ran / "koniq")
 
 
+def copied(ran, folder, names, **flags):
+    """Logs of the runs under other names (run -> name), with these flags in their records."""
+    folder.mkdir()
+    for run, name in names.items():
+        for end in (".jsonl", "_predictions.csv"):
+            text = (ran / "logs" / f"{run}{end}").read_text()
+            if end == ".jsonl":
+                first, rest = text.split("\n", 1)
+                record = json.loads(first)
+                record["flags"] |= flags
+                text = f"{json.dumps(record)}\n{rest}"
+            (folder / f"{name}{end}").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize("beside_the_demo", [False, True])
+def test_a_cross_test_that_no_flag_named_is_where_the_run_found_it(
+    ran, run_main, tmp_path, monkeypatch, beside_the_demo
+):
+    """SPAQ beside the scripts, or the demo's own; and where --datasets says, once it has moved."""
+    place = tmp_path / ("demo" if beside_the_demo else "scripts")
+    place.mkdir()
+    flags = {"cross_test": None}
+    if beside_the_demo:
+        (place / "koniq-10k").symlink_to(ran / "koniq")
+        flags |= {"dataset": "demo", "dataset_path": str(place)}
+    spaq = place / "spaq-test"
+    spaq.symlink_to(ran / "spaq")
+    monkeypatch.setattr("hyperiqa.datasets.readers.HERE", tmp_path / "scripts")
+    logs = copied(ran, tmp_path / "logs", {"none": "none"}, **flags)
+    words = [logs, "--output", tmp_path / "r.html", "--cache_dir", ran / "cache"]
+
+    def pictures():
+        scored_sets.decode_sets.cache_clear()
+        out = run_main("report.py", report.main, *words).stdout
+        return content(tmp_path / "r.html")["sets"]["spaq"]["pictures"], out
+
+    assert pictures()[0] == list(range(24, 34))
+    spaq.unlink()
+    missing, out = pictures()
+    assert missing == [-1] * 10 and "without pictures: spaq: no folder" in out
+    words += ["--datasets", f"spaq={ran / 'spaq'}"]
+    found, out = pictures()
+    assert found == list(range(24, 34)) and len(out.splitlines()) == 1
+
+
+LONG = {
+    "none": "swin_tiny_patch4_window7_224_multiscale_ranking_alpha0.3_20251215_220614",
+    "attention": "swin_tiny_patch4_window7_224_attention_ranking_alpha0.3_20251216_101010",
+}
+
+
+def scroll_through(page):
+    """Come by everything once, as a reader does: plots are drawn when they come near."""
+    for y in range(0, page.evaluate("document.documentElement.scrollHeight"), 700):
+        page.evaluate(f"scrollTo(0, {y})")
+        page.wait_for_timeout(40)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_pages_of_long_names_fit_every_window(ran, run_main, tmp_path, browse, runs):
+    logs = copied(ran, tmp_path / "logs", dict(list(LONG.items())[:runs]))
+    words = [logs, "--output", tmp_path / "r.html", "--no_images"]
+    run_main("report.py", report.main, *words)
+    page = browse(tmp_path / "r.html", 375)
+    scroll_through(page)
+    for width in (320, 375, 768, 1280, 1600):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # At 1280 pixels no table needs to be scrolled: an interval may stand below its figure.
+    page.set_viewport_size({"width": 1280, "height": 800})
+    wide = page.locator(".wide").evaluate_all(
+        "all => all.filter(w => w.scrollWidth > w.clientWidth).map(w => w.ariaLabel)"
+    )
+    assert wide == []
+    table = page.locator("[aria-label='Figures of the standards']")
+    assert re.search(r"\d \[\S+ \S+\]", table.inner_text())
+    # Sets without pictures have no boxes where pictures would be.
+    assert page.locator("figcaption", has_text="absolute error").count() > 0
+    assert page.locator(".gone").count() == 0
+    # A plot's legend has the short names, which are not cut off on a phone.
+    page.set_viewport_size({"width": 375, "height": 800})
+    page.wait_for_timeout(300)
+    ends = page.locator(".legendtext").evaluate_all(
+        "all => all.map(text => text.getBoundingClientRect().right)"
+    )
+    assert all(end <= 375 for end in ends) and bool(ends)
+
+
+def test_the_tool_bar_of_a_plot_covers_no_point(ran, run_main, tmp_path, browse):
+    words = [ran / "logs", "--output", tmp_path / "r.html", "--no_images"]
+    run_main("report.py", report.main, *words)
+    for width in (1280, 375):
+        page = browse(tmp_path / "r.html", width)
+        area = page.locator(".area").first
+        area.scroll_into_view_if_needed()
+        page.wait_for_selector(".modebar-btn", state="attached")
+        area.hover()
+        page.wait_for_timeout(300)
+        boxes = area.evaluate("""area => {
+            const edges = (node) => { const r = node.getBoundingClientRect();
+                return [r.left, r.right, r.top, r.bottom]; };
+            const marked = ".points path, .nsewdrag, .legendtext";
+            return [edges(area.querySelector(".modebar-group").parentNode),
+                ...[...area.querySelectorAll(marked)].map(edges)]; }""")
+        left, right, top, bottom = boxes[0]
+        assert right - left > 10 and bottom - top > 50 and len(boxes) > 5
+        for other in boxes[1:]:
+            assert other[1] <= left or other[0] >= right or other[3] <= top or other[2] >= bottom
+
+
+def test_keys_go_through_every_kind_of_plot(ran, run_main, tmp_path, browse):
+    """Bars and bins too, by x, and past runs that wait in the legend; a browser complains of nothing."""
+    words = [ran / "logs", "--output", tmp_path / "r.html", "--no_images"]
+    run_main("report.py", report.main, *words)
+    page = browse(tmp_path / "r.html")
+    scroll_through(page)
+    histogram = page.locator("figure", has_text="errors").locator(".area").last
+    histogram.scroll_into_view_if_needed()
+    page.wait_for_timeout(300)
+    histogram.focus()
+    counts, middles = [], []
+    for _ in range(40):
+        page.keyboard.press("ArrowRight")
+        lines = dict(
+            line.split(": ") for line in page.locator("#card").inner_text().splitlines()[1:]
+        )
+        middles.append(float(lines["error"].replace("−", "-")))
+        counts.append(int(lines["images"]))
+    steps = np.diff(middles)
+    bins = 1 + int((steps > 0).sum())
+    # Every bin once, and then the last one again; their counts are of all images.
+    assert bins > 3 and (steps[: bins - 1] > 0).all() and (steps[bins - 1 :] == 0).all()
+    assert sum(counts[:bins]) == 10
+    name = page.locator("#card b").inner_text()
+    for key in ("ArrowUp", "ArrowDown", "End", "Home", "PageDown"):
+        page.keyboard.press(key)
+        assert page.locator("#card b").inner_text() == name and page.locator("#ring").is_visible()
+    curve = page.locator(".area").first
+    curve.focus()
+    names = []
+    for key in ("Home", "ArrowUp", "ArrowUp"):
+        page.keyboard.press(key)
+        names.append(page.locator("#card b").inner_text())
+    assert names[0] == names[2] != names[1]
+
+
+def test_a_single_run_begins_with_its_summary_and_its_settings(ran, run_main, tmp_path, browse):
+    words = [ran / "logs" / "attention.jsonl", "--output", tmp_path / "r.html", "--no_images"]
+    run_main("report.py", report.main, *words)
+    page = browse(tmp_path / "r.html", 375)
+    facts = page.locator("#s0 dl").inner_text().splitlines()
+    shown = dict(zip(facts[::2], facts[1::2]))
+    assert shown["status"] == "finished" and shown["images"] == "train 12, test 24, spaq 10"
+    assert re.fullmatch(r"-?\d\.\d{4} \[\S+ \S+\]", shown["SRCC [95 %]"])
+    facts = page.locator("#s1 > dl").inner_text().splitlines()
+    chosen = dict(zip(facts[::2], facts[1::2]))
+    assert chosen["fusion"] == "attention" and chosen["lr"] == "0.001" and chosen["resize"] == "72"
+    assert "weight_decay" not in chosen  # as it is by default
+    page.locator("summary").click()
+    assert "weight_decay\n0.0005" in page.locator("details dl").inner_text()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -324,6 +501,10 @@ def test_sets_that_have_gone_leave_the_figures(ran, run_main, tmp_path):
         (["{logs}", "--output", "x.png"], "--output x.png: expected a name that ends in .html"),
         (["{logs}", "--datasets", "spaq"], "--datasets spaq: expected NAME=PATH"),
         (["{logs}", "--maps", "5", "--no_images"], "contradictory flags: --maps and --no_images"),
+        (
+            ["{logs}", "--datasets", "spak=x"],
+            "--datasets spak: no set of these runs; expected one of koniq-10k, spaq",
+        ),
         (["{logs}", "--against", "z"], "--against z: no such run; expected one of attention, none"),
     ],
 )

@@ -1,9 +1,11 @@
 """The section of a page on where a model looks: maps, weighed stages, and generated weights."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import scipy.stats
+from PIL import Image
 from tqdm import tqdm
 
 from hyperiqa.pages.page import Page, block
@@ -12,6 +14,7 @@ from hyperiqa.scoring import maps
 from hyperiqa.scoring.quality_model import QualityModel
 
 MAPS = 4  # in each level of quality
+SHOWN = (640, 480)  # most pixels of a map, wide and high: more than a page shows
 LAYERS = [f"layer {layer}" for layer in maps.LAYERS]
 STAGES = [f"stage {stage}" for stage in range(1, 5)]
 
@@ -31,11 +34,19 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
         mapped.update(level[:: max(1, len(level) // MAPS)][:MAPS])
     cache = scored_set.images.cache
     image_maps = []
+    # Position -> the map as a picture, and the scores of its darkest and its brightest colour.
+    overlays: dict[int, tuple[Image.Image, float, float]] = {}
     for position, image in enumerate(tqdm(images, "Where it looks", unit="image", leave=False)):
-        number_in_cache = cache.index[scored_set.records[image].path]
-        image_maps.append(maps.map_image(model, cache[number_in_cache], position in mapped))
-
-    _add_map_images(page, scored_set, model, images, image_maps, levels)
+        pixels = cache[cache.index[scored_set.records[image].path]]
+        with_map = position in mapped and maps.is_mappable(pixels)
+        image_map = maps.map_image(model, pixels, with_map)
+        if with_map:
+            overlays[position] = maps.coloured(image_map, model.description["higher_is_better"])
+            overlays[position][0].thumbnail(SHOWN)
+        # The pixels of all images together could fill the memory.
+        image_maps.append(dataclasses.replace(image_map, pixels=None, map=None))
+    scores = [image_map.score for image_map in image_maps]
+    _add_map_images(page, scored_set, images, scores, overlays, levels)
     lines = [
         f"{len(image_maps)} images of {scored_set.title}, in {len(levels)} levels of their "
         "opinions; bars: 95 % of the mean.",
@@ -46,7 +57,7 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
         "Where the model looks",
         block("text", lines=lines),
         block("levels", levels=list(levels), panels=_panels(image_maps, list(levels.values()))),
-        block("gallery", set="maps", by="MOS", most=4, down=False),
+        block("gallery", set="maps", by=scored_set.opinion, most=4, down=False),
     )
 
 
@@ -60,25 +71,23 @@ def _spread_over_opinions(mos: np.ndarray, number: int) -> list[int]:
 def _add_map_images(
     page: Page,
     scored_set: ScoredSet,
-    model: QualityModel,
     images: Sequence[int],
-    image_maps: Sequence[maps.ImageMaps],
+    scores: Sequence[float],
+    overlays: Mapping[int, tuple[Image.Image, float, float]],
     levels: Mapping[str, Sequence[int]],
 ) -> None:
+    """Add the gallery's images; `overlays` and `levels` name them by their positions."""
     level_of = {position: level for level, members in levels.items() for position in members}
-    better = model.description["higher_is_better"]
-    shown = [k for k, image_map in enumerate(image_maps) if image_map.map is not None]
-    pictures, darkest, brightest = zip(*[maps.coloured(image_maps[k], better) for k in shown])
-    fields = {
-        "MOS": [float(scored_set.mos[images[k]]) for k in shown],
-        "score": [image_maps[k].score for k in shown],
+    fields: dict[str, Sequence] = {
+        scored_set.opinion: [float(scored_set.mos[images[k]]) for k in overlays],
+        "score": [scores[k] for k in overlays],
         # What the darkest and the brightest colour of each map stand for.
-        "dark": darkest,
-        "bright": brightest,
-        "level": [level_of[k] for k in shown],
+        "dark": [dark for _, dark, _ in overlays.values()],
+        "bright": [bright for _, _, bright in overlays.values()],
+        "level": [level_of[k] for k in overlays],
     }
-    names = [scored_set.names[images[k]] for k in shown]
-    page.images("maps", names, fields, [picture.copy for picture in pictures])
+    names = [scored_set.names[images[k]] for k in overlays]
+    page.images("maps", names, fields, [overlay.copy for overlay, _, _ in overlays.values()])
 
 
 def _panels(image_maps: Sequence[maps.ImageMaps], levels: Sequence[Sequence[int]]) -> list[list]:

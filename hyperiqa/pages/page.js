@@ -49,8 +49,12 @@ function formatValue(value) {
   return String(+value.toFixed(digits)).replace("-", "−");
 }
 
-// The image of a set, with a box around each crop that the model saw of it.
+// The image of a set, with a box around each crop that the model saw of it; nothing of a set whose
+// pictures the page does not have.
 function pictureOf(set, image) {
+  if (set.pictures[image] < 0) {
+    return "";
+  }
   const code = pictures[set.pictures[image]];
   if (!code) {
     return make("div", "cannot be read now", { class: "gone" });
@@ -103,9 +107,7 @@ function showImageCard(position, set, image, fields) {
   const lines = Object.keys(set.fields)
     .filter((name) => fields.includes(name))
     .map((name) => make("div", `${name}: ${formatValue(set.fields[name][image])}`));
-  const name = make("b", set.names[image]);
-  const picture = pictures.length ? [pictureOf(set, image)] : [];
-  showCard(position, ...picture, name, ...lines);
+  showCard(position, pictureOf(set, image), make("b", set.names[image]), ...lines);
 }
 
 function showPointCard(position, plot, trace, x, y) {
@@ -142,7 +144,9 @@ function axisLayout(title, more) {
 
 function plotlyLayout(plot) {
   return {
-    margin: { l: 54, r: 12, t: 8, b: 44 },
+    // The tool bar stands in the right margin, where it covers no point.
+    margin: { l: 54, r: 34, t: 8, b: 44 },
+    modebar: { orientation: "v" },
     font: { size: 11, color: textColour() },
     uirevision: 1, // what the reader has zoomed in on stays when the colours change
     paper_bgcolor: "#0000",
@@ -203,26 +207,28 @@ function drawPlot(plot, area) {
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
   });
   drawnPlots.push([plot, area]);
-  const showPoint = (traceNumber, point, position) => {
+  const showPoint = (traceNumber, { x, y, i }, position) => {
     const trace = plot.traces[traceNumber];
     if (trace.card) {
-      showImageCard(position, page.sets[plot.set], point, trace.card);
+      showImageCard(position, page.sets[plot.set], i, trace.card);
     } else {
-      const { x, y } = area.data[traceNumber];
-      showPointCard(position, plot, trace, x[point], y[point]);
+      // A histogram's point is a bin, which has no x of the trace's own.
+      const title = trace.type === "histogram" ? x : area.data[traceNumber].x[i];
+      showPointCard(position, plot, trace, title, y);
     }
   };
   area.on("plotly_hover", ({ event, points }) => {
     const { curveNumber, pointNumber } = points[0];
     if (plot.traces[curveNumber].card) {
-      showPoint(curveNumber, pointNumber, { x: event.clientX, y: event.clientY });
+      showPoint(curveNumber, { i: pointNumber }, { x: event.clientX, y: event.clientY });
     }
   });
   area.on("plotly_unhover", hideCard);
-  listenToKeys(area, plot.traces.length, showPoint);
+  listenToKeys(area, showPoint);
 }
 
-const KEY_STEPS = {
+const TRACE_STEPS = { ArrowUp: 1, ArrowDown: -1 };
+const POINT_STEPS = {
   ArrowRight: 1,
   ArrowLeft: -1,
   PageDown: 20,
@@ -231,8 +237,16 @@ const KEY_STEPS = {
   End: Infinity,
 };
 
+// The points that a trace shows, by x, as {x, y, i}: bins of a histogram, and none of a trace that
+// waits in the legend.
+function shownPoints(area, traceNumber) {
+  return area.calcdata[traceNumber]
+    .filter(({ x, y }) => Number.isFinite(x) && Number.isFinite(y))
+    .sort((a, b) => a.x - b.x);
+}
+
 // By keyboard, left and right go through a trace's points by x, up and down through the traces.
-function listenToKeys(area, traceCount, showPoint) {
+function listenToKeys(area, showPoint) {
   let traceNumber = 0;
   let rank = -1; // of the point, by x; none yet
   const hide = () => {
@@ -240,30 +254,29 @@ function listenToKeys(area, traceCount, showPoint) {
     ring.hidden = true;
   };
   area.addEventListener("keydown", (event) => {
-    const step = KEY_STEPS[event.key];
+    const step = POINT_STEPS[event.key];
+    const turn = TRACE_STEPS[event.key];
     if (event.key === "Escape") {
       hide();
     }
-    if (event.key === "ArrowUp") {
-      traceNumber = (traceNumber + 1) % traceCount;
-    } else if (event.key === "ArrowDown") {
-      traceNumber = (traceNumber + traceCount - 1) % traceCount;
-    } else if (step === undefined) {
+    if (step === undefined && turn === undefined) {
       return;
     }
     event.preventDefault();
-    const { x: xs, y: ys } = area.data[traceNumber];
-    const order = [...(xs ?? []).keys()].sort((a, b) => xs[a] - xs[b]);
-    if (!order.length) {
+    const traces = [...area.calcdata.keys()].filter((n) => shownPoints(area, n).length);
+    if (!traces.length) {
       return;
     }
-    rank = Math.max(0, Math.min(order.length - 1, rank + (step ?? 0)));
-    const point = order[rank];
+    const place = Math.max(0, traces.indexOf(traceNumber)) + (turn ?? 0);
+    traceNumber = traces[(place + traces.length) % traces.length];
+    const points = shownPoints(area, traceNumber);
+    rank = Math.max(0, Math.min(points.length - 1, rank + (step ?? 0)));
+    const point = points[rank];
     const { xaxis, yaxis } = area._fullLayout; // the only way to a point's pixels
     const box = area.getBoundingClientRect();
     const position = {
-      x: box.left + xaxis._offset + xaxis.d2p(xs[point]),
-      y: box.top + yaxis._offset + yaxis.d2p(ys[point]),
+      x: box.left + xaxis._offset + xaxis.c2p(point.x),
+      y: box.top + yaxis._offset + yaxis.c2p(point.y),
     };
     ring.hidden = false;
     ring.style.left = position.x + "px";
@@ -294,12 +307,13 @@ function plotGrid(plots) {
   return [make("div", figures, { class: "plots" })];
 }
 
-// Scores and errors of a set's images. block.runs: [name, field of its score, field of its error].
+// Scores and errors of a set's images. block.runs: [name, fields of its score, of its score mapped
+// to the scale of the opinions, and of its error].
 function errorPlots({ set, runs, opinion, fit, measures, note }) {
   // All runs but the first wait in the legend: their clouds would hide each other.
   const clouds = (xOf, yOf) =>
     runs.map((run, number) => {
-      const fields = [opinion, run[1], run[2], xOf(run), "kind", "group"];
+      const fields = [opinion, ...run.slice(1), xOf(run), "kind", "group"];
       const trace = {
         x: xOf(run),
         y: yOf(run),
@@ -312,7 +326,7 @@ function errorPlots({ set, runs, opinion, fit, measures, note }) {
       return number ? { ...trace, visible: "legendonly" } : trace;
     });
   const score = (run) => run[1];
-  const error = (run) => run[2];
+  const error = (run) => run[3];
   if (measures) {
     return plotGrid(
       measures.map((name) => ({
@@ -344,7 +358,8 @@ function errorPlots({ set, runs, opinion, fit, measures, note }) {
     type: "histogram",
     nbinsx: 40,
   }));
-  const meaning = "error: score, mapped to the scale of the opinions, minus opinion";
+  const mapping = fit ? "mapped to the scale of the opinions by a logistic, " : "";
+  const meaning = `error: score, ${mapping}minus opinion`;
   return plotGrid([
     { set, title: `score and ${opinion}`, x: "score", y: opinion, note, traces: scoreTraces },
     {
@@ -380,7 +395,7 @@ function curvePlots({ panels, runs }) {
       mode: "lines+markers",
       size: run.epochs.map((epoch) => (epoch === run.best ? 13 : 6)),
     }));
-    return { title, x: "epoch", y: title, note: "large: best epoch", xaxis, traces };
+    return { title, x: "epoch", y: title, note: "large marker: best epoch", xaxis, traces };
   });
   return plotGrid(plots);
 }
@@ -396,7 +411,7 @@ function levelPlots({ panels, levels }) {
       }
       return trace;
     });
-    return { title, x: "", y: "", note: "by opinion, from bad to good", traces };
+    return { title, x: "", y: "", note: "levels of opinion, from low to high", traces };
   });
   return plotGrid(plots);
 }
@@ -422,11 +437,15 @@ function compareCells(a, b, descending) {
   return sign * (isNaN(x) ? String(a).localeCompare(String(b)) : x - y);
 }
 
+// Where a row has no room, a figure's interval goes below the figure, in one piece.
+function tableCell(cell) {
+  const text = String(formatValue(cell));
+  const [, figure, interval] = text.match(/^(.*?)( ~?\[.*\])?$/s);
+  return make("td", interval ? [figure, " ", make("span", interval.trim())] : text);
+}
+
 function sortableTable({ head, rows, label }) {
-  const rowNodes = rows.map((cells) => {
-    const cellNodes = cells.map((cell) => make("td", formatValue(cell)));
-    return [cells, make("tr", cellNodes)];
-  });
+  const rowNodes = rows.map((cells) => [cells, make("tr", cells.map(tableCell))]);
   const body = make("tbody");
   const fillBody = () => body.append(...rowNodes.map(([, node]) => node));
   const heads = head.map((title, column) => {
@@ -583,7 +602,8 @@ const BLOCKS = {
   },
   facts: (block) => {
     const items = block.rows.flatMap(([name, text]) => [make("dt", name), make("dd", text)]);
-    return [make("dl", items)];
+    const list = make("dl", items);
+    return block.folded ? [make("details", [make("summary", block.folded), list])] : [list];
   },
   errors: errorPlots,
   curves: curvePlots,

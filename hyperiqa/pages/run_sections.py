@@ -1,7 +1,7 @@
 """The sections of a page on runs: their figures, differences, settings, curves and certificates."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,9 @@ from hyperiqa.scoring import certificate_checks
 from hyperiqa.stats.metrics import RECORDED
 from hyperiqa.training.run_files import read_records
 
+# Titles of the table of runs -> those of a summary, which has more room.
+SUMMARY = {"best/\nepochs": "best epoch/epochs", "min/\nepoch": "minutes per epoch"}
+
 
 def add_runs(
     page: Page,
@@ -23,19 +26,24 @@ def add_runs(
     grouped: bool,
     comparisons: Sequence[differences.Comparison],
     short_names: Mapping[str, str],
+    names_of_runs: Mapping[Run, str],
 ) -> None:
     """Add the sections on runs to the page, but for their certificates.
 
     grouped: the entries are settings with several seeds. short_names: of the entries, by name.
+    names_of_runs: run -> the name to show.
     """
     head, rows = runs_table.table(entries, measure, grouped)
     lines = [f"{short} = {name}" for name, short in short_names.items() if name != short]
     lines += runs_table.footnotes(entries, measure)
-    page.section(
-        "Runs",
-        block("table", head=head, rows=_with_short_names(rows, short_names), label="Runs"),
-        block("text", lines=lines),
-    )
+    if len(entries) == 1:
+        _add_summary(page, entries[0], zip(head, rows[0]), lines)
+    else:
+        page.section(
+            "Runs",
+            block("table", head=head, rows=_with_short_names(rows, short_names), label="Runs"),
+            block("text", lines=lines),
+        )
     if comparisons:
         sentences = _sentences(comparisons, measure, dict(short_names))
         page.section(
@@ -45,8 +53,8 @@ def add_runs(
     # The first column is the run's name: alone, it says that nothing differs.
     if len(head) > 1:
         rows = _with_short_names(rows, short_names)
-        page.section("Settings that differ", block("table", head=head, rows=rows))
-    page.section("Curves", _curves(entries))
+        page.section("Settings that differ", block("table", head=head, rows=rows, label="Settings"))
+    page.section("Curves", _curves(entries, names_of_runs))
     standards = [
         (short_names[entry.name], part, figures)
         for entry in entries
@@ -54,7 +62,31 @@ def add_runs(
     ]
     if standards:
         head, rows = standards_table.table(standards, "run")
-        page.section("Figures of the standards", block("table", head=head, rows=rows))
+        page.section(
+            "Figures of the standards",
+            block("text", lines=[runs_table.STANDARDS_NOTE]),
+            block("table", head=head, rows=rows, label="Figures of the standards"),
+        )
+
+
+def _add_summary(
+    page: Page, entry: Entry, cells: Iterable[tuple[str, str]], lines: Sequence[str]
+) -> None:
+    """Add the sections on a page's only entry.
+
+    cells: (title, cell) of the table of runs. lines: its footnotes.
+    """
+    facts = [(SUMMARY.get(title, title.replace("\n", " ")), cell) for title, cell in cells]
+    images = entry.runs[0].images.items()
+    facts.append(("images", ", ".join(f"{part} {number:,}" for part, number in images) or "–"))
+    page.section("Summary", block("facts", rows=facts), block("text", lines=lines))
+    chosen, settings = runs_table.settings_of(entry)
+    heading = block("text", lines=["Settings that are not the defaults:"])
+    page.section(
+        "Settings",
+        *([heading, block("facts", rows=chosen)] if chosen else []),
+        block("facts", rows=settings, folded=f"all {len(settings)} settings"),
+    )
 
 
 def _with_short_names(
@@ -73,7 +105,7 @@ def _sentences(
         yield "; ".join(filter(None, [text, differences.cannot_be_seen(comparison)]))
 
 
-def _curves(entries: Sequence[Entry]) -> dict[str, Any]:
+def _curves(entries: Sequence[Entry], names: Mapping[Run, str]) -> dict[str, Any]:
     """A panel for each figure of each set, and for the training loss and its parts."""
     runs = [run for entry in entries for run in entry.runs]
     cross_tests = [part for run in runs for part in run.cross_tests]
@@ -89,7 +121,9 @@ def _curves(entries: Sequence[Entry]) -> dict[str, Any]:
         for run in runs:
             values.append([run.figure(part, name, epoch) for epoch in sorted(run.epochs)])
         panels.append([f"{title} {figure_title}", values])
-    epochs = [{"name": run.name, "epochs": sorted(run.epochs), "best": run.best} for run in runs]
+    epochs = []
+    for run in runs:
+        epochs.append({"name": names[run], "epochs": sorted(run.epochs), "best": run.best})
     return block("curves", runs=epochs, panels=panels)
 
 

@@ -18,6 +18,7 @@ import scipy.ndimage
 import torch
 
 from hyperiqa.base.errors import UserError
+from hyperiqa.datasets.names import set_named
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import read_header
@@ -32,7 +33,6 @@ from hyperiqa.training.sets import RunData
 
 MOST_GROUPS = 300  # rows of a table by kind or by content
 EXAMPLES = 12  # images with the largest errors, and as many with the smallest
-LARGEST_ERROR = "largest error"
 LEAST_IMAGES = 5  # images of a kind or a content that have a correlation
 # What a data set may know of an image -> the title that readers see.
 GROUPINGS = {"kind": "kind of distortion", "group": "content"}
@@ -57,15 +57,21 @@ class ScoredSet:
     images: DecodedSet | None = None
     crop: tuple[int, str, int] = (224, "center", 1)
 
-    def errors(self, run: str) -> np.ndarray:
-        """Scores on the scale of the MOS, minus the MOS.
+    @property
+    def opinion(self) -> str:
+        """What the set's opinion scores are called."""
+        if self.images is None or self.images.data.higher_is_better:
+            return "MOS"
+        return "DMOS (higher is worse)"
 
-        The four-parameter logistic maps the scores to that scale, where it can be fitted.
-        """
-        scores = metrics.fitted(self.scores[run], self.mos)
-        if scores is None:
-            scores = self.scores[run]
-        return scores - self.mos
+    def mapped(self, run: str) -> np.ndarray | None:
+        """Scores on the scale of the MOS, by the four-parameter logistic; None without a fit."""
+        return metrics.fitted(self.scores[run], self.mos)
+
+    def errors(self, run: str) -> np.ndarray:
+        """Scores on the scale of the MOS, where they can be mapped to it, minus the MOS."""
+        mapped = self.mapped(run)
+        return (self.scores[run] if mapped is None else mapped) - self.mos
 
 
 def sets_of_runs(
@@ -75,8 +81,9 @@ def sets_of_runs(
 ) -> tuple[list[ScoredSet], list[str]]:
     """Each set that runs were tested on and left predictions of, once, and what is missing.
 
-    short_names: run -> the name of its scores. places, cache_flags: as of `decode_sets`;
-    without cache_flags no images are read.
+    short_names: run -> the name of its scores. places: set's name in records -> where it lies now,
+    where that is not where it was. cache_flags: name -> value of the cache's flags; None: no
+    images are read.
     """
     sets: dict[tuple, ScoredSet] = {}
     # A dictionary holds each note once, in the order in which they came.
@@ -110,7 +117,9 @@ def _add_images(
     cache_flags: Mapping[str, Any],
 ) -> str:
     """Give the set its records and images, where they can be read; return what could not be."""
-    decoded_sets, problem = decode_sets(run.path, tuple(places.items()), tuple(cache_flags.items()))
+    decoded_sets, problem = decode_sets(
+        run.path, tuple(run.cross_tests), tuple(places.items()), tuple(cache_flags.items())
+    )
     images, records, crop = decoded_sets.get(part, (None, [], scored_set.crop))
     by_name = {record.name: record for record in records}
     # Predictions say names alone: each must stand for one image, and every image must be there.
@@ -123,11 +132,13 @@ def _add_images(
 
 # A page of runs that are under way is written again and again.
 @functools.cache
-def decode_sets(path: Path, places: tuple, cache_flags: tuple) -> tuple[dict[str, Any], str]:
+def decode_sets(
+    path: Path, cross_tests: tuple[str, ...], places: tuple, cache_flags: tuple
+) -> tuple[dict[str, Any], str]:
     """Read the images that a run was tested on, as the run itself read them.
 
-    path: of the run's records. places: (set, place) of sets that are not where they were then.
-    cache_flags: (name, value) of the cache's flags.
+    path: of the run's records. cross_tests: the sets that its epochs were tested on besides.
+    places, cache_flags: as of `sets_of_runs`, in pairs.
     Returns part -> (decoded images, records, crop), and what keeps sets from being read.
     """
     try:
@@ -141,7 +152,12 @@ def decode_sets(path: Path, places: tuple, cache_flags: tuple) -> tuple[dict[str
     if not isinstance(dataset_path, dict):
         dataset_path = {flags["dataset"]: dataset_path}
     trained = _places_now(dataset_path, dict(places))
-    cross_test = _places_now(flags.get("cross_test") or {}, dict(places))
+    cross_test = flags.get("cross_test")
+    if cross_test is None:
+        # No flag named a cross test: SPAQ was found in its usual place, which for the demo is
+        # beside the demo's images. Before 0.8 a flag of its own held another place.
+        cross_test = {"spaq": flags.get("spaq_path")} if "spaq" in cross_tests else {}
+    cross_test = _places_now(cross_test, dict(places))
     problems: list[str] = []
     # A cross test that has gone must not cost the run's own test set.
     for readable_cross_test in (cross_test, {}):
@@ -152,6 +168,7 @@ def decode_sets(path: Path, places: tuple, cache_flags: tuple) -> tuple[dict[str
                 cross_test=readable_cross_test,
                 image_root=flags["image_root"],
                 allow_overlap=True,
+                allow_shared_content=True,
                 cache_device="cpu",
                 **dict(cache_flags),
             )
@@ -172,28 +189,36 @@ def decode_sets(path: Path, places: tuple, cache_flags: tuple) -> tuple[dict[str
 def _places_now(
     places_then: Mapping[str, str | None], moved: Mapping[str, Path | None]
 ) -> dict[str, Path | None]:
+    # Without a place, the set lies where sets usually do.
     places: dict[str, Path | None] = {}
     for name, place in places_then.items():
-        # Without a place, the set lies where sets usually do.
-        places[name] = moved.get(name, None if place is None else Path(place))
+        places[name] = None if place is None else Path(place)
+    for word, place_now in moved.items():
+        set_name = set_named(word, places)
+        if set_name is not None:
+            places[set_name] = place_now
     return places
 
 
-def add_set(page: Page, scored_set: ScoredSet, opinion: str = "MOS") -> None:
-    """Add the sections on a set to the page. opinion: the name that the set's opinions have."""
+def add_set(page: Page, scored_set: ScoredSet) -> None:
+    """Add the section on a set to the page."""
     errors = {run: scored_set.errors(run) for run in scored_set.scores}
     field_names = _field_names(list(scored_set.scores))
-    fields: dict[str, Any] = {opinion: scored_set.mos.tolist()}
-    for run, (score_field, error_field) in field_names.items():
+    fields: dict[str, Any] = {scored_set.opinion: scored_set.mos.tolist()}
+    for run, (score_field, mapped_field, error_field) in field_names.items():
         fields[score_field] = scored_set.scores[run].tolist()
+        mapped = scored_set.mapped(run)
+        if mapped is not None:
+            fields[mapped_field] = mapped.tolist()
         fields[error_field] = errors[run].tolist()
-    fields[LARGEST_ERROR] = np.max(np.abs(list(errors.values())), 0).tolist()
+    error_size = "absolute error" if len(errors) == 1 else "absolute error of the worst run"
+    fields[error_size] = np.max(np.abs(list(errors.values())), 0).tolist()
     groupings = _groupings(scored_set)
     fields |= groupings
     measures = _add_images_and_measures(page, scored_set, fields)
 
-    plots = _error_plots(scored_set, field_names, opinion)
-    blocks = [plots, *_galleries(scored_set)]
+    plots = _error_plots(scored_set, field_names)
+    blocks = [plots, *_galleries(scored_set.title, error_size)]
     for name in groupings:
         heading = block("heading", title=f"By {GROUPINGS[name]}")
         blocks += [heading, _figures_by(scored_set, name, errors)]
@@ -215,11 +240,11 @@ def add_set(page: Page, scored_set: ScoredSet, opinion: str = "MOS") -> None:
     page.section(scored_set.title, *blocks)
 
 
-def _field_names(runs: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Run -> the names of the fields with its scores and with its errors."""
+def _field_names(runs: Sequence[str]) -> dict[str, tuple[str, str, str]]:
+    """Run -> the names of the fields with its scores, its mapped scores and its errors."""
     if len(runs) == 1:
-        return {runs[0]: ("score", "error")}
-    return {run: (f"score {run}", f"error {run}") for run in runs}
+        return {runs[0]: ("score", "mapped score", "error")}
+    return {run: (f"score {run}", f"mapped score {run}", f"error {run}") for run in runs}
 
 
 def _groupings(scored_set: ScoredSet) -> dict[str, list[str]]:
@@ -299,7 +324,7 @@ def crop_boxes(scored_set: ScoredSet) -> list[list[list[float]]]:
 
 
 def _error_plots(
-    scored_set: ScoredSet, field_names: Mapping[str, tuple[str, str]], opinion: str
+    scored_set: ScoredSet, field_names: Mapping[str, tuple[str, str, str]]
 ) -> dict[str, Any]:
     """Plots of all runs' scores and errors, with the logistic that is fitted to the first run's."""
     mos = scored_set.mos
@@ -317,14 +342,15 @@ def _error_plots(
         "errors",
         set=scored_set.title,
         runs=[[run, *fields] for run, fields in field_names.items()],
-        opinion=opinion,
+        opinion=scored_set.opinion,
         fit=fit,
         note=f"{len(mos):,} images; {'; '.join(notes)}",
     )
 
 
-def _galleries(scored_set: ScoredSet) -> list[dict[str, Any]]:
-    examples = {"set": scored_set.title, "by": LARGEST_ERROR, "most": 4}
+def _galleries(title: str, error_size: str) -> list[dict[str, Any]]:
+    # Below its name a card has the opinion and the first run's score, mapped score and error.
+    examples = {"set": title, "by": error_size, "most": 4}
     return [
         block("heading", title="Largest errors"),
         block("gallery", **examples, down=True, limit=EXAMPLES),
@@ -341,7 +367,9 @@ def _figures_by(
     """A table of figures on the images that share a kind or a content."""
     head = [GROUPINGS[grouping], "images", "mean\nopinion"]
     for run in scored_set.scores:
-        head += [f"SRCC\n{run}", f"mean error\n{run}", f"RMSE\n{run}"]
+        # Of a single run the page's title says whose figures they are.
+        below = f"\n{run}" if len(scored_set.scores) > 1 else ""
+        head += [f"SRCC{below}", f"mean error{below}", f"RMSE{below}"]
     values = np.array([getattr(record, grouping) for record in scored_set.records], object)
     rows = []
     for value in sorted(set(filter(None, values)))[:MOST_GROUPS]:

@@ -5,11 +5,18 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from hyperiqa.base.plain_values import counted
 from hyperiqa.runs.measures import Entry, Measure, differing_settings
-from hyperiqa.runs.reading import UNDER_WAY, Run
-from hyperiqa.runs.tables import estimate_text
+from hyperiqa.runs.reading import UNDER_WAY, Run, setting_text
+from hyperiqa.runs.tables import FEW_IMAGES, FEW_IMAGES_NOTE, estimate_text
 from hyperiqa.stats import intervals, metrics
+from hyperiqa.training.options import figure_settings
 
+# Below or above the standards' figures, wherever they are shown.
+STANDARDS_NOTE = (
+    "ITU-T P.1401 and J.149, and Krasula: errors after a monotonic cubic, in units of the MOS; "
+    "what needs votes is – without"
+)
 _PAPERS = {"srcc": "Bonett & Wright 2000", "plcc": "Fisher"}
 
 
@@ -84,6 +91,9 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
     estimates = [measure.estimate(entry) for entry in entries]
     runs = [run for entry in entries for run in entry.runs]
     yield from _interval_notes(estimates, measure, any(len(entry.runs) > 1 for entry in entries))
+    scores = [measure.scores(run) for run in runs if measure.name == "plcc"]
+    if any(of_run and len(of_run.keys) < FEW_IMAGES for of_run in scores):
+        yield FEW_IMAGES_NOTE
     if any(run.status == UNDER_WAY for run in runs):
         yield "running?: its records have no end; it goes on, or it was killed"
     if measure.epoch == "best":
@@ -95,7 +105,7 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
             yield from _selection_note(runs)
     # The figures of which `intervals.ceiling` knows the largest.
     if measure.name in ("srcc", "plcc"):
-        yield from _ceiling_note(runs, measure)
+        yield from _ceiling_notes(runs, measure)
 
 
 def _interval_notes(
@@ -115,24 +125,39 @@ def _selection_note(runs: Sequence[Run]) -> Iterator[str]:
     biases = sorted(run.selection_bias for run in runs if not math.isnan(run.selection_bias))
     if biases:
         most = "" if biases[0] == biases[-1] else f" to {biases[-1]:+.4f}"
-        yield f"chosen on the test set: about {biases[0]:+.4f}{most} of the SRCC is that choice's"
+        yield f"chosen on the test set, which flatters the SRCC by about {biases[0]:+.4f}{most}"
 
 
-def _ceiling_note(runs: Sequence[Run], measure: Measure) -> Iterator[str]:
+def _ceiling_notes(runs: Sequence[Run], measure: Measure) -> Iterator[str]:
+    # Each test set once: it is the same for all runs that have its images.
+    notes: dict[str, None] = {}
     for run in runs:
         scores = measure.scores(run)
         error = None if scores is None else run.errors(measure.part, scores.keys)
-        # The first run that has votes speaks for all.
-        if error is not None:
-            best = intervals.ceiling(scores.mos, error)[measure.name]
-            yield (
-                f"a perfect model would reach {measure.metric} {best:.4f}, given the votes of "
-                f"{len(error):,} images"
-            )
-            return
+        if error is None:
+            continue
+        best = intervals.ceiling(scores.mos, error)[measure.name]
+        dataset = measure.part
+        if dataset == "test":
+            dataset = run.settings.get("dataset", "test")
+        # Votes that explain all of the spread leave nothing that a model could reach.
+        if not math.isnan(best):
+            notes[
+                f"{dataset}: a perfect model would reach {measure.name.upper()} {best:.4f}, given "
+                f"the votes of {counted(len(error), 'image')}"
+            ] = None
+    yield from notes
 
 
 def settings_table(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
     """Only the settings in which the entries differ; `?` where a log doesn't hold one."""
     names = differing_settings([run for entry in entries for run in entry.runs])
     return ["run", *names], [[entry.name, *map(entry.setting, names)] for entry in entries]
+
+
+def settings_of(entry: Entry) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(name, value) of the entry's settings: those that are not the defaults, and all."""
+    defaults = {name: setting_text(value) for name, value in figure_settings({}).items()}
+    rows = [(name, entry.setting(name)) for name in sorted(entry.runs[0].settings)]
+    # What is no flag, such as the device, has no default to differ from.
+    return [(name, text) for name, text in rows if text != defaults.get(name, text)], rows
