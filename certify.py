@@ -16,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, first_five, reading_file
-from hyperiqa.base.files import HERE
+from hyperiqa.base.errors import UserError, first_five
+from hyperiqa.base.files import HERE, known_place
+from hyperiqa.base.plain_values import counted
+from hyperiqa.datasets.names import reader_name
+from hyperiqa.datasets.readers import DEFAULT_RESIZE
 
 
 def parse() -> argparse.Namespace:
@@ -37,8 +40,10 @@ def parse() -> argparse.Namespace:
     flags.value(
         "--cross_test", (), f"its other cross tests: {place}", nargs="+", metavar="NAME=PATH"
     )
-    flags.path("--image_root", None, "where the image paths of a CSV set start")
-    flags.path("--log_dir", Path("logs"), "where the run's predictions are")
+    flags.path(
+        "--image_root", None, "where the image paths of a CSV set start (default: as in training)"
+    )
+    flags.path("--log_dir", None, "where the run's predictions are (default: as in training)")
     flags.device()
     flags.workers()
     flags.cache()
@@ -69,43 +74,77 @@ def find_sets(
     paths: dict[str, Path | None] = {}
     for name, facts_of_set in sets.items():
         path = facts_of_set["path"]
-        paths[name] = Path(path) if path and Path(path).exists() else None
+        paths[name] = known_place(path) if path else None
+        if reader_name(facts_of_set["flag"]) not in DEFAULT_RESIZE:
+            raise UserError(f"the certificate is damaged: sets.{name}.flag: no data set")
     trained = [name for name in sets if sets[name]["trained"]]
+    if not trained:
+        raise UserError("the certificate is damaged: sets: none that the model was trained on")
     words = [*options.cross_test, *options.dataset_path]
     # A single path without a name is that of the only set.
     if len(options.dataset_path) == 1 and "=" not in options.dataset_path[0]:
         words[-1] = f"{trained[0]}={words[-1]}"
     if options.spaq_path:
         words.append(f"spaq={options.spaq_path}")
+    # A flag has csv:NAME, or spaq where the records have spaq-official.
+    spellings = {sets[name]["flag"]: name for name in sets} | {name: name for name in sets}
     for word in words:
         name, _, path = word.partition("=")
-        if name not in sets:
+        if name not in spellings:
             raise UserError(f"{word}: the certificate is of {', '.join(sets)}")
-        paths[name] = Path(path).expanduser()
+        paths[spellings[name]] = Path(path).expanduser()
     # The demo brings a SPAQ of its own.
     if trained == ["demo"] and "spaq" in paths and not paths["spaq"]:
         paths["spaq"] = (paths["demo"] or HERE / "demo") / "spaq-test"
     return paths
 
 
-def read_certificate(path: Path) -> tuple[Mapping, dict[str, Any], list[tuple[str, str]]]:
-    """A model file's state dict, its description, and its certificate in words.
+def read_certificate(path: Path) -> tuple[Mapping, dict[str, Any]]:
+    """A model file's state dict, and its description with a certificate.
 
     Raises UserError if it has no certificate, or one that is damaged or of another format.
     """
     from hyperiqa.model import checkpoints
-    from hyperiqa.scoring import certificate_checks
+    from hyperiqa.model.description import certificate_of
     from hyperiqa.training import certificate
 
     state, description = checkpoints.load_model(path)
-    certificate_format = description.get("certificate", {}).get("format")
-    if certificate_format != certificate.FORMAT:
+    if not certificate_of(description):
+        certificate_format = description.get("certificate", {}).get("format")
         other_format = f"its certificate is of format {certificate_format}"
         reason = "carries no certificate" if certificate_format is None else other_format
         raise UserError(f"{path}: {reason}; expected a best model of a newer run")
-    with reading_file(path, "its certificate is damaged", KeyError, TypeError, AttributeError):
-        facts = list(certificate_checks.facts(path.name, description))
-    return state, description, facts
+    # Raises UserError where they are damaged.
+    certificate.training_hashes(description)
+    return state, description
+
+
+def train_again(
+    description: Mapping[str, Any], options: argparse.Namespace
+) -> tuple[list[str], list[Any]]:
+    """The command that trains the model anew, but for its places, and the checks of its settings.
+
+    Places that the user does not name are taken from the certificate's. Without `--repeat`, a model
+    that no train script made has no command; else UserError is raised.
+    """
+    import train_resnet
+    import train_swin
+    import train_timm
+    from hyperiqa.scoring import certificate_checks
+    from hyperiqa.training.certified_command import read_command
+
+    modules = (train_swin, train_resnet, train_timm)
+    scripts = {f"{module.__name__}.py": module.SCRIPT for module in modules}
+    try:
+        settings, words = read_command(description["certificate"]["command"], scripts)
+    except UserError as mistake:
+        problem = f"the certificate's command: {mistake}"
+        if options.repeat:
+            raise UserError(f"{options.checkpoint}: {problem}") from None
+        return [], [certificate_checks.Check("settings", certificate_checks.UNCHECKED, problem)]
+    for place in ("log_dir", "image_root"):
+        setattr(options, place, getattr(options, place) or getattr(settings, place))
+    return words, certificate_checks.check_settings(description, settings)
 
 
 def print_checks(checks: Sequence[Any]) -> None:
@@ -130,32 +169,37 @@ def main() -> int:
     from hyperiqa.base.device import set_backends
     from hyperiqa.model import checkpoints
     from hyperiqa.pages import page
-    from hyperiqa.scoring import certificate_checks, quality_model
+    from hyperiqa.scoring import certificate_checks, quality_model, retraining
 
     set_backends(deterministic=True)
     path = checkpoints.find_model(options.checkpoint)
-    state, description, facts = read_certificate(path)
+    state, description = read_certificate(path)
+    certified = description["certificate"]
+    command, checks = train_again(description, options)
+    set_paths = find_sets(options, certified["sets"])
     # The texts stand below each other.
-    for title, text in facts:
+    for title, text in certificate_checks.facts(path.name, description):
         line = f"{title:12} {text}"
         print(textwrap.fill(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False))
 
     model = quality_model.load(path, options.device, workers=options.workers)
-    set_paths = find_sets(options, description["certificate"]["sets"])
     twins: list[Any] = []
-    checks = [
-        *certificate_checks.check_file(state, description, options.log_dir),
-        *certificate_checks.check_sets(model, options, set_paths, twins),
-    ]
+    checks += certificate_checks.check_headline(description)
+    checks += certificate_checks.check_file(state, description, options.log_dir or Path("logs"))
+    checks += certificate_checks.check_sets(model, options, set_paths, twins)
     if options.repeat:
-        checks += certificate_checks.check_retrained(description, set_paths)
+        command += retraining.words_of_places(certified, set_paths, options)
+        checks += retraining.check_retrained(description, command)
 
     # Without a verdict: the figures are reproduced, but they may be better than they should be.
     if twins:
         pairs = first_five(f"{test} ~ {training}" for (test, _), (training, _) in twins)
-        print(
-            f"\nNear duplicates: {len(twins)} pairs of test and training images look alike: {pairs}"
+        alike = counted(
+            len(twins),
+            "pair of a test and a training image looks",
+            "pairs of test and training images look",
         )
+        print(f"\nNear duplicates: {alike} alike: {pairs}")
     if options.sheet:
         page.draw_pairs(options.sheet, f"Near duplicates, {description['run']}", twins)
     print_checks(checks)

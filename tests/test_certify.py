@@ -1,6 +1,12 @@
+import argparse
+import base64
 import csv
 import json
+import math
+import os
 import shutil
+import zlib
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +16,9 @@ from helpers import picture, save_teacher, write_images, write_koniq, write_spaq
 from PIL import Image
 
 import certify
+from hyperiqa.base.errors import UserError
 from hyperiqa.model import checkpoints
-from hyperiqa.scoring import quality_model
+from hyperiqa.scoring import certificate_checks, quality_model, retraining
 from hyperiqa.training import certificate
 from hyperiqa.training.run_files import write_predictions
 from HyperIQASolver import HyperIQASolver
@@ -94,6 +101,12 @@ def test_an_untouched_model_is_reproduced(run_main, copy):
     )
     items = items.replace("seal weights predictions", "seal|weights|predictions").split("|")
     items += ["spaq records and split", "spaq pixels", "spaq SRCC", "spaq PLCC"]
+    items += ["settings", "description", "scores"]
+    items += [
+        f"{name} {fact}"
+        for name in ("koniq-10k", "spaq")
+        for fact in ("hashes", "numbers of images")
+    ]
     assert {*items} <= {*found} and len(found) == len(items) + 1  # and the teacher
     assert {verdict for verdict, _ in found.values()} == {"reproduced"}
     assert found["test SRCC"][1] in (
@@ -198,7 +211,7 @@ TAMPERINGS = {
     change_one_weight: {"weights"},
     edit_figure: {"seal", "test SRCC"},
     edit_figure_and_seal: {"spaq PLCC"},
-    edit_seed: {"seal"},
+    edit_seed: {"seal", "settings.seed"},
     edit_commit: {"seal"},
     edit_resize: {"test PLCC"},
     change_predictions: {"predictions"},
@@ -225,12 +238,14 @@ def test_what_is_not_there_cannot_be_checked(run_main, copy):
     folder, model = copy
     shutil.rmtree(folder / "spaq")
     found = checked(run_main, folder, model, 3)
-    assert found["spaq figures" if "spaq figures" in found else "spaq"][0] == "cannot be checked"
+    assert found["spaq records, pixels and figures"][0] == "cannot be checked"
     assert found["test SRCC"][0] == "reproduced"
     shutil.move(folder / "koniq", folder / "gone")
     write_spaq(folder / "spaq", number=10)
     found = checked(run_main, folder, model, 3)
-    assert found["spaq SRCC"][0] == "reproduced" and "no folder" in found["koniq-10k pixels"][1]
+    assert found["spaq SRCC"][0] == "reproduced"
+    verdict, reason = found["koniq-10k records, pixels and figures"]
+    assert verdict == "cannot be checked" and "no folder" in reason
 
 
 def test_a_set_is_looked_for_where_it_was_in_training(run_main, copy):
@@ -249,9 +264,8 @@ def test_a_model_without_a_certificate_and_wrong_flags(run_main, copy, tmp_path)
     said = run_main("certify.py", certify.main, tmp_path / "bare.pkl", code=2).stderr
     assert "carries no certificate" in said and len(said.splitlines()) == 1
     edited(model, lambda state, d: d["certificate"].pop("hardware"))
-    assert (
-        "its certificate is damaged" in run_main("certify.py", certify.main, model, code=2).stderr
-    )
+    said = run_main("certify.py", certify.main, model, code=2).stderr
+    assert "certificate.hardware: missing" in said and len(said.splitlines()) == 1
     edited(
         model,
         lambda state, d: d["certificate"].update(
@@ -291,6 +305,158 @@ def test_training_anew_gives_the_same_weights(run_main, copy):
     assert found["trained anew: spaq SRCC"] == ("reproduced", "exactly")
 
 
+def sealed_again(model, change):
+    """Save the model with its description changed, and the seal of that."""
+
+    def change_and_seal(state, d):
+        change(d, d["certificate"])
+        d["certificate"]["seal"] = certificate.seal_of(d)
+
+    edited(model, change_and_seal)
+
+
+FORGERIES = {
+    "settings.lr": lambda d, c: d.update(lr=5e-4),
+    "settings.train_patch_num": lambda d, c: c["command"].extend(["--train_patch_num", "9"]),
+    "settings.rule.select_on": lambda d, c: c["rule"].update(select_on="val"),
+    "settings.rule.patience": lambda d, c: c["rule"].update(patience=2),
+    "settings.first seed": lambda d, c: c.update(seed=7),
+    "settings.seed": lambda d, c: c.update(round=2),
+    "settings.starts": lambda d, c: c.update(starts={}),
+    "settings.teacher_digest": lambda d, c: d.update(teacher_digest=None),
+    "settings.sets": lambda d, c: c["sets"].pop("spaq"),
+    "settings.cross_resize.spaq": lambda d, c: d.update(cross_resize={}),
+    "settings.select_set": lambda d, c: d.update(select_set="other"),
+    "description.metrics.test.srcc": lambda d, c: d["metrics"]["test"].update(srcc=0.95),
+    "description.metrics.other": lambda d, c: d["metrics"].update(other={"srcc": 0.95}),
+    "description.versions.torch": lambda d, c: d["versions"].update(torch="1.0"),
+    "figures.spaq": lambda d, c: c["figures"].pop("spaq"),
+    "figures.other": lambda d, c: c["figures"].update(other=c["figures"]["test"]),
+}
+
+
+@pytest.mark.parametrize("item", FORGERIES)
+def test_what_the_description_says_twice_agrees(trained, item):
+    _, description = checkpoints.load_model(trained[1])
+    options = argparse.Namespace(repeat=False, log_dir=None, image_root=None)
+
+    def differing():
+        _, checks = certify.train_again(description, options)
+        checks = [*checks, *certificate_checks.check_headline(description)]
+        return {check.item for check in checks if check.verdict != "reproduced"}
+
+    assert not differing()
+    description = deepcopy(description)
+    FORGERIES[item](description, description["certificate"])
+    assert item in differing()
+
+
+def test_what_the_description_says_of_the_sets_is_computed_again(run_main, copy):
+    folder, model = copy
+
+    def forge(d, c):
+        d.update(score_range=[0.0, 5.0], nominal_range=[0, 5], higher_is_better=False)
+        c["figures"]["test"]["srcc"] = [0.9, 0.8, 0.95]
+        c["sets"]["spaq"]["images"] = {"test": 2224}
+        c["sets"]["koniq-10k"]["looks"] = certificate.pack_hashes([["a", "0" * 16]] * 12)
+
+    sealed_again(model, forge)
+    found = checked(run_main, folder, model, 1)
+    lies = "scores.score_range|scores.nominal_range|scores.higher_is_better|test SRCC"
+    lies += "|spaq numbers of images|koniq-10k hashes"
+    assert {*lies.split("|")} <= {
+        item for item, (verdict, _) in found.items() if verdict == "differs"
+    }
+
+
+def test_only_the_words_of_a_train_script_are_repeated(run_main, copy):
+    folder, model = copy
+    script = folder / "evil.py"
+    script.write_text(f"open({str(folder / 'ran')!r}, 'w')")
+
+    def found_with(*command):
+        sealed_again(model, lambda d, c: c.update(command=[*command]))
+        done = run_main("certify.py", certify.main, model, "--repeat", code=2)
+        assert len(done.stderr.splitlines()) == 1 and not done.stdout
+        return done.stderr
+
+    assert "expected one of train_swin.py, train_resnet.py, train_timm.py" in found_with(
+        str(script)
+    )
+    assert "expected one of" in found_with("certify.py")
+    assert "asks for help" in found_with("train_swin.py", "-hh")
+    assert "asks for help" in found_with("train_swin.py", "--version")
+    assert "unknown argument: --evil" in found_with("train_swin.py", "--evil")
+    assert "--lr: invalid float value: 'x'" in found_with("train_swin.py", "--lr", "x")
+    smuggled = "--lower_is_better=--launcher=local"
+    assert "looks like a flag" in found_with("train_swin.py", smuggled)
+    assert not (folder / "ran").exists()
+
+
+def test_no_pipe_and_no_device_is_opened(run_main, copy):
+    folder, model = copy
+    os.mkfifo(folder / "pipe")
+    os.mkfifo(folder / "logs/pipe_predictions.csv")
+
+    def forge(d, c):
+        d["run"] = "pipe"
+        c["starts"]["teacher"]["file"] = str(folder / "pipe")
+        c["sets"]["koniq-10k"]["path"] = str(folder / "pipe")
+        c["starts"]["init"] = {"file": "/dev/zero", "weights": "0" * 16, "starts": {}}
+        c["starts"]["backbone_weights"] = {"file": "a\0b", "weights": "0" * 16, "starts": {}}
+
+    sealed_again(model, forge)
+    found = checked(run_main, folder, model, 1, sets=False)
+    unread = {
+        item.split()[0] for item, (verdict, _) in found.items() if verdict == "cannot be checked"
+    }
+    assert unread == {"predictions", "--teacher", "--init", "--backbone_weights", "koniq-10k"}
+
+
+def test_places_are_those_of_the_training(run_main, copy):
+    folder, model = copy
+    found = verdicts(run_main("certify.py", certify.main, model, "--no_cache").stdout)
+    assert found["predictions"][0] == found["spaq SRCC"][0] == "reproduced"
+
+
+RETRAINED_LIES = {
+    "description.certificate.epoch": lambda d, c: c.update(epoch=9),
+    "description.certificate.resamples": lambda d, c: c.update(resamples=9),
+    "description.certificate.predictions": lambda d, c: c.update(predictions="0" * 16),
+    "description.certificate.seed": lambda d, c: c.update(seed=9),
+    "description.certificate.rule.patience": lambda d, c: c["rule"].update(patience=9),
+    "description.certificate.starts.teacher.starts.init": lambda d, c: c["starts"]["teacher"][
+        "starts"
+    ].update(init={"file": "x", "weights": "0" * 16, "starts": {}}),
+    "description.lr": lambda d, c: d.update(lr=1.0),
+    "description.seed": lambda d, c: d.update(seed=9),
+    "description.other": lambda d, c: d.update(other=1),
+    "test SRCC": lambda d, c: c["figures"]["test"].update(srcc=[0.9, 0.8, 0.95]),
+    "origin.code.commit": lambda d, c: c["code"].update(commit="f" * 40),
+    "origin.hardware.device": lambda d, c: c["hardware"].update(device="another"),
+    "origin.notes.koniq-10k": lambda d, c: c["sets"]["koniq-10k"].update(notes=["another"]),
+}
+
+
+@pytest.mark.parametrize("item", RETRAINED_LIES)
+def test_training_anew_finds_every_field_that_differs(trained, item):
+    _, description = checkpoints.load_model(trained[1])
+    forged = deepcopy(description)
+    RETRAINED_LIES[item](forged, forged["certificate"])
+    checks = retraining.compare_descriptions(forged, description)
+    verdict = "cannot be checked" if item.startswith("origin") else "differs"
+    (check,) = [check for check in checks if check.verdict != "reproduced"]
+    assert check.item.startswith(f"trained anew: {item}") and check.verdict == verdict
+
+
+def test_what_is_undefined_in_both_is_the_same():
+    undefined = [None, math.nan, 0.5], [math.nan, None, 0.5]
+    assert certificate_checks.compare_figure("x", *undefined).verdict == "reproduced"
+    for figure in ([None, 0.1, 0.5], [0.2, 0.1], [0.2, 0.1, None]):
+        check = certificate_checks.compare_figure("x", figure, [0.2, 0.1, 0.5])
+        assert check.verdict == "differs"
+
+
 def test_near_duplicates_are_named_in_training_testing_and_on_a_sheet(settings, run_main, tmp_path):
     koniq, spaq = write_koniq(tmp_path / "koniq", test=10), write_spaq(tmp_path / "spaq", 10)
     for seed, path in enumerate([*sorted(koniq.glob("t*/*.jpg")), *sorted(spaq.glob("*.jpg"))]):
@@ -311,7 +477,7 @@ def test_near_duplicates_are_named_in_training_testing_and_on_a_sheet(settings, 
 
     flags = ["--datasets", f"spaq={spaq}", "--no_cache", "--resamples", 100]
     out = run_main("evaluate.py", evaluate.main, solver.folder, *flags).stdout
-    assert "look like training images: spaq_1.jpg ~ koniq-10k train_2.jpg" in out
+    assert "like training images: spaq_1.jpg ~ koniq-10k train_2.jpg" in out
     where = [
         "--dataset_path",
         koniq,
@@ -322,7 +488,13 @@ def test_near_duplicates_are_named_in_training_testing_and_on_a_sheet(settings, 
         "--no_cache",
     ]
     out = run_main(
-        "certify.py", certify.main, solver.folder, *where, "--sheet", tmp_path / "twins.html"
+        "certify.py",
+        certify.main,
+        solver.folder,
+        *where,
+        "--sheet",
+        tmp_path / "twins.html",
+        code=3,
     ).stdout
     assert "Near duplicates" in out
     page = (tmp_path / "twins.html").read_text()
@@ -339,9 +511,44 @@ def test_predictions_of_a_file_have_the_digest_of_the_run(tmp_path):
     ) == certificate.predictions_digest(rows)
 
 
-def test_names_and_looks_are_packed_whole():
-    rows = [["ä b.jpg", "0123456789abcdef"], ["c", ""]]
-    assert certificate.unpack_hashes(certificate.pack_hashes(rows)) == rows
+def packed(content):
+    return base64.b85encode(zlib.compress(content)).decode()
+
+
+def hashes_of(looks, images):
+    facts = {"looks": looks, "trained": True, "images": {"train": images, "test": 3}}
+    return certificate.unpack_hashes("name", facts)
+
+
+def test_names_and_hashes_are_packed_whole():
+    rows = [['ä \\ " b], [.jpg', "0123456789abcdef"], ["c", ""]]
+    assert hashes_of(certificate.pack_hashes(rows), 2) == rows
+    many = [[f"folder/image_{i}.jpg", f"{i:016x}"] for i in range(20_000)]
+    assert hashes_of(certificate.pack_hashes(many), 20_000) == many
+
+
+@pytest.mark.parametrize(
+    ("looks", "images"),
+    [
+        ("", 2),
+        ("!!", 2),
+        (packed(b"x"), 2),
+        (packed(b"[]"), 2),
+        (packed(b"["), 0),
+        (packed(b'[["a", "0"], ["b", "1"]]'), 2),
+        (packed(b'[["a", "0123456789abcdef"], 5]'), 2),
+        (packed(b'[["a", "0123456789abcdef"]]'), 2),
+        (packed(b'{"a": "0123456789abcdef"}'), 1),
+        # What would take gigabytes, or seconds, once it is unpacked.
+        (packed(b"[" + b" " * 2**28 + b"]"), 0),
+        (packed(b"[" + b"[], " * 2**22 + b"[]]"), 2**22 + 1),
+        (packed(b"[" * 10**6), 2),
+        (packed(b'[["' + b"a" * 2**24), 1),
+    ],
+)
+def test_damaged_hashes_are_one_line(looks, images):
+    with pytest.raises(UserError, match="sets.name.looks: expected the packed names and hashes"):
+        hashes_of(looks, images)
 
 
 def test_several_sets_and_their_validation_images_are_checked(settings, run_main, tmp_path):
@@ -355,7 +562,10 @@ def test_several_sets_and_their_validation_images_are_checked(settings, run_main
     solver = HyperIQASolver(settings("resnet", *sets, *flags))
     solver.run()
     where = ["--log_dir", tmp_path / "logs", "--no_cache"]
-    found = verdicts(run_main("certify.py", certify.main, solver.folder, *where, code=0).stdout)
+    found = verdicts(run_main("certify.py", certify.main, solver.folder, *where, code=3).stdout)
+    # This test is no train script.
+    assert found.pop("settings")[0] == "cannot be checked"
+    assert {verdict for verdict, _ in found.values()} == {"reproduced"}
     parts = ("one", "two", "one_val", "two_val")
     assert {f"{part} {figure}" for part in parts for figure in ("SRCC", "PLCC")} <= {*found}
     assert {"one pixels", "two records and split"} <= {*found}
@@ -363,4 +573,5 @@ def test_several_sets_and_their_validation_images_are_checked(settings, run_main
     found = verdicts(
         run_main("certify.py", certify.main, solver.folder, *elsewhere, *where, code=3).stdout
     )
-    assert found["two"][0] == "cannot be checked" and found["weights"][0] == "reproduced"
+    assert found["two records, pixels and figures"][0] == "cannot be checked"
+    assert found["weights"][0] == "reproduced"

@@ -1,31 +1,33 @@
-"""The checks of a certificate: the model's file itself, the data sets, and training once more."""
+"""The checks of a certificate that need no training: the model's file itself and the data sets.
+
+What the certificate says twice is compared, and what it says of files is computed from them again.
+docs/using_models.md lists what only a training can tell.
+"""
 
 import math
-import os
+import reprlib
 import shlex
-import subprocess
-import sys
-import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hyperiqa.base.command_line import without_flags
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import HERE
+from hyperiqa.base.plain_values import counted, to_json_value
 from hyperiqa.datasets.names import record_name
 from hyperiqa.datasets.records import Columns, DataSet
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring import evaluation
 from hyperiqa.scoring.quality_model import QualityModel
+from hyperiqa.stats import metrics
 from hyperiqa.training import batches, certificate, engine, log, run_files
-from hyperiqa.training.options import settings_again
-from hyperiqa.training.sets import RunData, near_duplicate_pairs
+from hyperiqa.training.options import DECIDED_BY_INIT, figure_settings, settings_again
+from hyperiqa.training.sets import RunData, TestedParts, near_duplicate_pairs
 
 REPRODUCED = "reproduced"
 DIFFERS = "differs"
@@ -37,8 +39,18 @@ TOLERANCE = 5e-5
 # Those whose versions are shown.
 PACKAGES = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
 
+# What the certificate says of a set: its field, and what it is called.
+FACTS_OF_SET = {
+    "records": "records and split",
+    "images": "numbers of images",
+    "pixels": "pixels",
+    "looks": "hashes",
+}
+
 # Data set -> where it lies; None: its default place.
 Paths = Mapping[str, Path | None]
+# Part -> figure of merit -> [value, low, high].
+Figures = Mapping[str, Mapping[str, Sequence[float | None]]]
 
 
 @dataclass(frozen=True)
@@ -60,47 +72,76 @@ class ReadSets:
     images: data set -> its decoded images.
     tested: part -> (scores, MOS), both (N,); the scores rise where the opinions do.
     training: those of the data sets that the model was trained on.
+    description: what a model's description says of these.
     """
 
     images: dict[str, batches.DecodedSet]
     tested: dict[str, tuple[np.ndarray, np.ndarray]]
-    training: list[DataSet]
+    training: list[DataSet] = field(default_factory=list)
+    description: dict[str, Any] = field(default_factory=dict)
 
 
-def compare(item: str, certified: object, current: object) -> Check:
-    """Compare a digest of the certificate with what it is now."""
+def compare(item: str, certified: object, current: object, otherwise: str = DIFFERS) -> Check:
+    """Compare a value of the certificate with what it is now.
+
+    otherwise: the verdict where they are not the same.
+    """
     if certified == current:
         return Check(item, REPRODUCED)
-    return Check(item, DIFFERS, f"{certified} -> {current}")
+    # A value may be long.
+    return Check(item, otherwise, f"{reprlib.repr(certified)} -> {reprlib.repr(current)}")
 
 
-def compare_figure(item: str, certified: Sequence[float | None], current: Sequence[float]) -> Check:
+def compare_fields(
+    item: str, certified: Mapping[str, Any], current: Mapping[str, Any], otherwise: str = DIFFERS
+) -> list[Check]:
+    """Compare plain values field by field: a check for each that is not the same, or one for all.
+
+    A field that one of the two lacks counts as None, and so does nan, which JSON cannot hold.
+    """
+    checks: list[Check] = []
+    for name in sorted({*certified, *current}):
+        before = to_json_value(certified.get(name))
+        now = to_json_value(current.get(name))
+        if isinstance(before, dict) and isinstance(now, dict):
+            checks += compare_fields(f"{item}.{name}", before, now, otherwise)
+        else:
+            checks.append(compare(f"{item}.{name}", before, now, otherwise))
+    return [check for check in checks if check.verdict != REPRODUCED] or [Check(item, REPRODUCED)]
+
+
+def compare_figures(item: str, certified: Figures, current: Figures) -> Iterator[Check]:
+    """Compare figures of the certificate with what they are now, those of each part in turn."""
+    for part, figures in current.items():
+        for name, interval in figures.items():
+            certified_interval = certified.get(part, {}).get(name, [math.nan])
+            yield compare_figure(f"{item}{part} {name.upper()}", certified_interval, interval)
+
+
+def compare_figure(
+    item: str, certified: Sequence[float | None], current: Sequence[float | None]
+) -> Check:
     """Compare a figure of the certificate with what it is now.
 
-    certified, current: [value] or [value, low, high], with the bounds of its interval. A
-    certificate has None for what is undefined, which is nan now.
+    certified, current: [value, low, high], with the bounds of its interval. What is undefined is
+    nan or None.
     """
-    item = f"{item} {_figure_text(certified)}"
-    gap = max(_gap(before, now) for before, now in zip(certified, current))
     # The bootstrap draws the same images again, so that the bounds are compared like the value.
-    if gap > TOLERANCE:
-        return Check(item, DIFFERS, f"now {_figure_text(current)}")
+    # numpy turns None into nan.
+    before = np.array(certified, dtype=float)
+    now = np.array(current, dtype=float)
+    item = f"{item} {_figure_text(before)}"
+    is_same = before.shape == now.shape and np.allclose(before, now, 0, TOLERANCE, equal_nan=True)
+    if not is_same:
+        return Check(item, DIFFERS, f"now {_figure_text(now)}")
+    gap = np.nan_to_num(np.abs(before - now)).max()
     return Check(item, REPRODUCED, "exactly" if gap == 0 else f"to {gap:.1g}")
 
 
-def _gap(certified: float | None, current: float) -> float:
-    """How far apart two values are: infinitely, if only one of them is undefined."""
-    if certified is None:
-        return 0.0 if math.isnan(current) else math.inf
-    gap = abs(certified - current)
-    return math.inf if math.isnan(gap) else gap
-
-
-def _figure_text(figure: Sequence[float | None]) -> str:
-    """A figure as `0.9012 [0.8856 0.9143]`, or `0.9012` without its interval."""
-    # numpy turns None into nan.
-    texts = [f"{number:.4f}" for number in np.array(figure, dtype=float)]
-    return f"{texts[0]} [{' '.join(texts[1:])}]" if texts[1:] else texts[0]
+def _figure_text(figure: np.ndarray) -> str:
+    """A figure as `0.9012 [0.8856 0.9143]`."""
+    value, *bounds = [f"{number:.4f}" for number in figure]
+    return f"{value} [{' '.join(bounds)}]"
 
 
 def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) -> Iterator[Check]:
@@ -121,9 +162,90 @@ def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) ->
         certified["predictions"],
         lambda: certificate.predictions_digest(run_files.read_predictions(predictions)),
     )
+    yield from check_starts(certified)
+
+
+def check_starts(certified: Mapping[str, Any]) -> Iterator[Check]:
+    """Check that the models that the run started from lie where they did, unchanged."""
     for flag, start in certified["starts"].items():
         weights_now = partial(certificate.weights_of, flag, Path(start["file"]))
         yield _check_digest(f"--{flag} {start['file']}", start["weights"], weights_now)
+
+
+def flags_of_sets(sets: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, str]]:
+    """A certificate's sets that the model was trained on, and its cross tests.
+
+    Each: name in flags -> name in records.
+    """
+    trained = {facts["flag"]: name for name, facts in sets.items() if facts["trained"]}
+    cross = {facts["flag"]: name for name, facts in sets.items() if not facts["trained"]}
+    return trained, cross
+
+
+def check_settings(description: Mapping[str, Any], options: Namespace) -> list[Check]:
+    """Compare the settings that the description has with those that its command gives.
+
+    options: of the command.
+    """
+    certified = description["certificate"]
+    starts = certified["starts"]
+    sets = [(facts["flag"], facts["trained"]) for facts in certified["sets"].values()]
+    cross = options.cross_test
+    if cross is None:
+        # Without a flag, SPAQ is tested where it is found.
+        cross = ["spaq"] if ("spaq", False) in sets else []
+    stated = {
+        **figure_settings(description),
+        "first seed": certified["seed"],
+        "rule": certified["rule"],
+        "starts": sorted(starts),
+        "sets": sorted(sets),
+    }
+    expected = {
+        **figure_settings(options),
+        "first seed": options.seed,
+        "seed": options.seed + certified["round"] - 1,
+        "init_digest": starts.get("init", {}).get("weights"),
+        "teacher_digest": starts.get("teacher", {}).get("weights"),
+        "rule": certificate.describe_rule(options),
+        "starts": sorted(flag for flag in certificate.STARTS if getattr(options, flag)),
+        "sets": sorted(
+            {**dict.fromkeys(options.trained, True), **dict.fromkeys(cross, False)}.items()
+        ),
+    }
+    # The model that the run started from decides what no flag does. The names of the sets are
+    # compared as flags have them.
+    undecided = [name for name in DECIDED_BY_INIT if options.init and expected[name] is None]
+    for name in ("dataset", *undecided):
+        del stated[name], expected[name]
+    return compare_fields("settings", stated, expected)
+
+
+def check_headline(description: Mapping[str, Any]) -> list[Check]:
+    """Compare the figures that are shown with a model with those of its certificate."""
+    certified = description["certificate"]
+    figures = certified["figures"]
+    trained, cross = flags_of_sets(certified["sets"])
+    rule = Namespace(select_on=certified["rule"]["select_on"], select_set=None)
+    parts = TestedParts.of_run(rule, dict.fromkeys(trained.values()), dict.fromkeys(cross.values()))
+    stated_names = {part: sorted(intervals) for part, intervals in figures.items()}
+    checks = compare_fields(
+        "figures", stated_names, dict.fromkeys(parts.sets, sorted(metrics.RECORDED))
+    )
+    if checks[0].verdict == DIFFERS:
+        return checks
+    values: dict[str, dict[str, float]] = {}
+    for part, intervals in figures.items():
+        # numpy turns None into nan.
+        values[part] = {
+            name: float(np.array(interval, float)[0]) for name, interval in intervals.items()
+        }
+    headline = parts.with_means({"train": {}, **values})
+    del headline["train"]
+    versions = description.get("versions", {})
+    stated = {"metrics": description.get("metrics", {}), "versions": versions}
+    code = {package: certified["code"].get(package) for package in versions}
+    return compare_fields("description", stated, {"metrics": headline, "versions": code})
 
 
 def _check_digest(item: str, certified: str, digest_now: Callable[[], str]) -> Check:
@@ -139,16 +261,22 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
 
     options: the flags of `certify.py` that say how images are read. Raises UserError.
     """
+    sizes = model.description.get("mix_resize", {})
     settings = settings_again(
         model.description,
         trained=dict(paths),
         # Each cross test is read on its own.
         cross_test={},
+        # By which set the epoch was chosen changes nothing here.
+        select_set=None,
+        mix_resize={name: sizes.get(name, model.description["resize"]) for name in paths},
         cache=options.cache,
         cache_dir=options.cache_dir,
         image_root=options.image_root,
         # The run has refused images that are in two sets, or was told to allow them.
         allow_overlap=True,
+        # Runs of older versions had no such flag, and split like those that have it.
+        allow_shared_content=model.description.get("allow_shared_content", True),
     )
     data = RunData(settings, model.description["seed"])
     data.decode(model.hardware.device, log.SilentLog(Path(), Path()), new=True)
@@ -159,7 +287,7 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
         scores = engine.score_set(model.net, images, records, crops, model.hardware)
         _, rising_scores = data.oriented_scores(images.data, scores)
         tested[part] = (rising_scores, np.array([record.score for record in records]))
-    return ReadSets(data.images, tested, list(data.trained.values()))
+    return ReadSets(data.images, tested, list(data.trained.values()), data.description)
 
 
 def read_cross_test(
@@ -182,7 +310,7 @@ def read_cross_test(
     evaluation.load_images([test], model, cache_dir, settings.skip_bad_images)
     evaluation.score(test, model, batches.SCORE_BATCH)
     name = record_name(flag)
-    return ReadSets({name: test.images}, {name: (test.sign * test.scores, test.mos)}, [])
+    return ReadSets({name: test.images}, {name: (test.sign * test.scores, test.mos)})
 
 
 def check_sets(
@@ -195,102 +323,47 @@ def check_sets(
     """
     certified = model.description["certificate"]
     sets = certified["sets"]
-    trained_names = [name for name in sets if sets[name]["trained"]]
-    cross_names = [name for name in sets if not sets[name]["trained"]]
-    trained_parts = [part for part in certified["figures"] if part not in cross_names]
-    trained_paths = {sets[name]["flag"]: paths[name] for name in trained_names}
+    trained, cross = flags_of_sets(sets)
+    trained_paths = {flag: paths[name] for flag, name in trained.items()}
     # The sets that were trained on are read together, because they share a scale and a split. A
     # cross test is read alone: where it is missing, the others are still checked.
-    jobs: list[tuple[list[str], list[str], Callable[[], ReadSets]]] = [
-        (trained_names, trained_parts, partial(read_trained_sets, model, options, trained_paths))
+    jobs: list[tuple[Sequence[str], Callable[[], ReadSets]]] = [
+        ([*trained.values()], partial(read_trained_sets, model, options, trained_paths))
     ]
-    for name in cross_names:
-        read_alone = partial(read_cross_test, model, options, sets[name]["flag"], paths[name])
-        jobs.append(([name], [name], read_alone))
+    for flag, name in cross.items():
+        jobs.append(([name], partial(read_cross_test, model, options, flag, paths[name])))
     decoded: list[batches.DecodedSet] = []
     training: list[DataSet] = []
-    for names, parts, read in jobs:
+    for names, read in jobs:
         try:
             read_sets = read()
         except UserError as mistake:
-            digests = [f"{name} {digest}" for name in names for digest in ("records", "pixels")]
-            for item in (*digests, *parts):
-                yield Check(item, UNCHECKED, str(mistake))
+            for name in names:
+                yield Check(f"{name} records, pixels and figures", UNCHECKED, str(mistake))
             continue
         decoded += read_sets.images.values()
         training += read_sets.training
-        yield from _compare_sets(certified, read_sets)
+        yield from _compare_sets(model.description, read_sets)
     twins += near_duplicate_pairs(decoded, training)
 
 
-def _compare_sets(certified: Mapping[str, Any], read_sets: ReadSets) -> Iterator[Check]:
-    for name, images in read_sets.images.items():
-        facts_of_set = certified["sets"][name]
-        yield compare(
-            f"{name} records and split", facts_of_set["records"], images.data.fingerprint()
-        )
-        yield compare(f"{name} pixels", facts_of_set["pixels"], certificate.pixels_digest(images))
-    for part, figures in certificate.figures_with_intervals(read_sets.tested).items():
-        for figure, interval in figures.items():
-            yield compare_figure(
-                f"{part} {figure.upper()}", certified["figures"][part][figure], interval
-            )
-
-
-def check_retrained(description: Mapping[str, Any], paths: Paths) -> Iterator[Check]:
-    """Train once more by the certificate's command, and compare weights and figures.
-
-    paths: data set -> where it lies here.
-    """
+def _compare_sets(description: Mapping[str, Any], read_sets: ReadSets) -> Iterator[Check]:
     certified = description["certificate"]
-    script = certified["command"][0]
-    with tempfile.TemporaryDirectory(prefix="certify_") as folder:
-        words = _training_words(certified, paths)
-        words += ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
-        print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
-        # Sums are rounded in the order in which the threads share them.
-        same_rounding = {**os.environ, "OMP_NUM_THREADS": str(certified["hardware"]["threads"])}
-        process = subprocess.run(
-            [sys.executable, HERE / script, *words],
-            stdout=subprocess.DEVNULL,
-            env=same_rounding,
-            check=False,
-        )
-        if process.returncode:
-            yield Check("training anew", UNCHECKED, f"it ended with exit code {process.returncode}")
-            return
-        run_folder = Path(folder, "again")
-        if certified["round"] > 1:
-            run_folder /= f"round{certified['round']}"
-        # Read whole, before the temporary folder is removed.
-        state, retrained = checkpoints.load_model(checkpoints.find_model(run_folder))
-    yield compare("trained anew: weights", certified["weights"], checkpoints.digest(state))
-    for part, figures in certified["figures"].items():
-        for figure, (value, *_) in figures.items():
-            yield compare_figure(
-                f"trained anew: {part} {figure.upper()}",
-                [value],
-                [retrained["metrics"][part][figure]],
-            )
-
-
-def _training_words(certified: Mapping[str, Any], paths: Paths) -> list[str]:
-    """The arguments of the certificate's command, with the data sets where they lie here."""
-    words = certified["command"][1:]
-    trained_sets: list[str] = []
-    cross_tests: list[str] = []
-    for name, facts_of_set in certified["sets"].items():
-        place = f"={paths[name]}" if paths[name] else ""
-        same_role = trained_sets if facts_of_set["trained"] else cross_tests
-        same_role.append(facts_of_set["flag"] + place)
-    # The sets' flags are replaced by others, for the sets may lie elsewhere here. The demo finds
-    # its cross test itself.
-    if "demo" not in certified["sets"]:
-        words = without_flags(words, "--spaq_path", "--cross_test", "--no_spaq")
-        words += ["--cross_test", *cross_tests] if cross_tests else ["--no_spaq"]
-    # A run that was once resumed is trained from its beginning all the same.
-    words = without_flags(words, "--dataset", "--dataset_path", "--resume")
-    return [*words, "--dataset", *trained_sets]
+    for name, images in read_sets.images.items():
+        facts_of_set = certified["sets"].get(name)
+        if facts_of_set is None:
+            yield Check(f"{name} records and split", DIFFERS, "no set of the certificate")
+            continue
+        facts_now = certificate.describe_set(images, facts_of_set["trained"])
+        stated = {**facts_of_set, "looks": certificate.unpack_hashes(name, facts_of_set)}
+        current = {**facts_now, "looks": certificate.unpack_hashes(name, facts_now)}
+        for fact, item in FACTS_OF_SET.items():
+            yield compare(f"{name} {item}", stated[fact], current[fact])
+    if read_sets.description:
+        stated = {name: description.get(name) for name in read_sets.description}
+        yield from compare_fields("scores", stated, read_sets.description)
+    figures = certificate.figures_with_intervals(read_sets.tested)
+    yield from compare_figures("", certified["figures"], figures)
 
 
 def facts(
@@ -299,7 +372,7 @@ def facts(
     """A certificate in words: (title, text) of each fact.
 
     name: of the model's file. compared: whether to say how the code and the versions differ from
-    those that run here. Raises KeyError where the certificate lacks something.
+    those that run here.
     """
     certified = description["certificate"]
     now = certificate.code_version() if compared else None
@@ -321,11 +394,11 @@ def facts(
         code_text += " (what runs here)" if same_code else " (other code runs here)"
     yield "Code", code_text
     yield "Versions", ", ".join(_versions(code, now))
-    plural = "es" if hardware["processes"] > 1 else ""
     yield (
         "Hardware",
-        f"{hardware['device']}, {hardware['precision']}, {hardware['threads']} threads, "
-        f"{hardware['processes']} process{plural}",
+        f"{hardware['device']}, {hardware['precision']}, "
+        f"{counted(hardware['threads'], 'thread')}, "
+        f"{counted(hardware['processes'], 'process', 'processes')}",
     )
     for set_name, facts_of_set in certified["sets"].items():
         yield set_name, _set_text(facts_of_set)
@@ -335,8 +408,9 @@ def facts(
 
 def _versions(code: Mapping[str, Any], now: Mapping[str, Any] | None) -> Iterator[str]:
     for package in PACKAGES:
-        is_other = now is not None and now[package] != code[package]
-        yield f"{package} {code[package]}" + (f" (here {now[package]})" if is_other else "")
+        version = code.get(package)
+        is_other = now is not None and now[package] != version
+        yield f"{package} {version}" + (f" (here {now[package]})" if is_other else "")
 
 
 def _set_text(facts_of_set: Mapping[str, Any]) -> str:

@@ -7,9 +7,11 @@ rule by which the model was chosen, its figures with intervals, and what it star
 """
 
 import base64
+import contextlib
 import functools
 import hashlib
 import json
+import re
 import sys
 import zlib
 from argparse import Namespace
@@ -21,17 +23,28 @@ import numpy as np
 import torch
 
 from hyperiqa.base import device, files, version
-from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base.errors import UserError
+from hyperiqa.base.plain_values import counted, to_json_value
 from hyperiqa.model.checkpoints import digest, find_model, load_model
+from hyperiqa.model.description import CERTIFICATE_FORMAT, certificate_of
 from hyperiqa.stats import intervals, metrics, resampling
 from hyperiqa.training import batches, processes
 from hyperiqa.training.run_files import Prediction
 
 # The format of the certificate; `certify.py` refuses any other.
-FORMAT = 1
+FORMAT = CERTIFICATE_FORMAT
+
+# The flags with the weights that a run starts from or learns from.
+STARTS = ("init", "teacher", "backbone_weights")
 
 # Draws of the bootstrap for the intervals of the figures.
 RESAMPLES = 1000
+
+# The most that the packed hashes of a set may unpack to: those of some 600,000 images.
+MOST_HASHES_BYTES = 2**25
+# Unpacked: the name and the hash of each image as JSON; an empty hash is unknown. Nothing in it is
+# tried in more than one way (`*+`), so that a long text takes no more time or memory than it must.
+HASHES = re.compile(rb'\[(?:\["(?:[^"\\]|\\.)*+", "(?:[0-9a-f]{16})?"\](?:, )?)*+\]')
 
 
 def json_digest(content: object) -> str:
@@ -111,8 +124,25 @@ def pack_hashes(rows: Sequence[tuple[str, str]]) -> str:
     return base64.b85encode(zlib.compress(json.dumps(rows).encode(), 9)).decode()
 
 
-def unpack_hashes(text: str) -> list[tuple[str, str]]:
-    return json.loads(zlib.decompress(base64.b85decode(text)))
+def unpack_hashes(name: str, facts: Mapping[str, Any]) -> list[list[str]]:
+    """The names and perceptual hashes of the images of a set that a model was trained on.
+
+    name, facts: of a set of a certificate. Raises UserError where its hashes are damaged or not
+    those of as many images as it says.
+    """
+    number = facts["images"].get("train", 0) if facts["trained"] else 0
+    rows = None
+    # What cannot be unpacked has no rows.
+    with contextlib.suppress(ValueError, zlib.error):
+        packed = base64.b85decode(facts["looks"])
+        content = zlib.decompressobj().decompress(packed, MOST_HASHES_BYTES)
+        rows = json.loads(content) if HASHES.fullmatch(content) else None
+    if rows is None or len(rows) != number:
+        raise UserError(
+            f"the certificate is damaged: sets.{name}.looks: "
+            f"expected the packed names and hashes of {counted(number, 'image')}"
+        )
+    return rows
 
 
 def training_hashes(description: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -122,8 +152,8 @@ def training_hashes(description: Mapping[str, Any]) -> tuple[list[str], list[str
     """
     names = []
     hashes = []
-    for set_name, facts in description.get("certificate", {}).get("sets", {}).items():
-        for image, image_hash in unpack_hashes(facts["looks"]):
+    for set_name, facts in certificate_of(description).get("sets", {}).items():
+        for image, image_hash in unpack_hashes(set_name, facts):
             names.append(f"{set_name} {image}")
             hashes.append(image_hash)
     return names, hashes
@@ -137,7 +167,8 @@ def describe_sets(data: Any) -> dict[str, dict[str, Any]]:
     options = data.options
     cross_test = options.cross_test or dict.fromkeys(data.cross)
     # Records call a set NAME that a flag calls csv:NAME; the order is the same.
-    flags = dict(zip([*data.trained, *data.cross], {**options.trained, **cross_test}.items()))
+    names = [*data.trained, *data.cross]
+    flags = dict(zip(names, {**options.trained, **cross_test}.items(), strict=True))
     sets: dict[str, dict[str, Any]] = {}
     for part, (images, _) in data.tests.items():
         name = part if part in data.cross else images.data.name
@@ -145,21 +176,38 @@ def describe_sets(data: Any) -> dict[str, dict[str, Any]]:
         if name in sets:
             continue
         flag, path = flags[name]
-        training_records = images.data.split("train") if name in data.trained else []
-        splits = {split: len(images.data.split(split)) for split in ("train", "val", "test")}
         sets[name] = {
             "flag": flag,
             "path": to_json_value(path),
-            "trained": name in data.trained,
-            "images": {split: count for split, count in splits.items() if count},
-            "records": images.data.fingerprint(),
-            "pixels": pixels_digest(images),
-            "notes": list(images.data.notes),
-            "looks": pack_hashes(
-                [(record.name, images.perceptual_hash(record)) for record in training_records]
-            ),
+            **describe_set(images, name in data.trained),
         }
     return sets
+
+
+def describe_set(images: batches.DecodedSet, trained: bool) -> dict[str, Any]:
+    """What the certificate says of a set wherever it lies. trained: whether it was trained on."""
+    data = images.data
+    training_records = data.split("train") if trained else []
+    splits = {split: len(data.split(split)) for split in ("train", "val", "test")}
+    return {
+        "trained": trained,
+        "images": {split: count for split, count in splits.items() if count},
+        "records": data.fingerprint(),
+        "pixels": pixels_digest(images),
+        "notes": list(data.notes),
+        "looks": pack_hashes(
+            [(record.name, images.perceptual_hash(record)) for record in training_records]
+        ),
+    }
+
+
+def describe_rule(options: Namespace) -> dict[str, Any]:
+    """By what the best epoch was chosen, and when the run was to stop."""
+    return {
+        "select_on": options.select_on,
+        "select_set": options.select_set,
+        "patience": options.early_stopping and options.patience,
+    }
 
 
 def describe_round(
@@ -183,11 +231,7 @@ def describe_round(
             "threads": torch.get_num_threads(),
             "processes": processes.world_size(),
         },
-        "rule": {
-            "select_on": options.select_on,
-            "select_set": options.select_set,
-            "patience": options.early_stopping and options.patience,
-        },
+        "rule": describe_rule(options),
         "sets": dict(sets),
         "starts": _describe_starts(options, starts),
         "resamples": RESAMPLES,
@@ -204,9 +248,11 @@ def _describe_starts(options: Namespace, starts: Mapping[str, Any]) -> dict[str,
                 "starts": model.description.get("certificate", {}).get("starts", {}),
             }
     if options.backbone_weights:
+        # The file itself, which stays the same where a name of the Hub gets another one.
+        file = find_model(options.backbone_weights)
         described["backbone_weights"] = {
-            "file": str(options.backbone_weights),
-            "weights": weights_of("backbone_weights", options.backbone_weights),
+            "file": str(file),
+            "weights": weights_of("backbone_weights", file),
             "starts": {},
         }
     return described
@@ -223,9 +269,15 @@ def sealed(description: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
 
 
 def weights_of(flag: str, path: Path) -> str:
-    """The digest of the weights that a run started from with this flag. Raises UserError."""
+    """The digest of the weights that a run started from with this flag.
+
+    path: as a certificate names it. Raises UserError.
+    """
+    if files.known_place(path) is None:
+        raise UserError(f"{path}: no file or folder of models is there")
     file = find_model(path)
     # A backbone's file may be torchvision's or timm's, which `load_model` does not read.
     if flag == "backbone_weights":
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     return digest(load_model(file)[0])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError, reading_file
-from hyperiqa.base.files import write_whole
+from hyperiqa.base.files import known_place, write_whole
 from hyperiqa.base.schema import (
     FIGURE,
     PLAIN,
@@ -141,6 +141,8 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
     Raises UserError, which names the line that is no prediction.
     """
     columns = ",".join(PREDICTIONS)
+    if known_place(path) is None:
+        raise UserError(f"{path}: no such file; expected one with the columns {columns}")
     with (
         reading_file(path, "not a predictions file"),
         path.open(newline="", encoding="utf-8") as file,

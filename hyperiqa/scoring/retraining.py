@@ -1,0 +1,122 @@
+"""The check of a certificate by training once more: whether all that it says comes out again."""
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hyperiqa.base.files import CHECKOUT
+from hyperiqa.model import checkpoints
+from hyperiqa.scoring.certificate_checks import (
+    REPRODUCED,
+    UNCHECKED,
+    Check,
+    Paths,
+    check_starts,
+    compare,
+    compare_fields,
+    compare_figures,
+    flags_of_sets,
+)
+from hyperiqa.training.certificate import STARTS
+from hyperiqa.training.options import figure_settings
+
+# A file may ask for any number of threads, but not so many start everywhere.
+MOST_THREADS = 256
+# Fields of a description and its certificate that a repeated run may have otherwise, or that other
+# checks compare.
+COMPARED = {"run", "versions", "metrics", "backbone_weights", "cross_resize"} | {
+    f"certificate.{name}"
+    for name in ("seal", "command", "weights", "figures", "sets", "code", "hardware")
+}
+
+
+def check_retrained(description: Mapping[str, Any], command: Sequence[str]) -> Iterator[Check]:
+    """Train once more, and compare all that the description says with what comes of it.
+
+    command: a train script and its flags, but for the places where the run leaves files.
+    """
+    certified = description["certificate"]
+    for check in check_starts(certified):
+        if check.verdict != REPRODUCED:
+            yield Check("training anew", UNCHECKED, f"{check.item}: {check.note}")
+            return
+    with tempfile.TemporaryDirectory(prefix="certify_") as folder:
+        outputs = ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
+        script, *words = [*command, *outputs]
+        print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
+        # Sums are rounded in the order in which the threads share them.
+        threads = min(certified["hardware"]["threads"], MOST_THREADS)
+        process = subprocess.run(
+            [sys.executable, CHECKOUT / script, *words],
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+            check=False,
+        )
+        if process.returncode:
+            yield Check("training anew", UNCHECKED, f"it ended with exit code {process.returncode}")
+            return
+        run_folder = Path(folder, "again")
+        if certified["round"] > 1:
+            run_folder /= f"round{certified['round']}"
+        # Read whole, before the temporary folder is removed.
+        state, retrained = checkpoints.load_model(checkpoints.find_model(run_folder))
+    yield compare("trained anew: weights", certified["weights"], checkpoints.digest(state))
+    yield from compare_descriptions(description, retrained)
+
+
+def compare_descriptions(
+    description: Mapping[str, Any], retrained: Mapping[str, Any]
+) -> Iterator[Check]:
+    """Compare a description and its certificate with those of a repeated run."""
+    figures = retrained["certificate"]["figures"]
+    yield from compare_figures("trained anew: ", description["certificate"]["figures"], figures)
+    stated, stated_origin = _parts(description)
+    current, origin = _parts(retrained)
+    # Another version may say more of a model than this description does.
+    current = {name: current.get(name) for name in stated}
+    yield from compare_fields("trained anew: description", stated, current)
+    yield from compare_fields("trained anew: origin", stated_origin, origin, UNCHECKED)
+
+
+def _parts(description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a repeated run must say again, and what it need not: by what and where it was made."""
+    certified = description["certificate"]
+    fields = {**figure_settings(description), **description}
+    del fields["certificate"]
+    origin = {
+        "code": certified["code"],
+        "hardware": certified["hardware"],
+        # Another version may word them otherwise.
+        "notes": {name: facts["notes"] for name, facts in certified["sets"].items()},
+    }
+    # The certificate's fields go by longer names, for it has a seed of its own.
+    fields |= {f"certificate.{name}": fact for name, fact in certified.items()}
+    return {name: fields[name] for name in fields.keys() - COMPARED}, origin
+
+
+def words_of_places(certified: Mapping[str, Any], paths: Paths, options: Namespace) -> list[str]:
+    """The flags of a repeated run that say what it reads, where that lies, and how fast it goes.
+
+    paths: data set -> where it lies here. options: the flags of `certify.py`.
+    """
+    trained, cross = flags_of_sets(certified["sets"])
+    words = ["--dataset", *_with_places(trained, paths)]
+    words += ["--cross_test", *_with_places(cross, paths)] if cross else ["--no_spaq"]
+    # Only these names: a file's own could be any flag.
+    for flag in STARTS:
+        if flag in certified["starts"]:
+            words.append(f"--{flag}={certified['starts'][flag]['file']}")
+    for flag in ("image_root", "cache_dir", "workers"):
+        if getattr(options, flag) is not None:
+            words.append(f"--{flag}={getattr(options, flag)}")
+    return words if options.cache else [*words, "--no_cache"]
+
+
+def _with_places(sets: Mapping[str, str], paths: Paths) -> list[str]:
+    return [f"{flag}={paths[name] or ''}".removesuffix("=") for flag, name in sets.items()]
