@@ -133,8 +133,11 @@ def train_again(
     from hyperiqa.scoring import certificate_checks
     from hyperiqa.training.certified_command import read_command
 
-    modules = (train_swin, train_resnet, train_timm)
-    scripts = {f"{module.__name__}.py": module.SCRIPT for module in modules}
+    scripts = {
+        "train_swin.py": train_swin.SCRIPT,
+        "train_resnet.py": train_resnet.SCRIPT,
+        "train_timm.py": train_timm.SCRIPT,
+    }
     try:
         settings, words = read_command(description["certificate"]["command"], scripts)
     except UserError as mistake:

@@ -140,8 +140,8 @@ def compare_figure(
 
 def _figure_text(figure: np.ndarray) -> str:
     """A figure as `0.9012 [0.8856 0.9143]`."""
-    value, *bounds = [f"{number:.4f}" for number in figure]
-    return f"{value} [{' '.join(bounds)}]"
+    texts = [f"{number:.4f}" for number in figure]
+    return f"{texts[0]} [{' '.join(texts[1:])}]"
 
 
 def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) -> Iterator[Check]:

@@ -28,6 +28,8 @@ from hyperiqa.training.options import figure_settings
 
 # A file may ask for any number of threads, but not so many start everywhere.
 MOST_THREADS = 256
+# Flags of `certify.py` that a repeated run gets too.
+OWN_PLACES = ("image_root", "cache_dir", "workers")
 # Fields of a description and its certificate that a repeated run may have otherwise, or that other
 # checks compare.
 COMPARED = {"run", "versions", "metrics", "backbone_weights", "cross_resize"} | {
@@ -108,13 +110,11 @@ def words_of_places(certified: Mapping[str, Any], paths: Paths, options: Namespa
     trained, cross = flags_of_sets(certified["sets"])
     words = ["--dataset", *_with_places(trained, paths)]
     words += ["--cross_test", *_with_places(cross, paths)] if cross else ["--no_spaq"]
+    starts = certified["starts"]
     # Only these names: a file's own could be any flag.
-    for flag in STARTS:
-        if flag in certified["starts"]:
-            words.append(f"--{flag}={certified['starts'][flag]['file']}")
-    for flag in ("image_root", "cache_dir", "workers"):
-        if getattr(options, flag) is not None:
-            words.append(f"--{flag}={getattr(options, flag)}")
+    words += [f"--{flag}={starts[flag]['file']}" for flag in STARTS if flag in starts]
+    given = [flag for flag in OWN_PLACES if getattr(options, flag) is not None]
+    words += [f"--{flag}={getattr(options, flag)}" for flag in given]
     return words if options.cache else [*words, "--no_cache"]
 
 
