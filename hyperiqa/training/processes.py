@@ -12,19 +12,24 @@ that makes these steps those of one process. Process 0 alone writes files and pr
 import contextlib
 import itertools
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from hyperiqa.base.errors import Interrupted, UserError
 
-# How long a process waits for one that decodes or computes for all. It need not be short: when a
-# process ends, the others learn of it at once.
-PATIENCE = timedelta(days=1)
+# How long a process waits for the others in a step. When one ends, the others learn of it at once;
+# this is for one that neither works nor ends, as after SIGSTOP or on a disk that hangs.
+PATIENCE = timedelta(minutes=10)
+# How long it waits for one that decodes, computes or downloads for all processes of its node.
+LEADER_PATIENCE = timedelta(days=1)
+# How long the store that the processes share may take for an answer.
+ANSWER_SECONDS = 5
 # Words in what a collective raises when another process has gone.
 GONE = (
     "Connection closed",
@@ -35,6 +40,7 @@ GONE = (
     "ncclRemoteError",
     "store",
 )
+Answer = TypeVar("Answer")
 
 
 def rank() -> int:
@@ -111,9 +117,7 @@ def process_group() -> Iterator[None]:
         with shared_failures():
             yield
     except UserError as mistake:
-        # The process that holds the store may have gone, and the store with it.
-        with contextlib.suppress(RuntimeError):
-            mistake.already_shown = store.add("said", 1) > 1
+        mistake.already_shown = _ask(lambda: store.add("said", 1), 1) > 1
         raise
     finally:
         with contextlib.suppress(RuntimeError):
@@ -130,15 +134,14 @@ def shared_failures() -> Iterator[None]:
     try:
         yield
     except (UserError, Interrupted) as end:
-        with contextlib.suppress(RuntimeError):
-            reason = f"signal {end.signum}" if isinstance(end, Interrupted) else f"error {end}"
-            # The first process to end sets the reason, and no later one replaces it.
-            store.compare_set("reason", "", reason)
+        reason = f"signal {end.signum}" if isinstance(end, Interrupted) else f"error {end}"
+        # The first process to end sets the reason, and no later one replaces it.
+        _ask(lambda: store.compare_set("reason", "", reason), b"")
         raise
     except RuntimeError as problem:
         if not any(words in str(problem) for words in GONE):
             raise
-        kind, _, reason = _reason(store).partition(" ")
+        kind, _, reason = _ask(lambda: _reason(store), "").partition(" ")
         if kind == "signal":
             raise Interrupted(int(reason)) from None
         raise UserError(reason or "a process of the run was lost; --resume auto goes on") from None
@@ -148,11 +151,27 @@ def _reason(store: dist.Store) -> str:
     """Why another process has ended; "" where it left no reason, as after a SIGKILL."""
     # Its connections may close before its reason arrives.
     for _ in range(20):
-        with contextlib.suppress(RuntimeError):
-            if store.check(["reason"]):
-                return store.get("reason").decode()
+        if store.check(["reason"]):
+            return store.get("reason").decode()
         time.sleep(0.1)
     return ""
+
+
+def _ask(question: Callable[[], Answer], default: Answer) -> Answer:
+    """What the store answers; the default where its process has gone, or does not answer.
+
+    A process that was stopped keeps its connections open, and the store waits for ever.
+    """
+    answers = [default]
+
+    def ask() -> None:
+        with contextlib.suppress(RuntimeError):
+            answers.append(question())
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_SECONDS)
+    return answers[-1]
 
 
 def largest_of_all(number: int) -> int:
@@ -228,13 +247,18 @@ def cost_lines(process_costs: Sequence[Mapping[str, float]]) -> Iterator[str]:
 @contextlib.contextmanager
 def node_leader_first() -> Iterator[None]:
     """Let one process of each node do the block first: the others find the files that it left."""
+    if world_size() == 1:
+        yield
+        return
     node_rank, _ = node_rank_and_size()
-    # A reduction is a barrier: the leader enters it when it is done, and the others wait in it.
+    patient_group: Any = dist.new_group(timeout=LEADER_PATIENCE, backend="gloo")
+    # The leader enters the barrier when it is done, and the others wait in it.
     if node_rank != 0:
-        largest_of_all(0)
+        dist.barrier(patient_group)
     yield
     if node_rank == 0:
-        largest_of_all(0)
+        dist.barrier(patient_group)
+    dist.destroy_process_group(patient_group)
 
 
 def check_same_in_all(title: str, value: Mapping[str, Any]) -> None:

@@ -221,3 +221,42 @@ def test_every_process_says_what_it_takes(place, launcher, tmp_path):
     assert [set(each) for each in record["processes"]] == [{"start", "step", "memory"}] * 2
     assert all(50 < each["memory"] < 5000 and 0 < each["step"] < 60 for each in record["processes"])
     assert "Process 1: " in (tmp_path / "logs" / "r.log").read_text()
+
+
+STOPPED = """
+import os, signal, sys, time
+from datetime import timedelta
+from pathlib import Path
+from hyperiqa.base.command_line import run_tool
+from hyperiqa.training import processes
+
+processes.PATIENCE = timedelta(seconds=1)
+processes.ANSWER_SECONDS = 1
+
+def main():
+    with processes.process_group():
+        processes.largest_of_all(0)
+        if processes.rank() == int(sys.argv[1]):
+            if os.fork() == 0:
+                time.sleep(8)
+                Path("in_time" if Path("ended").exists() else "too_late").touch()
+                os.kill(os.getppid(), signal.SIGKILL)
+                os._exit(0)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        processes.largest_of_all(0)
+
+try:
+    run_tool(main)
+finally:
+    Path("ended").touch()
+"""
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_is_stopped_ends_the_others_in_time(launcher, tmp_path, stopped):
+    """Process 0 holds the store of the reasons for an end, where torchrun does not."""
+    (tmp_path / "stopped.py").write_text(STOPPED)
+    codes, _, errors = launcher.run(tmp_path / "stopped.py", [stopped], world=2, cwd=tmp_path)
+    assert (tmp_path / "in_time").exists()
+    assert codes == ([-signal.SIGKILL, 2] if stopped == 0 else [2, -signal.SIGKILL])
+    assert errors == ["error: a process of the run was lost; --resume auto goes on"]
