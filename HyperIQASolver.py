@@ -21,6 +21,7 @@ from hyperiqa.base.device import (
     set_backends,
 )
 from hyperiqa.base.errors import Interrupted, UserError
+from hyperiqa.base.plain_values import counted
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.base.version import versions
 from hyperiqa.model import checkpoints
@@ -401,8 +402,7 @@ class HyperIQASolver:
             self.log.line(f"New best model saved! {figures_text(result[chosen])}")
         else:
             state.without_gain += 1
-            plural = "s" if state.without_gain > 1 else ""
-            self.log.line(f"No improvement for {state.without_gain} epoch{plural}")
+            self.log.line(f"No improvement for {counted(state.without_gain, 'epoch')}")
 
     def description(self, result: dict[str, Figures], weights: str) -> dict[str, Any]:
         """What a model's users need, every choice that made it, and its certificate.

@@ -25,6 +25,7 @@ from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import HERE, write_whole
 from hyperiqa.base.launching import end_programs, start_program
+from hyperiqa.base.plain_values import counted
 from hyperiqa.runs.tables import text_table
 from hyperiqa.scoring.cost_tables import (
     STEP_HEADER,
@@ -147,7 +148,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
             scratch = Path(folder)
             if flags.dataset_path is None:
-                print(f"Making {flags.images} images …", flush=True)
+                print(f"Making {counted(flags.images, 'image')} …", flush=True)
                 published().make_images(scratch, flags.images)
                 flags.dataset_path = scratch / "koniq-10k"
                 flags.spaq_path = scratch / "spaq-test"
@@ -215,7 +216,7 @@ def show_measured(measured: dict[str, Any], counts: Mapping[str, int], device) -
     import torch
 
     measured["peak memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    name = f"{torch.get_num_threads()} CPU threads"
+    name = counted(torch.get_num_threads(), "CPU thread")
     if device.type == "cuda":
         measured["peak GPU memory"] = torch.cuda.max_memory_allocated(device) / 2**20
         name = torch.cuda.get_device_name(device)
@@ -284,7 +285,8 @@ def show_phases(flags: argparse.Namespace, scratch: Path) -> None:
     counts = ", ".join(f"{number} {part}" for part, number in child["counts"].items())
     print(
         f"\n{flags.backbone}, {_machine(child)}, precision {flags.precision}, {counts} images, "
-        f"{flags.train_patch_num} train and {flags.test_patch_num} test patches, "
+        f"{flags.train_patch_num} train and "
+        f"{counted(flags.test_patch_num, 'test patch', 'test patches')}, "
         f"medians of {flags.repeats}\n"
     )
     print("\n".join(phase_table(medians["plain"], medians["ours"])))
@@ -330,7 +332,11 @@ def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
     children = []
     for backbone in backbones:
         for process_count in flags.processes:
-            print(f"Measuring {backbone}, {process_count} processes …", file=sys.stderr, flush=True)
+            print(
+                f"Measuring {backbone}, {counted(process_count, 'process', 'processes')} …",
+                file=sys.stderr,
+                flush=True,
+            )
             backbone_flags = argparse.Namespace(**{**vars(flags), "backbone": backbone})
             child = run_child(backbone_flags, "step", scratch / "cache", process_count)
             children.append(child)

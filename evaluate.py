@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import Interrupted, UserError, not_installed
 from hyperiqa.base.files import HERE, write_whole
-from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base.plain_values import counted, to_json_value
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.datasets.names import check_lower_is_better, parse_set_names, reader_name
 from hyperiqa.datasets.readers import READERS
@@ -191,7 +191,7 @@ def model_lines(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[s
     """In words: the model, how it scored, and which images of each set."""
     description = origin["model"]
     versions = origin["versions"]
-    several_crops = f"{description['test_patch_num']} crops ({description['test_crop']})"
+    several_crops = f"{counted(description['test_patch_num'], 'crop')} ({description['test_crop']})"
     crops = "centre crop" if description["test_crop"] == "center" else several_crops
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm"))
     lines = [
@@ -204,7 +204,8 @@ def model_lines(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[s
     ]
     for test in tests:
         lines += [
-            f"{test.data.name}: {len(test.records)} images ({test.which}), resize {test.resize}",
+            f"{test.data.name}: {counted(len(test.records), 'image')} ({test.which}), "
+            f"resize {test.resize}",
             *test.data.notes,
         ]
     return lines

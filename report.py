@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five, not_installed
+from hyperiqa.base.plain_values import counted
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.datasets.names import EPOCH_KEYS, record_name
 from hyperiqa.runs.measures import FIGURE, Entry, Measure, choose_entries
@@ -146,7 +147,7 @@ def _page_head(
     options: argparse.Namespace, entries: Sequence[Entry], under_way: Sequence[Run]
 ) -> tuple[str, list[str], float]:
     """The page's title, when it was made, and seconds until a newer one may be there (0: never)."""
-    title = f"{len(entries)} {'settings' if options.group else 'runs'}"
+    title = counted(len(entries), "setting" if options.group else "run")
     if len(entries) == 1:
         title = entries[0].name
     fact = f"made {time.strftime('%Y-%m-%d %H:%M')}"

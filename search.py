@@ -29,6 +29,7 @@ from hyperiqa.base.cluster import OWN, Cluster, Submitted, cluster_flags
 from hyperiqa.base.command_line import Flags, run_tool, without_flags
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.launching import end_programs, last_error, start_program
+from hyperiqa.base.plain_values import counted
 from hyperiqa.runs import measures, reading, runs_table, tables
 from hyperiqa.runs.measures import FIGURE, Entry, Measure
 
@@ -374,7 +375,7 @@ def main() -> int:
             print(shlex.join(command) + ("  # finished" if finished(job) else ""))
         return 0
     missing = [job for job in jobs if not finished(job)]
-    print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them finished already")
+    print(f"{counted(len(jobs), 'run')}, {len(jobs) - len(missing)} finished already")
     # A shell starts background jobs deaf to SIGINT, and so their children; a batch system ends its
     # jobs with SIGTERM. The runs must not outlive the search either way.
     for kind in (signal.SIGINT, signal.SIGTERM):
@@ -382,7 +383,7 @@ def main() -> int:
     try:
         failures = Search(options, missing).run() if missing else []
     except KeyboardInterrupt:
-        done = f"{sum(bool(finished(job)) for job in jobs)} of {len(jobs)} runs finished"
+        done = f"{sum(bool(finished(job)) for job in jobs)} of {counted(len(jobs), 'run')} finished"
         print(f"\ninterrupted: {done}; the same command goes on from there", file=sys.stderr)
         return 130
     report(options, jobs)

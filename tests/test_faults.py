@@ -396,11 +396,11 @@ BAD_INPUT = {
     ),
     "score nan": (
         with_koniq(edit_scores("10.0\n", "nan\n")),
-        "koniq-10k: 1 scores are not numbers: train_0.jpg",
+        "koniq-10k: 1 score is not a number: train_0.jpg",
     ),
     "score a word": (
         with_koniq(edit_scores("10.0\n", '"good"\n')),
-        "koniq-10k: 1 scores are not numbers: train_0.jpg",
+        "koniq-10k: 1 score is not a number: train_0.jpg",
     ),
     "JSON broken": (
         with_koniq(put("koniq_test.json", b"[{")),
@@ -412,7 +412,7 @@ BAD_INPUT = {
     ),
     "JSON of other images": (
         with_koniq(put("koniq_test.json", b'[{"image": "../../etc/x.jpg", "score": 1}]')),
-        "koniq-10k: 1 images of the split have no score in koniq10k_scores_and_distributions.csv: x.jpg",
+        "koniq-10k: 1 image of the split has no score in koniq10k_scores_and_distributions.csv: x.jpg",
     ),
     "JSON empty": (
         with_koniq(put("koniq_test.json", b"[]")),
@@ -424,7 +424,7 @@ BAD_INPUT = {
     ),
     "images missing": (
         with_koniq(lambda r: (r / "test/test_2.jpg").unlink()),
-        "koniq-10k: 1 of 18 images are not in ROOT/koniq/train and ROOT/koniq/test: test_2.jpg",
+        "koniq-10k: 1 of 18 images is not in ROOT/koniq/train and ROOT/koniq/test: test_2.jpg",
     ),
     "no image folder": (
         with_koniq(lambda r: (r / "test").rename(r / "tset")),
@@ -458,7 +458,7 @@ BAD_INPUT = {
     ),
     "validation images not there": (
         with_validation_images_elsewhere,
-        "koniq-10k: 1 validation images are not in ROOT/koniq: val_0.jpg; give --val_fraction F to take some of the training images instead",
+        "koniq-10k: 1 validation image is not in ROOT/koniq: val_0.jpg; give --val_fraction F to take some of the training images instead",
     ),
     "CSV without column": (
         csv_file("image,score\n"),
@@ -466,7 +466,7 @@ BAD_INPUT = {
     ),
     "CSV absolute path": (
         csv_file("image,mos\n/etc/passwd,1\npictures/a.jpg,2\n"),
-        "ROOT/mine.csv: 1 image names leave its folder: /etc/passwd; --image_root FOLDER names another folder",
+        "ROOT/mine.csv: 1 image name leaves its folder: /etc/passwd; --image_root FOLDER names another folder",
     ),
     "CSV unknown split": (
         csv_file("image,mos,split\npictures/a.jpg,1,exam\n"),
@@ -474,13 +474,13 @@ BAD_INPUT = {
     ),
     "CSV image missing": (
         csv_file("image,mos\npictures/a.jpg,1\npictures/z.jpg,2\n"),
-        "ROOT/mine.csv: 1 of 2 images are not in its folder: pictures/z.jpg; --image_root FOLDER names another folder",
+        "ROOT/mine.csv: 1 of 2 images is not in its folder: pictures/z.jpg; --image_root FOLDER names another folder",
     ),
     "CSV listed twice": (
         csv_file(
             "image,mos\npictures/a.jpg,1\npictures/b.jpg,3\npictures/a.jpg,2\npictures/./a.jpg,4\n"
         ),
-        "csv: 1 images are listed twice: pictures/a.jpg",
+        "csv: 1 image is listed twice: pictures/a.jpg",
     ),
     "unknown flag": (
         plain_flags("--epoch", "3"),

@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import CHECKOUT
 from hyperiqa.model import checkpoints, factory
 from hyperiqa.model.backbone import IMAGENET_MEAN, IMAGENET_STD
-from hyperiqa.scoring import quality_model
+from hyperiqa.scoring import image_sources, maps, quality_model
 
 SCRIPT = CHECKOUT / "predict.py"
 DESCRIPTION = {
@@ -227,7 +228,7 @@ def test_an_interrupted_output_is_gone_on_with(checkpoint, photos, capfd):
     assert run(checkpoint, "photos", "--output", "cut.csv") == 0
     said = capfd.readouterr().err
     assert (
-        "cut.csv: 2 images have a score already; 1 failed ones are tried again; the last row was cut off and is dropped\n"
+        "cut.csv: 2 images have a score already; 1 failed one is tried again; the last row was cut off and is dropped\n"
         in said
     )
     assert said.endswith("cut.csv: 5 images scored\n")
@@ -481,7 +482,7 @@ def test_pictures_that_are_passed_over_are_named(checkpoint, photos, capfd):
     (photos / "only" / "x.cr2").touch()
     with pytest.raises(
         UserError,
-        match=r"no images in this folder, passed over 1 pictures .*\(.cr2\): photos/only/x.cr2",
+        match=r"no images in this folder, passed over 1 picture .*\(.cr2\): photos/only/x.cr2",
     ):
         run(checkpoint, "photos/only")
 
@@ -490,3 +491,92 @@ def test_several_processes_are_refused(checkpoint, photos, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="WORLD_SIZE is 2, as of torchrun; expected one process"):
         run(checkpoint, "photos")
+
+
+def maps_in(folder):
+    """readable name -> map, of a folder that must be flat and hold pictures alone."""
+    for path in folder.iterdir():
+        assert re.fullmatch(r"[^.-].*-[0-9a-f]{16}\.png", path.name) and path.stat().st_size > 500
+    return {path.name.rpartition("-")[0]: path for path in folder.iterdir()}
+
+
+def test_every_image_has_a_map_and_no_map_is_scored(checkpoint, photos):
+    Image.fromarray(picture()).save(photos / ("山" * 81 + ".png"))
+    Image.fromarray(picture()).save(photos / "c_ d.jpg")  # as a simple replacement calls `c, d.jpg`
+    # The folder of the maps lies among the images, by itself or as the very same.
+    for folder in ("photos/maps", "photos"):
+        assert run(checkpoint, "photos", "--map", folder, "--output", f"{folder[-4:]}.csv") == 0
+        assert len(scores(f"{folder[-4:]}.csv")) == 8
+    drawn = [*photos.glob("*-????????????????.png"), *photos.glob("maps/*")]
+    assert len(drawn) == 16 and len(maps_in(photos / "maps")) == 8
+    before = {path: path.stat().st_mtime_ns for path in drawn}
+    assert run(checkpoint, "photos", "photos/**", *drawn[:0], "--output", "again.csv") == 0
+    assert len(scores("again.csv")) == 8
+    # What is there is not drawn again; neither is it an image that a pipe may name.
+    assert run(checkpoint, "photos", "--map", "photos/maps", "--output", "maps.csv") == 0
+    assert {path: path.stat().st_mtime_ns for path in drawn} == before
+    done = subprocess.run(
+        [sys.executable, SCRIPT, checkpoint, "-", "--device", "cpu", "--format", "jsonl"],
+        input="\n".join(map(str, [*drawn, photos / "a.png"])),
+        capture_output=True,
+        text=True,
+    )
+    assert [json.loads(line)["image"] for line in done.stdout.splitlines()] == [
+        str(photos / "a.png")
+    ]
+
+
+def test_maps_are_added_to_a_finished_output(checkpoint, photos, tmp_path, capfd):
+    assert run(checkpoint, "photos", "--output", "out.csv") == 0
+    before = Path("out.csv").read_bytes()
+    assert run(checkpoint, "photos", "--output", "out.csv", "--map", "maps") == 0
+    drawn = maps_in(Path("maps"))
+    assert Path("out.csv").read_bytes() == before and len(drawn) == 6
+    # A missing one is drawn, and so is another model's, which goes by the same name.
+    times = {name: path.stat().st_mtime_ns for name, path in drawn.items()}
+    drawn["photos_a.png"].unlink()
+    other = save_model(tmp_path / "other.pkl", seed=1)
+    assert run(other, "photos/b.jpg", "--output", "other.csv", "--map", "maps") == 0
+    assert run(checkpoint, "photos", "--output", "out.csv", "--map", "maps") == 0
+    changed = {n for n, p in maps_in(Path("maps")).items() if p.stat().st_mtime_ns != times[n]}
+    assert Path("out.csv").read_bytes() == before and changed == {
+        "photos_a.png",
+        "photos_b.jpg",
+    }
+    assert capfd.readouterr().err.endswith("out.csv: 0 images scored\n")
+
+
+def test_a_map_that_fails_is_the_problem_of_its_row(checkpoint, photos, monkeypatch, capfd):
+    """A strip whose score is fine, and a place that cannot be written."""
+    Image.effect_noise((9000, 20), 60).convert("RGB").save(photos / "a_strip.png")
+    monkeypatch.setattr(maps, "MAX_PIXELS", 2_000_000)
+    monkeypatch.setattr(image_sources, "map_path", blocked := _one_that_is_blocked())
+    assert run(checkpoint, "photos", "--output", "out.csv", "--map", "maps") == 1
+    found = read("out.csv")
+    assert len(found) == 7 and all(score is not None for score, _ in found.values())
+    problems = {image: error for image, (_, error) in found.items() if error}
+    assert problems.keys() == {"photos/a_strip.png", "photos/b.jpg"}
+    strip = problems["photos/a_strip.png"]
+    assert strip == "no map: 32400x72 pixels; expected at most 2,000,000 in a map"
+    assert re.fullmatch(
+        "no map: maps/nosuch.*/x.png: cannot be written: .*", problems["photos/b.jpg"]
+    )
+    said = capfd.readouterr().err
+    assert "out.csv: 7 images scored\n2 images have no map: photos/a_strip.png (no map: 32" in said
+    # The next run tries both again.
+    monkeypatch.setattr(image_sources, "map_path", blocked.__wrapped__)
+    assert run(checkpoint, "photos", "--output", "out.csv", "--map", "maps") == 1
+    found = read("out.csv")
+    assert len(found) == 7 and [bool(error) for _, error in found.values()].count(True) == 1
+
+
+def _one_that_is_blocked():
+    original = image_sources.map_path
+
+    @functools.wraps(original)
+    def map_path(folder, image):
+        if image.endswith("b.jpg"):
+            return folder / ("nosuch" * 50) / "x.png"
+        return original(folder, image)
+
+    return map_path

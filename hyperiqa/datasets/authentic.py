@@ -11,6 +11,7 @@ from itertools import chain, starmap
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError, first_five
+from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.collections import Listed
 from hyperiqa.datasets.formats import (
     aligned,
@@ -73,11 +74,13 @@ class KonIQ10k(Reader):
         unlisted = len(scores.keys() - split.keys())
         if unlisted:
             self.notes.append(
-                f"{self.name}: {unlisted} images of the CSV are in no split and left out"
+                f"{self.name}: {counted(unlisted, 'image of the CSV is', 'images of the CSV are')} "
+                "in no split and left out"
             )
         refuse(
             [name for name in split if name not in scores],
             self.name,
+            f"image of the split has no score in {SCORES}",
             f"images of the split have no score in {SCORES}",
         )
         return [
@@ -153,7 +156,8 @@ class KonIQ10k(Reader):
             return official
         train = read_json_scores(train_list)
         test = read_json_scores(test_list)
-        refuse(sorted(train.keys() & test.keys()), self.name, "images are in both JSON lists")
+        shared = sorted(train.keys() & test.keys())
+        refuse(shared, self.name, "image is in both JSON lists", "images are in both JSON lists")
         split = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
         # The lists leave the official validation images out; those are the ones to select on.
         unlisted = sorted(official.keys() - split.keys())

@@ -143,7 +143,7 @@ def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> list[Listed]:
         for path in paths:
             entries = read_json_list(path)
             outside = [image for image, _, _ in entries if leaves_its_folder(image)]
-            refuse(outside, path, f"image names leave {base}")
+            refuse(outside, path, f"image name leaves {base}", f"image names leave {base}")
             for image, score, deviation in entries:
                 place = PurePosixPath(image.replace("\\", "/"))
                 rows.append(

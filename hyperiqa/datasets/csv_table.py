@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from hyperiqa.base.errors import UserError
+from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.formats import number, read_table, refuse
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.records import SPLIT_NAMES, USUAL, Row
@@ -56,12 +57,13 @@ class CSVTable(Reader):
         lines = list(read_table(self.root, (image, score, *named), optional, hint))
         empty = sum(not line[image] for line in lines)
         if empty:
-            raise UserError(f"{self.root}: column {image} is empty in {empty} rows")
+            raise UserError(f"{self.root}: column {image} is empty in {counted(empty, 'row')}")
         # Spreadsheets in many languages write 1,5. Say more of it than that it is no number.
         commas = [line[score] for line in lines if re.fullmatch(r"[-+\d.]*,\d+", line[score])]
         if commas:
             raise UserError(
-                f"{self.root}: column {score}: {len(commas)} scores have a decimal comma, "
+                f"{self.root}: column {score}: "
+                f"{counted(len(commas), 'score has', 'scores have')} a decimal comma, "
                 f"such as {commas[0]}; expected a point"
             )
         return lines
@@ -94,13 +96,21 @@ class CSVTable(Reader):
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
         paths = {row.image: self._find_image(row.image) for row in rows}
         missing = [image for image, path in paths.items() if path is None]
-        refuse(missing, self.root, f"of {len(rows)} images are not in {self.place}", self.elsewhere)
+        total = f"of {counted(len(rows), 'image')}"
+        refuse(
+            missing,
+            self.root,
+            f"{total} is not in {self.place}",
+            f"{total} are not in {self.place}",
+            self.elsewhere,
+        )
         # One image under two names, by a link or by case, could be in training and test at once.
         names_of_file: dict[tuple[int, int], list[str]] = {}
         for image, path in paths.items():
             status = path.stat()
             names_of_file.setdefault((status.st_dev, status.st_ino), []).append(image)
         aliases = [" = ".join(names) for names in names_of_file.values() if len(names) > 1]
-        refuse(aliases, self.root, "images are listed by several names")
+        by_names = "listed by several names"
+        refuse(aliases, self.root, f"image is {by_names}", f"images are {by_names}")
         files = [paths[row.image] for row in rows]
         return [(path.relative_to(self.folder).as_posix(), path) for path in files]

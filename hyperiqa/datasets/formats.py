@@ -20,6 +20,7 @@ import numpy as np
 
 from hyperiqa.base.errors import UserError, first_five, reading_file
 from hyperiqa.base.launching import parallel_map
+from hyperiqa.base.plain_values import counted
 
 # What the parser of a MAT file may use, in bytes and seconds; the sets' own files are under 1 MB.
 MAT_MEMORY = 4 * 2**30
@@ -34,10 +35,14 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def refuse(names: Collection[str], source: object, mistake: str, hint: str = "") -> None:
-    """Raise UserError `source: COUNT mistake: the first names, hint` where there are such names."""
+def refuse(names: Collection[str], source: object, one: str, several: str, hint: str = "") -> None:
+    """Raise UserError `source: COUNT mistake: the first names, hint` where there are such names.
+
+    one, several: the mistake in words, of one name and of several.
+    """
     if names:
-        raise UserError(f"{source}: {len(names)} {mistake}: {first_five(names)}{hint}")
+        mistake = counted(len(names), one, several)
+        raise UserError(f"{source}: {mistake}: {first_five(names)}{hint}")
 
 
 def _text(path: Path) -> str:
@@ -128,7 +133,8 @@ def read_json_scores(path: Path) -> dict[str, float]:
         ) from None
     listed = dict(zip(names, scores, strict=True))
     if len(listed) < len(entries):
-        raise UserError(f"{path}: {len(entries) - len(listed)} images are listed twice")
+        mistake = counted(len(entries) - len(listed), "image is", "images are")
+        raise UserError(f"{path}: {mistake} listed twice")
     return listed
 
 

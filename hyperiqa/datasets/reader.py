@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import HERE
+from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.collections import Listed, json_lists, pyiqa
 from hyperiqa.datasets.formats import leaves_its_folder, number, refuse
 from hyperiqa.datasets.records import (
@@ -182,12 +183,18 @@ class Reader:
         if not rows:
             raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
         outside = [row.image for row in rows if leaves_its_folder(row.image)]
-        refuse(outside, self.root, f"image names leave {self.place}", self.elsewhere)
+        refuse(
+            outside,
+            self.root,
+            f"image name leaves {self.place}",
+            f"image names leave {self.place}",
+            self.elsewhere,
+        )
         return rows
 
     def _data_set(self, rows: list[Row], splits: tuple[str, ...]) -> DataSet:
         bad = [row.image for row in rows if not math.isfinite(row.score)]
-        refuse(bad, self.name, "scores are not numbers")
+        refuse(bad, self.name, "score is not a number", "scores are not numbers")
         present = _splits(rows)
         for split in splits:
             if split == "val" and split not in present:
@@ -201,7 +208,7 @@ class Reader:
         files = self._files(rows)
         counts = Counter(name for name, _ in files)
         repeated = [name for name, count in counts.items() if count > 1]
-        refuse(repeated, self.name, "images are listed twice")
+        refuse(repeated, self.name, "image is listed twice", "images are listed twice")
         records = [
             Record(name, path, row.score, row.split or "test", row.group, row.kind, row.error)
             for row, (name, path) in zip(rows, files, strict=True)
@@ -232,9 +239,9 @@ class Reader:
         unknown = sum(not row.group for row in rows)
         if unknown and is_random:
             raise UserError(
-                f"{self.name}: which of {unknown} images share content is not known, and a random "
-                f"split would have the same content on both sides; expected {self.contents_from}; "
-                "--allow_shared_content splits image by image all the same "
+                f"{self.name}: which of {counted(unknown, 'image')} share content is not known, "
+                "and a random split would have the same content on both sides; expected "
+                f"{self.contents_from}; --allow_shared_content splits image by image all the same "
                 "(evaluate.py: --split all)"
             )
         return rows
@@ -245,8 +252,8 @@ class Reader:
         shared = training & {row.group for row in rows if row.split != "train"}
         if shared:
             self.notes.append(
-                f"{self.name}: its own split has {len(shared)} of {len(training)} training "
-                "contents on the other side too"
+                f"{self.name}: its own split has {len(shared)} of "
+                f"{counted(len(training), 'training content')} on the other side too"
             )
 
     def _draw_split(self, rows: list[Row]) -> list[Row]:
@@ -283,7 +290,7 @@ class Reader:
             missing = [row.image for row in rows if not self.placed[row.image].is_file()]
             if missing:
                 raise UserError(
-                    f"{self.name}: {len(missing)} of {len(rows)} images, "
+                    f"{self.name}: {len(missing)} of {counted(len(rows), 'image')}, "
                     f"not in {self.placed[missing[0]].parent}: {first_five(missing)}"
                 )
             return [(row.image, self.placed[row.image]) for row in rows]
@@ -298,11 +305,14 @@ class Reader:
         refuse(
             _missing(validation, images),
             self.name,
+            f"validation image is not in {self.root}",
             f"validation images are not in {self.root}",
             "; give --val_fraction F to take some of the training images instead",
         )
         folders = " and ".join(map(str, layout.values()))
-        refuse(_missing(rows, images), self.name, f"of {len(rows)} images are not in {folders}")
+        total = f"of {counted(len(rows), 'image')}"
+        missing = _missing(rows, images)
+        refuse(missing, self.name, f"{total} is not in {folders}", f"{total} are not in {folders}")
         return [images.get(row.image) or images[row.image.lower()] for row in rows]
 
     def _layouts(self) -> list[dict[str, Path]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperiqa.base.errors import UserError
+from hyperiqa.base.plain_values import counted
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
 # How tables write a split, in lower case -> what a record says.
@@ -145,15 +146,16 @@ def take_validation(data: DataSet, fraction: float, seed: int) -> None:
     share = round(fraction * len(contents))
     if not 0 < share < len(contents):
         raise UserError(
-            f"--val_fraction {fraction}: takes {share} of {len(contents)} training contents"
+            f"--val_fraction {fraction}: takes {share} of "
+            f"{counted(len(contents), 'training content')}"
         )
     chosen = set(contents[:share])
     for i, record in enumerate(data.records):
         if record.split == "train" and (record.group or record.name) in chosen:
             data.records[i] = replace(record, split="val")
     data.notes.append(
-        f"{data.name}: {share} of {len(contents)} training contents held out for validation, "
-        f"seed {seed}"
+        f"{data.name}: {share} of {counted(len(contents), 'training content')} held out for "
+        f"validation, seed {seed}"
     )
 
 

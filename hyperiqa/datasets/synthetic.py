@@ -52,11 +52,12 @@ class NamedByContent(Reader):
                 rows.append(Row(name, number(score), group=parts[1].upper(), kind=kind))
             else:
                 unknown.append(name)
+        expected = f"CONTENT_KIND_LEVEL with a kind of 1 to {len(self.kinds)}, such as I01_02_3"
         refuse(
             unknown,
             path,
-            "image names are not CONTENT_KIND_LEVEL with a kind of "
-            f"1 to {len(self.kinds)}, such as I01_02_3",
+            f"image name is not {expected}",
+            f"image names are not {expected}",
         )
         return rows
 

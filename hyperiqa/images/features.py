@@ -22,6 +22,7 @@ import torch
 from hyperiqa.base import schema
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
+from hyperiqa.base.plain_values import counted
 from hyperiqa.images.build_once import (
     INDEX,
     build_once,
@@ -194,7 +195,8 @@ def check_room(parts: Mapping[str, Features]) -> list[str]:
     for name, features in parts.items():
         rows, width = features.shape
         size = (
-            f"{rows} patches of {width} values in {features.dtype}, {features.bytes / 1e9:.2f} GB"
+            f"{counted(rows, 'patch', 'patches')} of {width} values in {features.dtype}, "
+            f"{features.bytes / 1e9:.2f} GB"
         )
         state = "found" if features.was_there else "to compute"
         facts.append(f"Features of {name}: {size}, {state} in {features.folder or 'memory'}")

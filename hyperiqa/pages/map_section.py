@@ -8,6 +8,7 @@ import scipy.stats
 from PIL import Image
 from tqdm import tqdm
 
+from hyperiqa.base.plain_values import counted
 from hyperiqa.pages.page import Page, block
 from hyperiqa.pages.scored_sets import ScoredSet
 from hyperiqa.scoring import maps
@@ -38,7 +39,7 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
     overlays: dict[int, tuple[Image.Image, float, float]] = {}
     for position, image in enumerate(tqdm(images, "Where it looks", unit="image", leave=False)):
         pixels = cache[cache.index[scored_set.records[image].path]]
-        with_map = position in mapped and maps.is_mappable(pixels)
+        with_map = position in mapped and pixels[..., 0].size <= maps.MAX_PIXELS
         image_map = maps.map_image(model, pixels, with_map)
         if with_map:
             overlays[position] = maps.coloured(image_map, model.description["higher_is_better"])
@@ -48,8 +49,8 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
     scores = [image_map.score for image_map in image_maps]
     _add_map_images(page, scored_set, images, scores, overlays, levels)
     lines = [
-        f"{len(image_maps)} images of {scored_set.title}, in {len(levels)} levels of their "
-        "opinions; bars: 95 % of the mean.",
+        f"{counted(len(image_maps), 'image')} of {scored_set.title}, in "
+        f"{counted(len(levels), 'level')} of opinion; bars: 95 % of the mean.",
         "Maps: scores of a dense grid of patches; dark is worse, bright is better, scored as said "
         "below each.",
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.errors import UserError
+from hyperiqa.base.plain_values import counted
 from hyperiqa.model import checkpoints
 from hyperiqa.pages.page import Page, block
 from hyperiqa.runs import differences, runs_table, standards_table
@@ -85,7 +86,7 @@ def _add_summary(
     page.section(
         "Settings",
         *([heading, block("facts", rows=chosen)] if chosen else []),
-        block("facts", rows=settings, folded=f"all {len(settings)} settings"),
+        block("facts", rows=settings, folded=f"all of {counted(len(settings), 'setting')}"),
     )
 
 

@@ -18,6 +18,7 @@ import scipy.ndimage
 import torch
 
 from hyperiqa.base.errors import UserError
+from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.names import set_named
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
@@ -344,7 +345,7 @@ def _error_plots(
         runs=[[run, *fields] for run, fields in field_names.items()],
         opinion=scored_set.opinion,
         fit=fit,
-        note=f"{len(mos):,} images; {'; '.join(notes)}",
+        note=f"{counted(len(mos), 'image')}; {'; '.join(notes)}",
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperiqa.base.errors import UserError, reading_file
+from hyperiqa.base.plain_values import counted
 from hyperiqa.base.schema import mismatch
 from hyperiqa.datasets.names import EPOCH_KEYS
 from hyperiqa.runs.old_logs import read_log
@@ -283,7 +284,8 @@ def _read_jsonl(path: Path) -> list[dict]:
     records = run_files.read_records(path)
     if not any(record["type"] == "run" for record in records):
         raise UserError(
-            f"{path}: not a run's records: expected one of type `run`, found {len(records)} others"
+            f"{path}: not a run's records: expected one of type `run`, "
+            f"found {counted(len(records), 'other')}"
         )
     return [record for record in records if record["type"] in run_files.RECORDS]
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import HERE
+from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.names import lower_is_better_sets, reader_name, record_name
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
@@ -191,7 +192,8 @@ def load_images(
         if twins:
             pairs = first_five(f"{test.records[i].name} ~ {training_names[j]}" for i, j in twins)
             test.data.notes.append(
-                f"{test.data.name}: {len(twins)} images look like training images: {pairs}"
+                f"{test.data.name}: "
+                f"{counted(len(twins), 'image looks', 'images look')} like training images: {pairs}"
             )
     cache.put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
 

@@ -18,6 +18,7 @@ import torch
 
 from hyperiqa.base.device import Hardware
 from hyperiqa.base.errors import UserError
+from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.records import DataSet, Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.features import Features
@@ -207,12 +208,13 @@ class DecodedSet:
         action = "found" if cache.was_there else "decoded"
         place = f"cache {cache.folder}" if cache.folder else "memory"
         cost = f"{cache.bytes / 2**20:.0f} MiB, {cache.seconds:.1f} s"
+        images = counted(len(cache), "image")
         # The order of the lines counts: `facts[1:]` are those that evaluations repeat.
-        lines = [f"{name}: {len(cache)} images {action} in {place}, resize {cache.resize}, {cost}"]
+        lines = [f"{name}: {images} {action} in {place}, resize {cache.resize}, {cost}"]
         if cache.upscaled:
-            lines.append(
-                f"{name}: {cache.upscaled} images smaller than the patch were scaled up to it"
-            )
+            smaller = "smaller than the patch"
+            upscaled = counted(cache.upscaled, f"image {smaller} was", f"images {smaller} were")
+            lines.append(f"{name}: {upscaled} scaled up to it")
         return lines
 
     def digest(self, record: Record) -> str:
@@ -282,7 +284,7 @@ def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
     # Sorted: the message does not depend on the order of the sets.
     listed = "; ".join(f"{path}: {reasons[path]}" for path in sorted(reasons))
     number = sum(len(images.cache) for images in sets)
-    message = f"{len(reasons)} of {number} images cannot be read: {listed}"
+    message = f"{len(reasons)} of {counted(number, 'image')} cannot be read: {listed}"
     if not skip:
         raise UserError(f"{message} (--skip_bad_images drops them)")
     return message
@@ -308,7 +310,7 @@ def fitting_workers(workers: int, batch_bytes: int) -> tuple[int, str]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         # Without a limit it is negative.
         if hard >= 0:
-            limits.append(((hard - 100) // 20, f"{hard} files may be open"))
+            limits.append(((hard - 100) // 20, f"{counted(hard, 'file')} may be open"))
     number, reason = min(limits)
     number = max(0, number)
     if not reason:

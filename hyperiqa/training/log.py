@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from hyperiqa.base import cluster, device, files, version
 from hyperiqa.base.errors import UserError
-from hyperiqa.base.plain_values import to_json_value, to_text
+from hyperiqa.base.plain_values import counted, to_json_value, to_text
 from hyperiqa.base.terminal import printable
 from hyperiqa.stats.metrics import RECORDED, medians
 from hyperiqa.training.run_files import BEST_MODEL, Prediction, write_predictions
@@ -274,7 +274,7 @@ def figures_text(figures: Mapping[str, float], between: str = ": ", before: str 
 
 def median_lines(rounds: Sequence[Mapping]) -> Iterator[str]:
     """The medians over the rounds, with which the log ends."""
-    number = f"{len(rounds)} round{'s' if len(rounds) > 1 else ''}"
+    number = counted(len(rounds), "round")
     for part, figures in medians(rounds).items():
         yield f"Median {part} of {number}: {figures_text(figures, ' ')}"
 

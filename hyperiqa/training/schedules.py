@@ -8,6 +8,8 @@ from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+from hyperiqa.base.plain_values import counted
+
 
 @dataclass(frozen=True)
 class Rates:
@@ -143,7 +145,7 @@ class Warmup(Constant):
         return self.schedule.makes_new(epoch)
 
     def __str__(self) -> str:
-        epochs = "1 epoch" if self.epochs == 1 else f"{self.epochs} epochs"
+        epochs = counted(self.epochs, "epoch")
         return f"{self.schedule}, after a warm-up of {epochs}"
 
 

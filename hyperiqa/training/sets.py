@@ -17,6 +17,7 @@ import torch
 
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import HERE
+from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.names import lower_is_better_sets
 from hyperiqa.datasets.readers import read_cross_tests, reader_of
 from hyperiqa.datasets.records import Columns, DataSet, scale_of, take_validation
@@ -134,7 +135,8 @@ class RunData:
         # Standard errors come first; the share of the range is for images without votes.
         voted = sum(record.error is not None for record in data.split("train"))
         if voted:
-            noise = f"{strength:g} standard errors of {voted} images' MOS, else {noise}"
+            images = counted(voted, "image's", "images'")
+            noise = f"{strength:g} standard errors of {images} MOS, else {noise}"
         name = f" of {data.name}" if self.several else ""
         return f"Label noise{name}: {noise}; training figures are against the noisy MOS"
 
@@ -259,10 +261,12 @@ def overlapping(sets: Iterable[DecodedSet], trained: Iterable[DataSet], allowed:
                 overlaps.append(f"{tested_name} = {training_set.data.name} {twin}")
     if not overlaps:
         return ""
-    message = (
-        f"{len(overlaps)} images of a test split are another set's training images: "
-        f"{first_five(overlaps)}"
+    copies = counted(
+        len(overlaps),
+        "image of a test split is another set's training image",
+        "images of a test split are another set's training images",
     )
+    message = f"{copies}: {first_five(overlaps)}"
     if not allowed:
         raise UserError(f"{message} (--allow_overlap trains all the same)")
     return message
@@ -292,7 +296,12 @@ def near_duplicates_note(pairs: list[tuple[tuple[str, Path], ...]]) -> str:
     # In words, where `first_five` has an ellipsis: the log is ASCII.
     if len(names) > 5:
         listed += f" and {len(names) - 5} more"
-    return f"Near duplicates: {len(pairs)} pairs of test and training images look alike: {listed}"
+    alike = counted(
+        len(pairs),
+        "pair of a test and a training image looks",
+        "pairs of test and training images look",
+    )
+    return f"Near duplicates: {alike} alike: {listed}"
 
 
 @dataclass(frozen=True)

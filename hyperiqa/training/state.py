@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from hyperiqa.base.errors import NothingToDo, UserError
-from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base.plain_values import counted, to_json_value
 from hyperiqa.model.checkpoints import load, load_model, save
 from hyperiqa.training import engine, processes, run_files, schedules
 from hyperiqa.training.log import RunLog, SilentLog
@@ -235,13 +235,14 @@ def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag:
     where the run cannot be given them.
     """
     if options.epochs <= epochs:
-        length = f", of {epochs} epochs" if options.epochs < epochs else ""
+        length = f", of {counted(epochs, 'epoch')}" if options.epochs < epochs else ""
         raise NothingToDo(f"{name} has finished already{length}")
     if status == "early_stopped":
         raise NothingToDo(
             f"{name} stopped early, before its {epochs} epochs were over: more would change nothing"
         )
-    longer = f"{flag}: it has finished its {epochs} epochs and cannot go on to {options.epochs}"
+    length = counted(epochs, "epoch")
+    longer = f"{flag}: it has finished its {length} and cannot go on to {options.epochs}"
     if not schedules.make_schedule(options).extendable:
         raise UserError(
             f"{longer}: the rates of --lr_scheduler {options.lr_scheduler} depend on --epochs"

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from timm.layers import DropPath
 from torch import nn
 
+from hyperiqa.base.plain_values import counted
 from hyperiqa.training.batches import rows_of_process
 from hyperiqa.training.processes import rank, share, world_size
 
@@ -166,7 +167,7 @@ class _WholeMask(nn.Module):
         rows = rows_of_process(_batch_rows, *share())
         if len(x) != len(rows):
             raise RuntimeError(
-                f"expected {len(rows)} rows of a batch of {_batch_rows}, found {len(x)}"
+                f"expected {counted(len(rows), 'row')} of a batch of {_batch_rows}, found {len(x)}"
             )
         shape = x.shape[1:] if isinstance(self, nn.Dropout) else (1,) * (x.ndim - 1)
         ones = x.new_ones((_batch_rows, *shape))

@@ -162,7 +162,7 @@ def test_a_given_split_that_tears_contents_apart_is_accepted_and_said(tmp_path, 
     write_table(tmp_path / f"meta_info_{table}Dataset.csv", header, rows)
     write_images(tmp_path / folder, list(expected), (8, 6))
     data = READERS[name](tmp_path).read()
-    said = "tid2013: its own split has 1 of 1 training contents on the other side too"
+    said = "tid2013: its own split has 1 of 1 training content on the other side too"
     assert (said in data.notes) == (name == "tid2013")
 
 
@@ -387,15 +387,15 @@ def test_the_lists_of_q_align(tmp_path):
     ("content", "said"),
     [
         ("[{}]", "expected a JSON list of"),
-        ('[{"image": "a.jpg", "gt_score": "x"}]', "1 scores are not numbers: a.jpg"),
+        ('[{"image": "a.jpg", "gt_score": "x"}]', "1 score is not a number: a.jpg"),
         ("{", "expected a JSON list"),
         (
             '[{"image": "../../secret.jpg", "gt_score": 1}]',
-            "1 image names leave .*: ../../secret.jpg",
+            "1 image name leaves .*: ../../secret.jpg",
         ),
         (
             '[{"image": "/etc/secret.jpg", "gt_score": 1}]',
-            "1 image names leave .*: /etc/secret.jpg",
+            "1 image name leaves .*: /etc/secret.jpg",
         ),
     ],
 )

@@ -181,7 +181,7 @@ def test_csv_rows_in_neither_list_are_left_out_and_counted(root):
     rewrite_csv(root, lambda rows: rows.append(["stranger.jpg", 0, 3, 50.0]))
     data = KonIQ10k(root).read()
     assert len(data.records) == 15
-    assert data.notes == ["koniq-10k: 1 images of the CSV are in no split and left out"]
+    assert data.notes == ["koniq-10k: 1 image of the CSV is in no split and left out"]
 
 
 def test_fingerprint_sees_scores_but_not_where_the_folder_lies(root, tmp_path):
@@ -236,11 +236,11 @@ BROKEN_KONIQ = {
     ),
     "image in both lists": (
         lambda root: set_json(root, "test", [{"image": "x/train_3.jpg", "score": 1}]),
-        "1 images are in both JSON lists: train_3.jpg",
+        "1 image is in both JSON lists: train_3.jpg",
     ),
     "list names an unscored image": (
         lambda root: set_json(root, "test", [{"image": "x/nobody.jpg", "score": 1}]),
-        "1 images of the split have no score .*: nobody.jpg",
+        "1 image of the split has no score .*: nobody.jpg",
     ),
     "no image folder": (
         lambda root: shutil.rmtree(root / "test"),
@@ -328,21 +328,21 @@ def test_csv_groups_are_not_torn_apart(tmp_path):
         ),
         (
             "image,mos\npictures/a.png,1\npictures/z.png,2\n",
-            "1 of 2 images are not in its folder: pictures/z.png",
+            "1 of 2 images is not in its folder: pictures/z.png",
         ),
         ("image,mos,split\npictures/a.png,1,train\n", "the test split of .* is empty"),
         (
             "image,mos\npictures/a.png,1\n.\\pictures//a.png,1\npictures/b.png,1\n",
-            "1 images are listed twice: pictures/a.png",
+            "1 image is listed twice: pictures/a.png",
         ),
         (
             "image,mos\npictures/a.png,1\npictures/a.PNG,1\npictures/b.png,1\n",
             "several names: pictures/a.png = pictures/a.PNG",
         ),
-        ("image,mos\npictures/a.png,1\n,2\n", "column image is empty in 1 rows"),
+        ("image,mos\npictures/a.png,1\n,2\n", "column image is empty in 1 row"),
         (
             "image;mos\npictures/a.png;1,5\npictures/b.png;2\n",
-            "column mos: 1 scores have a decimal comma, such as 1,5",
+            "column mos: 1 score has a decimal comma, such as 1,5",
         ),
         (
             "image,mos,group\npictures/a.png,1,g\npictures/b.png,2,g\n",
@@ -406,7 +406,7 @@ def test_one_file_by_two_names_is_found(tmp_path, link):
     )
     getattr(tmp_path / "pictures" / "z.png", link)(tmp_path / "pictures" / "a.png")
     with pytest.raises(
-        UserError, match="1 images are listed by several names: pictures/a.png = pictures/z.png"
+        UserError, match="1 image is listed by several names: pictures/a.png = pictures/z.png"
     ):
         READERS["csv"](path).read()
 
@@ -430,11 +430,11 @@ def test_a_csv_with_other_columns_and_images_elsewhere(tmp_path):
         ({"image_root": place / "deeper"}, "--image_root .*deeper: no such folder"),
         (
             {"image_root": tmp_path},
-            "1 of 2 images are not in --image_root .*: a.png; --image_root FOLDER names",
+            "1 of 2 images is not in --image_root .*: a.png; --image_root FOLDER names",
         ),
         (
             {"image_root": None},
-            "1 of 2 images are not in its folder: a.png; --image_root FOLDER names another folder",
+            "1 of 2 images is not in its folder: a.png; --image_root FOLDER names another folder",
         ),
     ):
         with pytest.raises(UserError, match=message):
@@ -442,7 +442,7 @@ def test_a_csv_with_other_columns_and_images_elsewhere(tmp_path):
     path.write_text(f"image,mos\na.png,1\n{tmp_path}/b.png,2\n")
     with pytest.raises(
         UserError,
-        match=f"1 image names leave --image_root .*: {tmp_path}/b.png; --image_root FOLDER",
+        match=f"1 image name leaves --image_root .*: {tmp_path}/b.png; --image_root FOLDER",
     ):
         READERS["csv"](path, columns=Columns(image_root=place)).read()
 
@@ -565,17 +565,17 @@ BROKEN_RELEASES = {
     "kadid without an image": (
         "kadid-10k",
         lambda root: (root / "images" / "I01_01_01.png").unlink(),
-        "kadid-10k: 1 of 30 images are not in .*images: I01_01_01.png",
+        "kadid-10k: 1 of 30 images is not in .*images: I01_01_01.png",
     ),
     "agiqa with a score that is none": (
         "agiqa-3k",
         lambda root: edit(root / "data.csv", ",0.5,", ",good,"),
-        "agiqa-3k: 1 scores are not numbers: AttnGAN_normal_001.jpg",
+        "agiqa-3k: 1 score is not a number: AttnGAN_normal_001.jpg",
     ),
     "agiqa pointing elsewhere": (
         "agiqa-3k",
         lambda root: edit(root / "data.csv", "DALLE2_000", "../DALLE2_000"),
-        "1 image names leave its folder: ../DALLE2_000.jpg",
+        "1 image name leaves its folder: ../DALLE2_000.jpg",
     ),
     "livec without the variable": (
         "livec",
@@ -615,7 +615,7 @@ BROKEN_RELEASES = {
     "live without an image": (
         "live",
         lambda root: (root / "wn/img3.bmp").unlink(),
-        "live: 1 of 779 images are not in .*: wn/img3.bmp",
+        "live: 1 of 779 images is not in .*: wn/img3.bmp",
     ),
     "csiq without the sheet": (
         "csiq",
@@ -641,7 +641,7 @@ BROKEN_RELEASES = {
         lambda root: write_book(
             root / "csiq.DMOS.xlsx", all_by_image=[CSIQ_HEADER, ["elk", 1, "blur", 1, 0, "#N/A"]]
         ),
-        "csiq: 1 scores are not numbers: elk.blur.1.png",
+        "csiq: 1 score is not a number: elk.blur.1.png",
     ),
     "tid2013 with other lines": (
         "tid2013",
@@ -658,7 +658,7 @@ BROKEN_RELEASES = {
         lambda root: (root / "mos_with_names.txt").write_text(
             "5.5 I01_01_1.bmp\n5 I02_01_1.bmp\n5.5 i01_01_1.BMP\n"
         ),
-        "tid2013: 1 images are listed twice: I01_01_1.bmp",
+        "tid2013: 1 image is listed twice: I01_01_1.bmp",
     ),
     "bid with other numbers": (
         "bid",
@@ -670,7 +670,7 @@ BROKEN_RELEASES = {
     "bid without a grade": (
         "bid",
         lambda root: write_book(root / "DatabaseGrades.xlsx", a=[["n", "g"], [1, 2.0], [2]]),
-        "bid: 1 scores are not numbers: DatabaseImage0002.JPG",
+        "bid: 1 score is not a number: DatabaseImage0002.JPG",
     ),
     "bid with an empty sheet": (
         "bid",

@@ -298,7 +298,7 @@ def test_images_that_one_set_tests_and_another_trains_on_are_refused(
         "--epochs",
         1,
     )
-    said = "1 images of a test split are another set's training images: csv twin_test_1.png = koniq-10k train_3.jpg"
+    said = "1 image of a test split is another set's training image: csv twin_test_1.png = koniq-10k train_3.jpg"
     with pytest.raises(UserError, match=said):
         run(settings("resnet", *sets))
     solver = run(settings("resnet", *sets, "--allow_overlap"))

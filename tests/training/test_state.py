@@ -76,7 +76,7 @@ def test_a_finished_run_made_longer_is_the_run_that_was_longer_from_the_start(se
     [
         (
             (),
-            "it has finished its 1 epochs and cannot go on to 2: the rates of --lr_scheduler cosine depend on --epochs",
+            "it has finished its 1 epoch and cannot go on to 2: the rates of --lr_scheduler cosine depend on --epochs",
         ),
         (
             ("--lr_scheduler", "none", "--train_test_num", 2),
