@@ -366,7 +366,7 @@ def test_the_power_of_more_seeds(tool, logs):
     line = next(line for line in out.splitlines() if line.startswith("1 (images alone): 0."))
     seen = [float(each.split(": ")[1]) for each in line.split("  ")]
     assert len(seen) == 10 and all(a > b for a, b in zip(seen[1:], seen[2:]))
-    assert "known from 3" in out and "differ like the other runs here (3)" in out
+    assert "known from 6" in out and "differ like the other runs here (3)" in out
     alone = tool(logs / "clean_1.jsonl", "--power", "--resamples", 1000).stdout
     assert "errors are taken to correlate by 0.9" in alone and "is not known from one" in alone
     assert "no such run" in tool(logs, "--power", "none", code=2).stderr

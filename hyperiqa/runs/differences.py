@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperiqa.base.errors import UserError, first_five
+from hyperiqa.base.plain_values import counted
 from hyperiqa.runs.measures import Entry, Measure
 from hyperiqa.runs.reading import Key, Run, Scores
 from hyperiqa.stats import intervals, resampling, standards
@@ -59,14 +60,14 @@ def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
         return _compare_runs(measure, a, b)
     keys = measure.common_images(a.runs + b.runs)
     if keys is None:
-        difference = intervals.welch_difference(values_a, values_b)
+        difference = intervals.welch_difference(values_a, values_b, measure.scale)
         reason = ""
         if math.isnan(difference.p):
             reason = "seeds without common predictions need at least two on both sides"
         return Comparison(a, b, "seeds alone", 0, difference, refused=reason)
     draws_a = np.stack([measure.draws(run, keys) for run in a.runs], 1)
     draws_b = np.stack([measure.draws(run, keys) for run in b.runs], 1)
-    difference = intervals.group_difference(values_a, values_b, draws_a, draws_b)
+    difference = intervals.group_difference(values_a, values_b, draws_a, draws_b, measure.scale)
     return Comparison(a, b, "seeds and images", len(keys), difference)
 
 
@@ -85,6 +86,7 @@ def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
         measure.value(run_a, subset) - measure.value(run_b, subset),
         measure.draws(run_a, keys),
         measure.draws(run_b, keys),
+        measure.scale,
     )
     return Comparison(a, b, "images, paired", len(keys), difference)
 
@@ -97,18 +99,22 @@ def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Compa
     difference = intervals.unpaired_difference(
         measure.value(run_a), measure.value(run_b), measure.formula, images_a, images_b
     )
-    return Comparison(a, b, "number of images", min(images_a, images_b), difference)
+    fewer = min(images_a, images_b)
+    reason = ""
+    if math.isnan(difference.p):
+        reason = f"{counted(fewer, 'image')} without predictions: too few for an interval"
+    return Comparison(a, b, "number of images", fewer, difference, refused=reason)
 
 
 def _reason_against_pairing(scores_a: Scores, scores_b: Scores, keys: tuple[Key, ...]) -> str:
     # The images that few runs share may be no fair sample of either's set.
     fewer = min(len(scores_a.keys), len(scores_b.keys))
     if len(keys) < max(10, fewer / 2):
-        return f"only {len(keys)} of {fewer} images are in both predictions files"
+        return f"only {len(keys)} of {counted(fewer, 'image')} are in both predictions files"
     # Other opinions of the same images: another release or another scale.
     unequal = int((np.abs(scores_a.on(keys)[1] - scores_b.on(keys)[1]) > 1e-6).sum())
     if unequal:
-        return f"{unequal} of {len(keys)} common images have different MOS"
+        return f"{unequal} of {counted(len(keys), 'common image')} have different MOS"
     return ""
 
 
@@ -134,7 +140,7 @@ def sentence(
     a, b = names[comparison.a.name], names[comparison.b.name]
     if comparison.refused:
         return f"{a} and {b}: cannot be compared: {comparison.refused}"
-    basis = f"{comparison.images} images" if comparison.images else "seeds alone"
+    basis = counted(comparison.images, "image") if comparison.images else "seeds alone"
     fewest, most = sorted((len(comparison.a.runs), len(comparison.b.runs)))
     if fewest == 1 < most:
         basis += ", a single seed: less sure than it looks"
@@ -155,14 +161,19 @@ def cannot_be_seen(comparison: Comparison) -> str:
     if difference is None or comparison.refused or math.isnan(difference.visible):
         return ""
     fewest = min(len(comparison.a.runs), len(comparison.b.runs))
-    images = f"{comparison.images:,} images and " if comparison.images else ""
+    images = f"{counted(comparison.images, 'image')} and " if comparison.images else ""
     seeds = "one seed" if fewest == 1 else f"{fewest} seeds"
     return f"differences under {difference.visible:.4f} cannot be seen with {images}{seeds}"
 
 
 def difference_text(difference: intervals.Difference, corrected: float | None) -> str:
-    """`+0.0205 [+0.0079, +0.0333], p = 0.0014, corrected 0.0028`; corrected: None leaves it out."""
-    text = f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+    """`+0.0205 [+0.0079, +0.0333], p = 0.0014, corrected 0.0028`; corrected: None leaves it out.
+
+    Without the interval where none is known.
+    """
+    text = f"{difference.value:+.4f}"
+    if not math.isnan(difference.low):
+        text += f" [{difference.low:+.4f}, {difference.high:+.4f}]"
     text += f", p {p_text(difference.p)}"
     if corrected is not None:
         text += f", corrected {p_text(corrected).removeprefix('= ')}"
@@ -217,54 +228,66 @@ def _names(entry: Entry) -> list[str]:
 def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
     """The smallest differences that more runs like this entry's would show, on its images.
 
-    entries: the settings that are known, which tell how much two of them differ by chance.
+    entries: the settings that are known, which tell how much two of them and how much seeds of
+    one differ by chance.
     """
     keys = measure.common_images(entry.runs)
-    if keys is None:
+    if keys is None or math.isnan(measure.value(entry.runs[0])):
         yield f"{entry.name}: no power without predictions of its best epoch"
         return
-    draws = [measure.draws(run, keys) for run in entry.runs]
-    other_runs = _runs_on(keys, [setting for setting in entries if setting is not entry], measure)
-    if other_runs:
-        variances = [np.nanvar(draws[0] - measure.draws(run, keys)) for run in other_runs]
-        pair = float(np.median(variances))
-        pair_note = (
-            f"another setting is taken to differ like the other runs here ({len(other_runs)})"
-        )
-    else:
-        pair = _made_up_pair(measure, entry.runs[0], keys)
+    settings = [entry]
+    for setting in entries:
+        if setting is not entry and measure.common_images(setting.runs) == keys:
+            settings.append(setting)
+    draws = measure.draws(entry.runs[0], keys)
+    other_draws = []
+    for setting in settings[1:]:
+        other_draws += [measure.draws(run, keys) for run in setting.runs]
+    pair_note = f"another setting is taken to differ like the other runs here ({len(other_draws)})"
+    if not other_draws:
+        draws, made_up = _made_up_pair(measure, entry.runs[0], keys).T
+        other_draws = [made_up]
         pair_note = f"another setting's errors are taken to correlate by {ALIKE} with this run's"
-    of_seeds = 0.0
-    spread = 0.0
+    scale = measure.scale
+    unit = scale.unit(draws)
+    pair = np.median([np.nanvar(draws / unit - other / scale.unit(other)) for other in other_draws])
+    seeds = _seeds_of(settings, keys, measure)
     seeds_note = "how seeds spread, and what more of them bring, is not known from one"
-    if len(draws) > 1:
-        variances = [np.nanvar(x - y) for x, y in itertools.combinations(draws, 2)]
-        of_seeds = float(np.mean(variances))
-        variance = float(np.var([measure.value(run) for run in entry.runs], ddof=1))
-        # A difference of two seeds varies over images twice as much as a seed does.
-        spread = max(0.0, variance - of_seeds / 2)
+    if seeds.freedom:
+        count = sum(len(setting.runs) for setting in settings if len(setting.runs) > 1)
         seeds_note = (
-            f"seeds spread by {math.sqrt(spread):.4f} beyond what images do, "
-            f"known from {len(draws)}"
+            f"seeds spread by {math.sqrt(seeds.spread) * unit:.4f} beyond what images do, "
+            f"known from {count}"
         )
     yield (
         f"Smallest difference in {measure.metric} found 80 times in 100, {len(keys):,} images, "
         "by seeds per setting:"
     )
-    # One seed a setting is as sure as its images, whatever seeds do.
-    first, *more = intervals.visible_differences(pair, of_seeds, spread)
-    cells = [f"{seeds}: {value:.4f}" for seeds, value in enumerate(more, 2)]
-    yield "  ".join([f"1 (images alone): {first:.4f}", *cells])
+    cells = []
+    for count in range(1, 11):
+        # What settings have in common stays, however many seeds are averaged. One seed a setting
+        # is as sure as its images, whatever seeds do.
+        by_images = pair - min(pair, 2 * seeds.by_images) * (1 - 1 / count)
+        units = intervals.visible_difference(by_images, seeds, (count, count))
+        visible = scale.decline(float(np.nanmean(draws)), units)
+        cells.append(f"{count}{' (images alone)' if count == 1 else ''}: {visible:.4f}")
+    yield "  ".join(cells)
     yield f"{entry.name}: {pair_note}; {seeds_note}"
 
 
-def _runs_on(keys: tuple[Key, ...], entries: Sequence[Entry], measure: Measure) -> list[Run]:
-    runs = itertools.chain.from_iterable(entry.runs for entry in entries)
-    return [run for run in runs if measure.common_images([run]) == keys]
+def _seeds_of(
+    settings: Sequence[Entry], keys: tuple[Key, ...], measure: Measure
+) -> intervals.Seeds:
+    groups = []
+    for setting in settings:
+        figures = [measure.value(run) for run in setting.runs]
+        draws = np.stack([measure.draws(run, keys) for run in setting.runs], 1)
+        groups.append((figures, draws))
+    return intervals.pooled_seeds(groups, measure.scale)
 
 
-def _made_up_pair(measure: Measure, run: Run, keys: Sequence[Key]) -> float:
-    """The variance over resamples of the difference to a made-up run.
+def _made_up_pair(measure: Measure, run: Run, keys: Sequence[Key]) -> np.ndarray:
+    """The figures (B, 2) of a run and of a made-up one on the same resamples.
 
     The made-up run's errors are as large as this one's, and correlate with them by `ALIKE`.
     """
@@ -273,5 +296,4 @@ def _made_up_pair(measure: Measure, run: Run, keys: Sequence[Key]) -> float:
     error = mapped - mos
     shuffled = np.random.default_rng(0).permutation(error)
     made_up = mos + ALIKE * error + math.sqrt(1 - ALIKE**2) * shuffled
-    draws = resampling.bootstrap(measure.name, np.stack([mapped, made_up]), mos, measure.resamples)
-    return float(np.nanvar(draws[:, 0] - draws[:, 1]))
+    return resampling.bootstrap(measure.name, np.stack([mapped, made_up]), mos, measure.resamples)

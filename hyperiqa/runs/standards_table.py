@@ -82,8 +82,12 @@ def differences(
         # Influences are subtracted image by image, of which both must have the same number.
         if not figure_a or not figure_b or len(figure_a.influence) != len(figure_b.influence):
             continue
+        difference = standards.difference(figure_a, figure_b)
+        # A figure that is undefined for one of them, or not surely known, is not tested.
+        if np.isnan(difference.p):
+            continue
         p = _residuals_p(a, b, dataset) if name == "rmse" and dataset != ALL else NAN
-        tested.append((dataset, name, standards.difference(figure_a, figure_b), p))
+        tested.append((dataset, name, difference, p))
     return tested
 
 

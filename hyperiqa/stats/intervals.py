@@ -8,10 +8,12 @@ which the literature's formulas stand.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import optimize, stats
+
+from hyperiqa.stats.metrics import FISHER, Scale
 
 NAN = float("nan")
 LEVEL = 0.95
@@ -23,6 +25,9 @@ INTERVAL_IN_ERRORS = float(stats.norm.ppf(UPPER_QUANTILE))
 DETECTABLE_IN_ERRORS = float(stats.norm.ppf(UPPER_QUANTILE) + stats.norm.ppf(POWER))
 
 Formula = Callable[[float, int], tuple[float, float]]
+
+# Equally likely values by which a variance that is known from few seeds is represented.
+_PLAUSIBLE = 1000
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,8 @@ class Estimate:
 class Difference:
     """A − B with its 95 % interval and two-sided p-value.
 
-    approximate: not from resampled images. visible: the smallest difference of such groups that is
-    found, its p below 5 %, 80 times in 100.
+    approximate: not from resampled images. visible: the smallest true difference that a comparison
+    of as many images and seeds finds, its p below 5 %, 80 times in 100 (`visible_difference`).
     """
 
     value: float
@@ -106,19 +111,23 @@ def unpaired_difference(
     )
 
 
-def paired_difference(value: float, draws_a: np.ndarray, draws_b: np.ndarray) -> Difference:
+def paired_difference(
+    value: float, draws_a: np.ndarray, draws_b: np.ndarray, scale: Scale = FISHER
+) -> Difference:
     """A − B of two runs on the same images.
 
-    value: A − B as measured. draws (B,): both runs' figures on the same resamples. The p-value is
-    the smallest level at which the percentile interval leaves zero out, counted as
-    (k + 1) / (B + 1) (Davison & Hinkley, Bootstrap Methods and their Application, 1997) so that
-    it is never 0.
+    value: A − B as measured. draws (B,): both runs' figures on the same resamples. scale: where
+    the figures vary alike. The p-value is the smallest level at which the percentile interval
+    leaves zero out, counted as (k + 1) / (B + 1) (Davison & Hinkley, Bootstrap Methods and their
+    Application, 1997) so that it is never 0.
     """
+    by_images = float(np.nanvar(draws_a / scale.unit(draws_a) - draws_b / scale.unit(draws_b)))
+    level = float(np.nanmean([draws_a, draws_b]))
+    visible = scale.decline(level, visible_difference(by_images))
     draws = draws_a - draws_b
     draws = draws[np.isfinite(draws)]
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
     p = float(min(1.0, 2 * (tail + 1) / (len(draws) + 1)))
-    visible = DETECTABLE_IN_ERRORS * float(draws.std()) if len(draws) else NAN
     return Difference(value, *percentile_interval(draws), p=p, visible=visible)
 
 
@@ -127,30 +136,38 @@ def group_difference(
     figures_b: Sequence[float],
     draws_a: np.ndarray,
     draws_b: np.ndarray,
-    seed: int = 0,
+    scale: Scale = FISHER,
 ) -> Difference:
     """Difference of the means of two groups of seeds, by a bootstrap over images and seeds.
 
     figures (a,), (b,): each seed's figure on all images. draws (B, a), (B, b): the figures on the
-    same resamples of images, each of which also draws seeds. Interval and p-value are Student's
-    with Satterthwaite's degrees of freedom; only seeds limit these, as images are plenty. A group
-    of one seed is taken to spread like the other (`_against_one`), which must have more.
+    same resamples of images, each of which also draws seeds. scale: where the figures vary alike.
+    Interval and p-value are Student's with Satterthwaite's degrees of freedom; only seeds limit
+    these, as images are plenty. A group of one seed is taken to spread like the other
+    (`_against_one`); one seed on both sides is a pair of runs.
     """
     value = float(np.mean(figures_a) - np.mean(figures_b))
+    counts = (len(figures_a), len(figures_b))
+    if counts == (1, 1):
+        return paired_difference(value, draws_a[:, 0], draws_b[:, 0], scale)
     means_a = draws_a.mean(1)
     means_b = draws_b.mean(1)
-    if min(len(figures_a), len(figures_b)) == 1:
-        by_images = float(np.nanvar(means_a - means_b))
-        if len(figures_a) >= len(figures_b):
-            return _against_one(value, by_images, figures_a, draws_a)
-        return _against_one(value, by_images, figures_b, draws_b)
-    random = np.random.default_rng([seed, len(figures_a), len(figures_b)])
-    means_a = means_a + _drawn_seeds(np.asarray(figures_a, float), draws_a, random)
-    means_b = means_b + _drawn_seeds(np.asarray(figures_b, float), draws_b, random)
-    variance = float(np.nanvar(means_a - means_b))
-    freedom = _satterthwaite(variance, figures_a, figures_b)
-    # No fewer than the smaller group has by itself.
-    return _student(value, variance, max(min(len(figures_a), len(figures_b)) - 1, freedom))
+    by_images = float(np.nanvar(means_a / scale.unit(draws_a) - means_b / scale.unit(draws_b)))
+    level = float(np.nanmean(means_a) + np.nanmean(means_b)) / 2
+    seeds = pooled_seeds([(figures_a, draws_a), (figures_b, draws_b)], scale)
+    visible = scale.decline(level, visible_difference(by_images, seeds, counts))
+    if min(counts) == 1:
+        seeds = pooled_seeds([(figures_a, draws_a), (figures_b, draws_b)])
+        difference = _against_one(value, np.nanvar(means_a - means_b), seeds)
+    else:
+        random = np.random.default_rng([0, *counts])
+        means_a = means_a + _drawn_seeds(np.asarray(figures_a, float), draws_a, random)
+        means_b = means_b + _drawn_seeds(np.asarray(figures_b, float), draws_b, random)
+        variance = float(np.nanvar(means_a - means_b))
+        freedom = _satterthwaite(variance, figures_a, figures_b)
+        # No fewer than the smaller group has by itself.
+        difference = _student(value, variance, max(min(counts) - 1, freedom))
+    return replace(difference, visible=visible)
 
 
 def _drawn_seeds(figures: np.ndarray, draws: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -160,17 +177,58 @@ def _drawn_seeds(figures: np.ndarray, draws: np.ndarray, random: np.random.Gener
     and the part of the seeds' spread that finitely many images bring by chance is taken out of it.
     """
     k = len(figures)
-    spread = np.var(figures, ddof=1)
-    share_of_seeds = max(0.0, 1 - _variance_by_images(draws) / spread) if spread else 0.0
+    seeds = pooled_seeds([(figures.tolist(), draws)])
+    share_of_seeds = seeds.spread / seeds.variance if seeds.variance else 0.0
     # Each seed's deviation from its group's mean, scaled to the variance that seeds have beyond
     # images'.
     deviations = np.sqrt(share_of_seeds * k / (k - 1)) * (figures - figures.mean())
     return deviations[random.integers(0, k, draws.shape)].mean(1)
 
 
-def _variance_by_images(draws: np.ndarray) -> np.floating:
-    # What finitely many images bring by chance between seeds, from draws (B, k).
-    return np.nanvar(draws - draws.mean(1, keepdims=True), axis=0).sum() / (draws.shape[1] - 1)
+@dataclass(frozen=True)
+class Seeds:
+    """How the figures of one setting's seeds vary, known with `freedom` degrees of freedom.
+
+    variance: of the figures. by_images: what finitely many images bring to it by chance.
+    """
+
+    variance: float = 0.0
+    by_images: float = 0.0
+    freedom: int = 0
+
+    @property
+    def spread(self) -> float:
+        """The variance of seeds beyond what images bring."""
+        return max(0.0, self.variance - self.by_images)
+
+    def plausible_variances(self) -> np.ndarray:
+        """Variances (1000,), each as plausible after these seeds (by the chi-square law)."""
+        return self.variance / _mean_squares(self.freedom)
+
+
+def _mean_squares(freedom: int) -> np.ndarray:
+    # Midpoints of equal shares of the law of a mean of squared normal deviates.
+    return stats.chi2.ppf((np.arange(_PLAUSIBLE) + 0.5) / _PLAUSIBLE, freedom) / freedom
+
+
+def pooled_seeds(
+    settings: Sequence[tuple[Sequence[float], np.ndarray]], scale: Scale | None = None
+) -> Seeds:
+    """How seeds vary in several settings that are taken to vary alike.
+
+    settings: the figures (k,) of each setting's seeds and their draws (B, k) on resamples of
+    images. A setting of one seed says nothing. scale: where the settings vary alike; None: as
+    they are.
+    """
+    freedom = sum(len(figures) - 1 for figures, _ in settings)
+    squares = 0.0
+    by_images = 0.0
+    for figures, draws in settings:
+        unit = scale.unit(draws) if scale else 1.0
+        squares += float(np.var(figures)) * len(figures) / unit**2
+        deviations = (draws - draws.mean(1, keepdims=True)) / unit
+        by_images += float(np.nanvar(deviations, axis=0).sum())
+    return Seeds(squares / freedom, by_images / freedom, freedom) if freedom else Seeds()
 
 
 def _satterthwaite(variance: float, *groups: Sequence[float]) -> float:
@@ -182,35 +240,38 @@ def _variance_of_mean(figures: Sequence[float]) -> np.floating:
     return np.var(figures, ddof=1) / len(figures)
 
 
-def _against_one(
-    value: float, by_images: float, figures: Sequence[float], draws: np.ndarray
-) -> Difference:
-    """A group (k,) against a single seed that is taken to spread like it.
+def _against_one(value: float, by_images: float, seeds: Seeds) -> Difference:
+    """A group against a single seed that is taken to spread like it.
 
-    Through all spreads that are plausible after k seeds (Tsui & Weerahandi's generalised p-value,
-    JASA 84, 1989). by_images: the difference's variance over images.
+    Through all spreads that are plausible after the group (Tsui & Weerahandi's generalised
+    p-value, JASA 84, 1989). by_images: the difference's variance over images.
     """
-    k = len(figures)
-    # A thousand spreads, each as plausible: midpoints of equal shares of the chi-square law.
-    quantiles = stats.chi2.ppf((np.arange(1000) + 0.5) / 1000, k - 1)
-    plausible = (k - 1) * np.var(figures, ddof=1) / quantiles
-    of_seeds = np.maximum(0, plausible - _variance_by_images(draws))
-    errors = np.sqrt(by_images + of_seeds * (1 + 1 / k))
+    of_seeds = np.maximum(0, seeds.plausible_variances() - seeds.by_images)
+    errors = np.sqrt(by_images + of_seeds * (1 + 1 / (seeds.freedom + 1)))
     if not errors.max():
         return _student(value, 0.0, np.inf)
     # Where no spread is left, any difference is infinitely many errors large.
     divisors = errors.clip(1e-300)
-
-    def excess_coverage(reach: float) -> float:
-        return np.mean(stats.norm.cdf(reach / divisors)) - UPPER_QUANTILE
-
-    reach = optimize.brentq(excess_coverage, 0, 9 * errors.max())
+    reach = _mean_reach(divisors, UPPER_QUANTILE)
     p = float(np.mean(2 * stats.norm.sf(abs(value) / divisors)))
-    visible = reach + stats.norm.ppf(POWER) * float(np.median(errors))
-    return Difference(value, value - reach, value + reach, p, visible=visible)
+    return Difference(value, value - reach, value + reach, p)
 
 
-def welch_difference(figures_a: Sequence[float], figures_b: Sequence[float]) -> Difference:
+def _mean_reach(errors: np.ndarray, quantile: float, start: np.ndarray | float = 0.0) -> float:
+    """How far beyond `start` a normal deviate with one of these errors reaches by a quantile.
+
+    errors (M,), each as likely, and start, (M,) or one for all.
+    """
+
+    def excess(reach: float) -> float:
+        return np.mean(stats.norm.cdf((reach - start) / errors)) - quantile
+
+    return optimize.brentq(excess, 0, np.max(start) + 9 * errors.max())
+
+
+def welch_difference(
+    figures_a: Sequence[float], figures_b: Sequence[float], scale: Scale = FISHER
+) -> Difference:
     """Difference of the means of two groups of seeds from their figures alone.
 
     Welch's t (Biometrika 34, 1947), which knows nothing of images; nan for a group of one seed.
@@ -219,40 +280,54 @@ def welch_difference(figures_a: Sequence[float], figures_b: Sequence[float]) -> 
     if min(len(figures_a), len(figures_b)) < 2:
         return Difference(value, NAN, NAN, NAN, approximate=True)
     variance = float(_variance_of_mean(figures_a) + _variance_of_mean(figures_b))
-    return _student(value, variance, _satterthwaite(variance, figures_a, figures_b), True)
+    freedom = _satterthwaite(variance, figures_a, figures_b)
+    # All images there are, of which each seed has one figure.
+    groups = [(figures, np.array([figures])) for figures in (figures_a, figures_b)]
+    level = float(np.mean(figures_a) + np.mean(figures_b)) / 2
+    counts = (len(figures_a), len(figures_b))
+    visible = scale.decline(level, visible_difference(0.0, pooled_seeds(groups, scale), counts))
+    return replace(_student(value, variance, freedom), approximate=True, visible=visible)
 
 
-def _student(
-    value: float, variance: float, freedom: float, approximate: bool = False
-) -> Difference:
+def _student(value: float, variance: float, freedom: float) -> Difference:
     error = np.sqrt(variance)
     reach = stats.t.ppf(UPPER_QUANTILE, freedom) * error
     p = 2 * stats.t.sf(abs(value) / error, freedom) if error else float(value == 0)
-    visible = float(reach + stats.t.ppf(POWER, freedom) * error)
-    return Difference(
-        value, float(value - reach), float(value + reach), float(p), approximate, visible
-    )
+    return Difference(value, float(value - reach), float(value + reach), float(p))
 
 
-def visible_differences(
-    pair: float, of_seeds: float, spread: float, seeds: int = 10
-) -> list[float]:
-    """The smallest difference between settings of k seeds each that is found 80 times in 100.
+def visible_difference(
+    by_images: float, seeds: Seeds = Seeds(), counts: tuple[int, int] = (1, 1)
+) -> float:
+    """The smallest difference that a repetition with new images and seeds finds 80 times in 100.
 
-    One value for each k from 1 to `seeds`. pair, of_seeds: variances over resampled images of the
-    difference of two settings' runs, and of two seeds of one setting. spread: the variance of seeds
-    beyond images'. One seed a setting knows nothing of that spread, and is as sure as images.
+    by_images: the variance over images of the difference of two groups' means, on the scale where
+    figures vary alike, as are `seeds` and the result. counts: the seeds in each group. Found means
+    a p-value below 5 %. How much seeds vary is known from few: the mean is taken over all
+    variances that are plausible after them, and over what the repetition, which tests with its own
+    few seeds, may see of each. Where nothing is known of seeds, or there is one a side, images
+    alone count.
     """
-    visible = [DETECTABLE_IN_ERRORS * float(np.sqrt(pair))]
-    for k in range(2, seeds + 1):
-        # What settings have in common stays, however many seeds are averaged.
-        variance = max(0.0, pair - of_seeds) + min(pair, of_seeds) / k + 2 * spread / k
-        freedom = np.inf
-        if spread:
-            freedom = max(k - 1, variance**2 / (2 * (spread / k) ** 2 / (k - 1)))
-        errors = stats.t.ppf(UPPER_QUANTILE, freedom) + stats.t.ppf(POWER, freedom)
-        visible.append(float(errors * np.sqrt(variance)))
-    return visible
+    if not seeds.variance or max(counts) == 1:
+        return DETECTABLE_IN_ERRORS * float(np.sqrt(by_images))
+    random = np.random.default_rng(0)
+    true = random.permutation(seeds.plausible_variances()).clip(seeds.by_images)
+    share = sum(1 / count for count in counts)
+    errors = np.sqrt(by_images + (true - seeds.by_images) * share)
+    # The repetition estimates each group's part by itself; a single seed's is taken for the
+    # group's.
+    parts = [(1 / count, count - 1) for count in counts]
+    if min(counts) == 1:
+        parts = [(share, max(counts) - 1)]
+    variance = np.full(_PLAUSIBLE, float(by_images))
+    squares = np.zeros(_PLAUSIBLE)
+    for weight, freedom in parts:
+        seen = true * random.permutation(_mean_squares(freedom))
+        variance += weight * np.maximum(0, seen - seeds.by_images)
+        squares += (weight * seen) ** 2 / freedom
+    freedoms = np.maximum(parts[0][1], variance**2 / squares)
+    reaches = stats.t.ppf(UPPER_QUANTILE, freedoms) * np.sqrt(variance)
+    return _mean_reach(errors, POWER, reaches)
 
 
 def selection_bias(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int = 200) -> float:

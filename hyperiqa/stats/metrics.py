@@ -36,6 +36,19 @@ def _defined(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
     return pair
 
 
+def fittable(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
+    """Predictions and MOS as vectors of doubles, None where no curve can be fitted to them.
+
+    That is where one of them is constant or not finite, or too large or too small to be squared.
+    """
+    pair = _defined(prediction, mos)
+    if pair is None:
+        return None
+    with np.errstate(over="ignore"):
+        spreads = np.std(pair, axis=1)
+    return pair if np.isfinite(spreads).all() and spreads.all() else None
+
+
 def plcc(prediction, mos) -> float:
     """Pearson's linear correlation, -1..1, without a fitted nonlinearity."""
     pair = _defined(prediction, mos)
@@ -85,9 +98,9 @@ def logistic(parameters, prediction) -> np.ndarray:
 def fit_logistic(prediction, mos) -> np.ndarray | None:
     """Least-squares parameters (4,) of `logistic`.
 
-    None where a correlation is undefined, or below five images: four parameters fit any four.
+    None where nothing is `fittable`, or below five images: four parameters fit any four.
     """
-    pair = _defined(prediction, mos)
+    pair = fittable(prediction, mos)
     if pair is None or len(pair[0]) < 5:
         return None
     scores, opinions = pair
@@ -121,24 +134,63 @@ def fitted(prediction, mos) -> np.ndarray | None:
 
 
 @dataclass(frozen=True)
+class Scale:
+    """A scale on which a figure varies alike wherever it lies.
+
+    to, back: functions from the figure to the scale and back. slope: the change of the figure with
+    the scale, at a figure.
+    """
+
+    to: Callable
+    back: Callable
+    slope: Callable
+
+    def unit(self, draws: np.ndarray) -> float:
+        """How much the figure changes per unit of the scale, about these draws of it."""
+        slope = float(self.slope(np.nanmean(draws)))
+        return slope if slope > 0 else 1.0
+
+    def interval(self, value: float, reach: float) -> tuple[float, float]:
+        """The ends (low, high) that lie `reach` (to first order) from a value, within its range."""
+        if not self.slope(value) > 0:
+            return value, value
+        units = reach / self.slope(value)
+        return float(self.back(self.to(value) - units)), float(self.back(self.to(value) + units))
+
+    def decline(self, value: float, units: float) -> float:
+        """By how much a worse figure differs that is some units of the scale away.
+
+        Worse figures vary more, so that of the two figures this far away the worse is farther.
+        """
+        low, high = self.interval(value, units * self.slope(value))
+        return max(value - low, high - value)
+
+
+# Correlations vary alike on Fisher's scale, errors in proportion to their size.
+FISHER = Scale(np.arctanh, np.tanh, lambda value: 1 - value**2)
+LOG = Scale(np.log, np.exp, lambda value: value)
+
+
+@dataclass(frozen=True)
 class Figure:
     """A figure of merit and how the tools treat it.
 
     of: computes it from predictions and MOS. recorded: a run records it of every epoch.
-    fitted: the logistic fit changes it.
+    fitted: the logistic fit changes it. scale: where it varies alike.
     """
 
     of: Callable[..., float]
     recorded: bool = False
     higher_is_better: bool = True
     fitted: bool = False
+    scale: Scale = FISHER
 
 
 FIGURES = {
     "srcc": Figure(srcc, recorded=True),
     "plcc": Figure(plcc, recorded=True, fitted=True),
     "krcc": Figure(krcc),
-    "rmse": Figure(rmse, higher_is_better=False, fitted=True),
+    "rmse": Figure(rmse, higher_is_better=False, fitted=True, scale=LOG),
 }
 # What the log's columns, the records and the medians hold.
 RECORDED = tuple(name for name, figure in FIGURES.items() if figure.recorded)

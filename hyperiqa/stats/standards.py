@@ -43,10 +43,14 @@ Pairs = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure's value and influence (N,): its error is about the mean of the influences."""
+    """A figure's value and influence (N,): its error is about the mean of the influences.
+
+    count: as how many images these count where no error is seen; 0 where that is their number.
+    """
 
     value: float
     influence: np.ndarray
+    count: float = 0.0
 
     @property
     def error(self) -> float:
@@ -107,17 +111,20 @@ def monotonic_cubic(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
 
     Least squares among the polynomials that are monotonic over the scores' range; the mapping
     falls where the scores fall with quality. On [-1, 1] a derivative of second order that is
-    nowhere negative is (a + b x)² + c² (1 - x²) (Markov & Lukács).
+    nowhere negative is (a + b x)² + c² (1 - x²) (Markov & Lukács). nan where nothing is
+    `metrics.fittable`.
     """
+    if metrics.fittable(scores, mos) is None:
+        return np.full(len(mos), NAN)
     low, high = scores.min(), scores.max()
-    x = (2 * scores - low - high) / ((high - low) or 1)
+    x = (2 * scores - low - high) / (high - low)
     free = np.polynomial.Polynomial.fit(x, mos, 3, domain=[-1, 1], window=[-1, 1])
     slope = free.deriv()(np.linspace(-1, 1, 201))
     # Mostly the best cubic of all is monotonic by itself.
     if slope.min() >= 0 or slope.max() <= 0:
         return free(x)
     sign = np.sign(metrics.srcc(scores, mos)) or 1.0
-    scale = mos.std() or 1.0
+    scale = mos.std()
     y = sign * (mos - mos.mean()) / scale
 
     def curve(parameters: np.ndarray) -> np.ndarray:
@@ -219,7 +226,7 @@ def _agreement(sample: Sample) -> tuple[np.ndarray, Pairs]:
 
 
 def resolving_power(sample: Sample) -> Measured:
-    """J.149, 4.3: the difference in mapped score from which on viewers tell two images apart.
+    """J.149, 4.3: the difference in mapped score above which viewers tell two images apart.
 
     In units of the MOS, with 95 % confidence; nan where they never do. As bins and mapping depend
     on all images, it is measured anew without each of some groups of images; the influence of a
@@ -230,47 +237,52 @@ def resolving_power(sample: Sample) -> Measured:
 
 
 def _crossing(sample: Sample) -> float:
-    """Where the mean confidence of pairs in 19 bins reaches .95.
+    """Where the mean confidence of pairs in 19 bins last rises over .95.
 
-    Each bin is two twentieths of the largest difference wide and overlaps half of the next.
+    Each bin is two twentieths of the range of differences wide and overlaps half of the next. The
+    program in J.149's Appendix II comes down from the largest differences, as the definition
+    speaks of all differences above the resolving power. It also leaves out the largest difference
+    of all, which is the end of the last bin, and looks for the crossing below the last but one.
+    A bin without pairs is passed over.
     """
     i, j = sample.pairs
     difference = sample.mapped[i] - sample.mapped[j]
+    size = np.abs(difference)
     error = np.hypot(sample.error[i], sample.error[j]).clip(1e-300)
     z = np.sign(difference) * (sample.mos[i] - sample.mos[j]) / error
-    step = np.abs(difference).max() / J149_BINS or 1.0
-    place = np.minimum(np.abs(difference) / step, J149_BINS - 1e-9).astype(int)
-    sums = np.bincount(place, special.ndtr(z), J149_BINS)
-    counts = np.bincount(place, None, J149_BINS)
-    with np.errstate(invalid="ignore"):
-        means = (sums[1:] + sums[:-1]) / (counts[1:] + counts[:-1])
-    for k, (mean, next_mean) in enumerate(zip(means, means[1:]), 1):
-        if mean < LEVEL <= next_mean:
-            return float((k + (LEVEL - mean) / (next_mean - mean)) * step)
-    return NAN
+    edges = np.linspace(size.min(), size.max(), J149_BINS + 1)
+    place = np.searchsorted(edges, size, "right") - 1
+    sums = np.bincount(place, special.ndtr(z))[:J149_BINS]
+    counts = np.bincount(place)[:J149_BINS]
+    pairs_in_bin = counts[1:] + counts[:-1]
+    filled = pairs_in_bin > 0
+    centres = edges[1:-1][filled]
+    means = (sums[1:] + sums[:-1])[filled] / pairs_in_bin[filled]
+    unsure = np.flatnonzero(means[:-1] <= LEVEL)
+    if not len(unsure) or means[unsure[-1] + 1] < LEVEL:
+        return NAN
+    k = unsure[-1]
+    return float(np.interp(LEVEL, means[k : k + 2], centres[k : k + 2]))
 
 
 @dataclass(frozen=True)
 class Standard:
-    """A figure, its title, whether it needs votes, and the scale that makes its interval symmetric.
-
-    scale: `logit` for shares, `log` for errors.
-    """
+    """A figure, its title, whether it needs votes, and whether it is a share or an error."""
 
     of: Callable[[Sample], Measured]
     title: str
     votes: bool = True
-    scale: str = "logit"
+    is_share: bool = False
 
 
 STANDARDS = {
-    "rmse": Standard(rmse, "RMSE", votes=False, scale="log"),
-    "rmse_star": Standard(rmse_star, "RMSE*", scale="log"),
-    "outlier_ratio": Standard(outlier_ratio, "outlier\nratio"),
-    "auc_ds": Standard(different_similar, "AUC\ndiff/similar"),
-    "auc_bw": Standard(better_worse, "AUC\nbetter/worse"),
-    "accuracy": Standard(accuracy, "accuracy\nof order"),
-    "resolving_power": Standard(resolving_power, "resolving\npower", scale="log"),
+    "rmse": Standard(rmse, "RMSE", votes=False),
+    "rmse_star": Standard(rmse_star, "RMSE*"),
+    "outlier_ratio": Standard(outlier_ratio, "outlier\nratio", is_share=True),
+    "auc_ds": Standard(different_similar, "AUC\ndiff/similar", is_share=True),
+    "auc_bw": Standard(better_worse, "AUC\nbetter/worse", is_share=True),
+    "accuracy": Standard(accuracy, "accuracy\nof order", is_share=True),
+    "resolving_power": Standard(resolving_power, "resolving\npower"),
 }
 
 
@@ -278,9 +290,9 @@ def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> di
     """The figures of scores (N,) that rise with quality.
 
     error (N,): standard errors of the MOS; None for a set without votes, which leaves out the
-    figures that need them. Empty below ten images and for constant scores.
+    figures that need them. Empty below ten images and where nothing is `metrics.fittable`.
     """
-    if len(mos) < 10 or np.ptp(scores) == 0:
+    if len(mos) < 10 or metrics.fittable(scores, mos) is None:
         return {}
     sample = Sample(scores, mos, error)
     names = [name for name in STANDARDS if error is not None or not STANDARDS[name].votes]
@@ -288,18 +300,28 @@ def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> di
 
 
 def estimate(name: str, measured: Measured) -> Estimate:
-    """The figure with its 95 % interval, on the scale that keeps it in its range."""
+    """The figure with its 95 % interval, within the figure's range and around its value.
+
+    Of a share Wilson's score interval (JASA 22, 1927) for as many independent trials as have its
+    error (Korn & Graubard, Survey Methodology 24, 1998). Of an error an interval that is symmetric
+    on a logarithmic scale. No interval where the error is not known.
+    """
     value = measured.value
+    error = measured.error
     n = len(measured.influence)
-    if not np.isfinite([value, measured.error]).all():
+    if not np.isfinite([value, error]).all():
         return Estimate(value)
-    reach = np.array([-1, 1]) * stats.t.ppf(UPPER_QUANTILE, n - 1) * measured.error
-    if STANDARDS[name].scale == "log":
-        return Estimate(value, *(value * np.exp(reach / (value or 1))).tolist())
-    # A share of 0 or 1 has no logit: half an image is put on the other side.
-    inside = np.clip(value, 0.5 / n, 1 - 0.5 / n)
-    bounds = special.expit(special.logit(inside) + reach / (inside * (1 - inside)))
-    return Estimate(value, *bounds.tolist())
+    quantile = stats.t.ppf(UPPER_QUANTILE, n - 1)
+    if not STANDARDS[name].is_share:
+        return Estimate(value, *metrics.LOG.interval(value, quantile * error))
+    # Pairs that share images tell less, or more, than as many images do. Where all are alike no
+    # error is seen, and each image counts as one.
+    count = value * (1 - value) / error**2 if error else measured.count or n
+    weight = quantile**2 / count
+    centre = (value + weight / 2) / (1 + weight)
+    reach = np.sqrt(weight * value * (1 - value) + weight**2 / 4) / (1 + weight)
+    # The ends at 0 and 1 are exact but for rounding.
+    return Estimate(value, float(min(value, centre - reach)), float(max(value, centre + reach)))
 
 
 def difference(a: Measured, b: Measured) -> Difference:
@@ -346,8 +368,10 @@ def over_sets(name: str, measured: Sequence[Measured]) -> Measured:
         # The derivative of the root mean square by each set's error.
         if value:
             weights = values / value
-    images = sum(len(in_set.influence) for in_set in measured)
+    sizes = [len(in_set.influence) for in_set in measured]
     parts = []
-    for weight, in_set in zip(weights / len(measured), measured):
-        parts.append(weight * images / len(in_set.influence) * in_set.influence)
-    return Measured(value, np.concatenate(parts))
+    for weight, size, in_set in zip(weights / len(measured), sizes, measured):
+        parts.append(weight * sum(sizes) / size * in_set.influence)
+    # Where all sets have a share of 0 or 1 the smallest is the least sure of it.
+    count = len(sizes) ** 2 / sum(1 / size for size in sizes)
+    return Measured(value, np.concatenate(parts), count)

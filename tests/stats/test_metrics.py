@@ -51,6 +51,29 @@ def test_undefined_figures_are_nan_without_a_warning():
         assert metrics.rmse([2, 2, 2], [1, 2, 3]) == pytest.approx(np.sqrt(2 / 3))
 
 
+def test_no_curve_is_fitted_to_what_cannot_be_squared():
+    x = np.arange(20.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for scale in (1e200, 1e-200, 1e-310):
+            assert metrics.fit_logistic(x * scale, x) is None
+            assert metrics.fit_logistic(x, x * scale) is None
+
+
+@pytest.mark.parametrize("reach", [1e-3, 0.1, 5.0])
+def test_an_interval_on_its_scale_stays_in_the_figures_range(reach):
+    for value in (-0.99, 0.0, 0.3, 0.999):
+        low, high = metrics.FISHER.interval(value, reach)
+        assert -1 <= low < value < high <= 1
+        units = reach / (1 - value**2)
+        assert metrics.FISHER.decline(value, units) == max(value - low, high - value)
+    # A short one is what it is without a scale.
+    assert metrics.FISHER.interval(0.6, 1e-4) == pytest.approx((0.5999, 0.6001), abs=1e-7)
+    assert metrics.FISHER.interval(1.0, reach) == (1.0, 1.0)
+    low, high = metrics.LOG.interval(7.0, reach)
+    assert low * high == pytest.approx(49)
+
+
 def test_lengths_that_differ_are_refused():
     for figure in (metrics.srcc, metrics.plcc, metrics.krcc, metrics.rmse, metrics.fit_logistic):
         with pytest.raises(ValueError, match="one length"):

@@ -105,23 +105,40 @@ def test_krasulas_figures_are_those_of_a_plain_version(digits):
     )
 
 
-def test_resolving_power_is_that_of_a_plain_version():
-    scores, mos, error = experiment(4, images=120)
-    mapped = standards.monotonic_cubic(scores[0], mos)
+def plain_resolving_power(scores, mos, error, last=True):
+    """J.149's Appendix II, bin by bin: down from the last but one, while the mean is above .95."""
+    mapped = standards.monotonic_cubic(scores, mos)
     rows = []
-    for i, j in itertools.combinations(range(120), 2):
+    for i, j in itertools.combinations(range(len(mos)), 2):
         i, j = (i, j) if mapped[i] >= mapped[j] else (j, i)
         z = (mos[i] - mos[j]) / np.sqrt(error[i] ** 2 + error[j] ** 2)
-        rows.append((mapped[i] - mapped[j], stats.norm.cdf(z)))
-    gap, sure = np.array(rows).T
-    step = gap.max() / 20
-    means = [sure[(gap >= k * step) & (gap < (k + 2) * step)].mean() for k in range(18)]
-    centres = [(k + 1) * step for k in range(18)]
-    k = next(k for k in range(17) if means[k] < 0.95 <= means[k + 1])
-    expected = np.interp(0.95, means[k : k + 2], centres[k : k + 2])
-    assert standards.measure(scores[0], mos, error)["resolving_power"].value == pytest.approx(
-        expected, rel=1e-9
-    )
+        rows.append((mapped[i] - mapped[j], z))
+    gap, z = np.array(rows).T
+    sure = stats.norm.cdf(z)
+    edges = np.linspace(gap.min(), gap.max(), 21)
+    bins = [sure[(gap >= low) & (gap < high)] for low, high in zip(edges, edges[2:])]
+    means = [of_bin.mean() for of_bin in bins if len(of_bin)]
+    centres = [edges[k + 1] for k in range(19) if len(bins[k])]
+    k = len(means) - 2
+    while means[k] > 0.95 and k > 0:
+        k -= 1
+    if not last:
+        k = next(k for k in range(len(means) - 1) if means[k] < 0.95 <= means[k + 1])
+    inside = min(means[k : k + 2]) <= 0.95 <= max(means[k : k + 2])
+    return np.interp(0.95, means[k : k + 2], centres[k : k + 2]) if inside else np.nan
+
+
+def test_resolving_power_is_that_of_the_public_program():
+    differ = 0
+    for seed in range(7, 17):
+        scores, mos, error = experiment(seed, images=40, tail=2)
+        sample = standards.Sample(scores[0], mos, error)
+        expected = plain_resolving_power(scores[0], mos, error)
+        assert standards._crossing(sample) == pytest.approx(expected, rel=1e-9, nan_ok=True)
+        if not np.isnan(expected):
+            differ += plain_resolving_power(scores[0], mos, error, last=False) != expected
+    # Where a mean falls below .95 once more, viewers aren't sure of all pairs beyond the first.
+    assert differ > 0
 
 
 def test_influences_are_what_leaving_an_image_out_does():
@@ -174,6 +191,110 @@ def test_the_same_model_twice_does_not_differ():
     for name, found in figures(10).items():
         same = standards.difference(found, found)
         assert same.value == 0 and same.p == 1, name
+
+
+def test_what_cannot_be_mapped_has_no_figures():
+    scores, mos, error = experiment(2, images=40)
+    damaged = np.where(np.arange(40) == 3, np.nan, mos)
+    for score, opinion in ((scores[0], damaged), (damaged, mos), (scores[0], np.full(40, 3.0))):
+        assert standards.measure(score, opinion, error) == {}
+        assert np.isnan(standards.monotonic_cubic(score, opinion)).all()
+
+
+def share(right, count):
+    """An outlier ratio of `right` images in `count`, as measured."""
+    outlier = np.arange(count) < right
+    return standards.Measured(right / count, outlier - outlier.mean())
+
+
+def test_a_shares_interval_is_wilsons():
+    for right, count in ((3, 20), (30, 60), (299, 300)):
+        found = standards.estimate("outlier_ratio", share(right, count))
+        # Each end is the share from which the seen one is a quantile of errors away.
+        for end in (found.low, found.high):
+            error = np.sqrt(end * (1 - end) / (count - 1))
+            away = abs(right / count - end) / error
+            assert away == pytest.approx(stats.t.ppf(0.975, count - 1), rel=1e-6)
+
+
+def test_intervals_hold_their_values_at_the_bounds():
+    t = stats.t.ppf(0.975, 19)
+    for name in ("outlier_ratio", "auc_ds", "auc_bw", "accuracy"):
+        full = standards.estimate(name, standards.Measured(1.0, np.zeros(20)))
+        assert (full.low, full.high) == pytest.approx((20 / (20 + t**2), 1.0))
+        none = standards.estimate(name, standards.Measured(0.0, np.zeros(20)))
+        assert (none.low, none.high) == pytest.approx((0.0, t**2 / (20 + t**2)))
+    # A small set that weighs as much as a large one makes both less sure.
+    both = standards.over_sets("outlier_ratio", [share(20, 20), share(2000, 2000)])
+    assert standards.estimate("outlier_ratio", both).low < 0.96
+    unknown = standards.estimate("auc_ds", standards.Measured(0.9, np.full(20, np.nan)))
+    assert np.isnan([unknown.low, unknown.high]).all()
+
+
+@pytest.mark.parametrize("count", [20, 60, 300])
+@pytest.mark.parametrize("true", [0.5, 0.9, 0.99])
+def test_the_outlier_ratios_interval_covers(true, count):
+    covers = 0.0
+    for right in range(count + 1):
+        found = standards.estimate("outlier_ratio", share(right, count))
+        if found.low <= true <= found.high:
+            covers += stats.binom.pmf(right, count, true)
+    assert 0.94 < covers < (0.98 if count * (1 - true) >= 2 else 0.99)
+
+
+# Noise of the scores at which a figure of 9,000 images is about .9 and .99, and that figure.
+NOISE = {
+    ("auc_ds", 0.9): (3.95, 0.8986),
+    ("auc_ds", 0.99): (1.113, 0.9898),
+    ("auc_bw", 0.9): (13.49, 0.9025),
+    ("auc_bw", 0.99): (5.263, 0.9910),
+    ("accuracy", 0.9): (7.945, 0.9042),
+    ("accuracy", 0.99): (2.285, 0.9904),
+}
+
+
+def pair_sample(random, name, true, images):
+    """Images with votes, and scores that err so much that the figure is `true`."""
+    quality = 50 + 15 * random.normal(size=images)
+    error = random.uniform(*((1.9, 2.1) if name == "auc_ds" else (1, 3)), images)
+    mos = quality + error * random.normal(size=images)
+    if true == 0.5:
+        return standards.Sample(random.normal(size=images), mos, error)
+    # Only scores that follow the votes tell different pairs from similar ones so well.
+    exact = mos if name == "auc_ds" else quality
+    noise = NOISE[name, true][0] * random.normal(size=images)
+    return standards.Sample(exact + noise, mos, error)
+
+
+def pair_coverage(trials, name, true, images):
+    """How often a figure of pairs has its true value in its interval; each holds its own value."""
+    figure = standards.STANDARDS[name].of
+    exact = 0.5 if true == 0.5 else NOISE[name, true][1]
+    random = np.random.default_rng([images, int(100 * true)])
+    covers = 0
+    for _ in range(trials):
+        measured = figure(pair_sample(random, name, true, images))
+        found = standards.estimate(name, measured)
+        assert 0 <= found.low <= measured.value <= found.high <= 1
+        covers += found.low <= exact <= found.high
+    return covers / trials
+
+
+@pytest.mark.parametrize("name", ["auc_ds", "auc_bw", "accuracy"])
+def test_figures_of_pairs_cover_near_their_bound(name):
+    assert pair_coverage(200, name, 0.99, 20) > 0.88
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["auc_ds", "auc_bw", "accuracy"])
+def test_coverage_of_figures_of_pairs(name):
+    for true, images in itertools.product((0.5, 0.9, 0.99), (20, 60, 300)):
+        covers = pair_coverage(1500 if images < 300 else 500, name, true, images)
+        print(f"{name} {true} of {images} images: covers {covers:.3f}")
+        assert covers > 0.91
+        # Of three standard errors of the simulation.
+        if images * (1 - true) >= 2:
+            assert covers < 0.995
 
 
 def calibration(trials, images=300, **more):
