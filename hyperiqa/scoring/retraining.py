@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.files import CHECKOUT
+from hyperiqa.base.launching import end_programs, start_program
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring.certificate_checks import (
     REPRODUCED,
@@ -54,12 +55,12 @@ def check_retrained(description: Mapping[str, Any], command: Sequence[str]) -> I
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
         # Sums are rounded in the order in which the threads share them.
         threads = min(certified["hardware"]["threads"], MOST_THREADS)
-        process = subprocess.run(
-            [sys.executable, CHECKOUT / script, *words],
-            stdout=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads)},
-            check=False,
-        )
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        process = start_program([str(CHECKOUT / script), *words], environment, subprocess.DEVNULL)
+        try:
+            process.wait()
+        finally:
+            end_programs([process])
         if process.returncode:
             yield Check("training anew", UNCHECKED, f"it ended with exit code {process.returncode}")
             return
