@@ -5,7 +5,6 @@ Its `main` runs inside `run_tool`. Nothing here imports torch, so mistakes are r
 """
 
 import difflib
-import errno
 import math
 import os
 import re
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 
 from hyperiqa.base import files, version
 from hyperiqa.base.errors import Interrupted, NothingToDo, UserError
+from hyperiqa.base.terminal import Stream, printable
 
 # The settings that the user gave: setting -> (flag, value).
 Given = Mapping[str, tuple[str, object]]
@@ -39,8 +39,8 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
     # A stream is None where Python was started without a console.
-    sys.stdout = sys.stdout and _Stream(sys.stdout)
-    sys.stderr = sys.stderr and _Stream(sys.stderr)
+    sys.stdout = sys.stdout and Stream(sys.stdout)
+    sys.stderr = sys.stderr and Stream(sys.stderr)
     # Several processes do the same work; only the first one shows it.
     is_first = os.environ.get("RANK", "0") in ("", "0")
     if not is_first:
@@ -51,45 +51,13 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     except UserError as mistake:
         already_shown = not is_first if mistake.already_shown is None else mistake.already_shown
         if not already_shown:
-            print(f"error: {mistake}", file=sys.stderr)
+            print(f"error: {printable(str(mistake))}", file=sys.stderr)
         sys.exit(2)
     except NothingToDo as notice:
-        print(notice)
+        print(printable(str(notice)))
         sys.exit(0)
     except Interrupted as interruption:
         sys.exit(128 + interruption.signum)
-
-
-class _Stream:
-    """Standard output or error that does not end the program.
-
-    It writes a ? for what it cannot encode. Once its reader has gone, it drops what is written:
-    `| head` has seen enough, and a training goes on with its log.
-    """
-
-    def __init__(self, stream: Any):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        self._unbroken(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._unbroken(self._stream.flush)
-
-    def _unbroken(self, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except OSError as problem:
-            # EPIPE: the pipe is closed. EIO: the terminal is gone.
-            if problem.errno not in (errno.EPIPE, errno.EIO):
-                raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
 
 
 class _Formatter(RawDescriptionHelpFormatter):
@@ -333,6 +301,22 @@ class Flags:
         if message:
             raise UserError(message)
         return options
+
+    def given(self, words: Sequence[str]) -> Given:
+        """The settings that these words give, not checked any further. Raises UserError."""
+        return vars(self.parser.parse_args(words)).get("given", {})
+
+    def words_of(self, given: Given) -> list[str]:
+        """Words that give these settings."""
+        words = []
+        for flag, value in given.values():
+            if self.parser._option_string_actions[flag].nargs == 0:
+                words.append(flag)
+            elif isinstance(value, list):
+                words += [flag, *map(str, value)]
+            else:
+                words.append(f"{flag}={value}")
+        return words
 
 
 def without_flags(words: Sequence[str], *flags: str) -> list[str]:

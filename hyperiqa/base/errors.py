@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hyperiqa.base.terminal import printable
+
 
 class UserError(Exception):
     """A mistake of the user's: shown as one line `error: …`, exit code 2, without a traceback.
@@ -34,8 +36,8 @@ class Interrupted(BaseException):
 
 
 def first_five(names: Iterable[object]) -> str:
-    """`a, b, c, d, e, …`: enough of a long list for the user to recognise it."""
-    texts = [str(name) for name in names]
+    """`a, b, c, d, e, …`: enough of a long list for the user to recognise it, on one line."""
+    texts = [printable(str(name)) for name in names]
     return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
 
 

@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from hyperiqa.base.errors import UserError, reason_of
 from hyperiqa.base.files import write_whole
+from hyperiqa.base.terminal import printable
 from hyperiqa.model.checkpoints import HUB_MODEL, description_json, portable_state, save_safetensors
 from hyperiqa.scoring import certificate_checks
 from hyperiqa.scoring.quality_model import QualityModel
@@ -71,7 +72,8 @@ def card(description: Mapping[str, Any], repo: str) -> ModelCard:
         for title, text in certificate_checks.facts(HUB_MODEL, description, compared=False):
             lines.append(f"- **{title}**: {text}")
         lines += ["", f"`python certify.py hf://{repo} --dataset_path … ` checks all of it."]
-    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+    text = "\n".join(map(printable, lines))
+    return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 
 
 def _usage_lines(description: Mapping[str, Any], name: str, repo: str) -> list[str]:
