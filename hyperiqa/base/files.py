@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 from urllib.parse import unquote
 
 from hyperiqa.base.errors import UserError, reason_of
@@ -33,19 +33,12 @@ _PAGE = re.compile(
 _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 
-class HubFile(NamedTuple):
-    """A file of a model repository of the Hugging Face Hub, as far as the user names it."""
+def hub_file(path: Path) -> tuple[str, str | None, str] | None:
+    """(repository, revision or None, file or "") that a name means on the Hugging Face Hub.
 
-    repo: str
-    revision: str | None
-    file: str | None
-
-
-def hub_file(path: Path) -> HubFile | None:
-    """What a name means on the Hugging Face Hub; None where it is a path of this machine.
-
-    The name is `hf://USER/NAME[@REVISION][/FILE]` or the address of a page or file of the Hub.
-    Raises UserError for other names of these forms. The Hub itself is not asked.
+    None where it is a path of this machine. The name is `hf://USER/NAME[@REVISION][/FILE]` or the
+    address of a page or file of the Hub. Raises UserError for other names of these forms. The Hub
+    itself is not asked.
     """
     scheme, colon, rest = str(path).partition(":/")
     if not colon or scheme not in ("hf", "http", "https"):
@@ -63,7 +56,7 @@ def hub_file(path: Path) -> HubFile | None:
     for names in filter(None, (revision, name["file"])):
         if not {"", ".", ".."}.isdisjoint(names.split("/")):
             raise UserError(f"{scheme}://{location}: expected a path without .. in {names}")
-    return HubFile(name["repo"], revision, name["file"])
+    return name["repo"], revision, name["file"] or ""
 
 
 def _location_of_page(address: str) -> str:

@@ -10,31 +10,20 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import safetensors.torch
 import torch
 
 from hyperiqa.base.errors import UserError, first_five, reading_file, reason_of
-from hyperiqa.base.files import HUB, write_whole
+from hyperiqa.base.files import hub_file, write_whole
 from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.model.description import FORMAT, problem_of_description
 from hyperiqa.model.foreign import StateDict, describe_public_model, find_state_dict, public_name
 
-DESCRIPTION_FORMAT = 1
 # The file that a repository of the Hugging Face Hub holds.
 HUB_MODEL = "model.safetensors"
-# What no model can be used without; a description holds more.
-REQUIRED = (
-    "backbone",
-    "fusion",
-    "patch_size",
-    "resize",
-    "score_range",
-    "higher_is_better",
-    "test_crop",
-    "test_patch_num",
-)
 # Endings of the names of buffers that a model computes itself; older timm saved them.
 COMPUTED = (".relative_position_index", ".relative_coords_table", ".attn_mask")
 # And of all tensors without which a model works the same: counters are unused with our momentum,
@@ -68,7 +57,7 @@ def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
     `load_model`'s note on whether the file had a description is left out.
     """
     content = {key: value for key, value in description.items() if key != "described"}
-    return {"format": DESCRIPTION_FORMAT, **content}
+    return {"format": FORMAT, **content}
 
 
 def description_json(description: Mapping[str, Any]) -> str:
@@ -134,7 +123,8 @@ def _reason(problem: Exception) -> str:
 
 def description_of(state: object) -> dict[str, Any] | None:
     """The description that `portable_state` put into a loaded state dict; None if it has none."""
-    return getattr(state, "_metadata", {}).get("hyperiqa")
+    metadata = getattr(state, "_metadata", {})
+    return metadata.get("hyperiqa") if isinstance(metadata, Mapping) else None
 
 
 def _from_hub(repo: str, revision: str | None, file: str) -> Path:
@@ -160,11 +150,14 @@ def find_model(path: Path) -> Path:
     """The model file that the user means.
 
     It is the file itself, the best model in the folder of a run (or of a round), or what
-    hf://USER/NAME[@REVISION][/FILE] names. A run that was stopped can leave several best models;
-    the newest is the best. Raises UserError.
+    hf://USER/NAME[@REVISION][/FILE] or a pasted address names (`hub_file`). A run that was stopped
+    can leave several best models; the newest is the best. Raises UserError.
     """
-    if on_hub := HUB.fullmatch(str(path)):
-        return _from_hub(on_hub["repo"], on_hub["revision"], on_hub["file"] or HUB_MODEL)
+    if on_hub := hub_file(path):
+        repo, revision, file = on_hub
+        # A name without a suffix is that of a folder.
+        is_file = PurePosixPath(file).suffix
+        return _from_hub(repo, revision, file if is_file else str(PurePosixPath(file, HUB_MODEL)))
     if not path.is_dir():
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
@@ -187,18 +180,8 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     state = OrderedDict((public_name(name), tensor) for name, tensor in content.items())
     if description is None:
         return state, {**describe_public_model(path, state), "described": False}
-    number = description.get("format") if isinstance(description, Mapping) else None
-    if not isinstance(number, int):
-        raise UserError(
-            f"{path}: its description is damaged: expected a format number, "
-            f"found {description!r:.60}"
-        )
-    if number > DESCRIPTION_FORMAT:
-        raise UserError(
-            f"{path}: of format {number}, newer than this program's {DESCRIPTION_FORMAT}"
-        )
-    if missing := [name for name in REQUIRED if name not in description]:
-        raise UserError(f"{path}: its description is damaged: it lacks {', '.join(missing)}")
+    if problem := problem_of_description(description):
+        raise UserError(f"{path}: {problem}")
     return state, {**description, "described": True}
 
 
@@ -217,9 +200,10 @@ def read_state(path: Path) -> tuple[StateDict, Any]:
         return state, description_of(state)
     if not path.exists():
         raise UserError(f"{path}: no such file")
-    # ValueError: the description is no JSON.
+    # ValueError and RecursionError: the description is no JSON, or absurdly nested.
+    problems = (ValueError, RecursionError, safetensors.SafetensorError)
     with (
-        reading_file(path, "not a safetensors file", ValueError, safetensors.SafetensorError),
+        reading_file(path, "not a safetensors file", *problems),
         safetensors.safe_open(path, "pt") as file,
     ):
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
