@@ -139,7 +139,16 @@ def keep_freed_memory() -> None:
     _mallopt(M_TRIM_THRESHOLD, -1)
 
 
+def return_freed_memory() -> None:
+    """Return what malloc keeps of freed memory to the system, where the system is glibc's."""
+    _call_malloc("malloc_trim", 0)
+
+
 def _mallopt(setting: int, value: int) -> None:
+    _call_malloc("mallopt", setting, value)
+
+
+def _call_malloc(function: str, *values: int) -> None:
     # The C library of another system has no such function.
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(setting, value)
+        getattr(ctypes.CDLL(None), function)(*values)

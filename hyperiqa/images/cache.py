@@ -20,7 +20,7 @@ from hyperiqa.base import schema
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
 from hyperiqa.images.build_once import INDEX, build_once, read_index, remove_stale
-from hyperiqa.images.decode import decode, fitted_size, resize_image
+from hyperiqa.images.decode import decode_and_resize, fitted_size
 from hyperiqa.images.perceptual_hash import perceptual_hash
 
 # Raise it when decoding, resizing or the index changes: older caches are then built anew.
@@ -195,10 +195,12 @@ class ImageCache:
         self.upscaled = sum(is_upscaled for _, is_upscaled in results)
 
     def _decode(self, keep: Callable[[int, np.ndarray], None], i: int, path: Path) -> None:
-        image = None if path in self.bad else self._unless_bad(decode, None, path)
+        if path in self.bad:
+            return
+        work = partial(decode_and_resize, size=self.sizes[i].tolist())
+        image, resized = self._unless_bad(work, (None, None), path)
         if image is None:
             return
-        resized = resize_image(image, *self.sizes[i])
         self.digests[i] = _digest(image)
         self.hashes[i] = perceptual_hash(resized)
         keep(i, resized)

@@ -1,7 +1,10 @@
 """Image files as uint8 pixels, and their resizing, the same for training and for scoring."""
 
+import itertools
+import math
+import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import torchvision.transforms.v2.functional as TF
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from hyperiqa.base.command_line import parse_resize
+from hyperiqa.base.device import return_freed_memory
 
 # Deprecated in torchvision 0.29: without it Pillow decodes, to the same pixels but slower.
 try:
@@ -25,16 +29,24 @@ FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "WEBP", "AVIF
 MAX_PIXELS = 400_000_000
 # Pillow's own limit is off, since every image is checked against MAX_PIXELS before it is decoded.
 Image.MAX_IMAGE_PIXELS = None
-# EXIF orientation -> the operation that turns the image upright (CIPA DC-008).
-ORIENTATIONS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+# Images of more pixels, before and after their resize together, are decoded one after another: each
+# pixel takes 3 to 20 bytes meanwhile. Ordinary photographs never wait.
+LARGE = 32_000_000
+_one_large = threading.Lock()
+# The side of the squares in which an image of Pillow's becomes an array.
+SQUARE = 2048
+
+
+@contextmanager
+def room_for(pixels: int) -> Iterator[None]:
+    """Wait, with an image of so many pixels, until no other thread works on a large one."""
+    if pixels <= LARGE:
+        yield
+        return
+    with _one_large:
+        # What malloc keeps for one thread is not there for the image of another thread.
+        return_freed_memory()
+        yield
 
 
 def _open(path: Path) -> Image.Image:
@@ -79,6 +91,9 @@ def read_header(path: Path, exif_rotate: bool = False) -> tuple[int, int]:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 (upright) where the file has none of the standard's."""
+    # Pillow itself turns a TIFF, when it loads the pixels.
+    if image.format == "TIFF":
+        return 1
     orientation = image.getexif().get(ExifTags.Base.Orientation)
     is_standard = isinstance(orientation, int) and 1 <= orientation <= 8
     return orientation if is_standard else 1
@@ -94,28 +109,49 @@ def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
     exif_rotate: turn the image as its EXIF orientation says.
     """
     with _decoding():
-        turn = ORIENTATIONS.get(_orientation(image)) if exif_rotate else None
-        turned = image if turn is None else image.transpose(turn)
-        # The modes I, I;16, … and F have more than 8 bits.
-        if turned.mode.startswith(("I", "F")):
-            return np.repeat(_grey_as_uint8(turned, image)[:, :, None], 3, axis=2)
-        if turned.mode in ("LAB", "La"):
-            raise ValueError(f"pixels of mode {turned.mode} are not read here")
-        # On white, as viewers show it: the colour of a transparent pixel is arbitrary.
-        if turned.has_transparency_data:
-            rgba = turned.convert("RGBA")
-            turned = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        return np.array(turned.convert("RGB"))
+        if image.mode in ("LAB", "La"):
+            raise ValueError(f"pixels of mode {image.mode} are not read here")
+        orientation = _orientation(image) if exif_rotate else 1
+        image.load()
+        width, height = image.size
+        shape = (width, height, 3) if orientation >= 5 else (height, width, 3)
+        pixels = np.empty(shape, np.uint8)
+        as_stored = _as_stored(pixels, orientation)
+        # Conversions copy their image several times over: square by square, the copies stay small.
+        for top, left in itertools.product(range(0, height, SQUARE), range(0, width, SQUARE)):
+            square = image.crop((left, top, min(left + SQUARE, width), min(top + SQUARE, height)))
+            as_stored[top : top + SQUARE, left : left + SQUARE] = _as_rgb(square, image)
+        return pixels
 
 
-def _grey_as_uint8(turned: Image.Image, original: Image.Image) -> np.ndarray:
+def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of upright pixels in the rows and columns of the file (orientations: CIPA DC-008)."""
+    view = upright.swapaxes(0, 1) if orientation >= 5 else upright
+    down = -1 if orientation in (3, 4, 6, 7) else 1
+    right = -1 if orientation in (2, 3, 7, 8) else 1
+    return view[::down, ::right]
+
+
+def _as_rgb(square: Image.Image, original: Image.Image) -> np.ndarray:
+    """A part of an image as RGB uint8 (H, W, 3) or grey (H, W, 1)."""
+    # The modes I, I;16, … and F have more than 8 bits.
+    if square.mode.startswith(("I", "F")):
+        return _grey_as_uint8(square, original)[:, :, None]
+    # On white, as viewers show it: the colour of a transparent pixel is arbitrary.
+    if original.has_transparency_data:
+        rgba = square.convert("RGBA")
+        square = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return np.asarray(square.convert("RGB"))
+
+
+def _grey_as_uint8(square: Image.Image, original: Image.Image) -> np.ndarray:
     """Grey pixels of more than 8 bits as uint8 (H, W).
 
-    turned: the image whose pixels count.
+    square: the part of the image whose pixels count.
     original: the image as opened, which alone has the format and the tags of the file.
     """
-    grey = np.asarray(turned)
-    if turned.mode == "F":
+    grey = np.asarray(square)
+    if square.mode == "F":
         # Negated, so that a nan is refused too.
         if not (grey.min() >= 0 and grey.max() <= 1):
             raise ValueError(
@@ -123,7 +159,7 @@ def _grey_as_uint8(turned: Image.Image, original: Image.Image) -> np.ndarray:
             )
         return np.rint(grey * 255.0).astype(np.uint8)
     # Pillow reads the 16 bits of a PPM as 32 bits.
-    if turned.mode == "I" and original.format != "PPM":
+    if square.mode == "I" and original.format != "PPM":
         raise ValueError("32-bit integer pixels, whose range is not known: expected 8 or 16 bits")
     # Only a TIFF has tags. Pillow opens its grey of 12 bits in the same mode as that of 16.
     tags = getattr(original, "tag_v2", {})
@@ -153,6 +189,19 @@ def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
             data = torch.from_numpy(np.fromfile(path, np.uint8))
             return decode_image(data, ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
         return from_pillow(image, exif_rotate)
+
+
+def decode_and_resize(
+    path: Path, size: Sequence[int], exif_rotate: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """An image file as `decode` gives it, and the same resized to (height, width).
+
+    Large images wait for one another, whichever thread decodes them. Raises as `decode`.
+    """
+    pixels = math.prod(read_header(path)) + math.prod(size)
+    with room_for(pixels), _decoding():
+        image = decode(path, exif_rotate)
+        return image, resize_image(image, *size)
 
 
 def resized_size(height: int, width: int, resize: str, min_side: int) -> tuple[int, int]:
@@ -206,5 +255,5 @@ def fitted_size(
 
 def load_image(path: Path, resize: str, min_side: int, exif_rotate: bool = False) -> np.ndarray:
     """An image file as it lies in the cache: uint8 (H, W, 3). Raises ValueError with the reason."""
-    (height, width), _ = fitted_size(path, resize, min_side, exif_rotate)
-    return resize_image(decode(path, exif_rotate), height, width)
+    size, _ = fitted_size(path, resize, min_side, exif_rotate)
+    return decode_and_resize(path, size, exif_rotate)[1]

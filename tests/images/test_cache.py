@@ -78,15 +78,15 @@ def test_whatever_a_cache_depends_on_makes_another(images, tmp_path, change):
 
 def build_in_child(paths, cache_dir, started):
     """Builds a cache whose second image never finishes decoding."""
-    original = reading_cache.decode
+    original = reading_cache.decode_and_resize
 
-    def slow(path, exif_rotate):
+    def slow(path, size, exif_rotate):
         if path == paths[1]:
             started.set()
             time.sleep(60)
-        return original(path, exif_rotate)
+        return original(path, size, exif_rotate)
 
-    reading_cache.decode = slow
+    reading_cache.decode_and_resize = slow
     tqdm.set_lock(
         threading.RLock()
     )  # its own is shared with the parent, and this process is killed while it holds it
@@ -108,10 +108,10 @@ def test_a_killed_build_leaves_nothing_that_passes_for_a_cache(images, tmp_path)
 
 
 def test_a_failed_build_leaves_nothing(images, tmp_path, monkeypatch):
-    def broken(path, exif_rotate):
+    def broken(path, size, exif_rotate):
         raise MemoryError("our own bug")
 
-    monkeypatch.setattr(reading_cache, "decode", broken)
+    monkeypatch.setattr(reading_cache, "decode_and_resize", broken)
     with pytest.raises(MemoryError):
         ImageCache("set", images, "50", 48, tmp_path / "cache")
     assert folders_in(tmp_path / "cache") == []

@@ -2,6 +2,8 @@ import os
 import struct
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fuzz
@@ -138,6 +140,104 @@ def test_a_thin_strip_is_refused_before_it_is_blown_up(tmp_path):
         fitted_size(tmp_path / "strip.png", "384", 224)
     with pytest.raises(ValueError, match="absurdly large once resized"):
         load_image(tmp_path / "strip.png", "384", 224)
+
+
+PATTERNS = {
+    "a.png": ("RGB", {}),
+    "palette.png": ("P", {}),
+    "clear.png": ("P", {"transparency": 3}),
+    "clears.png": ("P", {"transparency": bytes([0, 90] + [255] * 9)}),
+    "clear_grey.png": ("L", {"transparency": 100}),
+    "alpha.png": ("RGBA", {}),
+    "grey16.png": ("I;16", {"transparency": 25700}),
+    "float.tif": ("F", {}),
+    # Pillow turns its own maps of uncompressed files wrongly.
+    "cmyk.tif": ("CMYK", {"compression": "tiff_lzw"}),
+    "bits.png": ("1", {}),
+}
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_squares_give_the_pixels_of_the_whole(tmp_path, monkeypatch, name, orientation):
+    mode, options = PATTERNS[name]
+    if mode == "I;16":
+        image = Image.fromarray(picture()[..., 0].astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(picture()[..., 0].astype(np.float32) / 255)
+    else:
+        image = Image.fromarray(picture()).convert(mode)
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(picture(seed=1)[..., 0]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image.save(tmp_path / name, exif=exif, **options)
+    whole = decode(tmp_path / name, exif_rotate=True)
+    assert whole.shape == ((120, 90, 3) if orientation == 6 else (90, 120, 3))
+    assert whole.shape[:2] == read_header(tmp_path / name, exif_rotate=True)
+    if mode == "CMYK":
+        with Image.open(tmp_path / name) as opened:
+            assert np.array_equal(whole, np.asarray(ImageOps.exif_transpose(opened.convert("RGB"))))
+    monkeypatch.setattr(images, "SQUARE", 37)
+    assert np.array_equal(decode(tmp_path / name, exif_rotate=True), whole)
+
+
+def test_large_images_wait_for_one_another_and_others_never(monkeypatch):
+    monkeypatch.setattr(images, "LARGE", 1000)
+    active = []
+    together = []
+
+    def work(pixels):
+        with images.room_for(pixels):
+            active.append(pixels)
+            together.append([size for size in active if size > 1000])
+            time.sleep(0.02)
+            active.remove(pixels)
+
+    with ThreadPoolExecutor(8) as pool, images.room_for(1001):
+        others = [pool.submit(work, 1000) for _ in range(4)]
+        large = [pool.submit(work, 1001 + i) for i in range(4)]
+        for job in others:
+            job.result(timeout=10)
+        assert not any(job.done() for job in large)
+    assert len(together) == 8 and max(map(len, together)) == 1
+    # One that fails leaves the room too.
+    with pytest.raises(ValueError), images.room_for(2000):
+        raise ValueError
+    work(2000)
+
+
+MEASURE = """
+import resource, sys, threading
+from pathlib import Path
+from hyperiqa.base.device import keep_freed_memory
+from hyperiqa.images.decode import load_image
+keep_freed_memory()
+threads = [threading.Thread(target=load_image, args=(Path(sys.argv[1]), "384", 224)) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size", "most"),
+    [
+        ("a.jpg", (10_000, 10_000), 1.5),
+        ("a.png", (10_000, 10_000), 2),
+        ("bomb.png", (20_000, 19_999), 4),
+    ],
+)
+def test_four_threads_stay_below_4_gib(tmp_path, name, size, most):
+    Image.new("RGB", size, "red").save(tmp_path / name)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path / name], capture_output=True, cwd=root, check=True
+    )
+    assert not done.stderr and 0.5 < float(done.stdout) < most
 
 
 def saved(folder, name, image, **options):
