@@ -11,6 +11,7 @@ import html
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +21,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from hyperiqa.base.files import write_whole
-from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.images.decode import from_pillow, read_header
+from hyperiqa.base.plain_values import counted, to_json_value
+from hyperiqa.base.terminal import printable
+from hyperiqa.images.decode import FORMATS, from_pillow, read_header, room_for
 
 FOLDER = Path(__file__).parent
 # Most pictures on a page -> (width, height) within which each is kept:
@@ -29,6 +31,8 @@ FOLDER = Path(__file__).parent
 BOXES = {300: (320, 240), 3000: (192, 144), 10**9: (128, 96)}
 # Kinds of blocks that need plotly, which is most of a page's bytes.
 PLOTTED = ("errors", "curves", "levels")
+# What HTML or a script gives a meaning, and halves of characters, which no file in UTF-8 holds.
+MARKUP = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 Source = Callable[[], Image.Image | None]
 
 
@@ -96,10 +100,10 @@ class Page:
             frame = frame.replace(f"/* {name} */\n", (FOLDER / name).read_text(encoding="utf-8"))
         before_data, after_data = frame.split("<!--DATA-->\n")
         before_data = before_data.replace("<!--TITLE-->", html.escape(self.content["title"]))
-        # NaN becomes null, and no text in the data ends the script.
-        content = json.dumps(
-            to_json_value(self.content), ensure_ascii=False, separators=(",", ":")
-        ).replace("</", "<\\/")
+        # NaN becomes null.
+        content = json.dumps(to_json_value(self.content), ensure_ascii=False, separators=(",", ":"))
+        # No text in the data ends the script, or begins a comment or another script within it.
+        content = MARKUP.sub(lambda match: f"\\u{ord(match[0]):04x}", content)
         yield f'{before_data}<script type="application/json" id="page">{content}</script>\n'
         yield '<script type="application/json" id="pictures">'
         yield from self._pictures()
@@ -151,12 +155,15 @@ _encode_once = functools.cache(_encode)
 
 
 def thumbnail(image: str) -> Image.Image | None:
-    """The picture of a file, upright and of at most 640 x 480 pixels; None if it is unreadable."""
+    """The picture of a file, upright, at most 2048 pixels high and wide; None if unreadable."""
     try:
         read_header(Path(image))
-        with Image.open(image) as opened:
+        with Image.open(image, formats=FORMATS) as opened:
             opened.draft(None, (640, 480))  # a JPEG need not be decoded in full
-            return Image.fromarray(from_pillow(opened, exif_rotate=True))
+            with room_for(opened.width * opened.height):
+                picture = Image.fromarray(from_pillow(opened, exif_rotate=True))
+                picture.thumbnail((2048, 2048))
+                return picture
     # The file may have gone or changed since it was scored, and decoders raise what they like.
     except Exception:
         return None
@@ -169,11 +176,6 @@ def picture_from_cache(cache: Any, i: int) -> Source:
     The same image gives the same function, by which `_encode_once` recognises it.
     """
     return lambda: Image.fromarray(cache[i])
-
-
-def printable(text: str) -> str:
-    """The text with a ? for what no page can show: line breaks, bytes that are not UTF-8."""
-    return text.translate({ord(letter): "?" for letter in text if not letter.isprintable()})
 
 
 def draw_scores(
@@ -219,19 +221,19 @@ def _score_facts(
     description: Mapping[str, Any], scores: Sequence[float], failed: int
 ) -> Iterator[str]:
     if scores:
-        yield f"{len(scores):,} images, scores {min(scores):.2f} to {max(scores):.2f}"
+        yield f"{counted(len(scores), 'image')}, scores {min(scores):.2f} to {max(scores):.2f}"
     else:
         yield "no image has a score"
     better = "higher" if description["higher_is_better"] else "lower"
     low, high = description["score_range"]
     yield f"trained on {description['dataset']}, {low:g} to {high:g}; {better} is better"
     if failed:
-        yield f"{failed:,} images could not be scored"
+        yield f"{counted(failed, 'image')} could not be scored"
 
 
 def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]]]) -> None:
     """Write a page of pairs of images (name, path). Raises UserError if unwritable."""
-    page = Page(title, [f"{len(pairs):,} pairs"])
+    page = Page(title, [counted(len(pairs), "pair")])
     images = [image for pair in pairs for image in pair]
     sources = [functools.partial(thumbnail, str(image_path)) for _, image_path in images]
     page.images("pairs", [name for name, _ in images], {}, sources)

@@ -128,15 +128,15 @@ def test_odd_names_and_lost_images(tmp_path, browse):
     shown = [
         "<b>&.png",
         'say "x".png',
-        "two?lines.png",
-        "latin?.png",
+        r"two\nlines.png",
+        r"latin\udce9.png",
         "山" * 40 + ".png",
         "lost.png",
     ]
     assert page.locator("figure").evaluate_all("all => all.map(f => f.title)") == shown
     assert page.locator("img").count() == 5 and captions(page, ".gone") == ["cannot be read now"]
     assert captions(page, "li") == ["a<b.jpg (no image)", "c.jpg (empty)", "and 5 more"]
-    assert captions(page, "h2") == ["Without a score: 7"] and page.title() == "Scores by m?<x>"
+    assert captions(page, "h2") == ["Without a score: 7"] and page.title() == r"Scores by m\n<x>"
 
 
 def test_a_page_without_images_says_so(tmp_path, browse):
@@ -200,3 +200,15 @@ def test_pairs_stand_side_by_side(tmp_path, coloured, browse):
     ]
     for (left, bottom), (right, other) in zip(places[::2], places[1::2]):
         assert left < right and bottom == other
+
+
+def test_no_name_changes_how_the_page_is_parsed(tmp_path):
+    """By the HTML standard, `<!--` and `<script` within a script hide its end."""
+    names = ["<!--<script>.jpg", "</script><script>alert(1)<.jpg", "a&amp;\u2028.jpg", "\ud800.jpg"]
+    draw_scores(tmp_path / "s.html", "<!--<script>", UP, [(name, 1.0) for name in names])
+    text = (tmp_path / "s.html").read_text()
+    assert not set("<>&\u2028") & set(re.search('id="page">(.*?)</script>', text, re.S)[1])
+    # Whatever JSON.parse gives, the page shows as text.
+    shown = data(tmp_path / "s.html", "page")["sets"]["scored"]["names"]
+    assert shown == [*names[:2], r"a&amp;\u2028.jpg", r"\ud800.jpg"]
+    assert "<title>Scores by &lt;!--&lt;script&gt;</title>" in text
