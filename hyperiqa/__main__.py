@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, NoReturn
 from tqdm import tqdm
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import Interrupted, first_five, reading_file
+from hyperiqa.base.errors import Interrupted, UserError, first_five, reading_file, reason_of
+from hyperiqa.base.plain_values import counted
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.scoring import image_sources, score_files
 
@@ -114,12 +115,14 @@ class Tally:
     """How many images were scored, for the lines at the end and for the sheet.
 
     failures: the first FAILURES_KEPT of the failed images, with the reason.
+    unmapped: the images that have a score but, in spite of --map, no map, with the reason.
     scores: (image, score); kept for the sheet alone, since millions of them take much memory.
     """
 
     scored: int = 0
     failed: int = 0
     failures: list[str] = field(default_factory=list)
+    unmapped: list[str] = field(default_factory=list)
     scores: list[tuple[str, float]] = field(default_factory=list)
 
 
@@ -188,9 +191,13 @@ def add_row(
     made: str,
     tally: Tally,
     output: score_files.ScoreFile,
+    earlier: Container[str],
     scored: "Scored",
 ) -> None:
-    """Write an image's row, its picture if there is a --map, and count it in the tally."""
+    """Draw an image's map if there is a --map, write its row, and count it in the tally.
+
+    earlier: the canonical paths of images that have a row and a score of an earlier run.
+    """
     image = str(scored.image)
     score = scored.score
     problem = scored.problem
@@ -198,20 +205,37 @@ def add_row(
     if score is not None and not math.isfinite(score):
         problem = f"the model gives {score}"
         score = None
+    if options.map and score is not None:
+        problem = draw_map(options.map, model, made, image)
+    is_earlier = image_sources.canonical_path(image) in earlier
+    if problem is not None and (score is not None or is_earlier):
+        tally.unmapped.append(f"{image} ({problem})")
+    # All that an image with an earlier row lacked is its map.
+    if is_earlier:
+        return
     output.add(image, score, problem, made)
-    if problem is not None:
+    if score is None:
         tally.failed += 1
         if len(tally.failures) < FAILURES_KEPT:
             tally.failures.append(f"{image} ({problem})")
         return
     tally.scored += 1
-    # This decodes the image once more: the scores come without their pixels.
-    if options.map:
-        from hyperiqa.scoring import maps
-
-        maps.write(options.map, image, maps.map_image(model, image), model)
     if options.sheet:
         tally.scores.append((image, score))
+
+
+def draw_map(folder: Path, model: "QualityModel", made: str, image: str) -> str | None:
+    """Draw the map of an image; returns the reason where it cannot be made, else None."""
+    from hyperiqa.scoring import maps
+
+    # This decodes the image once more: the scores come without their pixels.
+    try:
+        image_maps = maps.map_image(model, image)
+        maps.write(image_sources.map_path(folder, image), image_maps, model, made)
+    # One image, or one name, must not end the run.
+    except (ValueError, MemoryError, UserError) as problem:
+        return f"no map: {reason_of(problem)}"
+    return None
 
 
 def take_up_output(
@@ -239,11 +263,15 @@ def take_up_output(
 
 
 def run(
-    options: argparse.Namespace, sources: Sequence[str], signals: StopSignals, tally: Tally
+    options: argparse.Namespace,
+    sources: Sequence[str],
+    outputs: Container[Path],
+    signals: StopSignals,
+    tally: Tally,
 ) -> None:
-    """Load the model, score the images that have no score yet, and draw the sheet.
+    """Load the model, score the images that have no score or map yet, and draw the sheet.
 
-    sources: the images that the user names, but for standard input.
+    sources: the images that the user names, but for standard input. outputs: see `is_result`.
     """
     # torch is imported only once the flags and the sources are known to be right.
     from hyperiqa.base.device import keep_freed_memory
@@ -264,16 +292,23 @@ def run(
         print(assumptions(options.checkpoint, model), file=sys.stderr)
     made = made_with(model, options.precision)
     # An earlier run's rows are kept only where they were made with the same.
-    done = take_up_output(options, made, sources, tally)
-    remaining = list(image_sources.without_repeats(sources, done))
-    from_stdin = "-" in options.sources
-    streamed = image_sources.paths_from(sys.stdin.fileno()) if from_stdin else ()
-    images = itertools.chain(remaining, image_sources.without_repeats(streamed, done))
+    earlier = take_up_output(options, made, sources, tally)
+    done = set(earlier)
     if options.map:
         with reading_file(options.map, "cannot be made"):
             options.map.mkdir(parents=True, exist_ok=True)
+        done = {
+            image
+            for image in earlier
+            if image_sources.mark_of(image_sources.map_path(options.map, image)) == made
+        }
+    remaining = list(image_sources.without_repeats(sources, done))
+    from_stdin = "-" in options.sources
+    paths = image_sources.paths_from(sys.stdin.fileno()) if from_stdin else ()
+    streamed = (path for path in paths if not (path and image_sources.is_result(path, outputs)))
+    images = itertools.chain(remaining, image_sources.without_repeats(streamed, done))
     output = score_files.ScoreFile(options.output, options.format)
-    write_row = partial(add_row, options, model, made, tally, output)
+    write_row = partial(add_row, options, model, made, tally, output, earlier)
     scores = model.score_all(images, options.batch_size, options.workers)
     # On a terminal the rows themselves show the progress.
     with_bar = options.output is not None or not sys.stdout.isatty()
@@ -293,30 +328,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     tally = Tally()
     passed: list[str] = []
-    images = image_sources.find_images(options.sources, options.sheet, passed)
+    outputs = {path.resolve() for path in (options.output, options.sheet) if path}
+    images = image_sources.find_images(options.sources, outputs, passed)
     # A file may be named twice, as itself and by its folder.
     sources = list(image_sources.without_repeats(images, set()))
     try:
         with StopSignals() as signals:
-            run(options, sources, signals, tally)
+            run(options, sources, outputs, signals, tally)
     except Interrupted:
         hint = "; the same command goes on from there" if options.output else ""
-        print(f"interrupted after {tally.scored + tally.failed} images{hint}", file=sys.stderr)
+        number = tally.scored + tally.failed
+        number = tally.scored + tally.failed
+        print(f"interrupted after {counted(number, 'image')}{hint}", file=sys.stderr)
         raise
     # `| head` has seen enough.
     except BrokenPipeError:
         return 0
     if options.output:
-        print(f"{options.output}: {tally.scored} images scored", file=sys.stderr)
+        print(f"{options.output}: {counted(tally.scored, 'image')} scored", file=sys.stderr)
     if passed:
         print(image_sources.skipped_note(passed), file=sys.stderr)
     if tally.failed:
         print(
-            f"{tally.failed} of {tally.scored + tally.failed} images could not be scored: "
-            f"{first_five(tally.failures)}",
+            f"{tally.failed} of {counted(tally.scored + tally.failed, 'image')} "
+            f"could not be scored: {first_five(tally.failures)}",
             file=sys.stderr,
         )
-    return 1 if tally.failed else 0
+    if tally.unmapped:
+        images = counted(len(tally.unmapped), "image has", "images have")
+        print(f"{images} no map: {first_five(tally.unmapped)}", file=sys.stderr)
+    return 1 if tally.failed or tally.unmapped else 0
 
 
 def command() -> NoReturn:

@@ -1,12 +1,18 @@
 """From what the user names to image files: files, folders, patterns, paths on standard input."""
 
+import contextlib
 import glob
+import hashlib
 import os
+import re
 import select
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from hyperiqa.base.errors import UserError, first_five, reason_of
+from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.records import IMAGE_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES | set(
@@ -17,20 +23,25 @@ UNREAD_SUFFIXES = set(
     ".heic .heif .hif .jxl .jxr .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw .psd .exr .hdr "
     ".svg .eps .ico".split()
 )
-# The most bytes of a path on standard input: a longer line is something else.
-LONGEST = 1 << 16
+# The most bytes of a path on standard input, twice what systems take: a longer line is something
+# else.
+LONGEST = 1 << 13
+# The text in a PNG by which a map is known wherever it lies: it says what the map was made with.
+MARK = "hyperiqa"
+# The names of maps, which alone are opened to look for the mark.
+_MAP_NAME = re.compile(r"(?:.*-)?[0-9a-f]{16}\.png", re.DOTALL)
 # Seconds without a path on standard input, after which those before it need not wait any longer.
 PAUSE = 0.2
 
 
 def find_images(
-    sources: Iterable[str], leave_out: Path | None = None, passed: list[str] | None = None
+    sources: Iterable[str], outputs: Container[Path] = (), passed: list[str] | None = None
 ) -> list[str]:
     """The images of all sources but `-`, in order.
 
-    sources: files, folders and patterns. leave_out: a file that is not taken, since the results go
-    there. passed: filled with the pictures of UNREAD_SUFFIXES that were passed over. Raises
-    UserError, naming every source that has no images.
+    sources: files, folders and patterns. outputs: where the results go; see `is_result`. passed:
+    filled with the pictures of UNREAD_SUFFIXES that were passed over. Raises UserError, naming
+    every source that has no images.
     """
     passed = [] if passed is None else passed
     images: list[str] = []
@@ -41,7 +52,7 @@ def find_images(
         passed_before = len(passed)
         try:
             candidates, reason_for_none = _images_of(source, passed)
-            kept = [image for image in candidates if leave_out is None or Path(image) != leave_out]
+            kept = [image for image in candidates if not is_result(image, outputs)]
         # The name is too long, or has `**` within it, for example.
         except (OSError, ValueError) as problem:
             problems.append(f"{source}: {reason_of(problem)}")
@@ -62,7 +73,7 @@ def _images_of(source: str, passed: list[str]) -> tuple[Iterable[str], str]:
         return images_below(source, passed), "no images in this folder"
     # A file that the user names is taken whatever its suffix, and it may be called `a*.png`.
     if Path(source).exists():
-        return [source], "this is where the results go"
+        return [source], "a result, which is no image to score"
     if _pattern_start(Path(source).parts) is not None:
         return images_matching(source, passed), "no images match this pattern"
     return [], "no such file or folder"
@@ -74,8 +85,8 @@ def skipped_note(pictures: Sequence[str], before: str = "") -> str:
         return ""
     suffixes = ", ".join(sorted({Path(picture).suffix.lower() for picture in pictures}))
     return (
-        f"{before}passed over {len(pictures)} pictures of formats that are not read here "
-        f"({suffixes}): {first_five(pictures)}"
+        f"{before}passed over {counted(len(pictures), 'picture')} of formats that are not read "
+        f"here ({suffixes}): {first_five(pictures)}"
     )
 
 
@@ -153,7 +164,7 @@ def paths_from(descriptor: int) -> Iterator[str | None]:
         ended = not data
         # The last line may lack its line end.
         *lines, rest = (rest + (data or b"\n")).split(b"\n")
-        if len(rest) > LONGEST:
+        if max(map(len, [*lines, rest])) > LONGEST:
             raise UserError(
                 f"standard input: expected a path per line, found a line of over {LONGEST} bytes"
             )
@@ -166,6 +177,38 @@ def paths_from(descriptor: int) -> Iterator[str | None]:
 def canonical_path(image: str) -> str:
     """The name that tells images apart: `a.jpg` and `./a.jpg` are the same image."""
     return str(Path(image).absolute())
+
+
+def map_path(folder: Path, image: str) -> Path:
+    """The file of an image's map in a folder: the same in every run, and no other image's.
+
+    The name has the image's own and its folder's, as far as they fit, and a digest of the whole
+    path. It is never hidden, and has at most 200 bytes.
+    """
+    path = canonical_path(image)
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    words = re.sub(r"[^\w.-]+", "_", "_".join(Path(path).parts[-2:]))
+    # The end of a name tells most. A letter of several bytes may be cut.
+    end = words.encode()[-160:].decode(errors="ignore")
+    return folder / f"{end}-{digest}.png".lstrip("._-")
+
+
+def mark_of(path: Path) -> str | None:
+    """What the map in this file was made with; None where it is no map of `predict.py`'s."""
+    if _MAP_NAME.fullmatch(path.name) and path.is_file():
+        # Decoders raise what they like at foreign files.
+        with contextlib.suppress(Exception), Image.open(path, formats=["PNG"]) as picture:
+            return picture.info.get(MARK)
+    return None
+
+
+def is_result(image: str, outputs: Container[Path]) -> bool:
+    """Whether the file is one of the outputs, or a map from whatever run: never to be scored.
+
+    outputs: without links (`Path.resolve`).
+    """
+    path = Path(image)
+    return mark_of(path) is not None or path.resolve() in outputs
 
 
 def without_repeats(images: Iterable[str | None], done: set[str]) -> Iterator[str | None]:

@@ -4,17 +4,19 @@ That is: its scores all over the image, the stages that its fusion weighs, and t
 target network.
 """
 
-import re
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from hyperiqa.base.errors import reading_file
+from hyperiqa.base.files import write_whole
 from hyperiqa.model import fusion, target_net
+from hyperiqa.scoring.image_sources import MARK
 from hyperiqa.scoring.quality_model import ImageLike, QualityModel
+from hyperiqa.training.batches import SCORE_BATCH
 
 # Steps of the dense grid to a patch's side: neighbouring patches share 6/7 of their pixels.
 STEPS = 7
@@ -27,6 +29,12 @@ LAYERS = range(1, len(target_net.TARGET_SIZES))
 CIVIDIS = np.array(
     [[0, 34, 78], [53, 69, 108], [102, 105, 112], [148, 142, 119], [200, 184, 102], [254, 232, 56]]
 )
+
+# The most pixels of an image that has a map: its picture takes some 50 bytes for each of them.
+MAX_PIXELS = 50_000_000
+
+# Rows that are coloured at a time: in floats, colours take many times the memory of the picture.
+ROWS = 256
 
 # The empty space between and around the parts of a picture, in pixels.
 MARGIN = 8
@@ -60,26 +68,43 @@ class ImageMaps:
 def map_image(model: QualityModel, image: ImageLike, with_map: bool = True) -> ImageMaps:
     """Look at an image through a model; the map takes dozens of forward passes.
 
-    Raises ValueError if the image cannot be read.
+    Raises ValueError if the image cannot be read, or is too large for a map.
     """
     pixels = model.pixels(image)
+    # Before any pass: the image's score alone is to be had without its map.
+    height, width = pixels.shape[:2]
+    if with_map and height * width > MAX_PIXELS:
+        raise ValueError(f"{width}x{height} pixels; expected at most {MAX_PIXELS:,} in a map")
     patches = model.patches(pixels)
-    net = model.net
-    stages = None
-    with torch.no_grad():
-        normalised = net.backbone.normalised(torch.from_numpy(patches).to(model.hardware.device))
-        stage_maps = net.backbone.stage_maps(normalised)
-        weights = net.target_weights(stage_maps)
-        if isinstance(net.fuse, fusion.AttentionFusion):
-            stages = net.fuse.weights(stage_maps).mean(0).cpu().numpy()
-    layers = [weights[f"target_fc{i}w"].float().mean(0).flatten().cpu().numpy() for i in LAYERS]
+    batches = torch.from_numpy(patches).split(SCORE_BATCH)
+    parts = [_generated(model, batch) for batch in batches]
+    shares = [len(batch) for batch in batches]
+    # Each array is averaged over all crops, whose number differs between the batches.
+    means = [np.average(arrays, 0, shares).astype(np.float32) for arrays in zip(*parts)]
     return ImageMaps(
         pixels,
         float(model.score_patches([patches])[0]),
-        stages,
-        layers,
+        means[len(LAYERS)] if len(means) > len(LAYERS) else None,
+        means[: len(LAYERS)],
         quality_map(model, pixels) if with_map else None,
     )
+
+
+def _generated(model: QualityModel, patches: torch.Tensor) -> list[np.ndarray]:
+    """Means over patches uint8 (n, P, P, 3): of each layer's generated weights, flat.
+
+    Behind them stands what `attention` gives the four stages, for this fusion alone.
+    """
+    net = model.net
+    with torch.no_grad():
+        stage_maps = net.backbone.stage_maps(
+            net.backbone.normalised(patches.to(model.hardware.device))
+        )
+        weights = net.target_weights(stage_maps)
+        means = [weights[f"target_fc{i}w"].float().mean(0).flatten() for i in LAYERS]
+        if isinstance(net.fuse, fusion.AttentionFusion):
+            means.append(net.fuse.weights(stage_maps).mean(0))
+    return [mean.cpu().numpy() for mean in means]
 
 
 def quality_map(model: QualityModel, pixels: np.ndarray) -> np.ndarray:
@@ -90,17 +115,20 @@ def quality_map(model: QualityModel, pixels: np.ndarray) -> np.ndarray:
     """
     side = model.description["patch_size"]
     height, width = pixels.shape[:2]
-    corners = [(y, x) for y in _grid(height, side) for x in _grid(width, side)]
-    scores = model.score_patches([pixels[None, y : y + side, x : x + side] for y, x in corners])
+    corners = list(itertools.product(_grid(height, side), _grid(width, side)))
     # A Hann window ends in zeros: without them, every pixel has some weight.
     window = np.hanning(side + 2)[1:-1]
     window = window[:, None] * window
     total = np.zeros((height, width))
     weights = np.zeros((height, width))
-    for (y, x), score in zip(corners, scores, strict=True):
-        total[y : y + side, x : x + side] += window * score
-        weights[y : y + side, x : x + side] += window
-    return total / weights
+    # A batch at a time: all patches together have dozens of times the image's pixels.
+    for start in range(0, len(corners), SCORE_BATCH):
+        batch = corners[start : start + SCORE_BATCH]
+        scores = model.score_patches([pixels[None, y : y + side, x : x + side] for y, x in batch])
+        for (y, x), score in zip(batch, scores, strict=True):
+            total[y : y + side, x : x + side] += window * score
+            weights[y : y + side, x : x + side] += window
+    return np.divide(total, weights, out=total)
 
 
 def _grid(length: int, side: int) -> np.ndarray:
@@ -120,17 +148,22 @@ def colours(share: np.ndarray) -> np.ndarray:
 
 def coloured(image_maps: ImageMaps, higher_is_better: bool) -> tuple[Image.Image, float, float]:
     """The map laid over the image: (picture, score of its darkest colour, of its brightest)."""
-    dark = float(image_maps.map.min())
-    bright = float(image_maps.map.max())
+    # The image's own score belongs on the scale, which the map's means alone may leave out.
+    dark = min(float(image_maps.map.min()), image_maps.score)
+    bright = max(float(image_maps.map.max()), image_maps.score)
     # Bright is always the better end.
     if not higher_is_better:
         dark, bright = bright, dark
     # A flat map has no range to divide by.
-    share = (image_maps.map - dark) / ((bright - dark) or 1)
-    # The image is grey, so that the colours are the map's alone.
-    grey = image_maps.pixels.mean(2, keepdims=True)
-    overlay = Image.fromarray((0.65 * colours(share) + 0.35 * grey).astype(np.uint8))
-    return overlay, dark, bright
+    extent = (bright - dark) or 1
+    overlay = np.empty_like(image_maps.pixels)
+    for top in range(0, len(overlay), ROWS):
+        rows = slice(top, top + ROWS)
+        share = (image_maps.map[rows] - dark) / extent
+        # The image is grey, so that the colours are the map's alone.
+        grey = image_maps.pixels[rows].mean(2, keepdims=True)
+        overlay[rows] = 0.65 * colours(share) + 0.35 * grey
+    return Image.fromarray(overlay), dark, bright
 
 
 def draw(image_maps: ImageMaps, model: QualityModel) -> Image.Image:
@@ -172,16 +205,15 @@ def _figure_lines(image_maps: ImageMaps, dataset: str) -> list[str]:
     return lines
 
 
-def write(folder: Path, image: str, image_maps: ImageMaps, model: QualityModel) -> None:
-    """Write the picture of `draw` as a PNG into the folder, named after the image's path.
+def write(path: Path, image_maps: ImageMaps, model: QualityModel, made_with: str) -> None:
+    """Write the picture of `draw` as a PNG that carries the mark of `image_sources`.
 
     Raises UserError if it cannot be written.
     """
-    # Names have a limit of 255 bytes on most disks, and the end of a path tells most.
-    name = re.sub(r"[^\w.-]+", "_", image).strip("_")[-200:]
-    path = folder / f"{name}.png"
-    with reading_file(path, "cannot be written"):
-        draw(image_maps, model).save(path)
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(MARK, made_with)
+    picture = draw(image_maps, model)
+    write_whole(path, lambda file: picture.save(file, "PNG", pnginfo=mark))
 
 
 def levels(mos: np.ndarray, number: int = 5) -> dict[str, list[int]]:

@@ -16,14 +16,19 @@ from typing import Any, BinaryIO
 
 from hyperiqa.base.errors import UserError, reading_file, reason_of
 from hyperiqa.base.files import write_whole
+from hyperiqa.base.plain_values import counted
+from hyperiqa.base.terminal import printable
 
 COLUMNS = ("image", "score", "error", "made_with")
 
 # The first bytes of every such file.
 STARTS = {"csv": b"image,score", "jsonl": b'{"image": '}
 
-# The most bytes that a row has: a file with longer ones is something else.
+# The most bytes that a row has: a file with longer ones is something else. A name of as many bytes
+# as `image_sources` takes fits, although JSON may write six letters for one of its bytes.
 LONGEST = 1 << 16
+# The most letters of the reason why there is no score.
+LONGEST_REASON = 1000
 
 
 class ScoreFile:
@@ -37,6 +42,7 @@ class ScoreFile:
     def __init__(self, path: Path | None, form: str):
         self.path = path or Path("standard output")
         self.form = form
+        self.on_terminal = path is None and os.isatty(1)
         with reading_file(self.path, "cannot be written"):
             self.file: Any = _open_unbuffered(path)
             if form == "csv" and not (path and path.stat().st_size):
@@ -48,7 +54,8 @@ class ScoreFile:
         Raises UserError if it cannot be written, and BrokenPipeError if the reader of standard
         output has gone.
         """
-        values = (image, None if score is None else round(score, 6), error, made_with)
+        reason = error and error[:LONGEST_REASON]
+        values = (image, None if score is None else round(score, 6), reason, made_with)
         line = _json_line(values) if self.form == "jsonl" else _csv_line(values)
         try:
             self._write(line + "\n")
@@ -59,6 +66,9 @@ class ScoreFile:
             raise UserError(f"{self.path}: cannot be written: {reason}") from None
 
     def _write(self, text: str) -> None:
+        # In files and pipes the names of images keep their bytes.
+        if self.on_terminal:
+            text = printable(text, kept="\n")
         if self.file is sys.stdout:
             self.file.write(text.encode("utf-8", "replace").decode())
             self.file.flush()
@@ -143,7 +153,7 @@ def take_up(
 ) -> tuple[dict[str, float], str]:
     """Prepare an existing file of scores for more rows.
 
-    Drops a last row that was cut off, and the rows without a score whose image is tried once more:
+    Drops a last row that was cut off, and the rows with an error whose image is tried once more:
     tries_again(image) says so. Returns (image -> score of what the file holds, a note for the
     user). Raises UserError if the file is none of predict.py's, or was made with something else
     than `made_with`.
@@ -156,9 +166,10 @@ def take_up(
         if row is None:
             continue
         _check_made_with(path, str(row["made_with"]), made_with)
-        if row["score"] is not None:
+        if _is_dropped(row, tries_again):
+            dropped += 1
+        elif row["score"] is not None:
             done[row["image"]] = row["score"]
-        dropped += _is_dropped(row, tries_again)
     cut_off = path.stat().st_size > complete_bytes
 
     def write_kept_rows(file: BinaryIO) -> None:
@@ -169,16 +180,21 @@ def take_up(
     if dropped or cut_off:
         # To what a link points to, so that a link stays a link.
         write_whole(path.resolve(), write_kept_rows)
-    notes = [f"{len(done)} images have a score already"]
-    if dropped:
-        notes.append(f"{dropped} failed ones are tried again")
-    if cut_off:
-        notes.append("the last row was cut off and is dropped")
-    return done, f"{path}: {'; '.join(notes)}"
+    return done, f"{path}: {'; '.join(_notes(len(done), dropped, cut_off))}"
 
 
 def _is_dropped(row: dict | None, tries_again: Callable[[str], bool]) -> bool:
-    return row is not None and row["score"] is None and tries_again(row["image"])
+    # A row with a score has an error where the image has no map.
+    failed = row is not None and (row["score"] is None or bool(row["error"]))
+    return failed and tries_again(row["image"])
+
+
+def _notes(scored: int, dropped: int, cut_off: bool) -> Iterator[str]:
+    yield f"{counted(scored, 'image has', 'images have')} a score already"
+    if dropped:
+        yield f"{counted(dropped, 'failed one is', 'failed ones are')} tried again"
+    if cut_off:
+        yield "the last row was cut off and is dropped"
 
 
 def _check_made_with(path: Path, made_before: str, made_now: str) -> None:

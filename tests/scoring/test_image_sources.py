@@ -3,6 +3,7 @@ import threading
 import time
 
 import pytest
+from PIL import Image, PngImagePlugin
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.scoring import image_sources
@@ -90,8 +91,71 @@ def test_a_folder_with_brackets_in_its_name_is_no_pattern(photos):
 
 
 def test_results_do_not_become_sources(photos, tmp_path):
-    assert find_images(["photos"], tmp_path / "photos/a.png") == BELOW
-    assert find_images(["photos"], image_sources.Path("photos/a.png")) == BELOW[1:]
+    (tmp_path / "link").symlink_to(photos)
+    for source in ("photos", str(photos), "link", "photos/*"):
+        kept = find_images([source], {(photos / "a.png").resolve()})
+        assert [name.rpartition("/")[2] for name in kept] == [
+            name.rpartition("/")[2] for name in BELOW[1:]
+        ]
+    with pytest.raises(UserError, match="^photos/a.png: a result, which is no image to score$"):
+        find_images(["photos/a.png"], {(photos / "a.png").resolve()})
+
+
+def save_map(folder, image, made="m"):
+    mark = PngImagePlugin.PngInfo()
+    mark.add_text(image_sources.MARK, made)
+    path = image_sources.map_path(folder, image)
+    Image.new("RGB", (4, 3)).save(path, pnginfo=mark)
+    return path
+
+
+def test_maps_of_any_run_do_not_become_sources(photos):
+    for folder in (photos, photos / "maps"):
+        folder.mkdir(exist_ok=True)
+        path = save_map(folder, "photos/a.png", "weights=1 resize=2")
+        assert image_sources.mark_of(path) == "weights=1 resize=2"
+    assert find_images(["photos"]) == find_images(["photos/**", *BELOW])[: len(BELOW)] == BELOW
+    with pytest.raises(
+        UserError, match="maps: no images in this folder; .*: a result, which is no"
+    ):
+        find_images(["photos/maps", str(path)])
+    # A photograph that is called like a map, one that is damaged, and one that never ends.
+    (photos / "sub" / path.name).write_bytes(path.read_bytes()[:30])
+    Image.new("RGB", (4, 3)).save(photos / path.name)
+    os.mkfifo(photos / f"pipe-{'0' * 16}.png")
+    kept = find_images(["photos"])
+    assert len(kept) == len(BELOW) + 3 and str(photos.name + "/" + path.name) in kept
+
+
+def test_names_of_maps_are_unique_short_and_never_hidden(tmp_path):
+    images = [
+        "a b.jpg",
+        "a_b.jpg",
+        "a/b.jpg",
+        "./a/../a/c.jpg",
+        "山" * 81 + ".jpg",
+        "é" * 120 + ".jpg",
+        ".hidden.jpg",
+        "...jpg",
+        "-rf",
+        "\x1b[2J.jpg",
+        os.fsdecode(b"latin\xe9.jpg"),
+        os.fsdecode(b"latin\xe8.jpg"),
+        "two\nlines.jpg",
+        *(f"{'long' * 60}/{i}{'x' * 240}.jpg" for i in range(3)),
+        *(f"{folder}/x.jpg" for folder in ("one", "two", "deep/one", "deep/two")),
+    ]
+    paths = [image_sources.map_path(tmp_path, image) for image in images]
+    assert len({path.name for path in paths}) == len(images)
+    for path in paths:
+        assert path.parent == tmp_path and path.suffix == ".png"
+        assert (
+            len(path.name.encode()) <= 255 and path.name[0] not in ".-" and path.name.isprintable()
+        )
+        path.touch()
+    assert "deep_one_x.jpg" not in paths[-2].name and "one_x.jpg" in paths[-2].name
+    assert paths[0] == image_sources.map_path(tmp_path, "./a b.jpg")
+    assert paths[0] == image_sources.map_path(tmp_path, os.path.abspath("a b.jpg"))  # noqa: PTH100
 
 
 def test_every_source_without_images_is_named(photos):
@@ -153,9 +217,22 @@ def test_what_is_no_list_of_paths_is_refused():
     ).start()
     with pytest.raises(
         UserError,
-        match="standard input: expected a path per line, found a line of over 65536 bytes",
+        match="standard input: expected a path per line, found a line of over 8192 bytes",
     ):
         list(paths_from(reading))
     while os.read(reading, 1 << 16):  # let the writer end
         pass
+    os.close(reading)
+
+
+@pytest.mark.parametrize("length", [8192, 8193])
+def test_a_line_of_at_most_8_kib_is_a_path(length):
+    reading, writing = os.pipe()
+    os.write(writing, b"a" * length + b"\nb\n")
+    os.close(writing)
+    if length == 8192:
+        assert [path for path in paths_from(reading) if path] == ["a" * 8192, "b"]
+    else:
+        with pytest.raises(UserError, match="over 8192 bytes"):
+            list(paths_from(reading))
     os.close(reading)

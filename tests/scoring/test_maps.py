@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -109,6 +111,13 @@ def test_bright_is_better(higher_is_better):
     assert (dark, bright) == ((10, 90) if higher_is_better else (90, 10))
 
 
+@pytest.mark.parametrize(("score", "ends"), [(5.0, (5, 90)), (95.5, (10, 95.5)), (50.0, (10, 90))])
+def test_the_scale_of_a_map_takes_in_the_score_of_its_image(score, ends):
+    grid = np.tile(np.linspace(10, 90, 200), (50, 1))
+    looked = maps.ImageMaps(np.full((50, 200, 3), 128, np.uint8), score, None, [], grid)
+    assert maps.coloured(looked, True)[1:] == ends and maps.coloured(looked, False)[:0:-1] == ends
+
+
 def test_levels_hold_as_many_images_each():
     mos = np.array([5.0, 1, 4, 2, 3, 9, 8, 7, 6, 0])
     assert maps.levels(mos, 5) == {
@@ -129,12 +138,56 @@ def test_predict_writes_a_picture_for_each_image(tmp_path, monkeypatch):
     write_images(tmp_path / "photos" / "sub", ["a.png"], (110, 90))
     write_images(tmp_path / "photos", ["a.png"], (64, 64))
     assert __main__.main(["m.pkl", "photos", "--map", "maps", "--output", "s.csv"]) == 0
-    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
-        "photos_a.png.png",
-        "photos_sub_a.png.png",
+    names = sorted(path.name for path in (tmp_path / "maps").iterdir())
+    assert [re.sub("[0-9a-f]{16}", "#", name) for name in names] == [
+        "photos_a.png-#.png",
+        "sub_a.png-#.png",
     ]
-    with Image.open(tmp_path / "maps" / "photos_sub_a.png.png") as image:
+    with Image.open(tmp_path / "maps" / names[1]) as image:
         assert image.width == 2 * 110 + 8 and image.height > 90
         assert np.array_equal(
             np.asarray(image)[:90, :110], np.asarray(Image.open("photos/sub/a.png"))
         )
+
+
+def test_many_crops_and_patches_go_through_the_model_in_batches(model, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (150, 200, 3), np.uint8)
+    monkeypatch.setitem(model.description, "test_crop", "grid")
+    whole = maps.map_image(model, pixels)
+    sizes = []
+    hook = model.net.backbone.register_forward_pre_hook(lambda module, i: None)
+    hook.remove()
+    original = model.net.backbone.stage_maps
+    monkeypatch.setattr(maps, "SCORE_BATCH", 7)
+    monkeypatch.setattr(
+        model.net.backbone, "stage_maps", lambda x: sizes.append(len(x)) or original(x)
+    )
+    parts = maps.map_image(model, pixels)
+    # 25 crops: for the weights in batches of at most 7, for the score in one; then the map's.
+    assert sizes[:4] == [7, 7, 7, 4] and max(sizes[5:]) == 7
+    assert parts.map == pytest.approx(whole.map, rel=1e-4)
+    assert parts.stages is None or parts.stages == pytest.approx(whole.stages, rel=1e-4)
+    for layer, expected in zip(parts.weights, whole.weights, strict=True):
+        assert layer == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_image_that_is_too_large_for_a_map_is_refused_before_the_first_pass(model, monkeypatch):
+    monkeypatch.setattr(maps, "MAX_PIXELS", 100 * 90 - 1)
+    passes = []
+    monkeypatch.setattr(model.net, "forward", passes.append)
+    pixels = np.zeros((90, 100, 3), np.uint8)
+    with pytest.raises(ValueError, match="^100x90 pixels; expected at most 8,999 in a map$"):
+        maps.map_image(model, pixels)
+    assert not passes
+
+
+def test_colours_do_not_depend_on_the_rows_that_are_drawn_at_a_time(monkeypatch):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (50, 40, 3), np.uint8)
+    looked = maps.ImageMaps(pixels, 50.0, None, [], rng.uniform(0, 100, (50, 40)))
+    whole = np.asarray(maps.coloured(looked, True)[0])
+    monkeypatch.setattr(maps, "ROWS", 7)
+    assert np.array_equal(np.asarray(maps.coloured(looked, True)[0]), whole)
+    share = (looked.map - looked.map.min()) / np.ptp(looked.map)
+    plain = 0.65 * maps.colours(share) + 0.35 * pixels.mean(2, keepdims=True)
+    assert np.array_equal(whole, plain.astype(np.uint8))

@@ -1,11 +1,15 @@
 import csv
 import json
 import os
+import pty
+import subprocess
+import sys
 
 import pytest
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.scoring import score_files
+from hyperiqa.base.files import CHECKOUT
+from hyperiqa.scoring import image_sources, score_files
 from hyperiqa.scoring.score_files import ScoreFile, read_rows, take_up
 
 ODD = [
@@ -82,9 +86,10 @@ def test_failed_rows_go_where_they_are_tried_again(tmp_path):
     (tmp_path / "link.csv").symlink_to(path)
     done, note = take_up(tmp_path / "link.csv", "csv", MADE, lambda image: image == "x")
     assert done == {"a": -1.5, "b": -0.5}
+    assert not [row for _, row in read_rows(path, "csv") if row and row["image"] == "x"]
     assert (
         note
-        == f"{tmp_path / 'link.csv'}: 2 images have a score already; 1 failed ones are tried again"
+        == f"{tmp_path / 'link.csv'}: 2 images have a score already; 1 failed one is tried again"
     )
     assert rows(path, "csv") == [("a", -1.5), ("b", -0.5), ("y", None)]
     assert (tmp_path / "link.csv").is_symlink()
@@ -139,3 +144,44 @@ def test_a_full_disk_is_named():
     file = ScoreFile(score_files.Path("/dev/full"), "jsonl")
     with pytest.raises(UserError, match="^/dev/full: cannot be written: No space left on device$"):
         file.add("a", 1.0, None, MADE)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("letter", ['"', "\n", "\x01", "\udce9", "a", ",", "\\"])
+def test_the_longest_names_and_reasons_are_read_again(tmp_path, form, letter):
+    image = letter * image_sources.LONGEST
+    write(tmp_path / "out", form, [image], [], MADE)
+    ScoreFile(tmp_path / "out", form).add(image + "2", None, letter * 100_000, MADE)
+    done, _ = take_up(tmp_path / "out", form, MADE, lambda image: False)
+    assert done == {image: -1.5} and rows(tmp_path / "out", form)[1] == (image + "2", None)
+
+
+def test_a_row_with_a_score_and_an_error_is_tried_again(tmp_path):
+    file = ScoreFile(tmp_path / "out.csv", "csv")
+    file.add("mapped.jpg", 1.0, None, MADE)
+    file.add("unmapped.jpg", 2.0, "no map: too large", MADE)
+    done, _ = take_up(tmp_path / "out.csv", "csv", MADE, lambda image: False)
+    assert done == {"mapped.jpg": 1.0, "unmapped.jpg": 2.0}
+    done, note = take_up(tmp_path / "out.csv", "csv", MADE, lambda image: True)
+    assert done == {"mapped.jpg": 1.0} and "; 1 failed " in note
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_rows_steer_no_terminal_and_keep_their_bytes_in_a_pipe(form):
+    name = "\x1b[2J\x7f\u202e.jpg"
+    code = (
+        f"from hyperiqa.scoring.score_files import ScoreFile\nScoreFile(None, {form!r})"
+        f".add({name!r}, 1.0, None, 'm')"
+    )
+    command = [sys.executable, "-c", code]
+    piped = subprocess.run(command, capture_output=True, cwd=CHECKOUT, check=True).stdout.decode()
+    own, terminal = pty.openpty()
+    subprocess.run(command, stdout=terminal, cwd=CHECKOUT, check=True)
+    os.close(terminal)
+    shown = os.read(own, 10_000).decode()
+    os.close(own)
+    assert not set("\x1b\x7f\u202e") & set(shown) and ".jpg" in shown
+    if form == "csv":
+        assert f"{name},1.0,,m" in piped
+    else:
+        assert json.loads(piped)["image"] == name
