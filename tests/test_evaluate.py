@@ -621,6 +621,10 @@ def test_a_constant_model_has_no_figures(tool, koniq, tmp_path):
     words = (tmp_path / "m.pkl", "--datasets", f"koniq-10k={koniq}")
     out = tool(*words, "--report", tmp_path / "s.html", "--csv", tmp_path / "f.csv").stdout
     assert "\nkoniq-10k       6     –     –       –     –       –\n" in out
+    page = (tmp_path / "s.html").read_text()
+    assert "6 images; m.pkl: SRCC –, PLCC –" in page
+    # Nothing can be fitted to constant scores: their errors are of the scores themselves.
+    assert '"error":[' in page and '"mapped score":[' not in page
     figures = json.loads(tool(*words, "--json").stdout)["datasets"][0]["figures"]
     assert all(figure == {"value": None, "low": None, "high": None} for figure in figures.values())
     assert (
@@ -647,12 +651,14 @@ def test_the_page_has_a_section_for_each_set(
         )
         note = section.locator("figcaption").first.inner_text()
         assert (
-            f"{each['images']} images; score: SRCC {figures['srcc']:.4f}, PLCC {figures['plcc']:.4f}"
+            f"{each['images']} images; a_run: SRCC {figures['srcc']:.4f}, PLCC {figures['plcc']:.4f}"
             in note
         )
         axis = "score and DMOS" if each["dataset"] == "csiq" else "score and MOS"
         assert section.locator(".plots h3").first.inner_text().startswith(axis)
+        # The page is of one model, whose name no head repeats.
         kinds = section.locator("table").first.inner_text() if each["kinds"] else ""
+        assert "a_run" not in kinds
         assert all(kind["kind"] in kinds for kind in each["kinds"])
 
 
@@ -691,8 +697,16 @@ def test_the_standards_figures_and_what_a_perfect_model_would_reach(tool, model,
             each.value, rel=1e-6, nan_ok=True
         ) or np.isnan(each.value)
     assert found["ceiling"]["plcc"] == pytest.approx(np.sqrt(1 - 25 / mos.var()))
-    text = tool(*words).stdout
+    text = tool(*words, "--report", tmp_path / "s.html").stdout
     assert "koniq-10k: a perfect model would reach SRCC 0." in text and "RMSE*" in text
+    assert "\nITU-T P.1401 and J.149, and Krasula: errors after a monotonic cubic" in text
+    page = (tmp_path / "s.html").read_text()
+    content = json.loads(re.search(r'id="page">(.*?)</script>', page, re.S)[1])
+    titles = [section["title"] for section in content["sections"]]
+    assert titles == ["Figures", "Figures of the standards", "koniq-10k"]
+    _, table = content["sections"][1]["blocks"]
+    assert table["head"][:3] == ["set", "RMSE", "RMSE*"]
+    assert table["rows"][0][0] == "koniq-10k" and table["rows"][0][1] in text
     plain = f"koniq-10k={write_koniq(tmp_path / 'plain')}"
     (found,) = json.loads(tool(model, "--datasets", plain, "--json").stdout)["datasets"]
     assert found["standards"] == found["ceiling"] == {}

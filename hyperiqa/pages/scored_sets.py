@@ -329,10 +329,11 @@ def _error_plots(
 ) -> dict[str, Any]:
     """Plots of all runs' scores and errors, with the logistic that is fitted to the first run's."""
     mos = scored_set.mos
-    notes = [
-        f"{run}: SRCC {metrics.srcc(scores, mos):.4f}, PLCC {metrics.plcc(scores, mos):.4f}"
-        for run, scores in scored_set.scores.items()
-    ]
+    notes = []
+    for run, scores in scored_set.scores.items():
+        srcc = intervals.Estimate(metrics.srcc(scores, mos))
+        plcc = intervals.Estimate(metrics.plcc(scores, mos))
+        notes.append(f"{run}: SRCC {estimate_text(srcc)}, PLCC {estimate_text(plcc)}")
     first_scores = next(iter(scored_set.scores.values()))
     parameters = metrics.fit_logistic(first_scores, mos)
     fit = None
