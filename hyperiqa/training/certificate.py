@@ -40,8 +40,8 @@ STARTS = ("init", "teacher", "backbone_weights")
 # Draws of the bootstrap for the intervals of the figures.
 RESAMPLES = 1000
 
-# The most that the packed hashes of a set may unpack to: those of some 600,000 images.
-MOST_HASHES_BYTES = 2**25
+# The most that the packed hashes of a set may unpack to: those of some two million images.
+MOST_HASHES_BYTES = 2**27
 # Unpacked: the name and the hash of each image as JSON; an empty hash is unknown. Nothing in it is
 # tried in more than one way (`*+`), so that a long text takes no more time or memory than it must.
 HASHES = re.compile(rb'\[(?:\["(?:[^"\\]|\\.)*+", "(?:[0-9a-f]{16})?"\](?:, )?)*+\]')
