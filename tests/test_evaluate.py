@@ -622,7 +622,7 @@ def test_a_constant_model_has_no_figures(tool, koniq, tmp_path):
     out = tool(*words, "--report", tmp_path / "s.html", "--csv", tmp_path / "f.csv").stdout
     assert "\nkoniq-10k       6     –     –       –     –       –\n" in out
     page = (tmp_path / "s.html").read_text()
-    assert "6 images; m.pkl: SRCC –, PLCC –" in page
+    assert "6 images; a_run: SRCC –, PLCC –" in page
     # Nothing can be fitted to constant scores: their errors are of the scores themselves.
     assert '"error":[' in page and '"mapped score":[' not in page
     figures = json.loads(tool(*words, "--json").stdout)["datasets"][0]["figures"]

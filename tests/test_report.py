@@ -442,6 +442,45 @@ def test_the_tool_bar_of_a_plot_covers_no_point(ran, run_main, tmp_path, browse)
             assert other[1] <= left or other[0] >= right or other[3] <= top or other[2] >= bottom
 
 
+def luminance(rgb):
+    """Relative luminance of a colour 0..255 (WCAG 2.2)."""
+    share = np.array(rgb) / 255
+    linear = np.where(share <= 0.04045, share / 12.92, ((share + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_points_and_texts_stand_out_from_the_page(ran, run_main, tmp_path, browse, scheme):
+    """By the contrast that WCAG 2.2 asks for: 3 of graphics, 4.5 of text."""
+    words = [ran / "logs" / "none.jsonl", "--output", tmp_path / "r.html", "--no_images"]
+    run_main("report.py", report.main, *words)
+    page = browse(tmp_path / "r.html", scheme=scheme)
+    area = page.locator("#s4 .area").first
+    area.scroll_into_view_if_needed()
+    page.wait_for_selector("#s4 .points path", state="attached")
+    colours = page.evaluate("""() => {
+        const numbers = (text) => text.match(/[\\d.]+/g).map(Number);
+        const point = document.querySelector("#s4 .points path");
+        let opacity = 1;
+        for (let node = point; node.parentNode; node = node.parentNode) {
+            opacity *= getComputedStyle(node).opacity;
+        }
+        const colour = (node) => numbers(getComputedStyle(node).color);
+        return {back: numbers(getComputedStyle(document.body).backgroundColor),
+            point: [...numbers(getComputedStyle(point).fill), opacity],
+            texts: ["p", "dt", "dd", "figcaption", "a", "summary", "h2"].map(
+                (tag) => colour(document.querySelector(tag)))}; }""")
+    back = np.array(colours["back"])
+
+    def contrast(colour):
+        low, high = sorted([luminance(colour), luminance(back)])
+        return (high + 0.05) / (low + 0.05)
+
+    *fill, opacity = colours["point"]
+    assert contrast(opacity * np.array(fill[:3]) + (1 - opacity) * back) >= 3
+    assert all(contrast(colour) >= 4.5 for colour in colours["texts"])
+
+
 def test_keys_go_through_every_kind_of_plot(ran, run_main, tmp_path, browse):
     """Bars and bins too, by x, and past runs that wait in the legend; a browser complains of nothing."""
     words = [ran / "logs", "--output", tmp_path / "r.html", "--no_images"]

@@ -50,7 +50,7 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
     _add_map_images(page, scored_set, images, scores, overlays, levels)
     lines = [
         f"{counted(len(image_maps), 'image')} of {scored_set.title}, in "
-        f"{counted(len(levels), 'level')} of opinion; bars: 95 % of the mean.",
+        f"{counted(len(levels), 'level')} of opinion; bars: 95 % intervals of the mean.",
         "Maps: scores of a dense grid of patches; dark is worse, bright is better, scored as said "
         "below each.",
     ]

@@ -174,7 +174,6 @@ function lookOf(trace) {
       color,
       symbol: MARKERS[(style + turn) % 7],
       size: trace.size ?? 5,
-      opacity: trace.opacity ?? 1,
     },
     line: { color, dash: DASHES[turn % 4], width: 1.8 },
   };
@@ -320,7 +319,7 @@ function errorPlots({ set, runs, opinion, fit, measures, note }) {
         name: run[0],
         style: number,
         mode: "markers",
-        opacity: 0.6,
+        opacity: 0.75, // the least at which a point stands out from either background
         card: fields,
       };
       return number ? { ...trace, visible: "legendonly" } : trace;

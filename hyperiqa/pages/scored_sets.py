@@ -19,7 +19,7 @@ import torch
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.plain_values import counted
-from hyperiqa.datasets.names import set_named
+from hyperiqa.datasets.names import record_name, set_named
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import read_header
@@ -94,7 +94,9 @@ def sets_of_runs(
             scores = run.scores(part)
             if scores is None:
                 continue
-            title = run.settings.get("dataset", "test") if part == "test" else part
+            title = part
+            if part == "test":
+                title = record_name(run.settings.get("dataset", "test"))
             key = (title, scores.keys, scores.mos.tobytes())
             if key not in sets:
                 # Runs on different splits of a set have different images under its name.
@@ -236,7 +238,7 @@ def add_set(page: Page, scored_set: ScoredSet) -> None:
             block("heading", title="Errors and simple measures"),
             block("text", lines=lines),
             _correlations(errors[first_run], measures),
-            {**plots, "measures": list(measures)},
+            {**plots, "measures": [name for name in measures if len(set(measures[name])) > 1]},
         ]
     page.section(scored_set.title, *blocks)
 
