@@ -26,6 +26,7 @@ from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import write_whole
 from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base.terminal import printable
 from hyperiqa.runs import (
     differences,
     measures,
@@ -151,7 +152,7 @@ def print_report(
     layout = Layout(main_table, options.markdown)
     layout.print_table(*main_table)
     names = layout.short_names.items()
-    legend = [f"  {short} = {name}\n" for name, short in names if short != name]
+    legend = [f"  {printable(f'{short} = {name}')}\n" for name, short in names if short != name]
     if legend:
         print("".join(legend))
     for note in [*runs_table.footnotes(entries, measure), *notes]:
@@ -324,7 +325,9 @@ def main() -> None:
     options = parse()
     runs, problems = reading.find(options.paths)
     # Before the resampling, which takes a while.
-    print("".join(f"skipped: {problem}\n" for problem in problems), end="", file=sys.stderr)
+    print(
+        "".join(f"skipped: {printable(problem)}\n" for problem in problems), end="", file=sys.stderr
+    )
     if not runs:
         raise UserError(
             f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, "

@@ -6,6 +6,7 @@ import json
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -81,7 +82,7 @@ class Hub(BaseHTTPRequestHandler):
                 else {"error": "none"},
                 200 if repo else 404,
             )
-        name, revision, file = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
+        name, revision, file = "/".join(parts[:2]), unquote(parts[3]), "/".join(parts[4:])
         repo = self.server.repos.get(name)
         if repo is None:
             return self.answer({"error": "Repository not found"}, 404, X_Error_Code="RepoNotFound")

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Collection, Sequence
 
+from hyperiqa.base.terminal import printable
 from hyperiqa.stats.intervals import Estimate
 
 # Percentile intervals of Pearson's correlation are too short below so many images (simulated:
@@ -102,6 +103,8 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int 
 
     What goes beyond `width` stands in further blocks below, each with the first column again.
     """
+    # No name makes a line of its own.
+    rows = [list(map(printable, cells)) for cells in rows]
     widths = _column_widths(header, rows)
     gap = 2 if sum(widths) + 2 * (len(widths) - 1) <= width else 1
     # Each block is a list of columns, beside the first.
@@ -132,5 +135,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     alignments = ["---"] + ["---:"] * (len(header) - 1)
     lines = []
     for cells in (titles, alignments, *rows):
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        lines.append(
+            "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |"
+        )
     return "\n".join(lines)

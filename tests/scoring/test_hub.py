@@ -95,6 +95,12 @@ def test_a_model_is_pushed_pulled_and_read_without_network(tool, place, server):
     second = rows(tool("predict.py", "hf://ada/koniq", "photos"))
     assert second != own and second == rows(tool("predict.py", "m2.pkl", "photos"))
     assert rows(tool("predict.py", f"hf://ada/koniq@{first}", "photos")) == own
+    # A pull request, and what a browser's address bar shows.
+    repo["commits"]["refs/pr/1"] = repo["commits"][first]
+    address = f"http://127.0.0.1:{server.server_port}/ada/koniq"
+    for place_on_hub in ("hf://ada/koniq@refs/pr/1", f"{address}/tree/refs%2Fpr%2F1"):
+        assert rows(tool("predict.py", place_on_hub, "photos")) == own
+    assert rows(tool("predict.py", f"{address}/blob/main/model.safetensors", "photos")) == second
     server.shutdown()
     server.server_close()
     assert rows(tool("predict.py", "hf://ada/koniq", "photos", offline=True)) == second
