@@ -22,7 +22,7 @@ import numpy as np
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, not_installed
-from hyperiqa.base.files import write_whole
+from hyperiqa.base.files import can_write, write_whole
 
 if TYPE_CHECKING:
     from hyperiqa.scoring.quality_model import QualityModel
@@ -176,6 +176,8 @@ def choose_output(
         raise UserError(f"{output}: is the checkpoint itself; name another OUTPUT")
     if output.is_dir() and file_format != "hub":
         raise UserError(f"{output}: is a folder; expected a file's name")
+    if not can_write(output):
+        raise UserError(f"{output}: cannot be written there")
     if output.exists() and not force:
         raise UserError(f"{output}: exists already; name another OUTPUT or add --force")
     missing_packages = not_installed("--format onnx", *NEEDED) if file_format == "onnx" else ""

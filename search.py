@@ -27,9 +27,9 @@ from tqdm import tqdm
 
 from hyperiqa.base.cluster import OWN, Cluster, Submitted, cluster_flags
 from hyperiqa.base.command_line import Flags, run_tool, without_flags
-from hyperiqa.base.errors import UserError
+from hyperiqa.base.errors import UserError, counted
+from hyperiqa.base.files import can_write
 from hyperiqa.base.launching import end_programs, last_error, start_program
-from hyperiqa.base.plain_values import counted
 from hyperiqa.runs import measures, reading, runs_table, tables
 from hyperiqa.runs.measures import FIGURE, Entry, Measure
 
@@ -136,6 +136,8 @@ def _problems(
         yield "--log_dir: expected before --"
     if options.seeds > 1 and "--seed" in grid:
         yield "--seeds: contradicts a searched --seed"
+    if not can_write(options.log_dir / ".search"):
+        yield f"--log_dir {options.log_dir}: cannot be written there"
     if not options.script.is_file():
         yield f"{options.script}: no such script"
 

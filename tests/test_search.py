@@ -91,6 +91,7 @@ def test_split_of_the_command_line():
         ("--seed 1 2 --seeds 2", "contradicts"),
         ("--lr 1 --jobs 0", "--jobs 0: expected a whole number of at least 1"),
         ("--lr 1 --gpus a", "expected numbers such as 0,1"),
+        ("--lr 1 --log_dir /dev/null/x", "--log_dir /dev/null/x: cannot be written there"),
     ],
 )
 def test_mistakes(script, words, said):

@@ -190,7 +190,7 @@ class Flags:
                 return f"{name} {path}: no folder {path.parent}"
             if path.is_dir():
                 return f"{name} {path}: a folder; expected a file"
-            return None
+            return None if files.can_write(path) else f"{name} {path}: cannot be written there"
 
         action = self.current.add_argument(
             name, type=Path, metavar="FILE", help=text, action=_Setting

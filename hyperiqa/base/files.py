@@ -117,6 +117,17 @@ class _WatchedFile:
             raise
 
 
+def can_write(path: Path) -> bool:
+    """Whether the system lets a file or folder be written or made there.
+
+    To be asked before the work whose result goes there.
+    """
+    place = path
+    while not os.access(place, os.F_OK):
+        place = place.parent
+    return os.access(place, os.W_OK) and (place == path or place.is_dir())
+
+
 def remove_unfinished(folder: Path, names: str, age: float = 0) -> None:
     """Delete the temporary files that killed processes left in the folder, where it is possible.
 

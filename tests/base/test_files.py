@@ -1,11 +1,12 @@
 import os
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.base.files import exists_or_on_hub, hub_file, write_whole
+from hyperiqa.base.files import can_write, exists_or_on_hub, hub_file, write_whole
 
 
 def test_what_a_killed_write_left_goes_an_hour_later(tmp_path):
@@ -110,3 +111,33 @@ def test_paths_of_this_machine_are_none_on_the_hub(tmp_path):
 def test_addresses_of_the_hub_that_is_set_are_understood(monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://localhost:8000")
     assert hub_file(Path("http://localhost:8000/u/n/blob/main/a.pkl")) == ("u/n", "main", "a.pkl")
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "closed").mkdir(mode=0o555)
+    expected = {
+        tmp_path / "new": True,
+        tmp_path / "new/below": True,
+        tmp_path / "file": True,
+        tmp_path / "file/below": False,
+        tmp_path / "closed/new": False,
+        tmp_path / "closed/new/below": False,
+    }
+    with tempfile.TemporaryFile("w+") as results:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.chdir(tmp_path)
+                # Permissions do not bind the superuser.
+                if os.getuid() == 0:
+                    for path in (tmp_path, tmp_path / "file"):
+                        os.chown(path, 65534, -1)
+                    os.setuid(65534)
+                results.write(repr([can_write(path.relative_to(tmp_path)) for path in expected]))
+                results.flush()
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        results.seek(0)
+        assert results.read() == repr(list(expected.values()))
