@@ -20,8 +20,7 @@ from hyperiqa.base.device import (
     map_large_tensors_separately,
     set_backends,
 )
-from hyperiqa.base.errors import Interrupted, UserError
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import Interrupted, UserError, counted
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.base.version import versions
 from hyperiqa.model import checkpoints

@@ -22,10 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.files import HERE, write_whole
 from hyperiqa.base.launching import end_programs, start_program
-from hyperiqa.base.plain_values import counted
 from hyperiqa.runs.tables import text_table
 from hyperiqa.scoring.cost_tables import (
     STEP_HEADER,

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, first_five
+from hyperiqa.base.errors import UserError, counted, first_five
 from hyperiqa.base.files import HERE, known_place
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.terminal import printable
 from hyperiqa.datasets.names import reader_name
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
 
@@ -157,7 +157,7 @@ def print_checks(checks: Sequence[Any]) -> None:
     print()
     for check in checks:
         note = f": {check.note}" if check.note else ""
-        print(f"{check.item:{width}}  {check.verdict}{note}")
+        print(printable(f"{check.item:{width}}  {check.verdict}{note}"))
     counts = Counter(check.verdict for check in checks)
     print(
         f"\n{counts['reproduced']} reproduced, {counts['differs']} differ, "

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import Interrupted, UserError, not_installed
+from hyperiqa.base.errors import Interrupted, UserError, counted, not_installed
 from hyperiqa.base.files import HERE, write_whole
-from hyperiqa.base.plain_values import counted, to_json_value
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.datasets.names import check_lower_is_better, parse_set_names, reader_name
 from hyperiqa.datasets.readers import READERS
@@ -245,16 +245,6 @@ def figures_table(tests: Sequence["SetTest"]) -> tuple[list[str], list[list[str]
     return ["data set", "images", *TITLES.values()], rows
 
 
-def standards_figures(tests: Sequence["SetTest"]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the standards' figures, one for each set and one for all.
-
-    There are no rows without --standards.
-    """
-    measured = {test.data.name: test.by_standards for test in tests if test.by_standards}
-    sets = standards_table.with_overall(measured)
-    return standards_table.table([("", name, figures) for name, figures in sets.items()], "")
-
-
 def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: bool) -> str:
     """The report on the tests: lines about the model, tables, and notes."""
     table = tables.markdown_table if markdown else tables.text_table
@@ -266,9 +256,12 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
     lines = [bullet + line for line in model_lines(origin, tests)]
     lines += ["", table(header, rows), ""]
     lines += [bullet + line for line in figure_notes(origin, tests)]
-    header, rows = standards_figures(tests)
-    if rows:
-        lines += ["", bullet + runs_table.STANDARDS_NOTE, "", table(header, rows)]
+    # Only with --standards.
+    if any(test.by_standards for test in tests):
+        sets = standards_table.with_overall({test.data.name: test.by_standards for test in tests})
+        named_rows = [("", data_set, measured) for data_set, measured in sets.items()]
+        standards_text = table(*standards_table.table(named_rows, ""))
+        lines += ["", bullet + runs_table.STANDARDS_NOTE, "", standards_text]
     for test in tests:
         if test.kinds:
             header = [f"{test.data.name} by distortion", "images", "SRCC", "PLCC"]
@@ -365,12 +358,6 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
         block("table", head=header, rows=rows),
         block("text", lines=[*figure_notes(origin, tests), *model_lines(origin, tests)]),
     )
-    header, rows = standards_figures(tests)
-    if rows:
-        # The first column is for names of runs, of which there is one here.
-        table = block("table", head=header[1:], rows=[row[1:] for row in rows])
-        lines = [runs_table.STANDARDS_NOTE]
-        page.section("Figures of the standards", block("text", lines=lines), table)
     crop = (description["patch_size"], description["test_crop"], description["test_patch_num"])
     for test in tests:
         add_set(

@@ -15,8 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, first_five, not_installed
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import UserError, counted, first_five, not_installed
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.datasets.names import EPOCH_KEYS, record_name
 from hyperiqa.runs.measures import FIGURE, Entry, Measure, choose_entries
@@ -127,20 +126,17 @@ def write(options: argparse.Namespace) -> list[Run]:
 
 def _places(words: Sequence[str], runs: Sequence[Run]) -> dict[str, Path]:
     """The words NAME=PATH of --datasets, by name. Raises UserError for a set that no run has."""
+    trained = {name for run in runs for name in run.settings.get("dataset", "").split("+")}
     # The counts of images name the cross tests before the first epoch does.
-    sets: dict[str, None] = {}
-    for run in runs:
-        names = map(record_name, [*run.settings.get("dataset", "").split("+"), *run.images])
-        sets |= dict.fromkeys(name for name in names if name and name not in EPOCH_KEYS)
-    places = {}
-    for word in words:
-        name, _, place = word.partition("=")
+    counted_sets = {name for run in runs for name in run.images}
+    sets = sorted({*map(record_name, trained), *counted_sets} - {"", *EPOCH_KEYS})
+    pairs = [word.split("=", 1) for word in words]
+    for name, _ in pairs:
         if record_name(name) not in sets:
             raise UserError(
                 f"--datasets {name}: no set of these runs; expected one of {first_five(sets)}"
             )
-        places[name] = Path(place).expanduser()
-    return places
+    return {name: Path(place).expanduser() for name, place in pairs}
 
 
 def _page_head(

@@ -22,8 +22,14 @@ from typing import TYPE_CHECKING, NoReturn
 from tqdm import tqdm
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import Interrupted, UserError, first_five, reading_file, reason_of
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import (
+    Interrupted,
+    UserError,
+    counted,
+    first_five,
+    reading_file,
+    reason_of,
+)
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.scoring import image_sources, score_files
 
@@ -338,7 +344,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted:
         hint = "; the same command goes on from there" if options.output else ""
         number = tally.scored + tally.failed
-        number = tally.scored + tally.failed
         print(f"interrupted after {counted(number, 'image')}{hint}", file=sys.stderr)
         raise
     # `| head` has seen enough.
@@ -355,8 +360,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
     if tally.unmapped:
-        images = counted(len(tally.unmapped), "image has", "images have")
-        print(f"{images} no map: {first_five(tally.unmapped)}", file=sys.stderr)
+        unmapped = counted(len(tally.unmapped), "image has", "images have")
+        print(f"{unmapped} no map: {first_five(tally.unmapped)}", file=sys.stderr)
     return 1 if tally.failed or tally.unmapped else 0
 
 

@@ -252,10 +252,10 @@ def test_the_verdict_follows_the_corrected_p_value(logs):
     names = {"clean_1": "A", "noisy_1": "B"}
     one = differences.Comparison(a, b, "images, paired", 2010, found, corrected=0.04)
     text = differences.sentence(one, names, 1, higher_is_better=True)
-    assert text == "A is better than B: +0.0040 [+0.0002, +0.0078], p = 0.04 (2010 images)"
+    assert text == "A is better than B: +0.0040 [+0.0002, +0.0078], p = 0.04 (2,010 images)"
     many = differences.Comparison(a, b, "images, paired", 2010, found, corrected=0.12)
     text = differences.sentence(many, names, 3, higher_is_better=True)
-    expected = "no evidence of a difference: +0.0040 [+0.0002, +0.0078], p = 0.04, corrected 0.12 (2010 images)"
+    expected = "no evidence of a difference: +0.0040 [+0.0002, +0.0078], p = 0.04, corrected 0.12 (2,010 images)"
     assert text == f"A − B: {expected}"
 
 
@@ -297,7 +297,7 @@ def test_two_runs_of_koniq_size_compare_in_under_ten_seconds(tool, tmp_path):
     )
     out = done.stdout
     assert "10000 resamples" in out
-    assert "(2010 images)" in " ".join(out.split())
+    assert "(2,010 images)" in " ".join(out.split())
 
 
 def write_epochs(folder, name, error=3.0):
@@ -358,7 +358,7 @@ def test_the_standards_figures_and_their_tests(tool, logs):
         for name in ("rmse_star", "outlier_ratio", "auc_ds", "accuracy")
     )
     ceiling = intervals.ceiling(scores["clean"].mos, error)["srcc"]
-    assert f"a perfect model would reach srcc {ceiling:.4f}, given the votes of 60 images" in out
+    assert f"a perfect model would reach SRCC {ceiling:.4f}, given the votes of 60 images" in out
 
 
 def test_the_power_of_more_seeds(tool, logs):
@@ -380,5 +380,5 @@ def test_what_choosing_on_the_test_set_flatters_is_said(tool, logs):
     path.write_text(
         path.read_text().replace('"best_epoch": 2', '"best_epoch": 2, "selection_price": 0.00123')
     )
-    assert "chosen on the test set: about +0.0012 of the SRCC is that choice's" in tool(path).stdout
+    assert "chosen on the test set, which flatters the SRCC by about +0.0012" in tool(path).stdout
     assert "that choice's" not in tool(logs / "clean_2.jsonl").stdout

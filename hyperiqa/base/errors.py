@@ -41,6 +41,14 @@ def first_five(names: Iterable[object]) -> str:
     return ", ".join(texts[:5]) + (", …" if len(texts) > 5 else "")
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """`1 image`, `2,010 images`: a number and what it counts.
+
+    several: what follows other numbers than one, where that is not `one` with an s.
+    """
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
 def not_installed(feature: str, *packages: str) -> str:
     """The packages that a feature needs and that are missing, with the command that installs them.
 

@@ -27,11 +27,3 @@ def to_text(value: object) -> str:
 
 def _item_to_text(key: object, item: object) -> str:
     return str(key) if item is None else f"{key}={item}"
-
-
-def counted(number: int, one: str, several: str = "") -> str:
-    """`1 image`, `2,010 images`: a number and what it counts.
-
-    several: what follows other numbers than one, where that is not `one` with an s.
-    """
-    return f"{number:,} {one if number == 1 else several or one + 's'}"

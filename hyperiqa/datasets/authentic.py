@@ -10,8 +10,7 @@ from dataclasses import replace
 from itertools import chain, starmap
 from pathlib import Path
 
-from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import UserError, counted, first_five
 from hyperiqa.datasets.collections import Listed
 from hyperiqa.datasets.formats import (
     aligned,

@@ -5,8 +5,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePath
 
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.datasets.formats import number, read_table, refuse
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.records import SPLIT_NAMES, USUAL, Row

@@ -18,9 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError, first_five, reading_file
+from hyperiqa.base.errors import UserError, counted, first_five, reading_file
 from hyperiqa.base.launching import parallel_map
-from hyperiqa.base.plain_values import counted
 
 # What the parser of a MAT file may use, in bytes and seconds; the sets' own files are under 1 MB.
 MAT_MEMORY = 4 * 2**30

@@ -12,9 +12,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from hyperiqa.base.errors import UserError, first_five
+from hyperiqa.base.errors import UserError, counted, first_five
 from hyperiqa.base.files import HERE
-from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.collections import Listed, json_lists, pyiqa
 from hyperiqa.datasets.formats import leaves_its_folder, number, refuse
 from hyperiqa.datasets.records import (

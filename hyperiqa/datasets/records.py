@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import UserError, counted
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".jp2", ".webp"}
 # How tables write a split, in lower case -> what a record says.

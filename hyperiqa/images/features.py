@@ -20,9 +20,8 @@ import numpy as np
 import torch
 
 from hyperiqa.base import schema
-from hyperiqa.base.errors import UserError
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.files import write_whole
-from hyperiqa.base.plain_values import counted
 from hyperiqa.images.build_once import (
     INDEX,
     build_once,

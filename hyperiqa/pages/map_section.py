@@ -8,7 +8,7 @@ import scipy.stats
 from PIL import Image
 from tqdm import tqdm
 
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import counted
 from hyperiqa.pages.page import Page, block
 from hyperiqa.pages.scored_sets import ScoredSet
 from hyperiqa.scoring import maps

@@ -20,8 +20,9 @@ from typing import Any, BinaryIO
 from PIL import Image
 from tqdm import tqdm
 
+from hyperiqa.base.errors import counted
 from hyperiqa.base.files import write_whole
-from hyperiqa.base.plain_values import counted, to_json_value
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.terminal import printable
 from hyperiqa.images.decode import FORMATS, from_pillow, read_header, room_for
 

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.model import checkpoints
 from hyperiqa.pages.page import Page, block
 from hyperiqa.runs import differences, runs_table, standards_table
@@ -78,14 +77,14 @@ def _add_summary(
     cells: (title, cell) of the table of runs. lines: its footnotes.
     """
     facts = [(SUMMARY.get(title, title.replace("\n", " ")), cell) for title, cell in cells]
-    images = entry.runs[0].images.items()
-    facts.append(("images", ", ".join(f"{part} {number:,}" for part, number in images) or "–"))
+    images = ", ".join(f"{part} {number:,}" for part, number in entry.runs[0].images.items())
+    facts.append(("images", images or "–"))
     page.section("Summary", block("facts", rows=facts), block("text", lines=lines))
     chosen, settings = runs_table.settings_of(entry)
-    heading = block("text", lines=["Settings that are not the defaults:"])
     page.section(
         "Settings",
-        *([heading, block("facts", rows=chosen)] if chosen else []),
+        block("text", lines=["Settings that are not the defaults:"] if chosen else []),
+        block("facts", rows=chosen),
         block("facts", rows=settings, folded=f"all of {counted(len(settings), 'setting')}"),
     )
 
@@ -122,9 +121,7 @@ def _curves(entries: Sequence[Entry], names: Mapping[Run, str]) -> dict[str, Any
         for run in runs:
             values.append([run.figure(part, name, epoch) for epoch in sorted(run.epochs)])
         panels.append([f"{title} {figure_title}", values])
-    epochs = []
-    for run in runs:
-        epochs.append({"name": names[run], "epochs": sorted(run.epochs), "best": run.best})
+    epochs = [{"name": names[run], "epochs": sorted(run.epochs), "best": run.best} for run in runs]
     return block("curves", runs=epochs, panels=panels)
 
 

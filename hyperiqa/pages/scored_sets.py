@@ -17,9 +17,8 @@ import numpy as np
 import scipy.ndimage
 import torch
 
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.plain_values import counted
-from hyperiqa.datasets.names import record_name, set_named
+from hyperiqa.base.errors import UserError, counted
+from hyperiqa.datasets.names import set_named
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import read_header
@@ -94,9 +93,7 @@ def sets_of_runs(
             scores = run.scores(part)
             if scores is None:
                 continue
-            title = part
-            if part == "test":
-                title = record_name(run.settings.get("dataset", "test"))
+            title = run.set_name(part)
             key = (title, scores.keys, scores.mos.tobytes())
             if key not in sets:
                 # Runs on different splits of a set have different images under its name.
@@ -331,11 +328,11 @@ def _error_plots(
 ) -> dict[str, Any]:
     """Plots of all runs' scores and errors, with the logistic that is fitted to the first run's."""
     mos = scored_set.mos
-    notes = []
-    for run, scores in scored_set.scores.items():
-        srcc = intervals.Estimate(metrics.srcc(scores, mos))
-        plcc = intervals.Estimate(metrics.plcc(scores, mos))
-        notes.append(f"{run}: SRCC {estimate_text(srcc)}, PLCC {estimate_text(plcc)}")
+    notes = [
+        f"{run}: SRCC {estimate_text(intervals.Estimate(metrics.srcc(scores, mos)))}, "
+        f"PLCC {estimate_text(intervals.Estimate(metrics.plcc(scores, mos)))}"
+        for run, scores in scored_set.scores.items()
+    ]
     first_scores = next(iter(scored_set.scores.values()))
     parameters = metrics.fit_logistic(first_scores, mos)
     fit = None

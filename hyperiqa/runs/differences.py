@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import UserError, counted, first_five
 from hyperiqa.runs.measures import Entry, Measure
 from hyperiqa.runs.reading import Key, Run, Scores
 from hyperiqa.stats import intervals, resampling, standards
@@ -250,6 +249,8 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
         pair_note = f"another setting's errors are taken to correlate by {ALIKE} with this run's"
     scale = measure.scale
     unit = scale.unit(draws)
+    # As in a comparison, midway between the two.
+    level = float(np.nanmean(draws) + np.median([np.nanmean(other) for other in other_draws])) / 2
     pair = np.median([np.nanvar(draws / unit - other / scale.unit(other)) for other in other_draws])
     seeds = _seeds_of(settings, keys, measure)
     seeds_note = "how seeds spread, and what more of them bring, is not known from one"
@@ -269,7 +270,7 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
         # is as sure as its images, whatever seeds do.
         by_images = pair - min(pair, 2 * seeds.by_images) * (1 - 1 / count)
         units = intervals.visible_difference(by_images, seeds, (count, count))
-        visible = scale.decline(float(np.nanmean(draws)), units)
+        visible = scale.decline(level, units)
         cells.append(f"{count}{' (images alone)' if count == 1 else ''}: {visible:.4f}")
     yield "  ".join(cells)
     yield f"{entry.name}: {pair_note}; {seeds_note}"

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError, reading_file
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import UserError, counted, reading_file
 from hyperiqa.base.schema import mismatch
-from hyperiqa.datasets.names import EPOCH_KEYS
+from hyperiqa.datasets.names import EPOCH_KEYS, record_name
 from hyperiqa.runs.old_logs import read_log
 from hyperiqa.stats import metrics
 from hyperiqa.training import run_files
@@ -107,6 +106,10 @@ class Run:
             return read_predictions(self.predictions), ""
         except UserError as mistake:
             return {}, str(mistake)
+
+    def set_name(self, part: str) -> str:
+        """What records call the set of a part; `test` where a log does not say."""
+        return record_name(self.settings.get("dataset", part)) if part == "test" else part
 
     @property
     def trained_on_several(self) -> bool:

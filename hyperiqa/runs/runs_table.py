@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import counted
 from hyperiqa.runs.measures import Entry, Measure, differing_settings
 from hyperiqa.runs.reading import UNDER_WAY, Run, setting_text
 from hyperiqa.runs.tables import FEW_IMAGES, FEW_IMAGES_NOTE, estimate_text
@@ -134,17 +134,13 @@ def _ceiling_notes(runs: Sequence[Run], measure: Measure) -> Iterator[str]:
     for run in runs:
         scores = measure.scores(run)
         error = None if scores is None else run.errors(measure.part, scores.keys)
-        if error is None:
-            continue
-        best = intervals.ceiling(scores.mos, error)[measure.name]
-        dataset = measure.part
-        if dataset == "test":
-            dataset = run.settings.get("dataset", "test")
-        # Votes that explain all of the spread leave nothing that a model could reach.
+        # Votes that explain all of the spread leave nothing that a model could reach: nan.
+        best = math.nan if error is None else intervals.ceiling(scores.mos, error)[measure.name]
         if not math.isnan(best):
             notes[
-                f"{dataset}: a perfect model would reach {measure.name.upper()} {best:.4f}, given "
-                f"the votes of {counted(len(error), 'image')}"
+                f"{run.set_name(measure.part)}: a perfect model would reach "
+                f"{measure.name.upper()} {best:.4f}, given the votes of "
+                f"{counted(len(error), 'image')}"
             ] = None
     yield from notes
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.files import HERE
-from hyperiqa.base.plain_values import counted, to_json_value
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.datasets.names import record_name
 from hyperiqa.datasets.records import Columns, DataSet
 from hyperiqa.model import checkpoints

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hyperiqa.base.errors import UserError, first_five, reason_of
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import UserError, counted, first_five, reason_of
 from hyperiqa.datasets.records import IMAGE_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES | set(

@@ -14,9 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hyperiqa.base.errors import UserError, reading_file, reason_of
+from hyperiqa.base.errors import UserError, counted, reading_file, reason_of
 from hyperiqa.base.files import write_whole
-from hyperiqa.base.plain_values import counted
 from hyperiqa.base.terminal import printable
 
 COLUMNS = ("image", "score", "error", "made_with")
@@ -68,7 +67,7 @@ class ScoreFile:
     def _write(self, text: str) -> None:
         # In files and pipes the names of images keep their bytes.
         if self.on_terminal:
-            text = printable(text, kept="\n")
+            text = printable(text.removesuffix("\n")) + "\n"
         if self.file is sys.stdout:
             self.file.write(text.encode("utf-8", "replace").decode())
             self.file.flush()

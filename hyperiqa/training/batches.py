@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from hyperiqa.base.device import Hardware
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.datasets.records import DataSet, Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.features import Features
@@ -212,9 +211,12 @@ class DecodedSet:
         # The order of the lines counts: `facts[1:]` are those that evaluations repeat.
         lines = [f"{name}: {images} {action} in {place}, resize {cache.resize}, {cost}"]
         if cache.upscaled:
-            smaller = "smaller than the patch"
-            upscaled = counted(cache.upscaled, f"image {smaller} was", f"images {smaller} were")
-            lines.append(f"{name}: {upscaled} scaled up to it")
+            smaller = counted(
+                cache.upscaled,
+                "image smaller than the patch was",
+                "images smaller than the patch were",
+            )
+            lines.append(f"{name}: {smaller} scaled up to it")
         return lines
 
     def digest(self, record: Record) -> str:

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from hyperiqa.base import device, files, version
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.plain_values import counted, to_json_value
+from hyperiqa.base.errors import UserError, counted
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.model.checkpoints import digest, find_model, load_model
 from hyperiqa.model.description import CERTIFICATE_FORMAT, certificate_of
 from hyperiqa.stats import intervals, metrics, resampling

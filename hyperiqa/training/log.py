@@ -19,8 +19,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from hyperiqa.base import cluster, device, files, version
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.plain_values import counted, to_json_value, to_text
+from hyperiqa.base.errors import UserError, counted
+from hyperiqa.base.plain_values import to_json_value, to_text
 from hyperiqa.base.terminal import printable
 from hyperiqa.stats.metrics import RECORDED, medians
 from hyperiqa.training.run_files import BEST_MODEL, Prediction, write_predictions

@@ -8,7 +8,7 @@ from argparse import Namespace
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import counted
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base.errors import UserError, first_five
+from hyperiqa.base.errors import UserError, counted, first_five
 from hyperiqa.base.files import HERE
-from hyperiqa.base.plain_values import counted
 from hyperiqa.datasets.names import lower_is_better_sets
 from hyperiqa.datasets.readers import read_cross_tests, reader_of
 from hyperiqa.datasets.records import Columns, DataSet, scale_of, take_validation

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from hyperiqa.base.errors import NothingToDo, UserError
-from hyperiqa.base.plain_values import counted, to_json_value
+from hyperiqa.base.errors import NothingToDo, UserError, counted
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.model.checkpoints import load, load_model, save
 from hyperiqa.training import engine, processes, run_files, schedules
 from hyperiqa.training.log import RunLog, SilentLog

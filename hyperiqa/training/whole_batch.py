@@ -17,7 +17,7 @@ import torch.distributed as dist
 from timm.layers import DropPath
 from torch import nn
 
-from hyperiqa.base.plain_values import counted
+from hyperiqa.base.errors import counted
 from hyperiqa.training.batches import rows_of_process
 from hyperiqa.training.processes import rank, share, world_size
 

@@ -3,8 +3,8 @@ import re
 
 import pytest
 
+from hyperiqa.base.errors import counted
 from hyperiqa.base.files import CHECKOUT
-from hyperiqa.base.plain_values import counted
 
 
 @pytest.mark.parametrize(
