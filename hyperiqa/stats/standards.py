@@ -304,15 +304,17 @@ def estimate(name: str, measured: Measured) -> Estimate:
 
     Of a share Wilson's score interval (JASA 22, 1927) for as many independent trials as have its
     error (Korn & Graubard, Survey Methodology 24, 1998). Of an error an interval that is symmetric
-    on a logarithmic scale. No interval where the error is not known.
+    on a logarithmic scale. No interval where its error is not known, or none was seen.
     """
     value = measured.value
     error = measured.error
     n = len(measured.influence)
-    if not np.isfinite([value, error]).all():
+    is_share = STANDARDS[name].is_share
+    # An error of 0 has no logarithm.
+    if not np.isfinite([value, error]).all() or not (is_share or value):
         return Estimate(value)
     quantile = stats.t.ppf(UPPER_QUANTILE, n - 1)
-    if not STANDARDS[name].is_share:
+    if not is_share:
         return Estimate(value, *metrics.LOG.interval(value, quantile * error))
     # Pairs that share images tell less, or more, than as many images do. Where all are alike no
     # error is seen, and each image counts as one.

@@ -227,8 +227,9 @@ def test_intervals_hold_their_values_at_the_bounds():
     # A small set that weighs as much as a large one makes both less sure.
     both = standards.over_sets("outlier_ratio", [share(20, 20), share(2000, 2000)])
     assert standards.estimate("outlier_ratio", both).low < 0.96
-    unknown = standards.estimate("auc_ds", standards.Measured(0.9, np.full(20, np.nan)))
-    assert np.isnan([unknown.low, unknown.high]).all()
+    for name, value, influence in (("auc_ds", 0.9, np.nan), ("rmse_star", 0.0, 0.0)):
+        unknown = standards.estimate(name, standards.Measured(value, np.full(20, influence)))
+        assert unknown.value == value and np.isnan([unknown.low, unknown.high]).all()
 
 
 @pytest.mark.parametrize("count", [20, 60, 300])
