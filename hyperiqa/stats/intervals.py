@@ -201,10 +201,6 @@ class Seeds:
         """The variance of seeds beyond what images bring."""
         return max(0.0, self.variance - self.by_images)
 
-    def plausible_variances(self) -> np.ndarray:
-        """Variances (1000,), each as plausible after these seeds (by the chi-square law)."""
-        return self.variance / _mean_squares(self.freedom)
-
 
 def _mean_squares(freedom: int) -> np.ndarray:
     # Midpoints of equal shares of the law of a mean of squared normal deviates.
@@ -246,7 +242,7 @@ def _against_one(value: float, by_images: float, seeds: Seeds) -> Difference:
     Through all spreads that are plausible after the group (Tsui & Weerahandi's generalised
     p-value, JASA 84, 1989). by_images: the difference's variance over images.
     """
-    of_seeds = np.maximum(0, seeds.plausible_variances() - seeds.by_images)
+    of_seeds = np.maximum(0, seeds.variance / _mean_squares(seeds.freedom) - seeds.by_images)
     errors = np.sqrt(by_images + of_seeds * (1 + 1 / (seeds.freedom + 1)))
     if not errors.max():
         return _student(value, 0.0, np.inf)
@@ -311,7 +307,9 @@ def visible_difference(
     if not seeds.variance or max(counts) == 1:
         return DETECTABLE_IN_ERRORS * float(np.sqrt(by_images))
     random = np.random.default_rng(0)
-    true = random.permutation(seeds.plausible_variances()).clip(seeds.by_images)
+    # Each of these variances is as plausible after the seeds.
+    true = seeds.variance / random.permutation(_mean_squares(seeds.freedom))
+    true = true.clip(seeds.by_images)
     share = sum(1 / count for count in counts)
     errors = np.sqrt(by_images + (true - seeds.by_images) * share)
     # The repetition estimates each group's part by itself; a single seed's is taken for the
