@@ -63,10 +63,23 @@ class StartingModel:
         return teacher
 
     def model(self, data: DataSet, options: Namespace) -> HyperNet:
-        """The model with its regularisation as the flags say, its scores on the scale of `data`."""
+        """The model with its regularisation as the flags say, its scores on the scale of `data`.
+
+        Raises UserError where its weights do not fit, as those of some encoders for patches of
+        another size.
+        """
         flags = {name: getattr(options, name) for name in ("patch_size", "dropout", "drop_path")}
         net = factory.build({**self.description, **flags}, self.state)
-        checkpoints.fill(net, self.state, self.path)
+        try:
+            checkpoints.fill(net, self.state, self.path)
+        except UserError as problem:
+            trained_size = self.description.get("patch_size")
+            if trained_size == options.patch_size:
+                raise
+            raise UserError(
+                f"--patch_size {options.patch_size}: expected {trained_size}, with which the model "
+                f"was trained: {problem}"
+            ) from None
         net.rescale(*self.scale(data))
         return net
 
