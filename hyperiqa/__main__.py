@@ -268,17 +268,8 @@ def take_up_output(
     return {image_sources.canonical_path(image) for image in earlier_scores}
 
 
-def run(
-    options: argparse.Namespace,
-    sources: Sequence[str],
-    outputs: Container[Path],
-    signals: StopSignals,
-    tally: Tally,
-) -> None:
-    """Load the model, score the images that have no score or map yet, and draw the sheet.
-
-    sources: the images that the user names, but for standard input. outputs: see `is_result`.
-    """
+def load_model(options: argparse.Namespace) -> "QualityModel":
+    """Load the model as the flags say. Raises UserError."""
     # torch is imported only once the flags and the sources are known to be right.
     from hyperiqa.base.device import keep_freed_memory
     from hyperiqa.scoring.quality_model import load
@@ -296,6 +287,21 @@ def run(
         model.use_scale(options.scale)
     if not model.description["described"]:
         print(assumptions(options.checkpoint, model), file=sys.stderr)
+    return model
+
+
+def run(
+    options: argparse.Namespace,
+    sources: Sequence[str],
+    outputs: Container[Path],
+    signals: StopSignals,
+    tally: Tally,
+) -> None:
+    """Score the images that have no score or map yet, and draw the sheet.
+
+    sources: the images that the user names, but for standard input. outputs: see `is_result`.
+    """
+    model = load_model(options)
     made = made_with(model, options.precision)
     # An earlier run's rows are kept only where they were made with the same.
     earlier = take_up_output(options, made, sources, tally)

@@ -152,12 +152,7 @@ def decode_sets(
     if not isinstance(dataset_path, dict):
         dataset_path = {flags["dataset"]: dataset_path}
     trained = _places_now(dataset_path, dict(places))
-    cross_test = flags.get("cross_test")
-    if cross_test is None:
-        # No flag named a cross test: SPAQ was found in its usual place, which for the demo is
-        # beside the demo's images. Before 0.8 a flag of its own held another place.
-        cross_test = {"spaq": flags.get("spaq_path")} if "spaq" in cross_tests else {}
-    cross_test = _places_now(cross_test, dict(places))
+    cross_test = _places_now(_cross_tests_of(flags, cross_tests), dict(places))
     problems: list[str] = []
     # A cross test that has gone must not cost the run's own test set.
     for readable_cross_test in (cross_test, {}):
@@ -166,7 +161,7 @@ def decode_sets(
                 flags,
                 trained=trained,
                 cross_test=readable_cross_test,
-                image_root=flags["image_root"],
+                image_root=flags.get("image_root"),
                 allow_overlap=True,
                 allow_shared_content=True,
                 cache_device="cpu",
@@ -184,6 +179,15 @@ def decode_sets(
         }
         return sets, "; ".join(problems)
     return {}, problems[-1]
+
+
+def _cross_tests_of(flags: Mapping[str, Any], cross_tests: Sequence[str]) -> dict[str, str | None]:
+    """Where the cross tests of a run's flags lay; None: in their usual places."""
+    if flags.get("cross_test") is not None:
+        return flags["cross_test"]
+    # No flag named a cross test: SPAQ was found in its usual place, which for the demo is beside
+    # the demo's images. Before 0.8 a flag of its own held another place.
+    return {"spaq": flags.get("spaq_path")} if "spaq" in cross_tests else {}
 
 
 def _places_now(

@@ -57,6 +57,7 @@ RECORDS = {
                     "dataset_path": _PLACE,
                     "cross_test": _PLACE,
                     "image_root": maybe(PATH),
+                    "spaq_path": maybe(PATH),
                     "seed": COUNT,
                     "train_test_num": maybe(COUNT),
                 },
