@@ -95,9 +95,12 @@ class Command:
         # Not wait(): a signal handler that calls `checkpoint` in the middle of it could not wait.
         while self.process.poll() is None:
             time.sleep(0.2)
-            if self.follows is not None and not _is_running(self.follows):
-                self.process.send_signal(signal.SIGINT)
-                self.process.wait()
+            if self.follows is not None:
+                try:
+                    os.kill(self.follows, 0)
+                except ProcessLookupError:
+                    self.process.send_signal(signal.SIGINT)
+                    self.follows = None
         exit_code = self.process.returncode
         if exit_code not in (0, 128 + signal.SIGTERM):
             raise RuntimeError(f"exit code {exit_code}: {shlex.join(words)}")
@@ -115,14 +118,6 @@ class Command:
     def __getstate__(self) -> dict[str, Any]:
         # A running process cannot be pickled.
         return {"words": self.words, "requeued": self.requeued, "follows": self.follows}
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 class Submitted:
@@ -183,8 +178,7 @@ class Cluster:
         """Submit a job that runs the script with its flags. Raises UserError."""
         self.executor.update_parameters(name=name)
         try:
-            command = Command(list(words), follows=self.follows)
-            return Submitted(self.executor.submit(command))
+            return Submitted(self.executor.submit(Command(list(words), follows=self.follows)))
         except (OSError, RuntimeError) as problem:
             raise UserError(f"--launcher {self.options.launcher}: {reason_of(problem)}") from None
 

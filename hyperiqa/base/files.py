@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import stat
 import tempfile
 import time
 from collections.abc import Callable
@@ -137,9 +136,9 @@ def remove_unfinished(folder: Path, names: str, age: float = 0) -> None:
     pattern = re.compile(rf"\.(?:{names}){UNFINISHED}")
     latest = time.time() - age
     with contextlib.suppress(OSError):
-        for path in filter(lambda path: pattern.fullmatch(path.name), folder.iterdir()):
-            status = path.lstat()
-            if stat.S_ISREG(status.st_mode) and status.st_mtime <= latest:
+        for path in folder.iterdir():
+            # Of a link, the link itself goes, never the file that it leads to.
+            if pattern.fullmatch(path.name) and path.lstat().st_mtime <= latest:
                 path.unlink()
 
 

@@ -16,11 +16,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from hyperiqa.base import schema
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import UNFINISHED
 
 INDEX = "index.json"
 DIGEST = "[0-9a-f]{16}"
+# What reading a folder raises that is damaged, or none of ours.
+DAMAGED = (OSError, ValueError, OverflowError, RecursionError)
 OWN_FILES = re.compile(rf"images\.u8|features\.bin|index\.json|\.index\.json{UNFINISHED}")
 
 
@@ -129,24 +132,21 @@ def remove_stale(
     """Delete the folders that no run can use any more.
 
     name: a regular expression of the part of their names that precedes the digest.
-    read(folder): the index of a complete folder. It raises ValueError or OSError for any other
-        folder, which then stays.
+    read(folder): the index of a complete folder. It raises one of DAMAGED for any other folder,
+        which then stays.
     is_current(folder, index): whether a run can use the folder.
     """
     pattern = re.compile(f"{name}_{DIGEST}")
     for folder in filter(lambda folder: pattern.fullmatch(folder.name), cache_dir.iterdir()):
-        with contextlib.suppress(OSError, ValueError, UserError):
+        with contextlib.suppress(UserError, *DAMAGED):
             if not is_current(folder, read(folder)):
                 remove_built(folder)
 
 
-def read_index(folder: Path) -> Any:
-    """What the folder's index.json holds; raises ValueError or OSError where it is not JSON."""
-    path = folder / INDEX
-    # To open a pipe would wait for somebody who writes to it.
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
+def read_index(folder: Path, index_schema: schema.Fields) -> dict[str, Any]:
+    """The index of a complete folder; raises one of DAMAGED where it is not as the schema says."""
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    problem = schema.mismatch(index, index_schema)
+    if problem:
+        raise ValueError(problem)
+    return index

@@ -1,6 +1,7 @@
 """The image cache: the images of a data set, decoded and resized once for all later runs."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -19,30 +20,36 @@ from tqdm import tqdm
 from hyperiqa.base import schema
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
-from hyperiqa.images.build_once import INDEX, build_once, read_index, remove_stale
+from hyperiqa.images.build_once import DAMAGED, INDEX, build_once, read_index, remove_stale
 from hyperiqa.images.decode import decode_and_resize, fitted_size
 from hyperiqa.images.perceptual_hash import perceptual_hash
 
 # Raise it when decoding, resizing or the index changes: older caches are then built anew.
 CACHE_FORMAT = 4
-# A set may have a million images, so that each list is looked through in one go.
-TEXTS = schema.Kind("a list of texts", lambda values: _is_list(values, str))
-SIZES = schema.Kind(
-    "a list of heights and widths",
-    lambda rows: _is_list(rows, list) and all(_is_size(row) for row in rows),
-)
-FILES = schema.Kind(
-    "a list of paths, bytes and times",
-    lambda rows: _is_list(rows, list) and all([*map(type, row)] == [str, int, int] for row in rows),
+
+
+def _rows(words: str, *kinds: type) -> schema.Kind:
+    # A set may have a million images, so that all rows are looked through in one go.
+    def fits(rows: object) -> bool:
+        return isinstance(rows, list) and all(
+            isinstance(row, list) and (*map(type, row),) == kinds for row in rows
+        )
+
+    return schema.Kind(words, fits)
+
+
+TEXTS = schema.Kind(
+    "a list of texts",
+    lambda values: isinstance(values, list) and set(map(type, values)) <= {str},
 )
 # Formats before 4 have no `looks`; those before 3 lack `format` too and are not known again.
 INDEX_SCHEMA = schema.Fields(
     {
         "format": schema.whole_number(3),
-        "sizes": SIZES,
+        "sizes": _rows("a list of heights and widths", int, int),
         "upscaled": schema.whole_number(0),
         "bad": schema.table(schema.text()),
-        "files": FILES,
+        "files": _rows("a list of paths, bytes and times", str, int, int),
         "digests": TEXTS,
     },
     {"looks": TEXTS},
@@ -243,7 +250,7 @@ class ImageCache:
             else:
                 # An empty file cannot be mapped.
                 self.buffer = np.empty(0, np.uint8)
-        except (OSError, ValueError):
+        except DAMAGED:
             return False
         self.digests = index["digests"]
         self.hashes = index["looks"]
@@ -293,27 +300,17 @@ class ImageCache:
 def _read_whole_cache(folder: Path) -> dict[str, Any]:
     """The index of a complete cache, of this or an older format.
 
-    Raises ValueError or OSError where the folder's files are not those of a complete cache.
+    Raises one of DAMAGED where the folder's files are not those of a complete cache.
     """
-    index = read_index(folder)
-    problem = schema.mismatch(index, INDEX_SCHEMA)
-    if problem:
-        raise ValueError(problem)
+    index = read_index(folder, INDEX_SCHEMA)
     # From this format on, each image has a perceptual hash.
     lists = ("sizes", "files", "digests") + ("looks",) * (index["format"] >= 4)
     counts = {len(index.get(name, [])) for name in lists}
     size = sum(3 * height * width for height, width in index["sizes"])
-    if len(counts) > 1 or (folder / "images.u8").stat().st_size != size:
+    least = min(itertools.chain(*index["sizes"]), default=0)
+    if len(counts) > 1 or least < 0 or (folder / "images.u8").stat().st_size != size:
         raise ValueError(f"{folder}: the lengths differ")
     return index
-
-
-def _is_list(values: object, kind: type) -> bool:
-    return isinstance(values, list) and all(type(value) is kind for value in values)
-
-
-def _is_size(row: list) -> bool:
-    return [*map(type, row)] == [int, int] and min(row) >= 0 and max(row) < 2**31
 
 
 def _is_current(folder: Path, index: dict[str, Any]) -> bool:

@@ -23,6 +23,7 @@ from hyperiqa.base import schema
 from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.files import write_whole
 from hyperiqa.images.build_once import (
+    DAMAGED,
     INDEX,
     build_once,
     half_built,
@@ -150,7 +151,7 @@ class Features:
             self.data = np.memmap(
                 self.folder / "features.bin", DTYPES[self.dtype], "c", shape=self.shape
             )
-        except (OSError, ValueError):
+        except DAMAGED:
             return False
         return True
 
@@ -158,12 +159,9 @@ class Features:
 def _read_whole_features(folder: Path) -> dict[str, Any]:
     """The index of complete features, of this version or an older one.
 
-    Raises ValueError or OSError where the folder's files are not those of complete features.
+    Raises one of DAMAGED where the folder's files are not those of complete features.
     """
-    index = read_index(folder)
-    problem = schema.mismatch(index, INDEX_SCHEMA)
-    if problem:
-        raise ValueError(problem)
+    index = read_index(folder, INDEX_SCHEMA)
     size = (folder / "features.bin").stat().st_size
     # Before 0.9 the index named the images alone.
     if index.get("bytes", size) != size:

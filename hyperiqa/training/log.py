@@ -196,15 +196,11 @@ class RunLog:
 
     def _sweep(self) -> None:
         """Delete what the run's killed processes left of files that they were writing."""
-        # Other runs may write to the log folder, one called NAME_round2 among them.
-        stems = [self.name]
-        files.remove_unfinished(self.checkpoints, rf"last\.pt|{BEST_MODEL}")
-        for folder in self.checkpoints.iterdir():
-            if re.fullmatch(r"round\d+", folder.name) and not folder.is_symlink():
-                files.remove_unfinished(folder, rf"last\.pt|{BEST_MODEL}")
-                stems.append(f"{self.name}_{folder.name}")
-        names = "|".join(map(re.escape, stems))
-        files.remove_unfinished(self.log_dir, rf"(?:{names})_(?:predictions\.csv|epochs\.npz)")
+        for folder in (self.checkpoints, *self.checkpoints.glob("round*")):
+            files.remove_unfinished(folder, rf"last\.pt|{BEST_MODEL}")
+        # Another run, which may be writing, can be called NAME_round2: only the first round's.
+        first_round = rf"{re.escape(self.name)}_(?:predictions\.csv|epochs\.npz)"
+        files.remove_unfinished(self.log_dir, first_round)
 
     def _of_round(self, number: int, ending: str) -> Path:
         return self.path(ending if number == 1 else f"_round{number}{ending}")

@@ -1,6 +1,5 @@
 """What a run must remember to go on exactly where it was, and finding the run to go on with."""
 
-import contextlib
 import math
 import os
 import re
@@ -98,13 +97,12 @@ class RunState:
         self.clear_models(folder, keep=2)
 
     def clear_models(self, folder: Path, keep: int) -> None:
-        """Remove older best models, except those that a state to resume from may still name."""
+        """Remove the run's older best models, except those that a state may still name."""
         if self.best:
-            for name in self.best["files"][keep:]:
-                # A damaged state could name any file.
-                if re.fullmatch(run_files.BEST_MODEL, name):
-                    (folder / name).unlink(missing_ok=True)
             self.best["files"] = self.best["files"][:keep]
+            for path in folder.glob("best_model_srcc_*.pkl"):
+                if path.name not in self.best["files"] and _is_model_of_run(path):
+                    path.unlink()
 
     @classmethod
     def restored(
@@ -121,6 +119,17 @@ class RunState:
         if state.best:
             state.best["predictions"] = [tuple(row) for row in state.best["predictions"]]
         return state
+
+
+def _is_model_of_run(path: Path) -> bool:
+    """Whether the run in whose folder a best model lies has written it, as its metadata say."""
+    if not re.fullmatch(run_files.BEST_MODEL, path.name):
+        return False
+    try:
+        _, description = load_model(path)
+    except UserError:
+        return False
+    return description.get("run") == _run_folder(path).name
 
 
 def open_run(
@@ -279,21 +288,7 @@ def _newest_state(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
     except UserError as damage:
         log.show(f"{damage}; starting {log.name} again")
     log.cut_back([0, 0])
-    _remove_models(log, [])
     return None
-
-
-def _remove_models(log: RunLog, named: Sequence[str]) -> None:
-    """Remove the best models that a killed run has written after its last state.
-
-    named: those that the state names.
-    """
-    for path in newest_round(log.checkpoints).iterdir():
-        if re.fullmatch(run_files.BEST_MODEL, path.name) and path.name not in named:
-            with contextlib.suppress(UserError):
-                _, description = load_model(path)
-                if description.get("run") == log.name:
-                    path.unlink()
 
 
 def _go_back_to(log: RunLog, state: dict, note: str) -> dict:
@@ -302,7 +297,6 @@ def _go_back_to(log: RunLog, state: dict, note: str) -> dict:
     note: what else to tell, see `load_last`.
     """
     log.cut_back(state["lengths"])
-    _remove_models(log, state["best"]["files"] if state["best"] else [])
     step = f", step {state['progress']['step']}" if state["progress"] else " done"
     note += "\n" if note else ""
     log.show(f"{note}Resuming {log.name}: round {state['round']}, epoch {state['epoch']}{step}")
@@ -411,9 +405,9 @@ def load_last(folder: Path) -> tuple[dict[str, Any], str]:
 
 def newest_round(folder: Path) -> Path:
     """The folder of a run's newest `last.pt`: the run's own, or `round2`, `round3`, … in it."""
-    rounds = []
-    for path in folder.glob("round*/last.pt"):
-        number = path.parent.name.removeprefix("round")
-        if number.isdecimal():
-            rounds.append((int(number), path.parent))
+    rounds = [
+        (int(path.parent.name[len("round") :]), path.parent)
+        for path in folder.glob("round*/last.pt")
+        if path.parent.name[len("round") :].isdecimal()
+    ]
     return max(rounds)[1] if rounds else folder

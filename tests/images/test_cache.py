@@ -232,14 +232,6 @@ def test_a_cache_that_must_be_built_anew_does_not_replace_files_of_the_users(
     assert tree(tmp_path) == before
 
 
-def test_a_pipe_in_place_of_the_index_is_not_waited_for(images, tmp_path):
-    folder = ImageCache("set", images, "50", 48, tmp_path / "cache").folder
-    (folder / "index.json").unlink()
-    os.mkfifo(folder / "index.json")
-    with pytest.raises(UserError, match="found index.json; move it away"):
-        ImageCache("set", images, "50", 48, tmp_path / "cache")
-
-
 def test_a_stray_write_does_not_reach_the_file(images, tmp_path):
     cache = ImageCache("set", images, "50", 48, tmp_path / "cache")
     before = (cache.folder / "images.u8").read_bytes()

@@ -49,19 +49,18 @@ def test_what_killed_processes_were_writing_is_swept_at_resume_and_at_the_end(tm
         log.checkpoints / ".last.pt.a1b2c3_d.tmp",
         round2 / f".{best}.abcdefgh.tmp",
         tmp_path / ".run_predictions.csv.abcdefgh.tmp",
-        tmp_path / ".run_round2_epochs.npz.abcdefgh.tmp",
+        tmp_path / ".run_epochs.npz.abcdefgh.tmp",
     ]
     others = [
         log.checkpoints / ".last.pt.abcdefg.tmp",
         log.checkpoints / "last.pt.abcdefgh.tmp",
         log.checkpoints / ".notes.abcdefgh.tmp",
         # Another run's, which may be writing it.
-        tmp_path / ".run_round3_predictions.csv.abcdefgh.tmp",
+        tmp_path / ".run_round2_predictions.csv.abcdefgh.tmp",
         tmp_path / ".run_2_predictions.csv.abcdefgh.tmp",
     ]
     (log.checkpoints / "elsewhere").mkdir()
     others.append(log.checkpoints / "elsewhere/.last.pt.abcdefgh.tmp")
-    (log.checkpoints / "round9").symlink_to(log.checkpoints / "elsewhere")
 
     def write():
         for path in unfinished + others:

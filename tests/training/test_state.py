@@ -136,18 +136,6 @@ def test_going_on_touches_no_log_and_no_model_of_others(settings, monkeypatch, t
     assert (folder / "round_backup/last.pt").read_text() == "mine"
 
 
-def test_a_state_cannot_name_other_files_to_be_removed(tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "mine.pkl").write_text("mine")
-    state = RunState({})
-    best = "best_model_srcc_0.1000_plcc_0.1000.pkl"
-    (tmp_path / "run" / best).write_text("old")
-    state.best = {"files": ["new.pkl", "../mine.pkl", str(tmp_path / "mine.pkl"), best]}
-    state.clear_models(tmp_path / "run", keep=1)
-    assert (tmp_path / "mine.pkl").exists() and not (tmp_path / "run" / best).exists()
-    assert state.best["files"] == ["new.pkl"]
-
-
 def test_an_unfinished_run_of_version_0_7_goes_on(settings, monkeypatch):
     """Its records and states know neither cross tests as a list, nor the names of loss parts, nor later flags."""
     flags = ("--no_early_stopping", "--ranking_loss_alpha", 0.3, "--checkpoint_minutes", 0)
