@@ -126,7 +126,7 @@ def read_json_scores(path: Path) -> dict[str, float]:
         entries = json.loads(path.read_bytes())
         names = [PurePosixPath(str(entry["image"]).replace("\\", "/")).name for entry in entries]
         scores = [number(entry["score"]) for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError) as problem:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as problem:
         raise UserError(
             f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}'
         ) from None
@@ -159,7 +159,7 @@ def read_json_list(path: Path) -> list[tuple[str, float, float]]:
             _, _, score = str(entry.get("id", "")).rpartition("->")
             score = entry.get("gt_score", entry.get("score", score))
             rows.append((str(image), number(score), number(entry.get("std"))))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as problem:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
         raise UserError(
             f'{path}: expected a JSON list of {{"image", "gt_score"}}, or with the score in "id"; '
             f"found {problem!r}"

@@ -141,7 +141,7 @@ def _parse_row(path: Path, form: str, number: int, text: str) -> dict | None:
         columns = {name: row[name] for name in COLUMNS}
         columns["score"] = None if row["score"] in (None, "") else float(row["score"])
         return columns
-    except (ValueError, KeyError, TypeError, StopIteration, csv.Error):
+    except (ValueError, KeyError, TypeError, RecursionError, StopIteration, csv.Error):
         raise UserError(
             f"--output {path}: row {number} is not {form} of predict.py's, with {','.join(COLUMNS)}"
         ) from None

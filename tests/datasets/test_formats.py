@@ -13,6 +13,7 @@ from hyperiqa.datasets.formats import (
     aligned,
     cell_text,
     number,
+    read_json_list,
     read_json_scores,
     read_lines,
     read_mat,
@@ -225,3 +226,13 @@ def test_json_lists_go_by_base_names_wherever_their_paths_point(tmp_path, encodi
     )
     (tmp_path / "a.json").write_text(f"[{entries}]", encoding=encoding)
     assert read_json_scores(tmp_path / "a.json") == {f"{i}.jpg": i for i in range(5)}
+
+
+@pytest.mark.parametrize("read", [read_json_scores, read_json_list])
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "3", '{"files": 3}', '[{"score": 1}]', "[[1]]"]
+)
+def test_damaged_json_lists_are_one_line(tmp_path, read, content):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=r"a.json: expected a JSON list of \{"):
+        read(tmp_path / "a.json")
