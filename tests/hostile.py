@@ -16,6 +16,7 @@ import math
 import os
 import resource
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -290,9 +291,8 @@ def main() -> int:
             if problem:
                 faults += 1
                 print(f"case {number} {name}: {done}: {problem}", flush=True)
-            for file in (folder / "new").iterdir():
-                if file.is_file():
-                    file.unlink()
+            shutil.rmtree(folder / "new")
+            (folder / "new").mkdir()
     for (kind, name, code), total in sorted(outcomes.items()):
         print(f"{kind:12} {name:13} exit code {code}: {total}")
     print(f"{count} cases, {faults} faults, {time.time() - begun:.0f} s")
