@@ -119,7 +119,8 @@ def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
         as_stored = _as_stored(pixels, orientation)
         # Conversions copy their image several times over: square by square, the copies stay small.
         for top, left in itertools.product(range(0, height, SQUARE), range(0, width, SQUARE)):
-            square = image.crop((left, top, min(left + SQUARE, width), min(top + SQUARE, height)))
+            box = (left, top, min(left + SQUARE, width), min(top + SQUARE, height))
+            square = image if box == (0, 0, width, height) else image.crop(box)
             as_stored[top : top + SQUARE, left : left + SQUARE] = _as_rgb(square, image)
         return pixels
 
@@ -141,7 +142,7 @@ def _as_rgb(square: Image.Image, original: Image.Image) -> np.ndarray:
     if original.has_transparency_data:
         rgba = square.convert("RGBA")
         square = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return np.asarray(square.convert("RGB"))
+    return np.asarray(square if square.mode == "RGB" else square.convert("RGB"))
 
 
 def _grey_as_uint8(square: Image.Image, original: Image.Image) -> np.ndarray:
@@ -183,25 +184,33 @@ def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
 
     exif_rotate: turn the image as the file's EXIF orientation says.
     """
-    with _decoding(), _open(path) as image:
-        upright = not exif_rotate or _orientation(image) == 1
-        if decode_image and upright and image.format == "JPEG" and image.mode in ("RGB", "L"):
-            data = torch.from_numpy(np.fromfile(path, np.uint8))
-            return decode_image(data, ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
-        return from_pillow(image, exif_rotate)
+    return decode_and_resize(path, (), exif_rotate)[0]
 
 
 def decode_and_resize(
     path: Path, size: Sequence[int], exif_rotate: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image file as `decode` gives it, and the same resized to (height, width).
+    """An image file as `decode` gives it, and resized to (height, width); (): as it is.
 
     Large images wait for one another, whichever thread decodes them. Raises as `decode`.
     """
-    pixels = math.prod(read_header(path)) + math.prod(size)
-    with room_for(pixels), _decoding():
-        image = decode(path, exif_rotate)
-        return image, resize_image(image, *size)
+    with (
+        _decoding(),
+        _open(path) as opened,
+        room_for(opened.width * opened.height + math.prod(size)),
+    ):
+        image = _decoded(path, opened, exif_rotate)
+        # Frees Pillow's own pixels before another thread takes as many.
+        opened.close()
+        return image, resize_image(image, *size) if size else image
+
+
+def _decoded(path: Path, opened: Image.Image, exif_rotate: bool) -> np.ndarray:
+    upright = not exif_rotate or _orientation(opened) == 1
+    if decode_image and upright and opened.format == "JPEG" and opened.mode in ("RGB", "L"):
+        data = torch.from_numpy(np.fromfile(path, np.uint8))
+        return decode_image(data, ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
+    return from_pillow(opened, exif_rotate)
 
 
 def resized_size(height: int, width: int, resize: str, min_side: int) -> tuple[int, int]:
