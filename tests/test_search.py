@@ -143,7 +143,7 @@ def test_a_search_ends_with_the_table_best_first(script):
 def test_a_finished_run_is_not_repeated(script):
     tool(script, "--lr", "0.1", "0.5")
     out = tool(script, "--lr", "0.1", "0.5", "0.3").stdout
-    assert "3 runs, 2 of them finished already" in out
+    assert "3 runs, 2 finished already" in out
     assert ran(script) == ["0.1 42 None", "0.3 42 None", "0.5 42 None"]
     assert "# finished" in tool(script, "--lr", "0.1", "--dry_run").stdout
 
@@ -194,10 +194,10 @@ def test_an_interrupted_search_ends_its_runs_and_goes_on_later(script, kind):
     assert json.loads(unfinished.read_text().splitlines()[-1])["status"] == "interrupted"
     script.write_text(slow)
     out = tool(script, *words).stdout
-    assert "2 runs, 1 of them finished already" in out
+    assert "2 runs, 1 finished already" in out
     assert ran(script) == ["0.1 42 None", "0.2 42 None", "0.2 42 None"]
     assert json.loads(unfinished.read_text().splitlines()[-1])["status"] == "finished"
-    assert "2 runs, 2 of them finished already" in tool(script, *words).stdout
+    assert "2 runs, 2 finished already" in tool(script, *words).stdout
 
 
 @pytest.mark.parametrize("launcher", [[], ["--launcher", "local"]])
@@ -297,10 +297,10 @@ def test_each_changes_one_flag_at_a_time(script):
     assert len(ran(script)) == 6
     assert tool(
         script, "--each", "--lr", "0.1", "0.3", "--margin", "1", "2", "--seeds", 2
-    ).stdout.startswith("6 runs, 6 of")
+    ).stdout.startswith("6 runs, 6 finished")
     # Another default is another set of runs.
     assert tool(script, "--each", "--lr", "0.3", "0.1", "--seeds", 2).stdout.startswith(
-        "4 runs, 0 of"
+        "4 runs, 0 finished"
     )
 
 

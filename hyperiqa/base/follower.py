@@ -31,6 +31,8 @@ def _end_after(pipe: int) -> None:
 def main() -> None:
     pipe = os.dup(0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    # A shell lets what it starts in the background ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_after, args=[pipe], daemon=True).start()
     sys.argv = sys.argv[1:]
     if sys.argv[0] == "-m":
