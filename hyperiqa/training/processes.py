@@ -118,6 +118,13 @@ def process_group() -> Iterator[None]:
             yield
     except UserError as mistake:
         mistake.already_shown = _ask(lambda: store.add("said", 1), 1) > 1
+        # The store ends with its process. Others that still ask it would fill the screen with the
+        # library's own messages.
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while rank() == 0 and time.monotonic() < deadline:
+            if _ask(lambda: store.add("said", 0), world_size()) >= world_size():
+                break
+            time.sleep(0.05)
         raise
     finally:
         with contextlib.suppress(RuntimeError):

@@ -202,12 +202,16 @@ class RunData:
         """The images of all sets by name, each set resized as its flag says."""
         options = self.options
         cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
-        resizes = dict(zip(self.trained, options.mix_resize.values() or [options.resize]))
-        resizes |= {name: options.cross_resize[name] for name in self.cross}
+        # Settings that come from a file may leave a set out.
+        resizes = {**options.cross_resize, **dict(zip(self.trained, options.mix_resize.values()))}
         decoded = {}
         for name, data in (self.trained | self.cross).items():
             decoded[name] = DecodedSet(
-                data, resizes[name], options.patch_size, options.exif_rotate, cache_dir
+                data,
+                resizes.get(name, options.resize),
+                options.patch_size,
+                options.exif_rotate,
+                cache_dir,
             )
             say("\n".join(decoded[name].facts))
         return decoded
