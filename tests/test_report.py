@@ -245,12 +245,8 @@ def test_two_runs_beside_each_other(ran, run_main, tmp_path, browse):
     assert page.locator("img").count() == 0
     # A reader who switches to light gets it at once.
     page.emulate_media(color_scheme="light")
-    page.wait_for_timeout(500)
-    assert (
-        page.evaluate(
-            """[...document.querySelectorAll(".area")].find(a => a.data).layout.font.color"""
-        )
-        == "#1d2126"
+    page.wait_for_function(
+        """[...document.querySelectorAll(".area")].find(a => a.data).layout.font.color === "#1d2126\""""
     )
 
 
