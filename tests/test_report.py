@@ -245,9 +245,12 @@ def test_two_runs_beside_each_other(ran, run_main, tmp_path, browse):
     assert page.locator("img").count() == 0
     # A reader who switches to light gets it at once.
     page.emulate_media(color_scheme="light")
-    page.wait_for_function(
-        """[...document.querySelectorAll(".area")].find(a => a.data).layout.font.color === "#1d2126\""""
-    )
+    font_colour = """[...document.querySelectorAll(".area")].find(a => a.data).layout.font.color"""
+    for _ in range(40):
+        if page.evaluate(font_colour) == "#1d2126":
+            break
+        page.wait_for_timeout(250)
+    assert page.evaluate(font_colour) == "#1d2126"
 
 
 def test_kinds_and_contents_have_figures():
