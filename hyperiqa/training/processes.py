@@ -113,22 +113,32 @@ def process_group() -> Iterator[None]:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE)
     store = dist.distributed_c10d._get_default_store()
+    number_of_processes = world_size()
+    ends_last = False
     try:
         with shared_failures():
             yield
     except UserError as mistake:
         mistake.already_shown = _ask(lambda: store.add("said", 1), 1) > 1
-        # The store ends with its process. Others that still ask it would fill the screen with the
-        # library's own messages.
-        deadline = time.monotonic() + ANSWER_SECONDS
-        while rank() == 0 and time.monotonic() < deadline:
-            if _ask(lambda: store.add("said", 0), world_size()) >= world_size():
-                break
-            time.sleep(0.05)
+        # The process that holds the store.
+        ends_last = rank() == 0
         raise
     finally:
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+        if ends_last:
+            _wait_for_others(store, number_of_processes)
+
+
+def _wait_for_others(store: dist.Store, number_of_processes: int) -> None:
+    """Wait, for a few seconds at most, until all processes have asked whether to show the mistake.
+
+    The store ends with its process. If others still asked it then, the library would print its own
+    messages, with many lines each.
+    """
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while time.monotonic() < deadline and store.add("said", 0) < number_of_processes:
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
