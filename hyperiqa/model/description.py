@@ -27,6 +27,7 @@ from hyperiqa.base.schema import (
 )
 
 FORMAT = 1
+# `certify.py` refuses any other.
 CERTIFICATE_FORMAT = 1
 # Pixels of all patches that an image is scored on: 1,000 patches of 224 x 224 are 50 million.
 MOST_PATCH_PIXELS = 100_000_000

@@ -16,6 +16,7 @@ from hyperiqa.base.errors import UserError, reason_of
 from hyperiqa.base.files import write_whole
 from hyperiqa.base.terminal import printable
 from hyperiqa.model.checkpoints import HUB_MODEL, description_json, portable_state, save_safetensors
+from hyperiqa.model.description import certificate_of
 from hyperiqa.scoring import certificate_checks
 from hyperiqa.scoring.quality_model import QualityModel
 
@@ -32,7 +33,7 @@ def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
     description = model.description
     save_safetensors(folder / HUB_MODEL, portable_state(model.net), description)
     about = json.loads(description_json(description))
-    for facts_of_set in about.get("certificate", {}).get("sets", {}).values():
+    for facts_of_set in certificate_of(about).get("sets", {}).values():
         # The hashes of all training images: long, and the tensors' file has them.
         facts_of_set.pop("looks", None)
     kind = {"library_name": "hyperiqa", "model_type": "hyperiqa", "architectures": ["HyperNet"]}
@@ -105,7 +106,7 @@ def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, float, 
 
     Undefined figures are left out. A model without a certificate has figures without intervals.
     """
-    certified = description.get("certificate", {}).get("figures")
+    certified = certificate_of(description).get("figures")
     tested_parts = certified or description.get("metrics") or {}
     names = {"test": description["dataset"], "val": f"{description['dataset']} validation"}
     for part, figures in tested_parts.items():
@@ -121,7 +122,7 @@ def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, float, 
 
 def private_words(description: Mapping[str, Any]) -> list[str]:
     """The words of the certificate that name places of this machine: they get published with it."""
-    certificate = description.get("certificate", {})
+    certificate = certificate_of(description)
     words = list(certificate.get("command", []))
     words += [facts_of_set["path"] or "" for facts_of_set in certificate.get("sets", {}).values()]
     words += [start["file"] for start in certificate.get("starts", {}).values()]

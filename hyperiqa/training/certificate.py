@@ -31,9 +31,6 @@ from hyperiqa.stats import intervals, metrics, resampling
 from hyperiqa.training import batches, processes
 from hyperiqa.training.run_files import Prediction
 
-# The format of the certificate; `certify.py` refuses any other.
-FORMAT = CERTIFICATE_FORMAT
-
 # The flags with the weights that a run starts from or learns from.
 STARTS = ("init", "teacher", "backbone_weights")
 
@@ -221,7 +218,7 @@ def describe_round(
     sets: from `describe_sets`. starts: "init" and "teacher" -> `starts.StartingModel` or None.
     """
     return {
-        "format": FORMAT,
+        "format": CERTIFICATE_FORMAT,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": options.seed,
         "code": code_version(),
@@ -245,7 +242,7 @@ def _describe_starts(options: Namespace, starts: Mapping[str, Any]) -> dict[str,
             described[flag] = {
                 "file": str(model.path),
                 "weights": model.digest,
-                "starts": model.description.get("certificate", {}).get("starts", {}),
+                "starts": certificate_of(model.description).get("starts", {}),
             }
     if options.backbone_weights:
         # The file itself, which stays the same where a name of the Hub gets another one.
