@@ -229,9 +229,7 @@ def test_json_lists_go_by_base_names_wherever_their_paths_point(tmp_path, encodi
 
 
 @pytest.mark.parametrize("read", [read_json_scores, read_json_list])
-@pytest.mark.parametrize(
-    "content", ["[" * 100_000, "3", '{"files": 3}', '[{"score": 1}]', "[[1]]"]
-)
+@pytest.mark.parametrize("content", ["[" * 100_000, "3", '{"files": 3}', '[{"score": 1}]', "[[1]]"])
 def test_damaged_json_lists_are_one_line(tmp_path, read, content):
     (tmp_path / "a.json").write_text(content)
     with pytest.raises(UserError, match=r"a.json: expected a JSON list of \{"):
