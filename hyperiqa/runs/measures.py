@@ -94,12 +94,11 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
     return [name for name in values if len(values[name]) > 1]
 
 
-def _is_figure(name: str) -> bool:
-    return metrics.figure_of(name)[1] in metrics.FIGURES
-
-
 # What `--metric` takes.
-FIGURE: Range = (f"[SET_]FIGURE, FIGURE one of {', '.join(metrics.FIGURES)}", _is_figure)
+FIGURE: Range = (
+    f"[SET_]FIGURE, FIGURE one of {', '.join(metrics.FIGURES)}",
+    lambda name: metrics.figure_of(name)[1] in metrics.FIGURES,
+)
 
 
 @dataclass

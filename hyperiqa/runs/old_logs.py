@@ -6,13 +6,13 @@ SPAQ or validation columns, several rounds in a file, and files that end anywher
 in the middle of a row.
 """
 
-import math
 import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError, reading_file
+from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.stats.metrics import FIGURES
 
 _ELAPSED = re.compile(rb"\[(?:(\d+):)?(\d+):(\d\d)<")
@@ -111,23 +111,20 @@ class _Reader:
         # An error's line ends a run behind a traceback alone; `Killed` is the system's word.
         if (self.status == "crashed" or text == "Killed") and _ERROR.match(text):
             interrupted = text.startswith("KeyboardInterrupt")
-            self._end("interrupted" if interrupted else "crashed", text)
+            self.end("interrupted" if interrupted else "crashed", text)
         elif "images" in text:
             for pattern in _COUNTS:
                 for match in re.finditer(pattern, text):
                     self.data[match["part"].lower()] = int(match["count"])
 
-    def _end(self, status: str, problem: str = "") -> None:
+    def end(self, status: str, problem: str = "") -> None:
         self.status = status
         self.problem = problem
 
-    # One method for each kind of line; `_ACTIONS` says which.
+    # What a line changes, where an expression cannot say it; `_ACTIONS` names the lines.
     def on_run_name(self, match: re.Match) -> None:
         self.is_of_this_project = True
         self.recognised = True
-
-    def on_settings(self, match: re.Match) -> None:
-        self._set_flags(_SETTING.findall(match[1]))
 
     def on_dataset(self, match: re.Match) -> None:
         self.recognised = True
@@ -136,18 +133,6 @@ class _Reader:
         name = _PUBLIC_NAME.match(self.stem)
         if name is not None:
             self.flags["fusion"] = "concat" if name[1] else "none"
-
-    def on_backbone(self, match: re.Match) -> None:
-        self.flags["backbone"] = _SWIN.format(match[1].lower())
-
-    def on_swin(self, match: re.Match) -> None:
-        self.flags.setdefault("backbone", _SWIN.format("tiny"))
-
-    def on_machine(self, match: re.Match) -> None:
-        self.run.update(match.groupdict())
-
-    def on_ranking_loss(self, match: re.Match) -> None:
-        self._set_flags(_RANKING.findall(match.string), "ranking_loss_")
 
     def on_round(self, match: re.Match) -> None:
         self.announced = int(match[1])
@@ -159,12 +144,6 @@ class _Reader:
         # Loading the images is no part of an epoch.
         self.bars.clear()
 
-    def on_epoch_bar(self, match: re.Match) -> None:
-        self.flags.setdefault("epochs", int(match[1]))
-
-    def on_early_stop(self, match: re.Match) -> None:
-        self.status = "early_stopped"
-
     def on_best_epoch(self, match: re.Match) -> None:
         if self.round in self.rounds:
             self.rounds[self.round]["best_epoch"] = int(match[1])
@@ -174,9 +153,9 @@ class _Reader:
             self.status = "finished"
 
     def on_end(self, match: re.Match) -> None:
-        self._end(_ENDS.get(match[0], "crashed"), match.string if match[0] == "error: " else "")
+        self.end(_ENDS.get(match[0], "crashed"), match.string if match[0] == "error: " else "")
 
-    def _set_flags(self, settings: Iterable[tuple[str, str]], prefix: str = "") -> None:
+    def set_flags(self, settings: Iterable[tuple[str, str]], prefix: str = "") -> None:
         self.flags.update((prefix + name, _value(text)) for name, text in settings)
 
     def _take_row(self, epoch: int, text: str, complete: bool) -> None:
@@ -202,7 +181,7 @@ class _Reader:
         self.bars.clear()
         self.rows[self.round, epoch] = record
         # Whatever an earlier line said of an end, the run has gone on.
-        self._end("cut off")
+        self.end("cut off")
 
     def _is_whole(self, fields: list[str], complete: bool) -> bool:
         # A line without an end may stop in the middle of a figure.
@@ -235,11 +214,15 @@ class _Reader:
         last = max((epoch for number, epoch in self.rows if number == self.round), default=0)
         if self.status == "cut off" and last and last == self.flags.get("epochs"):
             self.status = "finished"
-        rounds = list(self.rounds.values())
         return [
             {"type": "run", "name": self.stem, "flags": self.flags, "data": self.data, **self.run},
             *epochs,
-            {"type": "end", "status": self.status, "problem": self.problem, "rounds": rounds},
+            {
+                "type": "end",
+                "status": self.status,
+                "problem": self.problem,
+                "rounds": list(self.rounds.values()),
+            },
         ]
 
     def _set_public_defaults(self, epochs: list[dict]) -> None:
@@ -255,20 +238,24 @@ class _Reader:
 
 
 # Lines are told apart by how they begin; the first pattern that fits counts.
-_ACTIONS: dict[str, Callable[[_Reader, re.Match], None]] = {
+_ACTIONS: dict[str, Callable[[_Reader, re.Match], object]] = {
     "Epoch.*Train_Loss": _Reader.on_header,
-    r"Epoch \d+/(\d+):": _Reader.on_epoch_bar,
+    r"Epoch \d+/(\d+):": lambda log, match: log.flags.setdefault("epochs", int(match[1])),
     r"Round (\d+)(?: of \d+, seed (\d+))?": _Reader.on_round,
     r"Training and testing on (\S+)": _Reader.on_dataset,
     "Run: ": _Reader.on_run_name,
-    "Settings: (.*)": _Reader.on_settings,
-    r"Backbone: .*?Swin Transformer (\w+)": _Reader.on_backbone,
-    "Using Swin": _Reader.on_swin,
-    "Device: (?P<device>.*)": _Reader.on_machine,
-    r"Precision: training (?P<precision>\S+)": _Reader.on_machine,
-    "Ranking loss enabled": _Reader.on_ranking_loss,
+    "Settings: (.*)": lambda log, match: log.set_flags(_SETTING.findall(match[1])),
+    r"Backbone: .*?Swin Transformer (\w+)": lambda log, match: log.flags.update(
+        backbone=_SWIN.format(match[1].lower())
+    ),
+    "Using Swin": lambda log, match: log.flags.setdefault("backbone", _SWIN.format("tiny")),
+    "Device: (?P<device>.*)": lambda log, match: log.run.update(match.groupdict()),
+    r"Precision: training (?P<precision>\S+)": lambda log, match: log.run.update(match.groupdict()),
+    "Ranking loss enabled": lambda log, match: log.set_flags(
+        _RANKING.findall(match.string), "ranking_loss_"
+    ),
     r"Best SRCC: .*?\(epoch (\d+)\)": _Reader.on_best_epoch,
-    "Early stopping triggered": _Reader.on_early_stop,
+    "Early stopping triggered": lambda log, match: log.end("early_stopped"),
     "Testing median SRCC|Median test of": _Reader.on_medians,
     r"Traceback \(most recent call last\)|Interrupted|error: ": _Reader.on_end,
 }
@@ -286,16 +273,13 @@ def _ranking_loss_form(train: dict, alpha: float) -> str:
 def _number(text: str) -> float | None:
     # None, as in the jsonl, where it is undefined or no number.
     try:
-        value = float(text)
+        return to_json_value(float(text))
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
 
 
 def _value(text: str) -> object:
-    if text in _WORDS:
-        return _WORDS[text]
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
-    return text
+    return _WORDS.get(text, text)

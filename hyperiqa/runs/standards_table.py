@@ -21,13 +21,10 @@ def with_overall(sets: Sets) -> Sets:
     """The sets, and where there are several the figures over all sets, of those that all have."""
     if len(sets) < 2:
         return sets
-    shared = _in_all(list(sets.values()))
-    if not shared:
-        return sets
     overall = {}
-    for name in shared:
+    for name in _in_all(list(sets.values())):
         overall[name] = standards.over_sets(name, [figures[name] for figures in sets.values()])
-    return {**sets, ALL: overall}
+    return {**sets, ALL: overall} if overall else sets
 
 
 def _in_all(figures: Sequence[Mapping[str, standards.Measured]]) -> list[str]:
