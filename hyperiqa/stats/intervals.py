@@ -154,20 +154,20 @@ def group_difference(
     means_b = draws_b.mean(1)
     by_images = float(np.nanvar(means_a / scale.unit(draws_a) - means_b / scale.unit(draws_b)))
     level = float(np.nanmean(means_a) + np.nanmean(means_b)) / 2
-    seeds = pooled_seeds([(figures_a, draws_a), (figures_b, draws_b)], scale)
-    visible = scale.decline(level, visible_difference(by_images, seeds, counts))
+    groups = [(figures_a, draws_a), (figures_b, draws_b)]
+    visible = visible_difference(by_images, pooled_seeds(groups, scale), counts)
     if min(counts) == 1:
-        seeds = pooled_seeds([(figures_a, draws_a), (figures_b, draws_b)])
-        difference = _against_one(value, np.nanvar(means_a - means_b), seeds)
+        of_images = np.nanvar(means_a - means_b)
+        difference = _against_one(value, of_images, pooled_seeds(groups))
     else:
         random = np.random.default_rng([0, *counts])
         means_a = means_a + _drawn_seeds(np.asarray(figures_a, float), draws_a, random)
         means_b = means_b + _drawn_seeds(np.asarray(figures_b, float), draws_b, random)
         variance = float(np.nanvar(means_a - means_b))
-        freedom = _satterthwaite(variance, figures_a, figures_b)
         # No fewer than the smaller group has by itself.
-        difference = _student(value, variance, max(min(counts) - 1, freedom))
-    return replace(difference, visible=visible)
+        freedom = max(min(counts) - 1, _satterthwaite(variance, figures_a, figures_b))
+        difference = student(value, np.sqrt(variance), freedom)
+    return replace(difference, visible=scale.decline(level, visible))
 
 
 def _drawn_seeds(figures: np.ndarray, draws: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -245,7 +245,7 @@ def _against_one(value: float, by_images: float, seeds: Seeds) -> Difference:
     of_seeds = np.maximum(0, seeds.variance / _mean_squares(seeds.freedom) - seeds.by_images)
     errors = np.sqrt(by_images + of_seeds * (1 + 1 / (seeds.freedom + 1)))
     if not errors.max():
-        return _student(value, 0.0, np.inf)
+        return student(value, 0.0, np.inf)
     # Where no spread is left, any difference is infinitely many errors large.
     divisors = errors.clip(1e-300)
     reach = _mean_reach(divisors, UPPER_QUANTILE)
@@ -273,20 +273,20 @@ def welch_difference(
     Welch's t (Biometrika 34, 1947), which knows nothing of images; nan for a group of one seed.
     """
     value = float(np.mean(figures_a) - np.mean(figures_b))
-    if min(len(figures_a), len(figures_b)) < 2:
+    counts = (len(figures_a), len(figures_b))
+    if min(counts) < 2:
         return Difference(value, NAN, NAN, NAN, approximate=True)
     variance = float(_variance_of_mean(figures_a) + _variance_of_mean(figures_b))
-    freedom = _satterthwaite(variance, figures_a, figures_b)
-    # All images there are, of which each seed has one figure.
+    difference = student(value, np.sqrt(variance), _satterthwaite(variance, figures_a, figures_b))
+    # Each seed has one figure, which stands for its figures on all resamples of images.
     groups = [(figures, np.array([figures])) for figures in (figures_a, figures_b)]
+    visible = visible_difference(0.0, pooled_seeds(groups, scale), counts)
     level = float(np.mean(figures_a) + np.mean(figures_b)) / 2
-    counts = (len(figures_a), len(figures_b))
-    visible = scale.decline(level, visible_difference(0.0, pooled_seeds(groups, scale), counts))
-    return replace(_student(value, variance, freedom), approximate=True, visible=visible)
+    return replace(difference, approximate=True, visible=scale.decline(level, visible))
 
 
-def _student(value: float, variance: float, freedom: float) -> Difference:
-    error = np.sqrt(variance)
+def student(value: float, error: float, freedom: float) -> Difference:
+    """A difference with this standard error, by Student's t with these degrees of freedom."""
     reach = stats.t.ppf(UPPER_QUANTILE, freedom) * error
     p = 2 * stats.t.sf(abs(value) / error, freedom) if error else float(value == 0)
     return Difference(value, float(value - reach), float(value + reach), float(p))
@@ -341,8 +341,7 @@ def selection_bias(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int = 
     biases = []
     for _ in range(splits):
         halves = [np.array_split(random.permutation(len(mos)), 2) for _, mos in sets]
-        first = _mean_srcc(sets, [half for half, _ in halves])
-        second = _mean_srcc(sets, [half for _, half in halves])
+        first, second = (_mean_srcc(sets, images) for images in zip(*halves))
         biases += [first.max() - second[first.argmax()], second.max() - first[second.argmax()]]
     return float(np.mean(biases) / np.sqrt(2))
 
@@ -382,14 +381,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
     Holm, Scand. J. Statist. 6, 1979. A p-value that is nan stands for no test, and stays nan.
     """
-    tested = [i for i, p in enumerate(p_values) if not np.isnan(p)]
-    corrected = [NAN] * len(p_values)
-    largest = 0.0
-    for rank, i in enumerate(sorted(tested, key=p_values.__getitem__)):
-        # A larger p-value never comes out below a smaller one.
-        largest = max(largest, min(1.0, (len(tested) - rank) * p_values[i]))
-        corrected[i] = largest
-    return corrected
+    p = np.asarray(p_values, float)
+    # The smallest first, nan last.
+    order = np.argsort(p)
+    factors = np.sum(~np.isnan(p)) - np.arange(len(p))
+    # A larger p-value never comes out below a smaller one.
+    corrected = np.maximum.accumulate(factors * p[order]).clip(max=1.0)
+    return corrected[np.argsort(order)].tolist()
 
 
 def percentile_interval(draws: np.ndarray) -> tuple[float, float]:

@@ -212,12 +212,11 @@ def medians(rounds: Sequence[Mapping]) -> dict[str, dict[str, float]]:
 
     Figures that are undefined in a round are left out, and so are figures defined in no round.
     """
-    parts: dict[str, None] = {}
-    for best_epoch in rounds:
-        parts |= {name: None for name, value in best_epoch.items() if isinstance(value, Mapping)}
+    # The parts, and what else a round says of its best epoch, such as its number.
+    keys = dict.fromkeys(itertools.chain(*rounds))
     medians_by_part: dict[str, dict[str, float]] = {}
-    for part, name in itertools.product(parts, RECORDED):
-        values = [best_epoch[part][name] for best_epoch in rounds if part in best_epoch]
+    for part, name in itertools.product(keys, RECORDED):
+        values = [best[part][name] for best in rounds if isinstance(best.get(part), Mapping)]
         defined = [value for value in values if not math.isnan(value)]
         if defined:
             medians_by_part.setdefault(part, {})[name] = statistics.median(defined)

@@ -51,28 +51,34 @@ def bootstrap(
     mos = np.asarray(mos, np.float64)
     figures = _FIGURES.get(metric, partial(_one_by_one, metric))(predictions, mos)
     chunk = _PAIR_CHUNK if metric == "krcc" else _CHUNK
-    draws = [figures(counts).T for counts in resample_counts(len(mos), resamples, seed, chunk)]
-    return np.concatenate(draws)
+    all_counts = resample_counts(len(mos), resamples, seed, chunk)
+    return np.concatenate([figures(counts).T for counts in all_counts])
 
 
-def _tie_groups(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each value's place (N,) among the distinct ones, and the tie groups of equal values.
+def _tie_groups(values: np.ndarray) -> tuple[np.ndarray, Figures]:
+    """Each value's place (N,) among the distinct ones, and how often each of these is drawn.
 
-    The groups come as the values' order (N,) and where in it each group begins, (groups,).
+    The second is a function: counts (N, b) -> the sizes (distinct, b) of the groups of ties.
     """
     _, place, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    return place, np.argsort(place, kind="stable"), np.cumsum(sizes) - sizes
+    order = np.argsort(place, kind="stable")
+    starts = np.cumsum(sizes) - sizes
+
+    def sizes_of_groups(counts: np.ndarray) -> np.ndarray:
+        # The sum over groups of one image each would be the same, but slow.
+        if len(starts) == len(values):
+            return counts[order]
+        return np.add.reduceat(counts[order], starts, axis=0)
+
+    return place, sizes_of_groups
 
 
 def _ranker(values: np.ndarray) -> Figures:
     """Counts (N, b) -> each image's mean rank in the resample, less the mean of all ranks."""
-    place, order, starts = _tie_groups(values)
+    place, sizes_of_groups = _tie_groups(values)
 
     def ranks(counts: np.ndarray) -> np.ndarray:
-        sizes = counts[order]
-        # The sum over groups of one image each would be the same, but slow.
-        if len(starts) < len(values):
-            sizes = np.add.reduceat(sizes, starts, axis=0)
+        sizes = sizes_of_groups(counts)
         # A group that ends at rank r has the mean rank r - (size - 1) / 2.
         rank = np.cumsum(sizes, axis=0)
         rank -= (sizes - 1) / 2 + (len(values) + 1) / 2
@@ -117,16 +123,14 @@ def _plcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 
 
 def _tied_pairs(place: np.ndarray) -> Figures:
-    """Counts (N, b) -> (b,): how many ordered pairs of a resample have one place.
+    """Counts (N, b) -> (b,): how many ordered pairs of a resample have the same place.
 
-    An image's pairs with itself and its copies count too.
+    An image's pairs with itself and with its copies count too.
     """
-    _, order, starts = _tie_groups(place)
+    sizes_of_groups = _tie_groups(place)[1]
 
     def tied(counts: np.ndarray) -> np.ndarray:
-        sizes = counts
-        if len(starts) < len(place):
-            sizes = np.add.reduceat(counts[order], starts, axis=0)
+        sizes = sizes_of_groups(counts)
         return np.einsum("nb,nb->b", sizes, sizes, dtype=np.float64)
 
     return tied
@@ -138,12 +142,12 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
     Concordant less discordant pairs are all pairs less those tied in one or in both and less
     twice the discordant ones. Pairs are ordered: each counts twice.
     """
-    place_mos = _tie_groups(mos)[0]
+    place_mos = np.unique(mos, return_inverse=True)[1]
     n = len(mos)
     tied_mos = _tied_pairs(place_mos)
     models = []
     for scores in predictions:
-        place = _tie_groups(scores)[0]
+        place = np.unique(scores, return_inverse=True)[1]
         # By MOS and, among equal MOS, by score: every inversion is then a discordant pair.
         order = np.lexsort((place, place_mos))
         tied_both = _tied_pairs(place * n + place_mos)
@@ -217,10 +221,7 @@ def _one_by_one(metric: str, predictions: np.ndarray, mos: np.ndarray) -> Figure
 
     def figures(counts: np.ndarray) -> np.ndarray:
         drawn = [np.repeat(np.arange(len(mos)), column.astype(int)) for column in counts.T]
-        rows = []
-        for scores in predictions:
-            rows.append([figure_of(scores[images], mos[images]) for images in drawn])
-        return np.array(rows)
+        return np.array([[figure_of(s[i], mos[i]) for i in drawn] for s in predictions])
 
     return figures
 

@@ -13,7 +13,7 @@ two models on the same images are simply subtracted.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,7 @@ from hyperiqa.stats.intervals import (
     UPPER_QUANTILE,
     Difference,
     Estimate,
+    student,
 )
 
 # Parameters of the monotonic cubic.
@@ -170,21 +171,18 @@ def different_similar(sample: Sample) -> Measured:
     The area under the ROC curve by which the size of a pair's difference in score tells them.
     """
     difference, sign = sample.significant
-    values = np.abs(difference)
     different = sign != 0
-    similar = ~different
-    different_pairs = int(different.sum())
-    similar_pairs = int(similar.sum())
-    if not different_pairs or not similar_pairs:
+    if different.all() or not different.any():
         return Measured(NAN, np.full(len(sample.mos), NAN))
-    ranks = stats.rankdata(values)
-    # Of each pair the share of the pairs of the other kind that lies lower; ties count half.
-    below = np.empty(len(values))
-    below[different] = (ranks[different] - stats.rankdata(values[different])) / similar_pairs
-    below[similar] = (ranks[similar] - stats.rankdata(values[similar])) / different_pairs
+    sizes = np.abs(difference)
+    ranks = stats.rankdata(sizes)
+    below = np.empty(len(sizes))
+    for kind in (different, ~different):
+        # For each pair, the share of the pairs of the other kind that are smaller. Ties count half.
+        below[kind] = (ranks[kind] - stats.rankdata(sizes[kind])) / np.sum(~kind)
     auc = float(below[different].mean())
     influence = np.where(
-        different, (below - auc) / different_pairs, (1 - below - auc) / similar_pairs
+        different, (below - auc) / np.sum(different), (1 - below - auc) / np.sum(~different)
     )
     return Measured(auc, sample.of_images(sample.pairs, influence))
 
@@ -310,7 +308,7 @@ def estimate(name: str, measured: Measured) -> Estimate:
     error = measured.error
     n = len(measured.influence)
     is_share = STANDARDS[name].is_share
-    # An error of 0 has no logarithm.
+    # A value of 0 has no logarithm.
     if not np.isfinite([value, error]).all() or not (is_share or value):
         return Estimate(value)
     quantile = stats.t.ppf(UPPER_QUANTILE, n - 1)
@@ -336,9 +334,7 @@ def difference(a: Measured, b: Measured) -> Difference:
     if not np.isfinite(value) or not error:
         return Difference(value, NAN, NAN, float(value == 0))
     freedom = len(between.influence) - 1
-    reach = stats.t.ppf(UPPER_QUANTILE, freedom) * error
-    p = float(2 * stats.t.sf(abs(value) / error, freedom))
-    return Difference(value, value - reach, value + reach, p, visible=DETECTABLE_IN_ERRORS * error)
+    return replace(student(value, error, freedom), visible=DETECTABLE_IN_ERRORS * error)
 
 
 def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
@@ -363,17 +359,16 @@ def over_sets(name: str, measured: Sequence[Measured]) -> Measured:
     their images' influences stand side by side.
     """
     values = np.array([in_set.value for in_set in measured])
-    weights = np.ones(len(measured))
     value = float(np.mean(values))
+    weights = np.ones(len(measured))
     if name in ("rmse", "rmse_star"):
         value = float(np.sqrt(np.mean(values**2)))
-        # The derivative of the root mean square by each set's error.
+        # The derivative of the root mean square with respect to the error of each set.
         if value:
             weights = values / value
-    sizes = [len(in_set.influence) for in_set in measured]
-    parts = []
-    for weight, size, in_set in zip(weights / len(measured), sizes, measured):
-        parts.append(weight * sum(sizes) / size * in_set.influence)
-    # Where all sets have a share of 0 or 1 the smallest is the least sure of it.
-    count = len(sizes) ** 2 / sum(1 / size for size in sizes)
-    return Measured(value, np.concatenate(parts), count)
+    sizes = np.array([len(in_set.influence) for in_set in measured])
+    weights = np.repeat(weights / len(measured) * sizes.sum() / sizes, sizes)
+    influence = weights * np.concatenate([in_set.influence for in_set in measured])
+    # If all sets have a share of 0 or 1, the smallest set is the least certain one.
+    count = float(len(sizes) ** 2 / sum(1 / sizes))
+    return Measured(value, influence, count)
