@@ -9,6 +9,7 @@ costs: parameters, operations, latency and memory, as papers print them. docs/pe
 
 import argparse
 import importlib
+import itertools
 import json
 import os
 import resource
@@ -47,19 +48,8 @@ PHASES = {
     "peak memory": "MiB",
     "peak GPU memory": "MiB",
 }
-# Flags that --model takes, and hands on to the process that measures.
-MODEL_FLAGS = {"model", "patch_size", "device"}
-# Flags that are for the process that starts the measurements alone.
-PARENT_FLAGS = {
-    "child",
-    "cache_dir",
-    "json",
-    "latex",
-    "images",
-    "repeats",
-    "processes",
-    "patch_size",
-}
+# All flags that --model takes.
+MODEL_FLAGS = {"model", "patch_size", "device", "latex", "json"}
 
 
 def parse_flags() -> argparse.Namespace:
@@ -108,23 +98,14 @@ def parse_flags() -> argparse.Namespace:
     flags.count("--patch_size", 224, "with --model NAME: side of a patch in pixels", least=32)
     flags.output("--latex", "with --model: write the table for a paper")
     flags.output("--json", "write all measurements")
-    _add_child_flags(flags)
     return flags.parse(None, contradictions)
-
-
-def _add_child_flags(flags: Flags) -> None:
-    """The flags with which this program starts itself for a measurement; no help shows them."""
-    flags.value("--child", None, argparse.SUPPRESS, choices=["plain", "ours", "model", "step"])
-    flags.path("--cache_dir", None, argparse.SUPPRESS)
-    # torchrun may start several processes for one step.
-    flags.several = "--child" in sys.argv
 
 
 def contradictions(flags: argparse.Namespace, given: Given) -> Iterator[str]:
     """What is wrong with flags that do not go together, a sentence each."""
     if bool(flags.dataset_path) != bool(flags.spaq_path):
         yield "--dataset_path and --spaq_path belong together"
-    unfit = set(given) - MODEL_FLAGS - {"latex", "json", "child", "cache_dir"}
+    unfit = set(given) - MODEL_FLAGS
     if flags.model and unfit:
         yield f"--model takes no {', '.join(f'--{name}' for name in sorted(unfit))}"
     if "processes" in given and not flags.step:
@@ -138,10 +119,11 @@ def contradictions(flags: argparse.Namespace, given: Given) -> Iterator[str]:
 
 def main() -> None:
     """Measure as the flags say, each measurement in a process of its own."""
+    if sys.argv[1:2] == ["--child"]:
+        measure(argparse.Namespace(**json.loads(sys.argv[2])))
+        return
     flags = parse_flags()
-    if flags.child:
-        measure(flags)
-    elif flags.model:
+    if flags.model:
         show_costs(flags)
     else:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
@@ -167,9 +149,12 @@ def published() -> Any:
 
 
 def measure(flags: argparse.Namespace) -> None:
-    """Measure what `--child` says and print it as JSON.
+    """Measure one thing and print the result as JSON, in a process of its own.
 
-    This is a process of its own, so that its peak memory is that of what it measures.
+    Its peak memory is then the peak of this one measurement.
+
+    flags: as `run_child` hands them on. `flags.child` says what is measured: "model", "step",
+    "plain" (the published procedure) or "ours".
     """
     # torch is imported here alone: the process that checks the flags and starts this one needs
     # none of it.
@@ -180,17 +165,17 @@ def measure(flags: argparse.Namespace) -> None:
 
     device = choose_device(flags.device)
     if flags.child == "model":
-        show_measured(costs.measure_model(flags.model[0], flags.patch_size, device), {}, device)
+        show_measured(costs.measure_model(flags.model, flags.patch_size, device), {}, device)
         return
     backbone = BACKBONES[flags.backbone]
-    koniq = READERS["koniq-10k"](flags.dataset_path).read()
+    koniq = READERS["koniq-10k"](Path(flags.dataset_path)).read()
     if flags.child == "step":
         with processes.process_group():
             times = costs.measure_step(flags, backbone, koniq)
             if processes.rank() == 0:
                 show_measured(times, {}, device)
         return
-    spaq = READERS["spaq"](flags.spaq_path).read_all_as_test()
+    spaq = READERS["spaq"](Path(flags.spaq_path)).read_all_as_test()
     if flags.child == "plain":
         model = costs.build_model(backbone, device)
         phases = published().measure_plain(flags, koniq, spaq, model, costs.timed)
@@ -227,10 +212,11 @@ def show_measured(measured: dict[str, Any], counts: Mapping[str, int], device) -
 
 
 def run_child(
-    flags: argparse.Namespace, child: str, cache_dir: Path, process_count: int = 1
+    flags: argparse.Namespace, child: str, process_count: int = 1, **changes: Any
 ) -> dict[str, Any]:
     """Measure in a new process, or in several that torchrun starts, and return what they print.
 
+    child: what is measured, as of `measure`. changes: flags that have other values there.
     Raises UserError where the measurement fails.
     """
     words: list[str] = []
@@ -241,33 +227,21 @@ def run_child(
         # Processes with as many threads as there are cores would take each other's.
         threads = max(1, (os.cpu_count() or 1) // process_count)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-    words += [__file__, "--child", child, "--cache_dir", str(cache_dir), *child_flags(flags)]
-    process = start_program(words, environment, subprocess.PIPE)
+    # The flags are checked: the child takes them as they are.
+    child_flags = json.dumps({**vars(flags), "child": child, **changes}, default=str)
+    process = start_program(
+        [*words, __file__, "--child", child_flags], environment, subprocess.PIPE
+    )
     try:
         output, _ = process.communicate()
     finally:
         end_programs([process])
-    # A mistake of the user's, which the child has told.
+    # The child has already shown the user's mistake.
     if process.returncode == 2:
         raise SystemExit(2)
     if process.returncode:
         raise UserError(f"the measurement of {child} failed, see above")
     return json.loads(output.splitlines()[-1])
-
-
-def child_flags(flags: argparse.Namespace) -> list[str]:
-    """The words of the flags that a child process needs."""
-    words: list[str] = []
-    for name, value in vars(flags).items():
-        needed = name in MODEL_FLAGS if flags.model else name not in PARENT_FLAGS
-        if not needed or value in (None, False):
-            continue
-        words.append(f"--{name}")
-        if name == "model":
-            words += value
-        elif value is not True:
-            words.append(str(value))
-    return words
 
 
 def show_phases(flags: argparse.Namespace, scratch: Path) -> None:
@@ -278,9 +252,13 @@ def show_phases(flags: argparse.Namespace, scratch: Path) -> None:
         for procedure, measured in runs.items():
             print(f"Measuring {procedure}, {repeat + 1} of {flags.repeats} …", flush=True)
             # A cache of its own: each first start is one without decoded images.
-            child = run_child(flags, procedure, scratch / f"cache{repeat}")
+            child = run_child(flags, procedure, cache_dir=scratch / f"cache{repeat}")
             measured.append(child["found"])
-    medians = {procedure: _medians(measured) for procedure, measured in runs.items()}
+    medians: dict[str, dict[str, float]] = {}
+    for procedure, measured in runs.items():
+        medians[procedure] = {
+            phase: statistics.median(map(itemgetter(phase), measured)) for phase in measured[0]
+        }
     counts = ", ".join(f"{number} {part}" for part, number in child["counts"].items())
     print(
         f"\n{flags.backbone}, {_machine(child)}, precision {flags.precision}, {counts} images, "
@@ -293,10 +271,6 @@ def show_phases(flags: argparse.Namespace, scratch: Path) -> None:
         settings = {name: str(value) for name, value in vars(flags).items()}
         report = {"settings": settings, **child, "runs": runs, "medians": medians}
         write_whole(flags.json, json.dumps(report, indent=1))
-
-
-def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
-    return {phase: statistics.median(map(itemgetter(phase), runs)) for phase in runs[0]}
 
 
 def _machine(child: Mapping[str, Any]) -> str:
@@ -329,17 +303,17 @@ def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
     backbones = [flags.backbone] if flags.backbone else list(BACKBONES)
     rows = []
     children = []
-    for backbone in backbones:
-        for process_count in flags.processes:
-            print(
-                f"Measuring {backbone}, {counted(process_count, 'process', 'processes')} …",
-                file=sys.stderr,
-                flush=True,
-            )
-            backbone_flags = argparse.Namespace(**{**vars(flags), "backbone": backbone})
-            child = run_child(backbone_flags, "step", scratch / "cache", process_count)
-            children.append(child)
-            rows.append(step_row(backbone, process_count, child["found"]))
+    for backbone, process_count in itertools.product(backbones, flags.processes):
+        print(
+            f"Measuring {backbone}, {counted(process_count, 'process', 'processes')} …",
+            file=sys.stderr,
+            flush=True,
+        )
+        child = run_child(
+            flags, "step", process_count, backbone=backbone, cache_dir=scratch / "cache"
+        )
+        children.append(child)
+        rows.append(step_row(backbone, process_count, child["found"]))
     print(f"\n{_machine(child)}, precision {flags.precision}, batch {flags.batch_size}\n")
     print(text_table(STEP_HEADER, rows, width=160))
     if flags.json:
@@ -352,8 +326,7 @@ def show_costs(flags: argparse.Namespace) -> None:
     rows = []
     for name in flags.model:
         print(f"Measuring {name} …", file=sys.stderr, flush=True)
-        model_flags = argparse.Namespace(**{**vars(flags), "model": [name]})
-        child = run_child(model_flags, "model", Path())
+        child = run_child(flags, "model", model=name)
         children[name] = child
         rows += cost_rows(name, child["found"])
     header = cost_header(child["found"])

@@ -32,7 +32,7 @@ from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.scoring import quality_model
 from hyperiqa.scoring.cost_tables import STEP_PARTS
 from hyperiqa.training import engine, losses, optimizers, processes, schedules, whole_batch
-from hyperiqa.training.batches import DecodedSet, make_loader
+from hyperiqa.training.batches import DecodedSet, PatchBatches, make_loader
 from hyperiqa.training.patches import train_patches
 
 BATCHES = (1, 32)  # patches at a time
@@ -53,7 +53,7 @@ def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str,
     seconds per patch of every pass at each of BATCHES. Raises UserError for an unknown choice.
     """
     net, side = _load_net(name, patch_size, device)
-    net = net.to(device).to(memory_format=torch.channels_last).eval()
+    net = net.to(device, memory_format=torch.channels_last).eval()
     measured: dict[str, Any] = {**operations(net, side), "patch_size": side, "seconds": {}}
     patches = torch.zeros(BATCHES[-1], 3, side, side, device=device)
     with torch.no_grad():
@@ -136,29 +136,15 @@ def measure_phases(
 
     flags: those of benchmark.py. backbone: by its timm name.
     """
-    set_backends(deterministic=not flags.no_deterministic)
-    map_large_tensors_separately()
-    hardware, *_ = choose_hardware(flags.device, flags.precision)
-
-    def start() -> list[DecodedSet]:
-        sets = [_decoded(data, flags) for data in (koniq, spaq)]
-        put_on_gpu([images.cache for images in sets], "auto", device)
-        return sets
-
+    hardware = _prepared_hardware(flags)
+    start = partial(_decoded, [koniq, spaq], flags, device)
     phases = {"first start": timed(start, device)[0]}
     # The second start finds the decoded images that the first one left.
     phases["second start"], sets = timed(start, device)
     model, optimizer = _build_trained_model(backbone, device)
     trained: Any = torch.compile(model) if flags.compile else model
-
-    def train(loader: Iterable[dict]) -> None:
-        engine.train_one_epoch(
-            trained, losses.QualityLoss(), optimizer, loader, hardware, engine.EpochProgress()
-        )
-
-    batches = sets[0].batches(
-        koniq.split("train"), flags.batch_size, _patches(flags, flags.train_patch_num)
-    )
+    train = partial(_train, trained, optimizer, hardware, losses.QualityLoss())
+    batches = _train_batches(sets[0], flags, flags.train_patch_num)
     batch = hardware.take(batches[0])
     # Compiling and cuDNN's choice of kernels take more than one step.
     train([batch] * (4 if flags.compile or flags.no_deterministic else 1))
@@ -178,29 +164,52 @@ def measure_phases(
 
 def measure_step(flags: argparse.Namespace, backbone: str, koniq: DataSet) -> dict[str, Any]:
     """`measure_parts` of flags.step steps on KonIQ-10k's training images."""
-    set_backends(deterministic=not flags.no_deterministic)
-    map_large_tensors_separately()
-    hardware, *_ = choose_hardware(processes.device_of_process(flags.device), flags.precision)
-    images = _decoded(koniq, flags)
-    put_on_gpu([images.cache], "auto", hardware.device)
+    flags.device = processes.device_of_process(flags.device)
+    hardware = _prepared_hardware(flags)
+    (images,) = _decoded([koniq], flags, hardware.device)
     model, optimizer = _build_trained_model(backbone, hardware.device)
-    records = koniq.split("train")
     # Enough patches for three batches, rounded up.
-    per_image = -(-3 * flags.batch_size // len(records))
-    batches = images.batches(
-        records, flags.batch_size, _patches(flags, per_image), processes.share()
-    )
+    per_image = -(-3 * flags.batch_size // len(koniq.split("train")))
+    batches = _train_batches(images, flags, per_image, processes.share())
     return measure_parts(model, losses.QualityLoss(), optimizer, batches, hardware, flags.step)
 
 
-def _decoded(data: DataSet, flags: argparse.Namespace) -> DecodedSet:
-    return DecodedSet(data, RESIZE, flags.patch_size, cache_dir=flags.cache_dir)
+def _prepared_hardware(flags: argparse.Namespace) -> Hardware:
+    set_backends(deterministic=not flags.no_deterministic)
+    map_large_tensors_separately()
+    return choose_hardware(flags.device, flags.precision)[0]
 
 
-def _patches(flags: argparse.Namespace, per_image: int) -> partial:
-    return partial(
+def _decoded(
+    sets: Iterable[DataSet], flags: argparse.Namespace, device: torch.device
+) -> list[DecodedSet]:
+    cache_dir = Path(flags.cache_dir)
+    decoded = [DecodedSet(data, RESIZE, flags.patch_size, cache_dir=cache_dir) for data in sets]
+    put_on_gpu([images.cache for images in decoded], "auto", device)
+    return decoded
+
+
+def _train_batches(
+    images: DecodedSet,
+    flags: argparse.Namespace,
+    per_image: int,
+    share: tuple[int, int] = (0, 1),
+) -> PatchBatches:
+    patches = partial(
         train_patches, patch_size=flags.patch_size, per_image=per_image, seed=42, epoch=1
     )
+    return images.batches(images.data.split("train"), flags.batch_size, patches, share)
+
+
+def _train(
+    model: HyperNet,
+    optimizer: torch.optim.Optimizer,
+    hardware: Hardware,
+    criterion: engine.Criterion,
+    batches: Iterable[dict],
+) -> None:
+    """Train on the batches with the training's own loop."""
+    engine.train_one_epoch(model, criterion, optimizer, batches, hardware, engine.EpochProgress())
 
 
 def build_model(backbone: str, device: torch.device) -> HyperNet:
@@ -242,20 +251,15 @@ def measure_parts(
         # The last batch may have fewer rows, so it is left out where there are others.
         return (batches[k % max(1, len(batches) - 1)] for k in range(number))
 
-    def train(loader: Iterable[dict], criterion: engine.Criterion) -> None:
-        engine.train_one_epoch(
-            model, criterion, optimizer, loader, hardware, engine.EpochProgress()
-        )
-
-    train(first_batches(WARM_UP), criterion)
+    train = partial(_train, model, optimizer, hardware)
+    train(criterion, first_batches(WARM_UP))
     # As training does, from its first step on.
     keep_freed_memory()
     wait_for(hardware.device)
-    seconds, _ = timed(lambda: train(first_batches(steps), criterion), hardware.device)
+    whole = timed(lambda: train(criterion, first_batches(steps)), hardware.device)[0] / steps
     parts = _seconds_of_parts(
         train, model, criterion, optimizer, first_batches(steps), hardware.device
     )
-    whole = seconds / steps
     macs = sum(operations(model.eval(), batches.cache.min_side)["macs"].values())
     speed = matrix_speed(hardware)
     patches = min(batches.batch_size, len(batches.patches)) / whole
@@ -271,7 +275,7 @@ def measure_parts(
 
 
 def _seconds_of_parts(
-    train: Callable[[Iterable[dict], engine.Criterion], None],
+    train: Callable[[engine.Criterion, Iterable[dict]], None],
     model: HyperNet,
     criterion: engine.Criterion,
     optimizer: torch.optim.Optimizer,
@@ -306,7 +310,7 @@ def _seconds_of_parts(
         optimizer.register_step_pre_hook(lambda *_: end_part("backward")),
         optimizer.register_step_post_hook(lambda *_: end_part("optimizer")),
     ]
-    train(batches_with_ends(), criterion_with_end)
+    train(criterion_with_end, batches_with_ends())
     for hook in hooks:
         hook.remove()
     return seconds
