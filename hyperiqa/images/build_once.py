@@ -1,8 +1,8 @@
-"""Folders that one process builds for all, and that appear under their name only when complete.
+"""Folders that one process builds for all, and that get their name only when they are complete.
 
 A folder holds one file of data and `index.json`, which is written last. Its name ends in a digest
-of what it was made from. The parent folder is one of the user's, who may keep other folders there:
-nothing is deleted that does not hold exactly these files, and no link is followed.
+of what it was made from. The user may keep other folders beside it: nothing is deleted that does
+not hold exactly these files, and no link is followed.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from hyperiqa.base.files import UNFINISHED
 
 INDEX = "index.json"
 DIGEST = "[0-9a-f]{16}"
-# What reading a folder raises that is damaged, or none of ours.
+# What reading a folder raises if it is damaged, or if no build made it.
 DAMAGED = (OSError, ValueError, OverflowError, RecursionError)
 OWN_FILES = re.compile(rf"images\.u8|features\.bin|index\.json|\.index\.json{UNFINISHED}")
 
@@ -42,13 +42,13 @@ def build_once(
 ) -> bool:
     """Make a folder that several processes may need, once; return whether this process made it.
 
-    opened(): opens the folder, and returns False where it is missing or damaged.
+    opened(): opens the folder, and returns False if it is missing or damaged.
     build(temporary): fills the temporary folder, which then gets its name.
-    waiting: printed by a process that must wait for another one that builds.
-    contents: what the folder holds, in words, for the message of an error.
-    goes_on: whether `build` continues what a killed process has built; else that is removed.
+    waiting: what a process prints that must wait for another one to build the folder.
+    contents: what the folder holds, in words, for error messages.
+    goes_on: whether `build` continues what a killed process has built. If not, that is removed.
 
-    Raises UserError where the folder cannot be written, or holds files of the user's.
+    Raises UserError if the folder cannot be written, or holds files of the user's.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def build_once(
             print(waiting, file=sys.stderr)
             held_lock = lock.acquire()
         with held_lock:
-            # The process that held the lock before may have built it.
+            # The process that held the lock before may have built the folder.
             if opened():
                 return False
             _build_under_lock(folder, build, goes_on)
@@ -75,9 +75,8 @@ def build_once(
 
 def _build_under_lock(folder: Path, build: Callable[[Path], None], goes_on: bool) -> None:
     temporary = half_built(folder)
-    # No other process is building: what lies there is damaged, or was left by a killed process.
-    for place in (temporary, folder):
-        _check_own(place)
+    # No other process is building: what is there is damaged, or was left by a killed process.
+    _check_own(temporary)
     if not goes_on:
         remove_built(temporary)
     remove_built(folder)
@@ -92,17 +91,10 @@ def _build_under_lock(folder: Path, build: Callable[[Path], None], goes_on: bool
 
 
 def _check_own(folder: Path) -> None:
-    """Raise UserError where the folder holds anything that no build makes, or is none."""
-    if not os.path.lexists(folder):
-        return
-    other_files = [folder.name]
+    # A link or a file in place of the folder is the user's.
+    other_files = [folder.name] if os.path.lexists(folder) else []
     if folder.is_dir() and not folder.is_symlink():
-        with os.scandir(folder) as entries:
-            other_files = [
-                entry.name
-                for entry in entries
-                if not (OWN_FILES.fullmatch(entry.name) and entry.is_file(follow_symlinks=False))
-            ]
+        other_files = [path.name for path in folder.iterdir() if not _is_own(path)]
     if other_files:
         raise UserError(
             f"{folder}: expected nothing, or what an earlier run has stored, found "
@@ -110,10 +102,14 @@ def _check_own(folder: Path) -> None:
         )
 
 
+def _is_own(path: Path) -> bool:
+    return bool(OWN_FILES.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
+
+
 def remove_built(folder: Path) -> None:
     """Delete a folder with what a build has made in it.
 
-    Raises UserError, and deletes nothing, where it holds anything else.
+    If it holds anything else, it raises UserError and deletes nothing.
     """
     _check_own(folder)
     if folder.exists():
@@ -131,9 +127,9 @@ def remove_stale(
 ) -> None:
     """Delete the folders that no run can use any more.
 
-    name: a regular expression of the part of their names that precedes the digest.
+    name: a regular expression for the part of their names before the digest.
     read(folder): the index of a complete folder. It raises one of DAMAGED for any other folder,
-        which then stays.
+        which is then kept.
     is_current(folder, index): whether a run can use the folder.
     """
     pattern = re.compile(f"{name}_{DIGEST}")
@@ -144,7 +140,7 @@ def remove_stale(
 
 
 def read_index(folder: Path, index_schema: schema.Fields) -> dict[str, Any]:
-    """The index of a complete folder; raises one of DAMAGED where it is not as the schema says."""
+    """The index of a complete folder. Raises one of DAMAGED if it does not fit the schema."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     problem = schema.mismatch(index, index_schema)
     if problem:

@@ -1,7 +1,6 @@
 """The image cache: the images of a data set, decoded and resized once for all later runs."""
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -9,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ CACHE_FORMAT = 4
 
 
 def _rows(words: str, *kinds: type) -> schema.Kind:
-    # A set may have a million images, so that all rows are looked through in one go.
+    # A set may have a million images, so all rows are checked in one go.
     def fits(rows: object) -> bool:
         return isinstance(rows, list) and all(
             isinstance(row, list) and (*map(type, row),) == kinds for row in rows
@@ -42,7 +40,7 @@ TEXTS = schema.Kind(
     "a list of texts",
     lambda values: isinstance(values, list) and set(map(type, values)) <= {str},
 )
-# Formats before 4 have no `looks`; those before 3 lack `format` too and are not known again.
+# Formats before 4 have no `looks`. Formats before 3 have no `format` either and do not fit.
 INDEX_SCHEMA = schema.Fields(
     {
         "format": schema.whole_number(3),
@@ -65,17 +63,17 @@ class ImageCache:
     `cache[i]` is image i as (H, W, 3). With `cache_dir` the buffer is a mapped file in a folder
     there. The folder's name has a key of everything that the pixels depend on, and the next run
     with the same key maps the file instead of decoding. Without `cache_dir` the buffer is in
-    memory. Raises UserError where the folder cannot be written.
+    memory. Raises UserError if the folder cannot be written.
 
     sizes: heights and widths, (n, 2).
     upscaled: how many images were smaller than `min_side`.
     index: the number of each path.
-    digests: of each image as decoded; equal for equal pixels.
+    digests: the digest of each decoded image, which is equal for equal pixels.
     hashes: the perceptual hash of each image.
-    bad: path -> why the file could not be read. Its image is empty or unfinished, its digest and
-        its hash are "".
+    bad: path -> the reason why the file could not be read. Its image is empty or unfinished, and
+        its digest and hash are "".
     was_there: whether another run built the cache.
-    seconds: how long it took to open or build it.
+    seconds: the time that opening or building it took.
     on_gpu: the buffer on the GPU, after `to_gpu`.
     """
 
@@ -144,13 +142,13 @@ class ImageCache:
         start = self._copied_to_gpu(self.offsets[images] + top * row_bytes + 3 * left)[:, None]
         stride = self._copied_to_gpu(row_bytes)[:, None]
         row_starts = start + stride * torch.arange(side, device=self.on_gpu.device)
-        # A row of a crop is 3 * side bytes without a gap: one indexed read gets all rows of all
+        # A row of a crop is 3 * side bytes without a gap, so one indexed read gets all rows of all
         # crops.
         return self.on_gpu.unfold(0, 3 * side, 1)[row_starts].view(-1, side, side, 3)
 
     def _copied_to_gpu(self, numbers: np.ndarray) -> torch.Tensor:
         tensor = torch.from_numpy(numbers)
-        # From pinned memory the copy runs while the host goes on.
+        # From pinned memory, the copy runs while the host goes on.
         if self.on_gpu.is_cuda:
             tensor = tensor.pin_memory()
         return tensor.to(self.on_gpu.device, non_blocking=True)
@@ -177,51 +175,51 @@ class ImageCache:
         self.digests = [""] * len(self)
         self.hashes = [""] * len(self)
         threads = torch.get_num_threads()
-        # The cores that this process may use, where the system says so; a container has fewer.
+        # The cores that this process may use: in a container, these can be fewer than there are.
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         # Each thread works on an image of its own, with one thread of torch: with more of them to
         # an image, the threads would wait for each other.
         with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             self._read_sizes(pool)
             begin()
-            jobs = pool.map(partial(self._decode, keep), range(len(self)), self.paths)
+            jobs = pool.map(lambda i: self._decode(i, keep), range(len(self)))
             try:
-                for _ in tqdm(jobs, f"Decoding {self.name}", len(self), unit="image", leave=False):
+                title = f"Decoding {self.name}"
+                for _ in tqdm(jobs, title, len(self), unit="image", leave=False, disable=None):
                     pass
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
             finally:
+                # If an image raised an error, the others need not be decoded.
+                pool.shutdown(cancel_futures=True)
                 torch.set_num_threads(threads)
 
     def _read_sizes(self, pool: Executor) -> None:
-        fitted = partial(fitted_size, resize=self.resize, min_side=self.min_side)
+        fitted = pool.map(
+            lambda i: self._unless_bad(i, fitted_size, self.resize, self.min_side),
+            range(len(self)),
+        )
         # A file without a readable header gets no place in the buffer.
-        results = list(pool.map(partial(self._unless_bad, fitted, ((0, 0), False)), self.paths))
+        results = [result or ((0, 0), False) for result in fitted]
         self._set_sizes([size for size, _ in results])
         self.upscaled = sum(is_upscaled for _, is_upscaled in results)
 
-    def _decode(self, keep: Callable[[int, np.ndarray], None], i: int, path: Path) -> None:
-        if path in self.bad:
+    def _decode(self, i: int, keep: Callable[[int, np.ndarray], None]) -> None:
+        # A file with a bad header has a reason already.
+        if self.paths[i] in self.bad:
             return
-        work = partial(decode_and_resize, size=self.sizes[i].tolist())
-        image, resized = self._unless_bad(work, (None, None), path)
-        if image is None:
-            return
-        self.digests[i] = _digest(image)
-        self.hashes[i] = perceptual_hash(resized)
-        keep(i, resized)
+        decoded = self._unless_bad(i, decode_and_resize, self.sizes[i].tolist())
+        if decoded is not None:
+            image, resized = decoded
+            self.digests[i] = _digest(image)
+            self.hashes[i] = perceptual_hash(resized)
+            keep(i, resized)
 
-    def _unless_bad(self, work: Callable, default: Any, path: Path) -> Any:
-        """`work(path)`, or the default where the file cannot be read.
-
-        The reason goes to `bad`, so that the user learns of all bad files at once.
-        """
+    def _unless_bad(self, i: int, work: Callable, *settings: object) -> Any:
+        # The reasons are collected in `bad`, so that the user learns of all bad files at once.
         try:
-            return work(path, exif_rotate=self.exif_rotate)
+            return work(self.paths[i], *settings, exif_rotate=self.exif_rotate)
         except ValueError as problem:
-            self.bad[path] = str(problem)
-            return default
+            self.bad[self.paths[i]] = str(problem)
+            return None
 
     def _set_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
@@ -236,14 +234,14 @@ class ImageCache:
     # The folder of a cache: images.u8 with the pixels, index.json with everything else.
 
     def _open(self) -> bool:
-        """Map the finished cache; return False where there is none, or a damaged one."""
+        """Map the finished cache; return False if there is none, or a damaged one."""
         try:
             index = _read_whole_cache(self.folder)
             if index["format"] != CACHE_FORMAT or len(index["files"]) != len(self):
                 return False
             self._set_sizes(index["sizes"])
             if self.bytes:
-                # Mode c: a stray write would change this process's view, never the file.
+                # With mode c, a stray write would change this process's view, never the file.
                 self.buffer = np.memmap(
                     self.folder / "images.u8", np.uint8, "c", shape=(self.bytes,)
                 )
@@ -259,21 +257,18 @@ class ImageCache:
         return True
 
     def _build_in_folder(self) -> bool:
-        """Build the cache, or wait for the run that is building it.
-
-        Returns whether another run built it.
-        """
+        # Returns whether another run, which this one waited for, built the cache.
         waiting = f"{self.name}: waiting for another run that is decoding the same images"
         built = build_once(self.folder, self._open, self._build_files, waiting, "image cache")
         if built:
-            # The caches of this set that have an older format, or whose source files changed.
+            # Caches of this set with an older format, or with source files that have changed.
             name = re.escape(f"{self.name}_{self.resize}")
             remove_stale(self.folder.parent, name, _read_whole_cache, _is_current)
         return not built
 
     def _build_files(self, folder: Path) -> None:
-        # Written, not mapped: on a full disk a write fails, while a mapped page would kill the
-        # process.
+        # The file is written, not mapped: on a full disk a write fails, while a mapped page would
+        # kill the process.
         with (folder / "images.u8").open("wb") as file:
             lock = threading.Lock()
 
@@ -307,7 +302,7 @@ def _read_whole_cache(folder: Path) -> dict[str, Any]:
     lists = ("sizes", "files", "digests") + ("looks",) * (index["format"] >= 4)
     counts = {len(index.get(name, [])) for name in lists}
     size = sum(3 * height * width for height, width in index["sizes"])
-    least = min(itertools.chain(*index["sizes"]), default=0)
+    least = min(map(min, index["sizes"]), default=0)
     if len(counts) > 1 or least < 0 or (folder / "images.u8").stat().st_size != size:
         raise ValueError(f"{folder}: the lengths differ")
     return index
@@ -327,12 +322,10 @@ def _digest(image: np.ndarray) -> str:
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
-    """A file's bytes, and its time in nanoseconds; (-1, -1) for a missing file.
-
-    Decoding reports the missing file later.
-    """
+    # The time is in nanoseconds.
     try:
         status = path.stat()
+    # The file is missing, which decoding reports later.
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns

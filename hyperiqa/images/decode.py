@@ -22,29 +22,29 @@ try:
 except ImportError:
     decode_image = None
 
-# The formats that are read, each fuzzed by tests/images. Pillow knows more, and reads some of them
-# through external programs (EPS).
+# The formats that are read, each fuzzed by tests/images. Pillow knows more formats, and reads some
+# of them (EPS) through external programs.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "WEBP", "AVIF", "PPM", "TGA")
 # More pixels than any camera's: a file that claims them is broken, or meant to fill the memory.
 MAX_PIXELS = 400_000_000
 # Pillow's own limit is off, since every image is checked against MAX_PIXELS before it is decoded.
 Image.MAX_IMAGE_PIXELS = None
-# Images of more pixels, before and after their resize together, are decoded one after another: each
-# pixel takes 3 to 20 bytes meanwhile. Ordinary photographs never wait.
+# Images with more pixels, before and after their resize together, are decoded one after another:
+# meanwhile each pixel takes 3 to 20 bytes. Ordinary photographs never wait.
 LARGE = 32_000_000
 _one_large = threading.Lock()
-# The side of the squares in which an image of Pillow's becomes an array.
+# The side of the squares in which one of Pillow's images is turned into an array.
 SQUARE = 2048
 
 
 @contextmanager
 def room_for(pixels: int) -> Iterator[None]:
-    """Wait, with an image of so many pixels, until no other thread works on a large one."""
+    """Before work on an image with so many pixels: wait until no other thread has a large one."""
     if pixels <= LARGE:
         yield
         return
     with _one_large:
-        # What malloc keeps for one thread is not there for the image of another thread.
+        # Memory that malloc keeps for one thread is missing for the image of another thread.
         return_freed_memory()
         yield
 
@@ -57,7 +57,7 @@ def _open(path: Path) -> Image.Image:
 
 @contextmanager
 def _decoding() -> Iterator[None]:
-    """Turn every exception into a ValueError with the reason: a damaged file may cause any."""
+    # A damaged file may cause any exception. It becomes a ValueError with the reason.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -67,9 +67,8 @@ def _decoding() -> Iterator[None]:
     except OSError as problem:
         raise ValueError(problem.strerror or str(problem)) from None
     except Exception as problem:
-        lines = str(problem).splitlines() or [""]
-        reason = lines[0] or type(problem).__name__
-        # torchvision says where in its sources it stopped; its last words are the reason.
+        reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        # torchvision says where in its sources it stopped, and then the reason.
         if isinstance(problem, RuntimeError):
             reason = reason.rpartition(", ")[2]
         raise ValueError(reason) from None
@@ -90,8 +89,8 @@ def read_header(path: Path, exif_rotate: bool = False) -> tuple[int, int]:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where the file has none of the standard's."""
-    # Pillow itself turns a TIFF, when it loads the pixels.
+    # From 1 to 8, and 1 (upright) if the file has none of the standard's.
+    # Pillow itself turns a TIFF when it loads the pixels.
     if image.format == "TIFF":
         return 1
     orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -100,13 +99,13 @@ def _orientation(image: Image.Image) -> int:
 
 
 def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
-    """A PIL image as RGB uint8 (H, W, 3), as a viewer shows it; of an animation the current frame.
+    """A PIL image, or the current frame of an animation, as RGB uint8 (H, W, 3).
 
-    16-bit grey is divided by 257, floats are 0 to 1, transparency lies on white, and every other
-    mode is converted to RGB by Pillow. Raises ValueError for pixels of unknown range: other floats,
-    32-bit integers, LAB.
+    16-bit grey is divided by 257, floats are 0 to 1, transparent pixels are laid on white, and
+    Pillow converts every other mode to RGB. Raises ValueError for pixels with an unknown range:
+    other floats, 32-bit integers and LAB.
 
-    exif_rotate: turn the image as its EXIF orientation says.
+    exif_rotate: whether to turn the image as its EXIF orientation says.
     """
     with _decoding():
         if image.mode in ("LAB", "La"):
@@ -117,7 +116,7 @@ def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
         shape = (width, height, 3) if orientation >= 5 else (height, width, 3)
         pixels = np.empty(shape, np.uint8)
         as_stored = _as_stored(pixels, orientation)
-        # Conversions copy their image several times over: square by square, the copies stay small.
+        # A conversion copies its image several times. With small squares, the copies stay small.
         for top, left in itertools.product(range(0, height, SQUARE), range(0, width, SQUARE)):
             box = (left, top, min(left + SQUARE, width), min(top + SQUARE, height))
             square = image if box == (0, 0, width, height) else image.crop(box)
@@ -126,7 +125,8 @@ def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
 
 
 def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of upright pixels in the rows and columns of the file (orientations: CIPA DC-008)."""
+    # A view of the upright pixels in the rows and columns of the file. The orientations are those
+    # of CIPA DC-008.
     view = upright.swapaxes(0, 1) if orientation >= 5 else upright
     down = -1 if orientation in (3, 4, 6, 7) else 1
     right = -1 if orientation in (2, 3, 7, 8) else 1
@@ -134,8 +134,8 @@ def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _as_rgb(square: Image.Image, original: Image.Image) -> np.ndarray:
-    """A part of an image as RGB uint8 (H, W, 3) or grey (H, W, 1)."""
-    # The modes I, I;16, … and F have more than 8 bits.
+    # Returns uint8: RGB (H, W, 3) or grey (H, W, 1). The modes I, I;16, … and F have more than 8
+    # bits.
     if square.mode.startswith(("I", "F")):
         return _grey_as_uint8(square, original)[:, :, None]
     # On white, as viewers show it: the colour of a transparent pixel is arbitrary.
@@ -153,7 +153,7 @@ def _grey_as_uint8(square: Image.Image, original: Image.Image) -> np.ndarray:
     """
     grey = np.asarray(square)
     if square.mode == "F":
-        # Negated, so that a nan is refused too.
+        # The condition is negated so that a nan is refused too.
         if not (grey.min() >= 0 and grey.max() <= 1):
             raise ValueError(
                 f"floating pixels from {grey.min():g} to {grey.max():g}: expected 0 to 1"
@@ -162,7 +162,7 @@ def _grey_as_uint8(square: Image.Image, original: Image.Image) -> np.ndarray:
     # Pillow reads the 16 bits of a PPM as 32 bits.
     if square.mode == "I" and original.format != "PPM":
         raise ValueError("32-bit integer pixels, whose range is not known: expected 8 or 16 bits")
-    # Only a TIFF has tags. Pillow opens its grey of 12 bits in the same mode as that of 16.
+    # Only a TIFF has tags. Pillow opens grey of 12 bits in the same mode as grey of 16 bits.
     tags = getattr(original, "tag_v2", {})
     bits = tags.get(ExifTags.Base.BitsPerSample, (16,))
     white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation, 1) == 0
@@ -190,9 +190,10 @@ def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
 def decode_and_resize(
     path: Path, size: Sequence[int], exif_rotate: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """An image file as `decode` gives it, and resized to (height, width); (): as it is.
+    """The image of a file as `decode` returns it, and resized to `size`.
 
-    Large images wait for one another, whichever thread decodes them. Raises as `decode`.
+    size: (height, width), or () to leave it as it is. Large images wait for one another, even in
+    different threads. Raises what `decode` raises.
     """
     with (
         _decoding(),
@@ -200,7 +201,7 @@ def decode_and_resize(
         room_for(opened.width * opened.height + math.prod(size)),
     ):
         image = _decoded(path, opened, exif_rotate)
-        # Frees Pillow's own pixels before another thread takes as many.
+        # This frees Pillow's own pixels before another thread takes as many.
         opened.close()
         return image, resize_image(image, *size) if size else image
 
@@ -217,7 +218,7 @@ def resized_size(height: int, width: int, resize: str, min_side: int) -> tuple[i
     """(height, width) of an image in the cache.
 
     resize: as in `--resize`.
-    min_side: a smaller image is scaled up, so that its shorter side has this length.
+    min_side: the shorter side of an image that must be scaled up because it is smaller.
     """
     target = parse_resize(resize)
     if isinstance(target, tuple):
@@ -249,7 +250,7 @@ def fitted_size(
     """The size of an image file in the cache, from its header alone.
 
     Returns ((height, width), whether the image had to be scaled up to `min_side`). Raises
-    ValueError where the file is no image, or would be absurdly large once resized (a thin strip).
+    ValueError if the file is no image, or a thin strip that would be absurdly large once resized.
     """
     original_height, original_width = read_header(path, exif_rotate)
     height, width = resized_size(original_height, original_width, resize, min_side)
@@ -263,6 +264,6 @@ def fitted_size(
 
 
 def load_image(path: Path, resize: str, min_side: int, exif_rotate: bool = False) -> np.ndarray:
-    """An image file as it lies in the cache: uint8 (H, W, 3). Raises ValueError with the reason."""
+    """An image file as it is in the cache: uint8 (H, W, 3). Raises ValueError with the reason."""
     size, _ = fitted_size(path, resize, min_side, exif_rotate)
     return decode_and_resize(path, size, exif_rotate)[1]

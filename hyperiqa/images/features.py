@@ -1,9 +1,9 @@
 """The features of a frozen encoder, computed once and stored.
 
-Where the encoder is frozen and the patches stay the same in all epochs, training and testing need
-only the encoder's stage maps. They are averaged to the sizes at which the LDA and the fusion use
-them, which makes a row of F values per patch. The rows are in a mapped file beside the image cache,
-or in memory.
+If the encoder is frozen and the patches stay the same in all epochs, training and testing need only
+the encoder's stage maps. These are averaged to the sizes at which the LDA and the fusion use them,
+which makes a row of F values per patch. The rows are in a mapped file beside the image cache, or in
+memory.
 """
 
 import hashlib
@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,8 @@ class Features:
 
     shape: (N, F).
     dtype: a key of DTYPES.
-    depends_on: everything besides the images that the rows depend on, such as the patches, the
-        encoder and the layout of a row. It becomes part of the folder's key.
+    depends_on: everything that the rows depend on in addition to the images, such as the patches,
+        the encoder and the layout of a row. It becomes part of the folder's key.
     was_there: whether the rows need not be computed.
     """
 
@@ -85,25 +84,28 @@ class Features:
             return
         if self.folder is None:
             self.data = np.empty(self.shape, DTYPES[self.dtype])
-            start = 0
+            end = 0
             for rows in compute(0):
-                end = start + len(rows)
-                self.data[start:end] = self._narrowed(rows)
-                start = end
+                self.data[end : end + len(rows)] = self._narrowed(rows)
+                end += len(rows)
             return
-        waiting = f"{self.cache.name}: waiting for another run that is computing the same features"
         self.was_there = not build_once(
             self.folder,
             self._open,
-            partial(self._build, compute, batch),
-            waiting,
+            lambda folder: self._build(compute, batch, folder),
+            f"{self.cache.name}: waiting for another run that is computing the same features",
             "feature cache",
             goes_on=True,
         )
         if not self.was_there:
-            # The features of this set's images that have changed: their cache is gone.
-            name = rf"{re.escape(self.cache.name)}_features_\w+"
-            remove_stale(self.folder.parent, name, _read_whole_features, _has_images)
+            # Features of this set are stale once their images have changed and the cache of these
+            # is gone.
+            remove_stale(
+                self.folder.parent,
+                rf"{re.escape(self.cache.name)}_features_\w+",
+                _read_whole_features,
+                lambda folder, index: (folder.parent / index["images"]).is_dir(),
+            )
 
     @property
     def missing(self) -> int:
@@ -114,10 +116,10 @@ class Features:
         return self.bytes - (started.stat().st_size if started.exists() else 0)
 
     def _narrowed(self, rows: np.ndarray) -> np.ndarray:
-        """The rows in the type that is stored. Raises UserError for values that it cannot hold."""
+        # In the type that is stored.
         limit = np.finfo(DTYPES[self.dtype]).max
         largest = np.abs(rows).max()
-        # Negated, so that a nan is refused too.
+        # The condition is negated so that a nan is refused too.
         if not largest <= limit:
             raise UserError(
                 f"--feature_dtype {self.dtype}: values reach {largest:g}, expected at most "
@@ -157,9 +159,9 @@ class Features:
 
 
 def _read_whole_features(folder: Path) -> dict[str, Any]:
-    """The index of complete features, of this version or an older one.
+    """The index of complete features, written by this version or an older one.
 
-    Raises one of DAMAGED where the folder's files are not those of complete features.
+    Raises one of DAMAGED if the folder's files are not those of complete features.
     """
     index = read_index(folder, INDEX_SCHEMA)
     size = (folder / "features.bin").stat().st_size
@@ -169,14 +171,10 @@ def _read_whole_features(folder: Path) -> dict[str, Any]:
     return index
 
 
-def _has_images(folder: Path, index: dict[str, str]) -> bool:
-    return (folder.parent / index["images"]).is_dir()
-
-
 def check_room(parts: Mapping[str, Features]) -> list[str]:
     """Check that the disk has room for the features of each part, before they are computed.
 
-    Returns a line for the log on each part. Raises UserError where the disk is too full.
+    Returns a line for the log on each part. Raises UserError if the disk is too full.
     """
     needed = sum(features.missing for features in parts.values())
     if needed:
@@ -191,10 +189,10 @@ def check_room(parts: Mapping[str, Features]) -> list[str]:
     facts = []
     for name, features in parts.items():
         rows, width = features.shape
-        size = (
-            f"{counted(rows, 'patch', 'patches')} of {width} values in {features.dtype}, "
-            f"{features.bytes / 1e9:.2f} GB"
-        )
         state = "found" if features.was_there else "to compute"
-        facts.append(f"Features of {name}: {size}, {state} in {features.folder or 'memory'}")
+        facts.append(
+            f"Features of {name}: {counted(rows, 'patch', 'patches')} of {width} values in "
+            f"{features.dtype}, {features.bytes / 1e9:.2f} GB, {state} in "
+            f"{features.folder or 'memory'}"
+        )
     return facts
