@@ -1,7 +1,7 @@
-"""The checks of a certificate that need no training: the model's file itself and the data sets.
+"""The checks of a certificate that need no training: of the model's file and of the data sets.
 
 What the certificate says twice is compared, and what it says of files is computed from them again.
-docs/using_models.md lists what only a training can tell.
+docs/using_models.md lists what only another training can tell.
 """
 
 import math
@@ -36,7 +36,7 @@ UNCHECKED = "cannot be checked"
 # Figures are shown with four digits: less than half of the last one is no difference.
 TOLERANCE = 5e-5
 
-# Those whose versions are shown.
+# The packages whose versions are shown.
 PACKAGES = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
 
 # What the certificate says of a set: its field, and what it is called.
@@ -114,8 +114,8 @@ def compare_figures(item: str, certified: Figures, current: Figures) -> Iterator
     """Compare figures of the certificate with what they are now, those of each part in turn."""
     for part, figures in current.items():
         for name, interval in figures.items():
-            certified_interval = certified.get(part, {}).get(name, [math.nan])
-            yield compare_figure(f"{item}{part} {name.upper()}", certified_interval, interval)
+            before = certified.get(part, {}).get(name, [math.nan])
+            yield compare_figure(f"{item}{part} {name.upper()}", before, interval)
 
 
 def compare_figure(
@@ -123,29 +123,28 @@ def compare_figure(
 ) -> Check:
     """Compare a figure of the certificate with what it is now.
 
-    certified, current: [value, low, high], with the bounds of its interval. What is undefined is
-    nan or None.
+    certified, current: [value, low, high], where low and high bound its interval. An undefined
+    number is nan or None.
     """
     # The bootstrap draws the same images again, so that the bounds are compared like the value.
     # numpy turns None into nan.
     before = np.array(certified, dtype=float)
     now = np.array(current, dtype=float)
     item = f"{item} {_figure_text(before)}"
-    is_same = before.shape == now.shape and np.allclose(before, now, 0, TOLERANCE, equal_nan=True)
-    if not is_same:
+    if before.shape != now.shape or not np.allclose(before, now, 0, TOLERANCE, equal_nan=True):
         return Check(item, DIFFERS, f"now {_figure_text(now)}")
     gap = np.nan_to_num(np.abs(before - now)).max()
     return Check(item, REPRODUCED, "exactly" if gap == 0 else f"to {gap:.1g}")
 
 
 def _figure_text(figure: np.ndarray) -> str:
-    """A figure as `0.9012 [0.8856 0.9143]`."""
-    texts = [f"{number:.4f}" for number in figure]
-    return f"{texts[0]} [{' '.join(texts[1:])}]"
+    # As `0.9012 [0.8856 0.9143]`.
+    value, *bounds = [f"{number:.4f}" for number in figure]
+    return f"{value} [{' '.join(bounds)}]"
 
 
 def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) -> Iterator[Check]:
-    """Check what the model's file says of itself, and what the run started from.
+    """Check what the model's file says of itself, and the models that the run started from.
 
     state, description: what the file holds. log_dir: the folder with the run's predictions.
     """
@@ -168,14 +167,17 @@ def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) ->
 def check_starts(certified: Mapping[str, Any]) -> Iterator[Check]:
     """Check that the models that the run started from lie where they did, unchanged."""
     for flag, start in certified["starts"].items():
-        weights_now = partial(certificate.weights_of, flag, Path(start["file"]))
-        yield _check_digest(f"--{flag} {start['file']}", start["weights"], weights_now)
+        yield _check_digest(
+            f"--{flag} {start['file']}",
+            start["weights"],
+            partial(certificate.weights_of, flag, Path(start["file"])),
+        )
 
 
 def flags_of_sets(sets: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str], dict[str, str]]:
     """A certificate's sets that the model was trained on, and its cross tests.
 
-    Each: name in flags -> name in records.
+    Both map the set's name in flags to its name in records.
     """
     trained = {facts["flag"]: name for name, facts in sets.items() if facts["trained"]}
     cross = {facts["flag"]: name for name, facts in sets.items() if not facts["trained"]}
@@ -183,9 +185,9 @@ def flags_of_sets(sets: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str]
 
 
 def check_settings(description: Mapping[str, Any], options: Namespace) -> list[Check]:
-    """Compare the settings that the description has with those that its command gives.
+    """Compare the settings in the description with those that its command gives.
 
-    options: of the command.
+    options: the settings of the command.
     """
     certified = description["certificate"]
     starts = certified["starts"]
@@ -234,22 +236,27 @@ def check_headline(description: Mapping[str, Any]) -> list[Check]:
     )
     if checks[0].verdict == DIFFERS:
         return checks
-    values: dict[str, dict[str, float]] = {}
+    values: dict[str, dict[str, float]] = {"train": {}}
     for part, intervals in figures.items():
         # numpy turns None into nan.
         values[part] = {
             name: float(np.array(interval, float)[0]) for name, interval in intervals.items()
         }
-    headline = parts.with_means({"train": {}, **values})
+    headline = parts.with_means(values)
     del headline["train"]
     versions = description.get("versions", {})
-    stated = {"metrics": description.get("metrics", {}), "versions": versions}
-    code = {package: certified["code"].get(package) for package in versions}
-    return compare_fields("description", stated, {"metrics": headline, "versions": code})
+    return compare_fields(
+        "description",
+        {"metrics": description.get("metrics", {}), "versions": versions},
+        {
+            "metrics": headline,
+            "versions": {package: certified["code"].get(package) for package in versions},
+        },
+    )
 
 
 def _check_digest(item: str, certified: str, digest_now: Callable[[], str]) -> Check:
-    """Compare a digest with what `digest_now` reads from a file, which may be gone."""
+    # `digest_now` reads a file, which may be gone.
     try:
         return compare(item, certified, digest_now())
     except (UserError, OSError) as problem:
@@ -321,20 +328,18 @@ def check_sets(
     paths: data set -> where it lies. twins: filled with the pairs of test and training images that
     look alike.
     """
-    certified = model.description["certificate"]
-    sets = certified["sets"]
-    trained, cross = flags_of_sets(sets)
+    trained, cross = flags_of_sets(model.description["certificate"]["sets"])
     trained_paths = {flag: paths[name] for flag, name in trained.items()}
     # The sets that were trained on are read together, because they share a scale and a split. A
     # cross test is read alone: where it is missing, the others are still checked.
-    jobs: list[tuple[Sequence[str], Callable[[], ReadSets]]] = [
-        ([*trained.values()], partial(read_trained_sets, model, options, trained_paths))
-    ]
+    jobs: dict[tuple[str, ...], Callable[[], ReadSets]] = {
+        tuple(trained.values()): partial(read_trained_sets, model, options, trained_paths)
+    }
     for flag, name in cross.items():
-        jobs.append(([name], partial(read_cross_test, model, options, flag, paths[name])))
+        jobs[name,] = partial(read_cross_test, model, options, flag, paths[name])
     decoded: list[batches.DecodedSet] = []
     training: list[DataSet] = []
-    for names, read in jobs:
+    for names, read in jobs.items():
         try:
             read_sets = read()
         except UserError as mistake:
@@ -371,12 +376,12 @@ def facts(
 ) -> Iterator[tuple[str, str]]:
     """A certificate in words: (title, text) of each fact.
 
-    name: of the model's file. compared: whether to say how the code and the versions differ from
-    those that run here.
+    name: the name of the model's file. compared: whether to say how the code and the versions
+    differ from those that run here.
     """
     certified = description["certificate"]
-    now = certificate.code_version() if compared else None
     code = certified["code"]
+    now = certificate.code_version() if compared else code
     hardware = certified["hardware"]
     yield "Model", f"{name} of run {description['run']}"
     yield "Command", f"python {shlex.join(certified['command'])}"
@@ -389,11 +394,16 @@ def facts(
     code_text = f"commit {code['commit'][:10]}"
     if code["changed"]:
         code_text += ", changed since"
-    if now is not None:
+    if compared:
         same_code = code["sources"] == now["sources"]
         code_text += " (what runs here)" if same_code else " (other code runs here)"
     yield "Code", code_text
-    yield "Versions", ", ".join(_versions(code, now))
+    versions = []
+    for package in PACKAGES:
+        version = code.get(package)
+        is_same = now.get(package) == version
+        versions.append(f"{package} {version}" + ("" if is_same else f" (here {now[package]})"))
+    yield "Versions", ", ".join(versions)
     yield (
         "Hardware",
         f"{hardware['device']}, {hardware['precision']}, "
@@ -406,13 +416,6 @@ def facts(
         yield f"--{flag}", " <- ".join(_start_texts(start))
 
 
-def _versions(code: Mapping[str, Any], now: Mapping[str, Any] | None) -> Iterator[str]:
-    for package in PACKAGES:
-        version = code.get(package)
-        is_other = now is not None and now[package] != version
-        yield f"{package} {version}" + (f" (here {now[package]})" if is_other else "")
-
-
 def _set_text(facts_of_set: Mapping[str, Any]) -> str:
     counts = ", ".join(f"{number} {split}" for split, number in facts_of_set["images"].items())
     split = "; ".join(facts_of_set["notes"]) or "split as it comes with the set"
@@ -423,7 +426,7 @@ def _set_text(facts_of_set: Mapping[str, Any]) -> str:
 
 
 def _start_texts(start: Mapping[str, Any]) -> Iterator[str]:
-    """A model that the run started from, then the models that this one started from, and so on."""
+    # The models that this one started from follow, and so on.
     yield f"{start['file']} (weights {start['weights']})"
     for earlier in start["starts"].values():
         yield from _start_texts(earlier)

@@ -7,6 +7,7 @@ worker processes as have room.
 """
 
 import contextlib
+import re
 import shutil
 import signal
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,13 @@ SCORE_BATCH = 64
 SHARED_MEMORY = Path("/dev/shm")
 # Seconds without a batch, after which the workers that cut patches are taken to hang.
 WORKER_SECONDS = 300
+# Pattern of torch's message about a worker -> what happened to the worker.
+WORKER_FAILURES = {
+    "^DataLoader timed out": "gave nothing",
+    "^DataLoader worker": "died",
+    # Workers hand batches over as open files, in the "ancillary data" of a socket.
+    "ancdata|Too many open files": "opened too many files",
+}
 
 
 class JoinedCache:
@@ -41,13 +49,10 @@ class JoinedCache:
     def __init__(self, caches: Sequence[ImageCache]):
         self.caches = list(caches)
         self.min_side = caches[0].min_side
+        # Either all caches are on the GPU, or none.
+        self.on_gpu = caches[0].on_gpu
         self.first = np.cumsum([0, *map(len, caches)])
         self.sizes = np.concatenate([cache.sizes for cache in caches])
-
-    @property
-    def on_gpu(self) -> torch.Tensor | None:
-        """As `ImageCache.on_gpu`; either all caches are on the GPU, or none."""
-        return self.caches[0].on_gpu
 
     def crops(
         self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int
@@ -84,8 +89,8 @@ class PatchBatches(torch.utils.data.Dataset):
 
     images: cache numbers of the images that `patches.image` counts.
     mos: the scores of these images.
-    share: (number of this process, number of processes). What the model sees are this process's
-    rows alone, followed by the rows that they are mixed with; what losses see are all rows.
+    share: (number of this process, number of processes). The model sees only this process's rows,
+    followed by the rows that they are mixed with; losses see all rows.
     """
 
     def __init__(
@@ -111,7 +116,7 @@ class PatchBatches(torch.utils.data.Dataset):
 
     @property
     def bytes(self) -> int:
-        """Of a batch's patches, or their features."""
+        """The size of a batch's patches, or of their features."""
         if self.features is None:
             # RGB as uint8.
             patch_bytes = self.cache.min_side**2 * 3
@@ -131,8 +136,9 @@ class PatchBatches(torch.utils.data.Dataset):
 
     def __getitem__(self, b: int) -> dict[str, Any]:
         rows = self.rows(b)
-        image = self.patches.image[rows]
-        drawn = {name: values[rows] for name, values in self.patches.drawn.items()}
+        patches = self.patches
+        image = patches.image[rows]
+        drawn = {name: values[rows] for name, values in patches.drawn.items()}
         # Losses see the whole batch, whichever rows this process has.
         mos = trained_mos(self.mos[image], drawn)
         batch: dict[str, Any] = {"mos": torch.from_numpy(mos), "image": torch.from_numpy(image)}
@@ -140,30 +146,30 @@ class PatchBatches(torch.utils.data.Dataset):
         if self.features is None:
             batch |= self._model_input(rows, process_rows)
         else:
-            seen = rows[process_rows]
             # Features are stored in the order of epoch 0.
-            stored = seen if self.patches.row is None else self.patches.row[seen]
-            batch["features"] = self.features[stored]
-        if self.patches.address:
-            batch["seed"] = int(addressed_seed(*self.patches.address, b).generate_state(1)[0])
+            stored = rows if patches.row is None else patches.row[rows]
+            batch["features"] = self.features[stored[process_rows]]
+        if patches.address:
+            batch["seed"] = int(addressed_seed(*patches.address, b).generate_state(1)[0])
         return batch
 
     def _model_input(self, rows: np.ndarray, process_rows: np.ndarray) -> dict[str, torch.Tensor]:
-        """The patches that this process's model sees of a batch, and what was drawn for the batch.
-
-        rows: the batch's rows of `patches`.
-        process_rows: this process's rows of the batch.
-        """
+        # The patches that this process's model sees, and what was drawn for the batch. The batch
+        # has these rows of all patches, and this process has `process_rows` of the batch.
         patches = self.patches
         seen = rows[process_rows]
         if self.share[1] > 1 and "blend" in patches.drawn:
             # Each patch is mixed with the one before it in the batch, another process's row.
             seen = rows[np.concatenate([process_rows, process_rows - 1])]
-        numbers = self.images[patches.image[seen]]
-        side = self.cache.min_side
-        batch = {"patches": self.cache.crops(numbers, patches.top[seen], patches.left[seen], side)}
+        crops = self.cache.crops(
+            self.images[patches.image[seen]],
+            patches.top[seen],
+            patches.left[seen],
+            self.cache.min_side,
+        )
         # Losses ask for the set of every row; mixing is drawn once for a row and its partner.
         rows_of = {"set": rows, "blend": rows[process_rows], "box": rows[process_rows]}
+        batch = {"patches": crops}
         for name, values in patches.drawn.items():
             batch[name] = torch.from_numpy(values[rows_of.get(name, seen)])
         return batch
@@ -202,29 +208,29 @@ class DecodedSet:
     @property
     def facts(self) -> list[str]:
         """The lines that a log has of the images."""
-        name = self.data.name
         cache = self.cache
         action = "found" if cache.was_there else "decoded"
         place = f"cache {cache.folder}" if cache.folder else "memory"
-        cost = f"{cache.bytes / 2**20:.0f} MiB, {cache.seconds:.1f} s"
-        images = counted(len(cache), "image")
         # The order of the lines counts: `facts[1:]` are those that evaluations repeat.
-        lines = [f"{name}: {images} {action} in {place}, resize {cache.resize}, {cost}"]
+        lines = [
+            f"{counted(len(cache), 'image')} {action} in {place}, resize {cache.resize}, "
+            f"{cache.bytes / 2**20:.0f} MiB, {cache.seconds:.1f} s"
+        ]
         if cache.upscaled:
             smaller = counted(
                 cache.upscaled,
                 "image smaller than the patch was",
                 "images smaller than the patch were",
             )
-            lines.append(f"{name}: {smaller} scaled up to it")
-        return lines
+            lines.append(f"{smaller} scaled up to it")
+        return [f"{self.data.name}: {line}" for line in lines]
 
     def digest(self, record: Record) -> str:
-        """What tells the pixels of a record's image, as decoded, from others'; "" if unreadable."""
+        """A digest of the decoded pixels of a record's image; "" if the file is unreadable."""
         return self.cache.digests[self.cache.index[record.path]]
 
     def perceptual_hash(self, record: Record) -> str:
-        """What a record's image shares with images that look alike; "" if unreadable."""
+        """A hash that images which look alike share; "" if the record's file is unreadable."""
         return self.cache.hashes[self.cache.index[record.path]]
 
     def records(self, split: str) -> list[Record]:
@@ -257,16 +263,15 @@ class DecodedSet:
     ) -> Features:
         """Features of the split's patches, `width` values each, still to be filled.
 
-        encoder: all that the features depend on beside these patches.
+        encoder: everything else that the features depend on.
         """
         depends_on = {
             "images": batches.images.tolist(),
             "patches": batches.patches.digest(),
             **encoder,
         }
-        self.features[split] = Features(
-            self.cache, split, (len(batches.patches), width), dtype, depends_on
-        )
+        shape = (len(batches.patches), width)
+        self.features[split] = Features(self.cache, split, shape, dtype, depends_on)
         return self.features[split]
 
 
@@ -295,14 +300,14 @@ def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
 def fitting_workers(workers: int, batch_bytes: int) -> tuple[int, str]:
     """How many of these workers have room for their batches, and why not all ("" if all have).
 
-    Each worker holds two batches of `batch_bytes` in shared memory (Docker gives 64 MB) and some
-    twenty open files; one batch more is in use.
+    Each worker holds two batches of `batch_bytes` in shared memory (Docker gives 64 MB) and about
+    twenty open files; one more batch is in use.
     """
     limits = [(workers, "")]
     if SHARED_MEMORY.is_dir():
         free = shutil.disk_usage(SHARED_MEMORY).free
         # A tenth stays free for other programs; one batch more is with the model.
-        fitting = int(0.9 * free / max(batch_bytes, 1) - 1) // 2
+        fitting = max(0, int(0.9 * free / max(batch_bytes, 1) - 1) // 2)
         limits.append((fitting, f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB free"))
     # Systems without `resource`, or that forbid the change, have no such limit to respect.
     with contextlib.suppress(ImportError, ValueError, OSError):
@@ -312,12 +317,11 @@ def fitting_workers(workers: int, batch_bytes: int) -> tuple[int, str]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         # Without a limit it is negative.
         if hard >= 0:
-            limits.append(((hard - 100) // 20, f"{counted(hard, 'file')} may be open"))
+            limits.append((max(0, hard - 100) // 20, f"{counted(hard, 'file')} may be open"))
     number, reason = min(limits)
-    number = max(0, number)
-    if not reason:
-        return number, ""
-    return number, f"--workers {workers}: room for {number}, as {reason}"
+    if reason:
+        reason = f"--workers {workers}: there is room for {number}, as {reason}"
+    return number, reason
 
 
 def fewer_workers(hardware: Hardware, batch_size: int, patch_size: int) -> str:
@@ -325,32 +329,20 @@ def fewer_workers(hardware: Hardware, batch_size: int, patch_size: int) -> str:
     return fitting_workers(hardware.workers, 3 * batch_size * patch_size**2)[1]
 
 
-def _worker_failure(message: str) -> str | None:
-    """What befell a worker, by torch's message; None where the message is not about a worker."""
-    if message.startswith("DataLoader timed out"):
-        return "gave nothing"
-    if message.startswith("DataLoader worker"):
-        return "died"
-    # Workers hand batches over as open files, in the "ancillary data" of a socket.
-    if "ancdata" in message or "Too many open files" in message:
-        return "opened too many files"
-    return None
-
-
 @contextlib.contextmanager
 def workers_watched() -> Iterator[None]:
-    """A worker that cuts patches and dies or hangs becomes a UserError."""
+    """Turn the death or the silence of a worker that cuts patches into a UserError."""
     try:
         yield
     except (RuntimeError, OSError) as problem:
         message = str(problem)
-        failure = _worker_failure(message)
-        if failure is None:
-            raise
-        hint = "--workers 0 cuts them in the run's own, --resume auto goes on"
-        raise UserError(
-            f"a process that cuts patches {failure} ({message.splitlines()[0]}); {hint}"
-        ) from None
+        for pattern, failure in WORKER_FAILURES.items():
+            if re.search(pattern, message):
+                raise UserError(
+                    f"a process that cuts patches {failure} ({message.splitlines()[0]}); with "
+                    "--workers 0 the run cuts them itself, and --resume auto goes on"
+                ) from None
+        raise
 
 
 def make_loader(
@@ -378,6 +370,6 @@ def make_loader(
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal; the run decides when its workers stop."""
+    # Ctrl-C reaches every process of the terminal; the run decides when its workers stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

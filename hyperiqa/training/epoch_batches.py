@@ -71,7 +71,7 @@ def training_records(data: RunData) -> dict[str, list[Record]]:
 
 
 def _joined_images(data: RunData, records: Records) -> tuple[ImageCache | JoinedCache, list[int]]:
-    """All trained sets' images as one cache, and the number in it of each record's image."""
+    """The images of all trained sets as one cache, and each record's image number in it."""
     caches = [images.cache for images in data.images.values()]
     cache = JoinedCache(caches) if data.several else caches[0]
     first = 0
@@ -88,19 +88,19 @@ def _patches_per_image(
     """How many patches each training image gives, as `--mix_patches` says.
 
     images: the number of each set's training images.
-    Returns a number for all images, or one each, set after set.
+    Returns one number for all images, or an array with a number for each, set after set.
     """
     if not options.mix_patches:
         return options.train_patch_num
     if options.mix_patches != ["balanced"]:
         return np.repeat([int(count) for count in options.mix_patches], images)
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch, 0, 2)))
-    # Every set gives as many patches as they give together without the flag, divided by the sets.
+    # The epoch has as many patches as without the flag, an equal part of them from each set.
     per_set = round(options.train_patch_num * sum(images) / len(images))
     per_image = []
     for number in images:
         counts = np.full(number, per_set // number)
-        # What is left over goes to images that are drawn anew in every epoch.
+        # Which images give one patch more is redrawn in every epoch.
         counts[rng.permutation(number)[: per_set % number]] += 1
         per_image.append(counts)
     return np.concatenate(per_image)
@@ -109,9 +109,9 @@ def _patches_per_image(
 def _drawn_per_patch(
     data: RunData, records: Records, patches: Patches, seed: int, epoch: int
 ) -> dict[str, np.ndarray]:
-    """What each patch has beside its crop: number of its set, noise of its MOS, mixing."""
+    """What each patch brings with its crop: the number of its set, MOS noise, and mixing."""
     options = data.options
-    # Drawn apart from the crops, which are the same with and without it.
+    # The generator is not that of the crops, which are the same with and without this.
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch, 0, 1)))
     drawn: dict[str, np.ndarray] = {}
     if data.several:
@@ -139,9 +139,9 @@ def image_names(data: RunData, batches: PatchBatches, b: int) -> str:
 def prepare_features(
     data: RunData, model: HyperNet, seed: int, hardware: Hardware, say: Callable[[str], None]
 ) -> None:
-    """Take the stage maps of all the round's patches at hand, where they stay the same.
+    """Compute and store the stage maps of the round's patches, where no epoch changes them.
 
-    That is where a frozen encoder meets fixed crops. Raises UserError.
+    They stay the same when the encoder is frozen and the crops are fixed. Raises UserError.
 
     say: is told what is found and what is computed.
     """
@@ -149,7 +149,7 @@ def prepare_features(
     if not stored_features(options):
         return
     parts = {"train": (data.images[data.main.name], "train"), **data.tests}
-    # Those of the round before, which the batches below would take in place of pixels.
+    # The batches below would take the features of the round before in place of pixels.
     for images, _ in parts.values():
         images.features = {}
     jobs = {"train": train_batches(data, seed, 0, SCORE_BATCH)}
@@ -158,12 +158,11 @@ def prepare_features(
         jobs[part] = images.batches(
             images.records(split), SCORE_BATCH, lambda sizes: test_patches(sizes, *crops)
         )
-    width = sum(model.pools.values())
     encoder = _encoder_key(options, model)
     features = {}
     for part, (images, split) in parts.items():
         features[part] = images.add_features(
-            split, jobs[part], width, options.feature_dtype, encoder
+            split, jobs[part], sum(model.pools.values()), options.feature_dtype, encoder
         )
     say("\n".join(check_room(features)))
     for part, batches in jobs.items():
@@ -175,7 +174,7 @@ def prepare_features(
 
 
 def _encoder_key(options: Namespace, model: HyperNet) -> dict[str, Any]:
-    """All that the stage maps of a patch depend on, as plain values."""
+    """Everything but the pixels that a patch's stage maps depend on, as plain values."""
     return {
         "encoder": checkpoints.digest(model.backbone.encoder_state()),
         "described": [

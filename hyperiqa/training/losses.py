@@ -6,6 +6,7 @@ units, to a scalar.
 
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -125,37 +126,27 @@ def within_sets(
     return torch.stack(sums).sum() / len(mos)
 
 
+@dataclass(frozen=True)
 class QualityLoss:
-    """The training loss: a fit to the MOS, and up to three parts beside it.
+    """The training loss: a fit to the MOS, and up to three further parts.
 
     `form="convex"`: (1 - alpha) * fit + alpha * ranking loss; `"additive"`: fit + alpha * ranking
     loss. The fit is one of `LOSSES`. `contrastive` times Rank-N-Contrast and `distill` times the L1
-    distance to a teacher's scores are added. alpha 0..1; a weight of 0 switches its part off;
-    margin in score units.
+    distance to a teacher's scores are added. A weight of 0 switches its part off. alpha is from 0
+    to 1; the margin is in score units.
 
     It is called with the model's outputs (`scores` (N,), `features` (N, C)) and a batch that has
-    `mos` (N,). The batch also has `set` (N,) where its images are of several data sets, which are
-    compared within their own alone, and `teacher` (N,) for distillation. It returns `loss` first,
-    then its parts (`l1`; `rank`, `contrastive`, `distill`), scalar tensors in fp32.
+    `mos` (N,). Where the images are of several data sets, the batch also has `set` (N,), and images
+    are compared only within their set; for distillation it has `teacher` (N,). The result is
+    `loss`, then the parts (`l1`; `rank`, `contrastive`, `distill`), as scalar tensors in fp32.
     """
 
-    def __init__(
-        self,
-        alpha: float = 0.0,
-        margin: float = 0.5,
-        form: str = "convex",
-        fit: str = "l1",
-        contrastive: float = 0.0,
-        distill: float = 0.0,
-    ):
-        self.alpha = alpha
-        self.margin = margin
-        self.form = form
-        self.fit = fit
-        self.contrastive = contrastive
-        self.distill = distill
-        # A part must not be called like a figure.
-        self.part = f"{fit}_loss" if fit in ("plcc", "srcc") else fit
+    alpha: float = 0.0
+    margin: float = 0.5
+    form: str = "convex"
+    fit: str = "l1"
+    contrastive: float = 0.0
+    distill: float = 0.0
 
     def __call__(
         self, outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor]
@@ -165,7 +156,8 @@ class QualityLoss:
         sets = batch.get("set")
         fit = within_sets(LOSSES[self.fit], scores, mos, sets if self.fit in COMPARING else None)
         loss = fit
-        parts = {self.part: fit}
+        # A part must not be called like a figure.
+        parts = {f"{self.fit}_loss" if self.fit in ("plcc", "srcc") else self.fit: fit}
         if self.alpha:
             parts["rank"] = within_sets(
                 partial(ranking_loss, margin=self.margin), scores, mos, sets

@@ -145,8 +145,7 @@ class Warmup(Constant):
         return self.schedule.makes_new(epoch)
 
     def __str__(self) -> str:
-        epochs = counted(self.epochs, "epoch")
-        return f"{self.schedule}, after a warm-up of {epochs}"
+        return f"{self.schedule}, after a warm-up of {counted(self.epochs, 'epoch')}"
 
 
 @dataclass

@@ -201,7 +201,7 @@ def test_no_more_workers_than_their_batches_have_room_for():
             fewer, why = fitting_workers(workers, largest + 2**20)
             assert fewer == workers - 1
             assert why.startswith(
-                f"--workers {workers}: room for {fewer}, as /dev/shm has "
+                f"--workers {workers}: there is room for {fewer}, as /dev/shm has "
             ) and why.endswith("MiB free")
 
 
