@@ -1,14 +1,17 @@
-"""Write a trained model as ONNX for deployment, or as safetensors or a portable state dict.
+"""Write a trained model for use elsewhere: as ONNX, as safetensors, for pyiqa, or on the Hub.
 
-    python export.py checkpoints/NAME                        # a run's best model -> .onnx beside it
+    python export.py checkpoints/NAME                         # ONNX, beside the model
     python export.py best_model.pkl koniq.onnx --opset 20
-    python export.py koniq_pretrained.pkl koniq.safetensors  # of the public code, now with a description
-    python export.py koniq_pretrained.pkl koniq.pkl          # tensors that the public code loads as well
-    python export.py checkpoints/NAME koniq.hub              # a folder, as --push uploads it
-    python export.py checkpoints/NAME --push user/name       # to the Hugging Face Hub: hf://user/name
+    python export.py best_model.pkl koniq.safetensors         # tensors, description
+    python export.py koniq_pretrained.pkl koniq.pkl           # the same as a state dict
+    python export.py checkpoints/NAME koniq.pth --layout pyiqa
+    python export.py checkpoints/NAME koniq.hub               # what --push uploads
+    python export.py checkpoints/NAME --push user/name        # for hf://user/name
 
-The format is OUTPUT's suffix, or --format. The ONNX graph takes uint8 patches (N, P, P, 3) and gives scores (N,); what
-cuts them is in its metadata, and docs/using_models.md shows how. It is written only where it scores as PyTorch does."""  # noqa: E501  (the text of --help)
+The ending of OUTPUT chooses the format, or --format does. The public HyperIQA
+code loads the state dict of .pkl and .pth. The ONNX graph takes uint8 patches
+(N, P, P, 3) and gives scores (N,). It is written only where onnxruntime gives
+the scores of PyTorch. docs/using_models.md shows how to use it."""
 
 import re
 import tempfile
@@ -27,7 +30,7 @@ from hyperiqa.base.files import can_write, write_whole
 if TYPE_CHECKING:
     from hyperiqa.scoring.quality_model import QualityModel
 
-FORMATS = ("onnx", "safetensors", "pkl", "hub")
+FORMATS = ("onnx", "safetensors", "pkl", "pth", "hub")
 
 # The packages that ONNX takes.
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -190,32 +193,48 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     """The flags, checked all together. Raises UserError."""
     flags = Flags(__doc__, "%(prog)s CHECKPOINT [OUTPUT] [flags]")
     flags.checkpoint()
-    flags.words("output", "default: beside the model file", metavar="OUTPUT", type=Path, nargs="?")
-    flags.value("--format", None, "default: OUTPUT's suffix, else onnx", choices=FORMATS)
-    flags.count("--opset", OPSETS[0], "of the ONNX operators", OPSETS[0], OPSETS[-1])
+    flags.words(
+        "output",
+        "file or folder to write (default: beside the model file)",
+        metavar="OUTPUT",
+        type=Path,
+        nargs="?",
+    )
+    flags.value(
+        "--format", None, "format of OUTPUT (default: by its ending, else onnx)", choices=FORMATS
+    )
+    flags.value(
+        "--layout",
+        None,
+        "write .pth or .pkl under the names of pyiqa's HyperNet, which then loads it",
+        choices=["pyiqa"],
+    )
+    flags.count("--opset", OPSETS[0], "version of the ONNX operators", OPSETS[0], OPSETS[-1])
     flags.switch("--force", "force", True, "replace OUTPUT if it exists")
     flags.group("Hugging Face Hub")
     flags.value(
         "--push",
         None,
-        "upload the model to this repository, which is made if there is none",
+        "upload the model to this repository, and create it if there is none",
         ("USER/NAME", lambda name: re.fullmatch(r"[\w.-]+/[\w.-]+", name)),
         metavar="USER/NAME",
     )
-    flags.switch("--private", "private", True, "make the repository a private one")
+    flags.switch("--private", "private", True, "create the repository as a private one")
     return flags.parse(argv, _problems)
 
 
 def _problems(options: Namespace, given: Given) -> Iterator[str]:
     if options.push and (options.output or options.format):
         yield "contradictory flags: --push uploads the model; OUTPUT and --format write it here"
+    if options.layout and Path(options.output or "").suffix not in (".pth", ".pkl"):
+        yield f"--layout {options.layout}: expected an OUTPUT that ends with .pth or .pkl"
     if options.private and not options.push:
         yield "--private needs --push"
 
 
-def write(model: "QualityModel", output: Path, file_format: str, opset: int) -> None:
+def write(model: "QualityModel", output: Path, file_format: str, options: Namespace) -> None:
     """Write the model in one of FORMATS, and print what was written. Raises UserError."""
-    from hyperiqa.model.checkpoints import portable_state, save, save_safetensors
+    from hyperiqa.model import checkpoints, foreign
 
     if file_format == "hub":
         from hyperiqa.scoring import hub
@@ -224,12 +243,17 @@ def write(model: "QualityModel", output: Path, file_format: str, opset: int) -> 
         print(f"{output}: {', '.join(sorted(path.name for path in output.iterdir()))}")
         return
     note = ""
+    state = checkpoints.portable_state(model.net, model.description)
     if file_format == "onnx":
-        note = ": " + write_onnx(model, output, opset)
+        note = ": " + write_onnx(model, output, options.opset)
+    elif options.layout:
+        checkpoints.save(output, foreign.pyiqa_content(state, model.description))
+        low, high = model.description["score_range"]
+        note = f": in pyiqa's layout; the scores stay on {low:g} to {high:g}"
     elif file_format == "safetensors":
-        save_safetensors(output, portable_state(model.net), model.description)
+        checkpoints.save_safetensors(output, state, model.description)
     else:
-        save(output, portable_state(model.net, model.description))
+        checkpoints.save(output, state)
     print(f"{output} ({output.stat().st_size / 1e6:.1f} MB){note}")
 
 
@@ -242,14 +266,18 @@ def main(argv: list[str] | None = None) -> None:
 
     checkpoint = find_model(options.checkpoint)
     if not options.push:
+        # Nothing of ours is to lie in the Hub's cache.
         output, file_format = choose_output(
-            checkpoint, options.output, options.format, options.force
+            checkpoint if options.checkpoint.exists() else Path(checkpoint.name),
+            options.output,
+            options.format,
+            options.force,
         )
     model = load(checkpoint, device="cpu")
     if not model.description["described"]:
         print(
-            f"{checkpoint}: no description in it; described as the public code uses such a model, "
-            "on KonIQ-10k"
+            f"{options.checkpoint}: the file has no description; it gets the one of a public model "
+            "that was trained on KonIQ-10k"
         )
     if options.push:
         from hyperiqa.scoring import hub
@@ -258,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
             hub.write_folder(Path(folder), model, options.push)
             print(hub.push(Path(folder), options.push, options.private))
     else:
-        write(model, output, file_format, options.opset)
+        write(model, output, file_format, options)
 
 
 if __name__ == "__main__":

@@ -89,18 +89,19 @@ def score_of(i: int, n: int) -> float:
 def fill_by_recipe(model: torch.nn.Module) -> torch.nn.Module:
     """The golden figures' weights: every floating tensor from a generator seeded with its name."""
     for name, tensor in model.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-        draw = torch.randn(tensor.shape, generator=generator)
-        if name.endswith(("running_mean", "running_var")):
-            draw = torch.full_like(tensor, float(name.endswith("running_var")))
-        elif tensor.ndim > 1:
-            draw *= math.sqrt(1 / tensor[0].numel())
-        else:
-            draw = torch.ones_like(tensor) if name.endswith("weight") else 0.01 * draw
-        tensor.copy_(draw)
+        if tensor.is_floating_point():
+            tensor.copy_(recipe_tensor(name, tensor.shape))
     return model
+
+
+def recipe_tensor(name: str, shape: torch.Size) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    draw = torch.randn(shape, generator=generator)
+    if name.endswith(("running_mean", "running_var")):
+        return torch.full_like(draw, float(name.endswith("running_var")))
+    if draw.ndim > 1:
+        return draw * math.sqrt(1 / draw[0].numel())
+    return torch.ones_like(draw) if name.endswith("weight") else 0.01 * draw
 
 
 def recipe_images(number: int, seed: int) -> torch.Tensor:

@@ -74,6 +74,8 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         parts = self.path.strip("/").split("?")[0].split("/")
+        if parts == [""]:
+            return self.answer({})
         if parts[:2] == ["api", "models"]:
             repo = self.server.repos.get("/".join(parts[2:4]))
             return self.answer(

@@ -163,7 +163,10 @@ def test_models_of_the_public_code_are_converted(tmp_path, capsys, form):
     torch.save(old, tmp_path / "public.pkl", _use_new_zipfile_serialization=False)
     output = tmp_path / "converted" / f"ours.{form}"
     run(tmp_path / "public.pkl", output)
-    assert "public.pkl: no description in it" in capsys.readouterr().out
+    assert (
+        "public.pkl: the file has no description; it gets the one of a public model"
+        in capsys.readouterr().out
+    )
     before, after = load(tmp_path / "public.pkl", "cpu"), load(output, "cpu")
     assert after.description == {**before.description, "format": 1, "described": True}
     assert after.score(picture()) == before.score(picture())
@@ -174,8 +177,35 @@ def test_models_of_the_public_code_are_converted(tmp_path, capsys, form):
 
 
 @pytest.mark.parametrize(
+    ("changes", "misfits"),
+    [
+        ({}, "backbone resnet18"),
+        ({"backbone": "swin_nano", "fusion": "concat"}, "backbone swin_nano, fusion concat"),
+        ({"std": [0.5, 0.5, 0.5]}, r"backbone resnet18, std \[0.5, 0.5, 0.5\]"),
+    ],
+)
+def test_what_pyiqas_layout_cannot_hold_is_refused(tmp_path, changes, misfits):
+    model = save(tmp_path / "model.pkl", **{"patch_size": 224, **changes})
+    expected = (
+        "^--layout pyiqa: pyiqa's HyperNet has backbone resnet50, fusion none, hyper conv, "
+        rf"patch_size 224, mean .*, std .*; this model has {misfits}$"
+    )
+    with pytest.raises(UserError, match=expected):
+        run(model, tmp_path / "theirs.pth", "--layout", "pyiqa")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pkl"]
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (
+            ["model.pkl", "m.onnx", "--layout", "pyiqa"],
+            "--layout pyiqa: expected an OUTPUT that ends with .pth or .pkl",
+        ),
+        (
+            ["model.pkl", "--layout", "pyiqa", "--push", "a/b"],
+            "--layout pyiqa: expected an OUTPUT that ends with .pth or .pkl",
+        ),
         (["gone.pkl"], "gone.pkl: no such file"),
         (["model.pkl", "model.pkl"], "model.pkl: is the checkpoint itself; name another OUTPUT"),
         (["model.pkl", "--format", "pkl", "--force"], "model.pkl: is the checkpoint itself"),
@@ -194,8 +224,8 @@ def test_models_of_the_public_code_are_converted(tmp_path, capsys, form):
             ["model.pkl", "model.onnx", "--format", "pkl"],
             "contradictory: --format pkl and model.onnx",
         ),
-        (["model.pkl", "--opset", "11"], "--opset 11: expected 18 to 23"),
-        (["model.pkl", "--opest", "18"], r"unknown argument: --opest .*did you mean --opset"),
+        (["model.pkl", "--opset", "11"], "--opset 11: expected a whole number from 18 to 23"),
+        (["model.pkl", "--opest", "18"], r"unknown flag --opest .*did you mean --opset"),
         (["empty"], "empty: no best_model_srcc_….pkl in this folder"),
         ([], "the following arguments are required: CHECKPOINT"),
     ],

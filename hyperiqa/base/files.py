@@ -11,12 +11,13 @@ from typing import BinaryIO
 from urllib.parse import unquote
 
 from hyperiqa.base.errors import UserError, reason_of
+from hyperiqa.base.public_models import PUBLIC_MODELS
 
-# The folder that holds this package: a checkout with the scripts, or site-packages once installed.
+# The folder that contains this package: a checkout with the scripts, or site-packages.
 CHECKOUT = Path(__file__).resolve().parents[2]
 IS_CHECKOUT = (CHECKOUT / "HyperIQASolver.py").is_file()
-# Where users keep data sets and the cache: beside the scripts of a checkout, else in the working
-# folder, never in site-packages.
+# The default folder for data sets and the cache: the checkout with the scripts, or the working
+# folder if there is no checkout. It is never site-packages.
 HERE = CHECKOUT if IS_CHECKOUT else Path.cwd()
 # USER/NAME[@REVISION][/FILE] of a model, as huggingface_hub's `parse_hf_uri` reads it: of all
 # revisions, only refs/pr/N and refs/convert/NAME have slashes. What (?>…) matches is final.
@@ -33,11 +34,11 @@ _HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 
 def hub_file(path: Path) -> tuple[str, str | None, str] | None:
-    """(repository, revision or None, file or "") that a name means on the Hugging Face Hub.
+    """(repository, revision or None, file or "") that a name stands for on the Hugging Face Hub.
 
-    None where it is a path of this machine. The name is `hf://USER/NAME[@REVISION][/FILE]` or the
-    address of a page or file of the Hub. Raises UserError for other names of these forms. The Hub
-    itself is not asked.
+    The name is `hf://USER/NAME[@REVISION][/FILE]` or the address of a page or file of the Hub.
+    Returns None for a path on this machine. Raises UserError for any other name that starts like
+    these. The Hub itself is not asked.
     """
     scheme, colon, rest = str(path).partition(":/")
     if not colon or scheme not in ("hf", "http", "https"):
@@ -51,7 +52,7 @@ def hub_file(path: Path) -> tuple[str, str | None, str] | None:
             "or the address of its page on huggingface.co"
         )
     revision = unquote(name["revision"] or "") or None
-    # The Hub's client makes these names folders of its cache.
+    # The Hub's client turns these names into folders of its cache.
     for names in filter(None, (revision, name["file"])):
         if not {"", ".", ".."}.isdisjoint(names.split("/")):
             raise UserError(f"{scheme}://{location}: expected a path without .. in {names}")
@@ -59,7 +60,7 @@ def hub_file(path: Path) -> tuple[str, str | None, str] | None:
 
 
 def _location_of_page(address: str) -> str:
-    """What stands after `hf://` for the address of a page of the Hub; "" for other addresses."""
+    # In the form that follows `hf://`; "" for any address that is not on the Hub.
     own_host = os.environ.get("HF_ENDPOINT", "").rpartition("://")[2].strip("/")
     page = _PAGE.fullmatch(address)
     if page is None or page["host"].lower() not in (*_HOSTS, own_host):
@@ -71,23 +72,23 @@ def _location_of_page(address: str) -> str:
     return f"{page['repo']}@{'/'.join(names)}"
 
 
-# What `write_whole` adds to a file's name, behind a dot in front, while it writes the file.
+# While `write_whole` writes a file, its name begins with a dot and ends in this.
 UNFINISHED = r"\.[a-z0-9_]{8}\.tmp"
 
 
 def exists_or_on_hub(path: Path) -> bool:
-    """Whether the path exists, or names a file or folder of the Hugging Face Hub.
+    """Whether the path exists, names a file or folder of the Hugging Face Hub, or a public model.
 
     The Hub itself is asked only once the file is needed. Raises as `hub_file`.
     """
-    return hub_file(path) is not None or path.exists()
+    return hub_file(path) is not None or path.exists() or str(path) in PUBLIC_MODELS
 
 
 def known_place(path: str | Path) -> Path | None:
-    """A path that a file names, where a folder or a regular file with content lies; else None.
+    """A path that a file names, if it is a folder or a regular file with content; else None.
 
-    Nothing else is to be opened at the word of a file: a pipe or a device may never end, and files
-    of the kernel, which seem to be empty, may wait.
+    Nothing else may be opened because a file says so: a pipe or a device may never end, and reading
+    a file of the kernel, which seems to be empty, may block.
     """
     place = Path(path)
     # The system may refuse a name as such: too long, or with a null character.
@@ -97,47 +98,27 @@ def known_place(path: str | Path) -> Path | None:
     return None
 
 
-class _WatchedFile:
-    """A file for writing that remembers why a write failed.
-
-    torch.save replaces the OSError of a full disk by a RuntimeError that does not say so.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self.file = file
-        self.flush = file.flush
-        self.problem: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as problem:
-            self.problem = problem
-            raise
-
-
 def can_write(path: Path) -> bool:
-    """Whether the system lets a file or folder be written or made there.
+    """Whether the system allows a file or folder to be written there.
 
-    To be asked before the work whose result goes there.
+    Ask it before work that has its result written there.
     """
-    place = path
-    while not os.access(place, os.F_OK):
-        place = place.parent
+    # The nearest folder that exists decides about a path that does not.
+    place = next(place for place in (path, *path.parents) if os.access(place, os.F_OK))
     return os.access(place, os.W_OK) and (place == path or place.is_dir())
 
 
 def remove_unfinished(folder: Path, names: str, age: float = 0) -> None:
-    """Delete the temporary files that killed processes left in the folder, where it is possible.
+    """Delete the temporary files that killed processes left in the folder, if that is possible.
 
-    names: a regular expression of the files that `write_whole` was writing.
-    age: the seconds since when nobody may have written to them.
+    names: a regular expression for the files that `write_whole` was writing.
+    age: only files that were last written to at least so many seconds ago are deleted.
     """
     pattern = re.compile(rf"\.(?:{names}){UNFINISHED}")
     latest = time.time() - age
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
-            # Of a link, the link itself goes, never the file that it leads to.
+            # For a link, this deletes the link itself, never the file that it points to.
             if pattern.fullmatch(path.name) and path.lstat().st_mtime <= latest:
                 path.unlink()
 
@@ -148,11 +129,10 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
     content: text, bytes, or a function that writes to the open file that it is given.
 
     The content goes to a temporary file beside `path`, which replaces `path` once it is on the
-    disk. One that a killed process left there is deleted an hour after it was last written to.
-    Raises UserError where it cannot be written.
+    disk. A temporary file that a killed process left there is deleted an hour after it was last
+    written to. Raises UserError if the file cannot be written.
     """
     temporary: str | None = None
-    watched: _WatchedFile | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_unfinished(path.parent, re.escape(path.name), age=3600)
@@ -160,23 +140,23 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
             dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
         )
         with os.fdopen(descriptor, "wb") as file:
-            watched = _WatchedFile(file)
             if callable(content):
-                content(watched)  # type: ignore[arg-type]
+                content(file)
             else:
-                watched.write(content.encode() if isinstance(content, str) else content)
+                file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes private files, but a result is as readable as any other new file. The system
-        # tells the mask only to those who set it.
+        # mkstemp makes private files, but a result should be as readable as any other new file. The
+        # system tells the mask only to those who set it.
         mask = os.umask(0)
         os.umask(mask)
         Path(temporary).chmod(0o666 & ~mask)
         Path(temporary).replace(path)
     except (OSError, RuntimeError) as error:
-        problem = error if isinstance(error, OSError) else getattr(watched, "problem", None)
-        # A RuntimeError without a failed write is a bug in `content`, not a full disk.
-        if problem is None:
+        # torch.save replaces the OSError of a full disk by a RuntimeError that does not say so.
+        problem = error if isinstance(error, OSError) else error.__context__
+        # A RuntimeError without a failed write is a bug in `content`.
+        if not isinstance(problem, OSError):
             raise
         raise UserError(f"{path}: cannot be written: {reason_of(problem)}") from None
     finally:

@@ -1,7 +1,8 @@
 """Checkpoints: only tensors go in and out, and files are written whole or not at all.
 
-A best model is an OrderedDict of tensors under the public parameter names. What is needed to use it
-sits in its `_metadata["hyperiqa"]` as plain values, which `load_state_dict` of any code ignores.
+A best model is an OrderedDict of tensors under the public parameter names. Its
+`_metadata["hyperiqa"]` holds what is needed to use the model, as plain values, which
+`load_state_dict` of any code ignores.
 """
 
 import hashlib
@@ -18,9 +19,17 @@ import torch
 
 from hyperiqa.base.errors import UserError, first_five, reading_file, reason_of
 from hyperiqa.base.files import hub_file, write_whole
+from hyperiqa.base.network import check_reachable
 from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base.public_models import PUBLIC_MODELS, no_such_model
 from hyperiqa.model.description import FORMAT, problem_of_description
-from hyperiqa.model.foreign import StateDict, describe_public_model, find_state_dict, public_name
+from hyperiqa.model.foreign import (
+    StateDict,
+    describe_public_model,
+    find_state_dict,
+    public_name,
+    public_names,
+)
 
 # The file that a repository of the Hugging Face Hub holds.
 HUB_MODEL = "model.safetensors"
@@ -35,7 +44,7 @@ def portable_state(
     model: torch.nn.Module, description: Mapping[str, Any] | None = None
 ) -> OrderedDict:
     """The model's state dict on the CPU under its public names; a description goes with it."""
-    # Copies in plain layout: training goes on in the originals, whose layout may be another.
+    # Copies in plain layout: training goes on in the originals, which may have another layout.
     state = OrderedDict(
         (public_name(name), tensor.detach().cpu().clone(memory_format=torch.contiguous_format))
         for name, tensor in model.state_dict().items()
@@ -56,8 +65,7 @@ def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
 
     `load_model`'s note on whether the file had a description is left out.
     """
-    content = {key: value for key, value in description.items() if key != "described"}
-    return {"format": FORMAT, **content}
+    return {"format": FORMAT} | {k: v for k, v in description.items() if k != "described"}
 
 
 def description_json(description: Mapping[str, Any]) -> str:
@@ -108,8 +116,8 @@ def _reason(problem: Exception) -> str:
     text = str(problem).strip()
     if refused := re.search(r"GLOBAL (\S+) was not an allowed global", text):
         return (
-            f"it holds {refused[1]}, and to load anything but tensors "
-            "can run code that came with it"
+            f"it holds {refused[1]}, and loading anything but tensors "
+            "can run code that came with the file"
         )
     if "TorchScript" in text:
         return "a TorchScript archive; expected a state dict (parameter name -> tensor)"
@@ -127,37 +135,74 @@ def description_of(state: object) -> dict[str, Any] | None:
     return metadata.get("hyperiqa") if isinstance(metadata, Mapping) else None
 
 
-def _from_hub(repo: str, revision: str | None, file: str) -> Path:
+def _from_hub(repo: str, revision: str | None, file: str, advice: str = "") -> Path:
     """A file of a model repository of the Hugging Face Hub, as a path in the Hub's cache.
 
-    What is in the cache needs no network. Nothing in a repository is ever run: only tensors and a
-    description are read. Raises UserError.
+    Without network, the file that an earlier download left there counts. Nothing in a repository is
+    ever run: only tensors and a description are read. Raises UserError, which ends with the advice,
+    within 15 seconds where the Hub does not answer.
     """
-    # Here, because it is slow to import.
-    import huggingface_hub
-
+    unreachable: OSError | None = None
     try:
-        return Path(huggingface_hub.hf_hub_download(repo, file, revision=revision))
-    # Of HTTP, of the Hub, of names, of the disk.
+        # Here, because it is slow to import.
+        from huggingface_hub import constants, hf_hub_download
+
+        # The Hub's client would try for half a minute, and say so each time.
+        try:
+            if not constants.HF_HUB_OFFLINE:
+                check_reachable(constants.ENDPOINT, seconds=8)
+        except OSError as problem:
+            unreachable = problem
+        return Path(
+            hf_hub_download(repo, file, revision=revision, local_files_only=unreachable is not None)
+        )
+    # Of imports, of HTTP, of the Hub, of names, of the disk.
     except Exception as problem:
         name = f"{repo}@{revision}" if revision else repo
         # The number of a request tells the user nothing.
-        reason = reason_of(problem).split(" (Request ID")[0]
-        raise UserError(f"hf://{name}: {file} cannot be had: {reason}") from None
+        reason = reason_of(unreachable or problem).split(" (Request ID")[0]
+        raise UserError(f"hf://{name}: {file} cannot be downloaded: {reason}{advice}") from None
+
+
+def _public_model(name: str) -> Path:
+    """The file of one of PUBLIC_MODELS, downloaded on first use. Raises UserError."""
+    model = PUBLIC_MODELS[name]
+    path = _from_hub(
+        model.repo,
+        None,
+        model.file,
+        f"; download https://huggingface.co/{model.repo}/resolve/main/{model.file} on a machine "
+        f"with network, and give the path of the file in place of {name}",
+    )
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != model.sha256:
+        # The Hub's cache has a link in this place. Only without the file behind it, which is
+        # named here, the Hub's client downloads it again.
+        raise UserError(
+            f"{name}: {path.resolve()} is not the published file: expected SHA-256 {model.sha256}, "
+            f"found {sha256}; delete the file to download it again"
+        )
+    return path
 
 
 def find_model(path: Path) -> Path:
     """The model file that the user means.
 
-    It is the file itself, the best model in the folder of a run (or of a round), or what
-    hf://USER/NAME[@REVISION][/FILE] or a pasted address names (`hub_file`). A run that was stopped
-    can leave several best models; the newest is the best. Raises UserError.
+    It is the file itself, the best model in the folder of a run (or of a round), what
+    hf://USER/NAME[@REVISION][/FILE] or a pasted address names (`hub_file`), or the public model of
+    that name. A run that was stopped can leave several best models; the newest is the best. Raises
+    UserError.
     """
     if on_hub := hub_file(path):
         repo, revision, file = on_hub
         # A name without a suffix is that of a folder.
         is_file = PurePosixPath(file).suffix
         return _from_hub(repo, revision, file if is_file else str(PurePosixPath(file, HUB_MODEL)))
+    if not path.exists():
+        if str(path) not in PUBLIC_MODELS:
+            raise UserError(no_such_model(path))
+        return _public_model(str(path))
     if not path.is_dir():
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
@@ -172,14 +217,14 @@ def find_model(path: Path) -> Path:
 def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     """(state dict under the public names, description) of a model file.
 
-    The model is ours, the public HyperIQA's, or its Swin version's. One that carries no description
-    is recognised by its parameter names and described as the public code uses it (`described` is
-    False then). Raises UserError for anything else.
+    The model is ours, the public HyperIQA's, SMART-IQA's or pyiqa's. One that carries no
+    description is recognised by its parameter names, and described as its program uses it
+    (`described` is False then). Raises UserError for anything else.
     """
     content, description = read_state(path)
-    state = OrderedDict((public_name(name), tensor) for name, tensor in content.items())
+    state = public_names(content)
     if description is None:
-        return state, {**describe_public_model(path, state), "described": False}
+        return state, {**describe_public_model(path, content), "described": False}
     if problem := problem_of_description(description):
         raise UserError(f"{path}: {problem}")
     return state, {**description, "described": True}
@@ -194,7 +239,8 @@ def read_state(path: Path) -> tuple[StateDict, Any]:
         content = load(path)
         if isinstance(content, Mapping) and {"settings", "optimizer"} <= content.keys():
             raise UserError(
-                f"{path}: a run's state, for --resume; expected its best_model_srcc_….pkl"
+                f"{path}: this is the state that --resume goes on from; expected the run's best "
+                "model, best_model_srcc_….pkl"
             )
         state = find_state_dict(path, content)
         return state, description_of(state)
@@ -228,7 +274,7 @@ def fill(model: torch.nn.Module, state: StateDict, path: Path) -> None:
     ]
     if problems:
         raise UserError(
-            f"{path}: its parameters do not fit the model it should be: {'; '.join(problems)}"
+            f"{path}: its parameters do not fit the expected model: {'; '.join(problems)}"
         )
     # The counters are loaded where there are any; the computed buffers stay the model's own.
     kept = {name: tensor for name, tensor in state.items() if not name.endswith(COMPUTED)}

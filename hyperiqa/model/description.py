@@ -1,8 +1,9 @@
 """What the description of a model may hold, its certificate included.
 
-The description comes with the file, from anywhere. Every field that some part of this program reads
-is checked here for its kind and its range, before anything is built or allocated by it; other
-fields may be anything plain. `training/certificate.py` says what the certificate means.
+A file may come from anywhere, and its description comes with it. Every field that some part of this
+program reads is checked here for its kind and its range, before anything is built or allocated by
+it. Other fields may hold any plain values. `training/certificate.py` says what the certificate
+means.
 """
 
 from collections.abc import Mapping
@@ -180,7 +181,7 @@ def problem_of_description(description: Any) -> str | None:
     # A later format may know other kinds, so its number is looked at first.
     format_number = description.get("format") if isinstance(description, Mapping) else None
     if whole_number(FORMAT + 1).fits(format_number):
-        return f"of format {format_number}, newer than this program's {FORMAT}"
+        return f"its description has format {format_number}, but this program reads only {FORMAT}"
     problem = mismatch(description, DESCRIPTION)
     if problem is None and (certificate := certificate_of(description)):
         problem = mismatch(certificate, CERTIFICATE, "certificate")

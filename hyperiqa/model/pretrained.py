@@ -1,41 +1,11 @@
-"""Weights that an encoder starts from: a file of the user's, or a download."""
+"""Weights that an encoder starts from, out of a file of the user's."""
 
-import threading
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.model.checkpoints import IDLE, find_model, read_state
-from hyperiqa.model.foreign import public_name
-
-
-def check_reachable(url: str, seconds: float = 12) -> None:
-    """Raise OSError unless the server of `url` answers, with whatever status, within `seconds`.
-
-    Without network a download would take minutes to fail: name look-ups, which no socket timeout
-    covers, and the libraries' retries.
-    """
-    problems: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            request = urllib.request.Request(url, method="HEAD")
-            urllib.request.urlopen(request, timeout=seconds).close()
-        except urllib.request.HTTPError:
-            # An error of HTTP is an answer too.
-            pass
-        except Exception as problem:
-            problems.append(problem)
-
-    # A daemon does not keep the program from ending while a look-up hangs.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
-        raise OSError(f"{url} does not answer")
-    if problems:
-        raise OSError(f"{url}: {getattr(problems[0], 'reason', problems[0])}")
+from hyperiqa.model.foreign import public_names
 
 
 def load_backbone_weights(backbone: Any, path: Path) -> None:
@@ -45,8 +15,7 @@ def load_backbone_weights(backbone: Any, path: Path) -> None:
     backbone is taken. A classifier and our LDA are left out. Raises UserError naming what is
     missing.
     """
-    content, _ = read_state(find_model(path))
-    state = {public_name(name): tensor for name, tensor in content.items()}
+    state: dict[str, Any] = public_names(read_state(find_model(path))[0])
     prefix = (
         f"{backbone.prefix}.backbone." if hasattr(backbone, "backbone") else f"{backbone.prefix}."
     )

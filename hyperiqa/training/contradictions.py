@@ -12,6 +12,7 @@ from hyperiqa.base.command_line import Given, problem_of
 from hyperiqa.base.errors import not_installed
 from hyperiqa.base.files import exists_or_on_hub
 from hyperiqa.base.plain_values import to_text
+from hyperiqa.base.public_models import no_such_model
 from hyperiqa.datasets.names import check_lower_is_better, reader_name
 from hyperiqa.training.flags import WHOLE_MAPS, for_csv_alone
 
@@ -109,9 +110,9 @@ def _of_files(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if "distill_weight" in given and not options.teacher:
         yield "--distill_weight needs --teacher"
     if options.teacher and not exists_or_on_hub(options.teacher):
-        yield f"--teacher {options.teacher}: no such file or folder"
+        yield f"--teacher {no_such_model(options.teacher)}"
     if options.init and not exists_or_on_hub(options.init):
-        yield f"--init {options.init}: no such file or folder"
+        yield f"--init {no_such_model(options.init)}"
     set_names = [*options.trained, *(options.cross_test or ())]
     if "csv" not in map(reader_name, set_names):
         yield from for_csv_alone(given, "--dataset csv")

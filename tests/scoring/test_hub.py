@@ -110,7 +110,7 @@ def test_a_model_is_pushed_pulled_and_read_without_network(tool, place, server):
     cache = place / "home" / "hub" / "models--ada--koniq"
     assert {path.name for path in (cache / "snapshots").iterdir()} == {first, repo["head"]}
     done = tool("predict.py", "hf://ada/other", "photos", code=2, offline=True)
-    assert done.stderr.startswith("error: hf://ada/other: model.safetensors cannot be had: ")
+    assert done.stderr.startswith("error: hf://ada/other: model.safetensors cannot be downloaded: ")
     assert done.stderr.count("\n") == 1
 
 
@@ -124,9 +124,9 @@ def _scaled(state, d):
 def test_what_is_not_there_is_said_in_one_line(tool):
     tool("export.py", "m.pkl", "--push", "ada/koniq")
     for name, said in (
-        ("ada/none", "hf://ada/none: model.safetensors cannot be had: "),
+        ("ada/none", "hf://ada/none: model.safetensors cannot be downloaded: "),
         ("ada/koniq@v9", "hf://ada/koniq@v9"),
-        ("ada/koniq/x.pkl", "hf://ada/koniq: x.pkl cannot be had: "),
+        ("ada/koniq/x.pkl", "hf://ada/koniq: x.pkl cannot be downloaded: "),
     ):
         done = tool("predict.py", f"hf://{name}", "photos", code=2)
         assert done.stderr.startswith(f"error: {said}"), done.stderr
@@ -173,7 +173,7 @@ def test_the_card_has_the_figures_and_no_nan(launcher, place):
         (["m.pkl", "--private"], "--private needs --push"),
         (
             ["nosuch", "--push", "a/b"],
-            "nosuch: no such file or folder; expected a model file, a run's folder or hf://USER/NAME",
+            "nosuch: no such file or folder; expected a model file, a run's folder, hf://USER/NAME or a public model (koniq, koniq-authors)",
         ),
     ],
 )

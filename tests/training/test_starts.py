@@ -14,6 +14,6 @@ def test_a_model_whose_weights_depend_on_the_size_of_patches_says_which(tmp_path
         teacher.model(None, options)
     assert str(problem.value) == (
         "--patch_size 96: expected 64, with which the model was trained: "
-        f"{tmp_path}/teacher.pkl: its parameters do not fit the model it should be: "
+        f"{tmp_path}/teacher.pkl: its parameters do not fit the expected model: "
         "1 of another shape (timm.backbone.pos_embed)"
     )
