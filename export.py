@@ -1,12 +1,12 @@
-"""Write a trained model for use elsewhere: as ONNX, as safetensors, for pyiqa, or on the Hub.
+"""Write a trained model for use elsewhere: ONNX, safetensors, pyiqa or the Hub.
 
-    python export.py checkpoints/NAME                         # ONNX, beside the model
+    python export.py checkpoints/NAME                    # ONNX beside the model
     python export.py best_model.pkl koniq.onnx --opset 20
-    python export.py best_model.pkl koniq.safetensors         # tensors, description
-    python export.py koniq_pretrained.pkl koniq.pkl           # the same as a state dict
+    python export.py best_model.pkl koniq.safetensors    # tensors, description
+    python export.py best_model.safetensors koniq.pkl    # as a state dict
     python export.py checkpoints/NAME koniq.pth --layout pyiqa
-    python export.py checkpoints/NAME koniq.hub               # what --push uploads
-    python export.py checkpoints/NAME --push user/name        # for hf://user/name
+    python export.py checkpoints/NAME koniq.hub          # what --push uploads
+    python export.py checkpoints/NAME --push user/name   # for hf://user/name
 
 The ending of OUTPUT chooses the format, or --format does. The public HyperIQA
 code loads the state dict of .pkl and .pth. The ONNX graph takes uint8 patches
