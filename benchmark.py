@@ -1,11 +1,16 @@
-"""How much faster than the published procedure? Both, phase by phase, in one run on the same files. And what a model
-costs: parameters, operations, latency and memory, as papers print them. docs/performance.md says how it is measured.
+"""Compare the speed of this code with the published procedure, phase by phase.
 
-    python benchmark.py                                     # 113 generated images, Swin-T
-    python benchmark.py --backbone resnet --train_patch_num 4
-    python benchmark.py --dataset_path koniq-10k --spaq_path spaq-test --train_patch_num 20 --plain_steps 60
-    python benchmark.py --step 20 --processes 1 2 --batch_size 32          # where a training step's time goes
-    python benchmark.py --model resnet50 swin_tiny_patch4_window7_224+concat checkpoints/NAME --latex costs.tex"""  # noqa: E501  (the text of --help)
+Both run on the same files. With --model, measure instead what models cost:
+parameters, operations, latency and memory, as papers print them.
+docs/performance.md says how all of it is measured.
+
+  python benchmark.py                  # 113 generated images, Swin-T
+  python benchmark.py --backbone resnet --train_patch_num 4
+  python benchmark.py --dataset_path koniq-10k --spaq_path spaq-test \\
+      --train_patch_num 20 --plain_steps 60
+  python benchmark.py --step 20 --processes 1 2 --batch_size 32
+  python benchmark.py --model resnet50 checkpoints/NAME --latex costs.tex
+  python benchmark.py --model swin_tiny_patch4_window7_224+concat"""
 
 import argparse
 import importlib
@@ -58,32 +63,46 @@ def parse_flags() -> argparse.Namespace:
     flags.value(
         "--backbone",
         None,
-        "Swin-T or ResNet-50 (default: swin; --step: both)",
+        "Swin-T or ResNet-50 (default: swin; with --step: both)",
         choices=list(BACKBONES),
     )
-    flags.count("--images", 113, "generate N images in KonIQ's proportions", least=10)
-    flags.path("--dataset_path", None, "a KonIQ-10k folder instead")
-    flags.path("--spaq_path", None, "and a SPAQ folder")
-    flags.count("--train_patch_num", 2, "train patches per image")
-    flags.count("--test_patch_num", 20, "test patches per image")
-    flags.batch_size(96, "train patches per step")
-    flags.device()
-    flags.value("--precision", "auto", "of our training", choices=["auto", "fp32", "bf16"])
-    flags.switch("--compile", "compile", True, "torch.compile our training step")
-    flags.switch("--no_deterministic", "no_deterministic", True, "let cuDNN choose our kernels")
-    flags.count("--repeats", 3, "runs of each; medians are shown")
     flags.count(
-        "--plain_steps", None, "measure plain on N training steps and N test images a set at most"
+        "--images",
+        113,
+        "generate N images, split in the proportions of KonIQ-10k and SPAQ",
+        least=10,
+    )
+    flags.path("--dataset_path", None, "a KonIQ-10k folder to use instead of generated images")
+    flags.path("--spaq_path", None, "the SPAQ folder that goes with --dataset_path")
+    flags.count("--train_patch_num", 2, "training patches per image")
+    flags.count("--test_patch_num", 20, "test patches per image")
+    flags.batch_size(96, "training patches per step")
+    flags.device()
+    flags.value(
+        "--precision", "auto", "precision of this code's training", choices=["auto", "fp32", "bf16"]
+    )
+    flags.switch("--compile", "compile", True, "compile this code's training step")
+    flags.switch(
+        "--no_deterministic",
+        "no_deterministic",
+        True,
+        "let cuDNN choose the fastest kernels for this code",
+    )
+    flags.count("--repeats", 3, "how often each procedure runs; medians are shown")
+    flags.count(
+        "--plain_steps",
+        None,
+        "run the published procedure on at most N steps and N test images per set",
     )
     flags.count(
         "--step",
         None,
-        "where the time of a training step goes instead, of N steps, for both backbones",
+        "measure instead where the time of a training step goes, over N steps",
     )
     flags.value(
         "--processes",
         [1],
-        "with --step: how many processes share a step",
+        "with --step: how many processes share a step; several numbers are compared",
         nargs="+",
         type=int,
         metavar="N",
@@ -91,23 +110,23 @@ def parse_flags() -> argparse.Namespace:
     flags.value(
         "--model",
         None,
-        "what these models cost instead: NAME of a backbone, NAME+FUSION, or a checkpoint",
+        "measure instead what models cost: NAME of a backbone, NAME+FUSION, or a checkpoint",
         nargs="+",
         metavar="MODEL",
     )
     flags.count("--patch_size", 224, "with --model NAME: side of a patch in pixels", least=32)
-    flags.output("--latex", "with --model: write the table for a paper")
-    flags.output("--json", "write all measurements")
+    flags.output("--latex", "with --model: write the table in LaTeX")
+    flags.output("--json", "write all measurements to this file")
     return flags.parse(None, contradictions)
 
 
 def contradictions(flags: argparse.Namespace, given: Given) -> Iterator[str]:
-    """What is wrong with flags that do not go together, a sentence each."""
+    """Yield a message for each combination of flags that does not fit together."""
     if bool(flags.dataset_path) != bool(flags.spaq_path):
-        yield "--dataset_path and --spaq_path belong together"
+        yield "--dataset_path and --spaq_path: expected both or none"
     unfit = set(given) - MODEL_FLAGS
     if flags.model and unfit:
-        yield f"--model takes no {', '.join(f'--{name}' for name in sorted(unfit))}"
+        yield f"--model cannot be combined with {', '.join(f'--{name}' for name in sorted(unfit))}"
     if "processes" in given and not flags.step:
         yield "--processes needs --step"
     if min(flags.processes) < 1:
@@ -140,7 +159,7 @@ def main() -> None:
 
 
 def published() -> Any:
-    """The published procedure, which lies with the tests, being what this code is compared with."""
+    """The module with the published procedure, which is kept with the tests."""
     sys.path.insert(0, str(HERE / "tests"))
     return importlib.import_module("published")
 
@@ -156,8 +175,7 @@ def measure(flags: argparse.Namespace) -> None:
     flags: as `run_child` hands them on. `flags.child` says what is measured: "model", "step",
     "plain" (the published procedure) or "ours".
     """
-    # torch is imported here alone: the process that checks the flags and starts this one needs
-    # none of it.
+    # Only this process imports torch; the one that checks the flags and starts it does not wait.
     from hyperiqa.base.device import choose_device
     from hyperiqa.datasets.readers import READERS
     from hyperiqa.scoring import costs

@@ -165,8 +165,7 @@ class _Reader:
             return
         # A round begins where the log says so, or, since not every code does, where epoch 1 comes
         # again.
-        has_rows = any(number == self.round for number, _ in self.rows)
-        if has_rows and (self.announced or epoch == 1):
+        if self.round in self.rounds and (self.announced or epoch == 1):
             self.round += 1
         self.announced = None
         self.rounds.setdefault(self.round, {"round": self.round, "seed": self.seed})
@@ -184,15 +183,15 @@ class _Reader:
         self.end("cut off")
 
     def _is_whole(self, fields: list[str], complete: bool) -> bool:
-        # A line without an end may stop in the middle of a figure.
+        # A line without an end may stop in the middle of a figure, which has four digits.
         needed = len(self.columns)
         # Some codes leave the columns behind the test set's empty.
         if "Test_PLCC" in self.columns:
             needed = self.columns.index("Test_PLCC") + 1
         if not needed <= len(fields) <= len(self.columns):
             return False
-        has_all_digits = re.search(r"\.\d{4}$|nan$", fields[-1]) is not None
-        return complete or (len(fields) == len(self.columns) and has_all_digits)
+        ends_whole = re.search(r"\.\d{4}$|nan$", fields[-1]) is not None
+        return complete or (ends_whole and len(fields) == len(self.columns))
 
     def _figures(self, loss: re.Match, fields: list[str]) -> dict[str, dict]:
         train = {"loss": _number(loss[1])}

@@ -18,7 +18,7 @@ Sets = dict[str, dict[str, standards.Measured]]
 
 
 def with_overall(sets: Sets) -> Sets:
-    """The sets, and where there are several the figures over all sets, of those that all have."""
+    """Add the figures over all sets, where there are several sets, that every set has."""
     if len(sets) < 2:
         return sets
     overall = {}
@@ -35,7 +35,7 @@ def _in_all(figures: Sequence[Mapping[str, standards.Measured]]) -> list[str]:
 def entry_standards(entry: Entry) -> Sets:
     """The standards' figures on a run's test set and cross tests with known scores.
 
-    Over seeds means, of the figures and of each image's influence.
+    Of several seeds, the figures and each image's influence are averaged.
     """
     sets: Sets = {}
     for part in ("test", *entry.runs[0].cross_tests):

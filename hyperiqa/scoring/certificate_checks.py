@@ -95,9 +95,10 @@ def compare(item: str, certified: object, current: object, otherwise: str = DIFF
 def compare_fields(
     item: str, certified: Mapping[str, Any], current: Mapping[str, Any], otherwise: str = DIFFERS
 ) -> list[Check]:
-    """Compare plain values field by field: a check for each that is not the same, or one for all.
+    """Compare plain values field by field.
 
-    A field that one of the two lacks counts as None, and so does nan, which JSON cannot hold.
+    Returns a check for each field that differs, or a single check if all agree. A missing field
+    counts as None, and so does nan, which JSON cannot hold.
     """
     checks: list[Check] = []
     for name in sorted({*certified, *current}):

@@ -1,6 +1,6 @@
 """Tables of what models and training steps cost, from what `costs` measured.
 
-Nothing here needs torch: whoever only shows the figures does not wait for it.
+Nothing here needs torch, so that showing figures does not wait for its import.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ STEP_HEADER = [
 
 
 def step_row(backbone: str, process_count: int, times: Mapping[str, Any]) -> list[str]:
-    """A row under STEP_HEADER. times: as of `costs.measure_parts`, with the peak memory."""
+    """A row under STEP_HEADER. times: from `costs.measure_parts`, with the peak memory."""
     milliseconds = [f"{1000 * times[part]:.4g}" for part in ("whole", *STEP_PARTS)]
-    # What a step takes beyond the device's work, it waits: for data, records or other processes.
+    # A step waits for data, records or other processes while the device has no work.
     on_device = sum(times[part] for part in ("forward", "loss", "backward", "optimizer"))
     waits = max(0.0, times["whole"] - on_device)
     return [
@@ -51,9 +51,9 @@ def cost_header(costs: Mapping[str, Any]) -> list[str]:
 
 
 def cost_rows(name: str, costs: Mapping[str, Any]) -> list[list[str]]:
-    """The whole model with latency and memory, then its parts, but for those that cost nothing.
+    """A row for the whole model, with latency and memory, then one for each part that has a cost.
 
-    costs: as of `costs.measure_model`, with the peak memory.
+    costs: from `costs.measure_model`, with the peak memory.
     """
     parameters = costs["parameters"]
     macs = costs["macs"]
@@ -70,13 +70,13 @@ def cost_rows(name: str, costs: Mapping[str, Any]) -> list[list[str]]:
     for part in MODEL_PARTS:
         if parameters[part] or macs[part]:
             cells = ["", part, *_counts(parameters[part], macs[part])]
-            # Latency and memory are the whole model's alone.
+            # Latency and memory are measured only for the whole model.
             rows.append(cells + [""] * (len(whole) - len(cells)))
     return rows
 
 
 def _counts(parameters: int, macs: int) -> list[str]:
-    """Cells of millions of parameters, GMACs and GFLOP; a multiply-accumulate is two operations."""
+    # Millions of parameters, GMACs and GFLOP; a multiply-accumulate is two operations.
     return [f"{count:.4g}" for count in (parameters / 1e6, macs / 1e9, 2 * macs / 1e9)]
 
 
@@ -92,8 +92,7 @@ def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         if row[0]:
             lines.append(r"\midrule")
         lines.append(_latex_line(row))
-    lines += [r"\bottomrule", r"\end{tabular}", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def _latex_line(cells: Sequence[str]) -> str:

@@ -65,7 +65,7 @@ def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str,
 
 
 def _load_net(name: str, patch_size: int, device: torch.device) -> tuple[HyperNet, int]:
-    """The network that `name` stands for, and the side of its patches."""
+    # The network that `name` stands for, and the side of its patches.
     if exists_or_on_hub(Path(name)):
         model = quality_model.load(name, str(device))
         return model.net, model.description["patch_size"]
@@ -208,7 +208,6 @@ def _train(
     criterion: engine.Criterion,
     batches: Iterable[dict],
 ) -> None:
-    """Train on the batches with the training's own loop."""
     engine.train_one_epoch(model, criterion, optimizer, batches, hardware, engine.EpochProgress())
 
 
@@ -238,12 +237,12 @@ def measure_parts(
 ) -> dict[str, Any]:
     """Measure training steps.
 
-    Returns seconds a step: `whole` as training makes them, and each of STEP_PARTS when the host
-    waits for the device after it. `backward` includes the sum of the processes' gradients,
-    `forward` the augmentation. Besides:
-    patches: per second, over all processes.
-    matrix: the device's operations per second in large products of matrices.
-    used: the share of `matrix` that these patches' products are, by torch's count of one patch.
+    Returns the seconds of a step: `whole`, as training runs it, and each of STEP_PARTS, measured
+    with the host waiting for the device after the part. `forward` includes the augmentation, and
+    `backward` the sum of the processes' gradients. It also returns:
+    patches: patches per second, over all processes.
+    matrix: the device's operations per second in large matrix products.
+    used: the share of `matrix` that the training uses, by torch's count of one patch's operations.
     """
     whole_batch.prepare(model)
 
@@ -319,7 +318,7 @@ def _seconds_of_parts(
 def matrix_speed(hardware: Hardware, repeats: int = 8) -> float:
     """The device's operations per second in a product of two large matrices.
 
-    It is the fastest of the repeats, in the precision in which the model is trained.
+    It is that of the fastest repeat, in the precision in which the model is trained.
     """
     side = 8192 if hardware.device.type == "cuda" else 2048
     a = torch.randn(side, side, device=hardware.device)

@@ -1,4 +1,4 @@
-"""The check of a certificate by training once more: whether all that it says comes out again."""
+"""The check of a certificate by training again: whether everything that it says comes out again."""
 
 import os
 import shlex
@@ -27,7 +27,7 @@ from hyperiqa.scoring.certificate_checks import (
 from hyperiqa.training.certificate import STARTS
 from hyperiqa.training.options import figure_settings
 
-# A file may ask for any number of threads, but not so many start everywhere.
+# A certificate may name any number of threads, but no system starts arbitrarily many.
 MOST_THREADS = 256
 # Flags of `certify.py` that a repeated run gets too.
 OWN_PLACES = ("image_root", "cache_dir", "workers")
@@ -77,8 +77,9 @@ def compare_descriptions(
     description: Mapping[str, Any], retrained: Mapping[str, Any]
 ) -> Iterator[Check]:
     """Compare a description and its certificate with those of a repeated run."""
-    figures = retrained["certificate"]["figures"]
-    yield from compare_figures("trained anew: ", description["certificate"]["figures"], figures)
+    yield from compare_figures(
+        "trained anew: ", description["certificate"]["figures"], retrained["certificate"]["figures"]
+    )
     stated, stated_origin = _parts(description)
     current, origin = _parts(retrained)
     # Another version may say more of a model than this description does.
@@ -88,23 +89,23 @@ def compare_descriptions(
 
 
 def _parts(description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a repeated run must say again, and what it need not: by what and where it was made."""
+    # What a repeated run must say again, and by what and where it was made, which may differ.
     certified = description["certificate"]
     fields = {**figure_settings(description), **description}
     del fields["certificate"]
     origin = {
         "code": certified["code"],
         "hardware": certified["hardware"],
-        # Another version may word them otherwise.
+        # Another version may word them differently.
         "notes": {name: facts["notes"] for name, facts in certified["sets"].items()},
     }
-    # The certificate's fields go by longer names, for it has a seed of its own.
+    # The certificate's fields get longer names, because it has a seed of its own.
     fields |= {f"certificate.{name}": fact for name, fact in certified.items()}
     return {name: fields[name] for name in fields.keys() - COMPARED}, origin
 
 
 def words_of_places(certified: Mapping[str, Any], paths: Paths, options: Namespace) -> list[str]:
-    """The flags of a repeated run that say what it reads, where that lies, and how fast it goes.
+    """The flags of a repeated run that say what it reads, from where, and how fast it goes.
 
     paths: data set -> where it lies here. options: the flags of `certify.py`.
     """

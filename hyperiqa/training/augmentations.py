@@ -1,4 +1,4 @@
-"""What is done to training patches and their MOS, and to no others: a stage of the training step.
+"""What is done to training patches and their MOS only: a stage of the training step.
 
 An augmentation draws what it does to each patch on the CPU, from the epoch's own generator, and is
 applied to the batch on the device: called with the patches uint8 (N, P, P, 3) and with what was
@@ -100,7 +100,7 @@ DEFAULT = {"hflip": 1.0}
 def draw(
     strengths: Mapping[str, float], rng: np.random.Generator, number: int
 ) -> dict[str, np.ndarray]:
-    """What each of the named augmentations, but `none`, does to `number` patches.
+    """What each of the named augmentations, except `none`, does to `number` patches.
 
     Returns arrays (number, …) by the names of the augmentations.
     """
@@ -136,7 +136,7 @@ def label_noise(
 def draw_mixing(
     rng: np.random.Generator, number: int, mixup: float, cutmix: float, side: int
 ) -> dict[str, np.ndarray]:
-    """How each patch is mixed with the one before it in its batch, the first with the last.
+    """How each patch is mixed with the one before it in its batch, and the first with the last.
 
     mixup, cutmix: parameters of the Beta distributions of the share that is kept; 0: never. With
     both, each mixes half of the patches; with neither, the result is {}. Else it holds:
@@ -170,8 +170,8 @@ def draw_mixing(
 def mixed(images: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Images (N, 3, P, P) after the mixing that was drawn for the batch.
 
-    Of 2N images, the last N are mixed into the first N: a process has only a part of the batch, and
-    brings the patches before its own with it.
+    Of 2N images, the last N are mixed into the first N: a process has only a part of the batch, so
+    its images are followed by the partners that other processes have.
     """
     if "blend" not in batch:
         return images
@@ -189,7 +189,7 @@ def mixed(images: torch.Tensor, batch: Mapping[str, torch.Tensor]) -> torch.Tens
 
 
 def trained_mos(mos: np.ndarray, drawn: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The MOS (N,) that a batch is trained on: with the noise and mixed as was drawn for it."""
+    """The MOS (N,) that a batch is trained on, with the noise and the mixing drawn for it."""
     if "label_noise" in drawn:
         mos = mos + drawn["label_noise"]
     if "share" in drawn:

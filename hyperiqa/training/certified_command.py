@@ -1,7 +1,7 @@
-"""The command of a certificate: it comes from a file, so settings are taken from it, never words.
+"""The command of a certificate, by which `certify.py --repeat` trains.
 
-`certify.py --repeat` trains by it. Its words are parsed as a train script parses them, and the
-settings that figures depend on are written again from their parsed values.
+It comes from a file, so its words are never run as they are: they are parsed as a train script
+parses them, and the settings that figures depend on are written again from the parsed values.
 """
 
 from argparse import Namespace
@@ -12,10 +12,10 @@ from hyperiqa.training.flags import Script, train_flags
 from hyperiqa.training.options import train_options
 from hyperiqa.training.run_files import NOT_FIGURES
 
-# Settings that no command of a file decides. Sets and starting models lie where the certificate
-# says, once they were checked; for what is left, such as launchers and outputs, there is no need.
-# The device stays, because another one rounds otherwise, and so does the permission without which
-# a run on overlapping sets is refused.
+# Settings that a certificate's command does not decide. Data sets and starting models are read from
+# where the certificate says, after they were checked; the rest, such as launchers and outputs,
+# changes no figure. The device is kept, because another one rounds differently, and so is the
+# permission to train on overlapping sets, which are refused without it.
 NOT_REPEATED = (NOT_FIGURES - {"device", "allow_overlap"}) | {"dataset", "backbone_weights"}
 
 
@@ -24,15 +24,15 @@ def read_command(
 ) -> tuple[Namespace, list[str]]:
     """The settings of a certificate's command, and the words that repeat those of its figures.
 
-    words: of the certificate. scripts: name -> what the script offers. The settings are as of
-    `train_options`; the words begin with the script and lack all of `NOT_REPEATED`. Raises
-    UserError where these are no words of one of the scripts.
+    words: the certificate's command. scripts: name -> what the script offers. The settings are
+    those of `train_options`; the words begin with the script and lack all of `NOT_REPEATED`. Raises
+    UserError where the command is not one of these scripts with valid flags.
     """
     name, *flag_words = words
     script = scripts.get(name)
     if script is None:
         raise UserError(f"{name}: expected one of {', '.join(scripts)}")
-    # The parser would print and leave.
+    # The parser would print its help and end the program.
     if any(word.startswith(("-h", "--help", "--version")) for word in flag_words):
         raise UserError("it asks for help")
     flags = train_flags(None, script)

@@ -71,7 +71,7 @@ def training_records(data: RunData) -> dict[str, list[Record]]:
 
 
 def _joined_images(data: RunData, records: Records) -> tuple[ImageCache | JoinedCache, list[int]]:
-    """The images of all trained sets as one cache, and each record's image number in it."""
+    # The images of all trained sets as one cache, and each record's image number in it.
     caches = [images.cache for images in data.images.values()]
     cache = JoinedCache(caches) if data.several else caches[0]
     first = 0
@@ -174,7 +174,7 @@ def prepare_features(
 
 
 def _encoder_key(options: Namespace, model: HyperNet) -> dict[str, Any]:
-    """Everything but the pixels that a patch's stage maps depend on, as plain values."""
+    # Everything but the pixels that a patch's stage maps depend on, as plain values.
     return {
         "encoder": checkpoints.digest(model.backbone.encoder_state()),
         "described": [

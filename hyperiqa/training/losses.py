@@ -105,7 +105,7 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "srcc": srcc_loss,
     "fidelity": fidelity_loss,
 }
-# Losses that any rising linear map of the scores leaves as they are.
+# Losses that no rising linear map of the scores changes.
 SCALELESS = ("plcc", "srcc")
 # Losses that compare images, which must be of one data set.
 COMPARING = (*SCALELESS, "fidelity")
@@ -114,10 +114,10 @@ COMPARING = (*SCALELESS, "fidelity")
 def within_sets(
     loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, mos: Tensor, sets: Tensor | None
 ) -> Tensor:
-    """A loss of a model's outputs (N, …) and the MOS (N,), taken within each data set alone.
+    """A loss of a model's outputs (N, …) and the MOS (N,), computed within each data set.
 
-    Returns the mean over the sets, weighed by their numbers of patches. sets: the number of each
-    patch's set (N,); None: all are of one.
+    Returns the mean over the sets, weighted by their numbers of patches. sets: the number of each
+    patch's set (N,); None: all patches are of one set.
     """
     if sets is None:
         return loss(outputs, mos)
@@ -182,7 +182,7 @@ class QualityLoss:
         if self.fit != "l1":
             yield f"Loss: {self.fit}"
         if self.fit in SCALELESS:
-            yield "Its scores are on no scale: it compares images alone"
+            yield "This loss leaves the scale of the scores open: it only compares images"
         if self.alpha:
             yield (
                 f"Ranking loss enabled: alpha={self.alpha:g}, margin={self.margin:g}, "
@@ -195,7 +195,7 @@ class QualityLoss:
 
 
 def make_criterion(options: Namespace) -> QualityLoss:
-    """The loss that a run's flags ask for."""
+    """The loss that a run's flags describe."""
     return QualityLoss(
         alpha=options.ranking_loss_alpha,
         margin=options.ranking_loss_margin,

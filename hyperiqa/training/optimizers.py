@@ -18,9 +18,9 @@ Groups = list[dict[str, Any]]
 
 
 def _split_by_decay(groups: Groups) -> Iterator[dict[str, Any]]:
-    """Each group in two: weights, and biases and norms, which have one dimension and no decay."""
     for group in groups:
         yield {**group, "params": [p for p in group["params"] if p.ndim > 1]}
+        # Biases and the weights of norms, which have one dimension, do not decay.
         yield {**group, "params": [p for p in group["params"] if p.ndim <= 1], "weight_decay": 0.0}
 
 
@@ -45,8 +45,8 @@ def optimizer_for(
 ) -> Optimizer:
     """The optimizer of an epoch with these rates: `previous`, or a new one where there is none.
 
-    weights: the parameters of `head` and of `backbone`. While the head's rate is None, the head is
-    in no optimizer. Steps clip gradients as `--clip_grad` says.
+    weights: the parameters of `head` and of `backbone`. A head with the rate None is in no
+    optimizer. Steps clip gradients as `--clip_grad` says.
     """
     for parameter in weights["head"]:
         # The gradients of a frozen head would be computed for nothing.
@@ -75,7 +75,7 @@ def moving_average(model: torch.nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a model's weights and statistics.
 
     Each update keeps the share `decay` of the average so far; the n-th keeps at most (1 + n) / (10
-    + n), to forget the first weights soon. Whole numbers are the newest.
+    + n), to forget the first weights soon. Of whole numbers, the newest are taken.
     """
 
     def update(averages: Any, newest: Any, updates: torch.Tensor | int) -> None:
@@ -104,7 +104,7 @@ class TrainedModel:
         return self.model if self.average is None else self.average.module
 
     def begin_epoch(self, rates: Rates, new: bool) -> None:
-        """Give the optimizer the epoch's rates; new: make another one, which remembers nothing."""
+        """Give the optimizer the epoch's rates; new: replace it by one that remembers nothing."""
         self.optimizer = optimizer_for(
             self.options, rates, self.model.parameter_groups(), None if new else self.optimizer
         )

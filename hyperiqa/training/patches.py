@@ -35,9 +35,8 @@ class Patches:
 
     def digest(self) -> str:
         """Changes when a patch or its place in the order changes."""
-        arrays = [self.image, self.top, self.left]
         # By name: in which order the augmentations were drawn does not matter.
-        arrays += [self.drawn[name] for name in sorted(self.drawn)]
+        arrays = [self.image, self.top, self.left, *map(self.drawn.get, sorted(self.drawn))]
         return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
@@ -58,10 +57,10 @@ def train_patches(
     """Random, augmented crops of each image, all shuffled together: a function of (seed, epoch).
 
     sizes: (n, 2) heights and widths.
-    per_image: number of crops of every image, or of each one (n,).
-    seed: the round's own, so round 2 of seed 7 is round 1 of seed 8.
+    per_image: the number of crops of every image, or an array with a number for each (n,).
+    seed: the seed of the round, so round 2 of seed 7 is round 1 of seed 8.
     augment: name -> strength.
-    fixed: take the crops of epoch 0, which is never trained, in an order of this epoch's own.
+    fixed: take the crops of epoch 0, which is never trained, shuffled anew for this epoch.
     """
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch)))
     if fixed and epoch:
@@ -77,7 +76,7 @@ def train_patches(
 
 
 def _spread(room: int, number: int) -> list[int]:
-    """Evenly spaced offsets in 0..room, coinciding ones once; a single one lies in the middle."""
+    """Evenly spaced offsets in 0..room without repetitions; a single one lies in the middle."""
     offsets = np.linspace(0, room, number) if number > 1 else [room / 2]
     return sorted({round(offset) for offset in offsets})
 
@@ -85,14 +84,14 @@ def _spread(room: int, number: int) -> list[int]:
 def _grid(height: int, width: int, patch_size: int, number: int) -> list[tuple[int, int]]:
     """(top, left) of `number` crops in the rows x columns that suit the image's shape best.
 
-    Crops that coincide come once.
+    Of crops that coincide, only one is returned.
     """
     shapes = [(rows, number // rows) for rows in range(1, number + 1) if number % rows == 0]
     aspect = np.log(height / width)
     rows, columns = min(shapes, key=lambda shape: abs(np.log(shape[0] / shape[1]) - aspect))
-    tops = _spread(height - patch_size, rows)
-    lefts = _spread(width - patch_size, columns)
-    return list(itertools.product(tops, lefts))
+    return list(
+        itertools.product(_spread(height - patch_size, rows), _spread(width - patch_size, columns))
+    )
 
 
 def test_patches(

@@ -3,10 +3,10 @@
 Each process asks here who it is, learns what the others know, and ends when another one ends. A
 program that was started alone is one process of one, and the functions return at once.
 
-An epoch is one global list of batches, and process r of W takes the rows r, r + W, … of each. Where
-a batch's rows run out before another process's do, the last row is one that other processes have
-too and that counts nowhere: all processes make the same steps. `whole_batch` holds the arithmetic
-that makes these steps those of one process. Process 0 alone writes files and prints.
+An epoch is one global list of batches; of W processes, process r takes the rows r, r + W, … of each
+batch. A process with no row left repeats the batch's last row, which then counts only once, so that
+all processes make the same steps. `whole_batch` holds the arithmetic that makes these steps equal
+to those of one process. Only process 0 writes files and prints.
 """
 
 import contextlib
@@ -26,11 +26,11 @@ from hyperiqa.base.errors import Interrupted, UserError
 # How long a process waits for the others in a step. When one ends, the others learn of it at once;
 # this is for one that neither works nor ends, as after SIGSTOP or on a disk that hangs.
 PATIENCE = timedelta(minutes=10)
-# How long it waits for one that decodes, computes or downloads for all processes of its node.
+# How long it waits for a process that decodes, computes or downloads for its whole node.
 LEADER_PATIENCE = timedelta(days=1)
 # How long the store that the processes share may take for an answer.
 ANSWER_SECONDS = 5
-# Words in what a collective raises when another process has gone.
+# Words in the error that a collective raises when another process has gone.
 GONE = (
     "Connection closed",
     "Connection reset",
@@ -54,7 +54,7 @@ def world_size() -> int:
 
 
 def share() -> tuple[int, int]:
-    """(rank, number of processes): the first row of a batch that it takes, and the stride."""
+    """(rank, number of processes): a process's first row of a batch, and the stride to the next."""
     return rank(), world_size()
 
 
@@ -175,9 +175,9 @@ def _reason(store: dist.Store) -> str:
 
 
 def _ask(question: Callable[[], Answer], default: Answer) -> Answer:
-    """What the store answers; the default where its process has gone, or does not answer.
+    """What the store answers; the default where its process has gone or does not answer.
 
-    A process that was stopped keeps its connections open, and the store waits for ever.
+    A process that was stopped keeps its connections open, and the store would wait for ever.
     """
     answers = [default]
 
@@ -248,8 +248,13 @@ def process_costs(
         import resource
 
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    step = (time.perf_counter() - ready) / max(1, steps)
-    return gather_objects({"start": start, "step": step, "memory": memory / 2**20})
+    return gather_objects(
+        {
+            "start": start,
+            "step": (time.perf_counter() - ready) / max(1, steps),
+            "memory": memory / 2**20,
+        }
+    )
 
 
 def cost_lines(process_costs: Sequence[Mapping[str, float]]) -> Iterator[str]:
@@ -281,7 +286,7 @@ def node_leader_first() -> Iterator[None]:
 def check_same_in_all(title: str, value: Mapping[str, Any]) -> None:
     """Raise UserError where the processes' values differ, naming the first difference.
 
-    title: what the values are, for the message. Process 0 alone raises; the others end with it.
+    title: what the values are, for the message. Only process 0 raises; the others end with it.
     """
     for number, other_value in enumerate(gather_objects(dict(value))):
         for name in {**value, **other_value}:

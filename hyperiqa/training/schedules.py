@@ -13,7 +13,7 @@ from hyperiqa.base.errors import counted
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates of one epoch; `head` is None where no optimizer has the head: it is frozen."""
+    """Learning rates of one epoch; `head` is None where the head is frozen, in no optimizer."""
 
     head: float | None
     backbone: float
@@ -32,14 +32,14 @@ class Constant:
 
     lr: float
     lr_ratio: float
-    # Whether an epoch's rates are the same in a longer run: a finished one can then be made longer.
-    # No annotation: a fact of the class, which is no field.
+    # Whether an epoch has the same rates in a longer run, so that a finished run can be extended.
+    # Without annotation, because it is a fact of the class and no field.
     extendable = True
 
     def rates(self, epoch: int, done: float = 0.0, history: Sequence[float] = ()) -> Rates:
-        """Rates of epoch 1, 2, … with the share `done` (0..1) of its steps behind it.
+        """The rates in epoch 1, 2, … when the share `done` (0..1) of its steps is done.
 
-        history: the SRCC of each epoch before.
+        history: the SRCC of each earlier epoch.
         """
         return Rates(self.lr * self.lr_ratio, self.lr)
 
@@ -56,7 +56,7 @@ class Cosine(Constant):
     """`--lr_scheduler cosine`: CosineAnnealingLR(T_max=epochs, eta_min), stepped after every epoch.
 
     Loshchilov & Hutter, SGDR (ICLR 2017), equation 5, without restarts. by_step (`cosine_step`):
-    the same cosine, but each step of an epoch has its own rate.
+    the same cosine, but with a rate for each step of an epoch.
     """
 
     epochs: int
@@ -102,8 +102,8 @@ class MultiStep(Constant):
 class Plateau(Constant):
     """`--lr_scheduler plateau`: ReduceLROnPlateau(mode="max", factor=0.1, patience, threshold=0).
 
-    It watches the SRCC by which the best epoch is chosen: a tenth of the rates after more than
-    `patience` epochs without a better one.
+    It watches the SRCC by which the best epoch is chosen: after more than `patience` epochs without
+    a better one, the rates fall to a tenth.
     """
 
     patience: int

@@ -1,10 +1,9 @@
 """The arithmetic of one batch that several processes share: the same step as by one process.
 
 Each process computes its own rows of the batch; `processes` says which rows these are. Losses see
-the whole batch: every process gathers all scores and computes the loss of all of them, but passes
-its gradient on to its own rows alone. The sum of the processes' gradients is then the gradient of
-one process. Batch norms take the statistics of all rows, and every process draws random masks for
-all rows.
+the whole batch: every process gathers all scores and computes their loss, but passes gradients on
+only to its own rows. The sum of the processes' gradients is then the gradient of one process. Batch
+norms take the statistics of all rows, and every process draws random masks for all rows.
 """
 
 import itertools
@@ -33,7 +32,7 @@ _gradient_sum: "GradientSum | None" = None
 
 
 def begin_step(rows: int) -> None:
-    """Begin a step on a batch of so many rows, over all processes."""
+    """Begin a step on a batch that has this many rows, over all processes."""
     global _batch_rows
     _batch_rows = rows
 
@@ -41,7 +40,7 @@ def begin_step(rows: int) -> None:
 def gathered(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Outputs of this process's rows, each (n, …), as those of the whole batch, (B, …).
 
-    Gradients flow to this process's rows alone.
+    Gradients flow only to this process's rows.
     """
     if world_size() == 1:
         return dict(outputs)
@@ -64,7 +63,7 @@ class GradientSum:
     """Adds up the processes' gradients while the backward pass still runs.
 
     Its buckets never change, unlike those of torch's DistributedDataParallel: a resumed run adds in
-    the same order as one that went on, to the last bit.
+    the same order as an uninterrupted one, so that both agree to the last bit.
     """
 
     def __init__(self, model: nn.Module, trained: list[nn.Parameter]):
@@ -208,13 +207,13 @@ class _WholeBatchNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
-        # Without a last row that fills up: other processes have it too, and it would count twice.
-        counted = x[: len(range(rank(), _batch_rows, world_size()))]
+        # Without a repeated last row: another process has it too, and it would count twice.
+        own_rows = x[: len(range(rank(), _batch_rows, world_size()))]
         norm = nn.SyncBatchNorm.forward if x.is_cuda else _WholeBatchNorm._normed
-        normed = norm(self, counted)  # type: ignore[arg-type]
-        if len(counted) < len(x):
+        normed = norm(self, own_rows)  # type: ignore[arg-type]
+        if len(own_rows) < len(x):
             # The loss drops this row, but the model's later layers expect it.
-            normed = torch.cat([normed, x[len(counted) :].to(normed.dtype)])
+            normed = torch.cat([normed, x[len(own_rows) :].to(normed.dtype)])
         # timm's norms have their activation with them.
         for name in ("drop", "act"):
             if hasattr(self, name):
