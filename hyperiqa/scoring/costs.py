@@ -53,7 +53,7 @@ def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str,
     seconds per patch of every pass at each of BATCHES. Raises UserError for an unknown choice.
     """
     net, side = _load_net(name, patch_size, device)
-    net = net.to(device, memory_format=torch.channels_last).eval()
+    net = net.to(device).to(memory_format=torch.channels_last).eval()
     measured: dict[str, Any] = {**operations(net, side), "patch_size": side, "seconds": {}}
     patches = torch.zeros(BATCHES[-1], 3, side, side, device=device)
     with torch.no_grad():
