@@ -16,12 +16,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import IO
 
-FOLLOWER = Path(__file__).with_name("follower.py")
-
 
 @functools.cache
 def _lifeline() -> int:
-    """The reading end of a pipe whose other end closes when this process ends."""
+    # The reading end of a pipe whose other end closes when this process ends.
     reading_end, _ = os.pipe()
     return reading_end
 
@@ -32,16 +30,16 @@ def start_program(
     output: int | IO | None,
     errors: int | IO | None = None,
 ) -> subprocess.Popen:
-    """Start a Python program that ends once this process has gone, be it killed.
+    """Start a Python program that ends once this process is gone, even if it was killed.
 
-    words: the script, or -m and the module, and its arguments.
-    output, errors: where its stdout and stderr go, as `subprocess` takes it; None: as this one's.
+    words: the script, or -m and the module, and then its arguments.
+    output, errors: its stdout and stderr, as `subprocess` takes them. None means this process's.
 
     It runs in a session of its own: Ctrl-C reaches only the program that started it, which then
     ends it once.
     """
     return subprocess.Popen(
-        [sys.executable, str(FOLLOWER), *words],
+        [sys.executable, str(Path(__file__).with_name("follower.py")), *words],
         stdin=_lifeline(),
         stdout=output,
         stderr=errors,
@@ -62,7 +60,7 @@ def end_programs(processes: Sequence[subprocess.Popen], patience: float = 10) ->
         for process in processes:
             process.wait(max(0.1, deadline - time.monotonic()))
     for process in processes:
-        # The whole group, so that the processes of its data loaders end too.
+        # The signal goes to the whole group, so that the program's data loaders end too.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -78,10 +76,8 @@ def last_error(output: Path) -> str:
 
 
 def _follow_parent() -> None:
-    """In a worker process: leave Ctrl-C to the main process, and end when that process has ended.
-
-    A worker whose main process was killed would otherwise wait for work for ever.
-    """
+    # A worker process leaves Ctrl-C to the main process, and ends after it. If the main process was
+    # killed, the worker would otherwise wait for work for ever.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def exit_after_parent() -> None:
@@ -93,11 +89,9 @@ def _follow_parent() -> None:
 
 @contextlib.contextmanager
 def _apart() -> Iterator[None]:
-    """While active, the processes that are started know nothing of the main module and of Ctrl-C.
-
-    A fresh process imports the main module: a user's script that is not guarded by __name__ would
-    run again in each. Until `_follow_parent` is called there, Ctrl-C would end it with a traceback.
-    """
+    # Keeps the main module and Ctrl-C from the processes that are started meanwhile. A fresh
+    # process imports the main module: a user's script that is not guarded by __name__ would run
+    # again in each. Until `_follow_parent` is called there, Ctrl-C would end it with a traceback.
     main_module = sys.modules["__main__"]
     sys.modules["__main__"] = types.ModuleType("__main__")
     # The block is inherited; a signal that comes meanwhile reaches this process when it ends.
@@ -112,16 +106,17 @@ def _apart() -> Iterator[None]:
 def parallel_map(work: Callable, items: Iterable, processes: int, apart: bool = False) -> Iterator:
     """Yield `work(item)` of each item, in order, computed by worker processes.
 
-    One process means this process, without workers. With `apart` it is a worker all the same, for
-    work that may crash: BrokenProcessPool is raised where a worker dies. The workers end with this
-    process. They cannot know functions of the main module, so `work` is one of another module.
+    If `processes` is 1, this process does the work. With `apart`, a worker does it all the same:
+    it is for work that may crash, and BrokenProcessPool is raised if a worker dies. The workers end
+    with this process. They cannot use functions of the main module, so `work` must be a function of
+    another module.
     """
     if processes == 1 and not apart:
         yield from map(work, items)
         return
     # A forked worker would copy the locks that the threads of a caller hold.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, initializer=_follow_parent) as pool:
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawn, initializer=_follow_parent) as pool:
         with _apart():
             results = pool.map(work, items, chunksize=4)
         try:

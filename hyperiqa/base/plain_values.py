@@ -19,11 +19,7 @@ def to_json_value(value: object) -> Any:
 def to_text(value: object) -> str:
     """A setting as a person reads it, on one line."""
     if isinstance(value, Mapping):
-        value = [_item_to_text(key, item) for key, item in value.items()]
+        value = [key if item is None else f"{key}={item}" for key, item in value.items()]
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value)) or "none"
     return str(value)
-
-
-def _item_to_text(key: object, item: object) -> str:
-    return str(key) if item is None else f"{key}={item}"

@@ -1,8 +1,8 @@
-"""What a file from elsewhere may hold, and one line on a value that it must not.
+"""What a file from elsewhere may contain, and one line on a value that does not fit.
 
 A schema is built from `Kind`, `Every` and `Fields`. `mismatch` compares a value with it and names
 the first field that does not fit, what was expected and what was found, such as
-`certificate.epoch: expected a whole number of at least 1, found 'x'`. Values are those of JSON;
+`certificate.epoch: expected a whole number of at least 1, found 'x'`. The values are those of JSON;
 tuples count as lists. A long value is neither copied nor printed whole.
 """
 
@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Union
 
-# No sensible number is larger, and a float can hold all smaller ones.
+# No sensible number is larger, and a float can hold every smaller number.
 HUGE = 1e300
-# The longest text, and the most values of a list, where a schema does not say otherwise.
+# The longest text and the longest list, unless a schema sets other limits.
 LONGEST_TEXT = 10_000
 MOST_VALUES = 1_000_000
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of single values: what is expected, in words, and whether a value is one."""
+    """A kind of single values: what is expected, in words, and whether a value fits."""
 
     words: str
     fits: Callable[[Any], bool]
@@ -38,7 +38,7 @@ class Every:
 
 @dataclass(frozen=True)
 class Fields:
-    """Named fields: those that must be there, those that may be, and the kind of all others."""
+    """Named fields: the required ones, the optional ones, and the kind of all others."""
 
     required: Mapping[str, "Schema"]
     optional: Mapping[str, "Schema"]
@@ -49,7 +49,7 @@ Schema = Union[Kind, Every, Fields]  # noqa: UP007  (names in quotes)
 
 
 def number(low: float = -HUGE, high: float = HUGE) -> Kind:
-    """Numbers from `low` to `high`; nan and infinity are none."""
+    """Numbers from `low` to `high`, without nan and infinity."""
     return Kind(f"a number{_range(low, high)}", lambda x: _is_number(x) and low <= x <= high)
 
 
@@ -96,7 +96,7 @@ FIGURE = Kind("a number, or null", lambda x: x is None or x != x or number().fit
 
 
 def plain(depth: int) -> Kind:
-    """Anything that JSON can hold, in at most so many levels of lists and fields."""
+    """Anything that JSON can hold, with at most so many levels of lists and fields."""
     return Kind(f"plain values, at most {depth} levels deep", lambda x: _is_plain(x, depth))
 
 
@@ -114,14 +114,14 @@ PLAIN = plain(20)
 
 
 def table(kind: Schema) -> Fields:
-    """Fields of any names and of one kind."""
+    """Fields with any names, all of one kind."""
     return Fields({}, {}, kind)
 
 
 def mismatch(value: Any, schema: Schema, name: str = "") -> str | None:
-    """One line on the first field of a value that does not fit; None where everything fits.
+    """One line on the first field of a value that does not fit; None if everything fits.
 
-    name: of the field that has the value; "" for the outermost one.
+    name: the name of the field that has the value; "" for the outermost one.
     """
     expected = None
     inner: list[tuple[str, Any, Schema]] = []
@@ -143,8 +143,7 @@ def mismatch(value: Any, schema: Schema, name: str = "") -> str | None:
             inner.append((_joined(name, key), item, kinds.get(key, schema.others)))
     if expected is not None:
         return f"{name or 'the whole'}: expected {expected}, found {reprlib.repr(value)}"
-    problems = (mismatch(item, kind, field) for field, item, kind in inner)
-    return next((problem for problem in problems if problem), None)
+    return next(filter(None, (mismatch(item, kind, field) for field, item, kind in inner)), None)
 
 
 def _joined(name: str, key: str) -> str:

@@ -1,4 +1,4 @@
-"""Text that people read on a terminal or in a log: nothing in it steers the terminal."""
+"""Text that people read on a terminal or in a log, without anything that controls the terminal."""
 
 import errno
 import os
@@ -14,22 +14,21 @@ _UP = "\x1b[A"
 
 
 def printable(text: str, kept: str = "") -> str:
-    r"""The text with visible escapes, such as `\x1b` or `\n`, for what would steer a terminal.
+    r"""The text with visible escapes, such as `\x1b` or `\n`, in place of control characters.
 
     Names and texts from files need it: they could clear the screen, or look like other lines.
     kept: characters that stay as they are.
     """
-    letters = {letter for letter in _STEERING.findall(text) if letter not in kept}
-    escapes = {letter: letter.encode("unicode_escape").decode() for letter in letters}
-    return text.translate(str.maketrans(escapes))
+    steering = set(_STEERING.findall(text)) - set(kept)
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in steering})
 
 
 class Stream:
-    """Standard output or error that does not end the program, and that no text steers.
+    """Standard output or error that never ends the program, and writes no control characters.
 
-    It writes a ? for what it cannot encode, and escapes (`printable`) for all control characters
-    but line ends and tabs. Once its reader has gone, it drops what is written: `| head` has seen
-    enough, and a training goes on with its log.
+    It writes a ? for a character that it cannot encode, and escapes (`printable`) for all control
+    characters except line ends and tabs. Once its reader is gone, it drops the text: `| head` has
+    seen enough, and a training goes on with its log.
     """
 
     def __init__(self, stream: Any):
@@ -39,7 +38,7 @@ class Stream:
 
     def write(self, text: str) -> int:
         shown = text
-        # A bar moves up by writing nothing else, and begins its line anew by a first \r.
+        # A progress bar moves up by writing nothing else, and starts its line again by a first \r.
         if text.replace(_UP, ""):
             content = text.removeprefix("\r")
             shown = text[: len(text) - len(content)] + printable(content, kept="\n\t")

@@ -11,7 +11,7 @@ VERSION = "0.8.0"
 
 def git(*words: str) -> str | None:
     """The output of a git command about this program's own files; None outside a checkout."""
-    # An installed package may lie in another project's repository, which must not answer for it.
+    # An installed package may be inside another project's repository, which must not answer for it.
     if not IS_CHECKOUT:
         return None
     try:

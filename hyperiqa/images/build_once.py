@@ -132,10 +132,11 @@ def remove_stale(
         which is then kept.
     is_current(folder, index): whether a run can use the folder.
     """
-    pattern = re.compile(f"{name}_{DIGEST}")
-    for folder in filter(lambda folder: pattern.fullmatch(folder.name), cache_dir.iterdir()):
+    for folder in cache_dir.iterdir():
         with contextlib.suppress(UserError, *DAMAGED):
-            if not is_current(folder, read(folder)):
+            if re.fullmatch(f"{name}_{DIGEST}", folder.name) and not is_current(
+                folder, read(folder)
+            ):
                 remove_built(folder)
 
 

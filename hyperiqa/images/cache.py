@@ -293,10 +293,8 @@ class ImageCache:
 
 
 def _read_whole_cache(folder: Path) -> dict[str, Any]:
-    """The index of a complete cache, of this or an older format.
-
-    Raises one of DAMAGED where the folder's files are not those of a complete cache.
-    """
+    # The index of a complete cache, of this or an older format. Raises one of DAMAGED where the
+    # folder's files are not those of a complete cache.
     index = read_index(folder, INDEX_SCHEMA)
     # From this format on, each image has a perceptual hash.
     lists = ("sizes", "files", "digests") + ("looks",) * (index["format"] >= 4)

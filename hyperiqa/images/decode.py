@@ -5,7 +5,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +40,10 @@ SQUARE = 2048
 @contextmanager
 def room_for(pixels: int) -> Iterator[None]:
     """Before work on an image with so many pixels: wait until no other thread has a large one."""
-    if pixels <= LARGE:
-        yield
-        return
-    with _one_large:
-        # Memory that malloc keeps for one thread is missing for the image of another thread.
-        return_freed_memory()
+    with _one_large if pixels > LARGE else nullcontext():
+        if pixels > LARGE:
+            # Memory that malloc keeps for one thread is missing for the image of another thread.
+            return_freed_memory()
         yield
 
 
@@ -94,8 +92,7 @@ def _orientation(image: Image.Image) -> int:
     if image.format == "TIFF":
         return 1
     orientation = image.getexif().get(ExifTags.Base.Orientation)
-    is_standard = isinstance(orientation, int) and 1 <= orientation <= 8
-    return orientation if is_standard else 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
 def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
@@ -113,24 +110,21 @@ def from_pillow(image: Image.Image, exif_rotate: bool = False) -> np.ndarray:
         orientation = _orientation(image) if exif_rotate else 1
         image.load()
         width, height = image.size
-        shape = (width, height, 3) if orientation >= 5 else (height, width, 3)
-        pixels = np.empty(shape, np.uint8)
-        as_stored = _as_stored(pixels, orientation)
+        pixels = np.empty((height, width, 3), np.uint8)
         # A conversion copies its image several times. With small squares, the copies stay small.
         for top, left in itertools.product(range(0, height, SQUARE), range(0, width, SQUARE)):
             box = (left, top, min(left + SQUARE, width), min(top + SQUARE, height))
             square = image if box == (0, 0, width, height) else image.crop(box)
-            as_stored[top : top + SQUARE, left : left + SQUARE] = _as_rgb(square, image)
-        return pixels
+            pixels[top : top + SQUARE, left : left + SQUARE] = _as_rgb(square, image)
+        return _upright(pixels, orientation)
 
 
-def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    # A view of the upright pixels in the rows and columns of the file. The orientations are those
-    # of CIPA DC-008.
-    view = upright.swapaxes(0, 1) if orientation >= 5 else upright
+def _upright(stored: np.ndarray, orientation: int) -> np.ndarray:
+    # The orientations are those of CIPA DC-008.
     down = -1 if orientation in (3, 4, 6, 7) else 1
     right = -1 if orientation in (2, 3, 7, 8) else 1
-    return view[::down, ::right]
+    turned = stored[::down, ::right]
+    return np.ascontiguousarray(turned.swapaxes(0, 1) if orientation >= 5 else turned)
 
 
 def _as_rgb(square: Image.Image, original: Image.Image) -> np.ndarray:
@@ -167,8 +161,10 @@ def _grey_as_uint8(square: Image.Image, original: Image.Image) -> np.ndarray:
     bits = tags.get(ExifTags.Base.BitsPerSample, (16,))
     white_is_zero = tags.get(ExifTags.Base.PhotometricInterpretation, 1) == 0
     if tuple(bits) != (16,) or white_is_zero:
-        note = ", 0 as white" if white_is_zero else ""
-        raise ValueError(f"grey of {bits[0]} bits{note}: expected 8 or 16 bits")
+        raise ValueError(
+            f"grey of {bits[0]} bits{', 0 as white' if white_is_zero else ''}: "
+            "expected 8 or 16 bits"
+        )
     # A PNG may name one grey value that is transparent.
     transparent = original.info.get("transparency")
     if isinstance(transparent, int):
@@ -259,7 +255,9 @@ def fitted_size(
             f"absurdly large once resized from {original_width}x{original_height} "
             f"to {width}x{height} pixels"
         )
-    is_upscaled = (height, width) != resized_size(original_height, original_width, resize, 1)
+    is_upscaled = (height, width) != resized_size(
+        original_height, original_width, resize, min_side=1
+    )
     return (height, width), is_upscaled
 
 

@@ -159,10 +159,8 @@ class Features:
 
 
 def _read_whole_features(folder: Path) -> dict[str, Any]:
-    """The index of complete features, written by this version or an older one.
-
-    Raises one of DAMAGED if the folder's files are not those of complete features.
-    """
+    # The index of complete features, written by this version or an older one. Raises one of DAMAGED
+    # if the folder's files are not those of complete features.
     index = read_index(folder, INDEX_SCHEMA)
     size = (folder / "features.bin").stat().st_size
     # Before 0.9 the index named the images alone.

@@ -43,13 +43,13 @@ def near_duplicates(
         chunk = signs_a[start : start + 1024]
         # The dot product of two hashes: bits that agree minus bits that differ.
         agreement = np.maximum(chunk @ signs_b.T, (chunk * mirror) @ signs_b.T)
-        alike = np.argwhere(agreement >= HASH_BITS - 2 * bits)
-        pairs += [(start + int(i), int(j)) for i, j in alike]
+        for i, j in np.argwhere(agreement >= HASH_BITS - 2 * bits).tolist():
+            pairs.append((start + i, j))
     return pairs
 
 
 def _signs(hashes: Sequence[str]) -> np.ndarray:
-    """The bits of the hashes as -1 and 1, (N, 64) float32; a row of 0 for an empty hash."""
+    # The bits of the hashes as -1 and 1, (N, 64) float32; a row of 0 for an empty hash.
     digits = "".join(text or "0" * 16 for text in hashes)
     codes = np.frombuffer(bytes.fromhex(digits), np.uint8).reshape(-1, 8)
     signs = np.unpackbits(codes, axis=1) * np.float32(2) - 1

@@ -1,8 +1,8 @@
 """Figures of merit: how well predicted scores agree with opinion scores.
 
 Each figure takes two sequences of N numbers, the predictions and the MOS, and returns a float.
-It is nan, without a warning, where the figure is undefined: fewer than two images, constant or
-non-finite predictions. `FIGURES`, at the end, names the figures; log columns, records, medians,
+An undefined figure is nan, without a warning: for fewer than two images, and for constant or
+non-finite predictions. `FIGURES`, at the end, lists the figures; log columns, records, medians,
 tables and curves follow it.
 """
 
@@ -13,10 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
 
 
-def _finite(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
+def _defined(prediction, mos, constant: bool = False) -> tuple[np.ndarray, np.ndarray] | None:
+    # As vectors of doubles; constant: whether they may be constant.
     prediction = np.asarray(prediction, np.float64)
     mos = np.asarray(mos, np.float64)
     if prediction.shape != mos.shape or prediction.ndim != 1:
@@ -25,21 +26,16 @@ def _finite(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
         )
     if len(mos) < 2 or not np.isfinite([prediction, mos]).all():
         return None
+    # A range of zero, not a deviation of zero: the mean of equal numbers may be rounded.
+    if not constant and (np.ptp(prediction) == 0 or np.ptp(mos) == 0):
+        return None
     return prediction, mos
 
 
-def _defined(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
-    pair = _finite(prediction, mos)
-    # A range of zero, not a deviation of zero: the mean of equal numbers may be rounded.
-    if pair is None or np.ptp(pair[0]) == 0 or np.ptp(pair[1]) == 0:
-        return None
-    return pair
-
-
 def fittable(prediction, mos) -> tuple[np.ndarray, np.ndarray] | None:
-    """Predictions and MOS as vectors of doubles, None where no curve can be fitted to them.
+    """Predictions and MOS as vectors of doubles, or None if no curve can be fitted to them.
 
-    That is where one of them is constant or not finite, or too large or too small to be squared.
+    That is the case if one of them is constant, not finite, or too large or small to be squared.
     """
     pair = _defined(prediction, mos)
     if pair is None:
@@ -67,18 +63,18 @@ def srcc(prediction, mos) -> float:
     pair = _defined(prediction, mos)
     if pair is None:
         return math.nan
-    return plcc(stats.rankdata(pair[0]), stats.rankdata(pair[1]))
+    return plcc(scipy.stats.rankdata(pair[0]), scipy.stats.rankdata(pair[1]))
 
 
 def krcc(prediction, mos) -> float:
     """Kendall's rank correlation, -1..1: tau-b, with ties allowed (as scipy.stats.kendalltau)."""
     pair = _defined(prediction, mos)
-    return math.nan if pair is None else float(stats.kendalltau(*pair).statistic)
+    return math.nan if pair is None else float(scipy.stats.kendalltau(*pair).statistic)
 
 
 def rmse(prediction, mos) -> float:
     """Root mean square error in the units of the MOS, 0 or more, of constant predictions too."""
-    pair = _finite(prediction, mos)
+    pair = _defined(prediction, mos, constant=True)
     if pair is None:
         return math.nan
     return float(np.linalg.norm(pair[0] - pair[1]) / np.sqrt(len(pair[0])))
@@ -92,13 +88,13 @@ def logistic(parameters, prediction) -> np.ndarray:
     """
     upper, lower, centre, width = parameters
     x = np.asarray(prediction, np.float64)
-    return lower + (upper - lower) * special.expit((x - centre) / max(abs(width), 1e-300))
+    return lower + (upper - lower) * scipy.special.expit((x - centre) / max(abs(width), 1e-300))
 
 
 def fit_logistic(prediction, mos) -> np.ndarray | None:
     """Least-squares parameters (4,) of `logistic`.
 
-    None where nothing is `fittable`, or below five images: four parameters fit any four.
+    None if they are not `fittable`, and for fewer than five images: four parameters fit any four.
     """
     pair = fittable(prediction, mos)
     if pair is None or len(pair[0]) < 5:
@@ -114,7 +110,8 @@ def fit_logistic(prediction, mos) -> np.ndarray | None:
     # falling scores.
     starts = [np.array([y.max(), y.min(), 0.0, 1.0]), np.array([4 * slope, -4 * slope, 0.0, 2.0])]
     fits = [
-        optimize.least_squares(lambda p: logistic(p, x) - y, start, method="lm") for start in starts
+        scipy.optimize.least_squares(lambda p: logistic(p, x) - y, start, method="lm")
+        for start in starts
     ]
     upper, lower, centre, width = min(fits, key=lambda fit: fit.cost).x
     return np.array(
@@ -128,17 +125,17 @@ def fit_logistic(prediction, mos) -> np.ndarray | None:
 
 
 def fitted(prediction, mos) -> np.ndarray | None:
-    """Predictions (N,) mapped to the MOS by the fitted logistic; None where it is undefined."""
+    """Predictions (N,) mapped to the MOS by the fitted logistic; None if it is undefined."""
     parameters = fit_logistic(prediction, mos)
     return None if parameters is None else logistic(parameters, prediction)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A scale on which a figure varies alike wherever it lies.
+    """A scale on which a figure varies equally, whatever its value.
 
-    to, back: functions from the figure to the scale and back. slope: the change of the figure with
-    the scale, at a figure.
+    to, back: functions from the figure to the scale and back. slope: a function from a figure to
+    its change per unit of the scale.
     """
 
     to: Callable
@@ -146,7 +143,7 @@ class Scale:
     slope: Callable
 
     def unit(self, draws: np.ndarray) -> float:
-        """How much the figure changes per unit of the scale, about these draws of it."""
+        """How much the figure changes per unit of the scale, at the mean of these draws of it."""
         slope = float(self.slope(np.nanmean(draws)))
         return slope if slope > 0 else 1.0
 
@@ -158,9 +155,9 @@ class Scale:
         return float(self.back(self.to(value) - units)), float(self.back(self.to(value) + units))
 
     def decline(self, value: float, units: float) -> float:
-        """By how much a worse figure differs that is some units of the scale away.
+        """By how much a worse figure differs that is so many units of the scale away.
 
-        Worse figures vary more, so that of the two figures this far away the worse is farther.
+        Worse figures vary more: of the two figures at this distance, the worse one differs more.
         """
         low, high = self.interval(value, units * self.slope(value))
         return max(value - low, high - value)
@@ -175,8 +172,8 @@ LOG = Scale(np.log, np.exp, lambda value: value)
 class Figure:
     """A figure of merit and how the tools treat it.
 
-    of: computes it from predictions and MOS. recorded: a run records it of every epoch.
-    fitted: the logistic fit changes it. scale: where it varies alike.
+    of: computes it from predictions and MOS. recorded: whether a run records it for every epoch.
+    fitted: whether the logistic fit changes it. scale: the scale on which it varies equally.
     """
 
     of: Callable[..., float]
@@ -197,7 +194,7 @@ RECORDED = tuple(name for name, figure in FIGURES.items() if figure.recorded)
 
 
 def recorded(prediction, mos) -> dict[str, float]:
-    """The figures that a run records of every epoch, by name."""
+    """The figures that a run records for every epoch, by name."""
     return {name: FIGURES[name].of(prediction, mos) for name in RECORDED}
 
 
@@ -208,9 +205,10 @@ def figure_of(name: str) -> tuple[str, str]:
 
 
 def medians(rounds: Sequence[Mapping]) -> dict[str, dict[str, float]]:
-    """Medians over the rounds of their best epochs' figures, by part.
+    """Medians of the rounds' figures at their best epochs, by part.
 
-    Figures that are undefined in a round are left out, and so are figures defined in no round.
+    A round in which a figure is undefined does not count for it. A figure that is defined in no
+    round is left out.
     """
     # The parts, and what else a round says of its best epoch, such as its number.
     keys = dict.fromkeys(itertools.chain(*rounds))

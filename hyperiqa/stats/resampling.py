@@ -56,10 +56,8 @@ def bootstrap(
 
 
 def _tie_groups(values: np.ndarray) -> tuple[np.ndarray, Figures]:
-    """Each value's place (N,) among the distinct ones, and how often each of these is drawn.
-
-    The second is a function: counts (N, b) -> the sizes (distinct, b) of the groups of ties.
-    """
+    # Each value's place (N,) among the distinct ones, and how often each of these is drawn. The
+    # second is a function: counts (N, b) -> the sizes (distinct, b) of the groups of ties.
     _, place, sizes = np.unique(values, return_inverse=True, return_counts=True)
     order = np.argsort(place, kind="stable")
     starts = np.cumsum(sizes) - sizes
@@ -74,7 +72,7 @@ def _tie_groups(values: np.ndarray) -> tuple[np.ndarray, Figures]:
 
 
 def _ranker(values: np.ndarray) -> Figures:
-    """Counts (N, b) -> each image's mean rank in the resample, less the mean of all ranks."""
+    # Counts (N, b) -> each image's mean rank in the resample, less the mean of all ranks.
     place, sizes_of_groups = _tie_groups(values)
 
     def ranks(counts: np.ndarray) -> np.ndarray:
@@ -123,10 +121,8 @@ def _plcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 
 
 def _tied_pairs(place: np.ndarray) -> Figures:
-    """Counts (N, b) -> (b,): how many ordered pairs of a resample have the same place.
-
-    An image's pairs with itself and with its copies count too.
-    """
+    # Counts (N, b) -> (b,): how many ordered pairs of a resample have the same place. An image's
+    # pairs with itself and with its copies count too.
     sizes_of_groups = _tie_groups(place)[1]
 
     def tied(counts: np.ndarray) -> np.ndarray:

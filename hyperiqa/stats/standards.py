@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from scipy import optimize, special, stats
+import scipy
 
 from hyperiqa.stats import metrics
 from hyperiqa.stats.intervals import (
@@ -134,15 +134,13 @@ def monotonic_cubic(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
 
     # A straight line, and curves that bend either way.
     starts = ([0.7, 0.0, 0.7, 0.0], [0.7, 0.7, 0.1, 0.0], [0.7, -0.7, 0.1, 0.0])
-    fits = [optimize.least_squares(lambda p: curve(p) - y, start) for start in starts]
+    fits = [scipy.optimize.least_squares(lambda p: curve(p) - y, start) for start in starts]
     return mos.mean() + sign * scale * curve(min(fits, key=lambda fit: fit.cost).x)
 
 
 def _root_mean(squares: np.ndarray) -> Measured:
-    """The root of the mean square with the degrees of freedom that the mapping leaves.
-
-    P.1401, 7.5.1.
-    """
+    # The root of the mean square with the degrees of freedom that the mapping leaves. P.1401,
+    # 7.5.1.
     spare = len(squares) / (len(squares) - MAPPED)
     value = float(np.sqrt(spare * squares.mean()))
     # `spare` once more, because the mapping bends towards each image.
@@ -175,11 +173,11 @@ def different_similar(sample: Sample) -> Measured:
     if different.all() or not different.any():
         return Measured(NAN, np.full(len(sample.mos), NAN))
     sizes = np.abs(difference)
-    ranks = stats.rankdata(sizes)
+    ranks = scipy.stats.rankdata(sizes)
     below = np.empty(len(sizes))
     for kind in (different, ~different):
         # For each pair, the share of the pairs of the other kind that are smaller. Ties count half.
-        below[kind] = (ranks[kind] - stats.rankdata(sizes[kind])) / np.sum(~kind)
+        below[kind] = (ranks[kind] - scipy.stats.rankdata(sizes[kind])) / np.sum(~kind)
     auc = float(below[different].mean())
     influence = np.where(
         different, (below - auc) / np.sum(different), (1 - below - auc) / np.sum(~different)
@@ -213,10 +211,8 @@ def accuracy(sample: Sample) -> Measured:
 
 
 def _agreement(sample: Sample) -> tuple[np.ndarray, Pairs]:
-    """By how much the scores of significant pairs differ in the viewers' direction, and the pairs.
-
-    Above 0 where the model agrees with the viewers.
-    """
+    # By how much the scores of significant pairs differ in the viewers' direction, and the pairs.
+    # Above 0 where the model agrees with the viewers.
     difference, sign = sample.significant
     chosen = sign != 0
     first, second = sample.pairs
@@ -250,7 +246,7 @@ def _crossing(sample: Sample) -> float:
     z = np.sign(difference) * (sample.mos[i] - sample.mos[j]) / error
     edges = np.linspace(size.min(), size.max(), J149_BINS + 1)
     place = np.searchsorted(edges, size, "right") - 1
-    sums = np.bincount(place, special.ndtr(z))[:J149_BINS]
+    sums = np.bincount(place, scipy.special.ndtr(z))[:J149_BINS]
     counts = np.bincount(place)[:J149_BINS]
     pairs_in_bin = counts[1:] + counts[:-1]
     filled = pairs_in_bin > 0
@@ -311,7 +307,7 @@ def estimate(name: str, measured: Measured) -> Estimate:
     # A value of 0 has no logarithm.
     if not np.isfinite([value, error]).all() or not (is_share or value):
         return Estimate(value)
-    quantile = stats.t.ppf(UPPER_QUANTILE, n - 1)
+    quantile = scipy.stats.t.ppf(UPPER_QUANTILE, n - 1)
     if not is_share:
         return Estimate(value, *metrics.LOG.interval(value, quantile * error))
     # Pairs that share images tell less, or more, than as many images do. Where all are alike no
@@ -333,8 +329,8 @@ def difference(a: Measured, b: Measured) -> Difference:
         return Difference(value, NAN, NAN, NAN)
     if not np.isfinite(value) or not error:
         return Difference(value, NAN, NAN, float(value == 0))
-    freedom = len(between.influence) - 1
-    return replace(student(value, error, freedom), visible=DETECTABLE_IN_ERRORS * error)
+    tested = student(value, error, len(between.influence) - 1)
+    return replace(tested, visible=DETECTABLE_IN_ERRORS * error)
 
 
 def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
@@ -349,7 +345,7 @@ def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
     plus = residuals_a + residuals_b
     minus = residuals_a - residuals_b
     defined = len(plus) >= 4 and np.ptp(plus) > 0 and np.ptp(minus) > 0
-    return float(stats.pearsonr(plus, minus).pvalue) if defined else NAN
+    return float(scipy.stats.pearsonr(plus, minus).pvalue) if defined else NAN
 
 
 def over_sets(name: str, measured: Sequence[Measured]) -> Measured:
