@@ -1,10 +1,10 @@
-"""How sure a figure is: intervals for one run, for the difference of two, for groups of seeds.
+"""How certain a figure is: intervals for one run, for the difference of two, for groups of seeds.
 
-With predictions: the bootstrap over images (Efron & Tibshirani, An Introduction to the Bootstrap,
-1993). A resample of N images is held as its counts, how often each image was drawn, so that a
-figure of all resamples is a few matrix operations. Duplicated images are ties; every figure treats
-them as scipy.stats would. Without predictions: intervals from the number of images alone, for
-which the literature's formulas stand.
+With predictions, intervals come from the bootstrap over images (Efron & Tibshirani, An Introduction
+to the Bootstrap, 1993). A resample of N images is kept as counts, which say how often each image
+was drawn, so that the figures of all resamples take a few matrix operations. Duplicated images are
+ties, which every figure treats as scipy.stats would. Without predictions, intervals come from the
+number of images alone, by formulas of the literature.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +28,16 @@ DETECTABLE_IN_ERRORS = 2.8015852181129683
 
 Formula = Callable[[float, int], tuple[float, float]]
 
-# Equally likely values by which a variance that is known from few seeds is represented.
+# The number of equally likely values that represent a variance known from few seeds.
 _PLAUSIBLE = 1000
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval (nan where unknown).
+    """A figure with its 95 % interval (nan if it is unknown).
 
-    approximate: the interval is not from resampled images. deviation: the standard deviation over
-    seeds; nan for a single seed.
+    approximate: whether the interval comes from formulas, not from resampled images. deviation: the
+    standard deviation over seeds; nan for a single seed.
     """
 
     value: float
@@ -51,8 +51,9 @@ class Estimate:
 class Difference:
     """A − B with its 95 % interval and two-sided p-value.
 
-    approximate: not from resampled images. visible: the smallest true difference that a comparison
-    of as many images and seeds finds, its p below 5 %, 80 times in 100 (`visible_difference`).
+    approximate: whether the interval comes from formulas, not from resampled images. visible: the
+    smallest true difference that a comparison with as many images and seeds finds 80 times in 100,
+    with p below 5 % (`visible_difference`).
     """
 
     value: float
@@ -96,16 +97,16 @@ def _from_z(r: float, images: int, variance: float) -> tuple[float, float]:
 def unpaired_difference(
     a: float, b: float, interval: Formula, images_a: int, images_b: int
 ) -> Difference:
-    """Difference of two correlations of which only the values and numbers of images are known.
+    """Difference of two correlations from their values and numbers of images alone.
 
-    interval: `fisher` or `bonett_wright`. Zou's interval (Psychological Methods 12, 2007) for
-    independent samples, wider than a paired one; the p-value inverts it.
+    interval: `fisher` or `bonett_wright`. The result is Zou's interval (Psychological Methods 12,
+    2007) for independent samples, which is wider than a paired one, with the p-value that fits it.
     """
     low_a, high_a = interval(a, images_a)
     low_b, high_b = interval(b, images_b)
     low = a - b - np.hypot(a - low_a, high_b - b)
     high = a - b + np.hypot(high_a - a, b - low_b)
-    # The interval's half that reaches towards zero is as long as norm.ppf(0.975) standard errors.
+    # The half of the interval towards zero is as long as norm.ppf(0.975) standard errors.
     error = (a - b - low if a > b else high - (a - b)) / INTERVAL_IN_ERRORS
     p = float(2 * scipy.stats.norm.sf(abs(a - b) / error)) if error else 1.0
     return Difference(
@@ -118,10 +119,10 @@ def paired_difference(
 ) -> Difference:
     """A − B of two runs on the same images.
 
-    value: A − B as measured. draws (B,): both runs' figures on the same resamples. scale: where
-    the figures vary alike. The p-value is the smallest level at which the percentile interval
-    leaves zero out, counted as (k + 1) / (B + 1) (Davison & Hinkley, Bootstrap Methods and their
-    Application, 1997) so that it is never 0.
+    value: A − B as measured. draws (B,): both runs' figures on the same resamples. scale: the scale
+    on which the figures vary equally. The p-value is the smallest level at which the percentile
+    interval excludes zero. It is counted as (k + 1) / (B + 1) (Davison & Hinkley, Bootstrap Methods
+    and their Application, 1997), so that it is never 0.
     """
     by_images = float(np.nanvar(draws_a / scale.unit(draws_a) - draws_b / scale.unit(draws_b)))
     level = float(np.nanmean([draws_a, draws_b]))
@@ -143,10 +144,10 @@ def group_difference(
     """Difference of the means of two groups of seeds, by a bootstrap over images and seeds.
 
     figures (a,), (b,): each seed's figure on all images. draws (B, a), (B, b): the figures on the
-    same resamples of images, each of which also draws seeds. scale: where the figures vary alike.
-    Interval and p-value are Student's with Satterthwaite's degrees of freedom; only seeds limit
-    these, as images are plenty. A group of one seed is taken to spread like the other
-    (`_against_one`); one seed on both sides is a pair of runs.
+    same resamples of images, each of which also draws seeds. scale: the scale on which the figures
+    vary equally. Interval and p-value are Student's with Satterthwaite's degrees of freedom, which
+    the seeds limit, since there are plenty of images. A group of one seed is assumed to spread like
+    the other group (`_against_one`). One seed on both sides is a pair of runs.
     """
     value = float(np.mean(figures_a) - np.mean(figures_b))
     counts = (len(figures_a), len(figures_b))
@@ -191,7 +192,8 @@ def _drawn_seeds(figures: np.ndarray, draws: np.ndarray, random: np.random.Gener
 class Seeds:
     """How the figures of one setting's seeds vary, known with `freedom` degrees of freedom.
 
-    variance: of the figures. by_images: what finitely many images bring to it by chance.
+    variance: the variance of the figures. by_images: the part of it that comes by chance from the
+    finite number of images.
     """
 
     variance: float = 0.0
@@ -200,7 +202,7 @@ class Seeds:
 
     @property
     def spread(self) -> float:
-        """The variance of seeds beyond what images bring."""
+        """The variance of seeds without the part that images bring."""
         return max(0.0, self.variance - self.by_images)
 
 
@@ -212,11 +214,11 @@ def _mean_squares(freedom: int) -> np.ndarray:
 def pooled_seeds(
     settings: Sequence[tuple[Sequence[float], np.ndarray]], scale: Scale | None = None
 ) -> Seeds:
-    """How seeds vary in several settings that are taken to vary alike.
+    """How seeds vary in several settings that are assumed to vary equally.
 
-    settings: the figures (k,) of each setting's seeds and their draws (B, k) on resamples of
-    images. A setting of one seed says nothing. scale: where the settings vary alike; None: as
-    they are.
+    settings: the figures (k,) of each setting's seeds, and their draws (B, k) on resamples of
+    images. A setting with one seed says nothing. scale: the scale on which the settings vary
+    equally; None for the figures' own scale.
     """
     freedom = sum(len(figures) - 1 for figures, _ in settings)
     squares = 0.0
@@ -239,10 +241,10 @@ def _variance_of_mean(figures: Sequence[float]) -> np.floating:
 
 
 def _against_one(value: float, by_images: float, seeds: Seeds) -> Difference:
-    """A group against a single seed that is taken to spread like it.
+    """A group against a single seed that is assumed to spread like it.
 
-    Through all spreads that are plausible after the group (Tsui & Weerahandi's generalised
-    p-value, JASA 84, 1989). by_images: the difference's variance over images.
+    It averages over all spreads that are plausible given the group (Tsui & Weerahandi's generalised
+    p-value, JASA 84, 1989). by_images: the variance of the difference over images.
     """
     of_seeds = np.maximum(0, seeds.variance / _mean_squares(seeds.freedom) - seeds.by_images)
     errors = np.sqrt(by_images + of_seeds * (1 + 1 / (seeds.freedom + 1)))
@@ -269,7 +271,7 @@ def welch_difference(
 ) -> Difference:
     """Difference of the means of two groups of seeds from their figures alone.
 
-    Welch's t (Biometrika 34, 1947), which knows nothing of images; nan for a group of one seed.
+    By Welch's t (Biometrika 34, 1947), which does not look at images; nan for a group of one seed.
     """
     value = float(np.mean(figures_a) - np.mean(figures_b))
     counts = (len(figures_a), len(figures_b))
@@ -296,12 +298,12 @@ def visible_difference(
 ) -> float:
     """The smallest difference that a repetition with new images and seeds finds 80 times in 100.
 
-    by_images: the variance over images of the difference of two groups' means, on the scale where
-    figures vary alike, as are `seeds` and the result. counts: the seeds in each group. Found means
-    a p-value below 5 %. How much seeds vary is known from few: the mean is taken over all
-    variances that are plausible after them, and over what the repetition, which tests with its own
-    few seeds, may see of each. Where nothing is known of seeds, or there is one a side, images
-    alone count.
+    by_images: the variance over images of the difference of the two groups' means, on the scale on
+    which figures vary equally; `seeds` and the result are on this scale too. counts: the number of
+    seeds in each group. A difference is found if its p-value is below 5 %. As the variance of seeds
+    is known from few, the result is a mean over all variances that are plausible given these, and
+    over what the repetition, which tests with its own few seeds, may see of each. If nothing is
+    known about seeds, or each side has one, images alone count.
     """
     if not seeds.variance or max(counts) == 1:
         return DETECTABLE_IN_ERRORS * float(np.sqrt(by_images))
@@ -328,11 +330,12 @@ def visible_difference(
 
 
 def selection_bias(sets: Sequence[tuple[np.ndarray, np.ndarray]], splits: int = 200) -> float:
-    """By how much the best SRCC of E epochs flatters, the mean over the sets.
+    """By how much choosing the best of E epochs on the test images inflates the SRCC.
 
-    sets: (scores (E, N), MOS (N,)) of each. The epoch chosen on half of each set's images is
-    tested on the other half, and the other way round; twice the images halve the variance, hence
-    1/sqrt(2). nan below two epochs or eight images.
+    sets: (scores (E, N), MOS (N,)) of each set; the result is the mean over the sets. The epoch
+    chosen on half of each set's images is tested on the other half, and the other way round. Twice
+    the images halve the variance, hence the factor 1/sqrt(2). nan for fewer than two epochs or
+    eight images.
     """
     if any(len(scores) < 2 or len(mos) < 8 for scores, mos in sets):
         return NAN
@@ -361,10 +364,10 @@ def _plain_srcc(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
 
 
 def ceiling(mos: np.ndarray, error: np.ndarray, draws: int = 200) -> dict[str, float]:
-    """SRCC and PLCC of a perfect model, whose scores are the true quality.
+    """SRCC and PLCC of a perfect model, which scores the true quality.
 
-    error (N,): standard errors of the MOS (N,). Quality is spread as the MOS without the errors'
-    share, and votes are cast anew. nan where the errors explain all of the spread.
+    error (N,): standard errors of the MOS (N,). The quality is spread like the MOS without the part
+    of the errors, and votes are drawn again. nan if the errors explain all of the spread.
     """
     share = 1 - np.mean(error**2) / mos.var() if mos.var() else 0.0
     if share <= 0:

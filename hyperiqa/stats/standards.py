@@ -44,9 +44,9 @@ Pairs = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Measured:
-    """A figure's value and influence (N,): its error is about the mean of the influences.
+    """A figure's value and its influence (N,), which is how much each image moves it.
 
-    count: as how many images these count where no error is seen; 0 where that is their number.
+    count: the number of images that these count for if no error is seen; 0 for their own number.
     """
 
     value: float
@@ -87,9 +87,9 @@ class Sample:
 
     @cached_property
     def significant(self) -> tuple[np.ndarray, np.ndarray]:
-        """Of each pair the difference in score, and the sign of a significant one in MOS.
+        """For each pair, its difference in score, and the sign of its difference in MOS.
 
-        The sign is 0 where the viewers don't tell the two images apart.
+        The sign is 0 if the difference in MOS is not significant.
         """
         i, j = self.pairs
         gap = self.mos[i] - self.mos[j]
@@ -102,7 +102,7 @@ class Sample:
         return n * (np.bincount(pairs[0], values, n) + np.bincount(pairs[1], values, n))
 
     def without(self, group: int) -> "Sample":
-        """The sample but for one of `JACKKNIFED` groups of images."""
+        """The sample without one of `JACKKNIFED` groups of images."""
         kept = np.arange(len(self.mos)) * JACKKNIFED // len(self.mos) != group
         return Sample(self.scores[kept], self.mos[kept], self.error[kept])
 
@@ -153,7 +153,7 @@ def rmse(sample: Sample) -> Measured:
 
 
 def rmse_star(sample: Sample) -> Measured:
-    """P.1401, 7.7: of errors only what exceeds the 95 % interval of the MOS counts."""
+    """P.1401, 7.7: only the part of an error beyond the 95 % interval of the MOS counts."""
     return _root_mean(np.maximum(0, sample.residual - INTERVAL_IN_ERRORS * sample.error) ** 2)
 
 
@@ -164,9 +164,9 @@ def outlier_ratio(sample: Sample) -> Measured:
 
 
 def different_similar(sample: Sample) -> Measured:
-    """Krasula's AUC of pairs whose MOS differ significantly against the others.
+    """Krasula's AUC of telling pairs with significantly different MOS from the others.
 
-    The area under the ROC curve by which the size of a pair's difference in score tells them.
+    It is the area under the ROC curve for the size of a pair's difference in score.
     """
     difference, sign = sample.significant
     different = sign != 0
@@ -203,7 +203,7 @@ def better_worse(sample: Sample) -> Measured:
 
 
 def accuracy(sample: Sample) -> Measured:
-    """Krasula's share of the pairs that differ which the model orders rightly (a tie: half)."""
+    """Krasula's share of the different pairs that the model orders rightly. A tie counts half."""
     agreement, pairs = _agreement(sample)
     right = (np.sign(agreement) + 1) / 2
     share = float(right.mean()) if len(right) else NAN
@@ -222,9 +222,9 @@ def _agreement(sample: Sample) -> tuple[np.ndarray, Pairs]:
 def resolving_power(sample: Sample) -> Measured:
     """J.149, 4.3: the difference in mapped score above which viewers tell two images apart.
 
-    In units of the MOS, with 95 % confidence; nan where they never do. As bins and mapping depend
-    on all images, it is measured anew without each of some groups of images; the influence of a
-    group is what its absence changes (the jackknife of groups).
+    It is in units of the MOS, with 95 % confidence, and nan if they never do. As bins and mapping
+    depend on all images, it is measured again without each of some groups of images. The influence
+    of a group is the change without it (the jackknife of groups).
     """
     left_out = np.array([_crossing(sample.without(group)) for group in range(JACKKNIFED)])
     return Measured(_crossing(sample), (JACKKNIFED - 1) * (left_out.mean() - left_out))
@@ -284,7 +284,7 @@ def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> di
     """The figures of scores (N,) that rise with quality.
 
     error (N,): standard errors of the MOS; None for a set without votes, which leaves out the
-    figures that need them. Empty below ten images and where nothing is `metrics.fittable`.
+    figures that need them. Empty for fewer than ten images, and if nothing is `metrics.fittable`.
     """
     if len(mos) < 10 or metrics.fittable(scores, mos) is None:
         return {}
@@ -296,9 +296,10 @@ def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> di
 def estimate(name: str, measured: Measured) -> Estimate:
     """The figure with its 95 % interval, within the figure's range and around its value.
 
-    Of a share Wilson's score interval (JASA 22, 1927) for as many independent trials as have its
-    error (Korn & Graubard, Survey Methodology 24, 1998). Of an error an interval that is symmetric
-    on a logarithmic scale. No interval where its error is not known, or none was seen.
+    A share gets Wilson's score interval (JASA 22, 1927) for the number of independent trials with
+    the same error (Korn & Graubard, Survey Methodology 24, 1998). An error gets an interval that is
+    symmetric on a logarithmic scale, or none if it is 0. Nor is there an interval for a figure of
+    unknown precision.
     """
     value = measured.value
     error = measured.error
@@ -338,9 +339,9 @@ def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
 
     Pitman; Morgan, Biometrika 31, 1939: the variances are equal where the sum and the difference
     of the residuals are uncorrelated. Exact for normal residuals; with heavy tails it finds
-    differences too often: go by the paired test of `difference`. The F-test (P.1401, 7.6.4), which
-    is for independent residuals, finds them too seldom. nan below four images and where the sum
-    or the difference is constant.
+    differences too often: trust the paired test of `difference` instead. The F-test (P.1401,
+    7.6.4), which is for independent residuals, finds them too seldom. nan for fewer than four
+    images, and if the sum or the difference is constant.
     """
     plus = residuals_a + residuals_b
     minus = residuals_a - residuals_b
@@ -349,10 +350,10 @@ def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
 
 
 def over_sets(name: str, measured: Sequence[Measured]) -> Measured:
-    """One figure of several data sets, each weighing the same (P.1401, 7.8.1).
+    """One figure for several data sets, which all weigh the same (P.1401, 7.8.1).
 
-    The root of the mean square of errors, the mean of ratios. The sets are independent, so that
-    their images' influences stand side by side.
+    It is the root of the mean square for errors, and the mean for ratios. The sets are independent,
+    so their images' influences are put side by side.
     """
     values = np.array([in_set.value for in_set in measured])
     value = float(np.mean(values))
