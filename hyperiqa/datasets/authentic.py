@@ -1,7 +1,4 @@
-"""Readers of the sets whose images were not distorted in known ways.
-
-They are sets of photographs and of generated images.
-"""
+"""Readers of the sets of photographs and of generated images, without known distortions."""
 
 import re
 import statistics
@@ -28,7 +25,8 @@ from hyperiqa.datasets.records import SPLIT_NAMES, Row
 
 SCORES = "koniq10k_scores_and_distributions.csv"
 SETS = "koniq10k_distributions_sets.csv"
-# What unpacking the authors' archives also leaves: the images' folder in one named as the archive.
+# Unpacking the authors' archives may also leave the folder of images inside a folder that is named
+# after the archive.
 UNPACKED = (
     ("koniq10k_1024x768/1024x768",),
     ("koniq10k_1024x768",),
@@ -40,10 +38,8 @@ UNPACKED = (
 
 
 def _read_sets(path: Path, *columns: str) -> list[dict[str, str]]:
-    """Rows of a table with image_name, these columns and set, a name of a split.
-
-    Raises UserError, also for sets with other names.
-    """
+    # Rows of a table with the columns image_name and set (the split), and with these columns.
+    # Raises UserError, also for an unknown name of a split.
     rows = list(read_table(path, ("image_name", *columns, "set")))
     unknown = sorted({row["set"] for row in rows} - SPLIT_NAMES.keys())
     if unknown:
@@ -58,17 +54,19 @@ class KonIQ10k(Reader):
     """KonIQ-10k (Hosu et al., IEEE TIP 2020): 10,073 images 1024x768, MOS 0..100."""
 
     name = "koniq-10k"
-    table = "KonIQ10k"
-    word = "koniq"
+    in_collections = ("KonIQ10k", "koniq")
     expects = (
         f"{SCORES}, images in train/+test/, 1024x768/ or 512x384/, "
         f"and for the official split koniq_train.json+koniq_test.json or {SETS}"
     )
     image_folders = (("train", "test"), ("1024x768",), ("512x384",), *UNPACKED)
+    source = (
+        "; get it from https://database.mmsp-kn.de/koniq-10k-database.html and name its folder "
+        "with --dataset_path, or try --dataset demo, which needs no data"
+    )
 
     def rows(self) -> list[Row]:
-        scores = self._scores()
-        errors = self._errors()
+        scores, errors = self._scores()
         split = self._split(scores)
         unlisted = len(scores.keys() - split.keys())
         if unlisted:
@@ -88,16 +86,15 @@ class KonIQ10k(Reader):
 
     def _collected(self) -> list[Row] | None:
         rows = super()._collected()
-        # Some lists have the mean opinions, not MOS_zscore.
+        # Some lists give the mean opinions instead of MOS_zscore.
         if rows and max(row.score for row in rows) <= 5:
             self.nominal_range = (1.0, 5.0)
         return rows
 
-    def _scores(self) -> dict[str, float]:
-        """Image -> MOS of 0..100.
-
-        They are the score file's, else those of the sets file, which has them to 12 digits.
-        """
+    def _scores(self) -> tuple[dict[str, float], dict[str, float | None]]:
+        # Image -> MOS of 0..100, and image -> standard error of this MOS, where it is known. The
+        # MOS are those of the score file or, if it is missing, of the sets file, which gives them
+        # with 12 digits.
         path = self._first_file(SCORES, SETS)
         column = "MOS_zscore"
         hint = ""
@@ -105,21 +102,13 @@ class KonIQ10k(Reader):
             column = "MOS"
             hint = f"; {SCORES} is missing"
             self.notes.append(f"{self.name}: {SCORES} is missing; scores are the MOS of {SETS}")
-        return {
-            row["image_name"]: number(row[column])
-            for row in read_table(path, ("image_name", column), (), hint)
-        }
+        rows = list(read_table(path, ("image_name", column), ("MOS", "SD", "c_total"), hint))
+        return {row["image_name"]: number(row[column]) for row in rows}, self._errors(rows)
 
-    def _errors(self) -> dict[str, float | None]:
-        """Image -> standard error of its MOS of 0..100; {} where the score file lacks columns.
-
-        SD / sqrt(votes) is that of the MOS of 1..5; the slope of MOS_zscore on the MOS brings it to
-        0..100.
-        """
-        path = self._locate(SCORES)
-        if not path.exists():
-            return {}
-        rows = list(read_table(path, ("image_name",), ("MOS_zscore", "MOS", "SD", "c_total")))
+    def _errors(self, rows: list[dict[str, str]]) -> dict[str, float | None]:
+        # Image -> standard error of its MOS of 0..100; {} if the rows lack a column. SD /
+        # sqrt(votes) is the standard error of the MOS of 1..5. The slope of MOS_zscore on this MOS
+        # brings it to 0..100.
         try:
             scores = [float(row["MOS_zscore"]) for row in rows]
             opinions = [float(row["MOS"]) for row in rows]
@@ -130,18 +119,15 @@ class KonIQ10k(Reader):
                 )
                 for row in rows
             }
-        # A column is missing, or has cells that are no numbers.
+        # A column is missing, as MOS_zscore in the sets file, or has cells that are no numbers.
         except (KeyError, ValueError):
             return {}
 
     def _split(self, images: Iterable[str]) -> dict[str, str | None]:
-        """Image -> split: from the JSON lists, else from the official sets file.
-
-        Where both are missing, the split of all `images` is None: one is to be drawn.
-        """
-        train_list = self._locate("koniq_train.json")
-        test_list = self._locate("koniq_test.json")
-        present = [path for path in (train_list, test_list) if path.exists()]
+        # Image -> split, from the JSON lists or, if they are missing, the official sets file. If
+        # both are missing, the split of all `images` is None, which means that it must be drawn.
+        lists = map(self._locate, ("koniq_train.json", "koniq_test.json"))
+        present = list(filter(Path.exists, lists))
         if len(present) == 1:
             raise UserError(
                 f"{self.name}: {present[0]} needs its twin; "
@@ -153,27 +139,28 @@ class KonIQ10k(Reader):
             official = {row["image_name"]: SPLIT_NAMES[row["set"]] for row in _read_sets(path)}
         if not present:
             return official
-        train = read_json_scores(train_list)
-        test = read_json_scores(test_list)
-        shared = sorted(train.keys() & test.keys())
-        refuse(shared, self.name, "image is in both JSON lists", "images are in both JSON lists")
+        train, test = map(read_json_scores, present)
+        refuse(
+            sorted(train.keys() & test.keys()),
+            self.name,
+            "image is in both JSON lists",
+            "images are in both JSON lists",
+        )
         split = dict.fromkeys(train, "train") | dict.fromkeys(test, "test")
-        # The lists leave the official validation images out; those are the ones to select on.
-        unlisted = sorted(official.keys() - split.keys())
-        return split | {name: "val" for name in unlisted if official[name] == "val"}
+        # The lists leave out the official validation images, which a run can select its epoch on.
+        validation = {name for name, part in official.items() if part == "val"}
+        return split | dict.fromkeys(sorted(validation - split.keys()), "val")
 
 
 class SPAQ(Reader):
     """SPAQ (Fang et al., CVPR 2020): photographs by smartphones, MOS 0..100.
 
-    Either the 2,224 test images that the public code lists in spaq_test.json, or the whole release
-    of 11,125. The two must not pass for one another in any record, so the release's records go by a
-    name of their own.
+    They are either the 2,224 test images that the public code lists in spaq_test.json, or the whole
+    release of 11,125. Records must tell the two apart, so the release has a name of its own there.
     """
 
     name = "spaq"
-    table = "SPAQ"
-    word = "spaq"
+    in_collections = ("SPAQ", "spaq")
     expects = (
         "spaq_test.json with its images beside it or in TestImage/, or the official release: "
         "TestImage/ and Annotations/MOS and Image attribute scores.xlsx"
@@ -182,7 +169,7 @@ class SPAQ(Reader):
 
     def _collected(self) -> list[Row] | None:
         rows = super()._collected()
-        # Of the collections only pyiqa's table, which places no images, is of the whole release.
+        # Of the collections, only pyiqa's table is of the whole release. It places no images.
         if rows and not self.placed:
             self.name = "spaq-official"
         return rows
@@ -202,12 +189,13 @@ class SPAQ(Reader):
 class AGIQA3k(Reader):
     """AGIQA-3K (Li et al., IEEE TCSVT 2024): 2,982 generated images, MOS 0..5 of their quality.
 
-    Images of one prompt show the same content. The JSON forms don't say the prompts, but the names
-    of the images end in their numbers: of 2,982 rows of data.csv, 300 numbers are 300 prompts.
+    Images of one prompt show the same content. The JSON lists do not give the prompts, but the
+    names of the images end in their numbers: the 2,982 rows of data.csv have 300 numbers for 300
+    prompts.
     """
 
     name = "agiqa-3k"
-    word = "agi"
+    in_collections = ("", "agi")
     votes = 21
     contents_from = "data.csv with every prompt, or names such as AttnGAN_normal_000.jpg"
     nominal_range = (0.0, 5.0)
@@ -229,7 +217,7 @@ class AGIQA3k(Reader):
         ]
 
     def contents(self, rows: list[Row]) -> dict[str, str]:
-        # A number beside prompts could be one of them.
+        # If some rows have prompts, a number could stand for one of these.
         if any(row.group for row in rows):
             return {}
         matches = {row.image: re.fullmatch(r".+_(\d{3})\.\w+", row.image) for row in rows}
@@ -246,9 +234,8 @@ class LIVEC(Reader):
     resize = "none"
     expects = "Data/AllImages_release.mat, Data/AllMOS_release.mat and Images/"
     image_folders = (("Images",),)
-    table = "LIVEChallenge"
-    word = "livec"
-    # On average.
+    in_collections = ("LIVEChallenge", "livec")
+    # The mean number of opinions per image.
     votes = 175
 
     def rows(self) -> list[Row]:
@@ -275,7 +262,7 @@ class LIVEC(Reader):
 
     @staticmethod
     def _is_tested(name: str) -> bool:
-        """Whether an image was rated in the test: t1 to t7 are what the observers trained on."""
+        # Whether an image was rated in the test: the observers trained on t1 to t7.
         return not re.fullmatch(r"t[1-7]\.bmp", name, re.IGNORECASE)
 
 
@@ -290,7 +277,7 @@ class BID(Reader):
 
     def rows(self) -> list[Row]:
         path = self._first_file("DatabaseGrades.xlsx")
-        # Below the header: the image's number, its mean grade, and more that is of no use here.
+        # The first two columns are the image's number and its mean grade.
         cells = [(row + (None, None))[:2] for row in read_sheet(path, self.name)[1:]]
         unnumbered = [image for image, _ in cells if not number(image).is_integer()]
         if unnumbered:
@@ -306,8 +293,9 @@ class BID(Reader):
 class FLIVE(Reader):
     """FLIVE, PaQ-2-PiQ's data set (Ying et al., CVPR 2020): 39,810 photographs, MOS 0..100.
 
-    The photographs have many sizes. The official test images are those of labels640.csv, those for
-    validation the valid ones of labels=640_padded.csv; the patches are not read.
+    The photographs have many sizes. The official test images are listed in labels640.csv, and the
+    official validation images are the valid ones of labels=640_padded.csv. The patches of FLIVE are
+    not read.
     """
 
     name = "flive"
@@ -323,7 +311,7 @@ class FLIVE(Reader):
         if database.is_dir():
             self.root = database
         split = self._official_split()
-        # With an official split its other images are for training, else all are to be split.
+        # With an official split, all other images are for training. Without one, it is drawn.
         default = "train" if split else None
         return [
             Row(line["name"], number(line["mos"]), split.get(line["name"], default))
@@ -331,7 +319,7 @@ class FLIVE(Reader):
         ]
 
     def _official_split(self) -> dict[str, str]:
-        """Image -> split of the images that the official split lists; {} where it is missing."""
+        # Image -> split of the images that the official split lists; {} if it is missing.
         test = self._locate("labels640.csv")
         if not test.exists():
             return {}
@@ -359,7 +347,7 @@ class UHDIQA(Reader):
     def rows(self) -> list[Row]:
         path = self._first_file("uhd-iqa-metadata.csv", "uhd-iqa-training-metadata.csv")
         lines = _read_sets(path, "quality_mos")
-        # The challenge's table has training images alone: they are to be split.
+        # The challenge's table has only training images, of which a split is then drawn.
         split_names = SPLIT_NAMES if len({line["set"] for line in lines}) > 1 else {}
         return [
             Row(
@@ -374,8 +362,8 @@ class UHDIQA(Reader):
 class AGIQA20k(Reader):
     """AIGIQA-20K (Li et al., CVPR 2024 workshops, NTIRE's challenge): 20,000 generated images.
 
-    MOS 0..5. Tables without scores, as the challenge's for validation, are passed over; images of
-    one prompt stay together.
+    MOS 0..5. Tables without scores, such as the challenge's own for validation, are skipped. A
+    drawn split keeps the images of one prompt together.
     """
 
     name = "agiqa-20k"
@@ -397,13 +385,13 @@ class AGIQA20k(Reader):
                     Row(name, number(mos), split, prompt or None)
                     for name, prompt, mos in self._scored(path)
                 ]
-        # Without scored test images the others are to be split.
+        # Without scored test images, a split of the others is drawn.
         if {"train", "test"} <= {row.split for row in rows}:
             return rows
         return [replace(row, split=None) for row in rows]
 
     def _scored(self, path: Path) -> list[tuple[str, str, object]]:
-        """(name, prompt, score) of a table's rows; none where it has no scores."""
+        # (name, prompt, score) of a table's rows; an empty list if it has no scores.
         if path.suffix.lower() == ".csv":
             return [
                 (line["name"], line["prompt"], line["mos"])

@@ -1,7 +1,7 @@
-"""The layouts of two kinds of collection that people download whole.
+"""The layouts of the collections that people download whole.
 
 They are pyiqa's tables, and the JSON lists of DeQA-Score and Q-Align. A reader that finds none of
-its set's own files looks for them in these places.
+its set's own files looks for a collection.
 
 pyiqa: `meta_info/meta_info_<SET>Dataset.csv` beside the sets' folders, images as the authors
 release them; the split is `official_split`, `split`, or the first of the random ones
@@ -14,7 +14,7 @@ both.
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -42,8 +42,8 @@ COLUMNS = (*IMAGES, "ref_name", *SCORES, *SPLIT_COLUMNS, "std", "c_total", *OPIN
 class Listed:
     """An image as a collection lists it.
 
-    path None: only the image's name is known. `deviation` is the standard deviation of the opinions
-    (nan: unknown) and `votes` their number, where the collection has it.
+    path: None if only the image's name is known. deviation: the standard deviation of the opinions,
+    nan if it is unknown. votes: the number of opinions, None if it is unknown.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Listed:
 
 
 def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
-    """A set's table in pyiqa's collection and its rows; None where it is in none of its places.
+    """The path of a set's table in pyiqa's collection, and its rows; None if there is no table.
 
     Raises UserError.
     """
@@ -66,28 +66,24 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
     if path is None:
         return None
     rows = list(read_table(path, (), COLUMNS))
-    if not rows:
-        return path, []
-    columns = rows[0].keys()
+    columns = rows[0].keys() if rows else COLUMNS
     image = _first_of(IMAGES, columns)
     score = _first_of(SCORES, columns)
     split = _first_of(SPLIT_COLUMNS, columns)
     if image is None or score is None:
         raise UserError(f"{path}: expected a column {', '.join(IMAGES)} and {' or '.join(SCORES)}")
     slope = _slope(rows, score) if OPINIONS[0] in columns else 1.0
-    listed = []
-    for row in rows:
-        listed.append(
-            Listed(
-                name=row[image],
-                score=number(row[score]),
-                split=_split(path, row[split], split == RATIO) if split else None,
-                reference=row.get("ref_name"),
-                deviation=slope * number(row.get("std")),
-                votes=number(row["c_total"]) if "c_total" in columns else None,
-            )
+    return path, [
+        Listed(
+            name=row[image],
+            score=number(row[score]),
+            split=_split(path, row[split], split == RATIO) if split else None,
+            reference=row.get("ref_name"),
+            deviation=slope * number(row.get("std")),
+            votes=number(row["c_total"]) if "c_total" in columns else None,
         )
-    return path, listed
+        for row in rows
+    ]
 
 
 def _first_of(names: Iterable[str], columns: Iterable[str]) -> str | None:
@@ -99,21 +95,20 @@ def _split(path: Path, text: str, random: bool) -> str:
         raise UserError(
             f"{path}: expected a split of train, val or test, or 0, 1 or 2, found {text!r}"
         )
-    # The random splits have no test part: the one that they hold out is tested on.
+    # The random splits have no part for testing: the part that they hold out is tested on.
     return "test" if random and text == "val" else SPLITS[text]
 
 
 def _slope(rows: list[dict[str, str]], score: str) -> float:
-    """The slope of the scores, in this column, on the mean opinions 1..5.
-
-    The deviation that the table gives is that of the opinions; times the slope it is that of the
-    scores. nan where the opinions are all the same.
-    """
+    # The slope of the scores in this column on the mean opinions 1..5. The deviation in the table
+    # is the deviation of the opinions; times this slope, it is the deviation of the scores.
+    scores = [number(row[score]) for row in rows]
     means = []
     for row in rows:
         means.append(sum(grade * number(row[column]) for grade, column in enumerate(OPINIONS, 1)))
     try:
-        return statistics.linear_regression(means, [number(row[score]) for row in rows]).slope
+        return statistics.linear_regression(means, scores).slope
+    # All opinions are the same.
     except ValueError:
         return math.nan
 
@@ -121,38 +116,38 @@ def _slope(rows: list[dict[str, str]], score: str) -> float:
 def json_lists(root: Path, word: str) -> tuple[Path, list[Listed]] | None:
     """The folder of a set's lists in DeQA-Score's or Q-Align's collection, and their rows.
 
-    None where there are no lists. word: the set's name in Q-Align's file names. Raises UserError.
+    Returns None if there are no lists. word: the set's name in Q-Align's file names. Raises
+    UserError.
     """
     lists = {split: sorted((root / "metas").glob(f"{split}_*.json")) for split in ("train", "test")}
     if any(lists.values()):
-        return root / "metas", _read_lists(lists, root.parent)
+        return root / "metas", list(_read_lists(lists, root.parent))
     test_names = (f"test_jsons/test_{word}.json", f"test_jsons/{word}.json")
     lists = {
         "train": list(filter(Path.is_file, [root / f"training_sft/train_{word}.json"])),
         "test": list(filter(Path.is_file, map(root.joinpath, test_names))),
     }
-    return (root, _read_lists(lists, root)) if any(lists.values()) else None
+    return (root, list(_read_lists(lists, root))) if any(lists.values()) else None
 
 
-def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> list[Listed]:
-    """The rows of the lists of each split; image paths start from `base`."""
+def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> Iterator[Listed]:
     # A list of test images alone is a set to test on, or to split.
     is_split = all(lists.values())
-    rows = []
     for split, paths in lists.items():
         for path in paths:
             entries = read_json_list(path)
-            outside = [image for image, _, _ in entries if leaves_its_folder(image)]
-            refuse(outside, path, f"image name leaves {base}", f"image names leave {base}")
+            refuse(
+                [image for image, _, _ in entries if leaves_its_folder(image)],
+                path,
+                f"image name leaves {base}",
+                f"image names leave {base}",
+            )
             for image, score, deviation in entries:
                 place = PurePosixPath(image.replace("\\", "/"))
-                rows.append(
-                    Listed(
-                        name=place.name,
-                        score=score,
-                        split=split if is_split else None,
-                        path=base / place,
-                        deviation=deviation,
-                    )
+                yield Listed(
+                    name=place.name,
+                    score=score,
+                    split=split if is_split else None,
+                    path=base / place,
+                    deviation=deviation,
                 )
-    return rows

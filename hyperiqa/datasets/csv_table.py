@@ -14,8 +14,8 @@ from hyperiqa.datasets.records import SPLIT_NAMES, USUAL, Row
 class CSVTable(Reader):
     """Any CSV with columns image, mos and optional split (train, val, test) and group.
 
-    `columns` gives the columns other names. Images are relative to the CSV's folder or to
-    `columns.image_root`; absolute paths below that will do as well.
+    `columns` gives the columns other names. Image paths start from the CSV's folder or from
+    `columns.image_root`; absolute paths below this folder are accepted too.
     """
 
     name = "csv"
@@ -23,6 +23,7 @@ class CSVTable(Reader):
     expects = "a CSV file with columns image,mos and optional split,group"
     form = "file"
     elsewhere = "; --image_root FOLDER names another folder"
+    advice = "; another seed draws another test set, so a column `split` makes figures comparable"
 
     @property
     def folder(self) -> Path:
@@ -45,11 +46,11 @@ class CSVTable(Reader):
         ]
 
     def _lines(self) -> list[dict[str, str]]:
-        """The lines of the file, each with an image and with no decimal comma. Raises UserError."""
+        # Each line has an image, and a score without a decimal comma.
         image = self.columns.image_column
         score = self.columns.score_column
         optional = (self.columns.split_column, self.columns.group_column)
-        # A column that the user named must be there; one of a usual name may be missing.
+        # A column that the user named must exist. A column with a usual name may be missing.
         usual_names = (USUAL.split_column, USUAL.group_column)
         named = [column for column in optional if column not in usual_names]
         hint = "; --image_column, --score_column, --split_column and --group_column name others"
@@ -57,7 +58,7 @@ class CSVTable(Reader):
         empty = sum(not line[image] for line in lines)
         if empty:
             raise UserError(f"{self.root}: column {image} is empty in {counted(empty, 'row')}")
-        # Spreadsheets in many languages write 1,5. Say more of it than that it is no number.
+        # Spreadsheets in many languages write 1,5. That deserves more than "is not a number".
         commas = [line[score] for line in lines if re.fullmatch(r"[-+\d.]*,\d+", line[score])]
         if commas:
             raise UserError(
@@ -79,7 +80,7 @@ class CSVTable(Reader):
         return SPLIT_NAMES[text.lower()]
 
     def _name(self, text: str) -> str:
-        """The normalised path below `folder`; a path that is not below it as it is."""
+        # A path that is not below the folder stays as it is, and is refused later.
         path = PurePath(os.path.normpath(text.replace("\\", "/")))
         folder = os.path.normpath(self.folder.absolute())
         if path.is_relative_to(folder):
@@ -87,23 +88,22 @@ class CSVTable(Reader):
         return path.as_posix()
 
     def _find_image(self, image: str) -> Path | None:
-        """The path of an image, its suffix in another case where only that exists, or None."""
+        # The suffix may be in upper or lower case.
         path = self.folder / image
         names = (path.name, path.stem + path.suffix.lower(), path.stem + path.suffix.upper())
         return next(filter(Path.is_file, map(path.parent.joinpath, names)), None)
 
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
         paths = {row.image: self._find_image(row.image) for row in rows}
-        missing = [image for image, path in paths.items() if path is None]
         total = f"of {counted(len(rows), 'image')}"
         refuse(
-            missing,
+            [image for image, path in paths.items() if path is None],
             self.root,
             f"{total} is not in {self.place}",
             f"{total} are not in {self.place}",
             self.elsewhere,
         )
-        # One image under two names, by a link or by case, could be in training and test at once.
+        # An image with two names, by a link or by case, could be in training and test at once.
         names_of_file: dict[tuple[int, int], list[str]] = {}
         for image, path in paths.items():
             status = path.stat()

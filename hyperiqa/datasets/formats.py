@@ -1,6 +1,6 @@
-"""The file formats that data sets come in, each as rows.
+"""The file formats of data sets, each read as rows.
 
-What is wrong with a file becomes one line for its owner.
+Whatever is wrong with a file is reported in one line.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -21,13 +21,13 @@ import numpy as np
 from hyperiqa.base.errors import UserError, counted, first_five, reading_file
 from hyperiqa.base.launching import parallel_map
 
-# What the parser of a MAT file may use, in bytes and seconds; the sets' own files are under 1 MB.
+# The limits of the parser of MAT files, in bytes and seconds. The sets' own files are below 1 MB.
 MAT_MEMORY = 4 * 2**30
 MAT_SECONDS = 60
 
 
 def number(value: Any) -> float:
-    """A score as a float; nan where it is no number: bad scores are then reported all at once."""
+    """A score as a float, or nan if it is no number. Bad scores are then reported all at once."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -35,22 +35,18 @@ def number(value: Any) -> float:
 
 
 def refuse(names: Collection[str], source: object, one: str, several: str, hint: str = "") -> None:
-    """Raise UserError `source: COUNT mistake: the first names, hint` where there are such names.
+    """If there are any names, raise UserError `source: COUNT mistake: the first names, hint`.
 
-    one, several: the mistake in words, of one name and of several.
+    one, several: the mistake in words, for one name and for several.
     """
     if names:
-        mistake = counted(len(names), one, several)
-        raise UserError(f"{source}: {mistake}: {first_five(names)}{hint}")
+        raise UserError(f"{source}: {counted(len(names), one, several)}: {first_five(names)}{hint}")
 
 
 def _text(path: Path) -> str:
-    """A text file in UTF-8 or, as it comes from spreadsheets, UTF-16.
-
-    Raises OSError, UnicodeDecodeError.
-    """
+    # Spreadsheets write UTF-16. The function tells UTF-8, UTF-16 and UTF-32 apart, with a byte
+    # order mark or without.
     data = path.read_bytes()
-    # It tells UTF-8, UTF-16 and UTF-32 apart, with a byte order mark or without.
     return data.decode(json.detect_encoding(data))
 
 
@@ -61,7 +57,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def _cells(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and cells of a table's rows, blanks around the cells and empty rows left out."""
+    # The line numbers and cells of a table's rows, without empty rows and blanks around cells.
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
     for line in lines:
         cells = list(map(str.strip, line))
@@ -74,9 +70,9 @@ def _header(text: str, separator: str) -> list[str]:
 
 
 def _places(header: list[str], columns: Iterable[str]) -> dict[str, int]:
-    """Position of each of these columns that the header has, in whatever case."""
+    # The position of each of these columns that the header has, in upper or lower case.
     numbers = range(len(header))
-    # A title as it is goes before another's in lower case.
+    # An exact title has priority over another title in lower case.
     positions = dict(zip(map(str.lower, header), numbers)) | dict(zip(header, numbers))
     places = {name: positions.get(name, positions.get(name.lower())) for name in columns}
     return {name: place for name, place in places.items() if place is not None}
@@ -87,15 +83,15 @@ def read_table(
 ) -> Iterator[dict[str, str]]:
     """Rows of a CSV file as dicts: these columns, and the optional ones that the file has.
 
-    The separator is the comma, semicolon or tab. Blanks around cells, empty rows and the case of
-    the header do not count. Raises UserError where the file is unreadable, a column is missing
-    (`more`: a hint for that case) or a row has more cells than the header.
+    The separator is a comma, semicolon or tab. Blanks around cells, empty rows and the case of the
+    header do not matter. Raises UserError if the file is unreadable, if a column is missing
+    (`more`: a hint for this case) or if a row has more cells than the header.
     """
     with reading_file(
         path, "not a readable CSV file in UTF-8 or UTF-16", UnicodeDecodeError, csv.Error
     ):
         text = _text(path)
-        # The mark by which the header has most of the columns separates its cells.
+        # The separator is the mark with which the header has most of the columns.
         separator = max(",;\t", key=lambda mark: len(_places(_header(text, mark), columns)))
         header = _header(text, separator)
         places = _places(header, (*columns, *optional))
@@ -112,65 +108,67 @@ def read_table(
                     f"below {len(header)} column names: "
                     "a decimal comma, or a comma within a cell that is not in quotes?"
                 )
-            # A line that is too short has empty cells at its end.
+            # A line that is too short gets empty cells at its end.
             cells += [""] * (len(header) - len(cells))
             yield {name: cells[i] for name, i in places.items()}
 
 
 def read_json_scores(path: Path) -> dict[str, float]:
-    """Base name -> score of a JSON list of {"image", "score"}, wherever its paths point.
+    """Base name -> score of a JSON list of {"image", "score"}, whatever folders its paths name.
 
     Raises UserError.
     """
-    try:
-        entries = json.loads(path.read_bytes())
-        names = [PurePosixPath(str(entry["image"]).replace("\\", "/")).name for entry in entries]
-        scores = [number(entry["score"]) for entry in entries]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as problem:
-        raise UserError(
-            f'{path}: expected a JSON list of {{"image", "score"}}; found {problem!r}'
-        ) from None
-    listed = dict(zip(names, scores, strict=True))
-    if len(listed) < len(entries):
-        mistake = counted(len(entries) - len(listed), "image is", "images are")
-        raise UserError(f"{path}: {mistake} listed twice")
+
+    def named(entry: Any) -> tuple[str, float]:
+        path_of_image = PurePosixPath(str(entry["image"]).replace("\\", "/"))
+        return path_of_image.name, number(entry["score"])
+
+    entries = _json_entries(path, named, '{"image", "score"}')
+    listed = dict(entries)
+    repetitions = len(entries) - len(listed)
+    if repetitions:
+        raise UserError(f"{path}: {counted(repetitions, 'image is', 'images are')} listed twice")
     return listed
 
 
+def _json_entries(path: Path, parse: Callable[[Any], tuple], form: str) -> list[tuple]:
+    # The list is the whole file or, in some collections, its field `files`.
+    try:
+        entries = json.loads(path.read_bytes())
+        if isinstance(entries, Mapping):
+            entries = entries["files"]
+        return list(map(parse, entries))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
+        raise UserError(f"{path}: expected a JSON list of {form}; found {problem!r}") from None
+
+
 def leaves_its_folder(name: str) -> bool:
-    """Whether a path that a data file names points at something else of the user's."""
+    """Whether a path that a data file names leads out of the folder that it starts from."""
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts
 
 
 def read_json_list(path: Path) -> list[tuple[str, float, float]]:
-    """(image path, score, standard deviation) of a JSON list, or of the one under `files`.
+    """(image path, score, standard deviation) of a JSON list, or of the list under `files`.
 
-    The image is `image` or `img_path`; the score `gt_score` or `score`, else the text behind -> in
-    `id`; the deviation `std`, else nan. Raises UserError.
+    The image is `image` or `img_path`. The score is `gt_score`, `score` or the text after -> in
+    `id`. The deviation is `std`, or nan without it. Raises UserError.
     """
-    rows = []
-    try:
-        entries = json.loads(path.read_bytes())
-        if isinstance(entries, Mapping):
-            entries = entries["files"]
-        for entry in entries:
-            image = entry["image"] if "image" in entry else entry["img_path"]
-            _, _, score = str(entry.get("id", "")).rpartition("->")
-            score = entry.get("gt_score", entry.get("score", score))
-            rows.append((str(image), number(score), number(entry.get("std"))))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
-        raise UserError(
-            f'{path}: expected a JSON list of {{"image", "gt_score"}}, or with the score in "id"; '
-            f"found {problem!r}"
-        ) from None
-    return rows
+
+    def parsed(entry: Any) -> tuple[str, float, float]:
+        image = entry["image"] if "image" in entry else entry["img_path"]
+        score_in_id = str(entry.get("id", "")).rpartition("->")[2]
+        score = entry.get("gt_score", entry.get("score", score_in_id))
+        return str(image), number(score), number(entry.get("std"))
+
+    return _json_entries(path, parsed, '{"image", "gt_score"}, or with the score in "id"')
 
 
 def read_mat(path: Path, *variables: str) -> list[tuple]:
-    """Arrays of a MATLAB file (to version 7.2), entry by entry: numbers, and text of cell arrays.
+    """Rows of the entries of a MATLAB file's arrays: numbers, and the texts of cell arrays.
 
-    An n×1, 1×n or n array gives n entries; the variables must agree in n. Raises UserError.
+    The file has a version of at most 7.2. An n×1, 1×n or n array gives n entries, and n must be the
+    same for all variables. Raises UserError.
     """
     failure = "not a readable MAT file"
     # A damaged file makes the parser raise any exception, or crash: it has a process of its own.
@@ -190,7 +188,7 @@ def read_mat(path: Path, *variables: str) -> list[tuple]:
 
 
 def _mat(path: Path, variables: Sequence[str]) -> dict[str, list]:
-    """The entries of the variables that the file has; limits this process for good."""
+    # The entries of the variables that the file has; limits this process for good.
     # Most data sets come without MAT files, and importing scipy takes long.
     from scipy.io import loadmat
 
@@ -208,10 +206,7 @@ def _mat(path: Path, variables: Sequence[str]) -> dict[str, list]:
 
 
 def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
-    """Rows of columns that must be of one length; `source` is named where they are not.
-
-    Raises UserError.
-    """
+    """The rows of these columns. Raises UserError, naming `source`, if their lengths differ."""
     if len(set(map(len, columns.values()))) > 1:
         lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
         raise UserError(f"{source}: these must be of one length: {lengths}")
@@ -221,8 +216,8 @@ def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
 def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
     """Rows of a worksheet of an .xlsx file as tuples of values, without the empty rows.
 
-    sheet: its name; None: the first one. `owner` is the data set that needs the file. Raises
-    UserError, also where openpyxl is not installed.
+    sheet: the name of the sheet; None for the first one. owner: the data set that needs the file.
+    Raises UserError, also if openpyxl is not installed.
     """
     try:
         # Optional: few data sets come as workbooks.
@@ -237,30 +232,30 @@ def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
         warnings.catch_warnings(),
         path.open("rb") as file,
     ):
-        # They are about styles and extensions, which hold no data.
+        # The warnings are about styles and extensions, which hold no data.
         warnings.simplefilter("ignore")
         book = load_workbook(file, read_only=True, data_only=True)
         sheets = {worksheet.title: worksheet for worksheet in book.worksheets}
-        chosen = sheets.get(sheet) if sheet else next(iter(sheets.values()), None)
+        chosen = sheets.get(sheet or next(iter(sheets), ""))
         if chosen is None:
             raise UserError(
                 f"{path}: no sheet {sheet or 'in it'}; found {', '.join(sheets) or 'none'}"
             )
-        # The size that a file states of itself may be wrong.
+        # The size that a sheet states may be wrong.
         chosen.reset_dimensions()
         return list(filter(_has_values, chosen.iter_rows(values_only=True)))
 
 
 def under_header(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> list[tuple]:
-    """The values of these columns below the first row that names them all, wherever it lies.
+    """The values of these columns below the first row that names them all.
 
-    Rows without any such value are left out. Raises UserError.
+    Rows without any value in these columns are left out. Raises UserError.
     """
     titles = list(map(str.lower, columns))
     for i, row in enumerate(rows):
         header = [str(value).strip().lower() for value in row]
         if set(titles) <= set(header):
-            # Rows may be shorter than the header: by columns they are filled up with None.
+            # Rows may be shorter than the header: the missing cells become None.
             by_column = list(itertools.zip_longest(*rows[i:]))
             _, *table = zip(*[by_column[header.index(title)] for title in titles])
             return list(filter(_has_values, table))
@@ -275,15 +270,14 @@ def _has_values(row: tuple) -> bool:
 
 
 def cell_text(value: object) -> str:
-    """A cell's text; whole numbers without a decimal point, however the workbook keeps them."""
+    """The text of a cell. Whole numbers have no decimal point, even if they are kept as floats."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return "" if value is None else str(value).strip()
 
 
 def _entry(value: object) -> object:
-    """An entry of a MATLAB array as a number or text; empty text for an empty cell."""
-    # A cell is an array around its content.
+    # A cell is an array around its content. An empty one stands for an empty text.
     while isinstance(value, np.ndarray):
         value = value.flat[0] if value.size == 1 else ""
     return value.strip() if isinstance(value, str) else value

@@ -1,8 +1,8 @@
 """The base of the readers: from a data set's folder to its records.
 
 A reader gives rows (image name, score, split, content group, kind of distortion). The base class
-finds the images, splits what comes without a split, and turns everything that is wrong with a data
-set into one line for its owner.
+finds the images, draws a split for sets that come without one, and reports whatever is wrong with a
+data set in one line.
 """
 
 import math
@@ -28,39 +28,46 @@ from hyperiqa.datasets.records import (
 
 
 class MissingFile(UserError):
-    """None of the files that a set comes with is there."""
+    """None of a set's own files exists."""
 
 
 class Reader:
     """Base of the readers.
 
-    A subclass implements `rows` and may say where images lie and which way scores point. `table`
-    and `word` are the set's names in collections (`collections.py`), and `row_of` turns the rows of
-    a collection into the reader's.
+    A subclass implements `rows`. It may also say where the images are, whether high scores mean
+    good quality, and how the rows of a collection become those of the set (`row_of`).
     """
 
     name: str
     resize = "384"
     higher_is_better = True
-    # Of the scores; None: the range that the images have.
+    # The range of the scores. None stands for the range of the images' own scores.
     nominal_range: tuple[float, float] | None = (0.0, 100.0)
+    # The files of the set, in words.
     expects: str
-    # Where images may lie, best first: each a layout of folders, "" the root itself.
+    # The layouts in which images are found, best first. Each is a tuple of folders; "" is the root.
     image_folders: tuple[tuple[str, ...], ...] = (("",),)
     # Whether rows name an image with its folder, because base names repeat across the folders.
     names_have_folders = False
-    # What `root` is, and a hint for images that lie elsewhere.
+    # What `root` is, and a hint for images that are elsewhere.
     form = "folder"
     elsewhere = ""
-    table: str | None = None
-    word: str | None = None
-    # Per image, where the set gives only their deviation; 1: it gives the standard error.
+    # The set's name in pyiqa's tables and in the file names of Q-Align's lists (`collections.py`),
+    # "" if it is not in these.
+    in_collections = ("", "")
+    # The opinions per image of a set that gives their standard deviation. A set that gives the
+    # standard error of its scores has 1.
     votes: float | None = None
-    # Of a set whose images share contents: what says which ones do, where its rows may not.
+    # For a set in which images share contents that its rows may not name: what names them.
     contents_from: str | None = None
-    # Whether a split is drawn image by image where the rows do not say it.
+    # Whether a split may be drawn image by image if the contents are not known.
     allow_shared_content = False
-    # The SPAQ of a set that brings one of its own.
+    # Where to get the set, and how to name the test set of a random split, for messages.
+    source = ""
+    advice = ""
+    # Why a split is empty, in addition to the message that it is.
+    why_empty = ""
+    # The folder of the SPAQ set that comes with this set.
     spaq_root: Path | None = None
 
     def __init__(
@@ -70,34 +77,35 @@ class Reader:
         lower_is_better: bool = False,
         columns: Columns = USUAL,
     ):
-        """Take the set in the folder `root`; None: in its default place.
+        """Take the set in the folder `root`, None for its default place.
 
-        seed: of the split, where one must be drawn; None: unknown, which is an error in that case.
-        columns: of a CSV.
+        seed: the seed of a split that must be drawn. None means unknown, which is then an error.
+        columns: the columns of a CSV file.
         """
         self.root = Path(root) if root is not None else HERE / self.name
         self.seed = seed
         self.lower_is_better = lower_is_better
         self.columns = columns
         self.place = f"--image_root {columns.image_root}" if columns.image_root else "its folder"
-        self.why_empty = ""
+
         self.notes: list[str] = []
-        # Paths of the images that a collection's lists place, by the rows' names.
+        # The paths of the images that the lists of a collection give, by the rows' names.
         self.placed: dict[str, Path] = {}
 
     def rows(self) -> Iterable[Row]:
-        """All rows of the set's own files. Raises UserError, MissingFile where there are none."""
+        """All rows of the set's own files. Raises UserError, or MissingFile if there are none."""
         raise NotImplementedError
 
     def row_of(self, listed: Listed) -> Row | None:
-        """A collection's row as this set's; None for an image that is none of the set's."""
+        """The set's row for a row of a collection; None for an image that is not in the set."""
         return Row(listed.name, listed.score, listed.split, listed.reference)
 
     def _collected(self) -> list[Row] | None:
-        """The rows of the set as a collection has it; None where no collection is there."""
-        collection = pyiqa(self.root, self.table) if self.table else None
-        if collection is None and self.word:
-            collection = json_lists(self.root, self.word)
+        # The rows of the set in a collection; None if no collection is found.
+        table, word = self.in_collections
+        collection = pyiqa(self.root, table) if table else None
+        if collection is None and word:
+            collection = json_lists(self.root, word)
         if collection is None:
             return None
         source, entries = collection
@@ -115,15 +123,15 @@ class Reader:
     def standard_error(self, deviation: object = None, votes: float | None = None) -> float | None:
         """The standard error of a mean of opinions with this standard deviation; None if unknown.
 
-        votes: how many opinions; None: as many as the set has per image.
+        votes: the number of opinions; None for the usual number of the set.
         """
         sd = number(deviation)
         count = votes or self.votes or math.nan
-        # What is no number counts as unknown, and no fewer than one observer has voted.
+        # Anything but a number counts as unknown, and so do less than one opinion.
         return sd / math.sqrt(count) if 0 <= sd < math.inf and 1 <= count < math.inf else None
 
     def read(self, splits: tuple[str, ...] = ("train", "test"), held_out: bool = False) -> DataSet:
-        """Records of these splits. Images of other splits need not exist. Raises UserError.
+        """The records of these splits. Images of other splits need not exist. Raises UserError.
 
         held_out: whether some of the training images will be drawn for validation.
         """
@@ -131,7 +139,7 @@ class Reader:
         is_split = None not in _splits(rows)
         is_random = held_out or not is_split
         named = self._with_contents(rows, is_random)
-        # Where nothing is drawn, fingerprints stay what they have always been.
+        # If nothing is drawn, the records keep the fingerprints that they have always had.
         if is_random:
             rows = named
         if not is_split:
@@ -141,20 +149,17 @@ class Reader:
         return self._data_set([row for row in rows if row.split in splits], splits)
 
     def read_all_as_test(self) -> DataSet:
-        """Every record, whatever its split, as a test image: for tests across data sets.
-
-        Raises UserError.
-        """
+        """All records as test images, whatever their split. Raises UserError."""
         data = self._data_set(self.listed, ())
         return replace(data, records=[replace(record, split="test") for record in data.records])
 
     def read_for_test(self, split: str = "auto", trained_on: bool = False) -> tuple[DataSet, str]:
-        """The set's images to test on, and a text that says which they are.
+        """The set's images to test on, and a text that says which ones they are.
 
-        split: auto, test or all. auto: the test images of a set that comes with a split, so that
-        the figures of all models are of the same images; of a set that the model was trained on,
-        those of the run's random split; else all. trained_on: whether the model was trained on the
-        set. Raises UserError.
+        split: auto, test or all. If the set comes with a split, auto means its test images, so that
+        all models are tested on the same images. If not, auto means the test images of the run's
+        random split for a set that the model was trained on, and all images for any other set.
+        trained_on: whether the model was trained on the set. Raises UserError.
         """
         has_test_split = "test" in _splits(self.listed)
         if split == "all" or (split == "auto" and not has_test_split and not trained_on):
@@ -170,9 +175,11 @@ class Reader:
 
     @cached_property
     def listed(self) -> list[Row]:
-        """All rows that the set's own files list, of whatever split. Raises UserError."""
+        """All rows that the set's files list, of all splits. Raises UserError."""
         if not self.root.exists():
-            raise UserError(f"{self.name}: no {self.form} {self.root}; expected {self.expects}")
+            raise UserError(
+                f"{self.name}: no {self.form} {self.root}; expected {self.expects}{self.source}"
+            )
         try:
             rows = list(self.rows())
         except MissingFile:
@@ -181,9 +188,8 @@ class Reader:
                 raise
         if not rows:
             raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
-        outside = [row.image for row in rows if leaves_its_folder(row.image)]
         refuse(
-            outside,
+            [row.image for row in rows if leaves_its_folder(row.image)],
             self.root,
             f"image name leaves {self.place}",
             f"image names leave {self.place}",
@@ -192,8 +198,12 @@ class Reader:
         return rows
 
     def _data_set(self, rows: list[Row], splits: tuple[str, ...]) -> DataSet:
-        bad = [row.image for row in rows if not math.isfinite(row.score)]
-        refuse(bad, self.name, "score is not a number", "scores are not numbers")
+        refuse(
+            [row.image for row in rows if not math.isfinite(row.score)],
+            self.name,
+            "score is not a number",
+            "scores are not numbers",
+        )
         present = _splits(rows)
         for split in splits:
             if split == "val" and split not in present:
@@ -221,14 +231,14 @@ class Reader:
         )
 
     def contents(self, rows: list[Row]) -> dict[str, str]:
-        """Image -> content, of a set whose rows do not say it, from what else is there."""
+        """Image -> content, from other sources than the rows, for a set that needs them."""
         return {}
 
     def _with_contents(self, rows: list[Row], is_random: bool) -> list[Row]:
-        """The rows with the contents that a random split must not tear apart.
+        """The rows with the contents that a random split must keep together.
 
-        With `allow_shared_content` it may, and the rows stay as they are. Raises UserError where a
-        split is drawn and the contents are not known.
+        With `allow_shared_content` it need not, and the rows stay as they are. Raises UserError if
+        a split is drawn and the contents are not known.
         """
         is_image_by_image = is_random and self.allow_shared_content
         if self.contents_from is None or is_image_by_image or all(row.group for row in rows):
@@ -246,7 +256,7 @@ class Reader:
         return rows
 
     def _note_shared_contents(self, rows: list[Row]) -> None:
-        """Say where the split that the rows come with has the same content on both sides."""
+        # Note if the set's own split has the same content in training and elsewhere.
         training = {row.group for row in rows if row.split == "train"} - {None}
         shared = training & {row.group for row in rows if row.split != "train"}
         if shared:
@@ -256,18 +266,18 @@ class Reader:
             )
 
     def _draw_split(self, rows: list[Row]) -> list[Row]:
-        """The rows with 80 % of the contents in train, the rest in test, by seed."""
+        # The rows with a random 80 % of the contents in train, and the others in test.
         if self.seed is None:
             raise UserError(
-                f"{self.name}: comes without a split, and the seed of the run's is not known; "
-                "give --seed N or --split all"
+                f"{self.name}: comes without a split, and the seed of the run's split is not "
+                "known; give --seed N or --split all"
             )
         contents = shuffled((row.group or row.image for row in rows), self.seed)
         if len(contents) == 1:
             self.why_empty = (
-                f": to draw a split takes two contents, and all images are of one, {contents[0]}"
+                f": drawing a split takes two contents, and all images have the same, {contents[0]}"
             )
-        # At least one content for either split, however few there are.
+        # Each of the two splits gets at least one content.
         share = min(max(round(0.8 * len(contents)), 1), len(contents) - 1)
         split_of = dict.fromkeys(contents, "test") | dict.fromkeys(contents[:share], "train")
         unit = "images, not of contents" if self.contents_from else "images"
@@ -275,15 +285,15 @@ class Reader:
             unit = "reference contents"
         self.notes.append(
             f"{self.name}: no split given; "
-            f"random 80/20 split of {len(contents)} {unit}, seed {self.seed}"
+            f"random 80/20 split of {len(contents)} {unit}, seed {self.seed}{self.advice}"
         )
         return [replace(row, split=split_of[row.group or row.image]) for row in rows]
 
     def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
-        """Name and path of each row's image.
+        """The name and path of each row's image.
 
-        It lies where a collection says, else under its name in the first of `image_folders` that
-        holds images.
+        It is where a collection says, else in the first layout of `image_folders` that holds
+        images.
         """
         if self.placed:
             missing = [row.image for row in rows if not self.placed[row.image].is_file()]
@@ -298,7 +308,7 @@ class Reader:
         images = self._images_in(layout)
         validation = [row for row in rows if row.split == "val"]
         if _missing(validation, images):
-            # The public lists leave them out, so they often lie in another layout's folder.
+            # The public lists leave them out, so they are often in the folder of another layout.
             for other_layout in layouts:
                 images = self._images_in(other_layout) | images
         refuse(
@@ -315,7 +325,7 @@ class Reader:
         return [images.get(row.image) or images[row.image.lower()] for row in rows]
 
     def _layouts(self) -> list[dict[str, Path]]:
-        """The layouts of `image_folders` of which every folder is there, each as name -> path."""
+        # The layouts of `image_folders` with all their folders, each as name -> path.
         layouts = []
         for folders in self.image_folders:
             layout = {folder: self._locate(folder) for folder in folders}
@@ -327,7 +337,7 @@ class Reader:
         return layouts
 
     def _images_in(self, layout: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
-        """Name and path of the images in these folders, by name, and by name in lower case."""
+        # The name and path of each image in these folders, by name and by name in lower case.
         images = {}
         in_lower_case = {}
         for folder, place in layout.items():
@@ -335,21 +345,18 @@ class Reader:
                 if path.suffix.lower() in IMAGE_SUFFIXES:
                     name = f"{folder}/{path.name}" if self.names_have_folders else path.name
                     images[name] = in_lower_case[name.lower()] = (name, path)
-        # A name as it is goes before another's in lower case.
+        # An exact name has priority over another image's name in lower case.
         return in_lower_case | images
 
     def _locate(self, name: str) -> Path:
-        """The file or folder of this name below the root; in another case, if only that exists."""
+        """The file or folder of this name below the root, in upper or lower case."""
         path = self.root
         for part in PurePosixPath(name).parts:
             path = _in_any_case(path / part)
         return path
 
     def _first_file(self, *names: str) -> Path:
-        """The first of these files that exists: the forms that a set comes in, best first.
-
-        Raises MissingFile.
-        """
+        """The first of these files that exists. Raises MissingFile."""
         for path in map(self._locate, names):
             if path.is_file():
                 return path
@@ -369,10 +376,9 @@ def _missing(rows: list[Row], images: Mapping[str, object]) -> list[str]:
 
 
 def _in_any_case(path: Path) -> Path:
-    """The path itself if it exists, else one beside it that differs in case, if there is one."""
-    # Sets are packed on systems that tell no cases apart, and unpacked on those that do.
-    if not path.exists() and path.parent.is_dir():
-        for sibling in path.parent.iterdir():
-            if sibling.name.lower() == path.name.lower():
-                return sibling
-    return path
+    # The path itself if it exists, else one beside it that differs in case, if there is one.
+    # Some systems that sets are packed on do not tell upper and lower case apart.
+    if path.exists() or not path.parent.is_dir():
+        return path
+    name = path.name.lower()
+    return next(filter(lambda other: other.name.lower() == name, path.parent.iterdir()), path)

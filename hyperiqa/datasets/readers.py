@@ -1,7 +1,7 @@
-"""The readers by the names of their data sets, and how a command opens the sets that it is given.
+"""The readers by the names of their data sets, and how a command opens the sets that it gets.
 
-There is one small reader per data set, which says only how its layout differs. What they share, and
-how a reader's rows become records, is in `reader.py`.
+There is one small reader per data set, which says only how its layout differs. Their common part,
+which turns a reader's rows into records, is in `reader.py`.
 """
 
 from collections.abc import Container, Mapping
@@ -40,7 +40,7 @@ DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
 def find_spaq(spaq_path: Path | None, beside: Path | None = None) -> Path | None:
     """SPAQ's folder for a cross test: the user's, else `beside`, else spaq/ or spaq-test/.
 
-    None where there is no such folder; the user's own is not checked.
+    None if there is no such folder. The user's own folder is not checked.
     """
     if spaq_path:
         return spaq_path
@@ -55,9 +55,9 @@ def reader_of(
     lower_is_better: bool = False,
     columns: Columns = USUAL,
 ) -> Reader:
-    """The reader of a set of `parse_set_names`, under the name that records give the set.
+    """The reader of a set of `parse_set_names`, with the name that the set has in records.
 
-    path None: the set's default place. lower_is_better, columns: of a CSV file.
+    path: None for the set's default place. lower_is_better, columns: the settings of a CSV file.
     """
     kind = reader_name(name)
     # A flag about CSV files leaves other sets of the same command alone.
@@ -77,14 +77,16 @@ def open_set(
 ) -> Reader:
     """The reader of a set to test on.
 
-    path None: the set's default place, for SPAQ `beside` where that is given. lower_is_better,
-    columns: of a CSV file. Raises UserError where SPAQ is in none of its places.
+    path: None for the set's default place, which is `beside`, if given, for SPAQ. lower_is_better,
+    columns: the settings of a CSV file. Raises UserError if SPAQ is in none of its places.
     """
     if name == "spaq":
         path = find_spaq(path, beside)
         if path is None:
-            places = beside or "spaq/ or spaq-test/ beside the scripts"
-            raise UserError(f"spaq: no folder {places}; spaq=PATH gives it")
+            raise UserError(
+                f"spaq: no folder {beside or 'spaq/ or spaq-test/ beside the scripts'}; "
+                "spaq=PATH gives it"
+            )
     return reader_of(name, path, seed, lower_is_better, columns)
 
 
@@ -95,11 +97,11 @@ def read_cross_tests(
     lower: Container[str],
     columns: Columns,
 ) -> tuple[dict[str, DataSet], list[str]]:
-    """The further sets that every epoch is tested on, by name, and lines about them for the log.
+    """The other sets that every epoch is tested on, by name, and lines about them for the log.
 
-    chosen: name -> path, or None for the set's default place. Where chosen itself is None, it is
-    SPAQ if that is found, in `beside` where that is given. lower: the CSV sets whose scores mean
-    badness. Raises UserError for a chosen set that is not there.
+    chosen: name -> path, or None for the set's default place. If chosen itself is None, SPAQ is
+    taken if it is found; it is looked for in `beside`, if given. lower: the CSV sets with scores
+    that mean badness. Raises UserError for a chosen set that does not exist.
     """
     if chosen is None:
         spaq = find_spaq(None, beside)

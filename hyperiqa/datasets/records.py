@@ -1,7 +1,7 @@
-"""What a data set is once it has been read: records of images, and what follows from them alone.
+"""A data set once it has been read: records of images, and what follows from them alone.
 
-A reader (`reader.py`) turns the rows of a set's own files into the records of a `DataSet`. Where
-several sets are trained on, a `Scale` leads from the scores of each to those of all.
+A reader (`reader.py`) turns the rows of a set's own files into the records of a `DataSet`. For a
+training on several sets, a `Scale` brings the scores of each set to a common scale.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class Record:
-    """One image: where it lies, its opinion score on the set's own scale, its split, what it shows.
+    """One image: its path, its opinion score on the set's own scale, its split and its content.
 
-    `name` identifies the image in every record: its path below the folder of the images,
-    normalised, with / between the parts. It is unique in its set, and the same wherever the set
-    lies. Images of the same content share a `group`, which a split must not tear apart; None: the
-    image has a content of its own. `kind` is the kind of distortion in words, where the set names
-    it. `error` is the standard error of the score, in its units, where the set gives votes.
+    `name` identifies the image in every record: it is its path below the folder of the images,
+    normalised, with / between the parts. It is unique in its set, and stays the same when the set
+    is moved. Images of the same content share a `group`, which a split must keep together; None
+    stands for a content of its own. `kind` is the kind of distortion in words, if the set names it.
+    `error` is the standard error of the score, in its units, if the set gives votes.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Record:
 
 @dataclass
 class DataSet:
-    """The records of a data set; `notes` are the lines about them that the log shows the user."""
+    """The records of a data set. `notes` are lines about them, which the log shows the user."""
 
     name: str
     records: list[Record]
@@ -58,7 +58,7 @@ class DataSet:
 
     @property
     def range(self) -> tuple[float, float]:
-        """The smallest and largest score of the set's scale, else of its training images."""
+        """The ends of the set's scale or, if it has none, of its training images' scores."""
         if self.nominal_range:
             return self.nominal_range
         scores = [record.score for record in self.split("train") or self.records]
@@ -69,7 +69,7 @@ class DataSet:
         return [record for record in self.records if record.split == name]
 
     def note_undefined(self) -> None:
-        """Note each split whose images leave correlations with their MOS undefined, and say why."""
+        """Note each split on which correlations with the MOS are undefined, and say why."""
         for part in dict.fromkeys(record.split for record in self.records):
             scores = [record.score for record in self.split(part)]
             if len(set(scores)) == 1:
@@ -79,8 +79,8 @@ class DataSet:
                 self.notes.append(f"{self.name}: SRCC and PLCC will be nan: {reason}")
 
     def fingerprint(self) -> str:
-        """A digest of names, scores, splits and groups; it stays when the folder moves."""
-        # Runs that are resumed or compared hold older digests: what goes in here must not change.
+        """A digest of names, scores, splits and groups. It stays the same when the folder moves."""
+        # Runs that are resumed or compared have older digests: its contents must never change.
         return _digest((r.split, r.name, repr(r.score), r.group or "") for r in self.records)
 
     def votes(self) -> str:
@@ -94,7 +94,7 @@ def _digest(rows: Iterable[tuple]) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What a data set's own files say of an image; split None: one is to be drawn."""
+    """What a data set's own files say about an image. split: None if it must be drawn."""
 
     image: str
     score: float
@@ -108,8 +108,8 @@ class Row:
 class Columns:
     """The names of a CSV set's columns, and the folder that its image paths start from.
 
-    image_root None: the folder of the CSV. The columns of split and group may be missing as long as
-    they have their usual names.
+    image_root: None for the folder of the CSV. The columns of split and group may be missing if
+    they have their usual names here.
     """
 
     image_column: str = "image"
@@ -120,7 +120,7 @@ class Columns:
 
     @classmethod
     def of(cls, options: Namespace) -> "Columns":
-        """The columns that the flags of the same names give."""
+        """The columns that the flags with the same names give."""
         return cls(**{column.name: getattr(options, column.name) for column in fields(cls)})
 
 
@@ -128,17 +128,18 @@ USUAL = Columns()
 
 
 def shuffled(contents: Iterable[str], seed: int | list[int]) -> list[str]:
-    """Each of these contents once, in a random order by seed."""
-    # Sorted, so that the order of the rows in a file changes nothing.
+    """Each of these contents once, in a random order that the seed determines."""
+    # They are sorted first, so that the order of the rows in a file does not matter.
     ordered = sorted(set(contents))
     order = np.random.Generator(np.random.PCG64(seed)).permutation(len(ordered))
     return [ordered[i] for i in order]
 
 
 def take_validation(data: DataSet, fraction: float, seed: int) -> None:
-    """Move about this fraction of the training images into `val`, whole content groups, by seed.
+    """Move about this fraction of the training images into `val`, as the seed determines.
 
-    Raises UserError where that leaves no content for validation or none for training.
+    Images of the same content stay together. Raises UserError if no content is left for validation
+    or for training.
     """
     # The 1 keeps these draws apart from those of the 80/20 split by the same seed.
     contents = shuffled((r.group or r.name for r in data.split("train")), [seed, 1])
@@ -160,7 +161,7 @@ def take_validation(data: DataSet, fraction: float, seed: int) -> None:
 
 @dataclass(frozen=True)
 class Scale:
-    """From a data set's own scores to those that are trained on: factor * score + offset."""
+    """From a data set's own scores to the scores for training: factor * score + offset."""
 
     factor: float = 1.0
     offset: float = 0.0
@@ -170,16 +171,16 @@ class Scale:
         return self.factor * scores + self.offset
 
     def own(self, scores: np.ndarray) -> np.ndarray:
-        """Scores of the common scale on the set's own."""
+        """Scores of the common scale on the set's own scale."""
         return (scores - self.offset) / self.factor
 
 
 def scale_of(data: DataSet, main: DataSet, method: str | None) -> Scale:
-    """The scale of a set among several, by the method of `--mix_scale`; `main` is the first set.
+    """The scale of a set among several, by the method of `--mix_scale`. main: the first set.
 
-    range: the set's range becomes 0 to 100, the best score 100. none: the scores stay; an error
-    where the sets' directions differ. Else the training scores take the first set's mean, standard
-    deviation and direction. Raises UserError.
+    `range` maps the set's range to 0..100, with the best score at 100. `none` keeps the scores, and
+    is an error if the directions of the sets differ. Any other method gives the training scores the
+    mean, standard deviation and direction of the first set. Raises UserError.
     """
     if method == "range":
         low, high = data.range

@@ -1,6 +1,6 @@
-"""Readers of the sets of synthetic distortions: references distorted in known ways.
+"""Readers of the sets of reference images that were distorted in known ways.
 
-They are split by reference.
+A split keeps all images of a reference together.
 """
 
 import re
@@ -27,9 +27,9 @@ from hyperiqa.datasets.records import Row
 
 
 class NamedByContent(Reader):
-    """Base of the sets whose image names are CONTENT_KIND_LEVEL, such as I01_02_3.bmp.
+    """Base of the sets in which image names are CONTENT_KIND_LEVEL, such as I01_02_3.bmp.
 
-    `kinds` are the distortions, from number 1 on.
+    `kinds` are the distortions, which the names number from 1.
     """
 
     kinds: tuple[str, ...]
@@ -38,10 +38,8 @@ class NamedByContent(Reader):
         return self._rows_by_name(self.root, [(listed.name, listed.score)])[0]
 
     def _rows_by_name(self, path: Path, scores: Iterable[tuple[str, object]]) -> list[Row]:
-        """Rows of the (image name, score) pairs of the file `path`.
-
-        Raises UserError for names of another form.
-        """
+        # Rows of the pairs (image name, score) of the file `path`. Raises UserError for names of
+        # another form.
         rows = []
         unknown = []
         for name, score in scores:
@@ -65,13 +63,12 @@ class NamedByContent(Reader):
 class KADID10k(NamedByContent):
     """KADID-10k (Lin, Hosu and Saupe, QoMEX 2019): 81 contents x 25 distortions x 5 levels.
 
-    What its authors call dmos is the mean of opinions from 1, bad, to 5, excellent.
+    The column that its authors call dmos is the mean of opinions from 1 (bad) to 5 (excellent).
     """
 
     name = "kadid-10k"
     nominal_range = (1.0, 5.0)
-    table = "KADID10k"
-    word = "kadid"
+    in_collections = ("KADID10k", "kadid")
     votes = 30
     expects = "kadid_test.json or dmos.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
@@ -109,8 +106,8 @@ class KADID10k(NamedByContent):
             return self._rows_by_name(path, read_json_scores(path).items())
         lines = list(read_table(path, ("dist_img", "dmos"), ("var",)))
         rows = self._rows_by_name(path, [(line["dist_img"], line["dmos"]) for line in lines])
-        # What the file calls var must be the standard deviation: only then can the scores be means
-        # of 30 whole votes.
+        # The column var must be the standard deviation: only then can the scores be means of 30
+        # whole votes.
         return [
             replace(row, error=self.standard_error(line.get("var")))
             for row, line in zip(rows, lines, strict=True)
@@ -120,14 +117,13 @@ class KADID10k(NamedByContent):
 class LIVE(Reader):
     """LIVE release 2 (Sheikh, Sabir and Bovik, IEEE TIP 2006): 779 images of 29 references, DMOS.
 
-    The score file lists all folders' images one after the other, undistorted copies (orgs = 1)
-    among them. DMOS: 0 and below is undistorted, 100 about the worst; the realigned scores are the
+    The score file lists the images folder by folder, with undistorted copies (orgs = 1) among them.
+    A DMOS of 0 or less means undistorted, about 100 is the worst. The realigned scores are the
     authors' own correction.
     """
 
     name = "live"
-    table = "LIVEIQA"
-    word = "live"
+    in_collections = ("LIVEIQA", "live")
     resize = "none"
     higher_is_better = False
     names_have_folders = True
@@ -150,7 +146,7 @@ class LIVE(Reader):
     def rows(self) -> list[Row]:
         path = self._first_file("dmos_realigned.mat", "dmos.mat")
         variable = "dmos_new" if path.name.lower() == "dmos_realigned.mat" else "dmos"
-        # Neither file names the images: a row belongs to the image at its place.
+        # Neither file names the images: they are in the same order as the rows.
         columns = {
             path.name: read_mat(path, variable, "orgs"),
             **self._references(self._first_file("refnames_all.mat")),
@@ -167,21 +163,20 @@ class LIVE(Reader):
         ]
 
     def _references(self, path: Path) -> dict[str, list]:
-        """The references as the release lists them, and the images that they are of, in one order.
-
-        path: of refnames_all.mat.
-        """
-        counts = self.images.items()
+        # The names of the references in the file refnames_all.mat, and of the release's images.
+        # Both are in the same order, an entry for each image.
         return {
             path.name: read_mat(path, "refnames_all"),
             "images of the release": [
-                f"{folder}/img{i}.bmp" for folder, count in counts for i in range(1, count + 1)
+                f"{folder}/img{i}.bmp"
+                for folder, count in self.images.items()
+                for i in range(1, count + 1)
             ],
         }
 
     def contents(self, rows: list[Row]) -> dict[str, str]:
         path = self._locate("refnames_all.mat")
-        # A list may lie apart from the images, beside whose folders the release has the file.
+        # The release has the file beside the folders of images; a collection's list may lie apart.
         if self.placed:
             path = next(iter(self.placed.values())).parents[1] / path.name
         if not path.is_file():
@@ -201,13 +196,12 @@ class LIVE(Reader):
 class CSIQ(Reader):
     """CSIQ (Larson and Chandler, Journal of Electronic Imaging 2010): 866 images of 30 references.
 
-    DMOS from 0, like the reference, to 1, worst. The workbook's names of the distortions are not
-    those in the names of the images.
+    DMOS from 0 (like the reference) to 1 (worst). The workbook and the names of the images have
+    different words for the distortions.
     """
 
     name = "csiq"
-    table = "CSIQ"
-    word = "csiq"
+    in_collections = ("CSIQ", "csiq")
     resize = "none"
     nominal_range = (0.0, 1.0)
     higher_is_better = False
@@ -226,7 +220,7 @@ class CSIQ(Reader):
         ("dst_imgs_all",),
         ("dst_imgs",),
     )
-    # The workbook's dst_type without blanks and marks -> (word in image names, distortion).
+    # The workbook's dst_type, letters and digits alone -> (word in image names, distortion).
     kinds = {
         "noise": ("awgn", "white noise"),
         "awgn": ("awgn", "white noise"),
@@ -253,7 +247,7 @@ class CSIQ(Reader):
         return rows
 
     def row_of(self, listed: Listed) -> Row | None:
-        # REFERENCE.KIND.LEVEL.png; the empty parts are for a name that has fewer.
+        # The form is REFERENCE.KIND.LEVEL.png. A name with fewer parts gets empty ones.
         reference, kind, level = (*listed.name.split("."), "", "")[:3]
         if kind.lower() not in self.kinds:
             raise UserError(
@@ -269,7 +263,7 @@ class CSIQ(Reader):
             for image, score in scores.items()
             if ".contrast." in image
         ]
-        # Q-Align's csiq.json is such a list. Chance makes some pairs equal, but never all.
+        # Q-Align's csiq.json is such a list. Some pairs are equal by chance, but never all.
         if len(pairs) >= 5 and all(score == noise for score, noise in pairs):
             raise UserError(
                 f"{self.name}: the list in {self.root} gives all {len(pairs)} contrast images "
@@ -278,10 +272,11 @@ class CSIQ(Reader):
         return rows
 
     def _row(self, reference: str, kind: str, level: str, score: float) -> Row:
-        """The row of an image; kind: a key of `kinds`."""
+        # The row of an image. kind: a key of `kinds`.
         word, distortion = self.kinds[kind]
-        image = f"{reference}.{word}.{level}.png"
-        return Row(image, score, group=reference.lower(), kind=distortion)
+        return Row(
+            f"{reference}.{word}.{level}.png", score, group=reference.lower(), kind=distortion
+        )
 
 
 class TID2013(NamedByContent):
@@ -293,8 +288,7 @@ class TID2013(NamedByContent):
     name = "tid2013"
     nominal_range = (0.0, 9.0)
     resize = "none"
-    table = "TID2013"
-    word = "tid2013"
+    in_collections = ("TID2013", "tid2013")
     votes = 1
     expects = "mos_with_names.txt and distorted_images/"
     image_folders = (("distorted_images",),)
@@ -334,7 +328,7 @@ class TID2013(NamedByContent):
                 f"{path}: expected lines of MOS and image name, found {first_five(malformed)}"
             )
         rows = self._rows_by_name(path, [(name, mos) for mos, name in lines])
-        # In the same order, one number a line, standard errors already.
+        # This file has a standard error per line, in the same order.
         errors = self._locate("mos_std.txt")
         if not errors.exists():
             return rows
