@@ -18,14 +18,15 @@ from hyperiqa.model.target_net import TARGET_SIZES
 # The LDA of each of the first three stages: channels after its 1x1 conv, and side after pooling.
 LDA_CHANNELS = (16, 32, 64)
 LDA_GRIDS = (8, 4, 2)
-# Features that each of these three gives; the last stage gives the rest of the target network's
-# input.
+# The number of features from each of these three. The last stage gives the rest of the target
+# network's input.
 LDA_WIDTH = 16
 
 # (stage, side) of the averaged stage maps that the LDA reads.
 LDA_POOLS = ((0, 8), (1, 4), (2, 2), (3, 1))
 
-# Of RGB values 0..1: what torchvision's and most of timm's ImageNet weights were trained with.
+# The mean and standard deviation of RGB values 0..1 with which torchvision's and most of timm's
+# ImageNet weights were trained.
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -35,8 +36,8 @@ class Backbone(nn.Module):
 
     A subclass sets `prefix` (its name in HyperNet's state dict) and `hidden` (the widths of the
     hyper network's first two convs). It calls `add_lda(channels)` and implements `stage_maps`. If
-    only a part of it takes an ImageNet state dict, that part is its attribute `backbone`, and
-    `adapted` translates published weights for that part. If its pixels are not normalised as
+    an ImageNet state dict fits only a part of it, this part is its attribute `backbone`, and
+    `adapted` translates published weights for this part. If its pixels are not normalised like
     ImageNet's, it calls `set_normalisation`.
     """
 
@@ -54,8 +55,8 @@ class Backbone(nn.Module):
         """Set the mean and standard deviation of RGB values 0..1 that normalise the pixels."""
         # Plain lists, because a checkpoint's description keeps them.
         self.normalisation = {"mean": list(mean), "std": list(std)}
-        # Buffers stay on the device: tensors that are made anew for each batch would make the host
-        # wait. They are not persistent, because the public code's state dict does not have them.
+        # Buffers stay on the device; tensors made for each batch would keep the host waiting. They
+        # are not persistent, because the state dict of the public code does not have them.
         for name, value in self.normalisation.items():
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
@@ -65,16 +66,16 @@ class Backbone(nn.Module):
 
     @property
     def described(self) -> dict[str, Any]:
-        """What a checkpoint's description keeps, beside the name, to rebuild the backbone."""
+        """What a description keeps, in addition to the name, to rebuild the backbone."""
         return dict(self.normalisation)
 
     @property
     def pretrained_part(self) -> nn.Module:
-        """The module that takes an ImageNet state dict: the attribute `backbone`, or `self`."""
+        """The module that an ImageNet state dict fits: the attribute `backbone`, or `self`."""
         return getattr(self, "backbone", self)
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Published weights, brought to the names and shapes of `pretrained_part`."""
+        """Published weights under the names and in the shapes of `pretrained_part`."""
         return state
 
     def add_lda(self, channels: Sequence[int]) -> None:
@@ -102,15 +103,15 @@ class Backbone(nn.Module):
         }
 
     def freeze(self) -> None:
-        """Leave the encoder as it is: in eval mode, without gradients. The LDA goes on training."""
+        """Freeze the encoder, in eval mode and without gradients. The LDA is still trained."""
         self.frozen = True
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith("lda"))
 
     def fuse_attention(self) -> None:
-        """Compute attention by fused kernels. Raises UserError where there is no such choice."""
+        """Compute attention by fused kernels. Raises UserError if there is no such choice."""
         raise UserError(
-            "--fused_attention is for Swin; the other transformers of timm have it so already"
+            "--fused_attention is for Swin; timm's other transformers fuse their attention anyway"
         )
 
     def train(self, mode: bool = True) -> "Backbone":
@@ -128,7 +129,7 @@ class Backbone(nn.Module):
         """Stage maps -> (N, 224): three times 16 local features and 176 global ones."""
         features = []
         for i, grid in enumerate(LDA_GRIDS, 1):
-            # A 1x1 conv and an average commute: maps that are averaged already come out the same.
+            # A 1x1 conv and an average commute, so maps that are averaged already give the same.
             reduced = getattr(self, f"lda{i}_pool")(stage_map(maps, i - 1, grid))
             features.append(getattr(self, f"lda{i}_fc")(pool_to(reduced, grid).flatten(1)))
         features.append(self.lda4_fc(pool_to(stage_map(maps, 3, 1), 1).flatten(1)))

@@ -30,11 +30,14 @@ def build_backbone(
 ) -> Backbone:
     """Build the backbone of that name for square patches of that side in pixels.
 
-    Its weights are random, ImageNet's (pretrained), or those of the state dict in the file
-    `weights`. drop_path: share of images for which a block is left out while training, rising
-    linearly to it at the last block; None: the encoder's own. architecture: what a model of a hub
-    is, as a description keeps it. Raises UserError where there is no such backbone, or no such
-    weights.
+    Its weights are random, or ImageNet's (pretrained), or read from the state dict in the file
+    `weights`.
+
+    drop_path: the share of images for which the last block is left out while training; for earlier
+        blocks, it rises linearly from 0. None stands for the encoder's own default.
+    architecture: the architecture of a model of a hub, as a checkpoint's description keeps it.
+
+    Raises UserError if there is no such backbone, or if it has no such weights.
     """
     downloaded = pretrained and weights is None
     try:
@@ -49,7 +52,8 @@ def build_backbone(
     except OSError as problem:
         raise UserError(
             f"the pretrained weights of {name} cannot be downloaded ({problem}); "
-            "give --backbone_weights PATH or --no_pretrained"
+            "give --backbone_weights PATH or --no_pretrained, or run train_timm.py, "
+            "which needs no download"
         ) from None
     if weights is not None:
         load_backbone_weights(backbone, weights)
@@ -57,12 +61,12 @@ def build_backbone(
 
 
 def hypernet(backbone: Backbone, choices: Mapping) -> HyperNet:
-    """The HyperNet of a run's settings or of a checkpoint's description.
+    """The HyperNet with the choices of a run's settings or of a checkpoint's description.
 
-    Choices that are missing there take their defaults.
+    A missing choice takes its default.
     """
-    names = ("dropout", *HyperNet.choices)
-    return HyperNet(backbone, **{name: choices[name] for name in names if name in choices})
+    names = {"dropout", *HyperNet.choices} & choices.keys()
+    return HyperNet(backbone, **{name: choices[name] for name in names})
 
 
 def new_model(options: Namespace) -> HyperNet:
@@ -85,8 +89,8 @@ def new_model(options: Namespace) -> HyperNet:
 def build(description: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> HyperNet:
     """The untrained model that a checkpoint's description names.
 
-    state: the checkpoint's tensors, if there is one: a model that it cannot fill, for its encoder
-    is far larger, is not built. Raises UserError where there is no such model.
+    state: the checkpoint's tensors, if there are any. A model with a much larger encoder than they
+    can fill is not built. Raises UserError if there is no such model.
     """
     if architecture := description.get("architecture"):
         parameters = math.inf if state is None else sum(map(torch.numel, state.values()))
@@ -107,7 +111,7 @@ def build(description: Mapping[str, Any], state: Mapping[str, Any] | None = None
         raise UserError(
             f"the checkpoint's backbone {description['backbone']} with {choices} is unknown here"
         ) from None
-    # The pixels are normalised as in training, even if the encoder's own figures have changed.
+    # The pixels are normalised as in training, even if the encoder's own mean and std have changed.
     if "mean" in description and "std" in description:
         backbone.set_normalisation(description["mean"], description["std"])
     return net

@@ -1,11 +1,11 @@
-"""Multi-scale fusion: from the backbone's stage maps to the map that the hyper network looks at.
+"""Multi-scale fusion: from the backbone's stage maps to the map that the hyper network reads.
 
 A fusion is a module that takes the list of stage maps [(N, C_i, H_i, W_i)], coarsest last, and
 returns (N, out_channels, 7, 7). Its parameters are saved under `place.*`.
 
-`pools` are the (stage, side) at which it reads averaged maps. With them it also works on maps that
-are averaged already, such as those of a frozen encoder, which are computed once. With (), the
-default, it needs whole maps.
+`pools` are the (stage, side) at which it reads averaged maps. A fusion with `pools` also works on
+maps that are averaged already: a frozen encoder computes them only once. A fusion without them, the
+default, needs whole maps.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +17,15 @@ from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 
 GRID = 7
-# Stage maps: all four whole, or (stage, side) -> (N, C, side, side), averaged to the sides at which
-# the model looks at them.
+# Stage maps: all four whole maps, or (stage, side) -> (N, C, side, side), the maps averaged to the
+# sides at which the model reads them.
 StageMaps = Sequence[torch.Tensor] | Mapping[tuple[int, int], torch.Tensor]
 
 
 def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
     """(N, C, H, W) -> averages (N, C, side, side).
 
-    Plain windows where they fit, as at patch 224; adaptive ones elsewhere.
+    The windows are all alike where that fits, as for patches of 224 pixels, and adaptive elsewhere.
     """
     height, width = maps.shape[2:]
     if height % side or width % side:
@@ -38,10 +38,8 @@ def pool_to(maps: torch.Tensor, side: int) -> torch.Tensor:
 
 
 def _averages(size: int, side: int, like: torch.Tensor) -> torch.Tensor:
-    """Adaptive pooling as a matrix (side, size), of the type and on the device of `like`.
-
-    Row k averages k*size/side to (k+1)*size/side, rounded outwards.
-    """
+    # Adaptive pooling as a matrix (side, size), with the type and device of `like`. Row k averages
+    # k*size/side to (k+1)*size/side, rounded outwards.
     row = torch.arange(side, device=like.device)[:, None]
     cell = torch.arange(size, device=like.device)
     # Division rounds down; twice negated, it rounds up.
@@ -51,7 +49,7 @@ def _averages(size: int, side: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def stage_map(maps: StageMaps, stage: int, side: int) -> torch.Tensor:
-    """The map of a stage (0..3) for a use at `side`: the whole one, or the one averaged to it."""
+    """The map of a stage (0..3) for use at `side`: the whole map, or the map averaged to it."""
     return maps[stage, side] if isinstance(maps, Mapping) else maps[stage]
 
 
@@ -67,7 +65,7 @@ class Fusion(nn.Module):
 
 
 class NoFusion(Fusion):
-    """The last stage map, pooled to 7x7 (at patch 224 it has that size already)."""
+    """The last stage map, pooled to 7x7. For patches of 224 pixels it has this size already."""
 
     pools = ((3, GRID),)
 
@@ -92,7 +90,7 @@ class DirectFusion(Fusion):
 
 
 class ConcatFusion(DirectFusion):
-    """`direct` and a 1x1 conv to C_last."""
+    """`direct`, followed by a 1x1 conv to the channels of the last stage."""
 
     def __init__(self, channels: Sequence[int]):
         super().__init__(channels)
@@ -105,7 +103,7 @@ class ConcatFusion(DirectFusion):
 
 
 class AttentionFusion(DirectFusion):
-    """`direct`, each stage weighed by a softmax of the last stage's mean.
+    """`direct` with a weight for each stage, from a softmax on the last stage's mean.
 
     Names and layers are those of SMART-IQA's public code.
     """
@@ -123,7 +121,7 @@ class AttentionFusion(DirectFusion):
         )
 
     def weights(self, maps: StageMaps) -> torch.Tensor:
-        """How much of each stage: (N, 4), summing to 1."""
+        """The weights of the stages: (N, 4), summing to 1."""
         return self.attention_net(pool_to(stage_map(maps, 3, 1), 1).flatten(1)).softmax(1)
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
@@ -133,7 +131,7 @@ class AttentionFusion(DirectFusion):
 
 
 class PyramidFusion(Fusion):
-    """A feature pyramid, its four levels pooled to 7x7 and concatenated.
+    """A feature pyramid with its four levels pooled to 7x7 and concatenated.
 
     Lin et al., "Feature Pyramid Networks for Object Detection", CVPR 2017: 1x1 convs, summed from
     the top down, 3x3 convs. The module is torchvision's own, under its names.
@@ -147,7 +145,7 @@ class PyramidFusion(Fusion):
         self.out_channels = len(channels) * self.WIDTH
 
     def forward(self, maps: StageMaps) -> torch.Tensor:
-        # The maps are whole ones, since `pools` is (): side 0 is not looked at.
+        # The maps are whole ones, since `pools` is (), and the side 0 means nothing.
         levels = self.pyramid({str(stage): stage_map(maps, stage, 0) for stage in range(4)})
         return torch.cat([pool_to(level, GRID) for level in levels.values()], 1)
 
@@ -155,8 +153,8 @@ class PyramidFusion(Fusion):
 class ProgressiveFusion(Fusion):
     """From the finest map to the coarsest, one stage after the other.
 
-    Each step averages what there is to the next map's size, joins the two, and applies a 1x1 conv
-    and ReLU.
+    Each step averages the result so far to the next map's size, concatenates the two, and applies a
+    1x1 conv and ReLU.
     """
 
     def __init__(self, channels: Sequence[int]):

@@ -1,9 +1,9 @@
 """The body of the hyper network: from the fused map to the map that the generators read.
 
-A body is a module made for the channels of the stage maps and of the fused map, and for the
-backbone's hidden widths. It takes the four stage maps and the fused map (N, C, 7, 7), and returns
-(N, 112, 7, 7). Its parameters are saved under `place.*`. `pools` are the (stage, side) at which it
-reads averaged stage maps, as a fusion's.
+A body is a module made for the channels of the stage maps and of the fused map, and for the hidden
+widths of the backbone. It takes the four stage maps and the fused map (N, C, 7, 7), and returns
+(N, 112, 7, 7). Its parameters are saved under `place.*`. As in a fusion, `pools` are the (stage,
+side) at which it reads averaged stage maps.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ class TransformerHyper(nn.Module):
         )
         layers: list[Any] = [Block(width, 8, 2, qkv_bias=True) for _ in range(2)]
         for layer in layers:
-            # As matrix products, whose gradients repeat on every device.
+            # Attention as matrix products, because their gradients repeat on every device.
             layer.attn.fused_attn = False
         self.layers = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(width)
@@ -69,10 +69,9 @@ class TransformerHyper(nn.Module):
         for source, embed, stage in zip((*sources, fused), self.tokens, self.stage):
             # (N, width, 7, 7) -> (N, 49, width)
             tokens.append(embed(source).flatten(2).transpose(1, 2) + stage + self.position)
-        x = self.layers(torch.cat(tokens, 1))
         # The fused map's tokens are the last ones.
-        out = self.out(self.norm(x[:, -GRID * GRID :]))
-        return out.transpose(1, 2).unflatten(2, (GRID, GRID))
+        mixed = self.layers(torch.cat(tokens, 1))[:, -GRID * GRID :]
+        return self.out(self.norm(mixed)).transpose(1, 2).unflatten(2, (GRID, GRID))
 
 
 HYPERS: dict[str, Any] = {"conv": ConvHyper, "transformer": TransformerHyper}

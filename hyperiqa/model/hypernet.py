@@ -37,12 +37,12 @@ class HyperNet(nn.Module):
     """Images (N, 3, H, W) -> `scores` (N,) and pooled `features` (N, C).
 
     The scores are on the scale of the MOS that the model was trained on. The features are the mean
-    of the last stage map. The two halves are public: `target_weights(images)` makes what
-    `target_net` takes. In place of images, the model takes a frozen encoder's averaged stage maps:
-    `unpack` of what `pack` made.
+    of the last stage map. The two halves are public: `target_weights(images)` makes the input of
+    `target_net`. In place of images, the model also takes the averaged stage maps of a frozen
+    encoder, which `pack` makes one tensor of, and `unpack` maps again.
     """
 
-    # Settings that shape the model, as dropout does not, beside those of its backbone.
+    # The settings that shape the model, in addition to those of its backbone. Dropout does not.
     choices = ("fusion", "hyper")
 
     def __init__(
@@ -86,36 +86,36 @@ class HyperNet(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone`: its trained parameters, with those of its LDA; `head`: all others."""
         prefix = f"{self.places['backbone']}."
-        head = [p for name, p in self.named_parameters() if not name.startswith(prefix)]
-        trained = [p for p in self.backbone.parameters() if p.requires_grad]
-        return {"head": head, "backbone": trained}
+        return {
+            "head": [p for name, p in self.named_parameters() if not name.startswith(prefix)],
+            "backbone": [p for p in self.backbone.parameters() if p.requires_grad],
+        }
 
     @property
     def pools(self) -> dict[tuple[int, int], int]:
-        """(stage, side) of the averaged stage maps that the model looks at -> values of each."""
-        # A dictionary, unlike a set, drops repetitions and keeps the order, which `pack` depends
-        # on.
+        """(stage, side) of each averaged stage map that the model reads -> its number of values."""
+        # A dictionary drops repetitions and keeps the order, which `pack` depends on.
         sides = dict.fromkeys([*LDA_POOLS, *self.fuse.pools, *self.body.pools])
         return {(stage, side): self.backbone.channels[stage] * side**2 for stage, side in sides}
 
     def pack(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Whole stage maps -> (N, F): all that the model looks at of them."""
+        """Whole stage maps -> (N, F): everything that the model reads from them."""
         return torch.cat([pool_to(maps[stage], side).flatten(1) for stage, side in self.pools], 1)
 
     def unpack(self, packed: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
-        """(N, F) of whatever precision -> averaged stage maps in fp32."""
+        """(N, F) in any precision -> averaged stage maps in fp32."""
         parts = zip(self.pools, packed.float().split(list(self.pools.values()), 1))
         return {pool: part.unflatten(1, (-1, pool[1], pool[1])) for pool, part in parts}
 
     def rescale(self, factor: float, offset: float) -> None:
-        """Make every score factor·score + offset, which is a change of the last layer alone."""
+        """Turn every score into factor·score + offset, by changing the last layer alone."""
         with torch.no_grad():
             for parameter in (*self.fc5w_fc.parameters(), *self.fc5b_fc.parameters()):
                 parameter.mul_(factor)
             self.fc5b_fc.bias.add_(offset)
 
     def stage_maps(self, images: torch.Tensor | StageMaps) -> StageMaps:
-        """The backbone's maps of images; stage maps in place of images as they are."""
+        """The backbone's maps of images. Stage maps in place of images stay as they are."""
         return self.backbone.stage_maps(images) if isinstance(images, torch.Tensor) else images
 
     def target_weights(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
@@ -124,18 +124,19 @@ class HyperNet(nn.Module):
         weights = {"target_in_vec": self.backbone.target_in_vec(maps)[:, :, None, None]}
         hyper = self.dropout(self.body(maps, self.fuse(maps)))
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
-            generated = getattr(self, f"fc{i}w_conv")(hyper)
-            weights[f"target_fc{i}w"] = generated.reshape(-1, n_out, n_in, 1, 1)
+            matrices = getattr(self, f"fc{i}w_conv")(hyper)
+            weights[f"target_fc{i}w"] = matrices.reshape(-1, n_out, n_in, 1, 1)
         # Biases and the last layer set the score's level: in bf16 a score of 80 has steps of 0.5.
         with torch.autocast(hyper.device.type, enabled=False):
             pooled = hyper.float().mean((2, 3))
-            for i in range(1, len(TARGET_SIZES) - 1):
+            for i in range(1, len(TARGET_SIZES)):
                 weights[f"target_fc{i}b"] = getattr(self, f"fc{i}b_fc")(pooled)
             weights["target_fc5w"] = self.fc5w_fc(pooled)[:, None, :, None, None]
-            weights["target_fc5b"] = self.fc5b_fc(pooled)
         return weights
 
     def forward(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
         maps = self.stage_maps(images)
-        features = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
-        return {"scores": self.target_net(self.target_weights(maps)), "features": features}
+        return {
+            "scores": self.target_net(self.target_weights(maps)),
+            "features": pool_to(stage_map(maps, 3, 1), 1).flatten(1),
+        }

@@ -14,8 +14,9 @@ from hyperiqa.model.backbone import Backbone
 class ResNetBackbone(Backbone):
     """torchvision's resnet18/34/50/101 without its classifier; parameters `res.*`.
 
-    drop_path: share of images for which a block is left out while training, rising linearly to it
-    at the last block; None: none (stochastic depth, Huang et al., ECCV 2016).
+    drop_path: the share of images for which the last block is left out while training; for earlier
+    blocks, it rises linearly from 0 (stochastic depth, Huang et al., ECCV 2016). None switches it
+    off.
     """
 
     prefix = "res"
@@ -28,7 +29,7 @@ class ResNetBackbone(Backbone):
         weights = None
         if pretrained:
             weights = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"]
-            # An OSError soon, where they must be downloaded and can't.
+            # If they must be downloaded and cannot be, this raises OSError soon.
             if not Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name).exists():
                 check_reachable(weights.url)
         for child, module in torchvision.models.get_model(name, weights=weights).named_children():
@@ -37,8 +38,8 @@ class ResNetBackbone(Backbone):
         if drop_path:
             blocks = [block for stage in self._stages() for block in stage]
             for n, block in enumerate(blocks):
-                # torchvision's blocks have no place for it: a hook replaces the output of the
-                # branch's end before the block adds its shortcut.
+                # torchvision's blocks have no place for it, so a hook replaces the output of the
+                # end of the branch before the block adds its shortcut.
                 branch_end = _branch_end(block)
                 branch_end.add_module("drop_path", DropPath(drop_path * n / (len(blocks) - 1)))
                 branch_end.register_forward_hook(lambda norm, _, output: norm.drop_path(output))

@@ -13,11 +13,11 @@ from hyperiqa.base.errors import UserError
 from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.timm_encoder import create
 
-# Swin-T with other arguments, for which there are no ImageNet weights.
+# Small variants of Swin-T, without ImageNet weights.
 OWN_SWINS: dict[str, dict[str, Any]] = {
     # Small enough to train from scratch on two CPU cores.
     "swin_nano": {"embed_dim": 32, "depths": (1, 1, 2, 1), "num_heads": (2, 4, 8, 16)},
-    # Smaller still, for patches of 128 pixels, whose maps its windows fit.
+    # Even smaller, with windows that fit the maps of patches of 128 pixels.
     "swin_pico": {
         "embed_dim": 32,
         "depths": (1, 1, 1, 1),
@@ -31,9 +31,9 @@ OWN_SWINS: dict[str, dict[str, Any]] = {
 class SwinBackbone(Backbone):
     """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`.
 
-    patch_size: side of the patches in pixels, for which the windows are built. drop_path: share of
-    images for which the last block is left out while training; None: timm's. Raises UserError where
-    timm has no such Swin.
+    patch_size: the side of the patches in pixels, for which the windows are built. drop_path: the
+    share of images for which the last block is left out while training; None for timm's default.
+    Raises UserError if timm has no such Swin.
     """
 
     prefix = "swin"
@@ -64,20 +64,20 @@ class SwinBackbone(Backbone):
                 f"--backbone {name} cannot be built for --patch_size {patch_size}: {problem}"
             ) from None
         if name in OWN_SWINS:
-            # timm's trunc_normal(0.02) suits widths of hundreds; at 32 channels it starves every
-            # layer of signal.
+            # timm's trunc_normal(0.02) suits widths of hundreds. With 32 channels, the signal would
+            # fade from layer to layer.
             for module in self.backbone.modules():
                 if isinstance(module, torch.nn.Linear):
                     torch.nn.init.xavier_uniform_(module.weight)
-        # The layout is read from the model, never guessed from shapes. timm's feature extractors
-        # give it as an enum of strings, its models as a string.
+        # The layout is read from the model, never guessed from shapes. It is an enum of strings in
+        # timm's feature extractors, and a string in its models.
         self.channels_last = self.backbone.output_fmt == "NHWC"
         self.add_lda(self.backbone.feature_info.channels())
 
     def fuse_attention(self) -> None:
         """Compute the windows' attention, bias and mask in one fused kernel.
 
-        Raises UserError where timm's windows have none.
+        Raises UserError if timm has no such kernel for these windows.
         """
         windows: list[Any] = [m for m in self.modules() if isinstance(m, WindowAttention)]
         if not windows:
@@ -88,7 +88,7 @@ class SwinBackbone(Backbone):
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Published weights under the names of timm's feature extractor.
 
-        The extractor joins `layers.0` to `layers_0`; timm's published files say `layers.0`.
+        It has `layers_0` for the `layers.0` of timm's published files.
         """
         return {re.sub(r"^layers\.", "layers_", name): tensor for name, tensor in state.items()}
 

@@ -8,10 +8,10 @@ TARGET_SIZES = (224, 112, 56, 28, 14, 1)
 
 
 class TargetNet(nn.Module):
-    """Scores images, each by its own weights: four layers linear+sigmoid, and a linear one.
+    """Scores each image with its own weights: four layers linear+sigmoid, and a linear one.
 
     `weights` holds `target_in_vec` (N, 224, 1, 1), `target_fc{i}w` (N, out, in, 1, 1) and
-    `target_fc{i}b` (N, out), i = 1..5. Returns scores (N,) in fp32. dropout: share of the first
+    `target_fc{i}b` (N, out), i = 1..5. Returns scores (N,) in fp32. dropout: the share of the first
     three layers' outputs that training leaves out.
     """
 
@@ -20,7 +20,7 @@ class TargetNet(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, weights: dict[str, torch.Tensor]) -> torch.Tensor:
-        # In fp32 whatever autocast says: in bf16 a score of 80 would have steps of 0.5.
+        # This is fp32 even under autocast: in bf16, a score of 80 would have steps of 0.5.
         with torch.autocast(weights["target_in_vec"].device.type, enabled=False):
             x = weights["target_in_vec"].float().flatten(1).unsqueeze(2)
             for i in range(1, len(TARGET_SIZES)):
