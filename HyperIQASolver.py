@@ -1,7 +1,6 @@
 """One training run, readable top to bottom: build, epochs, early stopping, best model, records."""
 
 import argparse
-import math
 import re
 import shlex
 import sys
@@ -14,12 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base.device import (
-    choose_hardware,
-    keep_freed_memory,
-    map_large_tensors_separately,
-    set_backends,
-)
+from hyperiqa.base import device
 from hyperiqa.base.errors import Interrupted, UserError, counted
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.base.version import versions
@@ -27,19 +21,13 @@ from hyperiqa.model import checkpoints
 from hyperiqa.model.factory import new_model
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.stats import metrics
-from hyperiqa.training import certificate, engine, processes, whole_batch
+from hyperiqa.training import certificate, engine, log, processes, whole_batch
 from hyperiqa.training.batches import SCORE_BATCH, fewer_workers, make_loader
 from hyperiqa.training.epoch_batches import image_names, prepare_features, train_batches
-from hyperiqa.training.log import (
-    RunLog,
-    epoch_columns,
-    epoch_row,
-    figures_text,
-    log_start,
-    median_lines,
-)
 from hyperiqa.training.losses import make_criterion
 from hyperiqa.training.options import default_run_name
+from hyperiqa.training.precision import choose_precision
+from hyperiqa.training.read_sets import RunSets
 from hyperiqa.training.rounds import Round, Tested
 from hyperiqa.training.schedules import Rates, make_schedule
 from hyperiqa.training.sets import Figures, RunData
@@ -50,36 +38,39 @@ from hyperiqa.training.state import RunState, open_run, settings_of
 class HyperIQASolver:
     """A run of `--train_test_num` rounds, by the settings that `options.train_options` returns."""
 
-    def __init__(self, options: argparse.Namespace):
+    def __init__(self, options: argparse.Namespace, sets: RunSets | None = None):
+        """sets: those of `read_sets`, where they were read before."""
         self.options = options
+        self.sets = sets
         self.begun = time.perf_counter()
         self.initial_start = StartingModel.of(options) if options.init else None
         self.teacher_start = StartingModel.teacher_of(options) if options.teacher else None
-        self.hardware, self.precision_reason = choose_hardware(
-            processes.device_of_process(options.device), options.precision, options.workers
+        # In fp32, until `begin_or_resume` knows the precision.
+        self.hardware = device.choose_hardware(
+            processes.device_of_process(options.device), options.workers
         )
-        set_backends(options.deterministic)
-        map_large_tensors_separately()
+        device.set_backends(options.deterministic)
+        device.map_large_tensors_separately()
         self.criterion = make_criterion(options)
         self.schedule = make_schedule(options)
         self.signals = StopSignals(several=processes.world_size() > 1)
-        # `opened` fills these in, as they take long or leave files.
+        # `opened` fills these in, because they take time or leave files.
         self.data: RunData = None
         self.teacher: HyperNet = None
-        self.log: RunLog = None
+        self.log: log.RunLog = None
         self.state: RunState = None
         self.round: Round = None
         # The state to resume from, until its round has taken it up.
         self.saved: dict | None = None
-        # What the newest epoch's tests gave.
+        # The results of the newest epoch's tests.
         self.tested = Tested()
         # What the `end` record says if the run ends now.
         self.status = "failed"
-        # What each of several processes costs, measured once.
+        # The costs of each of several processes, measured once.
         self.costs: list[dict[str, float]] = []
 
     def run(self) -> None:
-        """Train and test; every exit but a kill leaves an `end` record that says how it came."""
+        """Train and test. Every exit except a kill leaves an `end` record with its reason."""
         options = self.options
         with self.signals, self.opened() as state:
             for number in range(state.round, options.train_test_num + 1):
@@ -101,7 +92,7 @@ class HyperIQASolver:
                     state.progress = None
                     self.save()
                 self.end_round()
-            for line in median_lines(state.rounds):
+            for line in log.closing_lines(self.log, state, self.folder):
                 self.log.line(line)
 
     def build_model(self, seed: int) -> HyperNet:
@@ -116,7 +107,7 @@ class HyperIQASolver:
             model.backbone.fuse_attention()
         if options.freeze_backbone:
             model.backbone.freeze()
-        # Patches arrive channels last; weights in that layout too save the convolutions a copy.
+        # Patches arrive channels last; weights in the same layout save the convolutions a copy.
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
     def new_round(self, number: int) -> Round:
@@ -125,21 +116,21 @@ class HyperIQASolver:
         return Round.of_model(number, seed, self.build_model(seed), self.options)
 
     def run_name(self) -> str:
-        """The run's name where `--run_name` gives none."""
+        """The run's name if `--run_name` gives none."""
         return default_run_name(self.options, "resnet50", "resnet50", alpha_too=False)
 
     @contextmanager
     def opened(self) -> Iterator[RunState]:
-        """The run's data, log and state, new or resumed; its records say how it ends."""
+        """Open the run's data, log and state, new or resumed, and record how the run ends."""
         options = self.options
-        self.data = RunData(options, options.seed)
-        # Before what takes long and leaves files: a flag may name a model that does not exist.
+        self.data = RunData(options, options.seed, self.sets)
+        # Before anything slow or any file: a flag may name a model that does not exist.
         # One process of a node downloads pretrained weights, which the others then find.
         with processes.node_leader_first():
             self.round = self.new_round(1)
         if self.teacher_start:
-            teacher = self.teacher_start.model(self.data.common, options)
-            self.teacher = teacher.to(self.hardware.device).eval()
+            self.teacher = self.teacher_start.model(self.data.common, options)
+            self.teacher.to(self.hardware.device).eval()
         settings = settings_of({**vars(options), "fingerprint": self.data.fingerprint})
         self.log, self.saved = open_run(options, self.run_name(), settings)
         self.state = RunState(settings)
@@ -152,7 +143,7 @@ class HyperIQASolver:
         except Interrupted:
             self.status = "interrupted"
             self.log.line("Interrupted")
-            # `--resume` may have named another run's folder; `auto` finds this one.
+            # `--resume` may name another folder, but `auto` finds this run.
             command = re.sub(r" --resume[ =]\S+", "", shlex.join(sys.argv))
             self.log.show(f"Go on with: {processes.launch_command()} {command} --resume auto")
             raise
@@ -167,28 +158,29 @@ class HyperIQASolver:
             self.log.close()
 
     def begin_or_resume(self) -> None:
-        """Log a new run's beginning, or restore a resumed run's state."""
+        """Log the beginning of a new run, or restore the state of a resumed one."""
         if self.saved:
             self.state = RunState.restored(self.saved, self.state.settings, self.hardware.device)
         else:
-            log_start(
-                self.log,
-                self.options,
-                self.hardware,
-                self.precision_reason,
-                self.data,
-                self.criterion,
-                self.schedule,
+            chosen, reason = processes.from_rank_zero(
+                lambda: choose_precision(self.options, self.hardware.device, self.round.model)
             )
-            if self.initial_start:
-                self.log.line(self.initial_start.explained(self.data.common, "Starting from"))
-            if self.teacher_start:
-                self.log.line(self.teacher_start.explained(self.data.common, "Learning from"))
+            self.state.precision = chosen
+            starts = {"Starting from": self.initial_start, "Learning from": self.teacher_start}
+            facts = [
+                f"Learning rate scheduler: {self.schedule}",
+                str(self.criterion),
+                *(start.explained(self.data.common, use) for use, start in starts.items() if start),
+            ]
+            log.log_start(
+                self.log, self.options, self.hardware.name, chosen, reason, self.data, facts
+            )
+        self.hardware = self.hardware.computing_in(self.state.precision)
         if self.options.tensorboard:
             self.log.open_board(first_epoch=self.state.epochs_left(self.options.epochs).start)
 
     def decode_images(self) -> None:
-        """Take the images at hand; processes of the same node share one cache."""
+        """Load the decoded images; processes of the same node share one cache."""
         with processes.node_leader_first():
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)
         note = fewer_workers(
@@ -198,7 +190,7 @@ class HyperIQASolver:
             self.log.line(note)
 
     def begin_round(self, number: int) -> None:
-        """Build the round's model, or put it back to where it was saved."""
+        """Build the round's model, or restore the saved one."""
         resumed = self.saved is not None
         self.state.next_round(number)
         self.status = "failed"
@@ -219,15 +211,21 @@ class HyperIQASolver:
             )
         say = self.log.show if resumed else self.log.line
         with processes.node_leader_first():
-            prepare_features(self.data, self.round.model, self.round.seed, self.hardware.fp32, say)
+            prepare_features(
+                self.data,
+                self.round.model,
+                self.round.seed,
+                self.hardware.computing_in("fp32"),
+                say,
+            )
         if not resumed:
-            self.log.line(epoch_columns(["train", *self.data.parts.names]))
+            self.log.line(log.epoch_columns(["train", *self.data.parts.names]))
         self.round.saved_at = time.monotonic()
         # From now on a signal waits for the end of its step, where the state can be saved.
         self.signals.deferred = True
 
     def stops_early(self) -> bool:
-        """Whether `--patience` epochs have brought no better one."""
+        """Whether the last `--patience` epochs were not better than an earlier one."""
         return self.options.early_stopping and self.state.without_gain >= self.options.patience
 
     def begin_epoch(self, epoch: int) -> None:
@@ -264,8 +262,8 @@ class HyperIQASolver:
         ) as bar:
 
             def after_step() -> None:
-                # From the first step on, which made what the optimizer keeps.
-                keep_freed_memory()
+                # Only now: the first step has made the tensors that the optimizer keeps.
+                device.keep_freed_memory()
                 bar.update(len(progress.scores[-1]))
                 bar.set_postfix(loss=f"{progress.loss:.3f}", refresh=False)
                 self.round.trained.after_step(self.rates(epoch, progress.step / len(batches)))
@@ -292,7 +290,7 @@ class HyperIQASolver:
         return result
 
     def log_process_costs(self, ready: float, steps: int) -> None:
-        """Log once what each of several processes costs; ready: when the steps began."""
+        """Log once the costs of each of several processes; ready: when the steps began."""
         if processes.world_size() == 1 or self.costs:
             return
         self.costs = processes.process_costs(ready - self.begun, ready, steps, self.hardware.device)
@@ -300,7 +298,7 @@ class HyperIQASolver:
         self.log.line("\n".join(processes.cost_lines(self.costs)))
 
     def test(self, part: str) -> Figures:
-        """Score a part's images, and note their predictions, but for those of validation images."""
+        """Score the images of a part, and keep their predictions unless they are for validation."""
         images, split = self.data.tests[part]
         records = images.records(split)
         scores = engine.score_set(
@@ -308,7 +306,7 @@ class HyperIQASolver:
             images,
             records,
             (self.options.test_crop, self.options.test_patch_num),
-            self.hardware.fp32,
+            self.hardware.computing_in("fp32"),
             self.stop_if_asked,
         )
         set_scores, oriented = self.data.oriented_scores(images.data, scores)
@@ -334,17 +332,17 @@ class HyperIQASolver:
         """Add the epoch to the state's history, the log and the records."""
         state = self.state
         parts = self.data.parts
-        # Before the history grows, on which the rates of the next epoch depend.
+        # Before the history grows: the rates of the next epoch depend on it.
         lr = vars(self.rates(state.epoch))
         state.history.append(result[parts.chosen]["srcc"])
+        state.seconds += sum(seconds.values())
         for part, (scores, _) in self.tested.scores.items():
             state.scores.setdefault(part, []).append(torch.from_numpy(scores).float())
         self.log.epochs(state.round, parts.epoch_arrays(state.scores))
-        self.log.line(epoch_row(state.epoch, result, ["train", *parts.names]))
+        self.log.line(log.epoch_row(state.epoch, result, ["train", *parts.names]))
         self.log.record(
             type="epoch", round=state.round, epoch=state.epoch, **result, lr=lr, seconds=seconds
         )
-        self.log.line(f"Learning rates: {self.rates(state.epoch + 1)}")
 
     def end_round(self) -> None:
         """Log the round's best epoch and add it to the rounds."""
@@ -360,34 +358,39 @@ class HyperIQASolver:
             state.clear_models(self.folder, keep=1)
         epoch = state.best["epoch"]
         best = {part: state.best["result"][part] for part in parts.names}
-        self.log.line(f"{figures_text(best[parts.chosen], before='Best ')} (epoch {epoch})")
-        # The best of many noisy epochs looks better than it is, on the images that chose it.
-        price = parts.selection_bias(state.scores)
-        if not math.isnan(price):
-            self.log.line(f"Chosen on the test set, which flatters the SRCC by about {price:+.4f}")
+        self.log.line(f"{log.figures_text(best[parts.chosen], before='Best ')} (epoch {epoch})")
+        # On the images that chose it, the best of many noisy epochs looks better than it is.
+        bias = parts.selection_bias(state.scores)
+        if bias >= 0.0005:
+            self.log.line(
+                f"Choosing the epoch on the test set inflates the SRCC by about {bias:.3f}"
+            )
         state.rounds.append(
             {
                 "round": state.round,
                 "seed": self.round.seed,
                 "best_epoch": epoch,
-                "selection_price": price,
+                "selection_price": bias,
                 **best,
             }
         )
 
     @property
     def folder(self) -> Path:
-        """Where the round's models go."""
+        """The folder of the round's models."""
         if self.state.round == 1:
             return self.log.checkpoints
         return self.log.checkpoints / f"round{self.state.round}"
 
     def keep_if_best(self, result: dict[str, Figures]) -> None:
-        """Keep the epoch's model and predictions where its SRCC is the best so far."""
+        """Keep the epoch's model and predictions where its SRCC is the best so far.
+
+        Log that, and the rates of the next epoch if there will be one.
+        """
         state = self.state
         chosen = self.data.parts.chosen
         better = state.is_better(chosen, result[chosen]["srcc"])
-        # None: no SRCC was defined yet; the newest model is kept then, without being better.
+        # With None, no SRCC was defined so far: the newest model is kept without being better.
         if better is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[chosen])
             if self.log.writes:
@@ -398,19 +401,20 @@ class HyperIQASolver:
             state.keep(result, file, self.tested.predictions)
         if better:
             state.without_gain = 0
-            self.log.line(f"New best model saved! {figures_text(result[chosen])}")
+            self.log.line(f"New best model saved! {log.figures_text(result[chosen])}")
         else:
             state.without_gain += 1
             self.log.line(f"No improvement for {counted(state.without_gain, 'epoch')}")
+        if state.epoch < self.options.epochs and not self.stops_early():
+            self.log.line(f"Learning rates: {self.rates(state.epoch + 1)}")
 
     def description(self, result: dict[str, Figures], weights: str) -> dict[str, Any]:
-        """What a model's users need, every choice that made it, and its certificate.
+        """The facts that a model's users need, all choices of the run, and the certificate.
 
-        weights: the digest of its weights.
+        weights: the digest of the model's weights.
         """
-        choices = dict(self.state.settings)
         # The certificate has the records' fingerprints, set by set.
-        del choices["fingerprint"]
+        choices = {name: v for name, v in self.state.settings.items() if name != "fingerprint"}
         if self.round.certificate is None:
             self.round.certificate = certificate.describe_round(
                 self.options,

@@ -1,4 +1,4 @@
-"""The solver of Swin Transformer runs: how its backbones go by name in a run's name."""
+"""The solver of Swin Transformer runs, which differ only in the names of runs."""
 
 from hyperiqa.training.options import default_run_name
 from HyperIQASolver import HyperIQASolver

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,7 +93,13 @@ def results(folder):
     records = [json.loads(line) for line in jsonl.read_text().splitlines()]
     for record in records:
         record.pop("seconds", None)
-    rows = jsonl.with_suffix(".log").read_text()
+    # When a run was taken up again, what it took and where its files are is no result.
+    rows = re.sub(
+        r"^Resuming .*\n|^Training and testing took .*[\s\S]*\Z",
+        "",
+        jsonl.with_suffix(".log").read_text(),
+        flags=re.M,
+    )
     models = sorted((folder / "checkpoints").rglob("best*.pkl"))
     return {
         "records": [r for r in records if r["type"] != "run"],

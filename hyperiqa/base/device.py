@@ -5,6 +5,7 @@ import ctypes
 import functools
 import os
 import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,15 +32,15 @@ class Hardware:
     bf16: bool = False
     workers: int = 0
 
-    @property
-    def fp32(self) -> "Hardware":
-        return replace(self, bf16=False)
+    def computing_in(self, precision: str) -> "Hardware":
+        """The same hardware in this precision, bf16 or fp32."""
+        return replace(self, bf16=precision == "bf16")
 
     @property
     def name(self) -> str:
         on_gpu = self.device.type == "cuda"
-        model_name = torch.cuda.get_device_name(self.device) if on_gpu else platform.machine()
-        return f"{self.device} ({model_name})"
+        model = torch.cuda.get_device_name(self.device) if on_gpu else platform.machine()
+        return f"{self.device} ({model})"
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -57,18 +58,15 @@ class Hardware:
         return value.to(self.device, non_blocking=True)
 
 
-def choose_hardware(
-    device: str, precision: str = "fp32", workers: int | None = None
-) -> tuple[Hardware, str]:
-    """Turn `--device`, `--precision` and `--workers` into (hardware, the reason for the precision).
+def choose_hardware(device: str, workers: int | None = None) -> Hardware:
+    """Turn `--device` and `--workers` into the hardware, which computes in fp32 so far.
 
     workers: None means 4 for a GPU, else 0. Raises UserError.
     """
     chosen_device = choose_device(device)
-    bf16, reason = choose_bf16(precision, chosen_device)
     if workers is None:
         workers = 4 if chosen_device.type == "cuda" else 0
-    return Hardware(chosen_device, bf16, workers), reason
+    return Hardware(chosen_device, workers=workers)
 
 
 def choose_device(name: str) -> torch.device:
@@ -85,22 +83,15 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_bf16(precision: str, device: torch.device) -> tuple[bool, str]:
-    """Turn `--precision` into (whether to train under bf16 autocast, the reason)."""
-    if precision != "auto":
-        return precision == "bf16", "as asked for"
-    if device.type == "cuda":
-        major, minor = torch.cuda.get_device_capability(device)
-        # Ampere (8.0) is the first generation that computes in bf16.
-        return major >= 8, f"compute capability {major}.{minor}"
-    # Only Linux lists the instructions of its CPU in a file.
+def cpu_model() -> tuple[str, bool]:
+    """The CPU's name, and whether it has instructions for bf16; only Linux tells."""
     cpuinfo = Path("/proc/cpuinfo")
-    cpu_flags = cpuinfo.read_text().split() if cpuinfo.exists() else []
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = re.search(r"^model name\s*: (.+)", text, re.MULTILINE)
     # On a CPU without these instructions bf16 is emulated, slower than fp32.
-    for instructions in ("amx_bf16", "avx512_bf16"):
-        if instructions in cpu_flags:
-            return True, f"this CPU has {instructions}"
-    return False, "no native bf16 here"
+    found = {"amx_bf16", "avx512_bf16"}.intersection(text.split())
+    # Virtual machines on different CPUs may have the same name.
+    return " ".join([name[1] if name else "", *sorted(found)]), bool(found)
 
 
 def set_backends(deterministic: bool) -> None:
@@ -124,7 +115,7 @@ def map_large_tensors_separately() -> None:
     midst of the memory that the steps allocate and free, which they would fragment: the process
     would grow by a fifth.
     """
-    _mallopt(M_MMAP_THRESHOLD, 2**17)
+    _call_malloc("mallopt", M_MMAP_THRESHOLD, 2**17)
 
 
 @functools.cache
@@ -135,17 +126,13 @@ def keep_freed_memory() -> None:
     a training step on two CPU cores. The process grows no larger than its largest step. The setting
     holds for the whole process, so it is for programs, not for libraries.
     """
-    _mallopt(M_MMAP_THRESHOLD, 2**30)
-    _mallopt(M_TRIM_THRESHOLD, -1)
+    _call_malloc("mallopt", M_MMAP_THRESHOLD, 2**30)
+    _call_malloc("mallopt", M_TRIM_THRESHOLD, -1)
 
 
 def return_freed_memory() -> None:
     """Return what malloc keeps of freed memory to the system, where the system is glibc's."""
     _call_malloc("malloc_trim", 0)
-
-
-def _mallopt(setting: int, value: int) -> None:
-    _call_malloc("mallopt", setting, value)
 
 
 def _call_malloc(function: str, *values: int) -> None:

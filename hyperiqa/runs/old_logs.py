@@ -14,6 +14,7 @@ from pathlib import Path
 from hyperiqa.base.errors import UserError, reading_file
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.stats.metrics import FIGURES
+from hyperiqa.training.options import figure_settings
 
 _ELAPSED = re.compile(rb"\[(?:(\d+):)?(\d+):(\d\d)<")
 # A row may stand on the line of an unfinished bar, behind the bar's closing bracket.
@@ -244,6 +245,9 @@ _ACTIONS: dict[str, Callable[[_Reader, re.Match], object]] = {
     r"Training and testing on (\S+)": _Reader.on_dataset,
     "Run: ": _Reader.on_run_name,
     "Settings: (.*)": lambda log, match: log.set_flags(_SETTING.findall(match[1])),
+    "All other settings have their defaults": lambda log, match: log.flags.update(
+        {**figure_settings({}), **log.flags}
+    ),
     r"Backbone: .*?Swin Transformer (\w+)": lambda log, match: log.flags.update(
         backbone=_SWIN.format(match[1].lower())
     ),

@@ -34,6 +34,7 @@ from hyperiqa.scoring.cost_tables import STEP_PARTS
 from hyperiqa.training import engine, losses, optimizers, processes, schedules, whole_batch
 from hyperiqa.training.batches import DecodedSet, PatchBatches, make_loader
 from hyperiqa.training.patches import train_patches
+from hyperiqa.training.precision import choose_precision
 
 BATCHES = (1, 32)  # patches at a time
 WARM_UP = 3  # passes, or steps of a training, before measuring
@@ -142,6 +143,7 @@ def measure_phases(
     # The second start finds the decoded images that the first one left.
     phases["second start"], sets = timed(start, device)
     model, optimizer = _build_trained_model(backbone, device)
+    hardware = _in_chosen_precision(flags, hardware, model)
     trained: Any = torch.compile(model) if flags.compile else model
     train = partial(_train, trained, optimizer, hardware, losses.QualityLoss())
     batches = _train_batches(sets[0], flags, flags.train_patch_num)
@@ -157,7 +159,9 @@ def measure_phases(
     phases["compute only"] = len(same_batches) * len(batch["mos"]) / seconds
     for images, phase in zip(sets, ("testing koniq-10k", "testing spaq")):
         records = images.data.split("test")
-        test = partial(engine.score_set, model, images, records, ("center", 1), hardware.fp32)
+        test = partial(
+            engine.score_set, model, images, records, ("center", 1), hardware.computing_in("fp32")
+        )
         phases[phase] = len(records) / timed(test, device)[0]
     return phases
 
@@ -168,6 +172,7 @@ def measure_step(flags: argparse.Namespace, backbone: str, koniq: DataSet) -> di
     hardware = _prepared_hardware(flags)
     (images,) = _decoded([koniq], flags, hardware.device)
     model, optimizer = _build_trained_model(backbone, hardware.device)
+    hardware = _in_chosen_precision(flags, hardware, model)
     # Enough patches for three batches, rounded up.
     per_image = -(-3 * flags.batch_size // len(koniq.split("train")))
     batches = _train_batches(images, flags, per_image, processes.share())
@@ -177,7 +182,16 @@ def measure_step(flags: argparse.Namespace, backbone: str, koniq: DataSet) -> di
 def _prepared_hardware(flags: argparse.Namespace) -> Hardware:
     set_backends(deterministic=not flags.no_deterministic)
     map_large_tensors_separately()
-    return choose_hardware(flags.device, flags.precision)[0]
+    return choose_hardware(flags.device)
+
+
+def _in_chosen_precision(
+    flags: argparse.Namespace, hardware: Hardware, model: HyperNet
+) -> Hardware:
+    """The hardware in the precision of `--precision`; auto measures, and keeps no result."""
+    options = argparse.Namespace(**vars(flags), freeze_backbone=False, cache=False)
+    chosen = processes.from_rank_zero(lambda: choose_precision(options, hardware.device, model))
+    return hardware.computing_in(chosen[0])
 
 
 def _decoded(

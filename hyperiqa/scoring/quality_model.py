@@ -66,8 +66,9 @@ def load(
 ) -> "QualityModel":
     """Load a trained model, ready to score images.
 
-    checkpoint: a best model or the folder of its run, its .safetensors, `hf://USER/NAME`, or a
-        state dict of the public HyperIQA code or of SMART-IQA's.
+    checkpoint: a best model or the folder of its run, its .safetensors, `hf://USER/NAME`, the name
+        of a public model (`predict.py --models`), or a state dict of the public HyperIQA code, of
+        SMART-IQA's or of pyiqa's.
     device: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
     precision: "fp32" or "bf16" (autocast: faster where the hardware has it, and scores differ by
         some hundredths).
@@ -100,7 +101,7 @@ def load(
     with torch.random.fork_rng(devices=[]):
         net = factory.build(description, state)
     checkpoints.fill(net, state, path)
-    hardware, _ = choose_hardware(device, precision, workers)
+    hardware = choose_hardware(device, workers).computing_in(precision)
     return QualityModel(net, description, hardware)
 
 
@@ -142,6 +143,7 @@ class QualityModel:
         self.description = {
             **description,
             "score_range": scales[name]["nominal_range"],
+            "nominal_range": scales[name]["nominal_range"],
             "higher_is_better": description["higher_is_better"] == (factor > 0),
         }
 
@@ -151,8 +153,8 @@ class QualityModel:
         image: a path; a PIL image; an array uint8 (H, W, 3) or (H, W); or a tensor (3, H, W) or
             (1, H, W), uint8 0..255 or floating 0..1. Colours are RGB.
 
-        Raises ValueError with the reason if the image cannot be read, and TypeError for an object
-        that is none of these.
+        Raises ValueError with the file's name and the reason if the image cannot be read, and
+        TypeError for an object that is none of these.
         """
         return float(self.score_patches([self.patches(image)])[0])
 
@@ -226,7 +228,10 @@ class QualityModel:
         resize = self.description["resize"]
         exif_rotate = self.description.get("exif_rotate", False)
         if isinstance(image, str | os.PathLike):
-            return load_image(Path(image), resize, side, exif_rotate)
+            try:
+                return load_image(Path(image), resize, side, exif_rotate)
+            except ValueError as problem:
+                raise ValueError(f"{image}: {problem}") from None
         if isinstance(image, Image.Image):
             pixels = from_pillow(image, exif_rotate)
         else:
@@ -260,7 +265,8 @@ class QualityModel:
         try:
             return image, self.patches(image), None
         except ValueError as problem:
-            return image, None, " ".join(str(problem).split())
+            # The name stands beside the reason anyway.
+            return image, None, " ".join(str(problem).removeprefix(f"{image}: ").split())
 
     def _score_decoded(self, decoded: list[_Decoded], batch_size: int) -> Iterator[Scored]:
         readable = [patches for _, patches, _ in decoded if patches is not None]

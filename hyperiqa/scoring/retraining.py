@@ -33,7 +33,7 @@ MOST_THREADS = 256
 OWN_PLACES = ("image_root", "cache_dir", "workers")
 # Fields of a description and its certificate that a repeated run may have otherwise, or that other
 # checks compare.
-COMPARED = {"run", "versions", "metrics", "backbone_weights", "cross_resize"} | {
+COMPARED = {"run", "versions", "metrics", "backbone_weights", "cross_resize", "precision"} | {
     f"certificate.{name}"
     for name in ("seal", "command", "weights", "figures", "sets", "code", "hardware")
 }
@@ -51,7 +51,9 @@ def check_retrained(description: Mapping[str, Any], command: Sequence[str]) -> I
             return
     with tempfile.TemporaryDirectory(prefix="certify_") as folder:
         outputs = ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
-        script, *words = [*command, *outputs]
+        # Not what `auto` may come to here.
+        precision = f"--precision={certified['hardware']['precision']}"
+        script, *words = [*command, *outputs, precision]
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
         # Sums are rounded in the order in which the threads share them.
         threads = min(certified["hardware"]["threads"], MOST_THREADS)

@@ -73,7 +73,7 @@ def code_version() -> dict[str, Any]:
 
 
 def seal_of(description: Mapping[str, Any]) -> str:
-    """The digest of a description without its seal and what saving and loading add."""
+    """The digest of a description, without its seal and the fields that saving and loading add."""
     facts = {name: fact for name, fact in description["certificate"].items() if name != "seal"}
     parts = {
         name: part for name, part in description.items() if name not in ("described", "format")
@@ -82,15 +82,15 @@ def seal_of(description: Mapping[str, Any]) -> str:
 
 
 def pixels_digest(images: batches.DecodedSet) -> str:
-    """Changes when a pixel of the set's images does, as decoded and before they were resized."""
+    """A digest of the set's pixels, as decoded and before they are resized."""
     return json_digest(
         sorted((record.name, images.digest(record)) for record in images.data.records)
     )
 
 
 def predictions_digest(rows: Iterable[Prediction]) -> str:
-    """Changes when a row does. The digest of the run's rows is that of the file with them."""
-    # A file gives floats where the run may have NumPy's; `repr` keeps every digit.
+    """A digest of predictions; rows of a run and rows read from its file have the same one."""
+    # A run may have NumPy's numbers and a file gives floats; `repr` keeps every digit.
     return json_digest(
         [
             [dataset, image, repr(float(mos)), repr(float(score))]
@@ -124,12 +124,12 @@ def pack_hashes(rows: Sequence[tuple[str, str]]) -> str:
 def unpack_hashes(name: str, facts: Mapping[str, Any]) -> list[list[str]]:
     """The names and perceptual hashes of the images of a set that a model was trained on.
 
-    name, facts: of a set of a certificate. Raises UserError where its hashes are damaged or not
-    those of as many images as it says.
+    name, facts: a set of a certificate. Raises UserError if its hashes are damaged or their number
+    is not the number of images.
     """
     number = facts["images"].get("train", 0) if facts["trained"] else 0
     rows = None
-    # What cannot be unpacked has no rows.
+    # Damaged text cannot be unpacked and leaves no rows.
     with contextlib.suppress(ValueError, zlib.error):
         packed = base64.b85decode(facts["looks"])
         content = zlib.decompressobj().decompress(packed, MOST_HASHES_BYTES)
@@ -145,7 +145,7 @@ def unpack_hashes(name: str, facts: Mapping[str, Any]) -> list[list[str]]:
 def training_hashes(description: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """(names, perceptual hashes) of the images that the model was trained on.
 
-    Both are empty where the description does not tell.
+    Both are empty if the description does not tell.
     """
     names = []
     hashes = []
@@ -157,13 +157,14 @@ def training_hashes(description: Mapping[str, Any]) -> tuple[list[str], list[str
 
 
 def describe_sets(data: Any) -> dict[str, dict[str, Any]]:
-    """What the certificate says of each set of a `RunData`.
+    """The facts about each set of a `RunData` in the certificate.
 
-    Its records and pixels, where its split came from, and the hashes of the images it trained on.
+    They are the digests of its records and pixels, the origin of its split, and the hashes of its
+    training images.
     """
     options = data.options
     cross_test = options.cross_test or dict.fromkeys(data.cross)
-    # Records call a set NAME that a flag calls csv:NAME; the order is the same.
+    # A set is csv:NAME in a flag and NAME in records; the order is the same.
     names = [*data.trained, *data.cross]
     flags = dict(zip(names, {**options.trained, **cross_test}.items(), strict=True))
     sets: dict[str, dict[str, Any]] = {}
@@ -182,7 +183,7 @@ def describe_sets(data: Any) -> dict[str, dict[str, Any]]:
 
 
 def describe_set(images: batches.DecodedSet, trained: bool) -> dict[str, Any]:
-    """What the certificate says of a set wherever it lies. trained: whether it was trained on."""
+    """The facts about a set that do not depend on its path. trained: whether it was trained on."""
     data = images.data
     training_records = data.split("train") if trained else []
     splits = {split: len(data.split(split)) for split in ("train", "val", "test")}
@@ -199,7 +200,7 @@ def describe_set(images: batches.DecodedSet, trained: bool) -> dict[str, Any]:
 
 
 def describe_rule(options: Namespace) -> dict[str, Any]:
-    """By what the best epoch was chosen, and when the run was to stop."""
+    """How the best epoch is chosen, and when the run stops early."""
     return {
         "select_on": options.select_on,
         "select_set": options.select_set,
@@ -213,7 +214,7 @@ def describe_round(
     sets: Mapping[str, Any],
     starts: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """What the certificates of all models of a round share.
+    """The part of a certificate that all models of a round share.
 
     sets: from `describe_sets`. starts: "init" and "teacher" -> `starts.StartingModel` or None.
     """
@@ -245,7 +246,7 @@ def _describe_starts(options: Namespace, starts: Mapping[str, Any]) -> dict[str,
                 "starts": certificate_of(model.description).get("starts", {}),
             }
     if options.backbone_weights:
-        # The file itself, which stays the same where a name of the Hub gets another one.
+        # The downloaded file itself, as a name on the Hub may later mean another one.
         file = find_model(options.backbone_weights)
         described["backbone_weights"] = {
             "file": str(file),
@@ -258,7 +259,7 @@ def _describe_starts(options: Namespace, starts: Mapping[str, Any]) -> dict[str,
 def sealed(description: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """The description with its certificate completed and sealed.
 
-    run: what the run knows of this model alone: round, epoch, figures, digests.
+    run: the facts about this model alone: round, epoch, figures, digests.
     """
     description = {**description, "certificate": {**description["certificate"], **run}}
     description["certificate"]["seal"] = seal_of(description)

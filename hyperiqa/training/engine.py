@@ -42,25 +42,25 @@ class NonFiniteLoss(Exception):
 
     def explained(self, epoch: int, last: Path, images: str) -> str:
         """The message for the user. last: the newest checkpoint; images: the batch's, by name."""
-        checkpoint = "there is no checkpoint yet"
-        if last.exists():
-            checkpoint = f"the last good checkpoint is {last}"
+        good = (
+            f"the last good checkpoint is {last}" if last.exists() else "there is no checkpoint yet"
+        )
         return (
-            f"the loss is {self.loss} in epoch {epoch}, step {self.step + 1}; {checkpoint}; "
+            f"the loss is {self.loss} in epoch {epoch}, step {self.step + 1}; {good}; "
             f"images of this batch: {images}"
         )
 
 
 @dataclass
 class EpochProgress:
-    """What an epoch has brought so far: beside the weights, all that its next step needs.
+    """The state of an epoch: together with the weights, all that its next step needs.
 
-    step: steps that are done.
-    seconds: that they took.
-    names: of the loss's parts, `loss` first.
-    parts, scores, mos: of each step, the values of these parts, and its patches' scores and MOS.
-    checked: steps whose losses `check_finite` need not look at again.
-    loss: the newest one that it looked at.
+    step: the number of finished steps.
+    seconds: the time that they took.
+    names: the names of the loss's parts, `loss` first.
+    parts, scores, mos: for each step, the values of these parts and its patches' scores and MOS.
+    checked: the number of steps that `check_finite` need not look at again.
+    loss: the newest loss that it looked at.
     """
 
     step: int = 0
@@ -75,7 +75,7 @@ class EpochProgress:
     def add(
         self, losses: Mapping[str, torch.Tensor], scores: torch.Tensor, mos: torch.Tensor
     ) -> None:
-        """Note what a step gave. losses: name -> value, `loss` first; scores, mos: (N,)."""
+        """Add the results of a step. losses: name -> value, `loss` first; scores, mos: (N,)."""
         self.step += 1
         self.names = tuple(losses)
         self.parts.append(torch.stack([part.detach() for part in losses.values()]))
@@ -83,7 +83,7 @@ class EpochProgress:
         self.mos.append(mos)
 
     def check_finite(self) -> None:
-        """Note the newest loss; raises NonFiniteLoss for the first that is not finite."""
+        """Set `loss` to the newest one; raises NonFiniteLoss for the first that is not finite."""
         losses = torch.stack([parts[0] for parts in self.parts[self.checked :]]).tolist()
         for step, loss in enumerate(losses, self.checked):
             if not np.isfinite(loss):
@@ -113,7 +113,7 @@ class EpochProgress:
 
     @classmethod
     def from_state(cls, state: Mapping, device: torch.device) -> "EpochProgress":
-        """The progress that `state` gave, its tensors on the device."""
+        """The progress that `state` returned, with its tensors on the device."""
         parts = [values.to(device) for values in state["parts"]]
         names = state.get("names", ())
         if not names and parts:
@@ -130,7 +130,7 @@ class EpochProgress:
 
 
 def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | StageMaps:
-    """What the model takes: augmented, normalised, mixed patches (N, 3, P, P), or stage maps."""
+    """The model's input: augmented, normalised, mixed patches (N, 3, P, P), or stage maps."""
     if "features" in batch:
         return model.unpack(batch["features"])
     return mixed(model.backbone.normalised(augmented(batch)), batch)
@@ -142,12 +142,12 @@ def with_teacher_scores(
 ) -> Iterator[dict]:
     """The loader's batches with `teacher` (N,): the scores that a teacher gives the same patches.
 
-    The batches come out augmented. teacher: in eval mode.
+    The patches of the batches that come out are augmented. teacher: a model in eval mode.
     """
     for batch in loader:
         whole_batch.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
-        # Once, for both models: without what was drawn, the student's input is not augmented again.
+        # Once for both models: what was drawn is removed, so the student does not augment again.
         patches = augmented(batch)
         batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS}
         batch["patches"] = patches
@@ -168,9 +168,9 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """Train on the loader's batches; returns the epoch's training figures. Raises NonFiniteLoss.
 
-    loader: the batches from step `progress.step` of the epoch on. A batch's `seed` is that of the
-    torch generators in its step; its `mos` are those of all processes' rows.
-    after_step: shows, averages, saves, and may stop the epoch by raising.
+    loader: the batches from step `progress.step` of the epoch on. A batch's `seed` is for the torch
+    generators in its step; its `mos` covers the rows of all processes.
+    after_step: called after each step; it may raise to stop the epoch.
     """
     model.train()
     read_every = 1 if hardware.device.type == "cpu" else READ_EVERY
@@ -189,7 +189,7 @@ def train_one_epoch(
         whole_batch.sum_gradients()
         optimizer.step()
         progress.add(losses, outputs["scores"], batch["mos"])
-        # They lie where the activations were; the next step needs that memory in one piece.
+        # They are where the activations were; the next step needs that memory in one piece.
         del outputs, losses
         if progress.step % read_every == 0:
             progress.check_finite()
@@ -209,8 +209,8 @@ def score(
 ) -> np.ndarray:
     """Scores (images,): the mean over each image's patches, by the batches' `image`.
 
-    after_batch: is told the number of patches, shows it, and may stop by raising.
-    batches: number of all batches, of which each of W processes has every W-th.
+    after_batch: called with the number of patches of each batch; it may raise to stop.
+    batches: the number of all batches. With W processes, each has every W-th of them.
     """
     model.eval()
     scores: list[torch.Tensor] = []
@@ -236,8 +236,8 @@ def stage_maps(
 ) -> Iterator[np.ndarray]:
     """The encoder's stage maps of the patches from number `start` on, batch by batch: (N, F), fp32.
 
-    A row is what the model packs of them, averaged to the sides at which it looks at them.
-    start: the first patch of a batch.
+    A row holds the maps of a patch, averaged to the sizes that the model uses.
+    start: the number of a batch's first patch.
     """
     model.eval()
     with progress_bar("Computing features", len(batches.patches), start) as bar:
@@ -276,5 +276,16 @@ def score_set(
 
 
 def progress_bar(text: str, total: int, done: int = 0) -> tqdm:
-    """A bar over `total` patches that begins at `done` and leaves nothing behind."""
-    return tqdm(total=total, initial=done, desc=text, unit="patch", leave=False, dynamic_ncols=True)
+    """A bar over `total` patches that begins at `done` and leaves nothing behind.
+
+    Only on a terminal: in a file it would be many lines.
+    """
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=text,
+        unit="patch",
+        leave=False,
+        dynamic_ncols=True,
+        disable=None,
+    )

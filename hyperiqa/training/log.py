@@ -9,6 +9,8 @@ import itertools
 import json
 import os
 import re
+import shlex
+import sys
 from argparse import Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -18,16 +20,19 @@ from typing import Any, TextIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from hyperiqa.base import cluster, device, files, version
+from hyperiqa.base import cluster, files, version
 from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.plain_values import to_json_value, to_text
 from hyperiqa.base.terminal import printable
 from hyperiqa.stats.metrics import RECORDED, medians
+from hyperiqa.training import processes
+from hyperiqa.training.options import default_settings
 from hyperiqa.training.run_files import BEST_MODEL, Prediction, write_predictions
 
-# Settings that the log tells in another line, or that do not concern the run.
-UNSAID = ("demo_defaults", "trained", *(flag.lstrip("-") for flag in cluster.OWN))
-
+# Settings that the log shows on another line, or that do not concern the run.
+UNSAID = ("demo_defaults", "recipes", "trained", *(flag.lstrip("-") for flag in cluster.OWN))
+# Settings that the log shows even if they have their defaults.
+ALWAYS_SAID = ("backbone", "dataset", "seed")
 
 # How the log says which images choose the best epoch, by `--select_on`.
 CHOSEN_ON = {
@@ -41,8 +46,8 @@ CHOSEN_ON = {
 class RunLog:
     """The log and jsonl of a run, open for appending, and its checkpoint folder.
 
-    The folder stays locked as long as the process lives, so that no other process takes the run up.
-    Raises UserError where something cannot be written.
+    The folder stays locked as long as the process lives, so that no other process goes on with the
+    run. Raises UserError if something cannot be written.
     """
 
     writes = True
@@ -50,8 +55,8 @@ class RunLog:
     def __init__(self, log_dir: Path, checkpoint_dir: Path, name: str, explicit: bool):
         """Claim a new name.
 
-        explicit: the user chose the name, so it is an error if it is taken. Any other name gets a
-        number then.
+        explicit: the user chose the name, so a taken one is an error. Other taken names get a
+        number.
         """
         names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
         try:
@@ -65,7 +70,7 @@ class RunLog:
             raise _cannot_write(problem) from None
 
     def _claim(self, log_dir: Path, checkpoint_dir: Path, name: str) -> bool:
-        """Take the name by making its log and folder, which only one of two runs can do."""
+        """Create the run's log and folder; returns False if the name is taken."""
         log_dir.mkdir(parents=True, exist_ok=True)
         checkpoint_dir.mkdir(parents=True, exist_ok=True)
         log = log_dir / f"{name}.log"
@@ -90,7 +95,7 @@ class RunLog:
     def take_up(cls, log_dir: Path, folder: Path, wait: float = 0) -> "RunLog | None":
         """The log of the run with this checkpoint folder, to go on with.
 
-        None where another process still holds the run after `wait` seconds.
+        None if another process still has the run after `wait` seconds.
         """
         log = cls.__new__(cls)
         try:
@@ -115,13 +120,13 @@ class RunLog:
         self._records = self.path(".jsonl").open("a", encoding="utf-8")
 
     def lengths(self) -> list[int]:
-        """The bytes of log and jsonl, which are safely on the disk when this returns."""
+        """The sizes of log and jsonl in bytes, once both are safely on the disk."""
         for file in (self._log, self._records):
             os.fsync(file.fileno())
         return [os.fstat(file.fileno()).st_size for file in (self._log, self._records)]
 
     def cut_back(self, lengths: Iterable[int]) -> None:
-        """Forget what was written after `lengths` was called. lengths: what it returned."""
+        """Remove what was written after `lengths` was called. lengths: what it returned."""
         for file, length in zip((self._log, self._records), lengths, strict=True):
             # A file that lost its end in a crash must not grow: it would be padded with zeros.
             os.ftruncate(file.fileno(), min(length, os.fstat(file.fileno()).st_size))
@@ -131,16 +136,16 @@ class RunLog:
         return self.log_dir / f"{self.name}{ending}"
 
     def show(self, text: str) -> None:
-        """Show a line without keeping it."""
+        """Print a line without writing it to the log."""
         print(text, flush=True)
 
     def line(self, text: str = "") -> None:
-        """Show a line and keep it."""
+        """Print a line and write it to the log."""
         self.show(text)
         self.keep(text)
 
     def keep(self, text: str) -> None:
-        """Keep a line that is shown elsewhere."""
+        """Write a line to the log without printing it."""
         self._write(self._log, printable(text, kept="\n\t"))
 
     def record(self, **fields: object) -> None:
@@ -182,7 +187,7 @@ class RunLog:
         write_predictions(self._of_round(round_number, "_predictions.csv"), rows)
 
     def epochs(self, round_number: int, tested: Mapping[str, Any]) -> None:
-        """Replace the file of what every epoch of a round scored, or remove it without an epoch.
+        """Replace the file with the scores of a round's epochs; remove it if there are none.
 
         tested: the arrays of `TestedParts.epoch_arrays`.
         """
@@ -195,10 +200,10 @@ class RunLog:
         files.write_whole(path, content.getvalue())
 
     def _sweep(self) -> None:
-        """Delete what the run's killed processes left of files that they were writing."""
+        """Delete the unfinished files of the run's killed processes."""
         for folder in (self.checkpoints, *self.checkpoints.glob("round*")):
             files.remove_unfinished(folder, rf"last\.pt|{BEST_MODEL}")
-        # Another run, which may be writing, can be called NAME_round2: only the first round's.
+        # Later rounds' files stay: another run, which may be writing, can be called NAME_round2.
         first_round = rf"{re.escape(self.name)}_(?:predictions\.csv|epochs\.npz)"
         files.remove_unfinished(self.log_dir, first_round)
 
@@ -216,7 +221,7 @@ class RunLog:
 
 
 class SilentLog(RunLog):
-    """The log of a run that another process writes: everything written to it is dropped."""
+    """The log of a process that writes nothing, as another process of the run writes it all."""
 
     writes = False
 
@@ -268,70 +273,94 @@ def figures_text(figures: Mapping[str, float], between: str = ": ", before: str 
     )
 
 
-def median_lines(rounds: Sequence[Mapping]) -> Iterator[str]:
-    """The medians over the rounds, with which the log ends."""
-    number = counted(len(rounds), "round")
-    for part, figures in medians(rounds).items():
+def closing_lines(log: RunLog, state: Any, folder: Path) -> Iterator[str]:
+    """What the log ends with: the medians over the rounds, where all is, and what to do next.
+
+    state: the `RunState` at the end. folder: of the last round's models.
+    """
+    number = counted(len(state.rounds), "round")
+    for part, figures in medians(state.rounds).items():
         yield f"Median {part} of {number}: {figures_text(figures, ' ')}"
+    last_round = " of the last round" if len(state.rounds) > 1 else ""
+    # The other programs lie beside the script that was started.
+    scripts = Path(sys.argv[0]).parent
+    yield (
+        f"Training and testing took {state.seconds // 60:.0f} min {int(state.seconds % 60)} s\n"
+        f"Best model{last_round}: {folder / state.best['files'][0]}\n"
+        f"Log: {log.path('.log')}\n"
+        "Next, you can score photos, look at the run, or compare all runs of its folder:\n"
+        f"    python {shlex.join([str(scripts / 'predict.py'), str(log.checkpoints), 'photos'])}\n"
+        f"    python {shlex.join([str(scripts / 'report.py'), str(log.path('.jsonl'))])}\n"
+        f"    python {shlex.join([str(scripts / 'compare_logs.py'), str(log.log_dir), '--pairs'])}"
+    )
 
 
 def log_start(
     log: RunLog,
     options: Namespace,
-    hardware: device.Hardware,
+    device: str,
+    precision: str,
     reason: str,
     data: Any,
-    criterion,
-    schedule,
+    facts: Sequence[str],
 ) -> None:
     """Write the beginning of a run: its record with all flags, and the lines before any epoch.
 
-    reason: why training has this precision. data: a `RunData`. criterion, schedule: the text of
-    each says in the log what it is.
+    reason: why training has this precision. data: a `RunData`. facts: more lines for the log.
     """
     flags = {name: value for name, value in sorted(vars(options).items()) if name not in UNSAID}
+    started = datetime.now().isoformat(timespec="seconds")
+    versions = version.versions()
     log.record(
         type="run",
         name=log.name,
-        started=datetime.now().isoformat(timespec="seconds"),
+        started=started,
         flags=flags,
-        device=hardware.name,
-        precision="bf16" if hardware.bf16 else "fp32",
-        versions=version.versions(),
+        device=device,
+        precision=precision,
+        precision_reason=reason,
+        versions=versions,
         data=data.counts,
         fingerprint=data.fingerprint,
     )
-    settings = " ".join(f"{name}={to_text(value)}" for name, value in flags.items())
-    stopping = f"enabled with patience={options.patience}" if options.early_stopping else "disabled"
+    patience = f"enabled with patience={options.patience}"
     lines = [
         f"Run: {log.name}",
-        f"Settings: {settings}",
-        _demo_line(options),
-        f"Device: {hardware.name}",
-        f"Precision: training {'bf16 autocast' if hardware.bf16 else 'fp32'} "
-        f"({reason}), scoring fp32",
+        f"Started: {started}",
+        f"Command: {processes.launch_command()} {shlex.join(sys.argv)}",
+        f"Versions: {', '.join(f'{package} {text}' for package, text in versions.items())}",
+        *_settings_lines(log, options, flags),
+        f"Device: {device}",
+        f"Precision: training {precision} ({reason}), scoring fp32",
         _repeatability_line(options),
         *data.notes,
-        f"Learning rate scheduler: {schedule}",
-        f"Early stopping {stopping}",
-        str(criterion),
+        *facts,
+        f"Early stopping {patience if options.early_stopping else 'disabled'}",
         CHOSEN_ON[options.select_on],
     ]
     # A choice at its default has an empty line, which the log leaves out.
     log.line("\n".join(filter(None, lines)))
 
 
-def _demo_line(options: Namespace) -> str:
-    if not options.demo_defaults:
-        return ""
-    flags = [f"--{name} {to_text(value)}" for name, value in options.demo_defaults.items()]
-    return f"The demo brings its own defaults: {' '.join(flags)}"
+# The settings that differ from the defaults, and where those came from that nobody typed.
+def _settings_lines(log: RunLog, options: Namespace, flags: Mapping[str, Any]) -> Iterator[str]:
+    settings = [
+        f"{name}={to_text(value)}"
+        for name, value in flags.items()
+        if name in ALWAYS_SAID or value != default_settings().get(name)
+    ]
+    yield (
+        f"Settings: {' '.join(settings)}\n"
+        f"All other settings have their defaults, which {log.path('.jsonl').name} lists"
+    )
+    if options.recipes:
+        yield f"Flags from {', '.join(options.recipes)}"
+    if options.demo_defaults:
+        brought = [f"--{name} {to_text(value)}" for name, value in options.demo_defaults.items()]
+        yield f"The demo brings its own defaults: {' '.join(brought)}"
 
 
 def _repeatability_line(options: Namespace) -> str:
-    reasons = []
-    if not options.deterministic:
-        reasons.append("--no_deterministic")
-    if options.compile:
-        reasons.append("--compile")
+    causes = {"--no_deterministic": not options.deterministic, "--compile": options.compile}
+    reasons = [flag for flag, is_given in causes.items() if is_given]
     return f"Not exactly repeatable, because of {' and '.join(reasons)}" if reasons else ""

@@ -1,4 +1,4 @@
-"""What one round of a run holds, and what the tests of an epoch give."""
+"""A round of a run, and the results of an epoch's tests."""
 
 from argparse import Namespace
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from hyperiqa.training.run_files import Prediction
 
 @dataclass
 class Round:
-    """What one round holds beside the state that is saved.
+    """What a round holds in addition to the state that is saved.
 
     number: from 1.
-    model: as it was built. `compiled` is what runs in training and shares its parameters;
+    model: the model as it was built. `compiled` runs in training and shares its parameters;
     `trained` adds the optimizer and the average of the weights.
-    certificate: the part that is the same for all models of the round, once there is one.
+    certificate: the part that all models of the round share, once there is one.
     saved_at: when the state was last saved, in seconds of the monotonic clock.
     """
 
@@ -33,16 +33,16 @@ class Round:
 
     @classmethod
     def of_model(cls, number: int, seed: int, model: HyperNet, options: Namespace) -> "Round":
-        """A round that trains this model as the flags say."""
+        """A round that trains this model with these settings."""
         compiled = torch.compile(model) if options.compile else model
         return cls(number, seed, model, compiled, TrainedModel(model, options))
 
 
 @dataclass
 class Tested:
-    """What an epoch's tests gave.
+    """The results of an epoch's tests.
 
-    predictions: the rows for the predictions file, of all parts but validation.
+    predictions: the rows for the predictions file; validation images are not among them.
     scores: part -> (scores that rise where the opinions do, MOS), each (N,).
     """
 

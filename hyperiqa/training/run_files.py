@@ -22,13 +22,13 @@ from hyperiqa.base.schema import (
 )
 from hyperiqa.model.description import COUNT, FIGURES, NAME, PATH
 
-# Flags that change where and how fast a run goes, but none of its figures: a resumed run may differ
-# in them. The last three are flags of an older version: what they came to stands in `cross_resize`
-# and in the fingerprint of the records.
+# Flags that decide where and how fast a run goes but not its figures: they may change when it is
+# resumed. The last three are flags of an older version: `cross_resize` and the fingerprint of the
+# records now hold what they decided.
 NOT_FIGURES = frozenset(
     "launcher nodes gpus_per_node time slurm device workers cache cache_dir cache_device "
     "dataset_path cross_test log_dir checkpoint_dir checkpoint_minutes run_name resume init "
-    "teacher trained allow_overlap image_root demo_defaults tensorboard "
+    "teacher trained allow_overlap image_root demo_defaults recipes tensorboard "
     "spaq spaq_path spaq_resize".split()
 )
 # The names of a run's best models, as a regular expression.
@@ -36,17 +36,17 @@ BEST_MODEL = r"best_model_srcc_(?:nan|-?\d\.\d{4})_plcc_(?:nan|-?\d\.\d{4})\.pkl
 PREDICTIONS = ["dataset", "image", "mos", "score"]
 Prediction = tuple[str, str, float, float]
 
-# A set's place; of several sets, the place of each.
+# The path of a set, or the path of each of several sets.
 _PLACE = Kind(
     "a path, or a path of each set",
     lambda x: mismatch(x if isinstance(x, Mapping) else {"": x}, table(maybe(PATH))) is None,
 )
-# Beside its figures, an epoch may have facts of other kinds.
+# An epoch may hold other facts than figures.
 _FIGURES = Kind(
     "figures",
     lambda x: mismatch(x, FIGURES if isinstance(x, Mapping) else PLAIN) is None,
 )
-# Type of record -> what is read of it. Records of other types are passed over.
+# Type of record -> the fields that are read. Records of other types are ignored.
 RECORDS = {
     "run": Fields(
         {
@@ -103,8 +103,8 @@ RECORDS = {
 def read_records(path: Path) -> list[dict]:
     """The records of a NAME.jsonl, one JSON object a line, each checked by `RECORDS`.
 
-    A last line that a crash cut off is dropped. Raises UserError, which names the line, and the
-    field that has no fitting value.
+    A last line that a crash cut off is dropped. Raises UserError that names the damaged line and
+    field.
     """
     with reading_file(path, "cannot be read", UnicodeDecodeError):
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -129,7 +129,7 @@ def read_records(path: Path) -> list[dict]:
 def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
     """Write a predictions file, whole or not at all.
 
-    rows: data set, image, MOS and score as the model gave it.
+    rows: data set, image, MOS and the model's score.
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([PREDICTIONS, *rows])
@@ -139,7 +139,7 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
 def read_predictions(path: Path) -> Iterator[Prediction]:
     """Yield the rows that `write_predictions` wrote.
 
-    Raises UserError, which names the line that is no prediction.
+    Raises UserError that names the first line that is not a prediction.
     """
     columns = ",".join(PREDICTIONS)
     if known_place(path) is None:

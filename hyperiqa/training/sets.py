@@ -1,7 +1,7 @@
 """The data sets of a run, and the parts of them that every epoch is tested on.
 
-`RunData` holds the records and the decoded images that the run trains and tests on. `TestedParts`
-says on which of them an epoch is tested and what its figures choose.
+`RunData` holds the records and the decoded images of the run. `TestedParts` says which of them
+every epoch is tested on, and which figure chooses the best epoch.
 """
 
 import itertools
@@ -17,63 +17,42 @@ import torch
 
 from hyperiqa.base.errors import UserError, counted, first_five
 from hyperiqa.base.files import HERE
-from hyperiqa.datasets.names import lower_is_better_sets
-from hyperiqa.datasets.readers import read_cross_tests, reader_of
-from hyperiqa.datasets.records import Columns, DataSet, scale_of, take_validation
+from hyperiqa.datasets.records import DataSet, scale_of
 from hyperiqa.images.cache import put_on_gpu
 from hyperiqa.images.perceptual_hash import near_duplicates
 from hyperiqa.stats import intervals
 from hyperiqa.training.batches import DecodedSet, bad_images, drop_bad_images
 from hyperiqa.training.log import RunLog
+from hyperiqa.training.read_sets import SPLITS, RunSets, read_sets
 
-SPLITS = ("train", "val", "test")
 Figures = dict[str, float]
 
 
 class RunData:
-    """The sets of a run: those that it trains and tests on, and its cross tests, by name.
+    """The sets that a run trains and tests on, and its cross tests, by name.
 
-    Making one reads the records alone; `decode` then takes the images at hand. Raises UserError.
+    The constructor reads only the records; `decode` then loads the images. Raises UserError.
 
-    seed: of random splits.
+    seed: the seed of random splits.
     trained: name -> set that the run trains on; `main` is the first of them.
     cross: name -> cross test.
-    scales: name of a trained set -> how its scores become those that are trained on.
-    images: name -> decoded images of a trained set, once `decode` has run; `parts` is then what
-    each epoch is tested on.
+    scales: name of a trained set -> the conversion of its scores to the scale of the training.
+    images: name -> decoded images of a trained set, once `decode` has run; `parts` then says what
+        each epoch is tested on.
     """
 
-    def __init__(self, options: Namespace, seed: int):
+    def __init__(self, options: Namespace, seed: int, sets: RunSets | None = None):
+        """sets: those of `read_sets`, where they were read before."""
         self.options = options
-        self.trained: dict[str, DataSet] = {}
-        # The validation split that some sets come with; else one is taken from the training images.
-        official_validation = options.select_on == "val" and options.val_fraction is None
-        splits = SPLITS if official_validation else ("train", "test")
-        names = [*options.trained, *(options.cross_test or ())]
-        lower = lower_is_better_sets(options.lower_is_better, names)
-        columns = Columns.of(options)
-        # The demo brings its own cross test, beside its images.
-        spaq_root = None
-        for name, path in options.trained.items():
-            reader = reader_of(name, path, seed, name in lower, columns)
-            reader.allow_shared_content = options.allow_shared_content
-            data = reader.read(splits, held_out=options.val_fraction is not None)
-            spaq_root = reader.spaq_root
-            if options.val_fraction is not None:
-                take_validation(data, options.val_fraction, seed)
-            data.note_undefined()
-            self.trained[data.name] = data
-        self.cross, self._cross_notes = read_cross_tests(
-            options.cross_test, seed, spaq_root, lower, columns
-        )
+        self.trained, self.cross, self._cross_notes = sets or read_sets(options, seed)
         self.main = next(iter(self.trained.values()))
         self.scales = {
             name: scale_of(data, self.main, options.mix_scale)
             for name, data in self.trained.items()
         }
-        sets = [*self.trained.values(), *self.cross.values()]
-        self.fingerprint = {data.name: data.fingerprint() for data in sets}
-        # Only label noise looks at standard errors: without it, they do not make another run.
+        all_sets = [*self.trained.values(), *self.cross.values()]
+        self.fingerprint = {data.name: data.fingerprint() for data in all_sets}
+        # Only label noise uses standard errors; without it, other ones do not make another run.
         if options.label_noise:
             self.fingerprint["votes"] = "+".join(data.votes() for data in self.trained.values())
 
@@ -91,25 +70,22 @@ class RunData:
 
     @property
     def tests(self) -> dict[str, tuple[DecodedSet, str]]:
-        """Part that is tested -> (decoded images, their split)."""
+        """Each part that is tested -> (decoded images, their split)."""
         return self.parts.sets
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many images each split of the trained sets has, and each set that is tested."""
-        counts = {}
-        for split in SPLITS:
-            number = sum(len(data.split(split)) for data in self.trained.values())
-            if number:
-                counts[split] = number
+        """The number of images of each split of the trained sets and of each tested set."""
+        numbers = [sum(len(d.split(split)) for d in self.trained.values()) for split in SPLITS]
+        counts = {split: number for split, number in zip(SPLITS, numbers) if number}
         if self.several:
             counts |= {name: len(data.split("test")) for name, data in self.trained.items()}
-        # A cross test scores all images of its set, whatever their split.
+        # A cross test scores all images of its set, in any split.
         return counts | {name: len(data.records) for name, data in self.cross.items()}
 
     @property
     def notes(self) -> list[str]:
-        """The lines that a log has of the sets."""
+        """The lines about the sets in the log."""
         notes = []
         for data in (*self.trained.values(), *self.cross.values()):
             notes += data.notes
@@ -117,33 +93,38 @@ class RunData:
             counts = [(len(data.split(split)), split) for split in SPLITS]
             listed = ", ".join(f"{number} {split} images" for number, split in counts if number)
             notes.append(f"{name}: {listed}")
-            if self.several:
-                scale = self.scales[name]
-                notes.append(f"{name}: trained on {scale.factor:g} * score {scale.offset:+g}")
+            scale = self.scales[name]
+            if (scale.factor, scale.offset) != (1, 0):
+                notes.append(
+                    f"{name}: scores become {scale.factor:g} * score {scale.offset:+g}, "
+                    "on the common scale of all sets"
+                )
         if self.options.label_noise:
             notes += [self._label_noise_note(data) for data in self.trained.values()]
         notes += self._cross_notes
-        for name, data in self.cross.items():
-            notes.append(f"{name.upper()} cross test: {len(data.records)} images")
+        notes += [
+            f"{name.upper()} cross test: {len(data.records)} images"
+            for name, data in self.cross.items()
+        ]
         return notes
 
     def _label_noise_note(self, data: DataSet) -> str:
         strength = self.options.label_noise
         low, high = data.range
         noise = f"{strength:g} % of {low:g}..{high:g}"
-        # Standard errors come first; the share of the range is for images without votes.
+        # Images without votes get a share of the range instead of standard errors.
         voted = sum(record.error is not None for record in data.split("train"))
         if voted:
             images = counted(voted, "image's", "images'")
             noise = f"{strength:g} standard errors of {images} MOS, else {noise}"
         name = f" of {data.name}" if self.several else ""
-        return f"Label noise{name}: {noise}; training figures are against the noisy MOS"
+        return f"Label noise{name}: {noise}; training figures refer to the noisy MOS"
 
     @property
     def description(self) -> dict[str, Any]:
-        """What a model's description says of the sets that it was trained on.
+        """The facts about the trained sets that go into a model's description.
 
-        `scales` leads from the scores that several sets were trained on to those of each set.
+        `scales` says how each of several sets' scores became those of the training.
         """
         nominal_range = list(self.common.range)
         score_range = nominal_range
@@ -168,9 +149,9 @@ class RunData:
         return description
 
     def decode(self, device: torch.device, log: RunLog, new: bool) -> None:
-        """Take the images at hand, for all rounds.
+        """Load the decoded images, for all rounds.
 
-        new: whether the log keeps what is found; a run that goes on shows it on the screen alone.
+        new: whether the run is new. A run that goes on prints its findings without logging them.
         """
         options = self.options
         say = log.line if new else log.show
@@ -185,21 +166,18 @@ class RunData:
                     images={str(path): reason for path, reason in bad_images(sets).items()},
                 )
         overlap = overlapping(sets, self.trained.values(), options.allow_overlap)
-        if overlap:
-            say(overlap)
         twins = near_duplicate_pairs(sets, self.trained.values())
-        if twins:
-            say(near_duplicates_note(twins))
-        # All or none: a batch is cut from all sets at once.
+        # Either all sets or none: a batch is cut from all sets at once.
         place = put_on_gpu([images.cache for images in sets], options.cache_device, device)
-        say(f"Patches are cut on: {place}")
+        lines = [overlap, near_duplicates_note(twins), f"Patches are cut on: {place}"]
+        say("\n".join(filter(None, lines)))
         self.images = {name: decoded[name] for name in self.trained}
         self.parts = TestedParts.of_run(
             options, self.images, {name: decoded[name] for name in self.cross}
         )
 
     def _decoded(self, say: Callable[[str], None]) -> dict[str, DecodedSet]:
-        """The images of all sets by name, each set resized as its flag says."""
+        """The decoded images of all sets by name, each set resized as its flag says."""
         options = self.options
         cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
         # Settings that come from a file may leave a set out.
@@ -217,10 +195,10 @@ class RunData:
         return decoded
 
     def oriented_scores(self, data: DataSet, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A model's scores of a set's images, in two ways.
+        """A model's scores of a set's images, in two forms.
 
-        Returns the scores on the set's own scale, where the model was trained on the set, and
-        the scores turned so that they rise where the set's opinions do.
+        The first is on the set's own scale if the model was trained on the set. The second has the
+        direction of the set's opinions: higher scores for higher opinions.
         """
         # A cross test may have the name of a trained set, but not its scale.
         if self.trained.get(data.name) is data:
@@ -231,7 +209,7 @@ class RunData:
         return scores, -scores
 
     def draw_again(self, seed: int) -> None:
-        """Another round: the same images, but random splits are drawn anew."""
+        """Begin another round, with the same images and new random splits."""
         # The cross tests stay: they have no random splits.
         redrawn = RunData(self.options, seed)
         self.main = redrawn.main
@@ -242,26 +220,28 @@ class RunData:
 
 
 def overlapping(sets: Iterable[DecodedSet], trained: Iterable[DataSet], allowed: bool) -> str:
-    """A line for the log about images that one set trains on and another tests; "" without any.
+    """A line for the log about training images of one set that are test images of another.
 
-    Images are the same where their decoded pixels are. Raises UserError unless that is allowed.
+    Images with the same decoded pixels count as the same. Returns "" if there are none. Raises
+    UserError if there are some and they are not allowed.
     """
-    # By identity: the cross test of a set of the same name is another set.
+    # By identity, as a cross test may have the name of a trained set.
     trained_ids = {id(data) for data in trained}
     overlaps = []
     for training_set, tested_set in itertools.permutations(sets, 2):
         if id(training_set.data) not in trained_ids:
             continue
-        # Digests are of the pixels as decoded, so copies in other formats count too.
+        # Digests are of decoded pixels, so lossless copies in other formats count too.
         name_of = {
             training_set.digest(record): record.name for record in training_set.data.split("train")
         }
         for record in tested_set.data.records:
-            # Files that cannot be read have no digest, and are no copies of each other.
+            # Files that cannot be read have no digest and do not count as copies of each other.
             twin = name_of.get(tested_set.digest(record) or None)
             if record.split != "train" and twin is not None:
-                tested_name = f"{tested_set.data.name} {record.name}"
-                overlaps.append(f"{tested_name} = {training_set.data.name} {twin}")
+                overlaps.append(
+                    f"{tested_set.data.name} {record.name} = {training_set.data.name} {twin}"
+                )
     if not overlaps:
         return ""
     copies = counted(
@@ -278,7 +258,7 @@ def overlapping(sets: Iterable[DecodedSet], trained: Iterable[DataSet], allowed:
 def near_duplicate_pairs(
     sets: Iterable[DecodedSet], trained: Iterable[DataSet]
 ) -> list[tuple[tuple[str, Path], ...]]:
-    """Pairs of images that look alike, one tested and one trained on, each (set and name, path)."""
+    """Pairs of a test and a training image that look alike, each as (set and name, path)."""
     trained_ids = {id(data) for data in trained}
     tested: list[tuple] = []
     training: list[tuple] = []
@@ -286,25 +266,23 @@ def near_duplicate_pairs(
         is_trained = id(images.data) in trained_ids
         for record in images.data.records:
             image = (f"{images.data.name} {record.name}", record.path)
-            side = training if is_trained and record.split == "train" else tested
-            side.append((image, images.perceptual_hash(record)))
+            (training if is_trained and record.split == "train" else tested).append(
+                (image, images.perceptual_hash(record))
+            )
     pairs = near_duplicates([code for _, code in tested], [code for _, code in training])
     return [(tested[i][0], training[j][0]) for i, j in pairs]
 
 
 def near_duplicates_note(pairs: list[tuple[tuple[str, Path], ...]]) -> str:
-    """A line for the log about what `near_duplicate_pairs` gave."""
-    names = [f"{tested[0]} ~ {training[0]}" for tested, training in pairs]
-    listed = ", ".join(names[:5])
-    # In words, where `first_five` has an ellipsis: the log is ASCII.
-    if len(names) > 5:
-        listed += f" and {len(names) - 5} more"
+    """A line for the log about the pairs of `near_duplicate_pairs`; "" without any."""
     alike = counted(
         len(pairs),
         "pair of a test and a training image looks",
         "pairs of test and training images look",
     )
-    return f"Near duplicates: {alike} alike: {listed}"
+    names = first_five(f"{tested[0]} ~ {training[0]}" for tested, training in pairs)
+    # The log is ASCII.
+    return f"Near duplicates: {alike} alike: {names.replace(', …', ' and more')}" if pairs else ""
 
 
 @dataclass(frozen=True)
@@ -312,8 +290,8 @@ class TestedParts:
     """The parts that every epoch is tested on, and by which of them the best epoch is chosen.
 
     sets: part -> (decoded images, their split).
-    means: part -> the parts that it is the mean of, where the run trains on several sets.
-    chosen: the part by which the best epoch is chosen.
+    means: part -> the parts that it is the mean of, if the run trains on several sets.
+    chosen: the part that chooses the best epoch.
     """
 
     sets: dict[str, tuple[DecodedSet, str]]
@@ -327,8 +305,10 @@ class TestedParts:
         trained: Mapping[str, DecodedSet],
         cross: Mapping[str, DecodedSet],
     ) -> "TestedParts":
-        """A single trained set gives `test` (and `val`), several one part each and their mean.
+        """The parts of a run.
 
+        A single trained set gives the part `test` (and `val`). Several sets give one part each, and
+        another one for their mean.
         trained, cross: the sets that the run trains on, and its cross tests, by name.
         """
         splits = ("val", "test") if options.select_on == "val" else ("test",)
@@ -344,10 +324,10 @@ class TestedParts:
                 sets[part] = (images, split)
                 means[split].append(part)
         sets |= {name: (images, "test") for name, images in cross.items()}
-        # Validation comes first where there is one, and the mean before the sets that it is of.
+        # Validation comes first if there is one, and the mean comes before its sets.
         chosen = [*means, *sets][0]
         if options.select_set:
-            # The flag names the set as `--dataset` does, which gives the sets in the same order.
+            # The sets are in the order of `--dataset`, and the flag names one of them.
             chosen = means[chosen][list(options.trained).index(options.select_set)]
         return cls(sets, means, chosen)
 
@@ -357,20 +337,21 @@ class TestedParts:
         return [*self.means, *self.sets]
 
     def with_means(self, result: Mapping[str, Figures]) -> dict[str, Figures]:
-        """An epoch's figures with those of `means`: `train` first, then in the order of records."""
+        """An epoch's figures with the means added: `train` first, then in the order of records."""
         figures: dict[str, Figures] = {}
         for part, parts in self.means.items():
-            figures[part] = {}
-            for figure in result[parts[0]]:
-                figures[part][figure] = float(np.mean([result[name][figure] for name in parts]))
-        # A set's own figures come before a mean of the same name.
+            figures[part] = {
+                figure: float(np.mean([result[name][figure] for name in parts]))
+                for figure in result[parts[0]]
+            }
+        # A set's own figures replace a mean of the same name.
         figures |= result
         return {part: figures[part] for part in ("train", *self.names)}
 
     def epoch_arrays(self, scores: Mapping[str, Sequence]) -> dict[str, np.ndarray]:
-        """What the epochs scored, as arrays by name.
+        """The scores of the epochs and the facts about their images, as arrays by name.
 
-        scores: part -> the scores (N,) of each epoch, which rise where the opinions do.
+        scores: part -> the scores (N,) of each epoch, in the direction of the opinions.
         Returns PART_images, PART_mos and PART_error (nan where there are no votes), (N,), and
         PART_scores (E, N).
         """
@@ -387,7 +368,7 @@ class TestedParts:
         return arrays
 
     def selection_bias(self, scores: Mapping[str, Sequence]) -> float:
-        """By how much the best epoch's SRCC flatters; nan where it was not chosen on test images.
+        """By how much choosing the epoch inflates its SRCC; nan unless test images chose it.
 
         scores: as of `epoch_arrays`.
         """

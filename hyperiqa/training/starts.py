@@ -13,7 +13,7 @@ from hyperiqa.training.losses import SCALELESS
 
 
 class StartingModel:
-    """A trained model that a run starts from or learns from: any file that `load_model` reads."""
+    """A trained model that a run starts from or learns from, from a file for `load_model`."""
 
     def __init__(self, path: Path):
         self.path = checkpoints.find_model(path)
@@ -24,23 +24,23 @@ class StartingModel:
     def of(cls, options: Namespace) -> "StartingModel":
         """The model of `--init`.
 
-        The choices that the flags leave to the checkpoint are set in `options`. Raises UserError
-        where a flag contradicts the checkpoint.
+        Choices without a flag are taken from the checkpoint and set in `options`. Raises UserError
+        if a flag contradicts the checkpoint.
         """
         initial = cls(options.init)
-        # Models from before there was a second hyper network do not name theirs.
+        # Models made before there was a second hyper network do not name theirs.
         description = {"hyper": "conv", **initial.description}
         for name in ("backbone", "patch_size", *HyperNet.choices):
             trained_with = description.get(name)
             flag_value = getattr(options, name)
             if flag_value is None:
                 setattr(options, name, trained_with)
-            # The adaptive pools let a model go on with patches of another size.
+            # Adaptive pools let a model go on with patches of another size.
             elif flag_value != trained_with and name != "patch_size":
                 raise UserError(
                     f"--{name} {flag_value}: the model of --init {options.init} has {trained_with}"
                 )
-        # Only now the fusion is known, which may need whole stage maps.
+        # The fusion, which may need whole stage maps, is known only now.
         for problem in needs_pixels(options):
             raise UserError(problem)
         options.init_digest = initial.digest
@@ -50,7 +50,7 @@ class StartingModel:
     def teacher_of(cls, options: Namespace) -> "StartingModel":
         """The model of `--teacher`.
 
-        Raises UserError where its loss left the scores on no scale that could be learnt.
+        Raises UserError if its loss does not put scores on a scale that could be learnt.
         """
         teacher = cls(options.teacher)
         loss = teacher.description.get("loss")
@@ -63,10 +63,9 @@ class StartingModel:
         return teacher
 
     def model(self, data: DataSet, options: Namespace) -> HyperNet:
-        """The model with its regularisation as the flags say, its scores on the scale of `data`.
+        """The model with the regularisation of the flags and with scores on the scale of `data`.
 
-        Raises UserError where its weights do not fit, as those of some encoders for patches of
-        another size.
+        Raises UserError if its weights do not fit, as with some encoders and another patch size.
         """
         flags = {name: getattr(options, name) for name in ("patch_size", "dropout", "drop_path")}
         net = factory.build({**self.description, **flags}, self.state)
@@ -77,8 +76,8 @@ class StartingModel:
             if trained_size == options.patch_size:
                 raise
             raise UserError(
-                f"--patch_size {options.patch_size}: expected {trained_size}, with which the model "
-                f"was trained: {problem}"
+                f"--patch_size {options.patch_size}: expected {trained_size}, the size that the "
+                f"model was trained with: {problem}"
             ) from None
         net.rescale(*self.scale(data))
         return net
@@ -86,8 +85,8 @@ class StartingModel:
     def scale(self, data: DataSet) -> tuple[float, float]:
         """The factor and the offset that bring the model's scores to the scale of a data set.
 
-        factor * score + offset has the same place on the nominal range of `data` as the score has
-        on the range that the model was trained on, and the same end of both is the better one.
+        They map the nominal range that the model was trained on to the range of `data`, the best
+        score to the best score.
         """
         dataset = self.description["dataset"]
         nominal_range = self.description.get("nominal_range")
@@ -95,7 +94,7 @@ class StartingModel:
             nominal_range = READERS[dataset].nominal_range
         low, high = nominal_range or self.description["score_range"]
         new_low, new_high = data.range
-        # A range without width has no scale to bring scores to.
+        # A range of a single score defines no scale.
         if low == high or new_low == new_high:
             return 1.0, 0.0
         if self.description["higher_is_better"] != data.higher_is_better:

@@ -1,4 +1,4 @@
-"""What a run must remember to go on exactly where it was, and finding the run to go on with."""
+"""The state from which a run goes on exactly, and the search for the run to go on with."""
 
 import math
 import os
@@ -7,6 +7,7 @@ import shutil
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,18 @@ LOCK_PATIENCE = 8
 
 @dataclass
 class RunState:
-    """All that a run must remember: where it is, what its epoch has brought, and what was best.
+    """All that a run must remember: its place, the state of its epoch, and its best epoch.
 
     settings: what the figures depend on, see `settings_of`.
     round, epoch: counted from 1; an `epoch` of 0 means that the round has not begun to train.
-    progress: what the current epoch has brought so far; None between epochs.
+    progress: the state of the current epoch; None between epochs.
     without_gain: epochs since the best one.
     best: number, result, model files and predictions of the best epoch.
     rounds: the figures of finished rounds.
     history: the SRCC of each epoch of this round, by which the best is chosen.
     scores: part -> the scores (N,) of each epoch of this round.
+    precision: bf16 or fp32, in which the run trains from its first step to its last.
+    seconds: what training and testing have taken in all finished epochs.
     Weights and optimizer are saved with it.
     """
 
@@ -47,17 +50,20 @@ class RunState:
     rounds: list[dict] = field(default_factory=list)
     history: list[float] = field(default_factory=list)
     scores: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    precision: str = ""
+    seconds: float = 0.0
 
     def next_round(self, number: int) -> None:
         """Begin round `number`, unless it is the one that is under way."""
         if number != self.round:
-            self.round = number
-            self.epoch = 0
-            self.progress = None
-            self.without_gain = 0
-            self.best = None
-            self.history = []
-            self.scores = {}
+            begun = RunState(
+                self.settings,
+                number,
+                rounds=self.rounds,
+                precision=self.precision,
+                seconds=self.seconds,
+            )
+            vars(self).update(vars(begun))
 
     def is_better(self, part: str, srcc: float) -> bool | None:
         """Whether an epoch's SRCC is the best so far.
@@ -70,7 +76,7 @@ class RunState:
         return math.isnan(best) or srcc > best
 
     def keep(self, result: dict, file: str, predictions: Sequence[run_files.Prediction]) -> None:
-        """Make the epoch the best; its model's file goes before those of earlier best epochs."""
+        """Record the epoch as the best. Its model's file becomes the first of the files."""
         older = self.best["files"] if self.best else []
         self.best = {
             "epoch": self.epoch,
@@ -80,7 +86,7 @@ class RunState:
         }
 
     def epochs_left(self, epochs: int) -> range:
-        """The epochs to run: in a resumed run the counter starts elsewhere."""
+        """The epochs that are still to run, the one that was interrupted included."""
         return range(self.epoch + (self.progress is None), epochs + 1)
 
     def save(self, folder: Path, parts: Mapping[str, Any], log: RunLog) -> None:
@@ -97,7 +103,7 @@ class RunState:
         self.clear_models(folder, keep=2)
 
     def clear_models(self, folder: Path, keep: int) -> None:
-        """Remove the run's older best models, except those that a state may still name."""
+        """Remove the run's older best models, except the `keep` newest."""
         if self.best:
             self.best["files"] = self.best["files"][:keep]
             for path in folder.glob("best_model_srcc_*.pkl"):
@@ -109,11 +115,10 @@ class RunState:
         cls, saved: Mapping, settings: Mapping[str, Any], device: torch.device
     ) -> "RunState":
         """The state that `save` wrote, by this version or an older one."""
-        names = ("round", "epoch", "without_gain", "best", "rounds")
+        names = ["round", "epoch", "without_gain", "best", "rounds", "precision"]
+        # States of versions before 0.9 lack these three.
+        names += [name for name in ("history", "scores", "seconds") if name in saved]
         state = cls(settings, **{name: saved[name] for name in names})
-        # States of versions before 0.9 lack these two.
-        state.history = saved.get("history", [])
-        state.scores = saved.get("scores", {})
         if saved["progress"]:
             state.progress = engine.EpochProgress.from_state(saved["progress"], device)
         if state.best:
@@ -122,7 +127,7 @@ class RunState:
 
 
 def _is_model_of_run(path: Path) -> bool:
-    """Whether the run in whose folder a best model lies has written it, as its metadata say."""
+    """Whether a best model is of the run that the folder belongs to, as its metadata say."""
     if not re.fullmatch(run_files.BEST_MODEL, path.name):
         return False
     try:
@@ -135,7 +140,7 @@ def _is_model_of_run(path: Path) -> bool:
 def open_run(
     options: Namespace, default_name: str, settings: Mapping[str, Any]
 ) -> tuple[RunLog, dict | None]:
-    """`find_run` for all processes: the first one gets the log, each of the others a silent one."""
+    """`find_run` for all processes: the first one gets the log, the others get silent ones."""
     logs: list[RunLog] = []
 
     def find() -> tuple[Path, dict | None]:
@@ -143,7 +148,7 @@ def open_run(
         logs.append(log)
         return log.checkpoints, saved
 
-    # A log holds open files, so that it cannot travel to the other processes as its folder does.
+    # A log holds open files, so only its folder can be sent to the other processes.
     folder, saved = processes.from_rank_zero(find)
     return logs[0] if logs else SilentLog(options.log_dir, folder), saved
 
@@ -151,13 +156,13 @@ def open_run(
 def find_run(
     options: Namespace, default_name: str, settings: Mapping[str, Any]
 ) -> tuple[RunLog, dict | None]:
-    """The log of a new run, or that of an unfinished run with the state to go on from.
+    """The log of a new run, or the log of an unfinished run and the state to go on from.
 
-    The state is None where the run goes on from its beginning. `--resume` decides: absent is a new
-    run; `auto` is the newest unfinished run of these settings, or else a new one; any other value
-    is the path of a last.pt or of its folder.
-    settings: those that figures depend on, with the fingerprint of the records.
-    Raises UserError, and NothingToDo where the run that the user named is done.
+    The state is None if the run starts from its beginning. Without `--resume` the run is new. With
+    `auto` it is the newest unfinished run of these settings, or a new one if there is none. Any
+    other value is the path of a last.pt or of its folder.
+    settings: the settings that figures depend on, with the fingerprint of the records.
+    Raises UserError, or NothingToDo if the run that the user named is done.
     """
     if options.resume not in (None, "auto"):
         folder = _run_folder(Path(options.resume))
@@ -184,7 +189,7 @@ def find_run(
 
 def _run_folder(path: Path) -> Path:
     folder = path if path.is_dir() else path.parent
-    # The states of later rounds lie in folders below that of the run.
+    # The states of later rounds are in subfolders of the run's folder.
     return folder.parent if folder.name.startswith("round") else folder
 
 
@@ -193,8 +198,8 @@ def _resume_named(
 ) -> tuple[RunLog, dict]:
     """The run that the user named, to be finished, or to be made longer if it has ended.
 
-    flag: how the user named it. Raises UserError where it is no run of these settings or another
-    process has it, and NothingToDo where it is done.
+    flag: how the user named it. Raises UserError if it has other settings or another process has
+    it, and NothingToDo if it is done.
     """
     state, note = load_last(newest_round(folder))
     if not isinstance(state, dict) or "settings" not in state:
@@ -205,7 +210,7 @@ def _resume_named(
     _check_own_log(options.log_dir, folder.name, recorded, flag)
     status = _end_status(options.log_dir / f"{folder.name}.jsonl")
     if status:
-        # Of a run that has ended the number of epochs may differ: more of them make it longer.
+        # A run that has ended may be given more epochs.
         _check_same({**recorded, "epochs": settings["epochs"]}, settings, flag)
         _check_longer(options, folder.name, recorded["epochs"], status, flag)
     else:
@@ -217,7 +222,7 @@ def _resume_named(
 
 
 def _check_own_log(log_dir: Path, name: str, recorded: Mapping[str, Any], flag: str) -> None:
-    """Check that the log is the run's own: the run goes on by cutting it back to the state.
+    """Check that the log belongs to the run, before it is cut back to the state.
 
     recorded: the settings of the state. Raises UserError.
     """
@@ -228,7 +233,7 @@ def _check_own_log(log_dir: Path, name: str, recorded: Mapping[str, Any], flag: 
     for ending in (".jsonl", ".log"):
         path = log_dir / f"{name}{ending}"
         if path.exists() and path.stat().st_size:
-            raise UserError(f"{flag}: {path} is not of this run; give --log_dir, or move it away")
+            raise UserError(f"{flag}: {path} is not of this run; give --log_dir or move it away")
 
 
 def _check_same(recorded: Mapping[str, Any], settings: Mapping[str, Any], flag: str) -> None:
@@ -238,18 +243,16 @@ def _check_same(recorded: Mapping[str, Any], settings: Mapping[str, Any], flag: 
 
 
 def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag: str) -> None:
-    """Check that a run that has ended after `epochs` can be given the epochs that are asked for.
+    """Check that a run that has ended after `epochs` can go on to the epochs that are asked for.
 
-    Raises NothingToDo where more epochs are not asked for or would change nothing, and UserError
-    where the run cannot be given them.
+    Raises NothingToDo if no more epochs are asked for or they would change nothing, and UserError
+    if the run cannot go on.
     """
     if options.epochs <= epochs:
         length = f", of {counted(epochs, 'epoch')}" if options.epochs < epochs else ""
         raise NothingToDo(f"{name} has finished already{length}")
     if status == "early_stopped":
-        raise NothingToDo(
-            f"{name} stopped early, before its {epochs} epochs were over: more would change nothing"
-        )
+        raise NothingToDo(f"{name} stopped early: more epochs would change nothing")
     length = counted(epochs, "epoch")
     longer = f"{flag}: it has finished its {length} and cannot go on to {options.epochs}"
     if not schedules.make_schedule(options).extendable:
@@ -257,7 +260,7 @@ def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag:
             f"{longer}: the rates of --lr_scheduler {options.lr_scheduler} depend on --epochs"
         )
     if options.train_test_num > 1:
-        raise UserError(f"{longer}: its rounds before the last have ended")
+        raise UserError(f"{longer}: its earlier rounds have ended")
 
 
 def _resume_newest(
@@ -277,7 +280,7 @@ def _resume_newest(
 
 
 def _newest_state(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
-    """The run's newest readable state; None, and an empty log, where it has none."""
+    """The run's newest readable state; if there is none, None, and the log is emptied."""
     folder = newest_round(log.checkpoints)
     try:
         if (folder / "last.pt").exists():
@@ -292,14 +295,19 @@ def _newest_state(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
 
 
 def _go_back_to(log: RunLog, state: dict, note: str) -> dict:
-    """Cut the log back to where the state was saved, and tell the user; returns the state.
+    """Cut the log back to where the state was saved, and say so in it; returns the state.
 
-    note: what else to tell, see `load_last`.
+    note: a further line for the log, see `load_last`.
     """
     log.cut_back(state["lengths"])
+    # States of versions before 0.9 leave it to the run's first record.
+    state.setdefault("precision", _records(log.path(".jsonl"))[0].get("precision"))
     step = f", step {state['progress']['step']}" if state["progress"] else " done"
     note += "\n" if note else ""
-    log.show(f"{note}Resuming {log.name}: round {state['round']}, epoch {state['epoch']}{step}")
+    log.line(
+        f"{note}Resuming {log.name}: round {state['round']}, epoch {state['epoch']}{step} "
+        f"({datetime.now():%Y-%m-%d %H:%M:%S})"
+    )
     return state
 
 
@@ -318,14 +326,14 @@ def _unfinished_runs(
 
 
 def _nearest_run(options: Namespace, settings: Mapping[str, Any]) -> str:
-    """Which unfinished run comes nearest to these settings, and how it differs; "" without one.
+    """A note on the unfinished run with the most similar settings; "" if there is none.
 
-    Such a difference is likely a flag that was forgotten.
+    The differences are likely flags that the user forgot.
     """
     runs = [
         (name, _differences(recorded, settings)) for name, recorded in _unfinished_runs(options)
     ]
-    # A run without a difference is one that another process has.
+    # A run without differences belongs to another process.
     runs = [(name, differences) for name, differences in runs if differences]
     if not runs:
         return ""
@@ -342,7 +350,7 @@ def settings_of(run: Mapping) -> dict[str, Any]:
 
 
 def _records(path: Path) -> list[dict]:
-    """The records of a run, at least one: an empty one stands in where there is none to be read."""
+    """The records of a run; a single empty one if none can be read."""
     try:
         return run_files.read_records(path) or [{}]
     except UserError:
@@ -357,7 +365,7 @@ def _recorded_settings(path: Path) -> dict[str, Any] | None:
 
 
 def _end_status(path: Path) -> str | None:
-    """How the run in a jsonl ended; None where it can go on, which an interrupted one can too."""
+    """How the run in a jsonl ended; None if it can go on, as after an interruption."""
     status = _records(path)[-1].get("status")
     return status if status in ("finished", "early_stopped") else None
 
@@ -378,7 +386,7 @@ def save_last(folder: Path, state: Mapping[str, Any]) -> None:
         spare.unlink(missing_ok=True)
         try:
             os.link(last, spare)
-        # A file system without hard links.
+        # Some file systems have no hard links.
         except OSError:
             shutil.copyfile(last, spare)
         spare.replace(folder / "previous.pt")
@@ -388,8 +396,7 @@ def save_last(folder: Path, state: Mapping[str, Any]) -> None:
 def load_last(folder: Path) -> tuple[dict[str, Any], str]:
     """The state that `save_last` wrote, and a note for the user.
 
-    The note says that `last.pt` was damaged; it is empty otherwise. Raises UserError where neither
-    file can be read.
+    The note is empty unless `last.pt` was damaged. Raises UserError if neither file can be read.
     """
     try:
         return load(folder / "last.pt"), ""
@@ -398,7 +405,7 @@ def load_last(folder: Path) -> tuple[dict[str, Any], str]:
         if not previous.exists():
             raise
         state = load(previous)
-        # Otherwise the next save would put the damaged file where the good one lies.
+        # Otherwise the next save would replace the good file by the damaged one.
         previous.replace(folder / "last.pt")
         return state, f"{damage}; falling back to previous.pt"
 

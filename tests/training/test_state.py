@@ -80,7 +80,7 @@ def test_a_finished_run_made_longer_is_the_run_that_was_longer_from_the_start(se
         ),
         (
             ("--lr_scheduler", "none", "--train_test_num", 2),
-            "its rounds before the last have ended",
+            "its earlier rounds have ended",
         ),
     ],
 )

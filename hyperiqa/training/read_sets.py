@@ -1,0 +1,44 @@
+"""The records of the sets that a run trains and tests on.
+
+Nothing here imports torch, so that a wrong path or table is reported at once.
+"""
+
+from argparse import Namespace
+from typing import NamedTuple
+
+from hyperiqa.datasets.names import lower_is_better_sets
+from hyperiqa.datasets.readers import read_cross_tests, reader_of
+from hyperiqa.datasets.records import Columns, DataSet, take_validation
+
+SPLITS = ("train", "val", "test")
+
+
+class RunSets(NamedTuple):
+    """The sets that a run trains on and its cross tests, by name, and lines about the latter."""
+
+    trained: dict[str, DataSet]
+    cross: dict[str, DataSet]
+    cross_notes: list[str]
+
+
+def read_sets(options: Namespace, seed: int) -> RunSets:
+    """The sets of a run with these settings. seed: of random splits. Raises UserError."""
+    # Without --val_fraction, the set must come with a validation split.
+    official_validation = options.select_on == "val" and options.val_fraction is None
+    splits = SPLITS if official_validation else ("train", "test")
+    names = [*options.trained, *(options.cross_test or ())]
+    lower = lower_is_better_sets(options.lower_is_better, names)
+    columns = Columns.of(options)
+    trained = {}
+    # The demo brings its own cross test, beside its images.
+    spaq_root = None
+    for name, path in options.trained.items():
+        reader = reader_of(name, path, seed, name in lower, columns)
+        reader.allow_shared_content = options.allow_shared_content
+        data = reader.read(splits, held_out=options.val_fraction is not None)
+        spaq_root = reader.spaq_root
+        if options.val_fraction is not None:
+            take_validation(data, options.val_fraction, seed)
+        data.note_undefined()
+        trained[data.name] = data
+    return RunSets(trained, *read_cross_tests(options.cross_test, seed, spaq_root, lower, columns))
