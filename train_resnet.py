@@ -1,9 +1,10 @@
-"""Train HyperIQA with a ResNet backbone.
+"""Train HyperIQA with a ResNet as its encoder.
 
-python train_resnet.py --dataset demo                          # no data, no network, a few minutes on a CPU
-python train_resnet.py --dataset koniq-10k --lr_scheduler step # the published baseline
+    python train_resnet.py --dataset demo              # without data or network
+    python train_resnet.py --dataset koniq-10k
+    python train_resnet.py @recipes/hyperiqa.txt       # the published procedure
 
-Several processes, several nodes, Slurm: as train_swin.py."""  # noqa: E501  (it is the text of --help)
+Several GPUs, several machines and Slurm work as with train_swin.py."""
 
 from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE

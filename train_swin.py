@@ -1,18 +1,19 @@
-"""Train HyperIQA with a Swin Transformer backbone.
+"""Train HyperIQA with a Swin Transformer as its encoder.
 
-One process: a CPU or a GPU
-python train_swin.py --dataset demo                            # no data, no network, two minutes on a CPU
-python train_swin.py --dataset koniq-10k --ranking_loss_alpha 0.3 --use_multiscale
-python train_swin.py --lr_scheduler step                       # the published procedure
+One process, on a CPU or a GPU:
+    python train_swin.py --dataset demo                # without data or network
+    python train_swin.py --dataset koniq-10k --fusion concat
+    python train_swin.py @recipes/smart_iqa.txt        # flags from a file
 
-One node, a process for each GPU; the batch is shared by all, the result is that of one
-torchrun --nproc_per_node 8 train_swin.py --use_multiscale
+One machine with eight GPUs; the batch is shared, and the result is the same:
+    torchrun --nproc_per_node 8 train_swin.py --fusion concat
 
-Several nodes, on each of them
-torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 train_swin.py --use_multiscale
+Several machines, with this command on each of them:
+    torchrun --nnodes 4 --nproc_per_node 8 --rdzv_backend c10d \\
+        --rdzv_endpoint HOST:29500 train_swin.py --fusion concat
 
-Slurm: a job that is queued again, and goes on, when its time is over
-python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --time 24 --slurm partition=gpu"""  # noqa: E501  (it is the text of --help)
+Slurm, as a job that is queued again and goes on when its time is over:
+    python train_swin.py --launcher slurm --nodes 4 --gpus_per_node 8 --time 24"""
 
 from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE

@@ -1,11 +1,13 @@
-"""Train HyperIQA on any encoder of timm, by its name there, with or without tag.
+"""Train HyperIQA with any encoder of timm, by its name there.
 
-python train_timm.py --dataset demo                            # no data, no network, ImageNet weights, two minutes
-python train_timm.py --dataset koniq-10k --backbone convnext_tiny
-python train_timm.py --backbone vit_base_patch16_siglip_224.v2_webli --freeze_backbone --fixed_crops
-python train_timm.py --init checkpoints/NAME --dataset csv --dataset_path mine.csv  # train further on own images
+    python train_timm.py --dataset demo                # without data or network
+    python train_timm.py --dataset koniq-10k --backbone convnext_tiny
+    python train_timm.py --backbone vit_base_patch16_siglip_224.v2_webli \\
+        --freeze_backbone --fixed_crops
+    python train_timm.py --init checkpoints/NAME --dataset csv \\
+        --dataset_path mine.csv                        # go on with own images
 
-Several processes, several nodes, Slurm: as train_swin.py."""  # noqa: E501  (it is the text of --help)
+Several GPUs, several machines and Slurm work as with train_swin.py."""
 
 from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE

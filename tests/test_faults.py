@@ -484,7 +484,7 @@ BAD_INPUT = {
     ),
     "unknown flag": (
         plain_flags("--epoch", "3"),
-        "unknown argument: --epoch (did you mean --epochs?), 3",
+        "unknown flag --epoch 3 (did you mean --epochs?)",
     ),
     "contradictory flags": (
         plain_flags("--use_multiscale", "--no_multiscale"),
@@ -492,7 +492,7 @@ BAD_INPUT = {
     ),
     "several flags wrong": (
         plain_flags("--epochs", "0", "--lr", "-1"),
-        "--lr -1.0: expected a number above 0; --epochs 0: expected a whole number of at least 1",
+        "--epochs 0: expected a whole number of at least 1; --lr -1.0: expected a number above 0",
     ),
     "fixes without step": (
         plain_flags("--training_fixes", "all"),

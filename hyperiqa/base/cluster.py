@@ -33,16 +33,16 @@ def cluster_flags(flags: Flags) -> None:
     flags.value(
         "--launcher",
         None,
-        "run as a job of slurm, or local: as one of this machine",
+        "run the command as a job: on a Slurm cluster, or on this machine to try it",
         choices=("slurm", "local"),
     )
-    flags.count("--nodes", 1, "machines of a job")
-    flags.count("--gpus_per_node", 1, "GPUs of each, with a process for each", most=64)
-    flags.real("--time", 24, "hours until a job is stopped, saved, and queued again", POSITIVE)
+    flags.count("--nodes", 1, "machines for a job")
+    flags.count("--gpus_per_node", 1, "GPUs of each machine, with one process for each", most=64)
+    flags.real("--time", 24, "hours after which a job is stopped and queued again", POSITIVE)
     flags.value(
         "--slurm",
         [],
-        "what else the cluster asks for, such as partition=gpu account=iqa mem=64G",
+        "further options of the cluster, such as partition=gpu account=iqa mem=64G",
         nargs="+",
         metavar="KEY=VALUE",
     )
@@ -54,7 +54,7 @@ def _mistake(options: Namespace) -> str | None:
         if "=" not in word:
             return f"--slurm {word}: expected KEY=VALUE"
     if options.launcher == "local" and options.nodes > 1:
-        return f"--nodes {options.nodes}: this machine is one"
+        return f"--nodes {options.nodes}: expected 1 with --launcher local, which is this machine"
     return None
 
 
@@ -193,5 +193,5 @@ def submitted(options: Namespace) -> bool:
     name = options.run_name or Path(sys.argv[0]).stem
     cluster = Cluster(options, options.log_dir / "jobs")
     job = cluster.submit(name, without_flags(sys.argv, *OWN)).job
-    print(f"Job {job.job_id}: what it says goes to {job.paths.stdout} and {job.paths.stderr.name}")
+    print(f"Job {job.job_id} writes its output to {job.paths.stdout} and {job.paths.stderr.name}")
     return True

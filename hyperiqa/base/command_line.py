@@ -8,14 +8,24 @@ import difflib
 import math
 import os
 import re
+import shlex
 import sys
-from argparse import SUPPRESS, Action, ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import textwrap
+from argparse import (
+    SUPPRESS,
+    Action,
+    ArgumentError,
+    ArgumentParser,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hyperiqa.base import files, version
-from hyperiqa.base.errors import Interrupted, NothingToDo, UserError
+from hyperiqa.base.errors import Interrupted, NothingToDo, UserError, reading_file
+from hyperiqa.base.public_models import no_such_model
 from hyperiqa.base.terminal import Stream, printable
 
 # The settings that the user gave: setting -> (flag, value).
@@ -60,36 +70,126 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(128 + interruption.signum)
 
 
+def typed(value: object) -> str:
+    """A default as one types it: `2e-5`, and `hflip vflip` of a list."""
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(typed, value))
+    return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
+
+
 class _Formatter(RawDescriptionHelpFormatter):
     """Help with each flag's default at the end of its text, and the description as written."""
 
     def _get_help_string(self, action: Action) -> str:
         text = action.help or ""
         # A switch takes no value (nargs 0), so its default would mean nothing to the user.
-        if action.default in (None, SUPPRESS) or action.nargs == 0 or "default" in text:
+        if action.default in (None, SUPPRESS, []) or action.nargs == 0 or "default" in text:
             return text
-        return text + " (default: %(default)s)"
+        # Not by equality: 0 is a default that is shown.
+        return text if action.default is False else f"{text} (default: {typed(action.default)})"
+
+    def _format_args(self, action: Action, default_metavar: str) -> str:
+        # argparse says `NAME [NAME ...]`.
+        return re.sub(r" \[\S+ \.\.\.\]$", " ...", super()._format_args(action, default_metavar))
+
+    def _format_action_invocation(self, action: Action) -> str:
+        return super()._format_action_invocation(action).replace("-h [all], ", "-h, ")
 
 
 class _Parser(ArgumentParser):
-    """argparse with one-line errors and suggestions for misspelt flags."""
+    """argparse that gathers all mistakes in `mistakes`, and suggests spellings.
+
+    everyday: the flags that `--help` shows, where not all. expected: setting -> the values that it
+    accepts, in words.
+    """
+
+    def __init__(self, everyday: Collection[str], **settings: Any):
+        super().__init__(add_help=not everyday, **settings)
+        self.everyday = everyday
+        self.mistakes: list[str] = []
+        self.expected: dict[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(message)
+        raise UserError("; ".join([*self.mistakes, message]))
 
-    def parse_args(self, args=None, namespace=None):
-        options, unknown = self.parse_known_args(args, namespace)
-        if unknown:
-            raise UserError(f"unknown argument: {', '.join(map(self._with_suggestion, unknown))}")
+    def read(self, words: Sequence[str] | None) -> Namespace:
+        """The options; a flag with a mistake counts as not given."""
+        self.mistakes = []
+        options, unknown = self.parse_known_args(words)
+        groups: list[list[str]] = []
+        for word in unknown:
+            # Other words are most likely the values of the unknown flag before them.
+            if word.startswith("-") or not groups:
+                groups.append([])
+            groups[-1].append(word)
+        self.mistakes += map(self._unknown, groups)
         return options
 
-    def _with_suggestion(self, word: str) -> str:
-        matches = difflib.get_close_matches(word.split("=")[0], self._option_string_actions, n=1)
-        return f"{word} (did you mean {matches[0]}?)" if matches else word
+    def parse_args(self, args=None, namespace=None):
+        options = self.read(args)
+        if self.mistakes:
+            raise UserError("; ".join(self.mistakes))
+        return options
+
+    def _unknown(self, words: list[str]) -> str:
+        kind = "unknown flag" if words[0].startswith("-") else "unexpected argument"
+        hint = did_you_mean(words[0].split("=")[0], self._option_string_actions)
+        # A file of flags may be no file of flags.
+        text = textwrap.shorten(" ".join(words), 80, placeholder=" …")
+        return f"{kind} {text}{hint}"
+
+    def _match_argument(self, action, arg_strings_pattern):
+        try:
+            return super()._match_argument(action, arg_strings_pattern)
+        except ArgumentError:
+            # `_get_values` then meets a flag without the values that it needs.
+            return 0
+
+    def _get_values(self, action, arg_strings):
+        try:
+            if arg_strings or action.nargs not in (None, "+"):
+                return super()._get_values(action, arg_strings)
+        except ArgumentError:
+            pass
+        self.mistakes.append(self._unaccepted(action, arg_strings))
+        # The parser then leaves the setting at its default.
+        return SUPPRESS
+
+    def _unaccepted(self, action: Action, words: Sequence[str]) -> str:
+        """The message for a flag with words that it does not accept, or without any."""
+        hint = ""
+        expected = self.expected.get(action.dest, "a value")
+        if action.choices:
+            words = [word for word in words if word not in action.choices]
+            expected = f"one of {', '.join(action.choices)}"
+            hint = did_you_mean(" ".join(words), action.choices)
+        return f"{' '.join([action.option_strings[-1], *words])}: expected {expected}{hint}"
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """` (did you mean WORD?)` with the most similar of the words; "" if none is similar."""
+    matches = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
+    return f" (did you mean {matches[0]}?)" if matches else ""
+
+
+class _Help(Action):
+    """`--help` shows the flags of everyday use, `--help all` every flag."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if values is None:
+            for action in parser._actions:
+                if action.option_strings[-1] not in parser.everyday:
+                    action.help = SUPPRESS
+            parser.epilog = (
+                "These are the flags of everyday use; "
+                f"--help all shows all {len(parser._actions)} flags."
+            )
+        parser.print_help()
+        parser.exit()
 
 
 class _Setting(Action):
-    """Stores a value and the flag that gave it, and refuses two flags that contradict each other.
+    """Stores a value and the flag that gave it, and notes two flags that contradict each other.
 
     The same flag twice is no contradiction: the last one counts.
     """
@@ -99,7 +199,7 @@ class _Setting(Action):
         given = vars(namespace).setdefault("given", {})
         earlier_flag, earlier_value = given.setdefault(self.dest, (option_string, value))
         if earlier_flag != option_string and earlier_value != value:
-            raise UserError(f"contradictory flags: {earlier_flag} and {option_string}")
+            parser.mistakes.append(f"contradictory flags: {earlier_flag} and {option_string}")
         given[self.dest] = (option_string, value)
         setattr(namespace, self.dest, value)
 
@@ -110,12 +210,37 @@ class Flags:
     # Whether torchrun may start the program as several processes.
     several = False
 
-    def __init__(self, description: str | None, usage: str = "%(prog)s [flags]"):
+    def __init__(
+        self,
+        description: str | None,
+        usage: str = "%(prog)s [flags]",
+        everyday: Collection[str] = (),
+    ):
+        """everyday: the flags that `--help` shows where there are too many; empty: all of them."""
         # An abbreviation would mean another flag as soon as a later version adds one.
         self.parser = _Parser(
-            usage=usage, description=description, formatter_class=_Formatter, allow_abbrev=False
+            everyday,
+            usage=usage,
+            description=description,
+            formatter_class=_Formatter,
+            allow_abbrev=False,
         )
-        self.parser.add_argument("--version", action="version", version=version.VERSION)
+        if everyday:
+            self.parser.add_argument(
+                "-h",
+                "--help",
+                action=_Help,
+                nargs="?",
+                choices=["all"],
+                metavar="all",
+                help="show the flags of everyday use; --help all shows every flag",
+            )
+        self.parser.add_argument(
+            "--version",
+            action="version",
+            version=version.VERSION,
+            help="show the version of this program and exit",
+        )
         self.current: Any = self.parser
         # Each looks at the parsed flags and returns the user's mistake, or None.
         self.checks: list[Callable[[Namespace], str | None]] = []
@@ -138,6 +263,7 @@ class Flags:
         )
         if ok is not None:
             expected, accepts = ok
+            self.parser.expected[action.dest] = expected
             self._check(
                 action.dest,
                 lambda value: None if accepts(value) else f"{name} {value}: expected {expected}",
@@ -155,12 +281,12 @@ class Flags:
     ) -> None:
         """Add a flag whose value is a whole number from `least` to `most`."""
         bounded = most < math.inf
-        expected = f"{least} to {most:g}" if bounded else f"a whole number of at least {least}"
+        limits = f"from {least} to {most:g}" if bounded else f"of at least {least}"
         self.value(
             name,
             default,
             text,
-            (expected, lambda number: least <= number <= most),
+            (f"a whole number {limits}", lambda number: least <= number <= most),
             type=int,
             metavar="N",
         )
@@ -212,12 +338,11 @@ class Flags:
     # Flags that several programs share.
 
     def checkpoint(self) -> None:
-        kinds = "a model file, a run's folder or hf://USER/NAME"
+        kinds = "a model file, a run's folder, hf://USER/NAME or the name of a public model"
         self.words("checkpoint", kinds, type=Path, metavar="CHECKPOINT")
-        missing = f"no such file or folder; expected {kinds}"
         self._check(
             "checkpoint",
-            lambda path: None if files.exists_or_on_hub(path) else f"{path}: {missing}",
+            lambda path: None if files.exists_or_on_hub(path) else no_such_model(path),
         )
 
     def device(self) -> None:
@@ -226,27 +351,32 @@ class Flags:
         self.value(
             "--device",
             "auto",
-            names,
+            f"device to compute on: {names}",
             (names, re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch),
             metavar="NAME",
         )
 
     def workers(
-        self, text: str = "processes that cut patches (default: 0 on a CPU, else 4)", least: int = 0
+        self,
+        text: str = "processes that cut patches (default: 0 on a CPU, otherwise 4)",
+        least: int = 0,
     ) -> None:
         self.count("--workers", None, text, least, 256)
 
-    def batch_size(self, default: int, text: str = "patches per forward pass") -> None:
+    def batch_size(self, default: int, text: str = "patches that are scored at a time") -> None:
         self.count("--batch_size", default, text)
 
     def cache(self) -> None:
         self.path(
             "--cache_dir",
             None,
-            "decoded images, which later runs map (default: cache/ beside the scripts)",
+            "folder that keeps decoded images for later runs (default: cache beside the scripts)",
         )
         self.switch(
-            "--no_cache", "cache", False, "decode into memory, and leave nothing on the disk"
+            "--no_cache",
+            "cache",
+            False,
+            "keep decoded images in memory and write none to the disk",
         )
         message = "contradictory flags: --no_cache and --cache_dir"
         self.checks.append(
@@ -258,7 +388,8 @@ class Flags:
         self.value(
             "--resize",
             None,
-            f"S: shorter side to S; HxW: stretch to height x width; none ({resize})",
+            "size of the images in pixels: S scales the shorter side to S, HxW stretches to height "
+            f"H and width W, none keeps the size ({resize})",
             metavar="SIZE",
         )
         # An empty text counts as a flag that is not given.
@@ -269,7 +400,7 @@ class Flags:
             "--skip_bad_images",
             "skip_bad_images",
             True,
-            "drop images that cannot be read instead of stopping",
+            "leave out images that cannot be read instead of stopping at them",
         )
 
     def parse(
@@ -289,14 +420,14 @@ class Flags:
         processes = os.environ.get("WORLD_SIZE", "1")
         if processes not in ("", "0", "1") and not self.several:
             raise UserError(
-                f"WORLD_SIZE is {processes}, as of torchrun; expected one process: "
-                "each would do it all"
+                f"WORLD_SIZE is {processes}, which torchrun sets; expected 1, since each of "
+                "several processes would do all the work again"
             )
-        options = self.parser.parse_args(argv)
+        options = self.parser.read(argv)
         given = vars(options).pop("given", {})
         # All settings are complete before the first check looks at them.
         incomplete = list(complete(options, given))
-        mistakes = [check(options) for check in self.checks]
+        mistakes = [*self.parser.mistakes, *(check(options) for check in self.checks)]
         message = "; ".join(filter(None, [*mistakes, *incomplete, *problems(options, given)]))
         if message:
             raise UserError(message)
@@ -317,6 +448,25 @@ class Flags:
             else:
                 words.append(f"{flag}={value}")
         return words
+
+
+def with_recipes(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words of a command with each `@FILE` replaced by those in the file; the files' names.
+
+    A file holds flags and values, quoted as in a shell, with line breaks anywhere between them, and
+    comments after `#`. Raises UserError.
+    """
+    expanded = []
+    recipes = []
+    for word in words:
+        if not word.startswith("@"):
+            expanded.append(word)
+            continue
+        path = Path(word[1:])
+        with reading_file(path, "cannot be read", ValueError):
+            expanded += shlex.split(path.read_text("utf-8"), comments=True)
+        recipes.append(str(path))
+    return expanded, recipes
 
 
 def without_flags(words: Sequence[str], *flags: str) -> list[str]:

@@ -29,6 +29,14 @@ FIXES = ("filter", "backbone_lr", "optimizer_state")
 # Fusions that look at whole stage maps: the averaged maps of a frozen encoder do not suffice.
 WHOLE_MAPS = ("fpn", "progressive")
 
+# The flags that `--help` shows; `--help all` shows every flag.
+EVERYDAY = frozenset(
+    "--help --dataset --dataset_path --cross_test --resize --backbone --no_pretrained --init "
+    "--freeze_backbone --fusion --train_patch_num --augment --epochs --batch_size --lr "
+    "--lr_scheduler --loss --ranking_loss_alpha --patience --select_on --train_test_num --seed "
+    "--run_name --resume --device".split()
+)
+
 CSV_FLAGS = (
     "image_column",
     "score_column",
@@ -69,12 +77,13 @@ def for_csv_alone(given: Given, csv: str) -> Iterator[str]:
 
 def train_flags(description: str | None, script: Script) -> Flags:
     """The flags of a train script, with the defaults of the public code that users compare with."""
-    flags = Flags(description)
+    flags = Flags(description, everyday=EVERYDAY)
     flags.several = True
     # The order of the groups is that of --help, and of the mistakes in an error.
-    _data_and_model_flags(flags, script)
+    _data_flags(flags, script)
+    _model_flags(flags, script)
     _learning_flags(flags)
-    _hardware_and_output_flags(flags)
+    _output_and_hardware_flags(flags)
     cluster_flags(flags)
     return flags
 
@@ -82,126 +91,159 @@ def train_flags(description: str | None, script: Script) -> Flags:
 # fmt: off
 def csv_flags(flags: Flags) -> None:
     """Add the flags of `CSV_FLAGS`, which say how a CSV set is read, to a program that reads one."""
-    flags.value("--image_column", "image", "csv: the column of image paths", metavar="NAME")
-    flags.value("--score_column", "mos", "csv: the column of scores", metavar="NAME")
-    flags.value("--split_column", "split", "csv: the column of train, val and test, if there is one", metavar="NAME")
-    flags.value("--group_column", "group", "csv: the column that images of one content share, if there is one",
+    flags.group("own images, listed in a CSV file")
+    flags.value("--image_column", "image", "name of the CSV column with the paths of the images", metavar="NAME")
+    flags.value("--score_column", "mos", "name of the CSV column with the scores", metavar="NAME")
+    flags.value("--split_column", "split", "name of the optional CSV column that says train, val or test", metavar="NAME")
+    flags.value("--group_column", "group", "name of the optional CSV column with equal values for images of the same content",
                 metavar="NAME")
-    flags.path("--image_root", None, "csv: the folder that image paths start from (default: that of the file)")
-    flags.value("--lower_is_better", False, "csv: scores mean badness (DMOS); of several CSV sets these, or all",
-                nargs="*", metavar="NAME")
+    flags.path("--image_root", None, "folder from which the image paths of a CSV file start (default: the file's folder)")
+    flags.value("--lower_is_better", False, "lower scores in a CSV file mean better images, as with DMOS; with "
+                "several CSV sets name those for which this holds", nargs="*", metavar="NAME")
 
 
-def _data_and_model_flags(flags: Flags, script: Script) -> None:
+def _data_flags(flags: Flags, script: Script) -> None:
     flags.group("data")
-    flags.value("--dataset", ["koniq-10k"], f"training and test sets, of {', '.join(script.datasets)}; several CSV sets: csv:NAME=FILE.csv",
-                nargs="+", metavar="NAME[=PATH]")
-    flags.path("--dataset_path", None, "of a single set: its folder, of csv its file (default: beside the scripts)")
-    flags.value("--mix_scale", None, "how scores of several sets meet: as the first set's mean and spread; by their nominal "
-                "range; as they are (default: first)", choices=MIX_SCALES)
-    flags.value("--mix_patches", None, "of several sets: patches per image of each, or balanced: as many of each set "
-                "(default: --train_patch_num of all)", nargs="+", metavar="N|balanced")
-    flags.value("--select_set", None, "of several: by whose SRCC the epoch is chosen (default: their mean)", metavar="NAME")
-    flags.switch("--allow_overlap", "allow_overlap", True, "train although a test split shares images with another set")
-    flags.switch("--allow_shared_content", "allow_shared_content", True, "draw a split image by image where a set's list does "
-                 "not say which images share content")
-    flags.value("--cross_test", None, "sets to test on besides (default: spaq, from spaq/ or spaq-test/, if there)",
-                nargs="+", metavar="NAME[=PATH]")
-    flags.path("--spaq_path", None, "short for --cross_test spaq=PATH")
-    flags.switch("--no_spaq", "spaq", False, "no cross test on SPAQ")
-    flags.images(resize="default: the data set's own, 384 for KonIQ-10k and SPAQ; the public code: 512x384")
-    flags.switch("--exif_rotate", "exif_rotate", True, "turn images as their EXIF orientation says")
+    flags.value("--dataset", ["koniq-10k"], f"data set to train and test on: {', '.join(script.datasets)}; to train on "
+                "several, list each as NAME, NAME=PATH or csv:NAME=FILE.csv", nargs="+", metavar="NAME[=PATH]")
+    flags.path("--dataset_path", None, "folder of the data set, or the file of --dataset csv (default: the folder with the data "
+               "set's name beside the scripts)")
+    flags.value("--cross_test", None, "other data sets to test on after every epoch (default: spaq, if the folder spaq or "
+                "spaq-test lies beside the scripts)", nargs="+", metavar="NAME[=PATH]")
+    flags.path("--spaq_path", None, "folder of SPAQ, to test on it; the same as --cross_test spaq=PATH")
+    flags.switch("--no_spaq", "spaq", False, "do not test on SPAQ")
+    flags.images(resize="default: as usual for the data set, 384 for KonIQ-10k and SPAQ")
+    flags.switch("--exif_rotate", "exif_rotate", True, "rotate images as their EXIF orientation says")
     flags.skip_bad_images()
+    flags.switch("--allow_shared_content", "allow_shared_content", True, "split a data set at random image by image if it does not "
+                 "say which images show the same content")
     csv_flags(flags)
 
-    flags.group("patches")
-    flags.count("--patch_size", 224, "side of a patch in pixels", least=32)
-    flags.count("--train_patch_num", 25, "random crops per training image and epoch")
-    flags.switch("--fixed_crops", "fixed_crops", True, "the same crops in all epochs; with --freeze_backbone encoded once")
-    flags.value("--feature_dtype", FEATURE_DTYPES[0], "of such features; none: go through the pixels", choices=FEATURE_DTYPES)
-    flags.value("--augment", ["hflip"], "of training patches; hflip, vflip: half of them mirrored; rot90: quarter turns; "
-                "color: brightness, contrast, saturation; blur: half of them; none: as they are",
-                nargs="+", choices=AUGMENTATIONS, metavar="NAME")
-    flags.real("--augment_strength", 0.2, "color: at most this share more or less; blur: a sigma of up to 10 X pixels", SHARE)
-    flags.count("--test_patch_num", 25, "crops per test image with --test_crop grid or random")
-    flags.value("--test_crop", "center", "center (scored once), grid or random", choices=["center", "grid", "random"])
-    flags.switch("--test_random_crop", "test_crop", "random", "same as --test_crop random")
+    flags.group("several training sets")
+    flags.value("--mix_scale", None, "how the scores of several sets come to one scale: first gives all of them the mean and "
+                "spread of the first set, range maps their nominal ranges to 0..100, none leaves them as they are "
+                "(default: first)", choices=MIX_SCALES)
+    flags.value("--mix_patches", None, "crops per image and epoch, a number for each of several sets; balanced takes equally many "
+                "patches from every set (default: --train_patch_num for each)", nargs="+", metavar="N|balanced")
+    flags.value("--select_set", None, "the one of several sets on which the best epoch is chosen (default: the mean SRCC of all)",
+                metavar="NAME")
+    flags.switch("--allow_overlap", "allow_overlap", True, "train even if a set is tested on images that another one trains on")
 
+
+def _model_flags(flags: Flags, script: Script) -> None:
+    others = {None: "", "": " or any other model of timm, such as convnext_tiny"}
+    other_models = others.get(script.any_backbone, f", or another timm model with a name that begins with {script.any_backbone}")
     flags.group("model")
-    flags.value("--backbone", script.backbones[0], f"one of {', '.join(script.backbones)}", metavar="NAME")
-    flags.switch("--no_pretrained", "pretrained", False, "start the backbone from random weights")
-    flags.path("--backbone_weights", None, "start the backbone from this file: torchvision's, timm's, or one of our models")
-    flags.path("--init", None, "start from this whole trained model, its scores brought to the set's scale")
-    flags.switch("--freeze_backbone", "freeze_backbone", True, "leave the encoder as it is; the LDA and the head train")
-    flags.value("--fusion", FUSIONS[0], "of the stage maps for the hyper network; direct, attention: as SMART-IQA; fpn: a "
-                "feature pyramid; progressive: from the finest to the coarsest", choices=FUSIONS)
-    flags.switch("--use_multiscale", "fusion", "concat", "same as --fusion concat")
-    flags.switch("--no_multiscale", "fusion", "none", "same as --fusion none")
-    flags.value("--hyper", HYPERS[0], "hyper network: three 1x1 convs, or self-attention over all stages", choices=HYPERS)
+    flags.value("--backbone", script.backbones[0], f"encoder: {', '.join(script.backbones)}{other_models}", metavar="NAME")
+    flags.switch("--no_pretrained", "pretrained", False, "start the encoder from random weights, not from pretrained ones")
+    flags.path("--backbone_weights", None, "file with the encoder's first weights: of torchvision, of timm, or a model trained here")
+    flags.path("--init", None, "trained model to continue from; its scores are brought to the scale of the data set")
+    flags.switch("--freeze_backbone", "freeze_backbone", True, "leave the encoder as it is and train the layers behind it")
+    flags.value("--fusion", FUSIONS[0], "what the hyper network sees of the encoder: none is its last stage; concat, direct, "
+                "attention, fpn and progressive merge all stages, direct and attention as SMART-IQA does, fpn as a "
+                "feature pyramid, progressive from fine to coarse", choices=FUSIONS)
+    flags.switch("--use_multiscale", "fusion", "concat", "the same as --fusion concat")
+    flags.switch("--no_multiscale", "fusion", "none", "the same as --fusion none")
+    flags.value("--hyper", HYPERS[0], "hyper network: three 1x1 convolutions, or a transformer over all stages of the encoder",
+                choices=HYPERS)
+
+    flags.group("patches")
+    flags.count("--patch_size", 224, "side of the square patches in pixels, at least 32", least=32)
+    flags.count("--train_patch_num", 25, "random crops of each training image per epoch")
+    flags.value("--augment", ["hflip"], "random changes of training patches: hflip and vflip mirror half of them, rot90 makes "
+                "quarter turns, color changes brightness, contrast and saturation, blur blurs half of them; none leaves "
+                "them as they are", nargs="+", choices=AUGMENTATIONS, metavar="NAME")
+    flags.real("--augment_strength", 0.2, "strength of --augment color and blur, 0 to 1: colours change by up to this share, "
+               "the sigma of the blur is up to ten times it in pixels", SHARE)
+    flags.switch("--fixed_crops", "fixed_crops", True, "take the same crops in all epochs; with --freeze_backbone the encoder then "
+                 "sees each of them only once")
+    flags.value("--feature_dtype", FEATURE_DTYPES[0], "number format of the features that --freeze_backbone --fixed_crops stores; "
+                "none stores nothing and runs the encoder in every epoch", choices=FEATURE_DTYPES)
+    flags.value("--test_crop", "center", "where a test image is scored: one crop at its centre, crops on a regular grid, or "
+                "random ones that stay the same; several scores are averaged", choices=["center", "grid", "random"])
+    flags.count("--test_patch_num", 25, "crops of each test image with --test_crop grid or random")
+    flags.switch("--test_random_crop", "test_crop", "random", "the same as --test_crop random")
 
 
 def _learning_flags(flags: Flags) -> None:
-    flags.group("regularisation")
-    flags.real("--dropout", 0.0, "before the generators and after the target network's first three layers: SMART-IQA", PART)
-    flags.real("--drop_path", None, "stochastic depth of the encoder (default: its own; Swin 0.1, others none)", PART)
-    flags.real("--label_noise", 0.0, "noise on each patch's MOS: X standard errors, or X %% of the score range", NOT_NEGATIVE)
-    flags.real("--mixup", 0.0, "Beta parameter of blending each patch and its MOS with another; 0: never", NOT_NEGATIVE)
-    flags.real("--cutmix", 0.0, "the same of covering a part of it; with both, half of the patches each", NOT_NEGATIVE)
+    flags.group("optimisation")
+    flags.count("--epochs", 16, "number of epochs, unless training stops early")
+    flags.batch_size(96, "patches per training step, of all processes together")
+    flags.real("--lr", 2e-5, "learning rate of the encoder", POSITIVE)
+    flags.real("--lr_ratio", 10, "learning rate of all other layers, as a multiple of --lr", POSITIVE)
+    flags.value("--lr_scheduler", SCHEDULES[0], "course of the learning rates: cosine falls after each epoch, cosine_step after each "
+                "step; multistep divides by ten after --milestones, plateau when the SRCC stops rising; step is the "
+                "published HyperIQA schedule with its defects; none is constant", choices=SCHEDULES)
+    flags.switch("--no_lr_scheduler", "lr_scheduler", "none", "the same as --lr_scheduler none")
+    flags.value("--training_fixes", "none", f"repairs of --lr_scheduler step: all, none, or some of {', '.join(FIXES)}, separated by "
+                "commas", metavar="LIST")
+    flags.value("--milestones", None, "epochs after which --lr_scheduler multistep divides the rates by ten (default: 60 and 85 %% "
+                "of --epochs)", nargs="+", type=int, metavar="N")
+    flags.count("--plateau_patience", 2, "epochs without a better SRCC that --lr_scheduler plateau lets pass before it divides the "
+                "rates by ten", least=0)
+    flags.count("--warmup_epochs", 0, "epochs in which the learning rates rise step by step from 1 %% to their full values", least=0)
+    flags.value("--optimizer", OPTIMIZERS[0], "optimizer: adamw does not decay biases and norms, sgd has a momentum of 0.9",
+                choices=OPTIMIZERS)
+    flags.real("--weight_decay", 5e-4, "weight decay of the optimizer", NOT_NEGATIVE)
+    flags.real("--clip_grad", None, "largest norm of the gradients; larger ones are scaled down to it (default: no limit)", POSITIVE)
+    flags.real("--ema", 0.0, "test and save a moving average of the weights, of which each step keeps this share, such as 0.99; "
+               "0 turns it off", PART)
 
     flags.group("loss")
-    flags.value("--loss", LOSSES[0], "scores to MOS; plcc, srcc, fidelity compare the batch's images", choices=LOSSES)
-    flags.real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss; 0: none, 0.3: recommended", SHARE)
-    flags.real("--ranking_loss_margin", 0.5, "its margin, in score units", NOT_NEGATIVE)
-    flags.value("--ranking_loss_form", "convex", "convex: (1-alpha)*loss + alpha*rank; additive: loss + alpha*rank",
-                choices=["convex", "additive"])
-    flags.real("--contrastive_weight", 0.0, "weight of Rank-N-Contrast on the encoder's pooled features", NOT_NEGATIVE)
-    flags.path("--teacher", None, "learn this trained model's scores of the same patches too: anything that predict.py reads")
-    flags.real("--distill_weight", 1.0, "weight of the distance to its scores", POSITIVE)
+    flags.value("--loss", LOSSES[0], "loss between predicted scores and mean opinion scores (MOS); plcc, srcc and fidelity compare the "
+                "images of a batch with each other", choices=LOSSES)
+    flags.real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss, from 0 (off) to 1; docs/recipes.md shows what it "
+               "changed where we measured it", SHARE)
+    flags.real("--ranking_loss_margin", 0.5, "difference of two scores that the ranking loss asks for, in units of the MOS", NOT_NEGATIVE)
+    flags.value("--ranking_loss_form", "convex", "sum of the losses: convex is (1-alpha)*loss + alpha*ranking, additive is loss + "
+                "alpha*ranking", choices=["convex", "additive"])
+    flags.real("--contrastive_weight", 0.0, "weight of the Rank-N-Contrast loss on the encoder's features; 0 turns it off", NOT_NEGATIVE)
+    flags.path("--teacher", None, "trained model whose scores of the same patches are learnt beside the MOS; any that predict.py reads")
+    flags.real("--distill_weight", 1.0, "weight of the distance to the scores of --teacher", POSITIVE)
 
-    flags.group("optimisation")
-    flags.real("--lr", 2e-5, "learning rate of the backbone", POSITIVE)
-    flags.real("--lr_ratio", 10, "head lr / backbone lr", POSITIVE)
-    flags.value("--optimizer", OPTIMIZERS[0], "adamw: no decay of biases and norms; sgd: momentum 0.9", choices=OPTIMIZERS)
-    flags.real("--weight_decay", 5e-4, "the optimizer's weight decay", NOT_NEGATIVE)
-    flags.real("--clip_grad", None, "scale gradients down to this norm (default: as they are)", POSITIVE)
-    flags.batch_size(96, "patches per step (over all processes)")
-    flags.count("--epochs", 16, "most epochs per round")
-    flags.real("--ema", 0.0, "test and keep a moving average of the weights; each step keeps this share of it; 0: no", PART)
-    flags.value("--lr_scheduler", SCHEDULES[0], "step: the published procedure, defects included; multistep, plateau: a "
-                "tenth after --milestones, or where the SRCC stays; cosine_step: anew for each step", choices=SCHEDULES)
-    flags.switch("--no_lr_scheduler", "lr_scheduler", "none", "same as --lr_scheduler none")
-    flags.value("--training_fixes", "none", f"repairs of --lr_scheduler step: comma list of {', '.join(FIXES)}; all; none",
-                metavar="LIST")
-    flags.value("--milestones", None, "of multistep: epochs after which the rates fall (default: 60 and 85 %% of --epochs)",
-                nargs="+", type=int, metavar="N")
-    flags.count("--plateau_patience", 2, "of plateau: epochs without a better SRCC before the rates fall", least=0)
-    flags.count("--warmup_epochs", 0, "let the rates rise from 1 %%, step by step, for so many epochs", least=0)
-    flags.count("--patience", 5, "stop after N epochs without a better SRCC")
-    flags.switch("--no_early_stopping", "early_stopping", False, "always run all epochs")
-    flags.value("--select_on", "test", "chooses the best epoch; val: official, or --val_fraction", choices=["test", "val"])
-    flags.value("--val_fraction", None, "with --select_on val: this share of the training images, whole contents",
-                ("a number between 0 and 1", lambda x: 0 < x < 1), type=float, metavar="F")
-    flags.count("--train_test_num", 1, "rounds, each with the next seed; medians at the end")
-    flags.count("--seed", 42, "seed of the first round", least=0)
+    flags.group("regularisation")
+    flags.real("--dropout", 0.0, "share of values that dropout sets to 0, from 0 to below 1, before the weight generators and in "
+               "the target network, as in SMART-IQA", PART)
+    flags.real("--drop_path", None, "share of patches that skip the encoder's last block while it trains, from 0 to below 1; fewer "
+               "skip earlier blocks (default: as the encoder has it, 0.1 for Swin)", PART)
+    flags.real("--label_noise", 0.0, "random noise on the MOS of each training patch, in standard errors of the MOS, or in %% of the "
+               "score range if the set has none", NOT_NEGATIVE)
+    flags.real("--mixup", 0.0, "blend each training patch and its MOS with another in shares from Beta(X, X); 0 turns it off", NOT_NEGATIVE)
+    flags.real("--cutmix", 0.0, "paste a part of another patch into each training patch, its size from Beta(X, X), and mix the MOS "
+               "accordingly; with --mixup half of the patches each; 0 turns it off", NOT_NEGATIVE)
+
+    flags.group("best epoch and rounds")
+    flags.count("--patience", 5, "epochs without a better SRCC after which training stops early")
+    flags.switch("--no_early_stopping", "early_stopping", False, "run all epochs in any case")
+    flags.value("--select_on", "test", "images on which the best epoch is chosen: the test images, as in published results, or "
+                "validation images, the data set's own or those of --val_fraction", choices=["test", "val"])
+    flags.value("--val_fraction", None, "share of the training images that become validation images for --select_on val; images of "
+                "one content stay together (default: the data set's own validation images)",
+                ("a number between 0 and 1", lambda x: 0 < x < 1), type=float, metavar="X")
+    flags.count("--train_test_num", 1, "how often to train and test, each time with the next seed; the log ends with the medians")
+    flags.count("--seed", 42, "seed of everything random in the first round", least=0)
 
 
-def _hardware_and_output_flags(flags: Flags) -> None:
+def _output_and_hardware_flags(flags: Flags) -> None:
+    flags.group("output")
+    flags.value("--run_name", None, "name of the run, of its log and of its folder (default: made of backbone, loss and time)",
+                metavar="NAME", ok=("letters, digits and _ . + = - alone", lambda name: re.fullmatch(r"[\w.+=-]{1,150}", name)))
+    flags.path("--log_dir", Path("logs"), "folder for logs and predictions")
+    flags.path("--checkpoint_dir", Path("checkpoints"), "folder for models and for the states from which runs go on")
+    flags.value("--resume", None, "go on with an interrupted run: auto is the newest one with the same settings; else its folder or "
+                "its last.pt", metavar="auto|PATH")
+    flags.real("--checkpoint_minutes", 10, "minutes after which a state is saved within an epoch", NOT_NEGATIVE)
+    flags.switch("--tensorboard", "tensorboard", True, "also write the figures as TensorBoard events beside the log")
+
     flags.group("hardware")
     flags.device()
-    flags.value("--precision", "auto", "of training; auto: bf16 where the hardware has it", choices=["auto", "fp32", "bf16"])
+    flags.value("--precision", "auto", "number format of training; auto is bf16 where that is faster here, else fp32",
+                choices=["auto", "fp32", "bf16"])
     flags.workers()
     flags.cache()
-    flags.value("--cache_device", "auto", "of decoded images; auto: on a GPU if they fit", choices=["auto", "cpu", "cuda"])
-    flags.switch("--compile", "compile", True, "torch.compile the model: slower start, faster steps")
-    flags.switch("--fused_attention", "fused_attention", True, "Swin: attention by torch's fused kernels, rounded otherwise")
-    flags.switch("--no_deterministic", "deterministic", False, "let cuDNN choose faster, non-deterministic kernels")
-
-    flags.group("output")
-    flags.path("--log_dir", Path("logs"), "where logs and predictions go")
-    flags.path("--checkpoint_dir", Path("checkpoints"), "where models go")
-    flags.value("--resume", None, "auto: the newest unfinished run of the same settings; or a last.pt", metavar="auto|PATH")
-    flags.real("--checkpoint_minutes", 10, "save last.pt within an epoch this often", NOT_NEGATIVE)
-    flags.switch("--tensorboard", "tensorboard", True, "also write the figures as TensorBoard events beside the log")
-    flags.value("--run_name", None, "name of the run (default: from backbone, loss and time)", metavar="NAME",
-                ok=("letters, digits and _ . + = - alone", lambda name: re.fullmatch(r"[\w.+=-]{1,150}", name)))
+    flags.value("--cache_device", "auto", "memory that holds the decoded images; auto is the GPU's if they fit into it",
+                choices=["auto", "cpu", "cuda"])
+    flags.switch("--compile", "compile", True, "compile the model with torch.compile, which starts slower and trains faster")
+    flags.switch("--fused_attention", "fused_attention", True, "use torch's fused attention in Swin, which rounds differently")
+    flags.switch("--no_deterministic", "deterministic", False, "let cuDNN choose faster kernels, with which results vary a little")
 # fmt: on

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from hyperiqa.base.command_line import Given, problem_of
+from hyperiqa.base.command_line import Given, did_you_mean, problem_of
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.schema import PLAIN, Fields, mismatch
@@ -39,7 +39,8 @@ def train_options(
     `dataset`: the names of the training sets, joined by "+";
     `cross_test`: name -> path of each cross test; None instead: SPAQ, where it is found;
     `mix_resize`, `cross_resize`: name -> `--resize` of each set;
-    `demo_defaults`: the flags with values that the demo brought.
+    `demo_defaults`: the flags with values that the demo brought;
+    `recipes`: the files that flags came from, as `launch` fills it in.
     checked: whether flags must go together and the files that they name must be there.
     Raises UserError, which names every problem at once.
     """
@@ -63,12 +64,35 @@ def _complete(options: argparse.Namespace, given: Given, script: Script) -> Iter
         options.lower_is_better = [record_name(word) for word in options.lower_is_better]
     yield from _read_training_sets(options, given, script)
     # The digests of the weights become known when the models are read.
-    vars(options).update(init_digest=None, teacher_digest=None)
+    vars(options).update(init_digest=None, teacher_digest=None, recipes=[])
+    usual = dict(vars(options))
     _apply_demo_defaults(options, given, script)
+    options.backbone = _full_name(options.backbone, script)
     yield from _read_cross_tests(options, script)
     options.resize = options.resize or script.datasets[reader_name(next(iter(options.trained)))]
     # In one order and each once: the same augmentations are the same settings.
     options.augment = [name for name in AUGMENTATIONS if name in options.augment]
+    _yield_to_given(options, given, usual)
+
+
+def _full_name(name: str | None, script: Script) -> str | None:
+    """The one backbone of the script that begins with this name, else the name itself."""
+    matches = [full for full in script.backbones if name and full.startswith(name)]
+    return matches[0] if len(matches) == 1 and name not in matches else name
+
+
+def _yield_to_given(options: argparse.Namespace, given: Given, usual: Mapping[str, Any]) -> None:
+    """Take back those of the demo's defaults that contradict what the user gave.
+
+    usual: the settings as they were before the demo brought its defaults.
+    """
+    for name, value in list(options.demo_defaults.items()):
+        before = list(contradictions(options, given))
+        setattr(options, name, usual[name])
+        if len(list(contradictions(options, given))) < len(before):
+            del options.demo_defaults[name]
+        else:
+            setattr(options, name, value)
 
 
 def _problems(
@@ -82,10 +106,14 @@ def _problems(
     # Without a name, the checkpoint of --init decides.
     if not name or name in script.backbones:
         return
+    matches = [full for full in script.backbones if full.startswith(name)]
     prefix = script.any_backbone
-    if prefix is None or not name.startswith(prefix):
-        timm_models = f" or another timm model named {prefix}…" if prefix else ""
-        yield f"--backbone {name}: expected one of {', '.join(script.backbones)}{timm_models}"
+    if matches and prefix != "":
+        yield f"--backbone {name}: expected one of {', '.join(matches)}"
+    elif prefix is None or not name.startswith(prefix):
+        others = f", or another timm model with a name that begins with {prefix}" if prefix else ""
+        expected = f"{', '.join(script.backbones)}{others}"
+        yield f"--backbone {name}: expected one of {expected}{did_you_mean(name, script.backbones)}"
 
 
 def _apply_demo_defaults(options: argparse.Namespace, given: Given, script: Script) -> None:
@@ -217,7 +245,7 @@ def parse_fixes(text: str) -> tuple[str, ...]:
 
 
 @functools.cache
-def _default_settings() -> dict[str, Any]:
+def default_settings() -> dict[str, Any]:
     """The settings of a command without flags: the defaults, under their canonical names."""
     return vars(train_options([], None, Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})))
 
@@ -230,7 +258,7 @@ def default_run_name(
     backbone: the one that the name calls `short`; others appear under their own name.
     alpha_too: whether an alpha of 0 is named as well.
     """
-    defaults = _default_settings()
+    defaults = default_settings()
     parts = [
         short if options.backbone == backbone else options.backbone,
         {"none": "", "concat": "multiscale"}.get(options.fusion, options.fusion),
@@ -258,7 +286,7 @@ def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str
     return to_json_value(
         {
             name: settings.get(name, default)
-            for name, default in _default_settings().items()
+            for name, default in default_settings().items()
             if name not in NOT_FIGURES
         }
     )
@@ -272,4 +300,4 @@ def settings_again(description: Mapping[str, Any], **places: Any) -> argparse.Na
     """
     if problem := mismatch(description, Fields({}, SETTINGS, PLAIN)):
         raise UserError(f"the settings of the run are damaged: {problem}")
-    return argparse.Namespace(**{**_default_settings(), **figure_settings(description), **places})
+    return argparse.Namespace(**{**default_settings(), **figure_settings(description), **places})

@@ -47,7 +47,7 @@ def test_a_job_runs_the_command_without_the_flags_of_the_cluster():
     ("words", "said"),
     [
         (["--slurm", "gpu"], "--slurm gpu: expected KEY=VALUE"),
-        (["--launcher", "local", "--nodes", 2], "--nodes 2: this machine is one"),
+        (["--launcher", "local", "--nodes", 2], "--nodes 2: expected 1 with --launcher local"),
         (["--time", 0], "--time 0.0: expected a number above 0"),
     ],
 )
