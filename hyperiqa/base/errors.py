@@ -13,8 +13,8 @@ from hyperiqa.base.terminal import printable
 class UserError(Exception):
     """A mistake of the user's: shown as one line `error: …`, exit code 2, without a traceback.
 
-    already_shown: whether another process of the run shows the line. None: the first process shows
-    it.
+    already_shown: whether another process of the run shows the line. If it is None, the first
+    process shows it.
     """
 
     already_shown: bool | None = None
@@ -27,7 +27,7 @@ class NothingToDo(Exception):
 class Interrupted(BaseException):
     """A signal asked the program to stop, and the program has tidied up.
 
-    It is no Exception, so that an `except Exception` on the way does not swallow it.
+    It is not an Exception, so that no `except Exception` on the way swallows it.
     """
 
     def __init__(self, signum: int):
@@ -42,17 +42,17 @@ def first_five(names: Iterable[object]) -> str:
 
 
 def counted(number: int, one: str, several: str = "") -> str:
-    """`1 image`, `2,010 images`: a number and what it counts.
+    """A number and what it counts, such as `1 image` or `2,010 images`.
 
-    several: what follows other numbers than one, where that is not `one` with an s.
+    several: the words after any number but one, if they are not `one` with an s.
     """
     return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def not_installed(feature: str, *packages: str) -> str:
-    """The packages that a feature needs and that are missing, with the command that installs them.
+    """The missing packages that a feature needs, with the command that installs them.
 
-    Returns "" where all packages are installed.
+    Returns "" if all packages are installed.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if not missing:
@@ -79,8 +79,8 @@ def reading_file(path: Path, what: str, *problems: Any) -> Iterator[None]:
         raise
     except (OSError, *problems) as problem:
         reason = reason_of(problem)
-        # A caller that catches every exception may get one with a meaningless text ("0" of a
-        # KeyError): its type says more.
+        # A caller that catches every exception may get one with a meaningless text, such as "0" for
+        # a KeyError. Its type says more.
         if Exception in problems and not isinstance(problem, OSError):
             reason = f"{type(problem).__name__} {reason}"
         raise UserError(f"{path}: {what}: {reason}") from None

@@ -1,10 +1,10 @@
-"""Run a Python program that ends once the program that started it has gone, however that ended.
+"""Run a Python program that ends once the program that started it is gone, for whatever reason.
 
 python follower.py SCRIPT [WORDS], or python follower.py -m MODULE [WORDS]
 
-Standard input is a pipe of which the starting program holds the other end. The system closes that
-end when its process ends, after a SIGKILL too, on Linux as on macOS. The program itself reads from
-an empty standard input. This file is run by its path, so it imports nothing of the package.
+Standard input is a pipe, and the starting program holds its other end. The system closes that end
+when the starting program ends, even by SIGKILL, on Linux and on macOS. The program itself reads
+from an empty standard input. This file is run by its path, so it imports nothing from the package.
 """
 
 import os
@@ -15,7 +15,7 @@ import threading
 import time
 from pathlib import Path
 
-# Seconds in which an interrupted program may save its state.
+# The seconds that an interrupted program has to save its state.
 PATIENCE = 10
 
 
@@ -24,7 +24,7 @@ def _end_after(pipe: int) -> None:
     os.read(pipe, 1)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(PATIENCE)
-    # The workers of the program are of its group.
+    # The workers of the program are in its group.
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

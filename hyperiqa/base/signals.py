@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, taken when it suits the program."""
+"""SIGINT and SIGTERM, handled when the program is ready for them."""
 
 import signal
 import threading
@@ -12,8 +12,8 @@ class StopSignals:
     deferred: while it is True, a signal is only noted in `received`, and the program stops when it
     is ready.
     several: whether this is one of several processes of a run. Such a process may receive the same
-    signal twice, from the terminal and from its launcher, so it ignores the second one; its
-    launcher ends it if it does not stop. A single process ends at once at the second SIGINT.
+    signal twice, from the terminal and from its launcher, so it ignores the second one. If it does
+    not stop, its launcher ends it. A single process ends at once at the second SIGINT.
     """
 
     def __init__(self, several: bool = False) -> None:

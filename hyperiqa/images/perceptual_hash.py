@@ -31,11 +31,11 @@ def near_duplicates(
 ) -> list[tuple[int, int]]:
     """Pairs (i, j) of hashes that differ in at most `bits` bits, mirrored or not.
 
-    An empty hash is like no other. docs/using_models.md says how many copies 6 bits detect.
+    An empty hash matches nothing. docs/using_models.md says how many copies 6 bits detect.
     """
     signs_a = _signs(hashes_a)
     signs_b = _signs(hashes_b)
-    # To mirror an image changes the sign of its odd horizontal frequencies.
+    # Mirroring an image changes the sign of its odd horizontal frequencies.
     mirror = np.where(np.arange(HASH_BITS) % 2 == 1, -1, 1).astype(np.float32)
     pairs = []
     # In chunks, which bounds the memory of the table of agreements.

@@ -14,9 +14,9 @@ from hyperiqa.stats import metrics
 
 RESAMPLES = 10_000
 
-# Resamples at a time: few enough that their arrays stay in the processor's cache. Kendall's
-# correlation draws more at once and computes them in parts of `_CHUNK`. Which resamples a seed
-# gives depends on these numbers: with others, every interval would change a little.
+# The number of resamples at a time, so few that their arrays stay in the processor's cache.
+# Kendall's correlation draws more at once and computes them in parts of `_CHUNK`. The resamples of
+# a seed depend on these numbers: with others, every interval would change a little.
 _CHUNK = 32
 _PAIR_CHUNK = 512
 
@@ -133,10 +133,10 @@ def _tied_pairs(place: np.ndarray) -> Figures:
 
 
 def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
-    """Tau-b: concordant less discordant pairs, over the pairs not tied in scores and in MOS.
+    """Tau-b: concordant minus discordant pairs, over the pairs not tied in scores and in MOS.
 
-    Concordant less discordant pairs are all pairs less those tied in one or in both and less
-    twice the discordant ones. Pairs are ordered: each counts twice.
+    Concordant minus discordant pairs are all pairs minus those tied in one or in both, and minus
+    twice the discordant ones. Pairs are ordered, so each counts twice.
     """
     place_mos = np.unique(mos, return_inverse=True)[1]
     n = len(mos)
@@ -169,10 +169,10 @@ def _krcc(predictions: np.ndarray, mos: np.ndarray) -> Figures:
 
 
 def _inversions(place: np.ndarray, leaf: int = 128) -> Figures:
-    """Counts (N, b) -> (b,): how many pairs of a resample fall from the earlier to the later.
+    """Counts (N, b) -> (b,): the pairs of a resample with a lower place in the later image.
 
-    Knight's merge sort (JASA 61, 1966). The order is the same in all resamples, so that each merge
-    is one cumulative sum of their counts.
+    This is Knight's merge sort (JASA 61, 1966). The order is the same in all resamples, so each
+    merge is one cumulative sum of their counts.
     """
     n = len(place)
     padding = -n % leaf
@@ -199,7 +199,7 @@ def _inversions(place: np.ndarray, leaf: int = 128) -> Figures:
         for order, earlier, later, end in merges:
             sizes = counts[order]
             passed = np.cumsum(sizes * earlier, axis=0)
-            # Of the earlier half, what sorts behind an image of the later half is inverted.
+            # Images of the earlier half that sort behind one of the later half are inverted.
             total += ((passed[end] - passed[later]) * sizes[later]).sum(0, dtype=np.float64)
         return total
 
