@@ -116,27 +116,16 @@ class _Parser(ArgumentParser):
         """The options; a flag with a mistake counts as not given."""
         self.mistakes = []
         options, unknown = self.parse_known_args(words)
-        groups: list[list[str]] = []
-        for word in unknown:
-            # Other words are most likely the values of the unknown flag before them.
-            if word.startswith("-") or not groups:
-                groups.append([])
-            groups[-1].append(word)
-        self.mistakes += map(self._unknown, groups)
+        # Words behind an unknown flag are most likely its values.
+        texts = re.split(r" (?=-)", " ".join(unknown)) if unknown else []
+        self.mistakes += map(self._unknown, texts)
         return options
 
-    def parse_args(self, args=None, namespace=None):
-        options = self.read(args)
-        if self.mistakes:
-            raise UserError("; ".join(self.mistakes))
-        return options
-
-    def _unknown(self, words: list[str]) -> str:
-        kind = "unknown flag" if words[0].startswith("-") else "unexpected argument"
-        hint = did_you_mean(words[0].split("=")[0], self._option_string_actions)
-        # A file of flags may be no file of flags.
-        text = textwrap.shorten(" ".join(words), 80, placeholder=" …")
-        return f"{kind} {text}{hint}"
+    def _unknown(self, text: str) -> str:
+        kind = "unknown flag" if text.startswith("-") else "unexpected argument"
+        hint = did_you_mean(re.split("[ =]", text)[0], self._option_string_actions)
+        # What was to be a file of flags may be any other file.
+        return f"{kind} {textwrap.shorten(text, 80, placeholder=' …')}{hint}"
 
     def _match_argument(self, action, arg_strings_pattern):
         try:
@@ -435,7 +424,10 @@ class Flags:
 
     def given(self, words: Sequence[str]) -> Given:
         """The settings that these words give, not checked any further. Raises UserError."""
-        return vars(self.parser.parse_args(words)).get("given", {})
+        options = self.parser.read(words)
+        if self.parser.mistakes:
+            raise UserError("; ".join(self.parser.mistakes))
+        return vars(options).get("given", {})
 
     def words_of(self, given: Given) -> list[str]:
         """Words that give these settings."""
@@ -456,17 +448,14 @@ def with_recipes(words: Sequence[str]) -> tuple[list[str], list[str]]:
     A file holds flags and values, quoted as in a shell, with line breaks anywhere between them, and
     comments after `#`. Raises UserError.
     """
-    expanded = []
-    recipes = []
+    expanded: list[str] = []
     for word in words:
-        if not word.startswith("@"):
+        if word.startswith("@"):
+            with reading_file(Path(word[1:]), "cannot be read", ValueError):
+                expanded += shlex.split(Path(word[1:]).read_text("utf-8"), comments=True)
+        else:
             expanded.append(word)
-            continue
-        path = Path(word[1:])
-        with reading_file(path, "cannot be read", ValueError):
-            expanded += shlex.split(path.read_text("utf-8"), comments=True)
-        recipes.append(str(path))
-    return expanded, recipes
+    return expanded, [word[1:] for word in words if word.startswith("@")]
 
 
 def without_flags(words: Sequence[str], *flags: str) -> list[str]:

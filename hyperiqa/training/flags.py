@@ -6,7 +6,7 @@ Nothing here imports torch, so that a mistake in the flags is reported at once.
 # ruff: noqa: E501  (the rows of the table are wide)
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,16 @@ class Script:
     any_backbone: str | None = None
 
 
-def for_csv_alone(given: Given, csv: str) -> Iterator[str]:
-    """Yield a message for each flag of CSV sets that was given although no CSV set is read.
+def for_csv_alone(given: Given, csv: str) -> list[str]:
+    """A message for each flag of CSV sets that was given although no CSV set is read.
 
     csv: the flag or word with which a CSV set is chosen.
     """
-    for name in CSV_FLAGS:
-        if name in given:
-            yield f"--{name} is for {csv}: how the other sets are read is known"
+    return [
+        f"--{name} is for {csv}: how the other sets are read is known"
+        for name in CSV_FLAGS
+        if name in given
+    ]
 
 
 def train_flags(description: str | None, script: Script) -> Flags:

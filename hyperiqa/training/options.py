@@ -18,7 +18,7 @@ from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.schema import PLAIN, Fields, mismatch
 from hyperiqa.datasets.names import parse_set_names, reader_name, record_name, set_named
 from hyperiqa.model.description import SETTINGS
-from hyperiqa.training.contradictions import contradictions
+from hyperiqa.training.contradictions import broken, contradictions
 from hyperiqa.training.flags import AUGMENTATIONS, FIXES, MIX_SCALES, Script, train_flags
 from hyperiqa.training.run_files import NOT_FIGURES
 
@@ -138,8 +138,8 @@ def _read_training_sets(options: argparse.Namespace, given: Given, script: Scrip
         words = [f"{words[0]}={options.dataset_path}"]
     elif options.dataset_path:
         yield (
-            "--dataset_path is of a single set, without a path of its own; "
-            "several: --dataset NAME=PATH NAME=PATH"
+            "--dataset_path is for a single set without a path of its own; "
+            "for several sets: --dataset NAME=PATH NAME=PATH"
         )
     # After a mistake the default set stands in, so that the other flags are checked all the same.
     options.trained = {"koniq-10k": None}
@@ -157,16 +157,18 @@ def _read_training_sets(options: argparse.Namespace, given: Given, script: Scrip
     if len(options.trained) > 1:
         yield from _complete_mixing(options, script)
         return
-    for name in ("mix_scale", "mix_patches", "select_set"):
-        if name in given:
-            yield f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH"
+    yield from (
+        f"--{name} needs several sets: --dataset NAME=PATH NAME=PATH"
+        for name in ("mix_scale", "mix_patches", "select_set")
+        if name in given
+    )
     options.dataset_path = next(iter(options.trained.values()))
 
 
 def _complete_mixing(options: argparse.Namespace, script: Script) -> Iterator[str]:
     set_names = ", ".join(options.trained)
     if "demo" in options.trained:
-        yield "--dataset demo: trained alone, it brings its own cross test and defaults"
+        yield "--dataset demo can only be trained alone: it has its own cross test and defaults"
     options.mix_scale = options.mix_scale or MIX_SCALES[0]
     if options.select_set is not None:
         selected = set_named(options.select_set, options.trained)
@@ -195,10 +197,6 @@ def _read_cross_tests(options: argparse.Namespace, script: Script) -> Iterator[s
     """
     spaq = vars(options).pop("spaq")
     spaq_path = vars(options).pop("spaq_path")
-    if not spaq and spaq_path:
-        yield "contradictory flags: --no_spaq and --spaq_path"
-    if "spaq" in options.trained and spaq_path:
-        yield "--dataset spaq takes its folder from --dataset_path, not --spaq_path"
     cross_test: Any = {} if not spaq or "spaq" in options.trained else None
     if options.cross_test is not None:
         # The demo's images are made on first use, for the demo's own training.
@@ -210,14 +208,28 @@ def _read_cross_tests(options: argparse.Namespace, script: Script) -> Iterator[s
         except UserError as mistake:
             yield str(mistake)
     listed = cross_test or {}
-    if "spaq" in listed and not spaq:
-        yield "contradictory flags: --cross_test spaq and --no_spaq"
-    # Without a path of its own, `--cross_test spaq` takes that of --spaq_path.
-    elif listed.get("spaq") and spaq_path:
-        yield "contradictory flags: --cross_test spaq and --spaq_path"
-    for name in listed:
-        if name in options.trained:
-            yield f"--cross_test {name}: the run tests on its --dataset anyway"
+    yield from broken(
+        [
+            (spaq_path and not spaq, "contradictory flags: --no_spaq and --spaq_path"),
+            (
+                spaq_path and "spaq" in options.trained,
+                "--dataset spaq takes its folder from --dataset_path, not --spaq_path",
+            ),
+            (
+                "spaq" in listed and not spaq,
+                "contradictory flags: --cross_test spaq and --no_spaq",
+            ),
+            # Without a path of its own, `--cross_test spaq` takes the one of --spaq_path.
+            (
+                spaq and spaq_path and listed.get("spaq"),
+                "contradictory flags: --cross_test spaq and --spaq_path",
+            ),
+            *(
+                (name in options.trained, f"--cross_test {name}: the run tests on it anyway")
+                for name in listed
+            ),
+        ]
+    )
     if spaq_path:
         cross_test = {**listed, "spaq": spaq_path}
     options.cross_test = cross_test

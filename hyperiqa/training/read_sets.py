@@ -4,7 +4,6 @@ Nothing here imports torch, so that a wrong path or table is reported at once.
 """
 
 from argparse import Namespace
-from typing import NamedTuple
 
 from hyperiqa.datasets.names import lower_is_better_sets
 from hyperiqa.datasets.readers import read_cross_tests, reader_of
@@ -13,12 +12,8 @@ from hyperiqa.datasets.records import Columns, DataSet, take_validation
 SPLITS = ("train", "val", "test")
 
 
-class RunSets(NamedTuple):
-    """The sets that a run trains on and its cross tests, by name, and lines about the latter."""
-
-    trained: dict[str, DataSet]
-    cross: dict[str, DataSet]
-    cross_notes: list[str]
+# The sets that a run trains on and its cross tests, by name, and lines about the latter.
+RunSets = tuple[dict[str, DataSet], dict[str, DataSet], list[str]]
 
 
 def read_sets(options: Namespace, seed: int) -> RunSets:
@@ -41,4 +36,4 @@ def read_sets(options: Namespace, seed: int) -> RunSets:
             take_validation(data, options.val_fraction, seed)
         data.note_undefined()
         trained[data.name] = data
-    return RunSets(trained, *read_cross_tests(options.cross_test, seed, spaq_root, lower, columns))
+    return trained, *read_cross_tests(options.cross_test, seed, spaq_root, lower, columns)

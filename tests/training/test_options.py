@@ -123,7 +123,7 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         ),
         (
             ["--dataset", "spaq=a", "--dataset_path", "b"],
-            "--dataset_path is of a single set, without a path of its own",
+            "--dataset_path is for a single set without a path of its own",
         ),
         (
             ["--backbone", "vgg16"],
@@ -191,7 +191,10 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         ),
         (["--distill_weight", "2"], "--distill_weight needs --teacher"),
         (["--teacher", "nowhere.pkl"], "--teacher nowhere.pkl: no such file or folder"),
-        (["--augment", "none", "hflip"], "contradictory: --augment none with others"),
+        (
+            ["--augment", "none", "hflip"],
+            "contradictory flags: --augment none goes with no other augmentation",
+        ),
         (
             ["--cross_test", "liv"],
             "--cross_test liv: expected NAME or NAME=PATH, NAME one of koniq-10k, spaq",
@@ -208,7 +211,7 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         (["--cross_test", "csv"], "--cross_test csv: expected csv=FILE.csv"),
         (
             ["--cross_test", "koniq-10k"],
-            "--cross_test koniq-10k: the run tests on its --dataset anyway",
+            "--cross_test koniq-10k: the run tests on it anyway",
         ),
         (
             ["--no_pretrained", "--backbone_weights", "x"],

@@ -384,7 +384,7 @@ def test_a_run_over_several_sets_goes_on_to_the_bit(several):
             "--mix_patches 1 2: expected a number for each of koniq-10k, csv:bad, csv:own, or bal",
         ),
         (("--select_set", "ow"), "--select_set ow: expected one of koniq-10k, csv:bad, csv:own"),
-        (("--dataset_path", "x"), "--dataset_path is of a single set"),
+        (("--dataset_path", "x"), "--dataset_path is for a single set"),
         (
             ("--lower_is_better", "badd"),
             "--lower_is_better badd: expected CSV sets of this run: bad, own",
@@ -395,7 +395,7 @@ def test_a_run_over_several_sets_goes_on_to_the_bit(several):
         ),
         (
             ("--cross_test", "csv:bad=x.csv"),
-            "--cross_test csv:bad: the run tests on its --dataset anyway",
+            "--cross_test csv:bad: the run tests on it anyway",
         ),
     ],
 )
