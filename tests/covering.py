@@ -3,6 +3,8 @@
 import itertools
 import random
 
+from hyperiqa.training import flags as choices
+
 # Axis -> level -> its flags; the first level is the default.
 AXES = {
     "backbone": {
@@ -14,11 +16,8 @@ AXES = {
         "frozen": ["--freeze_backbone"],
         "stored": ["--freeze_backbone", "--fixed_crops"],
     },
-    "fusion": {
-        name: ["--fusion", name]
-        for name in ("none", "concat", "direct", "attention", "fpn", "progressive")
-    },
-    "hyper": {name: ["--hyper", name] for name in ("conv", "transformer")},
+    "fusion": {name: ["--fusion", name] for name in choices.FUSIONS},
+    "hyper": {name: ["--hyper", name] for name in choices.HYPERS},
     "dropout": {"0": [], "0.2": ["--dropout", 0.2]},
     "drop_path": {"own": [], "0.3": ["--drop_path", 0.3]},
     "label_noise": {"0": [], "1.5": ["--label_noise", 1.5]},
@@ -28,29 +27,24 @@ AXES = {
         "cutmix": ["--cutmix", 1],
         "both": ["--mixup", 0.4, "--cutmix", 1],
     },
-    "loss": {
-        name: ["--loss", name] for name in ("l1", "mse", "smooth_l1", "plcc", "srcc", "fidelity")
-    },
+    "loss": {name: ["--loss", name] for name in choices.LOSSES},
     "ranking": {"0": [], "0.3": ["--ranking_loss_alpha", 0.3]},
     "contrastive": {"0": [], "0.5": ["--contrastive_weight", 0.5]},
     "augment": {
         "hflip": [],
         "none": ["--augment", "none"],
         "turns": ["--augment", "vflip", "rot90"],
-        "all": ["--augment", "hflip", "vflip", "rot90", "color", "blur"],
+        "all": ["--augment", *(name for name in choices.AUGMENTATIONS if name != "none")],
     },
     "optimizer": {
+        **{name: ["--optimizer", name] for name in choices.OPTIMIZERS},
         "adam": [],
-        "adamw": ["--optimizer", "adamw"],
         "sgd": ["--optimizer", "sgd", "--lr", 1e-7],
     },
     "clip_grad": {"no": [], "1": ["--clip_grad", 1]},
     "schedule": {
         "plateau": ["--lr_scheduler", "plateau", "--plateau_patience", 0],
-        **{
-            name: ["--lr_scheduler", name]
-            for name in ("cosine", "step", "none", "multistep", "cosine_step")
-        },
+        **{name: ["--lr_scheduler", name] for name in choices.SCHEDULES if name != "plateau"},
         "fixed step": ["--lr_scheduler", "step", "--training_fixes", "all"],
     },
     "warmup": {"0": [], "2": ["--warmup_epochs", 2]},
@@ -62,8 +56,7 @@ REFUSED = [
     (
         {("encoder", "stored")},
         {
-            ("fusion", "fpn"),
-            ("fusion", "progressive"),
+            *(("fusion", name) for name in choices.WHOLE_MAPS),
             ("augment", "turns"),
             ("augment", "all"),
             ("mixing", "mixup"),

@@ -55,7 +55,7 @@ def plain_sgd(p, lr, gradients, coupled, decay):
     return p
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 def test_each_is_its_algorithm_and_adamw_decays_no_biases(name):
     found, plain = (
         trained(made(name, groups := weights()), groups),
