@@ -150,7 +150,7 @@ def _from_hub(repo: str, revision: str | None, file: str, advice: str = "") -> P
         # The Hub's client would try for half a minute, and say so each time.
         try:
             if not constants.HF_HUB_OFFLINE:
-                check_reachable(constants.ENDPOINT, seconds=8)
+                check_reachable(constants.ENDPOINT, seconds=6)
         except OSError as problem:
             unreachable = problem
         return Path(
