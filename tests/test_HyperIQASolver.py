@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hyperiqa.base.errors import UserError
 from hyperiqa.model import checkpoints
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone
+from hyperiqa.runs import reading
 from hyperiqa.scoring import quality_model
 from hyperiqa.stats import intervals, metrics
 from HyperIQASolver import HyperIQASolver
@@ -330,6 +332,11 @@ def test_the_log_begins_with_what_differs_and_ends_with_what_to_do_next(
     said = dict(pair.split("=", 1) for pair in lines["Settings"].replace("my logs", "").split())
     assert (said["lr"], said["seed"], said["dataset"]) == ("0.001", "42", "koniq-10k")
     assert not {"weight_decay", "optimizer", "recipes"} & said.keys()
+    # What the log leaves out is known to be the default where nothing but the log is left.
+    (plain,) = reading.read_runs(Path(shutil.copy(solver.log.path(".log"), tmp_path)))
+    (whole,) = reading.read_runs(solver.log.path(".jsonl"))
+    for name in whole.settings.keys() - {"code", "images"}:
+        assert plain.settings[name] == whole.settings[name], name
     assert last.count("Learning rates: ") == 1
     took, best, place, _, *commands = last[last.index("Training and testing took ") :].splitlines()
     assert Path(best.removeprefix("Best model: ")).is_file()

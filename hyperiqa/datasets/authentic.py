@@ -60,10 +60,7 @@ class KonIQ10k(Reader):
         f"and for the official split koniq_train.json+koniq_test.json or {SETS}"
     )
     image_folders = (("train", "test"), ("1024x768",), ("512x384",), *UNPACKED)
-    source = (
-        "; get it from https://database.mmsp-kn.de/koniq-10k-database.html and name its folder "
-        "with --dataset_path, or try --dataset demo, which needs no data"
-    )
+    source = "; get it from https://database.mmsp-kn.de/koniq-10k-database.html"
 
     def rows(self) -> list[Row]:
         scores, errors = self._scores()

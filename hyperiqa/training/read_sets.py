@@ -30,6 +30,7 @@ def read_sets(options: Namespace, seed: int) -> RunSets:
     for name, path in options.trained.items():
         reader = reader_of(name, path, seed, name in lower, columns)
         reader.allow_shared_content = options.allow_shared_content
+        reader.source += "; --dataset_path names another place, and --dataset demo needs no data"
         data = reader.read(splits, held_out=options.val_fraction is not None)
         spaq_root = reader.spaq_root
         if options.val_fraction is not None:
