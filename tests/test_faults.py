@@ -372,7 +372,9 @@ JSON_FORM = 'expected a JSON list of {"image", "score"}; found'
 BAD_INPUT = {
     "no data folder": (
         lambda root, data: ["--dataset_path", root / "none"],
-        f"koniq-10k: no folder ROOT/none; expected {LAYOUT}",
+        f"koniq-10k: no folder ROOT/none; expected {LAYOUT}"
+        "; get it from https://database.mmsp-kn.de/koniq-10k-database.html"
+        "; --dataset_path names another place, and --dataset demo needs no data",
     ),
     "no score file": (
         with_koniq(lambda r: (r / "koniq10k_scores_and_distributions.csv").unlink()),
