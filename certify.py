@@ -1,14 +1,17 @@
-"""Show where a model's figures come from, and check them: the certificate that every best model carries.
+"""Show where a model's figures come from, and check them by its certificate.
 
-python certify.py checkpoints/NAME                          # sets where they were in training, else beside the scripts
-python certify.py model.pkl --dataset_path /data/koniq-10k --spaq_path /data/spaq --cross_test livec=/data/livec
-python certify.py model.pkl --sheet twins.html     # test images that look like training images, side by side
-python certify.py model.pkl --repeat               # train it anew from the certificate alone, and compare
+  python certify.py checkpoints/NAME
+  python certify.py model.pkl --dataset_path /data/koniq-10k
+  python certify.py model.pkl --sheet twins.html      # near duplicates
+  python certify.py model.pkl --repeat                # train it again
 
-Each item is reproduced (and how exactly), differs, or cannot be checked (and why). Exit code 0: all was reproduced; 1:
-something differs; 3: something could not be checked. docs/using_models.md"""  # noqa: E501  (the text of --help)
+Every best model carries a certificate. Each item of it is reproduced (and how
+exactly), differs, or cannot be checked (and why). Exit code 0: everything was
+reproduced; 1: something differs; 3: something could not be checked.
+docs/using_models.md explains the certificate."""
 
 import argparse
+import sys
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,30 +31,43 @@ def parse() -> argparse.Namespace:
     flags = Flags(__doc__, "%(prog)s CHECKPOINT [flags]")
     flags.checkpoint()
     flags.group("data")
-    place = "where it lies (default: as in training, else beside the scripts)"
+    place = "(default: where it was in training, else beside the scripts)"
     flags.value(
         "--dataset_path",
         (),
-        f"the set that it was trained on: {place}; of several: NAME=PATH …",
+        f"folder or file of the training set, or NAME=PATH for each of several {place}",
         nargs="+",
         metavar="PATH",
     )
-    flags.path("--spaq_path", None, f"SPAQ: {place}")
+    flags.path("--spaq_path", None, f"folder of SPAQ {place}")
     flags.value(
-        "--cross_test", (), f"its other cross tests: {place}", nargs="+", metavar="NAME=PATH"
+        "--cross_test",
+        (),
+        f"folders of the other sets that it was tested on {place}",
+        nargs="+",
+        metavar="NAME=PATH",
     )
     flags.path(
-        "--image_root", None, "where the image paths of a CSV set start (default: as in training)"
+        "--image_root",
+        None,
+        "folder from which the image paths of a CSV file start (default: as in training)",
     )
-    flags.path("--log_dir", None, "where the run's predictions are (default: as in training)")
+    flags.path(
+        "--log_dir", None, "folder with the predictions of the run (default: as in training)"
+    )
     flags.device()
     flags.workers()
     flags.cache()
     flags.group("more")
     flags.output(
-        "--sheet", "write the near duplicates of training images among the test images", [".html"]
+        "--sheet", "write a page of the test images that look like training images", [".html"]
     )
-    flags.switch("--repeat", "repeat", True, "train anew by the certificate's command, and compare")
+    flags.switch(
+        "--repeat",
+        "repeat",
+        True,
+        "train again with the command in the certificate and compare the figures",
+    )
     return flags.parse(None, _problems)
 
 
@@ -205,6 +221,7 @@ def main() -> int:
         print(f"\nNear duplicates: {alike} alike: {pairs}")
     if options.sheet:
         page.draw_pairs(options.sheet, f"Near duplicates, {description['run']}", twins)
+        print(f"{options.sheet}: page of {counted(len(twins), 'pair')}", file=sys.stderr)
     print_checks(checks)
     verdicts = {check.verdict for check in checks}
     # What differs weighs more than what could not be checked.

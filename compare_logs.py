@@ -1,11 +1,12 @@
-"""Compare runs: a table, the settings that differ, and whether a difference is more than noise.
+"""Compare runs: a table, the settings that differ, and the tests of differences.
 
-python compare_logs.py                                   # every run in logs/
-python compare_logs.py logs ../old/resnet50_2025.log --against swin_multiscale
-python compare_logs.py --group --pairs                   # seeds of one setting together
+  python compare_logs.py                              # every run in logs/
+  python compare_logs.py logs ../old/resnet50_2025.log --against swin_multiscale
+  python compare_logs.py --group --pairs              # seeds taken together
 
-Reads this project's NAME.jsonl (with NAME_predictions.csv beside it), its NAME.log alone, and the logs of
-the public HyperIQA code. docs/comparing_runs.md explains the statistics."""  # noqa: E501  (the text of --help)
+A run is read from its NAME.jsonl, with NAME_predictions.csv beside it, or from
+its NAME.log; logs of the public HyperIQA code are read too.
+docs/comparing_runs.md explains the statistics."""
 
 import argparse
 import csv
@@ -44,7 +45,7 @@ def parse() -> argparse.Namespace:
     flags = Flags(__doc__)
     flags.words(
         "paths",
-        "logs or folders of logs (default: logs)",
+        "logs, or folders with logs (default: logs)",
         nargs="*",
         type=Path,
         default=[Path("logs")],
@@ -53,9 +54,9 @@ def parse() -> argparse.Namespace:
     _add_table_flags(flags)
     _add_difference_flags(flags)
     flags.group("output")
-    flags.switch("--markdown", "markdown", True, "tables as markdown")
-    flags.switch("--json", "json", True, "everything as JSON")
-    flags.output("--csv", "write the table to a CSV file, figures in full")
+    flags.switch("--markdown", "markdown", True, "write the tables as markdown")
+    flags.switch("--json", "json", True, "write everything as JSON")
+    flags.output("--csv", "write the table to a CSV file with all digits")
     return flags.parse(None, _problems)
 
 
@@ -64,18 +65,23 @@ def _add_table_flags(flags: Flags) -> None:
     flags.value(
         "--metric",
         "srcc",
-        "the figure with the interval, which is compared; spaq_srcc: of a cross test",
+        "figure that is compared and has an interval, such as srcc, or spaq_srcc for a cross test",
         FIGURE,
     )
     flags.value(
-        "--sort", None, "figure by which rows are ordered, best first (default: the metric)", FIGURE
+        "--sort", None, "figure by which rows are sorted, best first (default: --metric)", FIGURE
     )
     epochs = ("best, last or a number from 1", re.compile("best|last|[1-9][0-9]*").fullmatch)
-    flags.value("--epoch", "best", "which epoch of each run", epochs, metavar="best|last|N")
-    flags.switch(
-        "--logistic", "logistic", True, "PLCC and RMSE after the usual four-parameter logistic fit"
+    flags.value(
+        "--epoch", "best", "epoch of each run that is compared", epochs, metavar="best|last|N"
     )
-    flags.switch("--group", "group", True, "one row for all seeds of a setting")
+    flags.switch(
+        "--logistic",
+        "logistic",
+        True,
+        "compute PLCC and RMSE after a logistic fit with four parameters",
+    )
+    flags.switch("--group", "group", True, "show all seeds of a setting in one row")
 
 
 def _add_difference_flags(flags: Flags) -> None:
@@ -83,28 +89,30 @@ def _add_difference_flags(flags: Flags) -> None:
     flags.value(
         "--against",
         None,
-        "test every run against this one (its name or a part of it)",
+        "test every run against this one: its name, a part of it, or a setting such as alpha=0",
         metavar="RUN",
     )
     flags.switch(
-        "--pairs", "pairs", True, "test every pair of runs; two runs alone are tested anyway"
+        "--pairs", "pairs", True, "test every pair of runs, as is always done with two runs"
     )
     flags.switch(
         "--standards",
         "standards",
         True,
-        "the figures of ITU-T P.1401, J.149 and Krasula, and their tests",
+        "also show the figures and tests of ITU-T P.1401, J.149 and Krasula",
     )
     flags.value(
         "--power",
         None,
-        "the smallest difference that runs like this one (default: the best) could show, for "
-        "1 to 10 seeds",
+        "show which differences runs like this one (default: the best) could find with 1 to 10 "
+        "seeds",
         nargs="?",
         const="",
         metavar="RUN",
     )
-    flags.count("--resamples", resampling.RESAMPLES, "of the bootstrap", least=100)
+    flags.count(
+        "--resamples", resampling.RESAMPLES, "resamples of the images in the bootstrap", least=100
+    )
 
 
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
@@ -202,9 +210,11 @@ def print_standards(
     """
     sets = {entry: standards_table.entry_standards(entry) for entry in entries}
     print(f"\n{runs_table.STANDARDS_NOTE}\n")
-    rows = []
-    for entry in entries:
-        rows += [(entry.name, dataset, figures) for dataset, figures in sets[entry].items()]
+    rows = [
+        (entry.name, dataset, figures)
+        for entry in entries
+        for dataset, figures in sets[entry].items()
+    ]
     if rows:
         layout.print_table(*standards_table.table(rows, "run"))
     else:
@@ -243,9 +253,9 @@ def print_differences(
             text, layout.width, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
         )
         print(wrapped.replace("\xa0", " "))
-        unseen = differences.cannot_be_seen(comparison)
-        if unseen:
-            print(f"  {unseen}")
+        limit = differences.detection_limit(comparison)
+        if limit:
+            print(f"  {limit}")
     if any(pair.difference and pair.method == "number of images" for pair in comparisons):
         print(
             "\napproximate: as if on different images. "
@@ -287,31 +297,34 @@ def print_json(
     notes: Sequence[str],
 ) -> None:
     """Print everything as one JSON object."""
-    rows = []
-    for entry in entries:
-        rows.append(record_of(entry, measure) | {"settings": [run.settings for run in entry.runs]})
+    rows = [
+        record_of(entry, measure) | {"settings": [run.settings for run in entry.runs]}
+        for entry in entries
+    ]
     pairs = []
     for comparison in comparisons:
+        difference = comparison.difference
         pair = {
             "a": comparison.a.name,
             "b": comparison.b.name,
             "method": comparison.method,
             "images": comparison.images,
             "refused": comparison.refused,
+            **(asdict(difference) if difference else {}),
+            "p_corrected": comparison.corrected,
         }
-        if comparison.difference is not None:
-            pair |= asdict(comparison.difference)
-        pairs.append(pair | {"p_corrected": comparison.corrected})
+        pairs.append(pair)
     print(json.dumps(to_json_value({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
     """Write the table to a CSV file: a row for each entry, the settings that differ as columns."""
     names = differing_settings([run for entry in entries for run in entry.runs])
-    rows = []
-    for entry in entries:
-        settings = {f"setting_{name}": entry.setting(name) for name in names}
-        rows.append(to_json_value(record_of(entry, measure)) | settings)
+    rows = [
+        to_json_value(record_of(entry, measure))
+        | {f"setting_{name}": entry.setting(name) for name in names}
+        for entry in entries
+    ]
     columns = dict.fromkeys(name for row in rows for name in row if name != "files")
     text = io.StringIO()
     # Not every entry has every cross test: its cells stay empty.
@@ -343,6 +356,7 @@ def main() -> None:
         print_report(options, entries, measure, comparisons, notes)
     if options.csv:
         write_csv(options.csv, entries, measure)
+        print(f"{options.csv}: written", file=sys.stderr)
 
 
 if __name__ == "__main__":

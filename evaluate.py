@@ -1,12 +1,13 @@
-"""Test a model on data sets: SRCC, PLCC, KRCC and RMSE with 95 % intervals, predictions, pictures.
+"""Test a model on data sets: SRCC, PLCC, KRCC and RMSE with 95 % intervals.
 
-python evaluate.py checkpoints/NAME --datasets koniq-10k spaq kadid-10k agiqa-3k livec
-python evaluate.py model.pkl --datasets live=/data/live csiq=/data/csiq --csv figures.csv --report page.html
-python evaluate.py model.pkl --datasets csv=mine.csv --lower_is_better --predictions predictions.csv
+  python evaluate.py checkpoints/NAME --datasets koniq-10k spaq kadid-10k
+  python evaluate.py model.pkl --datasets live=/data/live csiq=/data/csiq \\
+      --csv figures.csv --report page.html
+  python evaluate.py model.pkl --datasets csv=mine.csv --lower_is_better
 
-CHECKPOINT is a best model or the folder of its run, its .safetensors, or a state dict of the public HyperIQA code.
-NAME=PATH says where a set lies; without, it is the folder of that name beside this script. Which images are tested, at
-which size, and what `fitted` means: docs/using_models.md"""  # noqa: E501  (the text of --help)
+NAME=PATH says where a set lies. Without a path it is the folder NAME beside
+this script; for spaq it may also be spaq-test. docs/using_models.md says which
+images are tested, at which size, and what `fitted` means."""
 
 import argparse
 import csv
@@ -56,48 +57,67 @@ def parse() -> argparse.Namespace:
     """
     flags = Flags(__doc__, "%(prog)s CHECKPOINT --datasets NAME[=PATH] … [flags]")
     flags.checkpoint()
-    flags.group("data")
-    flags.value(
-        "--datasets",
-        None,
-        f"out of {', '.join(READERS)} (csv=FILE.csv: columns image,mos and optional split,group)",
-        nargs="+",
-        required=True,
-        metavar="NAME[=PATH]",
-    )
-    flags.value("--split", "auto", "which images; auto: see above", choices=["auto", "test", "all"])
-    flags.count("--seed", None, "of a random split (default: the run's own)", least=0)
-    flags.images(resize="for every set; default: see above")
-    flags.skip_bad_images()
-    csv_flags(flags)
+    _add_data_flags(flags)
     flags.group("scoring")
     flags.count(
-        "--crops", None, "1: the centre crop; N on a grid (default: as in the run's own tests)"
+        "--crops",
+        None,
+        "crops per image: 1 is the centre, more are a regular grid (default: as in training)",
     )
     flags.device()
     flags.value(
         "--precision",
         "fp32",
-        "bf16: faster, scores differ by some hundredths",
+        "number format of the computation; bf16 is faster, and scores differ by some hundredths",
         choices=["fp32", "bf16"],
     )
     flags.batch_size(64)
     flags.workers()
     flags.cache()
-    flags.count("--resamples", resampling.RESAMPLES, "of the bootstrap over images", least=100)
+    flags.count(
+        "--resamples",
+        resampling.RESAMPLES,
+        "resamples of the images from which the intervals are computed",
+        least=100,
+    )
     flags.group("output")
     flags.switch(
         "--standards",
         "standards",
         True,
-        "also the figures of ITU-T P.1401 and J.149, and of Krasula",
+        "also show the figures of ITU-T P.1401 and J.149, and of Krasula",
     )
-    flags.switch("--markdown", "markdown", True, "tables as markdown")
-    flags.switch("--json", "json", True, "everything as JSON instead of tables")
-    flags.output("--csv", "write the figures, also those of each kind of distortion")
-    flags.output("--predictions", "write dataset,image,mos,score as a run does")
-    flags.output("--report", "write a page of scores and errors, image by image", [".html"])
+    flags.switch("--markdown", "markdown", True, "write the tables as markdown")
+    flags.switch("--json", "json", True, "write everything as JSON instead of tables")
+    flags.output("--csv", "write the figures to a CSV file, also for each kind of distortion")
+    flags.output("--predictions", "write the score and the MOS of every image to a CSV file")
+    flags.output("--report", "write a page that shows scores and errors image by image", [".html"])
     return flags.parse(None, _problems)
+
+
+def _add_data_flags(flags: Flags) -> None:
+    flags.group("data")
+    flags.value(
+        "--datasets",
+        None,
+        f"data sets to test on, of {', '.join(READERS)}; csv=FILE.csv is a table of own images",
+        nargs="+",
+        required=True,
+        metavar="NAME[=PATH]",
+    )
+    flags.value(
+        "--split",
+        "auto",
+        "images to test on: auto is the split that comes with the set, else the images that the "
+        "training tested on, or all of them if the model was not trained on the set",
+        choices=["auto", "test", "all"],
+    )
+    flags.count(
+        "--seed", None, "seed with which a random split is drawn (default: as in training)", least=0
+    )
+    flags.images(resize="default: as in the model's training; docs/using_models.md has exceptions")
+    flags.skip_bad_images()
+    csv_flags(flags)
 
 
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
@@ -135,7 +155,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
     )
     if not model.description["described"]:
         print(
-            f"{path} does not say how it is to be used; as in the public code: trained on "
+            f"{path} does not say how it is to be used; taken as in the public code: trained on "
             f"{model.description['dataset']}, resize {model.description['resize']}, patches of "
             f"{model.description['patch_size']}",
             file=sys.stderr,
@@ -181,8 +201,10 @@ def _score_sets(
     rows: list[tuple[str, str, float, float]] = []
     for test in tests:
         evaluation.score(test, model, options.batch_size)
-        for record, score in zip(test.records, test.scores.tolist(), strict=True):
-            rows.append((test.data.name, record.name, record.score, score))
+        rows += [
+            (test.data.name, record.name, record.score, score)
+            for record, score in zip(test.records, test.scores.tolist(), strict=True)
+        ]
         if options.predictions:
             write_predictions(options.predictions, rows)
 
@@ -204,8 +226,8 @@ def model_lines(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[s
     ]
     for test in tests:
         lines += [
-            f"{test.data.name}: {counted(len(test.records), 'image')} ({test.which}), "
-            f"resize {test.resize}",
+            f"{test.title}: {counted(len(test.records), 'image')} ({test.which}) of "
+            f"{test.place}, resize {test.resize}",
             *test.data.notes,
         ]
     return lines
@@ -220,7 +242,7 @@ def figure_notes(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[
     if any(len(test.records) < tables.FEW_IMAGES for test in tests):
         notes.append(tables.FEW_IMAGES_NOTE)
     # A set of DMOS and a model of MOS, for example.
-    turned = [test.data.name for test in tests if test.sign < 0]
+    turned = [test.title for test in tests if test.sign < 0]
     if turned:
         notes.append(
             "signs turned, because scores and opinions point in opposite directions: "
@@ -231,17 +253,21 @@ def figure_notes(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[
         if test.ceiling and not math.isnan(test.ceiling["srcc"]):
             best = ", ".join(f"{name.upper()} {value:.4f}" for name, value in test.ceiling.items())
             notes.append(
-                f"{test.data.name}: a perfect model would reach {best}, as sure as its votes are"
+                f"{test.title}: a perfect model would reach {best}, given how sure its votes are"
             )
     return notes
 
 
 def figures_table(tests: Sequence["SetTest"]) -> tuple[list[str], list[list[str]]]:
     """The header and the rows of the figures, a row for each set."""
-    rows = []
-    for test in tests:
-        cells = [tables.estimate_text(test.figures[name]) for name in TITLES]
-        rows.append([test.data.name, str(len(test.records)), *cells])
+    rows = [
+        [
+            test.title,
+            str(len(test.records)),
+            *(tables.estimate_text(test.figures[name]) for name in TITLES),
+        ]
+        for test in tests
+    ]
     return ["data set", "images", *TITLES.values()], rows
 
 
@@ -258,13 +284,13 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
     lines += [bullet + line for line in figure_notes(origin, tests)]
     # Only with --standards.
     if any(test.by_standards for test in tests):
-        sets = standards_table.with_overall({test.data.name: test.by_standards for test in tests})
+        sets = standards_table.with_overall({test.title: test.by_standards for test in tests})
         named_rows = [("", data_set, measured) for data_set, measured in sets.items()]
         standards_text = table(*standards_table.table(named_rows, ""))
         lines += ["", bullet + runs_table.STANDARDS_NOTE, "", standards_text]
     for test in tests:
         if test.kinds:
-            header = [f"{test.data.name} by distortion", "images", "SRCC", "PLCC"]
+            header = [f"{test.title} by distortion", "images", "SRCC", "PLCC"]
             rows = [
                 [
                     kind,
@@ -282,10 +308,11 @@ def _with_intervals_below(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Each row as two, the values and below them their intervals: it then keeps to 100 columns."""
     split_rows = []
     for row in rows:
+        name, *cells = row
         # Such as "0.9205", " " and "[.912 .928]".
-        parts = [cell.partition(" ") for cell in row]
-        split_rows.append([value for value, _, _ in parts])
-        split_rows.append([interval for _, _, interval in parts])
+        parts = [cell.partition(" ") for cell in cells]
+        split_rows.append([name, *(value for value, _, _ in parts)])
+        split_rows.append(["", *(interval for _, _, interval in parts)])
     return split_rows
 
 
@@ -303,6 +330,8 @@ def as_records(tests: Sequence["SetTest"]) -> list[dict[str, Any]]:
         records.append(
             {
                 "dataset": test.data.name,
+                "title": test.title,
+                "place": str(test.place),
                 "images": len(test.records),
                 "which": test.which,
                 "resize": test.resize,
@@ -328,13 +357,12 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
         f"{name}_{bound}".removesuffix("_value"): (name, bound)
         for name, bound in itertools.product(TITLES, BOUNDS)
     }
+    header = ["dataset", "kind", "images", "which", "resize", *columns, "place"]
     text = io.StringIO()
-    writer = csv.DictWriter(
-        text, ["dataset", "kind", "images", "which", "resize", *columns], lineterminator="\n"
-    )
+    writer = csv.DictWriter(text, header, lineterminator="\n")
     writer.writeheader()
     for record in records:
-        shared = {name: record[name] for name in ("dataset", "which", "resize")}
+        shared = {name: record[name] for name in ("dataset", "which", "resize", "place")}
         values = {
             column: record["figures"][name][bound] for column, (name, bound) in columns.items()
         }
@@ -351,7 +379,7 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
 
     description = origin["model"]
     model_name = description.get("run") or Path(origin["checkpoint"]).name
-    page = Page(f"{model_name} on {', '.join(test.data.name for test in tests)}")
+    page = Page(f"{model_name} on {', '.join(test.title for test in tests)}")
     header, rows = figures_table(tests)
     page.section(
         "Figures",
@@ -363,7 +391,7 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
         add_set(
             page,
             ScoredSet(
-                title=test.data.name,
+                title=test.title,
                 names=[record.name for record in test.records],
                 mos=test.mos,
                 scores={model_name: test.sign * test.scores},
@@ -390,6 +418,8 @@ def main() -> None:
         except Interrupted:
             print("Interrupted", file=sys.stderr)
             raise
+    for path in filter(None, (options.csv, options.predictions, options.report)):
+        print(f"{path}: written", file=sys.stderr)
     if options.json:
         print(json.dumps({**to_json_value(origin), "datasets": records}, indent=1))
     else:

@@ -1,12 +1,14 @@
-"""One page on a run, or on several side by side: curves, figures with intervals and tests, and every image's error.
+"""Write one page on a run, or on several runs side by side.
 
-python report.py logs/NAME.jsonl                           # writes report.html, which needs nothing beside it
-python report.py logs/a.jsonl logs/b.jsonl --output ab.html --maps 200
-python report.py logs --group --against fusion=none
-python report.py logs/NAME.jsonl --follow                  # renews it after every epoch; the open page follows
+  python report.py logs/NAME.jsonl                    # writes report.html
+  python report.py logs/a.jsonl logs/b.jsonl --output ab.html --maps 200
+  python report.py logs --group --against fusion=none
+  python report.py logs/NAME.jsonl --follow           # while the run trains
 
-RUN is what compare_logs.py takes. Pictures come from the sets where they were in training (--datasets says where else),
-certificates and maps from the runs' checkpoints. docs/seeing.md"""  # noqa: E501  (the text of --help)
+The page has curves, figures with intervals and tests, and the error of every
+image. It needs no other file. Pictures are taken from the data sets where they
+were in training, certificates and maps from the checkpoints of the runs.
+docs/seeing.md shows what is on the page."""
 
 import argparse
 import math
@@ -28,33 +30,45 @@ NAME_WIDTH = 40
 
 def parse() -> argparse.Namespace:
     flags = Flags(__doc__, "%(prog)s RUN … [flags]")
-    flags.words("paths", "logs or folders of logs", nargs="+", type=Path, metavar="RUN")
-    flags.output("--output", "the page (default: report.html)", [".html"])
-    flags.switch(
-        "--follow", "follow", True, "renew the page after every epoch until the runs are done"
+    flags.words(
+        "paths",
+        "logs, or folders with logs, as for compare_logs.py",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
     )
+    flags.output("--output", "file for the page (default: report.html)", [".html"])
+    flags.switch("--follow", "follow", True, "update the page after every epoch until the runs end")
     flags.group("comparison")
-    flags.value("--metric", "srcc", "the figure with the interval, which is compared", FIGURE)
-    flags.switch("--group", "group", True, "all seeds of a setting together")
     flags.value(
-        "--against", None, "test every run against this one (default: the best)", metavar="RUN"
+        "--metric", "srcc", "figure that is compared and has an interval, such as srcc", FIGURE
+    )
+    flags.switch("--group", "group", True, "show all seeds of a setting together")
+    flags.value(
+        "--against",
+        None,
+        "run that every other one is tested against (default: the best)",
+        metavar="RUN",
     )
     flags.group("images")
-    flags.switch(
-        "--no_images", "images", False, "leave the data sets alone: no pictures, no simple measures"
-    )
+    flags.switch("--no_images", "images", False, "do not read the data sets, and show no pictures")
     flags.value(
         "--datasets",
         (),
-        "where sets lie now (default: as in training)",
+        "folders of the data sets (default: as in training)",
         nargs="+",
         metavar="NAME=PATH",
     )
     flags.count(
-        "--maps", 0, "look where the best run's model looks, in so many test images", least=0
+        "--maps",
+        0,
+        "number of test images for which maps of the best run's model are drawn",
+        least=0,
     )
     flags.path(
-        "--checkpoint_dir", None, "where the runs' checkpoints are (default: as in training)"
+        "--checkpoint_dir",
+        None,
+        "folder with the checkpoints of the runs (default: as in training)",
     )
     flags.device()
     flags.cache()

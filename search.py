@@ -1,12 +1,14 @@
-"""Search a grid of settings: one training run per combination, and at the end the table, best setting first.
+"""Train with every combination of some settings, and rank them in a table.
 
-python search.py train_swin.py --ranking_loss_alpha 0.1 0.3 0.5 --ranking_loss_margin 0.3 0.5 -- --epochs 5
-python search.py train_swin.py --lr 1e-5 2e-5 --seeds 3 --jobs 2 --gpus 0,1 -- --dataset koniq-10k
-python search.py train_swin.py --lr 1e-5 2e-5 --launcher slurm --gpus_per_node 4 --time 8 -- --dataset koniq-10k
-python search.py --each train_timm.py --loss l1 mse plcc --ema 0 0.99 --augment hflip "hflip blur" -- --epochs 5
+  python search.py train_swin.py --lr 1e-5 2e-5 --dropout 0 0.4 -- --epochs 5
+  python search.py train_swin.py --lr 1e-5 2e-5 --seeds 3 --jobs 2 --gpus 0,1
+  python search.py train_swin.py --lr 1e-5 2e-5 --launcher slurm --time 8
+  python search.py --each train_timm.py --loss l1 mse plcc --ema 0 0.99 \\
+      --augment hflip "hflip blur" -- --epochs 5
 
-Any flag of the training script with several values is searched; what follows `--` goes to every run. --each changes
-one flag at a time. The same command goes on after an interruption; on several machines it shares the work."""  # noqa: E501  (the text of --help)
+Any flag of the training script can have several values. What follows `--` goes
+to every run. The same command goes on after an interruption, and several
+machines that share a folder share the work."""
 
 import argparse
 import hashlib
@@ -26,7 +28,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from hyperiqa.base.cluster import OWN, Cluster, Submitted, cluster_flags
-from hyperiqa.base.command_line import Flags, run_tool, without_flags
+from hyperiqa.base.command_line import Flags, run_tool, with_recipes, without_flags
 from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.files import can_write
 from hyperiqa.base.launching import end_programs, last_error, start_program
@@ -88,32 +90,34 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[s
             grid[flag] = values
         else:
             values.append(word)
-    return search_words, grid, list(words[separator + 1 :])
+    return search_words, grid, with_recipes(words[separator + 1 :])[0]
 
 
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]], list[str]]:
     """(options, grid, common flags), checked. Raises UserError."""
     search_words, grid, common = split(words)
     flags = Flags(__doc__)
-    flags.words("script", "train_swin.py, train_resnet.py or train_timm.py", type=Path)
+    flags.words("script", "training script, such as train_swin.py", type=Path)
     flags.switch(
         "--each",
         "each",
         True,
-        "change one flag at a time: the first value of each flag is its default",
+        "change one flag at a time, and keep the others at their first values",
     )
-    flags.count("--seeds", 1, "repeat each setting with K seeds")
-    flags.count("--jobs", None, "runs at a time (default: one, or one per GPU of --gpus)")
+    flags.count("--seeds", 1, "number of seeds with which each setting is trained")
+    flags.count(
+        "--jobs", None, "number of runs at a time (default: one, or one for each GPU of --gpus)"
+    )
     flags.value(
         "--gpus",
         None,
-        "GPUs to spread the runs over, such as 0,1",
+        "GPUs on which the runs are spread, such as 0,1",
         ("numbers such as 0,1", re.compile(r"\d+(,\d+)*").fullmatch),
         metavar="LIST",
     )
-    flags.path("--log_dir", Path("logs"), "where the logs go")
-    flags.value("--metric", "srcc", "what the settings are ranked by", FIGURE)
-    flags.switch("--dry_run", "dry_run", True, "print the commands and stop")
+    flags.path("--log_dir", Path("logs"), "folder for the logs")
+    flags.value("--metric", "srcc", "figure by which the settings are ranked", FIGURE)
+    flags.switch("--dry_run", "dry_run", True, "print the commands without running them")
     cluster_flags(flags)
     options = flags.parse(search_words, lambda options, given: _problems(options, grid, common))
     return options, grid, common
@@ -123,10 +127,9 @@ def _problems(
     options: argparse.Namespace, grid: Mapping[str, list[str]], common: Sequence[str]
 ) -> Iterator[str]:
     given_to_all = {word.split("=")[0] for word in common if word.startswith("--")}
-    for flag in [flag for flag, values in grid.items() if not values]:
-        yield f"{flag}: expected values to search"
-    for flag in [flag for flag in grid if flag in given_to_all]:
-        yield f"{flag}: given both as a searched flag and after --"
+    yield from (f"{flag}: expected values to search" for flag in grid if not grid[flag])
+    both = [flag for flag in grid if flag in given_to_all]
+    yield from (f"{flag}: given both as a searched flag and after --" for flag in both)
     if options.gpus and options.launcher:
         yield "contradictory flags: --gpus and --launcher: the cluster chooses the GPUs"
     for flag in ("--run_name", "--resume"):
@@ -165,10 +168,8 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
     jobs = []
     for change, seed in itertools.product(changes, seeds):
         settings = {**change, "--seed": seed}
-        flags = []
-        for flag, value in {**base, **settings}.items():
-            flags += [flag, *shlex.split(value)]
-        flags += [*common, "--log_dir", str(options.log_dir)]
+        words = [[flag, *shlex.split(value)] for flag, value in {**base, **settings}.items()]
+        flags = [*itertools.chain(*words), *common, "--log_dir", str(options.log_dir)]
         jobs.append(
             Job(f"search_{_file_name(settings)}_{digest}", settings, flags, options.log_dir)
         )
@@ -262,7 +263,8 @@ class Search:
         # By the slots that they take.
         self.children: dict[int, tuple[Job, Child]] = {}
         self.failures: list[str] = []
-        self.bar = tqdm(total=len(jobs), desc="Search", unit="run")
+        # In a file every refresh would be a line.
+        self.bar = tqdm(total=len(jobs), desc="Search", unit="run", disable=None)
 
     def run(self) -> list[str]:
         """Run every job; return what failed, in words. Ends the children on any way out."""
@@ -270,10 +272,10 @@ class Search:
             try:
                 while self.turns.remaining or self.children:
                     self._start_children()
-                    self._show(changed=False)
+                    self._show()
                     time.sleep(0.2)
                     self._take_ended()
-                self._show(changed=False)
+                self._show()
             finally:
                 self._end_children()
         return self.failures
@@ -284,7 +286,6 @@ class Search:
             if job is None:
                 break
             self.children[slot] = job, self._launch(job, slot)
-            self._show(changed=True)
 
     def _launch(self, job: Job, slot: int) -> Child:
         words = [str(self.options.script), *job.flags, "--run_name", job.name, "--resume", "auto"]
@@ -301,14 +302,13 @@ class Search:
         with job.file(".output").open("wb") as output:
             return start_program(words, environment, output, output)
 
-    def _show(self, changed: bool) -> None:
-        # The clock ticks on a terminal; in a file every refresh is a line.
+    def _show(self) -> None:
         done = self.bar.total - self.turns.remaining - len(self.children)
         self.bar.update(done - self.bar.n)
         counts = [f"{len(self.children)} running", f"{len(self.failures)} failed"]
         if self.turns.elsewhere:
             counts.insert(1, f"{len(self.turns.elsewhere)} elsewhere")
-        self.bar.set_postfix_str(", ".join(counts), refresh=changed or sys.stderr.isatty())
+        self.bar.set_postfix_str(", ".join(counts))
 
     def _take_ended(self) -> None:
         ended = [slot for slot, (_, child) in self.children.items() if child.poll() is not None]
@@ -319,7 +319,9 @@ class Search:
             if problem:
                 self.failures.append(problem)
                 self.bar.write(f"failed: {job.name}", file=sys.stderr)
-            self._show(changed=True)
+            if self.bar.disable:
+                left = self.turns.remaining + len(self.children)
+                print(f"{job.name} ended, {counted(left, 'run')} left", file=sys.stderr)
 
     def _end_children(self) -> None:
         children = [child for _, child in self.children.values()]

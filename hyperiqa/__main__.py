@@ -1,12 +1,16 @@
-"""Score images with a trained model: a row per image, written as soon as it is scored.
+"""Score images with a trained model, and write each score as soon as it is known.
 
-python predict.py checkpoints/NAME photo.jpg                        # a run's folder (its best model), or a model file
-python predict.py model.pkl photos --output scores.csv              # a folder and all below it
-python predict.py model.pkl 'photos/**/*.jpg' --sheet sheet.html    # and a page of the images, sorted by score
-find /data -name '*.png' | python predict.py model.pkl - --format jsonl
+  python predict.py checkpoints/NAME photo.jpg        # the best model of a run
+  python predict.py koniq photos                      # a public model by name
+  python predict.py model.pkl photos --output scores.csv
+  python predict.py model.pkl 'photos/**/*.jpg' --sheet sheet.html
+  find /data -name '*.png' | python predict.py model.pkl - --format jsonl
 
-Rows: image, score, error (why there is no score), made_with. The same command goes on with an --output that exists.
-Exit code 1: some images could not be scored. What is an image, and what is never mixed: docs/using_models.md"""  # noqa: E501  (the text of --help)
+On a terminal every image gets a line to read. A file or a pipe gets CSV rows of
+image, score, error (why there is no score) and made_with. The same command with
+an --output that exists scores only the images that have no score there yet.
+The exit code is 1 if some images could not be scored. docs/using_models.md says
+which files count as images, and which scores are never mixed in one file."""
 
 import argparse
 import hashlib
@@ -30,6 +34,7 @@ from hyperiqa.base.errors import (
     reading_file,
     reason_of,
 )
+from hyperiqa.base.public_models import models_table
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.scoring import image_sources, score_files
 
@@ -49,57 +54,85 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags, checked all together. Raises UserError."""
     flags = Flags(__doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|- … [flags]")
     flags.checkpoint()
-    flags.words("sources", "what to score", nargs="+", metavar="IMAGE|FOLDER|GLOB|-")
-    flags.group("scoring")
-    flags.count(
-        "--crops",
-        None,
-        "1: the centre crop; N: a regular grid, averaged (default: as trained)",
-        1,
-        10_000,
+    # argparse's action for a version prints any text, whatever else is missing on the command line.
+    flags.parser.add_argument(
+        "--models",
+        action="version",
+        version=models_table(),
+        help="list the public models that have a name and exit",
     )
-    flags.images(resize="default: as trained")
-    flags.switch(
-        "--exif_rotate", "exif_rotate", True, "turn images as EXIF says (default: as trained)"
+    flags.words(
+        "sources",
+        "images, folders of images, patterns, or - for a list on standard input",
+        nargs="+",
+        metavar="IMAGE|FOLDER|GLOB|-",
     )
-    flags.value(
-        "--precision", "fp32", "bf16: faster on some hardware, less exact", choices=["fp32", "bf16"]
-    )
-    flags.value(
-        "--scale",
-        None,
-        "of a model of several sets: on whose scale (default: where they met)",
-        metavar="NAME",
-    )
+    _add_scoring_flags(flags)
     flags.group("hardware")
-    flags.batch_size(64, "crops per forward pass")
+    flags.batch_size(64, "crops that are scored at a time")
     flags.device()
-    flags.workers("threads that decode (default: one per core)", least=1)
+    flags.workers("threads that decode images (default: one per core)", least=1)
     _add_output_flags(flags)
     # Not False, which a switch is without its flag: the model's own setting holds then.
     flags.parser.set_defaults(exif_rotate=None)
     options = flags.parse(argv, _problems)
+    # A program without a console has no standard output.
+    options.terminal = not options.output and sys.stdout is not None and sys.stdout.isatty()
     if options.format is None:
         suffix = options.output.suffix.lower() if options.output else ""
-        options.format = "jsonl" if suffix in JSONL_SUFFIXES else "csv"
+        rows = "lines" if options.terminal else "csv"
+        options.format = "jsonl" if suffix in JSONL_SUFFIXES else rows
     return options
+
+
+def _add_scoring_flags(flags: Flags) -> None:
+    flags.group("scoring")
+    flags.count(
+        "--crops",
+        None,
+        "crops per image: 1 is the centre, more are a regular grid with averaged scores (default: "
+        "as in the tests of the training)",
+        1,
+        10_000,
+    )
+    flags.images(resize="default: as in training")
+    flags.switch(
+        "--exif_rotate", "exif_rotate", True, "rotate images as EXIF says (default: as in training)"
+    )
+    flags.value(
+        "--precision",
+        "fp32",
+        "number format of the computation; bf16 is less exact and faster on some hardware",
+        choices=["fp32", "bf16"],
+    )
+    flags.value(
+        "--scale",
+        None,
+        "for a model of several training sets: the set on whose scale it scores (default: their "
+        "common scale)",
+        metavar="NAME",
+    )
 
 
 def _add_output_flags(flags: Flags) -> None:
     flags.group("output")
-    flags.output("--output", "instead of standard output; appended to")
+    flags.output("--output", "file to which rows are written or appended, instead of the terminal")
     flags.value(
         "--format",
         None,
-        "of the rows (default: by --output's suffix, else csv)",
+        "format of the rows (default: by the suffix of --output, else csv, or lines on a terminal)",
         choices=["csv", "jsonl"],
     )
-    flags.output("--sheet", "page of the images, to be sorted and filtered by score", [".html"])
+    flags.output(
+        "--sheet",
+        "also write a page of the images that can be sorted and filtered by score",
+        [".html"],
+    )
     flags.path(
         "--map",
         None,
-        "folder for a picture of each image: its score all over it, the stages that `attention` "
-        "weighs, the generated weights; takes dozens of times as long",
+        "folder for a map of each image, which shows where the model sees which quality; takes "
+        "dozens of times as long",
         "FOLDER",
     )
 
@@ -122,10 +155,12 @@ class Tally:
 
     failures: the first FAILURES_KEPT of the failed images, with the reason.
     unmapped: the images that have a score but, in spite of --map, no map, with the reason.
+    mapped: how many maps were drawn.
     scores: (image, score); kept for the sheet alone, since millions of them take much memory.
     """
 
     scored: int = 0
+    mapped: int = 0
     failed: int = 0
     failures: list[str] = field(default_factory=list)
     unmapped: list[str] = field(default_factory=list)
@@ -152,13 +187,11 @@ def made_with(model: "QualityModel", precision: str) -> str:
 def assumptions(checkpoint: Path, model: "QualityModel") -> str:
     """What is assumed of a model whose file has no description, as a line for the user."""
     description = model.description
-    low, high = description["score_range"]
-    better = "higher" if description["higher_is_better"] else "lower"
     return (
         f"{checkpoint} has no description; assumed: {description['backbone']}, fusion "
         f"{description['fusion']}, patch {description['patch_size']}, resize "
-        f"{description['resize']}, crops {model.crops}, scores of {description['dataset']} "
-        f"({low:g} to {high:g}, {better} is better)"
+        f"{description['resize']}, crops {model.crops}, scores of "
+        f"{score_files.scale_text(description)}"
     )
 
 
@@ -180,7 +213,8 @@ def score_images(
         unit="image",
         leave=False,
         dynamic_ncols=True,
-        disable=not with_bar,
+        # Without a terminal no bar either: it would be lines of a file.
+        disable=None if with_bar else True,
     ) as bar:
         for scored in scores:
             signals.deferred = True
@@ -213,6 +247,7 @@ def add_row(
         score = None
     if options.map and score is not None:
         problem = draw_map(options.map, model, made, image)
+        tally.mapped += problem is None
     is_earlier = image_sources.canonical_path(image) in earlier
     if problem is not None and (score is not None or is_earlier):
         tally.unmapped.append(f"{image} ({problem})")
@@ -240,7 +275,7 @@ def draw_map(folder: Path, model: "QualityModel", made: str, image: str) -> str 
         maps.write(image_sources.map_path(folder, image), image_maps, model, made)
     # One image, or one name, must not end the run.
     except (ValueError, MemoryError, UserError) as problem:
-        return f"no map: {reason_of(problem)}"
+        return f"no map: {reason_of(problem).removeprefix(f'{image}: ')}"
     return None
 
 
@@ -319,13 +354,20 @@ def run(
     paths = image_sources.paths_from(sys.stdin.fileno()) if from_stdin else ()
     streamed = (path for path in paths if not (path and image_sources.is_result(path, outputs)))
     images = itertools.chain(remaining, image_sources.without_repeats(streamed, done))
-    output = score_files.ScoreFile(options.output, options.format)
+    if options.format == "lines":
+        description = {
+            **model.description,
+            "dataset": options.scale or model.description["dataset"],
+        }
+        alone = len(remaining) == 1 and not from_stdin
+        output: score_files.ScoreFile = score_files.ScoreLines(description, alone)
+    else:
+        output = score_files.ScoreFile(options.output, options.format)
     write_row = partial(add_row, options, model, made, tally, output, earlier)
     scores = model.score_all(images, options.batch_size, options.workers)
     # On a terminal the rows themselves show the progress.
-    with_bar = options.output is not None or not sys.stdout.isatty()
     total = None if from_stdin else len(remaining)
-    score_images(scores, total, signals, write_row, with_bar)
+    score_images(scores, total, signals, write_row, with_bar=not options.terminal)
     if options.sheet:
         from hyperiqa.pages import page
 
@@ -355,8 +397,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `| head` has seen enough.
     except BrokenPipeError:
         return 0
-    if options.output:
-        print(f"{options.output}: {counted(tally.scored, 'image')} scored", file=sys.stderr)
+    written = {
+        options.output: f"{counted(tally.scored, 'image')} scored",
+        options.sheet: f"page of {counted(len(tally.scores), 'image')}",
+        options.map: f"{counted(tally.mapped, 'map')} drawn",
+    }
+    for path, text in written.items():
+        if path:
+            print(f"{path}: {text}", file=sys.stderr)
     if passed:
         print(image_sources.skipped_note(passed), file=sys.stderr)
     if tally.failed:

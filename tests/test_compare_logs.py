@@ -166,7 +166,7 @@ def test_unfinished_and_damaged_files(tool, logs):
     (logs / "broken.jsonl").write_text("{")
     (logs / "pip.log").write_text("nothing")
     done = tool(logs, "--resamples", 100)
-    assert "running?: its records have no end" in done.stdout
+    assert "running?: the records have no end" in done.stdout
     assert len([line for line in done.stderr.splitlines() if line.startswith("skipped: ")]) == 2
 
 
@@ -313,17 +313,21 @@ def write_epochs(folder, name, error=3.0):
     )
 
 
-def test_below_every_comparison_what_could_not_be_seen(tool, logs):
+def test_below_every_comparison_which_difference_is_found(tool, logs):
     out = tool(logs, "--against", "noisy_1", "--resamples", 1000).stdout
-    said = [line.strip() for line in out.splitlines() if "cannot be seen" in line]
+    said = [line.strip() for line in out.splitlines() if "repetitions" in line]
     assert len(said) == 5
     assert all(
-        re.fullmatch(r"differences under 0\.\d{4} cannot be seen with 60 images and one seed", s)
+        re.fullmatch(
+            r"a difference of 0\.\d{4} is found in 80 of 100 repetitions with 60 images and one seed",
+            s,
+        )
         for s in said
     )
     grouped = tool(logs, "--group", "--pairs", "--resamples", 1000).stdout
     assert re.search(
-        r"differences under 0\.\d{4} cannot be seen with 60 images and 3 seeds", grouped
+        r"difference of 0\.\d{4} is found in 80 of 100 repetitions with 60 images and 3 seeds",
+        grouped,
     )
     pair = json.loads(tool(logs, "--json", "--pairs", "--resamples", 1000).stdout)["comparisons"][0]
     assert pair["visible"] > 0
@@ -368,17 +372,53 @@ def test_the_power_of_more_seeds(tool, logs):
     assert len(seen) == 10 and all(a > b for a, b in zip(seen[1:], seen[2:]))
     assert "known from 6" in out and "differ like the other runs here (3)" in out
     alone = tool(logs / "clean_1.jsonl", "--power", "--resamples", 1000).stdout
-    assert "errors are taken to correlate by 0.9" in alone and "is not known from one" in alone
+    assert "errors are taken to correlate by 0.9" in alone and "one seed does not show how" in alone
     assert "no such run" in tool(logs, "--power", "none", code=2).stderr
     (logs / "clean_1_predictions.csv").unlink()
     out = tool(logs / "clean_1.jsonl", "--power", "--standards").stdout
     assert "no power without predictions" in out and "None: they need the predictions" in out
 
 
-def test_what_choosing_on_the_test_set_flatters_is_said(tool, logs):
+def test_what_choosing_on_the_test_set_adds_is_said(tool, logs):
     path = logs / "clean_1.jsonl"
     path.write_text(
         path.read_text().replace('"best_epoch": 2', '"best_epoch": 2, "selection_price": 0.00123')
     )
-    assert "chosen on the test set, which flatters the SRCC by about +0.0012" in tool(path).stdout
-    assert "that choice's" not in tool(logs / "clean_2.jsonl").stdout
+    assert (
+        "choosing the epoch on the test set inflates the SRCC by about 0.0012\n"
+        in tool(path).stdout
+    )
+    assert "inflates" not in tool(logs / "clean_2.jsonl").stdout
+    path.write_text(path.read_text().replace("0.00123", "0.00003"))
+    assert "inflates" not in tool(path).stdout
+
+
+def test_runs_of_one_name_are_told_by_their_folders(tool, logs, tmp_path):
+    old = tmp_path / "old"
+    write_files(old, "clean_1", 1, epochs=(0.4, 0.2))
+    out = tool(logs / "clean_1.jsonl", old).stdout
+    found = r"- \S*(logs|old)/clean_1 is (better|worse) than \S*(logs|old)/clean_1: "
+    assert re.search(found, " ".join(out.split())), out
+    out = tool(logs, old, "--against", old / "clean_1.jsonl", "--resamples", 100).stdout
+    pairs = [line for line in out.splitlines() if line.startswith("- ")]
+    assert len(pairs) == 6 and all("old/clean_1" in " ".join(pair.split()) for pair in pairs)
+    said = tool(logs, old, "--against", "clean_1", code=2).stderr
+    assert f"2 runs match: {logs}/clean_1, {old}/clean_1" in said
+
+
+def test_a_setting_is_matched_whole(tool, logs):
+    write_files(logs, "plain", 1, epochs=(0.7, 0.5), ranking_loss_alpha=0.0)
+    out = tool(logs, "--group", "--against", "alpha=0", "--resamples", 100).stdout
+    assert "than default: " in out or "− default: " in out
+    said = tool(logs, "--group", "--against", "alpha=0.", "--resamples", 100, code=2).stderr
+    assert "no such run" in said
+
+
+def test_runs_on_different_sets_are_apart(tool, logs):
+    write_files(logs, "demo", 4, epochs=(0.2, 0.1), dataset="demo")
+    out = tool(logs, "--resamples", 100).stdout
+    rows = [line for line in out.splitlines() if re.search(r" \d/2 ", line)]
+    assert rows[0].startswith("demo") and "demo (synthetic)" in rows[0]
+    assert all("koniq-10k" in row for row in rows[1:])
+    figures = [float(re.search(r" (0\.\d{4}) \[", row)[1]) for row in rows[1:]]
+    assert figures == sorted(figures, reverse=True)

@@ -14,19 +14,24 @@ import numpy as np
 import pytest
 import torch
 from helpers import score_of, write_images, write_koniq, write_spaq
+from PIL import Image
 from releases import write_csiq, write_kadid, write_official_spaq
 from scipy import optimize, stats
 
 import evaluate
 from hyperiqa.base.errors import UserError
+from hyperiqa.datasets import reader, readers
 from hyperiqa.datasets.readers import READERS
+from hyperiqa.images import perceptual_hash
 from hyperiqa.model import checkpoints
+from hyperiqa.model.description import CERTIFICATE_FORMAT
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.resnet import ResNetBackbone
 from hyperiqa.model.swin import SwinBackbone
 from hyperiqa.runs import reading
-from hyperiqa.scoring import evaluation
+from hyperiqa.scoring import evaluation, quality_model
 from hyperiqa.stats import intervals, resampling, standards
+from hyperiqa.training import certificate
 from hyperiqa.training.run_files import read_records
 from HyperIQASolver import HyperIQASolver
 from HyperIQASolver_swin import HyperIQASolverSwin
@@ -317,7 +322,7 @@ def test_a_split_whose_seed_is_not_known_is_no_guess(kadid):
     about = {name: value for name, value in DESCRIPTION.items() if name != "seed"} | {
         "dataset": "kadid-10k"
     }
-    message = "kadid-10k: comes without a split, and the seed of the run's is not known; give --seed N or --split all"
+    message = "kadid-10k: comes without a split, and the seed of the run's split is not known; give --seed N or --split all"
     with pytest.raises(UserError) as raised:
         evaluation.read_sets({"kadid-10k": kadid}, about)
     assert str(raised.value) == message
@@ -350,6 +355,55 @@ def test_spaq_of_a_model_of_the_demo_is_the_demos(tmp_path):
     with pytest.raises(UserError) as raised:
         evaluation.read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
     assert str(raised.value) == f"spaq: no folder {tmp_path / 'spaq-test'}; spaq=PATH gives it"
+
+
+def test_every_set_says_which_files_it_is_of(tmp_path, monkeypatch):
+    for module in (evaluation, readers, reader):
+        monkeypatch.setattr(module, "HERE", tmp_path)
+    write_koniq(tmp_path / "demo" / "koniq-10k")
+    write_spaq(tmp_path / "demo" / "spaq-test")
+    of_demo = {**DESCRIPTION, "dataset": "demo"}
+    # Without the demo beside it, spaq is the real one.
+    with pytest.raises(UserError) as raised:
+        evaluation.read_sets({"spaq": None}, of_demo)
+    assert str(raised.value) == (
+        "spaq: no folder spaq/ or spaq-test/ beside the scripts; spaq=PATH gives it; "
+        f"the demo's own, synthetic one is spaq={tmp_path / 'demo' / 'spaq-test'}"
+    )
+    write_spaq(tmp_path / "spaq-test")
+    found = []
+    for sets in ({"spaq": None}, {"spaq": tmp_path / "demo" / "spaq-test"}, {"demo": None}):
+        (test,) = evaluation.read_sets(sets, of_demo)
+        found.append((test.data.name, test.title, str(test.place.relative_to(tmp_path))))
+    assert found == [
+        ("spaq", "spaq", "spaq-test"),
+        ("spaq", "demo spaq (synthetic)", "demo/spaq-test"),
+        ("demo", "demo (synthetic)", "demo/koniq-10k"),
+    ]
+
+
+def test_test_images_like_training_images_are_counted_once(model, tmp_path):
+    rows = [f"train/{i}.png,{i},train" for i in range(3)] + [
+        "test/0.png,1,test",
+        "test/1.png,9,test",
+    ]
+    plain = Image.fromarray(np.full((80, 90, 3), 90, np.uint8))
+    for row in rows:
+        path = tmp_path / row.split(",")[0]
+        path.parent.mkdir(exist_ok=True)
+        plain.save(path)
+    (tmp_path / "low.csv").write_text("\n".join(["image,mos,split", *rows]))
+    (test,) = evaluation.read_sets({"csv:low": tmp_path / "low.csv"}, DESCRIPTION)
+    loaded = quality_model.load(model)
+    looks = [perceptual_hash.perceptual_hash(np.asarray(plain))] * 3
+    hashes = certificate.pack_hashes(list(zip("abc", looks)))
+    facts = {"trained": True, "images": {"train": 3}, "looks": hashes}
+    certified = {"format": CERTIFICATE_FORMAT, "sets": {"x": facts}}
+    loaded.description = {**loaded.description, "certificate": certified}
+    evaluation.load_images([test], loaded, None, False)
+    assert test.data.notes == [
+        "low: 2 of 2 images look like training images: test/0.png ~ x c, test/1.png ~ x c"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -403,7 +457,7 @@ MISTAKES = {
             *"--workers 300 --batch_size 0 --resamples 9".split(),
         ),
         "--seed -1: expected a whole number of at least 0; --crops 0: expected a whole number of at least 1; "
-        "--batch_size 0: expected a whole number of at least 1; --workers 300: expected 0 to 256; "
+        "--batch_size 0: expected a whole number of at least 1; --workers 300: expected a whole number from 0 to 256; "
         "--resamples 9: expected a whole number of at least 100",
     ),
     "a strange size": (
@@ -430,7 +484,7 @@ MISTAKES = {
     "no sets": ((), "the following arguments are required: --datasets"),
     "a misspelt flag": (
         ("--datasets", "livec", "--resise", "1"),
-        "unknown argument: --resise (did you mean --resize?), 1",
+        "unknown flag --resise 1 (did you mean --resize?)",
     ),
 }
 
@@ -449,7 +503,7 @@ def test_a_mistake_in_the_flags_is_one_line(tool, model, case):
 def test_a_missing_checkpoint_is_said_with_the_other_mistakes(tool):
     done = tool("none.pkl", "--datasets", "livec", "--crops", 0, code=2)
     assert done.stderr == (
-        "error: none.pkl: no such file or folder; expected a model file, a run's folder or hf://USER/NAME; "
+        "error: none.pkl: no such file or folder; expected a model file, a run's folder, hf://USER/NAME or a public model (koniq, koniq-authors); "
         "--crops 0: expected a whole number of at least 1\n"
     )
 
@@ -511,7 +565,7 @@ def test_a_checkpoint_of_the_public_code_is_used_as_there(tool, koniq, tmp_path)
     done = tool(path, "--datasets", f"koniq-10k={koniq}")
     said = [line for line in done.stderr.splitlines() if line.startswith(str(path))]
     assert said == [
-        f"{path} does not say how it is to be used; as in the public code: trained on koniq-10k, resize 512x384, "
+        f"{path} does not say how it is to be used; taken as in the public code: trained on koniq-10k, resize 512x384, "
         "patches of 224"
     ]
     assert "koniq-10k: 6 images (its test split), resize 512x384\n" in done.stdout

@@ -225,7 +225,7 @@ def test_two_runs_beside_each_other(ran, run_main, tmp_path, browse):
         "no evidence of a difference|is better than|is worse than",
         page.locator("li").first.inner_text(),
     )
-    assert "cannot be seen with 24 images" in page.locator("li").first.inner_text()
+    assert "in 80 of 100 repetitions with 24 images" in page.locator("li").first.inner_text()
     assert (
         "attention"
         in page.locator("section", has_text="Settings that differ")
@@ -328,6 +328,15 @@ def test_sets_that_have_gone_leave_the_figures(ran, run_main, tmp_path):
         assert "brightness" in content(tmp_path / "r.html")["sets"]["koniq-10k"]["fields"]
     finally:
         (tmp_path / "moved").rename(ran / "koniq")
+
+
+def test_a_demo_that_has_gone_is_not_made_anew(ran, run_main, tmp_path):
+    demo = tmp_path / "demo"
+    folder = copied(ran, tmp_path / "l", {"none": "d"}, dataset="demo", dataset_path=str(demo))
+    words = [folder / "d.jsonl", "--output", tmp_path / "r.html"]
+    out = run_main("report.py", report.main, *words).stdout
+    assert f"without pictures: {demo}: the files of the demo are gone" in out
+    assert not demo.exists() and "demo (synthetic)" in content(tmp_path / "r.html")["sets"]
 
 
 def copied(ran, folder, names, **flags):

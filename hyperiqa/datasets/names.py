@@ -1,6 +1,6 @@
 """The names of data sets in flags and in records.
 
-A flag has NAME, NAME=PATH or csv:NAME=FILE.csv; records call the last one NAME.
+A flag takes NAME, NAME=PATH or csv:NAME=FILE.csv. Records call the last of these NAME.
 """
 
 import re
@@ -9,36 +9,48 @@ from pathlib import Path
 
 from hyperiqa.base.errors import UserError
 
-# What a record of an epoch has beside the figures of its sets.
+# The fields of an epoch's record other than the figures of its sets.
 EPOCH_KEYS = ("type", "round", "epoch", "train", "val", "test", "lr", "seconds")
-# No CSV set may have these names, in whatever case. Tests compare them with the readers, with the
-# records of a real run and with the lines that are read in a log.
+# No CSV set may have one of these names, in upper or lower case. Tests compare them with the
+# readers, with the records of a real run and with the lines that are read in a log.
 RESERVED = (
     *("koniq-10k", "spaq", "spaq-official", "kadid-10k", "agiqa-3k", "agiqa-20k", "livec", "live"),
     *("csiq", "tid2013", "bid", "flive", "uhd-iqa", "csv", "demo"),
     *EPOCH_KEYS,
     *("seed", "best_epoch", "selection_price", "votes"),
-    # With a colon behind them they begin a line that says something else.
+    # Followed by a colon, each of these begins a line of a log that says something else.
     *("run", "settings", "device", "precision", "error", "interrupted"),
 )
-# A set's validation images go by its name and the first of these, SPAQ's release by the other.
+# The first one is added to a set's name for its validation images, the second to SPAQ's name for
+# its official release.
 RESERVED_ENDINGS = ("_val", "-official")
 
 
 def reader_name(name: str) -> str:
-    """The reader of a set of `parse_set_names`: csv for csv:NAME, else the name itself."""
+    """The name of the reader of a set: csv for csv:NAME, else the name itself."""
     return name.partition(":")[0]
 
 
 def record_name(name: str) -> str:
-    """The name in records of a set of `parse_set_names`: NAME for csv:NAME, else the name."""
+    """The name of a set in records: NAME for csv:NAME, else the name itself."""
     return name.removeprefix("csv:")
 
 
-def set_named(word: str, names: Iterable[str]) -> str | None:
-    """The one of these sets of `parse_set_names` that a word of a flag means; None: it means none.
+def set_title(name: str, of_demo: bool) -> str:
+    """What tables, cards and pages call a set of records; the demo's sets are marked as synthetic.
 
-    A CSV set may be called as its own flag calls it, csv:NAME, or as records do, NAME.
+    of_demo: whether it is the demo or the SPAQ-like set beside it.
+    """
+    if not of_demo:
+        return name
+    return f"{name if name.startswith('demo') else f'demo {name}'} (synthetic)"
+
+
+def set_named(word: str, names: Iterable[str]) -> str | None:
+    """The set among `names` that a word of a flag means; None if it means none of them.
+
+    names: as `parse_set_names` returns them. A CSV set may be called csv:NAME, as in its own flag,
+    or NAME, as in records.
     """
     return next((name for name in names if word in (name, record_name(name))), None)
 
@@ -48,18 +60,22 @@ def parse_set_names(
 ) -> dict[str, Path | None]:
     """Turn the words `NAME[=PATH] …` of a flag into name -> path, None where no path is given.
 
-    A CSV set may have a name of its own, as in csv:NAME=PATH. Raises UserError that names all words
-    with an unknown, repeated or reserved name, and CSV sets without a file.
+    A CSV set may have a name of its own, as in csv:NAME=PATH; NAME=FILE.csv means the same. Raises
+    UserError that names all words with an unknown, repeated or reserved name, and CSV sets without
+    a file.
 
     readers: the names that are accepted. others: the sets of the command's other flags.
     """
     readers = list(readers)
     sets: dict[str, Path | None] = {}
     mistakes = []
-    # Columns of logs and folders of some systems tell no cases apart.
+    # Columns of logs do not tell upper and lower case apart, nor do the folders of some systems.
     taken = {record_name(name).casefold(): name for name in others}
     for word in words:
         name, _, path = word.partition("=")
+        # The name of a file says enough.
+        if name not in readers and ":" not in name and path.lower().endswith(".csv"):
+            name = f"csv:{name}"
         prefix, colon, csv_name = name.partition(":")
         is_csv = prefix == "csv"
         problem = _problem_of_name(csv_name) if is_csv and colon else ""
@@ -82,7 +98,7 @@ def parse_set_names(
 
 
 def _problem_of_name(name: str) -> str:
-    """What a CSV set's name ought to be; "" where it is."""
+    """What a CSV set's name ought to be; "" if it is so."""
     if not re.fullmatch(r"[\w.-]{1,100}", name):
         return "of up to 100 letters, digits and _ . -"
     lower = name.casefold()
@@ -98,18 +114,17 @@ def _problem_of_name(name: str) -> str:
 def lower_is_better_sets(flag: bool | list[str], names: Iterable[str]) -> set[str]:
     """The CSV sets among `names` whose scores mean badness, as `--lower_is_better` says.
 
-    flag: False: no set. True, or a list without names: every CSV set. Else the sets by their names.
+    flag: False means no set; True, or a list without names, means every CSV set. A list of names
+    means these sets.
     """
-    if flag is False:
-        return set()
     csv_sets = [name for name in names if reader_name(name) == "csv"]
-    if flag is True or not flag:
-        return set(csv_sets)
-    return {set_named(word, csv_sets) for word in flag} - {None}
+    if isinstance(flag, list) and flag:
+        return {set_named(word, csv_sets) for word in flag} - {None}
+    return set() if flag is False else set(csv_sets)
 
 
 def check_lower_is_better(flag: bool | list[str], names: Iterable[str]) -> None:
-    """Raise UserError where `--lower_is_better` lists what is no CSV set of the command."""
+    """Raise UserError if `--lower_is_better` lists a word that names no CSV set of the command."""
     csv_sets = [name for name in names if reader_name(name) == "csv"]
     words = flag if isinstance(flag, list) else []
     unknown = [word for word in words if set_named(word, csv_sets) is None]

@@ -37,7 +37,8 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
     image_maps = []
     # Position -> the map as a picture, and the scores of its darkest and its brightest colour.
     overlays: dict[int, tuple[Image.Image, float, float]] = {}
-    for position, image in enumerate(tqdm(images, "Where it looks", unit="image", leave=False)):
+    bar = tqdm(images, "Where it looks", unit="image", leave=False, disable=None)
+    for position, image in enumerate(bar):
         pixels = cache[cache.index[scored_set.records[image].path]]
         with_map = position in mapped and pixels[..., 0].size <= maps.MAX_PIXELS
         image_map = maps.map_image(model, pixels, with_map)
@@ -137,7 +138,6 @@ def _spread_between_images(
     """
     weights = [image_map.weights for image_map in image_maps]
     layers = [np.stack(layer_of_images) for layer_of_images in zip(*weights)]
-    spreads = []
-    for level in levels:
-        spreads.append([float(layer[level].std(0).mean() / layer.std()) for layer in layers])
-    return spreads
+    return [
+        [float(layer[level].std(0).mean() / layer.std()) for layer in layers] for level in levels
+    ]

@@ -25,6 +25,7 @@ from hyperiqa.base.files import write_whole
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.terminal import printable
 from hyperiqa.images.decode import FORMATS, from_pillow, read_header, room_for
+from hyperiqa.scoring.score_files import scale_text
 
 FOLDER = Path(__file__).parent
 # Most pictures on a page -> (width, height) within which each is kept:
@@ -125,7 +126,8 @@ class Page:
         yield "["
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             codes = pool.map(functools.partial(encode, box=box), self.sources)
-            for i, code in enumerate(tqdm(codes, "Pictures", number, unit="image", leave=False)):
+            bar = tqdm(codes, "Pictures", number, unit="image", leave=False, disable=None)
+            for i, code in enumerate(bar):
                 yield ("," if i else "") + json.dumps(code)
         yield "]"
 
@@ -225,9 +227,7 @@ def _score_facts(
         yield f"{counted(len(scores), 'image')}, scores {min(scores):.2f} to {max(scores):.2f}"
     else:
         yield "no image has a score"
-    better = "higher" if description["higher_is_better"] else "lower"
-    low, high = description["score_range"]
-    yield f"trained on {description['dataset']}, {low:g} to {high:g}; {better} is better"
+    yield f"scale of the scores: {scale_text(description)}"
     if failed:
         yield f"{counted(failed, 'image')} could not be scored"
 

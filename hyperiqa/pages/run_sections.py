@@ -102,7 +102,7 @@ def _sentences(
         text = differences.sentence(
             comparison, short_names, len(comparisons), measure.higher_is_better
         )
-        yield "; ".join(filter(None, [text, differences.cannot_be_seen(comparison)]))
+        yield "; ".join(filter(None, [text, differences.detection_limit(comparison)]))
 
 
 def _curves(entries: Sequence[Entry], names: Mapping[Run, str]) -> dict[str, Any]:
@@ -117,9 +117,7 @@ def _curves(entries: Sequence[Entry], names: Mapping[Run, str]) -> dict[str, Any
     for part, name in figures:
         title = part if part in ("test", "train") else part.upper()
         figure_title = name.upper() if name in RECORDED else name
-        values = []
-        for run in runs:
-            values.append([run.figure(part, name, epoch) for epoch in sorted(run.epochs)])
+        values = [[run.figure(part, name, epoch) for epoch in sorted(run.epochs)] for run in runs]
         panels.append([f"{title} {figure_title}", values])
     epochs = [{"name": names[run], "epochs": sorted(run.epochs), "best": run.best} for run in runs]
     return block("curves", runs=epochs, panels=panels)
@@ -144,7 +142,7 @@ def checkpoint_of(run: Run, folder: Path | None) -> Path:
         raise UserError(f"{run.path}: a log alone does not say where its model is")
     flags = next(record["flags"] for record in read_records(run.path) if record["type"] == "run")
     place = (folder or Path(flags.get("checkpoint_dir", "checkpoints"))) / run.path.stem
-    number = re.search(r"_round(\d+)$", run.name.removeprefix(run.path.stem))
+    number = re.search(r"_round(\d+)$", Path(run.name).name.removeprefix(run.path.stem))
     # The first round's models lie in the run's folder itself.
     if number and number[1] != "1":
         place = place / f"round{number[1]}"
@@ -167,6 +165,6 @@ def add_certificates(page: Page, short_names: Mapping[Run, str], folder: Path | 
         except UserError as problem:
             missing.append(f"{name}: {problem}")
         except KeyError:
-            missing.append(f"{name}: made before there were any")
+            missing.append(f"{name}: made by a version without certificates")
     hint = ["python certify.py checkpoints/NAME checks them"] if certificates else []
     page.section("Certificates", *certificates, block("text", lines=hint + missing))

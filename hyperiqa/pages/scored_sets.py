@@ -18,6 +18,7 @@ import scipy.ndimage
 import torch
 
 from hyperiqa.base.errors import UserError, counted
+from hyperiqa.base.files import HERE
 from hyperiqa.datasets.names import set_named
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
@@ -93,7 +94,7 @@ def sets_of_runs(
             scores = run.scores(part)
             if scores is None:
                 continue
-            title = run.set_name(part)
+            title = run.title(part)
             key = (title, scores.keys, scores.mos.tobytes())
             if key not in sets:
                 # Runs on different splits of a set have different images under its name.
@@ -152,6 +153,10 @@ def decode_sets(
     if not isinstance(dataset_path, dict):
         dataset_path = {flags["dataset"]: dataset_path}
     trained = _places_now(dataset_path, dict(places))
+    demo = trained.get("demo", HERE) or HERE / "demo"
+    # Its reader would make it anew, which is for a training to do.
+    if not demo.exists():
+        return {}, f"{demo}: the files of the demo are gone"
     cross_test = _places_now(_cross_tests_of(flags, cross_tests), dict(places))
     problems: list[str] = []
     # A cross test that has gone must not cost the run's own test set.
@@ -194,9 +199,7 @@ def _places_now(
     places_then: Mapping[str, str | None], moved: Mapping[str, Path | None]
 ) -> dict[str, Path | None]:
     # Without a place, the set lies where sets usually do.
-    places: dict[str, Path | None] = {}
-    for name, place in places_then.items():
-        places[name] = None if place is None else Path(place)
+    places = {name: None if place is None else Path(place) for name, place in places_then.items()}
     for word, place_now in moved.items():
         set_name = set_named(word, places)
         if set_name is not None:

@@ -5,7 +5,8 @@ And which difference more runs like a given one would show.
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,13 +121,13 @@ def _reason_against_pairing(scores_a: Scores, scores_b: Scores, keys: tuple[Key,
 def compare_all(measure: Measure, pairs: Sequence[tuple[Entry, Entry]]) -> list[Comparison]:
     """Compare all pairs, their p-values corrected together (Holm)."""
     comparisons = [compare(measure, a, b) for a, b in pairs]
-    p_values = []
-    for comparison in comparisons:
-        # What was refused is no test, and makes the others no less sure.
-        is_tested = comparison.difference and not comparison.refused
-        p_values.append(comparison.difference.p if is_tested else float("nan"))
-    corrected = zip(comparisons, intervals.holm(p_values))
-    return [replace(comparison, corrected=p) for comparison, p in corrected]
+    # What was refused is no test, and makes the others no less sure.
+    p_values = [
+        pair.difference.p if pair.difference and not pair.refused else math.nan
+        for pair in comparisons
+    ]
+    corrected = intervals.holm(p_values)
+    return [replace(pair, corrected=p) for pair, p in zip(comparisons, corrected)]
 
 
 def sentence(
@@ -154,15 +155,19 @@ def sentence(
     return f"{a} is {'better' if is_better else 'worse'} than {b}: {figures}"
 
 
-def cannot_be_seen(comparison: Comparison) -> str:
-    """Which differences the comparison could not have shown; "" where that is not known."""
+def detection_limit(comparison: Comparison) -> str:
+    """Which difference the comparison would have found most times; "" where that is not known."""
     difference = comparison.difference
-    if difference is None or comparison.refused or math.isnan(difference.visible):
+    # Of the same predictions twice any difference would be found.
+    if difference is None or comparison.refused or not difference.visible >= 0.00005:
         return ""
     fewest = min(len(comparison.a.runs), len(comparison.b.runs))
     images = f"{counted(comparison.images, 'image')} and " if comparison.images else ""
     seeds = "one seed" if fewest == 1 else f"{fewest} seeds"
-    return f"differences under {difference.visible:.4f} cannot be seen with {images}{seeds}"
+    return (
+        f"a difference of {difference.visible:.4f} is found in 80 of 100 repetitions with "
+        f"{images}{seeds}"
+    )
 
 
 def difference_text(difference: intervals.Difference, corrected: float | None) -> str:
@@ -202,15 +207,25 @@ def chosen_pairs(
 
 
 def find_entry(name: str, entries: Sequence[Entry], flag: str) -> Entry:
-    """The entry of this name, or the only one that has it in its name or its runs' names.
+    """The entry of this name, or the only one with these settings or with the name as a part.
 
-    name: may be the path of the run's log. Raises UserError, which names the flag.
+    name: of an entry or its run, the path of the run's log, or settings such as `alpha=0.3`.
+    Raises UserError, which names the flag.
     """
-    name = Path(name).name.removesuffix(".jsonl").removesuffix(".log")
-    # A whole name goes before a part: `a` is found beside `ab`.
-    matches = [entry for entry in entries if name in _names(entry)]
-    if not matches:
-        matches = [entry for entry in entries if name in "\n".join(_names(entry))]
+    name = name.removesuffix(".jsonl").removesuffix(".log")
+    short_name = Path(name).name
+    # The end of a part is no part of a number: alpha=0 is not in alpha=0.3.
+    part = re.compile(re.escape(short_name) + (r"(?![^\W_]|\.\d)" if "=" in name else ""))
+    # In this order: `a` is found beside `ab`.
+    rules: list[Callable[[Entry], object]] = [
+        lambda entry: name in _names(entry),
+        lambda entry: short_name in _names(entry),
+        lambda entry: all(_has_setting(entry, word) for word in name.split()),
+        lambda entry: part.search("\n".join(_names(entry))),
+    ]
+    matches: list[Entry] = []
+    while rules and not matches:
+        matches = list(filter(rules.pop(0), entries))
     if len(matches) == 1:
         return matches[0]
     problem = "no such run"
@@ -218,6 +233,13 @@ def find_entry(name: str, entries: Sequence[Entry], flag: str) -> Entry:
         problem = f"{len(matches)} runs match: {first_five(entry.name for entry in matches)}"
     expected = first_five(entry.name for entry in entries)
     raise UserError(f"{flag} {name}: {problem}; expected one of {expected}")
+
+
+def _has_setting(entry: Entry, word: str) -> bool:
+    """Whether a word such as `alpha=0.3` is a setting of the entry, whose name may be longer."""
+    key, _, value = word.partition("=")
+    names = [name for name in entry.runs[0].settings if f"_{name}".endswith(f"_{key}")]
+    return any(entry.setting(name) == value for name in names)
 
 
 def _names(entry: Entry) -> list[str]:
@@ -234,14 +256,14 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
     if keys is None or math.isnan(measure.value(entry.runs[0])):
         yield f"{entry.name}: no power without predictions of its best epoch"
         return
-    settings = [entry]
-    for setting in entries:
-        if setting is not entry and measure.common_images(setting.runs) == keys:
-            settings.append(setting)
+    others = [
+        setting
+        for setting in entries
+        if setting is not entry and measure.common_images(setting.runs) == keys
+    ]
+    settings = [entry, *others]
     draws = measure.draws(entry.runs[0], keys)
-    other_draws = []
-    for setting in settings[1:]:
-        other_draws += [measure.draws(run, keys) for run in setting.runs]
+    other_draws = [measure.draws(run, keys) for setting in others for run in setting.runs]
     pair_note = f"another setting is taken to differ like the other runs here ({len(other_draws)})"
     if not other_draws:
         draws, made_up = _made_up_pair(measure, entry.runs[0], keys).T
@@ -253,7 +275,7 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
     level = float(np.nanmean(draws) + np.median([np.nanmean(other) for other in other_draws])) / 2
     pair = np.median([np.nanvar(draws / unit - other / scale.unit(other)) for other in other_draws])
     seeds = _seeds_of(settings, keys, measure)
-    seeds_note = "how seeds spread, and what more of them bring, is not known from one"
+    seeds_note = "one seed does not show how seeds spread, and what more of them bring"
     if seeds.freedom:
         count = sum(len(setting.runs) for setting in settings if len(setting.runs) > 1)
         seeds_note = (
@@ -279,11 +301,13 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
 def _seeds_of(
     settings: Sequence[Entry], keys: tuple[Key, ...], measure: Measure
 ) -> intervals.Seeds:
-    groups = []
-    for setting in settings:
-        figures = [measure.value(run) for run in setting.runs]
-        draws = np.stack([measure.draws(run, keys) for run in setting.runs], 1)
-        groups.append((figures, draws))
+    groups = [
+        (
+            [measure.value(run) for run in setting.runs],
+            np.stack([measure.draws(run, keys) for run in setting.runs], 1),
+        )
+        for setting in settings
+    ]
     return intervals.pooled_seeds(groups, measure.scale)
 
 

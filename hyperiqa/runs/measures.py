@@ -12,8 +12,9 @@ import numpy as np
 from hyperiqa.base.command_line import Range
 from hyperiqa.base.errors import UserError
 from hyperiqa.datasets.names import record_name
-from hyperiqa.runs.reading import DONE, Key, Run, Scores
+from hyperiqa.runs.reading import DONE, Key, Run, Scores, setting_text
 from hyperiqa.stats import intervals, metrics, resampling
+from hyperiqa.training.options import figure_settings
 
 # Settings that runs of one group may have differently.
 _NOT_OF_A_GROUP = {"seed", "device", "code", "images"}
@@ -61,28 +62,39 @@ def group(runs: Sequence[Run]) -> tuple[list[Entry], list[str]]:
         members[seed] = run
     runs_of_groups = [tuple(members.values()) for members in groups.values()]
     names = _group_names([seeds[0] for seeds in runs_of_groups])
-    entries = []
-    for name, seeds in zip(names, runs_of_groups):
-        # Groups that no known setting tells apart are called after their first run.
-        is_unique = name and names.count(name) == 1
-        entries.append(Entry(name if is_unique else seeds[0].name, seeds))
-    return entries, notes
+    # Groups that no known setting tells apart are called after their first run.
+    return [
+        Entry(name if name and names.count(name) == 1 else seeds[0].name, seeds)
+        for name, seeds in zip(names, runs_of_groups)
+    ], notes
 
 
 def _group_names(runs: Sequence[Run]) -> list[str]:
-    """The settings that tell each group's run from the other groups.
+    """The settings that tell each group's run from the other groups, where they are no defaults.
 
-    What most of the groups have goes without saying.
+    "" where no known setting does.
     """
     differing = [name for name in differing_settings(runs) if name not in _NOT_OF_A_GROUP]
-    words: list[list[str]] = [[] for _ in runs]
-    for name in differing:
-        values = [run.settings.get(name, "?") for run in runs]
-        for words_of_run, value in zip(words, values):
-            if 2 * values.count(value) <= len(runs):
-                words_of_run.append(f"{name}={value}")
-    usual = "as most" if differing else ""
-    return [" ".join(words_of_run) or usual for words_of_run in words]
+    defaults = default_texts()
+    names = []
+    for run in runs:
+        known = {name: run.settings[name] for name in differing if name in run.settings}
+        words = [f"{name}={value}" for name, value in known.items() if value != defaults.get(name)]
+        # A log without settings does not say that they are the defaults.
+        usual = "default" if differing and "seed" in run.settings else ""
+        names.append(" ".join(words) or usual)
+    return names
+
+
+def default_texts() -> dict[str, str]:
+    """The defaults of the settings, as tables show them; each script has a backbone of its own."""
+    return {name: setting_text(value) for name, value in figure_settings({}).items()}
+
+
+def differ_in_sets(entries: Iterable[Entry]) -> bool:
+    """Whether the runs are known to be tested on different data sets."""
+    runs = [run for entry in entries for run in entry.runs]
+    return len({run.settings["dataset"] for run in runs if "dataset" in run.settings}) > 1
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
@@ -166,13 +178,12 @@ class Measure:
     def draw_together(self, entries: Iterable[Entry]) -> None:
         """Resample all runs with the same images at once: half the time of one after the other."""
         alike: dict[tuple, list[tuple[Run, Scores]]] = {}
-        for entry in entries:
-            for run in entry.runs:
-                scores = self.scores(run)
-                if scores is not None:
-                    # Two releases of a set may have other opinions of images of the same names.
-                    images = (scores.keys, scores.mos.tobytes())
-                    alike.setdefault(images, []).append((run, scores))
+        for run in [run for entry in entries for run in entry.runs]:
+            scores = self.scores(run)
+            if scores is not None:
+                # Two releases of a set may have other opinions of images of the same names.
+                images = (scores.keys, scores.mos.tobytes())
+                alike.setdefault(images, []).append((run, scores))
         for (keys, _), members in alike.items():
             predictions = np.stack([scores.score for _, scores in members])
             mos = members[0][1].mos
@@ -236,11 +247,17 @@ def choose_entries(
 
 
 def ranked(entries: Iterable[Entry], measure: Measure) -> list[Entry]:
-    """Best first; entries without the figure last, in the order of their names."""
-    sign = -1 if measure.higher_is_better else 1
+    """Best first; entries without the figure last, in the order of their names.
 
-    def place(entry: Entry) -> tuple[float, str]:
+    Figures on different test sets have no order: each set has its entries together.
+    """
+    entries = list(entries)
+    sign = -1 if measure.higher_is_better else 1
+    by_set = measure.part == "test" and differ_in_sets(entries)
+
+    def place(entry: Entry) -> tuple[str, float, str]:
         value = sign * measure.estimate(entry).value
-        return math.inf if math.isnan(value) else value, entry.name
+        data_set = entry.runs[0].title("test") if by_set else ""
+        return data_set, math.inf if math.isnan(value) else value, entry.name
 
     return sorted(entries, key=place)

@@ -5,6 +5,7 @@ predictions and what its epochs left. A `Run` is one round of one file.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,7 +15,7 @@ import numpy as np
 
 from hyperiqa.base.errors import UserError, counted, reading_file
 from hyperiqa.base.schema import mismatch
-from hyperiqa.datasets.names import EPOCH_KEYS, record_name
+from hyperiqa.datasets.names import EPOCH_KEYS, record_name, set_title
 from hyperiqa.runs.old_logs import read_log
 from hyperiqa.stats import metrics
 from hyperiqa.training import run_files
@@ -50,8 +51,8 @@ class Run:
     """One round of a run.
 
     images: how many each part has. epochs: number -> its jsonl record. best: the epoch that the run
-    chose, 0 if it has none. selection_bias: by how much choosing the epoch on the test set flatters
-    the SRCC.
+    chose, 0 if it has none. selection_bias: by how much choosing the epoch on the test set inflates
+    the SRCC. of_demo: the parts that are the demo's own sets.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Run:
     status: str
     predictions: Path | None
     selection_bias: float = math.nan
+    of_demo: frozenset[str] = frozenset()
 
     @property
     def backbone(self) -> str:
@@ -107,9 +109,15 @@ class Run:
         except UserError as mistake:
             return {}, str(mistake)
 
-    def set_name(self, part: str) -> str:
-        """What records call the set of a part; `test` where a log does not say."""
-        return record_name(self.settings.get("dataset", part)) if part == "test" else part
+    def title(self, part: str) -> str:
+        """What tables and pages call the set of a part; `test` where a log does not say."""
+        name = record_name(self.settings.get("dataset", part)) if part == "test" else part
+        return set_title(name, part in self.of_demo)
+
+    def title_and_number(self, part: str) -> str:
+        """The title of a part's set with the number of its images, where the log says it."""
+        number = self.images.get(part)
+        return self.title(part) + (f", {counted(number, 'image')}" if number else "")
 
     @property
     def trained_on_several(self) -> bool:
@@ -205,7 +213,13 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         runs_of_file, problems_of_file = _read_file(file)
         runs += runs_of_file
         problems += problems_of_file
-    return runs, problems
+    counts = Counter(run.name for run in runs)
+    # Of one name in two folders, the folders tell which is which.
+    named = [
+        replace(run, name=str(run.path.with_name(run.name))) if counts[run.name] > 1 else run
+        for run in runs
+    ]
+    return named, problems
 
 
 def _read_file(file: Path) -> tuple[list[Run], list[str]]:
@@ -263,9 +277,20 @@ def read_runs(path: Path) -> list[Run]:
                 status=status if number == numbers[-1] else "finished",
                 predictions=predictions if predictions.is_file() else None,
                 selection_bias=math.nan if selection_bias is None else selection_bias,
+                of_demo=_of_demo(header["flags"]),
             )
         )
     return runs
+
+
+def _of_demo(flags: dict) -> frozenset[str]:
+    """The parts of a run with these flags that are the demo's sets, which are synthetic."""
+    if flags.get("dataset") != "demo":
+        return frozenset()
+    # Where no flag named a place, SPAQ was the set beside the demo.
+    places = flags.get("cross_test") or flags.get("spaq_path")
+    own_spaq = not places or (isinstance(places, dict) and not places.get("spaq"))
+    return frozenset({"test", "val", "spaq"} if own_spaq else {"test", "val"})
 
 
 def _seed(header: dict, number: int, choice: dict) -> dict[str, str]:

@@ -6,16 +6,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from hyperiqa.base.errors import counted
-from hyperiqa.runs.measures import Entry, Measure, differing_settings
-from hyperiqa.runs.reading import UNDER_WAY, Run, setting_text
+from hyperiqa.runs.measures import (
+    Entry,
+    Measure,
+    default_texts,
+    differ_in_sets,
+    differing_settings,
+)
+from hyperiqa.runs.reading import UNDER_WAY, Run
 from hyperiqa.runs.tables import FEW_IMAGES, FEW_IMAGES_NOTE, estimate_text
 from hyperiqa.stats import intervals, metrics
-from hyperiqa.training.options import figure_settings
 
+# The title of a column that tables have where runs were tested on different sets.
+DATA_SET = "data set"
 # Below or above the standards' figures, wherever they are shown.
 STANDARDS_NOTE = (
     "ITU-T P.1401 and J.149, and Krasula: errors after a monotonic cubic, in units of the MOS; "
-    "what needs votes is – without"
+    "figures that need votes are – where a set has none"
 )
 _PAPERS = {"srcc": "Bonett & Wright 2000", "plcc": "Fisher"}
 
@@ -28,44 +35,52 @@ def table(
     grouped: the entries are settings, which show their seeds instead of epoch and status.
     """
     titles = _titles(entries, measure)
-    if grouped:
-        header = ["setting", "backbone", "seeds", "train\nSRCC"]
-    else:
-        header = ["run", "backbone", "best/\nepochs", "train\nSRCC"]
-    for name, title in titles.items():
-        header.append(f"{title} [95 %]" if name == measure.metric else title)
-    header.append("min/\nepoch")
-    if not grouped:
-        header.append("status")
-    return header, [_row(entry, measure, titles, grouped) for entry in entries]
+    titles[measure.metric] += " [95 %]"
+    header = [
+        "setting" if grouped else "run",
+        "backbone",
+        *([DATA_SET] if differ_in_sets(entries) else []),
+        "seeds" if grouped else "best/\nepochs",
+        "train\nSRCC",
+        *titles.values(),
+        "min/\nepoch",
+        *([] if grouped else ["status"]),
+    ]
+    return header, [_row(entry, measure, titles, grouped, DATA_SET in header) for entry in entries]
 
 
 def _titles(entries: Sequence[Entry], measure: Measure) -> dict[str, str]:
-    titles = {name: name.upper() for name in metrics.RECORDED}
-    if measure.part == "test":
-        titles[measure.name] = measure.name.upper()
+    names = [*metrics.RECORDED, *([measure.name] if measure.part == "test" else [])]
+    titles = {name: f"test\n{name.upper()}" for name in names}
     runs = [run for entry in entries for run in entry.runs]
-    parts = [part for run in runs for part in run.cross_tests]
+    # A dictionary drops what comes twice and keeps the order.
+    parts = {part: None for run in runs for part in run.cross_tests}
     for part, name in itertools.product(parts, metrics.RECORDED):
-        titles[f"{part}_{name}"] = f"{part.upper()}\n{name.upper()}"
+        # Beside runs on real sets the column of the data set says that a row is synthetic.
+        synthetic = all(part in run.of_demo for run in runs if part in run.cross_tests)
+        upper, lower = ("synthetic", f"{part.upper()} ") if synthetic else (part.upper(), "")
+        titles[f"{part}_{name}"] = f"{upper}\n{lower}{name.upper()}"
     # The metric has its column even where no run has the figure.
     titles.setdefault(measure.metric, measure.metric.upper().replace("_", "\n"))
     if measure.logistic:
         for name in titles:
             part, figure = metrics.figure_of(name)
             if metrics.FIGURES[figure].fitted:
-                origin = "fitted" if part == "test" else f"{part.upper()} fit"
+                origin = f"{part if part == 'test' else part.upper()} fit"
                 titles[name] = f"{origin}\n{figure.upper()}"
     return titles
 
 
-def _row(entry: Entry, measure: Measure, titles: Iterable[str], grouped: bool) -> list[str]:
+def _row(
+    entry: Entry, measure: Measure, titles: Iterable[str], grouped: bool, with_set: bool
+) -> list[str]:
     run = entry.runs[0]
     count = str(len(entry.runs))
     if not grouped:
         count = f"{run.epoch(measure.epoch) or '–'}/{len(run.epochs)}"
     train_srcc = entry.mean(replace(measure, metric="train_srcc").value)
-    cells = [entry.name, run.backbone, count, _number_text(train_srcc, 4)]
+    data_set = [run.title("test")] if with_set else []
+    cells = [entry.name, run.backbone, *data_set, count, _number_text(train_srcc, 4)]
     for name in titles:
         # Of the metric the interval too.
         if name == measure.metric:
@@ -86,19 +101,21 @@ def _number_text(value: float, digits: int) -> str:
 def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
     """The lines below a table of entries.
 
-    What its signs mean, what flatters, and what a perfect model would reach.
+    Which images were tested, what the signs mean, what choosing the epoch does to the figures, and
+    what a perfect model would reach.
     """
     estimates = [measure.estimate(entry) for entry in entries]
     runs = [run for entry in entries for run in entry.runs]
+    yield from _set_notes(runs)
     yield from _interval_notes(estimates, measure, any(len(entry.runs) > 1 for entry in entries))
     scores = [measure.scores(run) for run in runs if measure.name == "plcc"]
     if any(of_run and len(of_run.keys) < FEW_IMAGES for of_run in scores):
         yield FEW_IMAGES_NOTE
     if any(run.status == UNDER_WAY for run in runs):
-        yield "running?: its records have no end; it goes on, or it was killed"
+        yield "running?: the records have no end; the run goes on, or it was killed"
     if measure.epoch == "best":
         yield (
-            "best: the epoch that the run chose; where its log names none, that of the "
+            "best: the epoch that the run chose; where its log names none, the one with the "
             "highest test SRCC"
         )
         if measure.metric == "srcc":
@@ -108,6 +125,17 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
         yield from _ceiling_notes(runs, measure)
 
 
+def _set_notes(runs: Sequence[Run]) -> Iterator[str]:
+    # A log of the public code may not say which set it is of.
+    tests = [(run, "test") for run in runs if "dataset" in run.settings]
+    cross_tests = [(run, part) for run in runs for part in run.cross_tests]
+    for kind, pairs in (("tested on", tests), ("cross tests", cross_tests)):
+        # A dictionary drops what comes twice and keeps the order.
+        sets = dict.fromkeys(run.title_and_number(part) for run, part in pairs)
+        if sets:
+            yield f"{kind}: {'; '.join(sets)}"
+
+
 def _interval_notes(
     estimates: Sequence[intervals.Estimate], measure: Measure, grouped: bool
 ) -> Iterator[str]:
@@ -115,7 +143,7 @@ def _interval_notes(
         yield f"[…] 95 % interval: bootstrap over test images, {measure.resamples} resamples"
     if any(estimate.approximate for estimate in estimates):
         paper = _PAPERS.get(measure.name, "")
-        origin = f"from the number of test images alone ({paper}), for want of predictions"
+        origin = f"from the number of test images ({paper}), since no predictions are there"
         yield f"~ approximate: {'from the seeds alone' if grouped else origin}"
     if any(not math.isnan(estimate.deviation) for estimate in estimates):
         yield "± standard deviation over seeds; intervals over seeds and images"
@@ -123,9 +151,11 @@ def _interval_notes(
 
 def _selection_note(runs: Sequence[Run]) -> Iterator[str]:
     biases = sorted(run.selection_bias for run in runs if not math.isnan(run.selection_bias))
-    if biases:
-        most = "" if biases[0] == biases[-1] else f" to {biases[-1]:+.4f}"
-        yield f"chosen on the test set, which flatters the SRCC by about {biases[0]:+.4f}{most}"
+    if biases and biases[-1] >= 0.00005:
+        most = "" if biases[0] == biases[-1] else f" to {biases[-1]:.4f}"
+        yield (
+            f"choosing the epoch on the test set inflates the SRCC by about {biases[0]:.4f}{most}"
+        )
 
 
 def _ceiling_notes(runs: Sequence[Run], measure: Measure) -> Iterator[str]:
@@ -138,7 +168,7 @@ def _ceiling_notes(runs: Sequence[Run], measure: Measure) -> Iterator[str]:
         best = math.nan if error is None else intervals.ceiling(scores.mos, error)[measure.name]
         if not math.isnan(best):
             notes[
-                f"{run.set_name(measure.part)}: a perfect model would reach "
+                f"{run.title(measure.part)}: a perfect model would reach "
                 f"{measure.name.upper()} {best:.4f}, given the votes of "
                 f"{counted(len(error), 'image')}"
             ] = None
@@ -153,7 +183,7 @@ def settings_table(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]
 
 def settings_of(entry: Entry) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(name, value) of the entry's settings: those that are not the defaults, and all."""
-    defaults = {name: setting_text(value) for name, value in figure_settings({}).items()}
+    defaults = default_texts()
     rows = [(name, entry.setting(name)) for name in sorted(entry.runs[0].settings)]
     # What is no flag, such as the device, has no default to differ from.
     return [(name, text) for name, text in rows if text != defaults.get(name, text)], rows

@@ -39,34 +39,37 @@ def _bound_text(bound: float) -> str:
 def short_names(names: Sequence[str], width: int) -> dict[str, str]:
     """Each name in at most `width` characters and still unlike the others.
 
-    Long names lose dates that tell none apart, then the words that all names share, then their
-    middles.
+    Long names lose dates that tell none apart, then all words but those that tell them from another
+    long one, and then their middles.
     """
     undated = [re.sub(r"_\d{8}_\d{6}(?=$|_)", "", name) for name in names]
-    shared: set[str] = set()
-    if len(names) > 1:
-        shared = set.intersection(*(set(re.split("[_ ]", name)) for name in names))
-    short: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for name, plain in zip(names, undated):
-        text = name
-        if len(text) > width and undated.count(plain) == 1:
-            text = plain
+        is_unique = undated.count(plain) == 1
+        texts[name] = plain if len(name) > width and is_unique else name
+    long = [re.split("[_ ]", text) for text in texts.values() if len(text) > width]
+    short: dict[str, str] = {}
+    for name, text in texts.items():
         if len(text) > width:
-            text = _without_words(text, shared)
+            text = _telling_words(re.split("[_ ]", text), long)
         if len(text) > width:
             text = _without_middle(text, width)
         short[name] = _unlike(short.values(), text, width)
     return short
 
 
-def _without_words(text: str, shared: Collection[str]) -> str:
-    # One `…` stands for each row of shared words, none at the beginning.
-    kept: list[str] = []
-    for word in re.split("[_ ]", text):
-        shown = "…" if word in shared else word
-        if shown != "…" or kept[-1:] != ["…"]:
-            kept.append(shown)
-    return "_".join(kept).replace("_…", "…").replace("…_", "…").lstrip("…")
+def _telling_words(own: list[str], names: Sequence[list[str]]) -> str:
+    """A name's words by which it first differs from another name; all where it differs from none.
+
+    One `…` stands for each row of words that are left out, none at either end.
+    """
+    words = []
+    for place, word in enumerate(own):
+        alike = [name for name in names if name[:place] == own[:place]]
+        is_same = all(name[place : place + 1] == [word] for name in alike)
+        words.append("…" if is_same else word)
+    text = re.sub("_?…(_…)*_?", "…", "_".join(words)).strip("…")
+    return text or "_".join(own)
 
 
 def _without_middle(text: str, width: int) -> str:
@@ -87,10 +90,10 @@ def _unlike(taken: Collection[str], text: str, width: int) -> str:
 
 
 def room_for_names(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
-    """Characters left for the first column of a `text_table` of this width, 12 at least."""
+    """Characters left for the first column of a `text_table` of this width, 20 at least."""
     _, *widths = _column_widths(header, rows)
     # Each column stands at least one space from the one before it.
-    return max(12, min(width // 2, width - sum(widths) - len(widths)))
+    return max(20, min(width // 2, width - sum(widths) - len(widths)))
 
 
 def _column_widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
@@ -133,9 +136,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table as GitHub's markdown, names in full."""
     titles = [title.replace("\n", " ") for title in header]
     alignments = ["---"] + ["---:"] * (len(header) - 1)
-    lines = []
-    for cells in (titles, alignments, *rows):
-        lines.append(
-            "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |"
-        )
-    return "\n".join(lines)
+    return "\n".join(
+        "| " + " | ".join(printable(cell).replace("|", "\\|") for cell in cells) + " |"
+        for cells in (titles, alignments, *rows)
+    )

@@ -22,6 +22,7 @@ from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.datasets.names import record_name
 from hyperiqa.datasets.records import Columns, DataSet
 from hyperiqa.model import checkpoints
+from hyperiqa.model.description import certificate_of
 from hyperiqa.scoring import evaluation
 from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.stats import metrics
@@ -412,9 +413,19 @@ def facts(
         f"{counted(hardware['processes'], 'process', 'processes')}",
     )
     for set_name, facts_of_set in certified["sets"].items():
-        yield set_name, _set_text(facts_of_set)
+        kind = "synthetic; " if is_of_demo(set_name, description) else ""
+        yield set_name, kind + _set_text(facts_of_set)
     for flag, start in certified["starts"].items():
         yield f"--{flag}", " <- ".join(_start_texts(start))
+
+
+def is_of_demo(set_name: str, description: Mapping[str, Any]) -> bool:
+    """Whether a set of a model's tests is one of the demo's, which are synthetic."""
+    if description["dataset"] != "demo":
+        return False
+    # SPAQ without a place is the set beside the demo.
+    path = certificate_of(description).get("sets", {}).get(set_name, {}).get("path")
+    return set_name == "demo" or (set_name == "spaq" and path is None)
 
 
 def _set_text(facts_of_set: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from hyperiqa.base.errors import UserError, counted, first_five
 from hyperiqa.base.files import HERE
-from hyperiqa.datasets.names import lower_is_better_sets, reader_name, record_name
+from hyperiqa.datasets.names import lower_is_better_sets, reader_name, record_name, set_title
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
 from hyperiqa.datasets.records import USUAL, Columns, DataSet, Record
@@ -35,6 +35,8 @@ FIGURES = ("srcc", "plcc", "fitted_plcc", "krcc", "fitted_rmse")
 class SetTest:
     """A data set, how it is tested, and the results.
 
+    title: what people read for the set; its records go by `data.name`.
+    place: its folder or file.
     which: its images, in words.
     resize: the size that they are scored at, as `--resize`.
     sign: -1 if the model's scores and the set's opinions point in opposite directions, else 1.
@@ -48,6 +50,8 @@ class SetTest:
     """
 
     data: DataSet
+    title: str
+    place: Path
     which: str
     resize: str
     sign: int
@@ -86,9 +90,9 @@ def read_sets(
 
     Raises UserError that names what is wrong with each of the sets.
     """
-    # The demo brings a SPAQ of its own, which its runs are tested on.
+    # The demo brings a SPAQ-like set, which its runs are tested on. It is meant beside the demo.
     demo_spaq = (paths.get("demo") or HERE / "demo") / "spaq-test"
-    spaq_of_demo = demo_spaq if description["dataset"] == "demo" else None
+    spaq_of_demo = demo_spaq if "demo" in paths and description["dataset"] == "demo" else None
     seed = description.get("seed") if seed is None else seed
     lower_sets = lower_is_better_sets(lower_is_better, paths)
     tests = []
@@ -98,9 +102,15 @@ def read_sets(
             reader = open_set(name, path, seed, name in lower_sets, columns, spaq_of_demo)
             # Runs of older versions had no such flag, and split like those that have it.
             reader.allow_shared_content = description.get("allow_shared_content", True)
-            tests.append(_read_set(reader, name, description, split, resize))
+            test = _read_set(reader, name, description, split, resize)
+            is_synthetic = name == "demo" or reader.root.resolve() == demo_spaq.resolve()
+            test.title = set_title(test.title, is_synthetic)
+            tests.append(test)
         except UserError as mistake:
-            problems.append(str(mistake))
+            hint = ""
+            if name == "spaq" and path is None and demo_spaq.exists():
+                hint = f"; the demo's own, synthetic one is spaq={demo_spaq}"
+            problems.append(f"{mistake}{hint}")
     if problems:
         raise UserError("; ".join(problems))
     return tests
@@ -129,6 +139,8 @@ def _read_set(
     sign = 1 if same_direction == (scale["factor"] > 0) else -1
     return SetTest(
         data,
+        data.name,
+        reader.root,
         which,
         resize or default_resize(name, is_trained, description),
         sign,
@@ -184,15 +196,18 @@ def load_images(
             bad_images = batches.drop_bad_images([test.images], skip=True)
             test.data.notes.append(f"{test.data.name}: left out: {bad_images}")
         # Tested on training images by the user's choice, which `which` says already.
-        twins = []
+        twins = {}
         if training_looks and "training images among them" not in test.which:
             looks = [test.images.perceptual_hash(record) for record in test.records]
-            twins = perceptual_hash.near_duplicates(looks, training_looks)
+            # Of many training images that a test image looks like, one is an example.
+            twins = dict(perceptual_hash.near_duplicates(looks, training_looks))
         if twins:
-            pairs = first_five(f"{test.records[i].name} ~ {training_names[j]}" for i, j in twins)
+            pairs = first_five(
+                f"{test.records[i].name} ~ {training_names[j]}" for i, j in twins.items()
+            )
             test.data.notes.append(
-                f"{test.data.name}: "
-                f"{counted(len(twins), 'image looks', 'images look')} like training images: {pairs}"
+                f"{test.title}: {len(twins)} of {counted(len(test.records), 'image')} "
+                f"{'looks' if len(twins) == 1 else 'look'} like training images: {pairs}"
             )
     cache.put_on_gpu([test.images.cache for test in tests], "auto", model.hardware.device)
 
@@ -225,7 +240,8 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
     scores = test.sign * test.scores
     mos = test.mos
     fitted = metrics.fitted(scores, mos)
-    with tqdm(FIGURES, f"Resampling {test.data.name}", unit="figure", leave=False) as bar:
+    title = f"Resampling {test.title}"
+    with tqdm(FIGURES, title, unit="figure", leave=False, disable=None) as bar:
         for name in bar:
             metric = name.removeprefix("fitted_")
             predictions = fitted if name.startswith("fitted_") else scores

@@ -15,10 +15,12 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from hyperiqa.base.errors import UserError, reason_of
 from hyperiqa.base.files import write_whole
 from hyperiqa.base.terminal import printable
+from hyperiqa.datasets.names import set_title
 from hyperiqa.model.checkpoints import HUB_MODEL, description_json, portable_state, save_safetensors
 from hyperiqa.model.description import certificate_of
 from hyperiqa.scoring import certificate_checks
 from hyperiqa.scoring.quality_model import QualityModel
+from hyperiqa.scoring.score_files import scale_text
 
 TASK = "image-quality-assessment"
 TAGS = [TASK, "blind-image-quality-assessment", "no-reference", "hyperiqa"]
@@ -53,7 +55,7 @@ def card(description: Mapping[str, Any], repo: str) -> ModelCard:
     figures = list(_figures(description))
     results = [
         EvalResult(TASK, data_set, data_set, figure, value, metric_name=figure.upper())
-        for data_set, figure, value, _ in figures
+        for data_set, _, figure, value, _ in figures
     ]
     metadata = ModelCardData(
         library_name="hyperiqa",
@@ -64,9 +66,9 @@ def card(description: Mapping[str, Any], repo: str) -> ModelCard:
     # Below the metadata, the card is markdown.
     lines = _usage_lines(description, name, repo)
     if figures:
-        lines += ["| data set | figure | value | 95 % |", "|---|---|---|---|"]
-    for data_set, figure, value, interval in figures:
-        lines.append(f"| {data_set} | {figure.upper()} | {value:.4f} | {interval} |")
+        lines += ["| data set | images | figure | value | 95 % |", "|---|---|---|---|---|"]
+    for data_set, images, figure, value, interval in figures:
+        lines.append(f"| {data_set} | {images} | {figure.upper()} | {value:.4f} | {interval} |")
     if "certificate" in description:
         lines += ["", "## Where it comes from", ""]
         # Whoever reads the card runs other versions than the machine that writes it.
@@ -78,15 +80,12 @@ def card(description: Mapping[str, Any], repo: str) -> ModelCard:
 
 
 def _usage_lines(description: Mapping[str, Any], name: str, repo: str) -> list[str]:
-    low, high = description["score_range"]
-    better = "higher" if description["higher_is_better"] else "lower"
     return [
         f"# {name}",
         "",
         "Blind image quality assessment: one image in, one score out. HyperIQA with "
         f"{description['backbone']}, fusion {description['fusion']}, trained on "
-        f"{description['dataset']}. Scores are on that set's scale ({low:g} to {high:g}), "
-        f"{better} is better.",
+        f"{description['dataset']}. Scale of the scores: {scale_text(description)}.",
         "",
         "```python",
         "from hyperiqa import load",
@@ -101,15 +100,21 @@ def _usage_lines(description: Mapping[str, Any], name: str, repo: str) -> list[s
     ]
 
 
-def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, float, str]]:
-    """The figures of the model's tests: (data set, figure, value, its interval in words or "").
+def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, str, float, str]]:
+    """The figures of the model's tests: (data set, images, figure, value, interval or "").
 
+    The number of images is "" where it is not known.
     Undefined figures are left out. A model without a certificate has figures without intervals.
     """
     certified = certificate_of(description).get("figures")
     tested_parts = certified or description.get("metrics") or {}
-    names = {"test": description["dataset"], "val": f"{description['dataset']} validation"}
+    sets = certificate_of(description).get("sets", {})
     for part, figures in tested_parts.items():
+        name = description["dataset"] if part in ("test", "val") else part
+        title = set_title(name, certificate_checks.is_of_demo(name, description))
+        if part == "val":
+            title += " validation"
+        images = sets.get(name, {}).get("images", {}).get("val" if part == "val" else "test", "")
         for figure, estimate in figures.items():
             # [value, low, high] in a certificate, the value alone in a description's metrics.
             value, *bounds = estimate if isinstance(estimate, list) else [estimate]
@@ -117,15 +122,17 @@ def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, float, 
                 continue
             has_interval = bounds and None not in bounds
             interval = f"{bounds[0]:.4f} to {bounds[1]:.4f}" if has_interval else ""
-            yield names.get(part, part), figure, value, interval
+            yield title, str(images), figure, value, interval
 
 
 def private_words(description: Mapping[str, Any]) -> list[str]:
     """The words of the certificate that name places of this machine: they get published with it."""
     certificate = certificate_of(description)
-    words = list(certificate.get("command", []))
-    words += [facts_of_set["path"] or "" for facts_of_set in certificate.get("sets", {}).values()]
-    words += [start["file"] for start in certificate.get("starts", {}).values()]
+    words = [
+        *certificate.get("command", []),
+        *(facts_of_set["path"] or "" for facts_of_set in certificate.get("sets", {}).values()),
+        *(start["file"] for start in certificate.get("starts", {}).values()),
+    ]
     # A dictionary, unlike a set, drops repetitions and keeps the order.
     return list(dict.fromkeys(shlex.quote(word) for word in words if "/" in word))
 

@@ -174,8 +174,12 @@ def paths_from(descriptor: int) -> Iterator[str | None]:
 
 
 def canonical_path(image: str) -> str:
-    """The name that tells images apart: `a.jpg` and `./a.jpg` are the same image."""
-    return str(Path(image).absolute())
+    """The name that tells images apart: `a.jpg`, `./a.jpg` and `b/../a.jpg` are the same image."""
+    path = Path(image).absolute()
+    # Behind a link, `..` leads to where only the system knows.
+    if ".." in path.parts:
+        path = path.parent.resolve() / path.name
+    return str(path)
 
 
 def map_path(folder: Path, image: str) -> Path:

@@ -8,9 +8,10 @@ rows of different models or settings are never mixed unnoticed.
 import csv
 import io
 import json
+import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,14 +56,16 @@ class ScoreFile:
         """
         reason = error and error[:LONGEST_REASON]
         values = (image, None if score is None else round(score, 6), reason, made_with)
-        line = _json_line(values) if self.form == "jsonl" else _csv_line(values)
         try:
-            self._write(line + "\n")
+            self._write(self._line(values) + "\n")
         except BrokenPipeError:
             raise
         except OSError as problem:
             reason = reason_of(problem)
             raise UserError(f"{self.path}: cannot be written: {reason}") from None
+
+    def _line(self, values: Sequence[Any]) -> str:
+        return _json_line(values) if self.form == "jsonl" else _csv_line(values)
 
     def _write(self, text: str) -> None:
         # In files and pipes the names of images keep their bytes.
@@ -76,6 +79,39 @@ class ScoreFile:
         data = text.encode("utf-8", "surrogateescape")
         while data:
             data = data[self.file.write(data) :]
+
+
+class ScoreLines(ScoreFile):
+    """Shows scores to a reader at a terminal: a sentence for a single image, else aligned lines.
+
+    description: the model's. alone: whether there is a single image.
+    """
+
+    def __init__(self, description: Mapping[str, Any], alone: bool):
+        super().__init__(None, "lines")
+        self.scale = scale_text(description)
+        low, high = description["score_range"]
+        # A thousandth of the scale is shown. A single score in training makes no scale.
+        self.digits = max(1, 3 - round(math.log10(abs(high - low) or 100)))
+        self.alone = alone
+        if not alone:
+            self._write(f"Scores on a scale of {self.scale}:\n")
+
+    def _line(self, values: Sequence[Any]) -> str:
+        image, score, reason, _ = values
+        text = "–" if score is None else f"{score:.{self.digits}f}"
+        note = f"  ({reason})" if reason else ""
+        if self.alone and score is not None:
+            return f"{image}  {text} of {self.scale}{note}"
+        return f"{text:>8}  {image}{note}"
+
+
+def scale_text(description: Mapping[str, Any]) -> str:
+    """What a model's scores mean: `0..100, higher is better (koniq-10k)`."""
+    low, high = description.get("nominal_range") or description["score_range"]
+    better = "higher" if description["higher_is_better"] else "lower"
+    dataset = description["dataset"].replace("demo", "demo, synthetic")
+    return f"{low:g}..{high:g}, {better} is better ({dataset})"
 
 
 def _open_unbuffered(path: Path | None) -> Any:

@@ -51,7 +51,7 @@ def test_a_file_holds_all_that_it_shows(tmp_path, coloured):
     assert sizes == [(320, 240), (36, 240), (320, 21), (40, 30)]
     assert data(tmp_path / "s.html", "page")["facts"] == [
         "4 images, scores 8.50 to 71.00",
-        "trained on koniq-10k, 0 to 100; higher is better",
+        "scale of the scores: 0..100, higher is better (koniq-10k)",
     ]
 
 

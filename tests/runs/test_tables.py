@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from hyperiqa.runs import tables
@@ -27,6 +29,18 @@ def test_short_names_keep_what_tells_runs_apart():
         "ranking_loss_alpha=0.5 ranking_loss_margin=0.3",
     ]
     assert tables.short_names(settings, 20)[settings[0]].startswith("alpha=0.1")
+
+
+@pytest.mark.parametrize("width", [20, 24, 30])
+def test_what_differs_is_not_cut_out_of_names_of_a_search(width):
+    alphas = [f"search_ranking_loss_alpha={a}_seed=42_8feb579b" for a in (0, 0.1, 0.3)]
+    names = [*alphas, "resnet50_20251215_191130", "swin_multiscale_attention_20251215_191130"]
+    short = tables.short_names(names, width)
+    for name, alpha in zip(alphas, ("alpha=0", "alpha=0.1", "alpha=0.3")):
+        assert alpha in short[name].split("…") or alpha in re.split("[_…]", short[name])
+    assert "~" not in "".join(short.values())
+    grid = [f"search_lr={a}_ranking_loss_margin={b}_1" for a in "12" for b in "34"]
+    assert tables.short_names([*grid, "other"], 20)[grid[1]] == "lr=1…margin=4"
 
 
 HEADER = ["run", "best/\nepochs", "SRCC [95 %]", "status"]

@@ -1,6 +1,7 @@
 import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image, PngImagePlugin
@@ -143,6 +144,9 @@ def test_names_of_maps_are_unique_short_and_never_hidden(tmp_path):
         os.fsdecode(b"latin\xe8.jpg"),
         "two\nlines.jpg",
         *(f"{'long' * 60}/{i}{'x' * 240}.jpg" for i in range(3)),
+        "../x.jpg",
+        "../../x.jpg",
+        "../..",
         *(f"{folder}/x.jpg" for folder in ("one", "two", "deep/one", "deep/two")),
     ]
     paths = [image_sources.map_path(tmp_path, image) for image in images]
@@ -155,6 +159,8 @@ def test_names_of_maps_are_unique_short_and_never_hidden(tmp_path):
         path.touch()
     assert "deep_one_x.jpg" not in paths[-2].name and "one_x.jpg" in paths[-2].name
     assert paths[0] == image_sources.map_path(tmp_path, "./a b.jpg")
+    assert paths[2] == image_sources.map_path(tmp_path, "c/../a/b.jpg")
+    assert paths[-7].name.startswith(f"{Path.cwd().parent.name}_x.jpg-")
     assert paths[0] == image_sources.map_path(tmp_path, os.path.abspath("a b.jpg"))  # noqa: PTH100
 
 

@@ -301,6 +301,13 @@ def test_wrong_arrays_are_refused_with_the_reason(model, image, message):
     assert [s.score for s in model.score_all([image, picture()])] == [None, model.score(picture())]
 
 
+def test_a_file_that_cannot_be_read_is_named(model):
+    with pytest.raises(ValueError, match="^nope.jpg: "):
+        model.score("nope.jpg")
+    (scored,) = model.score_all(["nope.jpg"])
+    assert "nope" not in scored.problem
+
+
 def test_what_is_no_image_at_all_is_the_callers_mistake(model):
     for thing in ([1, 2], 7, b"bytes"):
         with pytest.raises(TypeError, match=f"expected a path, .* found {type(thing).__name__}"):
