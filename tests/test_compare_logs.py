@@ -397,11 +397,11 @@ def test_runs_of_one_name_are_told_by_their_folders(tool, logs, tmp_path):
     old = tmp_path / "old"
     write_files(old, "clean_1", 1, epochs=(0.4, 0.2))
     out = tool(logs / "clean_1.jsonl", old).stdout
-    found = r"- \S*(logs|old)/clean_1 is (better|worse) than \S*(logs|old)/clean_1: "
+    found = r"- \S*(logs|old)/clean is (better|worse) than \S*(logs|old)/clean: "
     assert re.search(found, " ".join(out.split())), out
     out = tool(logs, old, "--against", old / "clean_1.jsonl", "--resamples", 100).stdout
     pairs = [line for line in out.splitlines() if line.startswith("- ")]
-    assert len(pairs) == 6 and all("old/clean_1" in " ".join(pair.split()) for pair in pairs)
+    assert len(pairs) == 6 and all("old/clean" in " ".join(pair.split()) for pair in pairs)
     said = tool(logs, old, "--against", "clean_1", code=2).stderr
     assert f"2 runs match: {logs}/clean_1, {old}/clean_1" in said
 

@@ -374,7 +374,8 @@ def test_a_cross_test_that_no_flag_named_is_where_the_run_found_it(
     def pictures():
         scored_sets.decode_sets.cache_clear()
         out = run_main("report.py", report.main, *words).stdout
-        return content(tmp_path / "r.html")["sets"]["spaq"]["pictures"], out
+        title = "demo spaq (synthetic)" if beside_the_demo else "spaq"
+        return content(tmp_path / "r.html")["sets"][title]["pictures"], out
 
     assert pictures()[0] == list(range(24, 34))
     spaq.unlink()
@@ -532,7 +533,7 @@ def test_a_single_run_begins_with_its_summary_and_its_settings(ran, run_main, tm
     facts = page.locator("#s0 dl").inner_text().splitlines()
     shown = dict(zip(facts[::2], facts[1::2]))
     assert shown["status"] == "finished" and shown["images"] == "train 12, test 24, spaq 10"
-    assert re.fullmatch(r"-?\d\.\d{4} \[\S+ \S+\]", shown["SRCC [95 %]"])
+    assert re.fullmatch(r"-?\d\.\d{4} \[\S+ \S+\]", shown["test SRCC [95 %]"])
     facts = page.locator("#s1 > dl").inner_text().splitlines()
     chosen = dict(zip(facts[::2], facts[1::2]))
     assert chosen["fusion"] == "attention" and chosen["lr"] == "0.001" and chosen["resize"] == "72"

@@ -107,10 +107,9 @@ def read_sets(
             test.title = set_title(test.title, is_synthetic)
             tests.append(test)
         except UserError as mistake:
-            hint = ""
-            if name == "spaq" and path is None and demo_spaq.exists():
-                hint = f"; the demo's own, synthetic one is spaq={demo_spaq}"
-            problems.append(f"{mistake}{hint}")
+            hint = f"; the demo's own, synthetic one is spaq={demo_spaq}"
+            is_demos = name == "spaq" and path is None and demo_spaq.exists()
+            problems.append(f"{mistake}{hint if is_demos else ''}")
     if problems:
         raise UserError("; ".join(problems))
     return tests

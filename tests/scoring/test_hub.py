@@ -150,7 +150,7 @@ def test_the_card_has_the_figures_and_no_nan(launcher, place):
         data["tags"]
     )
     assert (
-        "| livec | SRCC | 0.7500 |" in text
+        "| livec |  | SRCC | 0.7500 |" in text
         and 'load("hf://USER/m")' in text
         and "(here" not in text
     )
