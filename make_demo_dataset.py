@@ -1,34 +1,52 @@
-"""Makes `demo`, a small synthetic image quality data set, so that training can be tried without any download.
+"""Make `demo`, a small set of generated pictures with quality scores.
 
-    python make_demo_dataset.py                                    # writes demo/ beside this script
-    python make_demo_dataset.py OUT --seed 7 --train 200 --test 60 --spaq 48
+  python make_demo_dataset.py              # writes demo/ beside this script
+  python make_demo_dataset.py OUT --train 960 --test 96 --spaq 72
 
-OUT gets the layout of the real data sets, so the same readers read it: OUT/koniq-10k like KonIQ-10k,
-OUT/spaq-test like SPAQ. Every image is a 512x384 JPEG of its own scene with one distortion at one of five
-levels (a few have none); the score, 0..100, higher is better, follows from the distortion alone. The scenes
-are dead leaves, a model with the statistics of natural images. The SPAQ-like ones are darker, warmer, coarser
-and rated on another scale, so that the cross test is one. Same seed and counts, same bytes in every file. The
-figures reached on it say nothing about real photos."""  # noqa: E501
+A model that is trained on it judges technical distortions: blur, noise,
+compression, wrong exposure and the like. It is no substitute for a model that
+is trained on the opinions of people.
+
+OUT gets the layout of the real data sets: OUT/koniq-10k is laid out like
+KonIQ-10k, OUT/spaq-test like SPAQ. Every image is a 512x384 JPEG of a scene of
+its own, with one distortion or a pair of them at one of five levels; a few have
+none. The scenes have the statistics of photographs: objects of all sizes,
+textures, terrain, light, lettering and a depth of field. The score, 0 to 100,
+higher is better, compares the image with its pristine scene:
+100 * (1 - sqrt(GMSD / 0.3)), as about 105 raters with some disagreement would
+give it. The SPAQ-like images are darker, warmer, coarser and rated on another
+scale, so that testing on them is a cross test. The same seed and counts give
+the same bytes in every file."""
 
 from pathlib import Path
 
 from hyperiqa.base.command_line import Flags, run_tool
-from hyperiqa.datasets.demo_images import KINDS, build_and_report
 
 
 def main(argv: list[str] | None = None) -> None:
     flags = Flags(__doc__)
     beside = Path(__file__).resolve().with_name("demo")
-    flags.words("out", "new folder (default: demo/ here)", nargs="?", type=Path, default=beside)
-    flags.count("--seed", 7, "of everything random", least=0)
-    for name, count in (("train", 200), ("test", 60), ("spaq", 48)):
+    flags.words(
+        "out",
+        "new folder for the set (default: demo beside this script)",
+        nargs="?",
+        type=Path,
+        default=beside,
+    )
+    flags.count("--seed", 7, "seed of everything random", least=0)
+    uses = (("train", 960, "training"), ("test", 96, "testing"), ("spaq", 72, "the cross test"))
+    for name, count, use in uses:
         flags.count(
             f"--{name}",
             count,
-            "number of images, one of each distortion at least",
-            least=len(KINDS),
+            f"number of images for {use}",
+            least=8,
         )
-    build_and_report(**vars(flags.parse(argv)))
+    options = flags.parse(argv)
+    # This imports scipy, which takes long: a mistake in the flags is reported before.
+    from hyperiqa.datasets.demo_images import build_and_report
+
+    build_and_report(**vars(options))
 
 
 if __name__ == "__main__":

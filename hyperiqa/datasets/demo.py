@@ -1,9 +1,17 @@
 """The reader of the synthetic demo set, which is made on first use."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.datasets.authentic import KonIQ10k
+from hyperiqa.datasets.records import Row
+
+# Drawing a scene takes longer than distorting it, and a model learns more from more images.
+IMAGES_OF_A_SCENE = 4
+# Such as train_0012_jpeg_3.jpg.
+NAME = re.compile(r"(?P<split>[a-z]+)_(?P<number>\d+)_(?P<kind>.+)_\d\.jpg")
 
 
 class Demo(KonIQ10k):
@@ -11,21 +19,32 @@ class Demo(KonIQ10k):
 
     name = "demo"
     expects = "what make_demo_dataset.py makes: koniq-10k/ and spaq-test/"
+    # How many images of each split are made, where that is not the command's default.
+    counts: dict[str, int] = {}
 
     def __init__(self, root: Path | None = None, *settings, **more):
         super().__init__(root, *settings, **more)
         if not self.root.exists():
-            _make(self.root)
+            _make(self.root, self.counts)
         self.spaq_root = self.root / "spaq-test"
         self.root = self.root / "koniq-10k"
 
+    def rows(self) -> list[Row]:
+        rows = super().rows()
+        for i, row in enumerate(rows):
+            if match := NAME.fullmatch(Path(row.image).name):
+                # No split tears the images of a scene apart.
+                scene = f"{match['split']} {int(match['number']) // IMAGES_OF_A_SCENE}"
+                rows[i] = replace(row, group=scene, kind=match["kind"].replace("_", " "))
+        return rows
 
-def _make(root: Path) -> None:
+
+def _make(root: Path, counts: dict[str, int]) -> None:
     # It draws with modules that no other reader needs.
     from hyperiqa.datasets.demo_images import build_and_report
 
     try:
-        build_and_report(root)
+        build_and_report(root, **counts)
     except UserError:
         # Where the folder is there, another process has made it meanwhile.
         if not root.exists():

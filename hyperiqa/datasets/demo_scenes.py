@@ -1,8 +1,11 @@
-"""Pristine scenes for the demo data set: dead leaves with textures, light and lettering.
+"""Pristine scenes for the demo data set: dead leaves, terrain, textures, light and lettering.
 
-The dead-leaves model (Lee, Mumford and Huang, IJCV 2001) covers a plane with objects of all sizes
-until every point is hidden. Its pictures have the statistics of natural images. All random numbers
-come from the generator that the caller passes, so the same generator gives the same pixels.
+The dead-leaves model (Lee, Mumford and Huang, IJCV 2001) covers a plane with objects of all sizes.
+The terrain, the clouds and the grain are 1/f noise. Both have the statistics of natural images, and
+networks learn from such pictures (Baradad et al., "Learning to See by Looking at Noise", NeurIPS
+2021). As in photographs, parts may be out of focus, and exposure, contrast and colourfulness vary.
+All random numbers come from the generator that the caller passes, so the same generator gives the
+same pixels.
 """
 
 import functools
@@ -11,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import fft
+from scipy import fft, ndimage
 
 # The size of every image, in pixels.
 WIDTH = 512
@@ -38,6 +41,8 @@ THEMES = (
     )
     / 100
 )
+# Of each row of pixels: from 1 at the top to -1 at the bottom.
+HEIGHTS = np.linspace(1, -1, HEIGHT, dtype=np.float32)[:, None]
 # Loading Pillow's font takes longer than drawing a word, and a scene repeats its sizes.
 _font = functools.cache(ImageFont.load_default)
 
@@ -45,20 +50,20 @@ _font = functools.cache(ImageFont.load_default)
 class Domain(NamedTuple):
     """Where a split's scenes come from.
 
-    radii: smallest and largest leaf in pixels; leaves: how many; mean: grey level; tint: factors on
-    RGB; scale: offset and slope of its raters' scores.
+    size: factor on the objects' radii; mean: mean grey level, 30 more or less; tint: factors on
+    RGB; scale: offset and slope of its raters' scores. They seldom agree on the best or the worst
+    grade, so that a pristine scene has less than 100.
     """
 
-    radii: tuple[float, float]
-    leaves: int
+    size: float
     mean: float
     tint: tuple[float, float, float]
     scale: tuple[float, float]
 
 
-KONIQ = Domain((7, 90), 800, 118, (1.0, 1.0, 1.0), (0.0, 1.0))
+KONIQ = Domain(1.0, 112, (1.0, 1.0, 1.0), (3.0, 0.94))
 # Darker, warmer, coarser and rated on another scale, so that testing on it is a cross test.
-SPAQ = Domain((10, 130), 420, 100, (1.08, 1.0, 0.88), (8.0, 0.85))
+SPAQ = Domain(1.5, 94, (1.08, 1.0, 0.88), (10.0, 0.8))
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -71,110 +76,109 @@ def luma(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
     return np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
 
 
-def noise_field(rng: np.random.Generator, exponent: float) -> np.ndarray:
-    """(HEIGHT, WIDTH) float32 noise with the amplitude spectrum 1/f^exponent, mean 0, sd 1."""
-    rows = fft.fftfreq(HEIGHT)[:, None]
-    frequency = np.hypot(rows, fft.rfftfreq(WIDTH)).astype(np.float32)
+@functools.cache
+def _log_frequency() -> np.ndarray:
+    frequency = np.hypot(fft.fftfreq(HEIGHT)[:, None], fft.rfftfreq(WIDTH))
     # An infinite frequency gets the amplitude 0: the noise has no mean.
     frequency[0, 0] = np.inf
+    return np.log(frequency).astype(np.float32)
+
+
+def noise_field(rng: np.random.Generator, exponent: float) -> np.ndarray:
+    """(HEIGHT, WIDTH) float32 noise with the amplitude spectrum 1/f^exponent, mean 0, sd 1."""
     white = rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)
-    field = fft.irfft2(fft.rfft2(white) * frequency**-exponent, s=(HEIGHT, WIDTH))
+    amplitude = np.exp(np.float32(-exponent) * _log_frequency())
+    field = fft.irfft2(fft.rfft2(white) * amplitude, s=(HEIGHT, WIDTH))
     return field / field.std()
 
 
 def textures(rng: np.random.Generator, smooth: np.ndarray) -> list[np.ndarray]:
     """Grain, wood, stripes and checker, each (HEIGHT, WIDTH) of sd about 1 and bent by `smooth`."""
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
-    angles = rng.uniform(0, np.pi, 3).tolist()
-    periods = rng.uniform(4, 9, 3).tolist()
 
-    def wave(index: int, bend: float, turn: float = 0.0) -> np.ndarray:
-        frequency = 2 * np.pi / periods[index]
-        angle = angles[index] + turn
-        # Python floats, since NumPy's would make the arrays float64.
-        across = frequency * float(np.cos(angle))
-        down = frequency * float(np.sin(angle))
-        return np.sin(across * x + down * y + bend * smooth)
+    def wave(bend: float) -> np.ndarray:
+        angle = rng.uniform(0, math.pi)
+        frequency = math.tau / rng.uniform(4, 9)
+        along = x * math.cos(angle) + y * math.sin(angle)
+        return np.sin(frequency * along + bend * smooth)
 
-    grain = noise_field(rng, 0.7)
+    grain = noise_field(rng, rng.uniform(0.9, 1.5))
     return [
         grain,
-        wave(0, 8.0) + 0.6 * grain,
-        1.2 * np.tanh(2 * wave(1, 0.5)),
-        1.3 * np.tanh(4 * (wave(2, 0.5) * wave(2, 0.5, np.pi / 2))),
+        wave(8.0) + 0.6 * grain,
+        1.2 * np.tanh(2 * wave(0.5)),
+        1.3 * np.tanh(4 * wave(0.5) * wave(0.5)),
     ]
 
 
 def make_scene(rng: np.random.Generator, domain: Domain) -> np.ndarray:
-    """Draw a pristine scene, (HEIGHT, WIDTH, 3) uint8: lit leaves and words, some under a sky.
-
-    Exposure, contrast and colourfulness are brought to the domain's, so that a distortion shows
-    against any content.
-    """
-    sky = rng.random() < 0.3
-    words = int(rng.choice([3, 8, 30]))
-    shown = _downsampled(_labels(rng, domain, sky, words), _looks(rng, domain.leaves, sky, words))
-    # The clouds of the sky and the light on the ground.
-    smooth = noise_field(rng, 1.8)
-    light = 1 + 0.1 * smooth + np.linspace(0.15, -0.15, HEIGHT, dtype=np.float32)[:, None]
-    for amount, texture in zip(shown[3:7], textures(rng, smooth), strict=True):
+    """Draw a pristine scene of the domain, (HEIGHT, WIDTH, 3) uint8."""
+    leaves = int(rng.choice([30, 150, 400, 1000]))
+    words = int(rng.choice([0, 0, 3, 8, 20]))
+    shown = _downsampled(_labels(rng, domain, leaves, words), _looks(rng, leaves, words))
+    clouds = noise_field(rng, 1.8)
+    for _ in range(rng.integers(4)):
+        _add_terrain(rng, shown)
+    # The light: clouds' shadows, and more of it from above.
+    light = 1 + rng.uniform(0.05, 0.25) * clouds + rng.uniform(0, 0.3) * HEIGHTS
+    for amount, texture in zip(shown[3:7], textures(rng, clouds), strict=True):
         light += amount * texture
-    return _developed(np.maximum(shown[:3], 0.02) * light, domain)
+    image = np.maximum(shown[:3], 0.02) * np.float32(light)
+    if rng.random() < 0.4:
+        image = _out_of_focus_in_parts(rng, image)
+    # Lens and sensor: no photograph is sharp to the pixel.
+    softness = rng.uniform(0.3, 0.8)
+    return _developed(rng, ndimage.gaussian_filter(image, (0, softness, softness)), domain)
 
 
-def _labels(rng: np.random.Generator, domain: Domain, sky: bool, words: int) -> np.ndarray:
-    """The object in each pixel, (2*HEIGHT, 2*WIDTH): 0 ground or sky, then leaves, then words."""
+def _add_terrain(rng: np.random.Generator, shown: np.ndarray) -> None:
+    """Lay a region with the border of a coast, a wood or a cloud over the objects, in place."""
+    height = noise_field(rng, rng.uniform(1.3, 2.2)) + rng.uniform(-2, 2) * HEIGHTS
+    # From a sharp border to a soft one.
+    cover = np.clip((height - rng.uniform(-0.5, 1.2)) * rng.uniform(6, 40), 0, 1)
+    look = np.zeros((8, 1, 1), np.float32)
+    look[:3, 0, 0] = THEMES[rng.integers(len(THEMES))] * rng.uniform(0.4, 1.2)
+    look[3] = rng.uniform(0.03, 0.3)
+    shown += np.float32(cover) * (look - shown)
+
+
+def _out_of_focus_in_parts(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Blur the upper or lower part of the image, or patches anywhere: the depth of field."""
+    radius = rng.uniform(1.5, 5)
+    blurred = ndimage.gaussian_filter(image, (0, radius, radius))
+    sharp = 4 * HEIGHTS if rng.random() < 0.5 else 2 * noise_field(rng, 2.0)
+    cover = np.clip(sharp * rng.choice([-1, 1]) + rng.uniform(-1, 2), 0, 1)
+    return blurred + np.float32(cover) * (image - blurred)
+
+
+def _labels(rng: np.random.Generator, domain: Domain, leaves: int, words: int) -> np.ndarray:
+    """The object in each pixel, (2*HEIGHT, 2*WIDTH): 0 the ground, then leaves, then words."""
     canvas = Image.new("I", (2 * WIDTH, 2 * HEIGHT))
     draw = ImageDraw.Draw(canvas)
     # Radii of density r^-3, by inverting their distribution: a scene looks alike at every scale.
-    smallest, largest = domain.radii
-    low = smallest**-2.0
-    high = largest**-2.0
-    radii = (low + rng.random(domain.leaves) * (high - low)) ** -0.5
-    # Below a sky the leaves crowd towards the bottom.
-    places = rng.random((domain.leaves, 2)) ** [1, 0.6 if sky else 1] * [2 * WIDTH, 2 * HEIGHT]
-    shapes = rng.random((domain.leaves, 4))
-    # The share of polygons makes round, mixed or angular scenes.
-    shapes[:, 0] = shapes[:, 0] < rng.choice([0.15, 0.5, 0.9])
-    for label, (place, radius, shape) in enumerate(
-        zip(places.tolist(), radii.tolist(), shapes.tolist(), strict=True), start=1
-    ):
-        _draw_leaf(draw, place, radius, shape, label)
-    for label in range(domain.leaves + 1, domain.leaves + 1 + words):
+    low = rng.uniform(3, 14) ** -2.0
+    high = rng.uniform(70, 300) ** -2.0
+    radii = domain.size * (low + rng.random(leaves) * (high - low)) ** -0.5
+    # In some scenes the leaves crowd towards the bottom.
+    places = rng.random((leaves, 2)) ** [1, rng.uniform(0.5, 1)] * [2 * WIDTH, 2 * HEIGHT]
+    # Round, mixed or angular scenes.
+    round_share = rng.choice([0.1, 0.5, 0.85])
+    for label, (x, y) in enumerate(places.tolist(), start=1):
+        corners = 24 if rng.random() < round_share else int(rng.integers(3, 7))
+        points = np.exp(2j * math.pi / corners * np.arange(corners))
+        # Flattened to an ellipse or a long polygon, turned, and drawn at double size.
+        points.imag *= rng.uniform(0.45, 1)
+        points *= 2 * radii[label - 1] * np.exp(1j * rng.uniform(0, math.pi))
+        points += x + 1j * y
+        draw.polygon(points.view(float).tolist(), fill=label)
+    for label in range(leaves + 1, leaves + 1 + words):
         corner = rng.uniform(-40, 2 * WIDTH - 60), rng.uniform(-10, 2 * HEIGHT - 30)
-        size = int(rng.integers(3, 9) * domain.radii[0])
+        size = int(rng.integers(20, 70) * domain.size)
         draw.text(corner, WORDS[rng.integers(len(WORDS))], fill=label, font=_font(size))
     return np.asarray(canvas)
 
 
-def _draw_leaf(
-    draw: ImageDraw.ImageDraw, place: list[float], radius: float, shape: list[float], label: int
-) -> None:
-    """Draw an ellipse or a polygon of 3 to 6 corners at double size.
-
-    shape: four numbers 0..1: whether it is a polygon, how many corners, how round, how turned.
-    """
-    x, y = place
-    polygon, corners, roundness, turn = shape
-    long = 2 * radius
-    short = long * (0.45 + 0.55 * roundness)
-    if not polygon:
-        # Pillow's ellipses lie along the axes: they are turned by a right angle or not at all.
-        across, down = (long, short) if turn < 0.5 else (short, long)
-        draw.ellipse((x - across, y - down, x + across, y + down), fill=label)
-        return
-    cos = math.cos(math.pi * turn)
-    sin = math.sin(math.pi * turn)
-    count = 3 + int(4 * corners)
-    points = []
-    for k in range(count):
-        u = long * math.cos(math.tau * k / count)
-        v = short * math.sin(math.tau * k / count)
-        points.append((x + u * cos - v * sin, y + u * sin + v * cos))
-    draw.polygon(points, fill=label)
-
-
-def _looks(rng: np.random.Generator, leaves: int, sky: bool, words: int) -> np.ndarray:
+def _looks(rng: np.random.Generator, leaves: int, words: int) -> np.ndarray:
     """The objects' looks, (1 + leaves + words, 8) uint8: RGB, amounts of four textures, a spare.
 
     The spare makes a look eight bytes long, which `_downsampled` reads as one number.
@@ -186,12 +190,11 @@ def _looks(rng: np.random.Generator, leaves: int, sky: bool, words: int) -> np.n
     looks[:, :3] = theme[rng.integers(5, size=count)] * rng.uniform(0.35, 1.35, (count, 1))
     looks[:, :3] += rng.normal(0, 0.05, (count, 3))
     texture = rng.choice(4, size=count, p=[0.4, 0.3, 0.15, 0.15])
-    looks[np.arange(count), 3 + texture] = rng.uniform(0.12, 0.32, count)
+    # A scene is rougher or smoother as a whole.
+    looks[np.arange(count), 3 + texture] = rng.uniform(0.3, 1) * rng.uniform(0.02, 0.35, count)
     # Words are nearly black or nearly white, and smoother than leaves.
     looks[1 + leaves :, :3] = rng.choice([0.03, 0.97], (words, 1)) + rng.normal(0, 0.05, (words, 3))
     looks[1 + leaves :, 3:] *= 0.3
-    if sky:
-        looks[0] = [0.55, 0.68, 0.85, 0.08, 0, 0, 0, 0]
     return to_uint8(255 * looks)
 
 
@@ -209,13 +212,15 @@ def _downsampled(labels: np.ndarray, looks: np.ndarray) -> np.ndarray:
     return np.moveaxis(total, 2, 0).astype(np.float32, order="C") / (4 * 255)
 
 
-def _developed(image: np.ndarray, domain: Domain) -> np.ndarray:
+def _developed(rng: np.random.Generator, image: np.ndarray, domain: Domain) -> np.ndarray:
     """The (3, HEIGHT, WIDTH) image as a camera of the domain gives it, (HEIGHT, WIDTH, 3) uint8."""
     grey = luma(*image)
     chroma = image - grey
     # A camera's white balance.
     chroma -= 0.7 * chroma.mean((1, 2), keepdims=True)
-    grey = domain.mean + 52 * (grey - grey.mean()) / grey.std()
+    # Its response, which is flatter in the shadows and the lights.
+    grey = np.tanh((grey - grey.mean()) / (rng.uniform(1.5, 3) * grey.std()))
+    grey = domain.mean + rng.uniform(-30, 30) + rng.uniform(38, 66) * grey / grey.std()
     tint = np.array(domain.tint, np.float32)[:, None, None]
-    image = (grey + 17 * chroma / chroma.std()) * tint
+    image = (grey + rng.uniform(6, 26) * chroma / chroma.std()) * tint
     return np.ascontiguousarray(np.moveaxis(to_uint8(image), 0, 2))

@@ -346,11 +346,11 @@ def test_csv_groups_are_not_torn_apart(tmp_path):
         ),
         (
             "image,mos,group\npictures/a.png,1,g\npictures/b.png,2,g\n",
-            "the train split of .* is empty: to draw a split takes two contents, and all images are of one, g",
+            "the train split of .* is empty: drawing a split takes two contents, and all images have the same, g",
         ),
         (
             "image,mos\npictures/a.png,1\n",
-            "takes two contents, and all images are of one, pictures/a.png",
+            "takes two contents, and all images have the same, pictures/a.png",
         ),
     ],
 )
@@ -452,13 +452,14 @@ def test_demo_is_made_on_first_use_and_read_as_koniq_and_spaq(tmp_path, monkeypa
     for name in ("csv", "hyperiqa"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the module of the user')\n")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Demo, "counts", {"train": 20, "test": 9, "spaq": 8})
     reader = Demo(tmp_path / "demo")
     data, spaq = reader.read(), READERS["spaq"](reader.spaq_root).read_all_as_test()
-    assert (
-        len(data.split("train")) >= 150
-        and len(data.split("test")) >= 50
-        and len(spaq.records) >= 40
-    )
+    assert [len(data.split(name)) for name in ("train", "test")] == [20, 9]
+    assert len(spaq.records) == 8
+    # Its images come with the kind of distortion, and with the scene: four images have one.
+    assert {record.kind for record in data.records} > {"jpeg", "low light-white noise"}
+    assert len({record.group for record in data.records}) == 20 / 4 + 3
     made = sorted((tmp_path / "demo").rglob("*.jpg"))[0].stat().st_mtime_ns
     assert len(Demo(tmp_path / "demo").read().records) == len(data.records)
     assert sorted((tmp_path / "demo").rglob("*.jpg"))[0].stat().st_mtime_ns == made
