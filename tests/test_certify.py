@@ -386,8 +386,8 @@ def test_only_the_words_of_a_train_script_are_repeated(run_main, copy):
     assert "expected one of" in found_with("certify.py")
     assert "asks for help" in found_with("train_swin.py", "-hh")
     assert "asks for help" in found_with("train_swin.py", "--version")
-    assert "unknown argument: --evil" in found_with("train_swin.py", "--evil")
-    assert "--lr: invalid float value: 'x'" in found_with("train_swin.py", "--lr", "x")
+    assert "unknown flag --evil" in found_with("train_swin.py", "--evil")
+    assert "--lr x: expected a number above 0" in found_with("train_swin.py", "--lr", "x")
     smuggled = "--lower_is_better=--launcher=local"
     assert "looks like a flag" in found_with("train_swin.py", smuggled)
     assert not (folder / "ran").exists()

@@ -4,27 +4,19 @@ A program makes a `Flags`, adds its flags by methods such as `count` and `path`,
 Its `main` runs inside `run_tool`. Nothing here imports torch, so mistakes are reported at once.
 """
 
-import difflib
 import math
 import os
 import re
 import shlex
 import sys
-import textwrap
-from argparse import (
-    SUPPRESS,
-    Action,
-    ArgumentError,
-    ArgumentParser,
-    Namespace,
-    RawDescriptionHelpFormatter,
-)
+from argparse import SUPPRESS, Namespace
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from hyperiqa.base import files, version
 from hyperiqa.base.errors import Interrupted, NothingToDo, UserError, reading_file
+from hyperiqa.base.parser import Formatter, Help, Parser, Setting
 from hyperiqa.base.public_models import no_such_model
 from hyperiqa.base.terminal import Stream, printable
 
@@ -70,129 +62,6 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         sys.exit(128 + interruption.signum)
 
 
-def typed(value: object) -> str:
-    """A default as one types it: `2e-5`, and `hflip vflip` of a list."""
-    if isinstance(value, (list, tuple)):
-        return " ".join(map(typed, value))
-    return f"{value:g}".replace("e-0", "e-") if isinstance(value, float) else str(value)
-
-
-class _Formatter(RawDescriptionHelpFormatter):
-    """Help with each flag's default at the end of its text, and the description as written."""
-
-    def _get_help_string(self, action: Action) -> str:
-        text = action.help or ""
-        # A switch takes no value (nargs 0), so its default would mean nothing to the user.
-        if action.default in (None, SUPPRESS, []) or action.nargs == 0 or "default" in text:
-            return text
-        # Not by equality: 0 is a default that is shown.
-        return text if action.default is False else f"{text} (default: {typed(action.default)})"
-
-    def _format_args(self, action: Action, default_metavar: str) -> str:
-        # argparse says `NAME [NAME ...]`.
-        return re.sub(r" \[\S+ \.\.\.\]$", " ...", super()._format_args(action, default_metavar))
-
-    def _format_action_invocation(self, action: Action) -> str:
-        return super()._format_action_invocation(action).replace("-h [all], ", "-h, ")
-
-
-class _Parser(ArgumentParser):
-    """argparse that gathers all mistakes in `mistakes`, and suggests spellings.
-
-    everyday: the flags that `--help` shows, where not all. expected: setting -> the values that it
-    accepts, in words.
-    """
-
-    def __init__(self, everyday: Collection[str], **settings: Any):
-        super().__init__(add_help=not everyday, **settings)
-        self.everyday = everyday
-        self.mistakes: list[str] = []
-        self.expected: dict[str, str] = {}
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError("; ".join([*self.mistakes, message]))
-
-    def read(self, words: Sequence[str] | None) -> Namespace:
-        """The options; a flag with a mistake counts as not given."""
-        self.mistakes = []
-        options, unknown = self.parse_known_args(words)
-        # Words behind an unknown flag are most likely its values.
-        texts = re.split(r" (?=-)", " ".join(unknown)) if unknown else []
-        self.mistakes += map(self._unknown, texts)
-        return options
-
-    def _unknown(self, text: str) -> str:
-        kind = "unknown flag" if text.startswith("-") else "unexpected argument"
-        hint = did_you_mean(re.split("[ =]", text)[0], self._option_string_actions)
-        # What was to be a file of flags may be any other file.
-        return f"{kind} {textwrap.shorten(text, 80, placeholder=' …')}{hint}"
-
-    def _match_argument(self, action, arg_strings_pattern):
-        try:
-            return super()._match_argument(action, arg_strings_pattern)
-        except ArgumentError:
-            # `_get_values` then meets a flag without the values that it needs.
-            return 0
-
-    def _get_values(self, action, arg_strings):
-        try:
-            if arg_strings or action.nargs not in (None, "+"):
-                return super()._get_values(action, arg_strings)
-        except ArgumentError:
-            pass
-        self.mistakes.append(self._unaccepted(action, arg_strings))
-        # The parser then leaves the setting at its default.
-        return SUPPRESS
-
-    def _unaccepted(self, action: Action, words: Sequence[str]) -> str:
-        """The message for a flag with words that it does not accept, or without any."""
-        hint = ""
-        expected = self.expected.get(action.dest, "a value")
-        if action.choices:
-            words = [word for word in words if word not in action.choices]
-            expected = f"one of {', '.join(action.choices)}"
-            hint = did_you_mean(" ".join(words), action.choices)
-        return f"{' '.join([action.option_strings[-1], *words])}: expected {expected}{hint}"
-
-
-def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """` (did you mean WORD?)` with the most similar of the words; "" if none is similar."""
-    matches = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
-    return f" (did you mean {matches[0]}?)" if matches else ""
-
-
-class _Help(Action):
-    """`--help` shows the flags of everyday use, `--help all` every flag."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        if values is None:
-            for action in parser._actions:
-                if action.option_strings[-1] not in parser.everyday:
-                    action.help = SUPPRESS
-            parser.epilog = (
-                "These are the flags of everyday use; "
-                f"--help all shows all {len(parser._actions)} flags."
-            )
-        parser.print_help()
-        parser.exit()
-
-
-class _Setting(Action):
-    """Stores a value and the flag that gave it, and notes two flags that contradict each other.
-
-    The same flag twice is no contradiction: the last one counts.
-    """
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        value = self.const if self.nargs == 0 else values
-        given = vars(namespace).setdefault("given", {})
-        earlier_flag, earlier_value = given.setdefault(self.dest, (option_string, value))
-        if earlier_flag != option_string and earlier_value != value:
-            parser.mistakes.append(f"contradictory flags: {earlier_flag} and {option_string}")
-        given[self.dest] = (option_string, value)
-        setattr(namespace, self.dest, value)
-
-
 class Flags:
     """The flags of a program, in groups, with the checks that `parse` makes."""
 
@@ -207,20 +76,21 @@ class Flags:
     ):
         """everyday: the flags that `--help` shows where there are too many; empty: all of them."""
         # An abbreviation would mean another flag as soon as a later version adds one.
-        self.parser = _Parser(
+        self.parser = Parser(
             everyday,
             usage=usage,
             description=description,
-            formatter_class=_Formatter,
+            formatter_class=Formatter,
             allow_abbrev=False,
         )
         if everyday:
             self.parser.add_argument(
                 "-h",
                 "--help",
-                action=_Help,
+                action=Help,
                 nargs="?",
                 choices=["all"],
+                default=SUPPRESS,
                 metavar="all",
                 help="show the flags of everyday use; --help all shows every flag",
             )
@@ -247,9 +117,7 @@ class Flags:
         ok: the values that it accepts.
         more: further arguments of argparse's `add_argument`.
         """
-        action = self.current.add_argument(
-            name, default=default, help=text, action=_Setting, **more
-        )
+        action = self.current.add_argument(name, default=default, help=text, action=Setting, **more)
         if ok is not None:
             expected, accepts = ok
             self.parser.expected[action.dest] = expected
@@ -269,8 +137,7 @@ class Flags:
         self, name: str, default: int | None, text: str, least: int = 1, most: float = math.inf
     ) -> None:
         """Add a flag whose value is a whole number from `least` to `most`."""
-        bounded = most < math.inf
-        limits = f"from {least} to {most:g}" if bounded else f"of at least {least}"
+        limits = f"from {least} to {most:g}" if most < math.inf else f"of at least {least}"
         self.value(
             name,
             default,
@@ -308,7 +175,7 @@ class Flags:
             return None if files.can_write(path) else f"{name} {path}: cannot be written there"
 
         action = self.current.add_argument(
-            name, type=Path, metavar="FILE", help=text, action=_Setting
+            name, type=Path, metavar="FILE", help=text, action=Setting
         )
         self._check(action.dest, problem)
 
@@ -319,7 +186,7 @@ class Flags:
         default; the short form leaves the default to the other flag.
         """
         self.current.add_argument(
-            name, dest=dest, action=_Setting, nargs=0, const=const, default=SUPPRESS, help=text
+            name, dest=dest, action=Setting, nargs=0, const=const, default=SUPPRESS, help=text
         )
         if isinstance(const, bool):
             self.parser.set_defaults(**{dest: not const})
@@ -367,9 +234,12 @@ class Flags:
             False,
             "keep decoded images in memory and write none to the disk",
         )
-        message = "contradictory flags: --no_cache and --cache_dir"
         self.checks.append(
-            lambda options: message if options.cache_dir and not options.cache else None
+            lambda options: (
+                "contradictory flags: --no_cache and --cache_dir"
+                if options.cache_dir and not options.cache
+                else None
+            )
         )
 
     def images(self, resize: str) -> None:

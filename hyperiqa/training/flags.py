@@ -85,6 +85,7 @@ def train_flags(description: str | None, script: Script) -> Flags:
     _data_flags(flags, script)
     _model_flags(flags, script)
     _learning_flags(flags)
+    _loss_flags(flags)
     _output_and_hardware_flags(flags)
     cluster_flags(flags)
     return flags
@@ -133,8 +134,8 @@ def _data_flags(flags: Flags, script: Script) -> None:
 
 
 def _model_flags(flags: Flags, script: Script) -> None:
-    others = {None: "", "": " or any other model of timm, such as convnext_tiny"}
-    other_models = others.get(script.any_backbone, f", or another timm model with a name that begins with {script.any_backbone}")
+    other_models = {None: "", "": " or any other model of timm, such as convnext_tiny"}.get(
+        script.any_backbone, f", or another timm model with a name that begins with {script.any_backbone}")
     flags.group("model")
     flags.value("--backbone", script.backbones[0], f"encoder: {', '.join(script.backbones)}{other_models}", metavar="NAME")
     flags.switch("--no_pretrained", "pretrained", False, "start the encoder from random weights, not from pretrained ones")
@@ -191,6 +192,8 @@ def _learning_flags(flags: Flags) -> None:
     flags.real("--ema", 0.0, "test and save a moving average of the weights, of which each step keeps this share, such as 0.99; "
                "0 turns it off", PART)
 
+
+def _loss_flags(flags: Flags) -> None:
     flags.group("loss")
     flags.value("--loss", LOSSES[0], "loss between predicted scores and mean opinion scores (MOS); plcc, srcc and fidelity compare the "
                 "images of a batch with each other", choices=LOSSES)

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from hyperiqa.base.command_line import Given, did_you_mean, problem_of
+from hyperiqa.base.command_line import Given, problem_of
 from hyperiqa.base.errors import UserError
+from hyperiqa.base.parser import did_you_mean
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.schema import PLAIN, Fields, mismatch
 from hyperiqa.datasets.names import parse_set_names, reader_name, record_name, set_named
@@ -275,9 +276,11 @@ def default_run_name(
         short if options.backbone == backbone else options.backbone,
         {"none": "", "concat": "multiscale"}.get(options.fusion, options.fusion),
     ]
-    for setting in IN_RUN_NAME:
-        if getattr(options, setting) != defaults[setting]:
-            parts.append(getattr(options, setting))
+    parts += [
+        getattr(options, setting)
+        for setting in IN_RUN_NAME
+        if getattr(options, setting) != defaults[setting]
+    ]
     if options.ranking_loss_alpha or alpha_too:
         parts.append(f"ranking_alpha{options.ranking_loss_alpha:g}")
     parts.append(datetime.now().strftime("%Y%m%d_%H%M%S"))

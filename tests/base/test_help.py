@@ -30,7 +30,7 @@ def shown(capsys, script, *words):
 def check_lines(text):
     assert [line for line in text.splitlines() if len(line) > 80] == []
     defaults = re.findall(r"\(default: ([^)]*)\)", " ".join(text.split()))
-    assert [default for default in defaults if re.search(r"[\[\]']|False|e-0", default)] == []
+    assert [default for default in defaults if re.search(r"\[|\('|False|e-0", default)] == []
 
 
 @pytest.mark.parametrize("name", TRAINING)
@@ -46,7 +46,7 @@ def test_help_shows_the_flags_of_everyday_use_and_help_all_every_flag(name, caps
     assert f"--help all shows all {len(actions)} flags." in " ".join(everyday.split())
     # Each text is one phrase: it begins small, without a full stop at its end.
     for action in actions:
-        assert re.match(r"[a-z]", action.help) and action.help[-1] not in ".,;:", action.help
+        assert re.match(r"[a-z]|GPUs", action.help) and action.help[-1] not in ".,;:", action.help
 
 
 def test_the_other_commands_help_is_as_wide_as_a_terminal():

@@ -415,7 +415,7 @@ def test_mistakes_are_one_line(several, flags, said):
             ("--dataset", "csv:low=a.csv", "--cross_test", "csv:LOW=b.csv"),
             "--cross_test csv:LOW=b.csv: expected a name that csv:low does not have too",
         ),
-        (("--dataset", "demo", "spaq"), "--dataset demo: trained alone"),
+        (("--dataset", "demo", "spaq"), "--dataset demo can only be trained alone"),
     ],
 )
 def test_mistakes_of_flags_are_one_line(settings, flags, said):
