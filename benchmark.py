@@ -94,6 +94,12 @@ def parse_flags() -> argparse.Namespace:
         None,
         "run the published procedure on at most N steps and N test images per set",
     )
+    _flags_of_other_measurements(flags)
+    flags.output("--json", "write all measurements to this file")
+    return flags.parse(None, contradictions)
+
+
+def _flags_of_other_measurements(flags: Flags) -> None:
     flags.count(
         "--step",
         None,
@@ -116,8 +122,6 @@ def parse_flags() -> argparse.Namespace:
     )
     flags.count("--patch_size", 224, "with --model NAME: side of a patch in pixels", least=32)
     flags.output("--latex", "with --model: write the table in LaTeX")
-    flags.output("--json", "write all measurements to this file")
-    return flags.parse(None, contradictions)
 
 
 def contradictions(flags: argparse.Namespace, given: Given) -> Iterator[str]:

@@ -565,7 +565,7 @@ def test_a_checkpoint_of_the_public_code_is_used_as_there(tool, koniq, tmp_path)
     done = tool(path, "--datasets", f"koniq-10k={koniq}")
     said = [line for line in done.stderr.splitlines() if line.startswith(str(path))]
     assert said == [
-        f"{path} does not say how it is to be used; taken as in the public code: trained on koniq-10k, resize 512x384, "
+        f"{path} does not say how it is to be used; taken as a model of HyperIQA's authors: trained on koniq-10k, resize 512x384, "
         "patches of 224"
     ]
     said = f"koniq-10k: 6 images (its test split) of {koniq}, resize 512x384\n"

@@ -146,13 +146,10 @@ def decode_sets(
         flags = next(
             record["flags"] for record in run_files.read_records(path) if record["type"] == "run"
         )
-        dataset_path = flags["dataset_path"]
+        trained = _trained_at(flags, dict(places))
         seed = int(flags["seed"])
     except (UserError, StopIteration, KeyError):
         return {}, f"{path}: a log that does not say which sets it is of"
-    if not isinstance(dataset_path, dict):
-        dataset_path = {flags["dataset"]: dataset_path}
-    trained = _places_now(dataset_path, dict(places))
     demo = trained.get("demo", HERE) or HERE / "demo"
     # Its reader would make it anew, which is for a training to do.
     if not demo.exists():
@@ -184,6 +181,16 @@ def decode_sets(
         }
         return sets, "; ".join(problems)
     return {}, problems[-1]
+
+
+def _trained_at(
+    flags: Mapping[str, Any], places: Mapping[str, Path | None]
+) -> dict[str, Path | None]:
+    """Where the training sets of a run's flags lie now; None: in their usual places."""
+    dataset_path = flags["dataset_path"]
+    if not isinstance(dataset_path, dict):
+        dataset_path = {flags["dataset"]: dataset_path}
+    return _places_now(dataset_path, places)
 
 
 def _cross_tests_of(flags: Mapping[str, Any], cross_tests: Sequence[str]) -> dict[str, str | None]:
