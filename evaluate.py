@@ -156,8 +156,8 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
     if not model.description["described"]:
         print(
             f"{path} does not say how it is to be used; taken as a model of HyperIQA's authors: "
-            f"trained on {model.description['dataset']}, resize {model.description['resize']}, patches of "
-            f"{model.description['patch_size']}",
+            f"trained on {model.description['dataset']}, resize {model.description['resize']}, "
+            f"patches of {model.description['patch_size']}",
             file=sys.stderr,
         )
     tests = evaluation.read_sets(
