@@ -1,7 +1,7 @@
 """Make `demo`, a small set of generated pictures with quality scores.
 
   python make_demo_dataset.py              # writes demo/ beside this script
-  python make_demo_dataset.py OUT --train 960 --test 96 --spaq 72
+  python make_demo_dataset.py OUT --train 960 --test 48 --spaq 48
 
 A model that is trained on it judges technical distortions: blur, noise,
 compression, wrong exposure and the like. It is no substitute for a model that
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         default=beside,
     )
     flags.count("--seed", 7, "seed of everything random", least=0)
-    uses = (("train", 960, "training"), ("test", 96, "testing"), ("spaq", 72, "the cross test"))
+    uses = (("train", 960, "training"), ("test", 48, "testing"), ("spaq", 48, "the cross test"))
     for name, count, use in uses:
         flags.count(
             f"--{name}",

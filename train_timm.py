@@ -19,8 +19,23 @@ SCRIPT = Script(
     # Every name starts with it: any model of timm is accepted.
     any_backbone="",
     datasets=DEFAULT_RESIZE,
-    # The demo shows a whole run within minutes on a CPU: few patches and epochs.
-    demo=dict(lr=1e-4, lr_ratio=5.0, train_patch_num=4, epochs=3, batch_size=16),
+    # The demo takes minutes on a CPU, and its model has to judge photographs too: the encoder stays
+    # as it learnt them, its early stages count, and small patches show little of a scene.
+    demo=dict(
+        freeze_backbone=True,
+        fixed_crops=True,
+        fusion="direct",
+        patch_size=112,
+        dropout=0.1,
+        ema=0.98,
+        lr=2e-4,
+        lr_ratio=5.0,
+        train_patch_num=3,
+        epochs=4,
+        batch_size=16,
+        test_crop="grid",
+        test_patch_num=12,
+    ),
 )
 
 

@@ -137,7 +137,7 @@ def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: i
 
 
 def build(
-    out: Path, seed: int = 7, train: int = 960, test: int = 96, spaq: int = 72, processes: int = 0
+    out: Path, seed: int = 7, train: int = 960, test: int = 48, spaq: int = 48, processes: int = 0
 ) -> None:
     """Make the data set in the folder `out`, new or empty.
 
@@ -178,7 +178,7 @@ def _remove_unfinished(out: Path) -> None:
 
 
 def build_and_report(
-    out: Path, seed: int = 7, train: int = 960, test: int = 96, spaq: int = 72
+    out: Path, seed: int = 7, train: int = 960, test: int = 48, spaq: int = 48
 ) -> None:
     """Build as a program does: SIGINT and SIGTERM leave no files, a last line says what was made.
 

@@ -128,6 +128,9 @@ def _apply_demo_defaults(options: argparse.Namespace, given: Given, script: Scri
     # Weights for the backbone are pretrained weights, so the demo must not switch those off.
     if "backbone_weights" in given:
         defaults.pop("pretrained", None)
+    # An encoder of random weights has everything to learn.
+    if not options.pretrained:
+        defaults.pop("freeze_backbone", None)
     options.demo_defaults = {name: value for name, value in defaults.items() if name not in given}
     vars(options).update(options.demo_defaults)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import train_timm
 from hyperiqa.base.command_line import Flags, parse_resize
 from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.datasets.records import USUAL, Columns
@@ -88,6 +89,12 @@ def test_the_published_defaults():
 )
 def test_flags_and_aliases(flags, setting, value):
     assert getattr(parse(*flags), setting) == value
+
+
+def test_an_encoder_of_random_weights_is_not_frozen_by_the_demo():
+    options = train_options(["--dataset", "demo", "--no_pretrained"], None, train_timm.SCRIPT)
+    assert not options.freeze_backbone and options.demo_defaults["fixed_crops"]
+    assert train_options(["--dataset", "demo"], None, train_timm.SCRIPT).freeze_backbone
 
 
 def test_the_demo_brings_defaults_only_where_the_user_gave_none():
