@@ -8,15 +8,16 @@ compression, wrong exposure and the like. It is no substitute for a model that
 is trained on the opinions of people.
 
 OUT gets the layout of the real data sets: OUT/koniq-10k is laid out like
-KonIQ-10k, OUT/spaq-test like SPAQ. Every image is a 512x384 JPEG of a scene of
-its own, with one distortion or a pair of them at one of five levels; a few have
-none. The scenes have the statistics of photographs: objects of all sizes,
-textures, terrain, light, lettering and a depth of field. The score, 0 to 100,
-higher is better, compares the image with its pristine scene:
-100 * (1 - sqrt(GMSD / 0.3)), as about 105 raters with some disagreement would
-give it. The SPAQ-like images are darker, warmer, coarser and rated on another
-scale, so that testing on them is a cross test. The same seed and counts give
-the same bytes in every file."""
+KonIQ-10k, OUT/spaq-test like SPAQ. Every image is a 512x384 JPEG of a scene,
+with one distortion or a pair of them at one of five levels; a few have none.
+Four images in a row show the same scene. The scenes have the statistics of
+photographs: objects of all sizes, textures, terrain, light, lettering and a
+depth of field. The score, 0 to 100, higher is better, compares the image with
+its pristine scene: 100 * (1 - sqrt(GMSD / 0.3)), GMSD being the gradient
+magnitude similarity deviation, as about 105 raters with some disagreement
+would give it. The SPAQ-like images are darker, warmer, coarser and rated on
+another scale, so that testing on them is a cross test. The same seed and
+counts give the same bytes in every file."""
 
 from pathlib import Path
 

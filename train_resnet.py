@@ -20,7 +20,7 @@ SCRIPT = Script(
         pretrained=False,
         lr=2e-4,
         lr_ratio=1.0,
-        train_patch_num=4,
+        train_patch_num=1,
         epochs=6,
         batch_size=16,
     ),

@@ -37,7 +37,7 @@ SCRIPT = Script(
         lr_scheduler="cosine_step",
         warmup_epochs=1,
         drop_path=0.0,
-        train_patch_num=5,
+        train_patch_num=1,
         epochs=10,
         batch_size=8,
     ),

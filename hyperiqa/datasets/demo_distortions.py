@@ -48,10 +48,10 @@ def _resized(
 
 
 def _convolved(image: np.ndarray, radius: float, kernel_of: Callable) -> np.ndarray:
-    """The image under a kernel, which `kernel_of` makes of the offsets across and down."""
+    """The image under a kernel, which `kernel_of` makes of the offsets: across + 1j · down."""
     half = math.ceil(radius)
     down, across = np.mgrid[-half : half + 1, -half : half + 1]
-    kernel = kernel_of(across, down)
+    kernel = kernel_of(across + 1j * down)
     padded = np.pad(image.astype(np.float32), ((half, half), (half, half), (0, 0)), mode="reflect")
     shape = [fft.next_fast_len(side, real=True) for side in padded.shape[:2]]
     transfer = fft.rfft2(np.float32(kernel / kernel.sum()), shape)[..., None]
@@ -62,13 +62,15 @@ def _convolved(image: np.ndarray, radius: float, kernel_of: Callable) -> np.ndar
 
 def _motion_blur(image: np.ndarray, length: float, rng: np.random.Generator) -> np.ndarray:
     direction = np.exp(1j * rng.uniform(0, math.pi))
-
-    def line(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        turned = (x + 1j * y) * direction
-        along = np.clip((length + 1) / 2 - abs(turned.real), 0, 1)
-        return along * np.clip(1 - abs(turned.imag), 0, 1)
-
-    return _convolved(image, length / 2, line)
+    return _convolved(
+        image,
+        length / 2,
+        # The ramps of one pixel smooth the ends and the sides of the line.
+        lambda z: (
+            np.clip((length + 1) / 2 - abs((z * direction).real), 0, 1)
+            * np.clip(1 - abs((z * direction).imag), 0, 1)
+        ),
+    )
 
 
 def _recoded(image: np.ndarray, **options: Any) -> np.ndarray:
@@ -91,7 +93,7 @@ DISTORTIONS: dict[str, tuple[float, float, Change]] = {
         0.8,
         7.0,
         lambda image, radius, _: _convolved(
-            image, radius + 1, lambda x, y: np.clip(radius + 0.5 - np.hypot(x, y), 0, 1)
+            image, radius + 1, lambda z: np.clip(radius + 0.5 - abs(z), 0, 1)
         ),
     ),
     # Standard deviation in pixels.

@@ -43,6 +43,10 @@ THEMES = (
 )
 # Of each row of pixels: from 1 at the top to -1 at the bottom.
 HEIGHTS = np.linspace(1, -1, HEIGHT, dtype=np.float32)[:, None]
+FREQUENCY = np.hypot(fft.fftfreq(HEIGHT)[:, None], fft.rfftfreq(WIDTH))
+# An infinite frequency gets the amplitude 0: noise has no mean.
+FREQUENCY[0, 0] = np.inf
+LOG_FREQUENCY = np.log(FREQUENCY).astype(np.float32)
 # Loading Pillow's font takes longer than drawing a word, and a scene repeats its sizes.
 _font = functools.cache(ImageFont.load_default)
 
@@ -76,18 +80,10 @@ def luma(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
     return np.float32(0.299) * red + np.float32(0.587) * green + np.float32(0.114) * blue
 
 
-@functools.cache
-def _log_frequency() -> np.ndarray:
-    frequency = np.hypot(fft.fftfreq(HEIGHT)[:, None], fft.rfftfreq(WIDTH))
-    # An infinite frequency gets the amplitude 0: the noise has no mean.
-    frequency[0, 0] = np.inf
-    return np.log(frequency).astype(np.float32)
-
-
 def noise_field(rng: np.random.Generator, exponent: float) -> np.ndarray:
     """(HEIGHT, WIDTH) float32 noise with the amplitude spectrum 1/f^exponent, mean 0, sd 1."""
     white = rng.standard_normal((HEIGHT, WIDTH), dtype=np.float32)
-    amplitude = np.exp(np.float32(-exponent) * _log_frequency())
+    amplitude = np.exp(np.float32(-exponent) * LOG_FREQUENCY)
     field = fft.irfft2(fft.rfft2(white) * amplitude, s=(HEIGHT, WIDTH))
     return field / field.std()
 
