@@ -95,7 +95,7 @@ def results(folder):
         record.pop("seconds", None)
     # When a run was taken up again, what it took and where its files are is no result.
     rows = re.sub(
-        r"^Resuming .*\n|^Training and testing took .*[\s\S]*\Z",
+        r"^Resuming .*\n|^.*; falling back to previous\.pt\n|^Training and testing took .*[\s\S]*\Z",
         "",
         jsonl.with_suffix(".log").read_text(),
         flags=re.M,

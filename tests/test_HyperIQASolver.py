@@ -350,7 +350,7 @@ def test_the_log_begins_with_what_differs_and_ends_with_what_to_do_next(
         _, script, *words = shlex.split(command)
         words = [koniq / "test" if word == "photos" else word for word in words]
         if script.endswith("report.py"):
-            words += ["--output", tmp_path / "report.html"]
+            words += ["--no_cache", "--output", tmp_path / "report.html"]
         run_main(script, mains.pop(Path(script).name), *words)
     assert not mains
 

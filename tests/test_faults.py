@@ -515,7 +515,7 @@ BAD_INPUT = {
     ),
     "resume from nowhere": (
         plain_flags("--resume", "none/last.pt"),
-        "--resume none/last.pt: no such file; expected auto, a run's last.pt or its folder",
+        "--resume none/last.pt: no such file; expected auto, the last.pt of a run or its folder",
     ),
     "logs cannot be written": (
         plain_flags("--no_pretrained", "--log_dir", "/proc/logs"),

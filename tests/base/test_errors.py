@@ -30,6 +30,7 @@ LEFT = {
     "benchmark.py: counts images",
     "description.py: MOST_PATCH_PIXELS // patch_size ** 2 patches",
     "formats.py: len(header) column names",
+    "precision.py: speeds['fp32'] patches",
     "synthetic.py: len(pairs) contrast images",
     "tables.py: FEW_IMAGES images",
     "differences.py: fewest seeds",

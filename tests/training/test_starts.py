@@ -13,7 +13,7 @@ def test_a_model_whose_weights_depend_on_the_size_of_patches_says_which(tmp_path
     with pytest.raises(UserError) as problem:
         teacher.model(None, options)
     assert str(problem.value) == (
-        "--patch_size 96: expected 64, with which the model was trained: "
+        "--patch_size 96: expected 64, the size that the model was trained with: "
         f"{tmp_path}/teacher.pkl: its parameters do not fit the expected model: "
         "1 of another shape (timm.backbone.pos_embed)"
     )
