@@ -136,7 +136,6 @@ class HyperNet(nn.Module):
 
     def forward(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
         maps = self.stage_maps(images)
-        return {
-            "scores": self.target_net(self.target_weights(maps)),
-            "features": pool_to(stage_map(maps, 3, 1), 1).flatten(1),
-        }
+        # Before the scores: gradients meet in the order of the graph, and their sum rounds by it.
+        features = pool_to(stage_map(maps, 3, 1), 1).flatten(1)
+        return {"scores": self.target_net(self.target_weights(maps)), "features": features}
