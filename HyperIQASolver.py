@@ -92,7 +92,7 @@ class HyperIQASolver:
                     state.progress = None
                     self.save()
                 self.end_round()
-            for line in log.closing_lines(self.log, state, self.folder):
+            for line in log.closing_lines(self.log, options, state, self.folder):
                 self.log.line(line)
 
     def build_model(self, seed: int) -> HyperNet:

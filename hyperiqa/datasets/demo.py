@@ -11,7 +11,7 @@ from hyperiqa.datasets.records import Row
 # Drawing a scene takes longer than distorting it, and a model learns more from more images.
 IMAGES_OF_A_SCENE = 4
 # Such as train_0012_jpeg_3.jpg.
-NAME = re.compile(r"(?P<split>[a-z]+)_(?P<number>\d+)_(?P<kind>.+)_\d\.jpg")
+NAME = re.compile(r"([a-z]+)_(\d+)_.+_\d\.jpg")
 
 
 class Demo(KonIQ10k):
@@ -34,8 +34,8 @@ class Demo(KonIQ10k):
         for i, row in enumerate(rows):
             if match := NAME.fullmatch(Path(row.image).name):
                 # No split tears the images of a scene apart.
-                scene = f"{match['split']} {int(match['number']) // IMAGES_OF_A_SCENE}"
-                rows[i] = replace(row, group=scene, kind=match["kind"].replace("_", " "))
+                scene = f"{match[1]} {int(match[2]) // IMAGES_OF_A_SCENE}"
+                rows[i] = replace(row, group=scene)
         return rows
 
 

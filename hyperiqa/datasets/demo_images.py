@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
 
-from hyperiqa.base.errors import UserError
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.launching import parallel_map
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.datasets.demo import IMAGES_OF_A_SCENE
@@ -184,6 +184,7 @@ def build_and_report(
 
     Raises UserError, also where `out` cannot be written, and Interrupted.
     """
+    print(f"{out}: drawing {counted(train + test + spaq, 'picture')}, once", flush=True)
     try:
         with StopSignals():
             build(out, seed, train, test, spaq)

@@ -52,8 +52,8 @@ def build_backbone(
     except OSError as problem:
         raise UserError(
             f"the pretrained weights of {name} cannot be downloaded ({problem}); "
-            "give --backbone_weights PATH or --no_pretrained, or run train_timm.py, "
-            "which needs no download"
+            "give --backbone_weights PATH or --no_pretrained, or run train_timm.py without "
+            "--backbone, which needs no download"
         ) from None
     if weights is not None:
         load_backbone_weights(backbone, weights)

@@ -109,8 +109,12 @@ def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Compa
 def _reason_against_pairing(scores_a: Scores, scores_b: Scores, keys: tuple[Key, ...]) -> str:
     # The images that few runs share may be no fair sample of either's set.
     fewer = min(len(scores_a.keys), len(scores_b.keys))
-    if len(keys) < max(10, fewer / 2):
-        return f"only {len(keys)} of {counted(fewer, 'image')} are in both predictions files"
+    fewest = max(10, (fewer + 1) // 2)
+    if len(keys) < fewest:
+        return (
+            f"only {counted(len(keys), 'image')} in both predictions files; expected at least "
+            f"{fewest}"
+        )
     # Other opinions of the same images: another release or another scale.
     unequal = int((np.abs(scores_a.on(keys)[1] - scores_b.on(keys)[1]) > 1e-6).sum())
     if unequal:

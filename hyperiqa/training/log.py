@@ -273,7 +273,7 @@ def figures_text(figures: Mapping[str, float], between: str = ": ", before: str 
     )
 
 
-def closing_lines(log: RunLog, state: Any, folder: Path) -> Iterator[str]:
+def closing_lines(log: RunLog, options: Namespace, state: Any, folder: Path) -> Iterator[str]:
     """What the log ends with: the medians over the rounds, where all is, and what to do next.
 
     state: the `RunState` at the end. folder: of the last round's models.
@@ -284,12 +284,16 @@ def closing_lines(log: RunLog, state: Any, folder: Path) -> Iterator[str]:
     last_round = " of the last round" if len(state.rounds) > 1 else ""
     # The other programs lie beside the script that was started.
     scripts = Path(sys.argv[0]).parent
+    photos = "photos"
+    if "demo" in options.trained:
+        demo = Path(options.trained["demo"] or files.HERE / "demo")
+        photos = os.path.relpath(demo / "koniq-10k" / "test")
     yield (
         f"Training and testing took {state.seconds // 60:.0f} min {int(state.seconds % 60)} s\n"
         f"Best model{last_round}: {folder / state.best['files'][0]}\n"
         f"Log: {log.path('.log')}\n"
         "Next, you can score photos, look at the run, or compare all runs of its folder:\n"
-        f"    python {shlex.join([str(scripts / 'predict.py'), str(log.checkpoints), 'photos'])}\n"
+        f"    python {shlex.join([str(scripts / 'predict.py'), str(log.checkpoints), photos])}\n"
         f"    python {shlex.join([str(scripts / 'report.py'), str(log.path('.jsonl'))])}\n"
         f"    python {shlex.join([str(scripts / 'compare_logs.py'), str(log.log_dir), '--pairs'])}"
     )
@@ -356,8 +360,14 @@ def _settings_lines(log: RunLog, options: Namespace, flags: Mapping[str, Any]) -
     if options.recipes:
         yield f"Flags from {', '.join(options.recipes)}"
     if options.demo_defaults:
-        brought = [f"--{name} {to_text(value)}" for name, value in options.demo_defaults.items()]
+        brought = [_as_flag(name, value) for name, value in options.demo_defaults.items()]
         yield f"The demo brings its own defaults: {' '.join(brought)}"
+
+
+def _as_flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    return f"--{name} {to_text(value)}"
 
 
 def _repeatability_line(options: Namespace) -> str:
