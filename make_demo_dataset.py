@@ -13,11 +13,11 @@ with one distortion or a pair of them at one of five levels; a few have none.
 Four images in a row show the same scene. The scenes have the statistics of
 photographs: objects of all sizes, textures, terrain, light, lettering and a
 depth of field. The score, 0 to 100, higher is better, compares the image with
-its pristine scene by three full-reference measures, GMSD, MS-SSIM and VIF: it
-is the mean of the shares of pictures that are not better by each of them, as
-about 105 raters with some disagreement would give it. The SPAQ-like images
-are darker, warmer, coarser and rated on another scale, so that testing on them
-is a cross test. The same seed and counts give the same bytes in every file."""
+its pristine scene: 100 * (1 - sqrt(GMSD / 0.3)), GMSD being the gradient
+magnitude similarity deviation, as about 105 raters with some disagreement
+would give it. The SPAQ-like images are darker, warmer, coarser and rated on
+another scale, so that testing on them is a cross test. The same seed and
+counts give the same bytes in every file."""
 
 from pathlib import Path
 
