@@ -20,9 +20,9 @@ from typing import Any
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import UserError, counted, first_five
-from hyperiqa.base.files import HERE, known_place
+from hyperiqa.base.files import known_place
 from hyperiqa.base.terminal import printable
-from hyperiqa.datasets.names import reader_name
+from hyperiqa.datasets.names import demo_folder, reader_name
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
 
 
@@ -111,7 +111,7 @@ def find_sets(
         paths[spellings[name]] = Path(path).expanduser()
     # The demo brings a SPAQ of its own.
     if trained == ["demo"] and "spaq" in paths and not paths["spaq"]:
-        paths["spaq"] = (paths["demo"] or HERE / "demo") / "spaq-test"
+        paths["spaq"] = demo_folder(paths) / "spaq-test"
     return paths
 
 

@@ -20,7 +20,7 @@ from scipy import optimize, stats
 
 import evaluate
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets import reader, readers
+from hyperiqa.datasets import names, reader, readers
 from hyperiqa.datasets.readers import READERS
 from hyperiqa.images import perceptual_hash
 from hyperiqa.model import checkpoints
@@ -358,7 +358,7 @@ def test_spaq_of_a_model_of_the_demo_is_the_demos(tmp_path):
 
 
 def test_every_set_says_which_files_it_is_of(tmp_path, monkeypatch):
-    for module in (evaluation, readers, reader):
+    for module in (names, readers, reader):
         monkeypatch.setattr(module, "HERE", tmp_path)
     write_koniq(tmp_path / "demo" / "koniq-10k")
     write_spaq(tmp_path / "demo" / "spaq-test")

@@ -4,9 +4,10 @@ The name stands for a file in a repository of the Hugging Face Hub. The file is 
 SHA-256, which was read on the Hub, so that it does not matter who keeps the copy.
 """
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
+
+from hyperiqa.base.parser import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,8 @@ def models_table() -> str:
 
 def no_such_model(path: Path) -> str:
     """The user's mistake where a name is neither a path nor a public model, in one line."""
-    similar = difflib.get_close_matches(str(path), PUBLIC_MODELS, n=1)
-    suggestion = f" (did you mean {similar[0]}?)" if similar else ""
+    hint = did_you_mean(str(path), PUBLIC_MODELS)
     return (
-        f"{path}: no such file or folder{suggestion}; expected a model file, a run's folder, "
+        f"{path}: no such file or folder{hint}; expected a model file, a run's folder, "
         f"hf://USER/NAME or a public model ({', '.join(PUBLIC_MODELS)})"
     )

@@ -4,10 +4,11 @@ A flag takes NAME, NAME=PATH or csv:NAME=FILE.csv. Records call the last of thes
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError
+from hyperiqa.base.files import HERE
 
 # The fields of an epoch's record other than the figures of its sets.
 EPOCH_KEYS = ("type", "round", "epoch", "train", "val", "test", "lr", "seconds")
@@ -34,6 +35,14 @@ def reader_name(name: str) -> str:
 def record_name(name: str) -> str:
     """The name of a set in records: NAME for csv:NAME, else the name itself."""
     return name.removeprefix("csv:")
+
+
+def demo_folder(places: Mapping[str, Path | None]) -> Path:
+    """Where the demo lies: in the place that is given for it, else beside the scripts.
+
+    places: set -> its folder or file, None for its usual place.
+    """
+    return Path(places.get("demo") or HERE / "demo")
 
 
 def set_title(name: str, of_demo: bool) -> str:

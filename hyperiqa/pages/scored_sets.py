@@ -18,8 +18,7 @@ import scipy.ndimage
 import torch
 
 from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.files import HERE
-from hyperiqa.datasets.names import set_named
+from hyperiqa.datasets.names import demo_folder, set_named
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import read_header
@@ -150,9 +149,9 @@ def decode_sets(
         seed = int(flags["seed"])
     except (UserError, StopIteration, KeyError):
         return {}, f"{path}: a log that does not say which sets it is of"
-    demo = trained.get("demo", HERE) or HERE / "demo"
+    demo = demo_folder(trained)
     # Its reader would make it anew, which is for a training to do.
-    if not demo.exists():
+    if "demo" in trained and not demo.exists():
         return {}, f"{demo}: the files of the demo are gone"
     cross_test = _places_now(_cross_tests_of(flags, cross_tests), dict(places))
     problems: list[str] = []

@@ -14,8 +14,13 @@ import numpy as np
 from tqdm import tqdm
 
 from hyperiqa.base.errors import UserError, counted, first_five
-from hyperiqa.base.files import HERE
-from hyperiqa.datasets.names import lower_is_better_sets, reader_name, record_name, set_title
+from hyperiqa.datasets.names import (
+    demo_folder,
+    lower_is_better_sets,
+    reader_name,
+    record_name,
+    set_title,
+)
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
 from hyperiqa.datasets.records import USUAL, Columns, DataSet, Record
@@ -91,7 +96,7 @@ def read_sets(
     Raises UserError that names what is wrong with each of the sets.
     """
     # The demo brings a SPAQ-like set, which its runs are tested on. It is meant beside the demo.
-    demo_spaq = (paths.get("demo") or HERE / "demo") / "spaq-test"
+    demo_spaq = demo_folder(paths) / "spaq-test"
     spaq_of_demo = demo_spaq if "demo" in paths and description["dataset"] == "demo" else None
     seed = description.get("seed") if seed is None else seed
     lower_sets = lower_is_better_sets(lower_is_better, paths)

@@ -110,7 +110,9 @@ def scale_text(description: Mapping[str, Any]) -> str:
     """What a model's scores mean: `0..100, higher is better (koniq-10k)`."""
     low, high = description.get("nominal_range") or description["score_range"]
     better = "higher" if description["higher_is_better"] else "lower"
-    dataset = description["dataset"].replace("demo", "demo, synthetic")
+    dataset = description["dataset"]
+    if dataset == "demo":
+        dataset += ", synthetic"
     return f"{low:g}..{high:g}, {better} is better ({dataset})"
 
 

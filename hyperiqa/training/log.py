@@ -22,8 +22,10 @@ from filelock import FileLock, Timeout
 
 from hyperiqa.base import cluster, files, version
 from hyperiqa.base.errors import UserError, counted
+from hyperiqa.base.parser import typed
 from hyperiqa.base.plain_values import to_json_value, to_text
 from hyperiqa.base.terminal import printable
+from hyperiqa.datasets.names import demo_folder
 from hyperiqa.stats.metrics import RECORDED, medians
 from hyperiqa.training import processes
 from hyperiqa.training.options import default_settings
@@ -286,8 +288,7 @@ def closing_lines(log: RunLog, options: Namespace, state: Any, folder: Path) -> 
     scripts = Path(sys.argv[0]).parent
     photos = "photos"
     if "demo" in options.trained:
-        demo = Path(options.trained["demo"] or files.HERE / "demo")
-        photos = os.path.relpath(demo / "koniq-10k" / "test")
+        photos = os.path.relpath(demo_folder(options.trained) / "koniq-10k" / "test")
     yield (
         f"Training and testing took {state.seconds // 60:.0f} min {int(state.seconds % 60)} s\n"
         f"Best model{last_round}: {folder / state.best['files'][0]}\n"
@@ -367,7 +368,7 @@ def _settings_lines(log: RunLog, options: Namespace, flags: Mapping[str, Any]) -
 def _as_flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no_{name}"
-    return f"--{name} {to_text(value)}"
+    return f"--{name} {typed(value)}"
 
 
 def _repeatability_line(options: Namespace) -> str:

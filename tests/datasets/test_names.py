@@ -8,9 +8,11 @@ import pytest
 
 import certify
 from hyperiqa.base.errors import UserError
+from hyperiqa.base.files import CHECKOUT
 from hyperiqa.datasets.names import (
     RESERVED,
     check_lower_is_better,
+    demo_folder,
     lower_is_better_sets,
     parse_set_names,
     set_named,
@@ -96,3 +98,9 @@ def test_tools_take_both_spellings(prefix):
     now = {"csv:low": Path("here"), "spaq": None}
     assert _places_now(then, {f"{prefix}low": Path("here"), "elsewhere": Path("x")}) == now
     assert (Measure(f"{prefix}low_plcc").part, Measure("plcc").part) == ("low", "test")
+
+
+@pytest.mark.parametrize("places", [{}, {"demo": None}, {"spaq": Path("elsewhere")}])
+def test_the_demo_lies_beside_the_scripts_unless_a_place_is_given(places):
+    assert demo_folder(places) == CHECKOUT / "demo"
+    assert demo_folder({**places, "demo": Path("mine/demo")}) == Path("mine/demo")

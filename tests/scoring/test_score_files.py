@@ -185,3 +185,13 @@ def test_rows_steer_no_terminal_and_keep_their_bytes_in_a_pipe(form):
         assert f"{name},1.0,,m" in piped
     else:
         assert json.loads(piped)["image"] == name
+
+
+def test_only_the_demo_is_called_synthetic():
+    """A user's own set may have the word in its name."""
+    scale = {"score_range": [0, 100], "higher_is_better": True}
+    texts = [score_files.scale_text(scale | {"dataset": name}) for name in ("demo", "csv:my-demo")]
+    assert texts == [
+        "0..100, higher is better (demo, synthetic)",
+        "0..100, higher is better (csv:my-demo)",
+    ]
