@@ -1,0 +1,246 @@
+"""One run of `predict.py`: an earlier output taken up, images scored, rows and maps written."""
+
+import argparse
+import hashlib
+import itertools
+import math
+import sys
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from hyperiqa.base.errors import Interrupted, UserError, reading_file, reason_of
+from hyperiqa.base.signals import StopSignals
+from hyperiqa.scoring import image_sources, score_files
+
+if TYPE_CHECKING:
+    from hyperiqa.scoring.quality_model import QualityModel, Scored
+
+# For the sheet, which lists them.
+FAILURES_KEPT = 500
+
+
+@dataclass
+class Tally:
+    """How many images were scored, for the lines at the end and for the sheet.
+
+    failures: the first FAILURES_KEPT of the failed images, with the reason.
+    unmapped: the images that have a score but, in spite of --map, no map, with the reason.
+    mapped: how many maps were drawn.
+    scores: (image, score); kept for the sheet alone, since millions of them take much memory.
+    """
+
+    scored: int = 0
+    mapped: int = 0
+    failed: int = 0
+    failures: list[str] = field(default_factory=list)
+    unmapped: list[str] = field(default_factory=list)
+    scores: list[tuple[str, float]] = field(default_factory=list)
+
+
+def made_with(model: "QualityModel", precision: str) -> str:
+    """What a score depends on: a digest of the weights, and the settings.
+
+    The digest is the same whichever file the weights lie in.
+    """
+    # Over the tensors: the bytes of a file would differ with its format and its description.
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.net.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    description = model.description
+    return (
+        f"weights={digest.hexdigest()[:12]} resize={description['resize']} "
+        f"patch_size={description['patch_size']} crops={model.crops} "
+        f"exif_rotate={'yes' if description.get('exif_rotate') else 'no'} precision={precision}"
+    )
+
+
+def assumptions(checkpoint: Path, model: "QualityModel") -> str:
+    """What is assumed of a model whose file has no description, as a line for the user."""
+    description = model.description
+    return (
+        f"{checkpoint} has no description; assumed: {description['backbone']}, fusion "
+        f"{description['fusion']}, patch {description['patch_size']}, resize "
+        f"{description['resize']}, crops {model.crops}, scores of "
+        f"{score_files.scale_text(description)}"
+    )
+
+
+def score_images(
+    scores: Iterable["Scored"],
+    total: int | None,
+    signals: StopSignals,
+    write_row: Callable[["Scored"], None],
+    with_bar: bool,
+) -> None:
+    """Write a row for each of the scores as soon as it is there, and show the progress.
+
+    A signal stops it between two rows, never within one. total: the number of images; None if it
+    is not known. Raises Interrupted.
+    """
+    with tqdm(
+        total=total,
+        desc="Scoring",
+        unit="image",
+        leave=False,
+        dynamic_ncols=True,
+        # Without a terminal no bar either: it would be lines of a file.
+        disable=None if with_bar else True,
+    ) as bar:
+        for scored in scores:
+            signals.deferred = True
+            write_row(scored)
+            bar.update()
+            signals.deferred = False
+            if signals.received:
+                raise Interrupted(signals.received)
+
+
+def add_row(
+    options: argparse.Namespace,
+    model: "QualityModel",
+    made: str,
+    tally: Tally,
+    output: score_files.ScoreFile,
+    earlier: Container[str],
+    scored: "Scored",
+) -> None:
+    """Draw an image's map if there is a --map, write its row, and count it in the tally.
+
+    earlier: the canonical paths of images that have a row and a score of an earlier run.
+    """
+    image = str(scored.image)
+    score = scored.score
+    problem = scored.problem
+    # Broken weights may give nan, which is no score.
+    if score is not None and not math.isfinite(score):
+        problem = f"the model gives {score}"
+        score = None
+    if options.map and score is not None:
+        problem = draw_map(options.map, model, made, image)
+        tally.mapped += problem is None
+    is_earlier = image_sources.canonical_path(image) in earlier
+    if problem is not None and (score is not None or is_earlier):
+        tally.unmapped.append(f"{image} ({problem})")
+    # All that an image with an earlier row lacked is its map.
+    if is_earlier:
+        return
+    output.add(image, score, problem, made)
+    if score is None:
+        tally.failed += 1
+        if len(tally.failures) < FAILURES_KEPT:
+            tally.failures.append(f"{image} ({problem})")
+        return
+    tally.scored += 1
+    if options.sheet:
+        tally.scores.append((image, score))
+
+
+def draw_map(folder: Path, model: "QualityModel", made: str, image: str) -> str | None:
+    """Draw the map of an image; returns the reason where it cannot be made, else None."""
+    from hyperiqa.scoring import maps
+
+    # This decodes the image once more: the scores come without their pixels.
+    try:
+        image_maps = maps.map_image(model, image)
+        maps.write(image_sources.map_path(folder, image), image_maps, model, made)
+    # One image, or one name, must not end the run.
+    except (ValueError, MemoryError, UserError) as problem:
+        return f"no map: {reason_of(problem).removeprefix(f'{image}: ')}"
+    return None
+
+
+def take_up_output(
+    options: argparse.Namespace, made: str, images: Sequence[str], tally: Tally
+) -> set[str]:
+    """Prepare an --output that an earlier run has begun, and say so to the user.
+
+    images: those that the user names, but for standard input. Returns the canonical paths of the
+    images that have a score already; their scores go on the sheet too. Raises UserError.
+    """
+    if not (options.output and options.output.is_file() and options.output.stat().st_size):
+        return set()
+    paths = {image_sources.canonical_path(image) for image in images}
+    earlier_scores, note = score_files.take_up(
+        options.output,
+        options.format,
+        made,
+        # Standard input may yet name any image.
+        lambda image: "-" in options.sources or image_sources.canonical_path(image) in paths,
+    )
+    print(note, file=sys.stderr)
+    if options.sheet:
+        tally.scores += earlier_scores.items()
+    return {image_sources.canonical_path(image) for image in earlier_scores}
+
+
+def load_model(options: argparse.Namespace) -> "QualityModel":
+    """Load the model as the flags say. Raises UserError."""
+    # torch is imported only once the flags and the sources are known to be right.
+    from hyperiqa.base.device import keep_freed_memory
+    from hyperiqa.scoring.quality_model import load
+
+    keep_freed_memory()
+    model = load(
+        options.checkpoint,
+        options.device,
+        options.precision,
+        options.resize,
+        options.crops,
+        options.exif_rotate,
+    )
+    if options.scale is not None:
+        model.use_scale(options.scale)
+    if not model.description["described"]:
+        print(assumptions(options.checkpoint, model), file=sys.stderr)
+    return model
+
+
+def run(
+    options: argparse.Namespace,
+    sources: Sequence[str],
+    outputs: Container[Path],
+    signals: StopSignals,
+    tally: Tally,
+) -> "QualityModel":
+    """Score the images that have no score or map yet; returns the model.
+
+    sources: the images that the user names, but for standard input. outputs: see `is_result`.
+    """
+    model = load_model(options)
+    made = made_with(model, options.precision)
+    # An earlier run's rows are kept only where they were made with the same.
+    earlier = take_up_output(options, made, sources, tally)
+    done = set(earlier)
+    if options.map:
+        with reading_file(options.map, "cannot be made"):
+            options.map.mkdir(parents=True, exist_ok=True)
+        done = {
+            image
+            for image in earlier
+            if image_sources.mark_of(image_sources.map_path(options.map, image)) == made
+        }
+    remaining = list(image_sources.without_repeats(sources, done))
+    from_stdin = "-" in options.sources
+    paths = image_sources.paths_from(sys.stdin.fileno()) if from_stdin else ()
+    streamed = (path for path in paths if not (path and image_sources.is_result(path, outputs)))
+    images = itertools.chain(remaining, image_sources.without_repeats(streamed, done))
+    if options.format == "lines":
+        description = {
+            **model.description,
+            "dataset": options.scale or model.description["dataset"],
+        }
+        alone = len(remaining) == 1 and not from_stdin
+        output: score_files.ScoreFile = score_files.ScoreLines(description, alone)
+    else:
+        output = score_files.ScoreFile(options.output, options.format)
+    write_row = partial(add_row, options, model, made, tally, output, earlier)
+    scores = model.score_all(images, options.batch_size, options.workers)
+    # On a terminal the rows themselves show the progress.
+    total = None if from_stdin else len(remaining)
+    score_images(scores, total, signals, write_row, with_bar=not options.terminal)
+    return model
