@@ -1,5 +1,6 @@
 """Image files as uint8 pixels, and their resizing, the same for training and for scoring."""
 
+import io
 import itertools
 import math
 import threading
@@ -22,6 +23,8 @@ try:
 except ImportError:
     decode_image = None
 
+# The path of a file, or its bytes where it lies in a shard or a table.
+ImageFile = Path | bytes
 # The formats that are read, each fuzzed by tests/images. Pillow knows more formats, and reads some
 # of them (EPS) through external programs.
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "TIFF", "JPEG2000", "WEBP", "AVIF", "PPM", "TGA")
@@ -47,10 +50,12 @@ def room_for(pixels: int) -> Iterator[None]:
         yield
 
 
-def _open(path: Path) -> Image.Image:
-    if path.stat().st_size == 0:
+def _open(source: ImageFile) -> Image.Image:
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if size == 0:
         raise ValueError("the file is empty")
-    return Image.open(path, formats=FORMATS)
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    return Image.open(file, formats=FORMATS)
 
 
 @contextmanager
@@ -72,9 +77,9 @@ def _decoding() -> Iterator[None]:
         raise ValueError(reason) from None
 
 
-def read_header(path: Path, exif_rotate: bool = False) -> tuple[int, int]:
+def read_header(source: ImageFile, exif_rotate: bool = False) -> tuple[int, int]:
     """(height, width) of an image file, without decoding it. Raises ValueError with the reason."""
-    with _decoding(), _open(path) as image:
+    with _decoding(), _open(source) as image:
         width, height = image.size
         # From orientation 5 on, the sides are swapped.
         if exif_rotate and _orientation(image) >= 5:
@@ -172,7 +177,7 @@ def _grey_as_uint8(square: Image.Image, original: Image.Image) -> np.ndarray:
     return np.clip(np.rint(grey / 257), 0, 255).astype(np.uint8)
 
 
-def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
+def decode(source: ImageFile, exif_rotate: bool = False) -> np.ndarray:
     """An image file as RGB uint8 (H, W, 3), by the rules of `from_pillow`.
 
     JPEG is decoded by torchvision, bit-identical to Pillow and faster. PNG is not, because damaged
@@ -180,11 +185,11 @@ def decode(path: Path, exif_rotate: bool = False) -> np.ndarray:
 
     exif_rotate: turn the image as the file's EXIF orientation says.
     """
-    return decode_and_resize(path, (), exif_rotate)[0]
+    return decode_and_resize(source, (), exif_rotate)[0]
 
 
 def decode_and_resize(
-    path: Path, size: Sequence[int], exif_rotate: bool = False
+    source: ImageFile, size: Sequence[int], exif_rotate: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """The image of a file as `decode` returns it, and resized to `size`.
 
@@ -193,19 +198,21 @@ def decode_and_resize(
     """
     with (
         _decoding(),
-        _open(path) as opened,
+        _open(source) as opened,
         room_for(opened.width * opened.height + math.prod(size)),
     ):
-        image = _decoded(path, opened, exif_rotate)
+        image = _decoded(source, opened, exif_rotate)
         # This frees Pillow's own pixels before another thread takes as many.
         opened.close()
         return image, resize_image(image, *size) if size else image
 
 
-def _decoded(path: Path, opened: Image.Image, exif_rotate: bool) -> np.ndarray:
+def _decoded(source: ImageFile, opened: Image.Image, exif_rotate: bool) -> np.ndarray:
     upright = not exif_rotate or _orientation(opened) == 1
     if decode_image and upright and opened.format == "JPEG" and opened.mode in ("RGB", "L"):
-        data = torch.from_numpy(np.fromfile(path, np.uint8))
+        # A copy, as torch takes no bytes that it could not write to.
+        file = bytearray(source) if isinstance(source, bytes) else np.fromfile(source, np.uint8)
+        data = torch.frombuffer(file, dtype=torch.uint8)
         return decode_image(data, ImageReadMode.RGB).permute(1, 2, 0).contiguous().numpy()
     return from_pillow(opened, exif_rotate)
 
@@ -241,14 +248,14 @@ def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def fitted_size(
-    path: Path, resize: str, min_side: int, exif_rotate: bool = False
+    source: ImageFile, resize: str, min_side: int, exif_rotate: bool = False
 ) -> tuple[tuple[int, int], bool]:
     """The size of an image file in the cache, from its header alone.
 
     Returns ((height, width), whether the image had to be scaled up to `min_side`). Raises
     ValueError if the file is no image, or a thin strip that would be absurdly large once resized.
     """
-    original_height, original_width = read_header(path, exif_rotate)
+    original_height, original_width = read_header(source, exif_rotate)
     height, width = resized_size(original_height, original_width, resize, min_side)
     if height * width > MAX_PIXELS:
         raise ValueError(
@@ -261,7 +268,9 @@ def fitted_size(
     return (height, width), is_upscaled
 
 
-def load_image(path: Path, resize: str, min_side: int, exif_rotate: bool = False) -> np.ndarray:
+def load_image(
+    source: ImageFile, resize: str, min_side: int, exif_rotate: bool = False
+) -> np.ndarray:
     """An image file as it is in the cache: uint8 (H, W, 3). Raises ValueError with the reason."""
-    size, _ = fitted_size(path, resize, min_side, exif_rotate)
-    return decode_and_resize(path, size, exif_rotate)[1]
+    size, _ = fitted_size(source, resize, min_side, exif_rotate)
+    return decode_and_resize(source, size, exif_rotate)[1]

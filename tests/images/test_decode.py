@@ -54,6 +54,8 @@ def test_decoding_is_bit_identical_to_pillow(tmp_path, mode, name, options):
     found = decode(path)
     assert found.dtype == np.uint8 and np.array_equal(found, expected)
     assert read_header(path) == found.shape[:2]
+    assert np.array_equal(decode(path.read_bytes()), expected)
+    assert np.array_equal(load_image(path.read_bytes(), "48", 32), load_image(path, "48", 32))
 
 
 def test_pillow_decodes_alone_to_the_same_pixels(tmp_path, monkeypatch):
