@@ -146,7 +146,7 @@ def train_again(
     import train_resnet
     import train_swin
     import train_timm
-    from hyperiqa.scoring import certificate_checks
+    from hyperiqa.scoring import certificate_checks, verdicts
     from hyperiqa.training.certified_command import read_command
 
     scripts = {
@@ -160,7 +160,7 @@ def train_again(
         problem = f"the certificate's command: {mistake}"
         if options.repeat:
             raise UserError(f"{options.checkpoint}: {problem}") from None
-        return [], [certificate_checks.Check("settings", certificate_checks.UNCHECKED, problem)]
+        return [], [verdicts.Check("settings", verdicts.UNCHECKED, problem)]
     for place in ("log_dir", "image_root"):
         setattr(options, place, getattr(options, place) or getattr(settings, place))
     return words, certificate_checks.check_settings(description, settings)
@@ -188,7 +188,7 @@ def main() -> int:
     from hyperiqa.base.device import set_backends
     from hyperiqa.model import checkpoints
     from hyperiqa.pages import page
-    from hyperiqa.scoring import certificate_checks, quality_model, retraining
+    from hyperiqa.scoring import certificate_checks, quality_model, retraining, verdicts
 
     set_backends(deterministic=True)
     path = checkpoints.find_model(options.checkpoint)
@@ -223,11 +223,11 @@ def main() -> int:
         page.draw_pairs(options.sheet, f"Near duplicates, {description['run']}", twins)
         print(f"{options.sheet}: page of {counted(len(twins), 'pair')}", file=sys.stderr)
     print_checks(checks)
-    verdicts = {check.verdict for check in checks}
+    found_verdicts = {check.verdict for check in checks}
     # What differs weighs more than what could not be checked.
-    if certificate_checks.DIFFERS in verdicts:
+    if verdicts.DIFFERS in found_verdicts:
         return 1
-    return 3 if certificate_checks.UNCHECKED in verdicts else 0
+    return 3 if verdicts.UNCHECKED in found_verdicts else 0
 
 
 if __name__ == "__main__":

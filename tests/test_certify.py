@@ -19,6 +19,7 @@ import certify
 from hyperiqa.base.errors import UserError
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring import certificate_checks, quality_model, retraining
+from hyperiqa.scoring.verdicts import compare_figure
 from hyperiqa.training import certificate
 from hyperiqa.training.run_files import write_predictions
 from HyperIQASolver import HyperIQASolver
@@ -451,9 +452,9 @@ def test_training_anew_finds_every_field_that_differs(trained, item):
 
 def test_what_is_undefined_in_both_is_the_same():
     undefined = [None, math.nan, 0.5], [math.nan, None, 0.5]
-    assert certificate_checks.compare_figure("x", *undefined).verdict == "reproduced"
+    assert compare_figure("x", *undefined).verdict == "reproduced"
     for figure in ([None, 0.1, 0.5], [0.2, 0.1], [0.2, 0.1, None]):
-        check = certificate_checks.compare_figure("x", figure, [0.2, 0.1, 0.5])
+        check = compare_figure("x", figure, [0.2, 0.1, 0.5])
         assert check.verdict == "differs"
 
 

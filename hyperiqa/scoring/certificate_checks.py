@@ -4,11 +4,9 @@ What the certificate says twice is compared, and what it says of files is comput
 docs/using_models.md lists what only another training can tell.
 """
 
-import math
-import reprlib
 import shlex
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,24 +16,25 @@ import numpy as np
 
 from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.files import HERE
-from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.datasets.names import record_name
 from hyperiqa.datasets.records import Columns, DataSet
 from hyperiqa.model import checkpoints
 from hyperiqa.model.description import certificate_of
 from hyperiqa.scoring import evaluation
 from hyperiqa.scoring.quality_model import QualityModel
+from hyperiqa.scoring.verdicts import (
+    DIFFERS,
+    REPRODUCED,
+    UNCHECKED,
+    Check,
+    compare,
+    compare_fields,
+    compare_figures,
+)
 from hyperiqa.stats import metrics
 from hyperiqa.training import batches, certificate, engine, log, run_files
 from hyperiqa.training.options import DECIDED_BY_INIT, figure_settings, settings_again
 from hyperiqa.training.sets import RunData, TestedParts, near_duplicate_pairs
-
-REPRODUCED = "reproduced"
-DIFFERS = "differs"
-UNCHECKED = "cannot be checked"
-
-# Figures are shown with four digits: less than half of the last one is no difference.
-TOLERANCE = 5e-5
 
 # The packages whose versions are shown.
 PACKAGES = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
@@ -50,20 +49,6 @@ FACTS_OF_SET = {
 
 # Data set -> where it lies; None: its default place.
 Paths = Mapping[str, Path | None]
-# Part -> figure of merit -> [value, low, high].
-Figures = Mapping[str, Mapping[str, Sequence[float | None]]]
-
-
-@dataclass(frozen=True)
-class Check:
-    """An item of a certificate and the verdict on it.
-
-    note: how exactly it was reproduced, how it differs, or why it cannot be checked.
-    """
-
-    item: str
-    verdict: str
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,69 +65,6 @@ class ReadSets:
     tested: dict[str, tuple[np.ndarray, np.ndarray]]
     training: list[DataSet] = field(default_factory=list)
     description: dict[str, Any] = field(default_factory=dict)
-
-
-def compare(item: str, certified: object, current: object, otherwise: str = DIFFERS) -> Check:
-    """Compare a value of the certificate with what it is now.
-
-    otherwise: the verdict where they are not the same.
-    """
-    if certified == current:
-        return Check(item, REPRODUCED)
-    # A value may be long.
-    return Check(item, otherwise, f"{reprlib.repr(certified)} -> {reprlib.repr(current)}")
-
-
-def compare_fields(
-    item: str, certified: Mapping[str, Any], current: Mapping[str, Any], otherwise: str = DIFFERS
-) -> list[Check]:
-    """Compare plain values field by field.
-
-    Returns a check for each field that differs, or a single check if all agree. A missing field
-    counts as None, and so does nan, which JSON cannot hold.
-    """
-    checks: list[Check] = []
-    for name in sorted({*certified, *current}):
-        before = to_json_value(certified.get(name))
-        now = to_json_value(current.get(name))
-        if isinstance(before, dict) and isinstance(now, dict):
-            checks += compare_fields(f"{item}.{name}", before, now, otherwise)
-        else:
-            checks.append(compare(f"{item}.{name}", before, now, otherwise))
-    return [check for check in checks if check.verdict != REPRODUCED] or [Check(item, REPRODUCED)]
-
-
-def compare_figures(item: str, certified: Figures, current: Figures) -> Iterator[Check]:
-    """Compare figures of the certificate with what they are now, those of each part in turn."""
-    for part, figures in current.items():
-        for name, interval in figures.items():
-            before = certified.get(part, {}).get(name, [math.nan])
-            yield compare_figure(f"{item}{part} {name.upper()}", before, interval)
-
-
-def compare_figure(
-    item: str, certified: Sequence[float | None], current: Sequence[float | None]
-) -> Check:
-    """Compare a figure of the certificate with what it is now.
-
-    certified, current: [value, low, high], where low and high bound its interval. An undefined
-    number is nan or None.
-    """
-    # The bootstrap draws the same images again, so that the bounds are compared like the value.
-    # numpy turns None into nan.
-    before = np.array(certified, dtype=float)
-    now = np.array(current, dtype=float)
-    item = f"{item} {_figure_text(before)}"
-    if before.shape != now.shape or not np.allclose(before, now, 0, TOLERANCE, equal_nan=True):
-        return Check(item, DIFFERS, f"now {_figure_text(now)}")
-    gap = np.nan_to_num(np.abs(before - now)).max()
-    return Check(item, REPRODUCED, "exactly" if gap == 0 else f"to {gap:.1g}")
-
-
-def _figure_text(figure: np.ndarray) -> str:
-    # As `0.9012 [0.8856 0.9143]`.
-    value, *bounds = [f"{number:.4f}" for number in figure]
-    return f"{value} [{' '.join(bounds)}]"
 
 
 def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) -> Iterator[Check]:

@@ -13,16 +13,14 @@ from typing import Any
 from hyperiqa.base.files import CHECKOUT
 from hyperiqa.base.launching import end_programs, start_program
 from hyperiqa.model import checkpoints
-from hyperiqa.scoring.certificate_checks import (
+from hyperiqa.scoring.certificate_checks import Paths, check_starts, flags_of_sets
+from hyperiqa.scoring.verdicts import (
     REPRODUCED,
     UNCHECKED,
     Check,
-    Paths,
-    check_starts,
     compare,
     compare_fields,
     compare_figures,
-    flags_of_sets,
 )
 from hyperiqa.training.certificate import STARTS
 from hyperiqa.training.options import figure_settings
@@ -33,7 +31,7 @@ MOST_THREADS = 256
 OWN_PLACES = ("image_root", "cache_dir", "workers")
 # Fields of a description and its certificate that a repeated run may have otherwise, or that other
 # checks compare.
-COMPARED = {"run", "versions", "metrics", "backbone_weights", "cross_resize", "precision"} | {
+COMPARED = {"run", "versions", "metrics", "calibration", "backbone_weights", "cross_resize", "precision"} | {
     f"certificate.{name}"
     for name in ("seal", "command", "weights", "figures", "sets", "code", "hardware")
 }
