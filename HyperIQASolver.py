@@ -21,7 +21,7 @@ from hyperiqa.model import checkpoints
 from hyperiqa.model.factory import new_model
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.stats import metrics
-from hyperiqa.training import certificate, engine, log, processes, whole_batch
+from hyperiqa.training import calibrations, certificate, engine, log, processes, whole_batch
 from hyperiqa.training.batches import SCORE_BATCH, fewer_workers, make_loader
 from hyperiqa.training.epoch_batches import image_names, prepare_features, train_batches
 from hyperiqa.training.losses import make_criterion
@@ -312,6 +312,7 @@ class HyperIQASolver:
         set_scores, oriented = self.data.oriented_scores(images.data, scores)
         mos = np.array([record.score for record in records])
         self.tested.scores[part] = (oriented, mos)
+        self.tested.raw[part] = scores
         if split != "val":
             self.tested.predictions += [
                 (images.data.name, record.name, record.score, score)
@@ -416,11 +417,9 @@ class HyperIQASolver:
         # The certificate has the records' fingerprints, set by set.
         choices = {name: v for name, v in self.state.settings.items() if name != "fingerprint"}
         if self.round.certificate is None:
+            starts = {"init": self.initial_start, "teacher": self.teacher_start}
             self.round.certificate = certificate.describe_round(
-                self.options,
-                self.hardware,
-                certificate.describe_sets(self.data),
-                {"init": self.initial_start, "teacher": self.teacher_start},
+                self.options, self.hardware, self.data, starts
             )
         description = {
             **choices,
@@ -432,6 +431,7 @@ class HyperIQASolver:
             "versions": versions(),
             "certificate": self.round.certificate,
         }
+        description["calibration"] = calibrations.of_run(self.data, self.tested.raw, description)
         return certificate.sealed(
             description,
             {

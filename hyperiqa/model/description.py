@@ -55,6 +55,59 @@ INTERVALS = table(Every(FIGURE, 1, 3))
 # A path or a name of a file, as long as systems allow.
 PATH = text(longest=4096)
 
+AMOUNT = number(-1e9, 1e9)
+RISING = Kind(
+    "101 numbers that do not fall",
+    lambda x: (
+        isinstance(x, (list, tuple))
+        and len(x) == 101
+        and all(map(AMOUNT.fits, x))
+        and list(x) == sorted(x)
+    ),
+)
+# Of a set of images: the fields of `stats.calibration.Calibration`, and what it was made of.
+CALIBRATION = Fields(
+    {
+        "images": whole_number(1, 1e9),
+        "quantiles": RISING,
+        "curve": Every(AMOUNT, 101, 101),
+        "spread": Every(number(1e-12, 1e9), 101, 101),
+        "residuals": Every(AMOUNT, 1, 1000),
+        "opinions": RANGE,
+        "which": text(longest=300),
+        "model_scale": TRUTH,
+        "score_range": RANGE,
+        "higher_is_better": TRUTH,
+        "chose_epoch": maybe(TRUTH),
+    },
+    # `evaluate.py --calibrate` says how it was made.
+    {
+        "record": Fields(
+            {
+                "flag": NAME,
+                "path": maybe(PATH),
+                "split": one_of("auto", "test", "all"),
+                "seed": maybe(COUNT),
+                "resize": SIZE,
+                "lower_is_better": TRUTH,
+                "skip_bad_images": TRUTH,
+                "columns": table(NAME),
+                "image_root": maybe(PATH),
+                "test_crop": one_of("center", "grid", "random"),
+                "test_patch_num": whole_number(1),
+                "like_training": COUNT,
+                "records": DIGEST,
+                "pixels": DIGEST,
+                "weights": DIGEST,
+                "digest": DIGEST,
+            },
+            {},
+            PLAIN,
+        )
+    },
+    PLAIN,
+)
+
 # An encoder's constructor takes plain values; which of them are handed on, `timm_encoder` decides.
 ARCHITECTURE = Fields({"name": NAME, "args": table(PLAIN)}, {}, PLAIN)
 FACTOR = Kind("a number other than 0", lambda x: number().fits(x) and abs(x) > 1e-9)
@@ -107,6 +160,7 @@ DESCRIPTION = Fields(
         "nominal_range": RANGE,
         "scales": table(SCALE),
         "metrics": table(FIGURES),
+        "calibration": table(CALIBRATION),
         "run": NAME,
         "versions": table(NAME),
         "certificate": Fields({"format": whole_number(1)}, {}, plain(4 * LONGEST_CHAIN)),
@@ -171,7 +225,7 @@ CERTIFICATE = Fields(
         "predictions": DIGEST,
         "figures": table(INTERVALS),
     },
-    {"seal": DIGEST},
+    {"seal": DIGEST, "calibration": DIGEST},
     PLAIN,
 )
 

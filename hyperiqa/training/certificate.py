@@ -34,6 +34,10 @@ from hyperiqa.training.run_files import Prediction
 # The flags with the weights that a run starts from or learns from.
 STARTS = ("init", "teacher", "backbone_weights")
 
+# Fields of a description that its seal leaves out. Saving and loading add the first two. The
+# certificate has a digest of the calibration that the run wrote, which another one may replace.
+UNSEALED = ("described", "format", "calibration")
+
 # Draws of the bootstrap for the intervals of the figures.
 RESAMPLES = 1000
 
@@ -73,11 +77,9 @@ def code_version() -> dict[str, Any]:
 
 
 def seal_of(description: Mapping[str, Any]) -> str:
-    """The digest of a description, without its seal and the fields that saving and loading add."""
+    """The digest of a description, without its seal and the fields in `UNSEALED`."""
     facts = {name: fact for name, fact in description["certificate"].items() if name != "seal"}
-    parts = {
-        name: part for name, part in description.items() if name not in ("described", "format")
-    }
+    parts = {name: part for name, part in description.items() if name not in UNSEALED}
     return json_digest({**parts, "certificate": facts})
 
 
@@ -211,12 +213,12 @@ def describe_rule(options: Namespace) -> dict[str, Any]:
 def describe_round(
     options: Namespace,
     hardware: device.Hardware,
-    sets: Mapping[str, Any],
+    data: Any,
     starts: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The part of a certificate that all models of a round share.
 
-    sets: from `describe_sets`. starts: "init" and "teacher" -> `starts.StartingModel` or None.
+    data: the run's `RunData`. starts: "init" and "teacher" -> `starts.StartingModel` or None.
     """
     return {
         "format": CERTIFICATE_FORMAT,
@@ -230,7 +232,7 @@ def describe_round(
             "processes": processes.world_size(),
         },
         "rule": describe_rule(options),
-        "sets": dict(sets),
+        "sets": describe_sets(data),
         "starts": _describe_starts(options, starts),
         "resamples": RESAMPLES,
     }
@@ -261,7 +263,9 @@ def sealed(description: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
 
     run: the facts about this model alone: round, epoch, figures, digests.
     """
-    description = {**description, "certificate": {**description["certificate"], **run}}
+    calibration = json_digest(description.get("calibration", {}))
+    facts = {**description["certificate"], **run, "calibration": calibration}
+    description = {**description, "certificate": facts}
     description["certificate"]["seal"] = seal_of(description)
     return description
 
