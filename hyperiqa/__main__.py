@@ -13,24 +13,32 @@ The exit code is 1 if some images could not be scored. docs/using_models.md says
 which files count as images, and which scores are never mixed in one file."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
 from hyperiqa.base.errors import Interrupted, counted, first_five
 from hyperiqa.base.public_models import models_table
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.scoring import image_sources
+from hyperiqa.scoring.score_files import COLUMNS, check_compared
 from hyperiqa.scoring.score_run import Tally, run
-
-if TYPE_CHECKING:
-    from hyperiqa.scoring.quality_model import QualityModel
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 
 # Kinds of files that a user may expect, but that no rows can be appended to.
 NO_ROWS = set(".xlsx .xls .ods .parquet .feather .pdf .zip .gz .npy .mat .pkl .db".split())
+
+# Flags that say nothing about pairs of images.
+REFUSED_BY_COMPARE = ("meaning", "above", "sheet", "map")
+# Flag -> those of which it needs at least one.
+NEEDED = {
+    "level": ("meaning",),
+    "sure": ("above",),
+    "reference": ("meaning", "above", "compare"),
+}
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -51,6 +59,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="IMAGE|FOLDER|GLOB|-",
     )
     _add_scoring_flags(flags)
+    _add_meaning_flags(flags)
     flags.group("hardware")
     flags.batch_size(64, "crops that are scored at a time")
     flags.device()
@@ -61,6 +70,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     options = flags.parse(argv, _problems)
     # A program without a console has no standard output.
     options.terminal = not options.output and sys.stdout is not None and sys.stdout.isatty()
+    meaning = ("percentile", "low", "high") if options.meaning else ()
+    keep = ("keep",) if options.above is not None else ()
+    note = ("note",) if meaning or keep else ()
+    options.columns = (*COLUMNS, *meaning, *keep, *note)
     if options.format is None:
         suffix = options.output.suffix.lower() if options.output else ""
         rows = "lines" if options.terminal else "csv"
@@ -97,6 +110,49 @@ def _add_scoring_flags(flags: Flags) -> None:
     )
 
 
+def _add_meaning_flags(flags: Flags) -> None:
+    flags.group("meaning of the scores, by a calibration that the model carries")
+    flags.switch(
+        "--meaning",
+        "meaning",
+        True,
+        "add the columns percentile (how many images of the calibration score lower, in percent), "
+        "low and high (the interval of the image's MOS) and note",
+    )
+    flags.real(
+        "--level",
+        0.9,
+        "probability that an interval of --meaning holds the MOS",
+        ("a number between 0 and 1", lambda x: 0 < x < 1),
+    )
+    flags.value(
+        "--reference",
+        None,
+        "set whose calibration is used (default: the model's first one)",
+        metavar="NAME",
+    )
+    flags.real(
+        "--above",
+        None,
+        "add the column keep: yes, no or unsure, as the image's MOS is at least X on the scale of "
+        "the reference set, or at most X where a high MOS means bad quality",
+        ("a number", lambda x: True),
+    )
+    flags.real(
+        "--sure",
+        0.9,
+        "probability from which on --above says yes or no",
+        ("a number from 0.5 to 1", lambda x: 0.5 <= x <= 1),
+    )
+    flags.switch(
+        "--compare",
+        "compare",
+        True,
+        "write first, second and the probability that the first one is better, for every pair of "
+        "the images, in place of their scores",
+    )
+
+
 def _add_output_flags(flags: Flags) -> None:
     flags.group("output")
     flags.output("--output", "file to which rows are written or appended, instead of the terminal")
@@ -130,16 +186,38 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         )
     if "-" in options.sources and sys.stdin is None:
         yield "-: standard input is closed"
+    if options.compare and options.output and options.output.is_file():
+        yield f"--output {options.output}: exists; --compare writes a new file"
+    for name in REFUSED_BY_COMPARE:
+        if options.compare and name in given:
+            yield f"contradictory flags: --compare and --{name}"
+    for name, needed in NEEDED.items():
+        if name in given and not any(flag in given for flag in needed):
+            yield f"--{name}: expected with {' or '.join(f'--{flag}' for flag in needed)}"
 
 
-def draw_sheet(options: argparse.Namespace, model: "QualityModel", tally: Tally) -> None:
-    """Write the page of the images and their scores."""
-    from hyperiqa.pages import page
-
-    name = options.checkpoint.resolve().name
-    page.draw_scores(
-        options.sheet, name, model.description, tally.scores, tally.failures, tally.failed
-    )
+def report(options: argparse.Namespace, tally: Tally) -> None:
+    """Say what was written, and which images have no score or no map."""
+    rows = f"{counted(tally.scored, 'image')} scored"
+    if options.compare:
+        rows = counted(math.comb(tally.scored, 2), "pair")
+    written = {
+        options.output: rows,
+        options.sheet: f"page of {counted(len(tally.scores), 'image')}",
+        options.map: f"{counted(tally.mapped, 'map')} drawn",
+    }
+    for path, text in written.items():
+        if path:
+            print(f"{path}: {text}", file=sys.stderr)
+    if tally.failed:
+        print(
+            f"{tally.failed} of {counted(tally.scored + tally.failed, 'image')} "
+            f"could not be scored: {first_five(tally.failures)}",
+            file=sys.stderr,
+        )
+    if tally.unmapped:
+        unmapped = counted(len(tally.unmapped), "image has", "images have")
+        print(f"{unmapped} no map: {first_five(tally.unmapped)}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -151,38 +229,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     images = image_sources.find_images(options.sources, outputs, passed)
     # A file may be named twice, as itself and by its folder.
     sources = list(image_sources.without_repeats(images, set()))
+    if options.compare and "-" not in options.sources:
+        check_compared(len(sources))
     try:
         with StopSignals() as signals:
-            model = run(options, sources, outputs, signals, tally)
+            description, meaning = run(options, sources, outputs, signals, tally)
             if options.sheet:
-                draw_sheet(options, model, tally)
+                # Pillow is imported only once flags and sources are known to be right.
+                from hyperiqa.pages import page
+
+                name = options.checkpoint.resolve().name
+                page.draw_scores(
+                    options.sheet,
+                    name,
+                    description,
+                    tally.scores,
+                    tally.failures,
+                    tally.failed,
+                    meaning if options.meaning else None,
+                )
     except Interrupted:
-        hint = "; the same command goes on from there" if options.output else ""
+        goes_on = options.output and not options.compare
+        hint = "; the same command goes on from there" if goes_on else ""
         number = tally.scored + tally.failed
         print(f"interrupted after {counted(number, 'image')}{hint}", file=sys.stderr)
         raise
     # `| head` has seen enough.
     except BrokenPipeError:
         return 0
-    written = {
-        options.output: f"{counted(tally.scored, 'image')} scored",
-        options.sheet: f"page of {counted(len(tally.scores), 'image')}",
-        options.map: f"{counted(tally.mapped, 'map')} drawn",
-    }
-    for path, text in written.items():
-        if path:
-            print(f"{path}: {text}", file=sys.stderr)
     if passed:
         print(image_sources.skipped_note(passed), file=sys.stderr)
-    if tally.failed:
-        print(
-            f"{tally.failed} of {counted(tally.scored + tally.failed, 'image')} "
-            f"could not be scored: {first_five(tally.failures)}",
-            file=sys.stderr,
-        )
-    if tally.unmapped:
-        unmapped = counted(len(tally.unmapped), "image has", "images have")
-        print(f"{unmapped} no map: {first_five(tally.unmapped)}", file=sys.stderr)
+    report(options, tally)
     return 1 if tally.failed or tally.unmapped else 0
 
 

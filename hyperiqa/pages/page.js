@@ -467,16 +467,30 @@ function sortableTable({ head, rows, label }) {
 
 // ---- Galleries ----
 
-function galleryFigure(set, image, sortField, otherFields, mostFields) {
+// The interval of an image's MOS, as a part of the scale of its set.
+function intervalBar(set, image, [from, to]) {
+  const low = set.fields.low[image];
+  const high = set.fields.high[image];
+  const percent = (value) => (100 * (value - from)) / (to - from || 1);
+  const style = `left:${percent(low)}%;width:${percent(high) - percent(low)}%`;
+  const text = `MOS ${formatValue(low)} to ${formatValue(high)}`;
+  const title = `${text}, on a scale of ${formatValue(from)} to ${formatValue(to)}`;
+  return [make("div", make("i", "", { style }), { class: "interval", title }), make("div", text)];
+}
+
+function galleryFigure(set, image, sortField, otherFields, { most = 3, scale }) {
   const caption = [];
   if (sortField) {
     const isFirst = sortField === Object.keys(set.fields)[0];
     caption.push(make("b", formatValue(set.fields[sortField][image])));
     caption.push(make("div", isFirst ? "" : sortField));
   }
+  if (scale) {
+    caption.push(...intervalBar(set, image, scale));
+  }
   caption.push(make("div", set.names[image]));
   const known = otherFields.filter((name) => set.fields[name][image] !== null);
-  for (const name of known.slice(0, mostFields)) {
+  for (const name of known.slice(0, most)) {
     caption.push(make("div", `${name} ${formatValue(set.fields[name][image])}`));
   }
   const content = [pictureOf(set, image), make("figcaption", caption)];
@@ -516,9 +530,11 @@ function gallery(block) {
 
   const addFigures = () => {
     const start = grid.childElementCount;
-    const otherFields = fields.filter((name) => name !== view.sortField);
+    // What the bar of the interval says need not be said again.
+    const shown = [view.sortField, ...(block.scale ? ["low", "high"] : [])];
+    const otherFields = fields.filter((name) => !shown.includes(name));
     for (const image of order.slice(start, start + GALLERY_STEP)) {
-      grid.append(galleryFigure(set, image, view.sortField, otherFields, block.most ?? 3));
+      grid.append(galleryFigure(set, image, view.sortField, otherFields, block));
     }
     if (start + GALLERY_STEP < order.length) {
       whenSeen(grid.lastChild, addFigures);

@@ -25,6 +25,7 @@ from hyperiqa.base.files import write_whole
 from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.terminal import printable
 from hyperiqa.images.decode import FORMATS, from_pillow, read_header, room_for
+from hyperiqa.scoring.meaning import Meaning
 from hyperiqa.scoring.score_files import scale_text
 
 FOLDER = Path(__file__).parent
@@ -188,21 +189,32 @@ def draw_scores(
     scores: Sequence[tuple[str, float]],
     failures: Sequence[str] = (),
     failed: int = 0,
+    meaning: Meaning | None = None,
 ) -> None:
     """Write a page of images and their scores, to be sorted and filtered.
 
     description: the model's. scores: (image, score).
     failures: lines about images without a score, all of them or the first of `failed`.
-    Raises UserError if unwritable.
+    meaning: explains the scores. Raises UserError if unwritable.
     """
     images = [image for image, _ in scores]
     values = [score for _, score in scores]
     sources = [functools.partial(thumbnail, image) for image in images]
-    page = Page(f"Scores by {title}", list(_score_facts(description, values, failed)))
-    page.images("scored", _names_below_common_folder(images), {"score": values}, sources)
-    page.section(
-        "", block("gallery", set="scored", by="score", down=description["higher_is_better"])
-    )
+    facts = list(_score_facts(description, values, failed))
+    fields: dict[str, Sequence] = {"score": values}
+    if meaning:
+        facts.append(meaning.about)
+        explained = [vars(meaning.of(score)) for score in values]
+        for name in ("percentile", "low", "high", "keep", "note"):
+            column = [image_meaning[name] for image_meaning in explained]
+            # A column of nothing would only be one more choice.
+            if any(value is not None for value in column):
+                fields[name] = column
+    page = Page(f"Scores by {title}", facts)
+    page.images("scored", _names_below_common_folder(images), fields, sources)
+    down = description["higher_is_better"]
+    scale = meaning.scale if meaning else None
+    page.section("", block("gallery", set="scored", by="score", down=down, scale=scale))
     if failures:
         lines = [printable(failure) for failure in failures]
         if failed > len(failures):

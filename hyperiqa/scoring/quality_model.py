@@ -11,6 +11,7 @@ Scores are on the scale of the opinion scores (MOS) that the model was trained o
 """
 
 import itertools
+import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -30,6 +31,7 @@ from hyperiqa.datasets.names import record_name
 from hyperiqa.images.decode import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 from hyperiqa.model import checkpoints, factory, hypernet
 from hyperiqa.model.description import problem_of_crops
+from hyperiqa.scoring.meaning import Explained, Meaning
 from hyperiqa.training import engine
 from hyperiqa.training.batches import SCORE_BATCH
 from hyperiqa.training.patches import test_patches
@@ -44,11 +46,13 @@ class Scored:
     image: as it was handed in.
     score: on the scale of the model; None where the image cannot be read.
     problem: why there is no score, in one line; None where there is one.
+    meaning: what the score means, where `score_all` was asked for it and there is a finite score.
     """
 
     image: ImageLike
     score: float | None
     problem: str | None = None
+    meaning: Explained | None = None
 
 
 # An image and its patches uint8 (n, P, P, 3), or None and the reason why it has none.
@@ -158,11 +162,34 @@ class QualityModel:
         """
         return float(self.score_patches([self.patches(image)])[0])
 
+    def meaning(self, *choices: Any, **named: Any) -> Meaning:
+        """What explains the model's scores by one of its calibrations.
+
+        It takes the arguments of `Meaning` after the first, and raises like it.
+        """
+        return Meaning(self.description, *choices, **named)
+
+    def explain(
+        self, image: ImageLike, reference: str | None = None, level: float = 0.9
+    ) -> Explained:
+        """The score of an image, its percentile and the interval in which its MOS lies.
+
+        reference: the set of the calibration (default: the model's first one). level: the
+        probability that the interval holds the MOS. Raises as `score` and as `meaning`.
+        """
+        return self.meaning(reference, level).of(self.score(image))
+
+    def better(self, first: ImageLike, second: ImageLike, reference: str | None = None) -> float:
+        """The probability that the first image is the better one. Raises as `explain`."""
+        meaning = self.meaning(reference)
+        return meaning.better(self.score(first), self.score(second))
+
     def score_all(
         self,
         images: Iterable[ImageLike | None],
         batch_size: int = SCORE_BATCH,
         workers: int | None = None,
+        meaning: Meaning | None = None,
     ) -> Iterator[Scored]:
         """Score a stream of images, in order and in constant memory.
 
@@ -170,6 +197,7 @@ class QualityModel:
             before it are then scored without waiting for a full batch.
         batch_size: patches per forward pass.
         workers: threads that decode images (default: one per core).
+        meaning: explains each score as well; from `meaning`.
 
         An image that cannot be read is yielded with its `problem` and does not stop the stream.
         Raises TypeError for an object that is no image at all.
@@ -191,10 +219,10 @@ class QualityModel:
                         patches = sum(len(item[1]) for item in ready if item[1] is not None)
                         # Images that cannot be read count too, or they would pile up.
                         if max(len(ready), patches) >= batch_size:
-                            yield from self._score_decoded(ready, batch_size)
+                            yield from self._score_decoded(ready, batch_size, meaning)
                             ready.clear()
                     if pauses:
-                        yield from self._score_decoded(ready, batch_size)
+                        yield from self._score_decoded(ready, batch_size, meaning)
                         ready.clear()
             finally:
                 # The caller may have stopped early: don't decode what nobody will see.
@@ -268,11 +296,18 @@ class QualityModel:
             # The name stands beside the reason anyway.
             return image, None, " ".join(str(problem).removeprefix(f"{image}: ").split())
 
-    def _score_decoded(self, decoded: list[_Decoded], batch_size: int) -> Iterator[Scored]:
+    def _score_decoded(
+        self, decoded: list[_Decoded], batch_size: int, meaning: Meaning | None
+    ) -> Iterator[Scored]:
         readable = [patches for _, patches, _ in decoded if patches is not None]
         scores = iter(self.score_patches(readable, batch_size))
         for image, patches, problem in decoded:
-            yield Scored(image, None if patches is None else float(next(scores)), problem)
+            score = None if patches is None else float(next(scores))
+            explained = None
+            # Broken weights may give nan.
+            if meaning is not None and score is not None and math.isfinite(score):
+                explained = meaning.of(score)
+            yield Scored(image, score, problem, explained)
 
 
 def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -1,12 +1,14 @@
 """Files of scores: one row per image, as CSV or JSON lines.
 
 Each row is written through at once, and a file is continued after the program was killed. A row has
-the columns image, score, error and made_with. The last names what the score depends on, so that
-rows of different models or settings are never mixed unnoticed.
+the columns image, score, error and made_with, and further ones that the user asks for. made_with
+names what the row depends on, so that rows of different models or settings are never mixed
+unnoticed.
 """
 
 import csv
 import io
+import itertools
 import json
 import math
 import os
@@ -20,6 +22,17 @@ from hyperiqa.base.files import write_whole
 from hyperiqa.base.terminal import printable
 
 COLUMNS = ("image", "score", "error", "made_with")
+PAIR_COLUMNS = ("first", "second", "probability")
+# Their 1,124,250 pairs take a minute or two.
+MOST_COMPARED = 1500
+
+# What a terminal says of further columns.
+WORDS = {
+    "percentile": "percentile {percentile:.0f}",
+    "high": "MOS from {low:.3g} to {high:.3g}",
+    "keep": "keep: {keep}",
+    "note": "{note}",
+}
 
 # The first bytes of every such file.
 STARTS = {"csv": b"image,score", "jsonl": b'{"image": '}
@@ -39,23 +52,38 @@ class ScoreFile:
     cannot be written.
     """
 
-    def __init__(self, path: Path | None, form: str):
+    def __init__(self, path: Path | None, form: str, columns: Sequence[str] = COLUMNS):
         self.path = path or Path("standard output")
         self.form = form
+        self.columns = columns
         self.on_terminal = path is None and os.isatty(1)
         with reading_file(self.path, "cannot be written"):
             self.file: Any = _open_unbuffered(path)
             if form == "csv" and not (path and path.stat().st_size):
-                self._write(",".join(COLUMNS) + "\n")
+                self._write(",".join(columns) + "\n")
 
-    def add(self, image: str, score: float | None, error: str | None, made_with: str) -> None:
+    def add(
+        self,
+        image: str,
+        score: float | None,
+        error: str | None,
+        made_with: str,
+        meaning: Any = None,
+    ) -> None:
         """Write the row of an image.
+
+        meaning: has the values of the columns beyond `COLUMNS` as attributes; None: they are empty.
 
         Raises UserError if it cannot be written, and BrokenPipeError if the reader of standard
         output has gone.
         """
         reason = error and error[:LONGEST_REASON]
-        values = (image, None if score is None else round(score, 6), reason, made_with)
+        more = [getattr(meaning, name, None) for name in self.columns[len(COLUMNS) :]]
+        self.write_row([image, score, reason, made_with, *more])
+
+    def write_row(self, row: Sequence[Any]) -> None:
+        """Write the values of a row, one for each column. Raises as `add`."""
+        values = [round(value, 6) if isinstance(value, float) else value for value in row]
         try:
             self._write(self._line(values) + "\n")
         except BrokenPipeError:
@@ -65,7 +93,7 @@ class ScoreFile:
             raise UserError(f"{self.path}: cannot be written: {reason}") from None
 
     def _line(self, values: Sequence[Any]) -> str:
-        return _json_line(values) if self.form == "jsonl" else _csv_line(values)
+        return _json_line(self.columns, values) if self.form == "jsonl" else _csv_line(values)
 
     def _write(self, text: str) -> None:
         # In files and pipes the names of images keep their bytes.
@@ -87,8 +115,10 @@ class ScoreLines(ScoreFile):
     description: the model's. alone: whether there is a single image.
     """
 
-    def __init__(self, description: Mapping[str, Any], alone: bool):
-        super().__init__(None, "lines")
+    def __init__(
+        self, description: Mapping[str, Any], alone: bool, columns: Sequence[str] = COLUMNS
+    ):
+        super().__init__(None, "lines", columns)
         self.scale = scale_text(description)
         low, high = description["score_range"]
         # A thousandth of the scale is shown. A single score in training makes no scale.
@@ -98,12 +128,55 @@ class ScoreLines(ScoreFile):
             self._write(f"Scores on a scale of {self.scale}:\n")
 
     def _line(self, values: Sequence[Any]) -> str:
-        image, score, reason, _ = values
+        row = dict(zip(self.columns, values))
+        score = row["score"]
         text = "–" if score is None else f"{score:.{self.digits}f}"
-        note = f"  ({reason})" if reason else ""
+        remarks = [row["error"]] if row["error"] else []
+        if score is not None:
+            known = [name for name in WORDS if row.get(name) is not None]
+            remarks += [WORDS[name].format_map(row) for name in known]
+        note = f"  ({', '.join(remarks)})" if remarks else ""
         if self.alone and score is not None:
-            return f"{image}  {text} of {self.scale}{note}"
-        return f"{text:>8}  {image}{note}"
+            return f"{row['image']}  {text} of {self.scale}{note}"
+        return f"{text:>8}  {row['image']}{note}"
+
+
+class PairFile(ScoreFile):
+    """Takes the scores of images, and writes a row for each pair of them when all are known.
+
+    form: "csv", "jsonl", or "lines" for sentences. better: the probability that the image of the
+    first of two scores is the better one.
+    """
+
+    def __init__(self, path: Path | None, form: str, better: Callable[[float, float], float]):
+        super().__init__(path, form, PAIR_COLUMNS)
+        self.better = better
+        self.scores: dict[str, float | None] = {}
+
+    def add(self, image: str, score: float | None, *more: Any) -> None:
+        """Keep the score of an image, or that it has none."""
+        self.scores[image] = score
+
+    def write_pairs(self) -> None:
+        """Write the rows, in the order of the images. Raises UserError."""
+        check_compared(len(self.scores))
+        known = [(image, score) for image, score in self.scores.items() if score is not None]
+        for (first, score), (second, other_score) in itertools.combinations(known, 2):
+            self.write_row([first, second, self.better(score, other_score)])
+
+    def _line(self, values: Sequence[Any]) -> str:
+        if self.form != "lines":
+            return super()._line(values)
+        first, second, probability = values
+        if probability < 0.5:
+            first, second, probability = second, first, 1 - probability
+        return f"{first} is better than {second} with probability {probability:.2f}"
+
+
+def check_compared(number: int) -> None:
+    """Raise UserError if there are too few or too many images to compare."""
+    if not 2 <= number <= MOST_COMPARED:
+        raise UserError(f"--compare: expected 2 to {MOST_COMPARED:,} images, found {number:,}")
 
 
 def scale_text(description: Mapping[str, Any]) -> str:
@@ -127,9 +200,11 @@ def _open_unbuffered(path: Path | None) -> Any:
     return os.fdopen(1, "wb", buffering=0, closefd=False) if is_own_output else sys.stdout
 
 
-def _json_line(values: Sequence[Any]) -> str:
-    # A name that is not text in UTF-8 is escaped, so that the file stays valid.
-    return json.dumps(dict(zip(COLUMNS, values)), ensure_ascii=not values[0].isprintable())
+def _json_line(columns: Sequence[str], values: Sequence[Any]) -> str:
+    # A name that is not text in UTF-8 is escaped, so that the file stays valid. Rows of a
+    # comparison have two names.
+    names = "".join(value for value in values[:2] if isinstance(value, str))
+    return json.dumps(dict(zip(columns, values)), ensure_ascii=not names.isprintable())
 
 
 def _csv_line(values: Sequence[Any]) -> str:
@@ -139,10 +214,13 @@ def _csv_line(values: Sequence[Any]) -> str:
     return line.getvalue().removesuffix("\r\n")
 
 
-def read_rows(path: Path, form: str) -> Iterator[tuple[bytes, dict | None]]:
+def read_rows(
+    path: Path, form: str, columns: Sequence[str] = COLUMNS
+) -> Iterator[tuple[bytes, dict | None]]:
     """The complete rows of a file of scores: (its bytes, its columns; None for the header).
 
-    A last row that was cut off is left out. Raises UserError if the file is something else.
+    A last row that was cut off is left out. Raises UserError if the file is something else, or has
+    other columns.
     """
     record = b""
     number = 0
@@ -153,7 +231,8 @@ def read_rows(path: Path, form: str) -> Iterator[tuple[bytes, dict | None]]:
             if len(record) < LONGEST and not _is_complete(record, form):
                 continue
             number += 1
-            yield record, _parse_row(path, form, number, record.decode("utf-8", "surrogateescape"))
+            text = record.decode("utf-8", "surrogateescape")
+            yield record, _parse_row(path, form, number, text, columns)
             record = b""
     if number == 0 and not record.startswith(STARTS[form][: len(record)]):
         raise UserError(f"--output {path}: exists, and is no {form} file of predict.py's")
@@ -165,28 +244,42 @@ def _is_complete(record: bytes, form: str) -> bool:
     return record.endswith(b"\n") and not within_quotes
 
 
-def _parse_row(path: Path, form: str, number: int, text: str) -> dict | None:
+def _parse_row(
+    path: Path, form: str, number: int, text: str, columns: Sequence[str]
+) -> dict | None:
     try:
-        if form == "jsonl":
-            row = json.loads(text)
-        else:
-            row = dict(zip(COLUMNS, next(csv.reader([text])), strict=True))
-        # The header has been parsed like a row: its cells are its own column names.
+        cells = next(csv.reader([text])) if form == "csv" else []
         if form == "csv" and number == 1:
-            if tuple(row.values()) != COLUMNS:
-                raise ValueError
+            _check_header(path, cells, columns)
             return None
-        columns = {name: row[name] for name in COLUMNS}
-        columns["score"] = None if row["score"] in (None, "") else float(row["score"])
-        return columns
+        row = dict(zip(columns, cells, strict=True)) if form == "csv" else json.loads(text)
+        values = {name: row[name] for name in COLUMNS}
+        values["score"] = None if row["score"] in (None, "") else float(row["score"])
+        return values
     except (ValueError, KeyError, TypeError, RecursionError, StopIteration, csv.Error):
         raise UserError(
             f"--output {path}: row {number} is not {form} of predict.py's, with {','.join(COLUMNS)}"
         ) from None
 
 
+def _check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
+    """Raise UserError for a header of predict.py's with other columns, else ValueError."""
+    if tuple(header) == tuple(columns):
+        return
+    if tuple(header[: len(COLUMNS)]) != COLUMNS:
+        raise ValueError
+    raise UserError(
+        f"--output {path}: its rows have the columns {','.join(header)}; this command writes "
+        f"{','.join(columns)}: give another --output, or the flags of before"
+    )
+
+
 def take_up(
-    path: Path, form: str, made_with: str, tries_again: Callable[[str], bool]
+    path: Path,
+    form: str,
+    made_with: str,
+    tries_again: Callable[[str], bool],
+    columns: Sequence[str] = COLUMNS,
 ) -> tuple[dict[str, float], str]:
     """Prepare an existing file of scores for more rows.
 
@@ -198,7 +291,7 @@ def take_up(
     done: dict[str, float] = {}
     dropped = 0
     complete_bytes = 0
-    for record, row in read_rows(path, form):
+    for record, row in read_rows(path, form, columns):
         complete_bytes += len(record)
         if row is None:
             continue
@@ -210,7 +303,7 @@ def take_up(
     cut_off = path.stat().st_size > complete_bytes
 
     def write_kept_rows(file: BinaryIO) -> None:
-        for record, row in read_rows(path, form):
+        for record, row in read_rows(path, form, columns):
             if not _is_dropped(row, tries_again):
                 file.write(record)
 

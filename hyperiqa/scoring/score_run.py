@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -18,6 +18,7 @@ from hyperiqa.base.signals import StopSignals
 from hyperiqa.scoring import image_sources, score_files
 
 if TYPE_CHECKING:
+    from hyperiqa.scoring.meaning import Meaning
     from hyperiqa.scoring.quality_model import QualityModel, Scored
 
 # For the sheet, which lists them.
@@ -102,7 +103,7 @@ def score_images(
 
 def add_row(
     options: argparse.Namespace,
-    model: "QualityModel",
+    draw: Callable[[str], str | None],
     made: str,
     tally: Tally,
     output: score_files.ScoreFile,
@@ -111,7 +112,8 @@ def add_row(
 ) -> None:
     """Draw an image's map if there is a --map, write its row, and count it in the tally.
 
-    earlier: the canonical paths of images that have a row and a score of an earlier run.
+    draw: draws the map of an image and returns the reason where it cannot be made. earlier: the
+    canonical paths of images that have a row and a score of an earlier run.
     """
     image = str(scored.image)
     score = scored.score
@@ -121,7 +123,7 @@ def add_row(
         problem = f"the model gives {score}"
         score = None
     if options.map and score is not None:
-        problem = draw_map(options.map, model, made, image)
+        problem = draw(image)
         tally.mapped += problem is None
     is_earlier = image_sources.canonical_path(image) in earlier
     if problem is not None and (score is not None or is_earlier):
@@ -129,7 +131,7 @@ def add_row(
     # All that an image with an earlier row lacked is its map.
     if is_earlier:
         return
-    output.add(image, score, problem, made)
+    output.add(image, score, problem, made, scored.meaning)
     if score is None:
         tally.failed += 1
         if len(tally.failures) < FAILURES_KEPT:
@@ -171,6 +173,7 @@ def take_up_output(
         made,
         # Standard input may yet name any image.
         lambda image: "-" in options.sources or image_sources.canonical_path(image) in paths,
+        options.columns,
     )
     print(note, file=sys.stderr)
     if options.sheet:
@@ -206,15 +209,23 @@ def run(
     outputs: Container[Path],
     signals: StopSignals,
     tally: Tally,
-) -> "QualityModel":
-    """Score the images that have no score or map yet; returns the model.
+) -> "tuple[dict[str, Any], Meaning | None]":
+    """Score the images that have no score or map yet.
+
+    Returns the model's description, and what explains the scores where a flag asks for it.
 
     sources: the images that the user names, but for standard input. outputs: see `is_result`.
     """
     model = load_model(options)
     made = made_with(model, options.precision)
+    row_made = made
+    meaning = None
+    if options.meaning or options.above is not None or options.compare:
+        meaning = model.meaning(options.reference, options.level, options.above, options.sure)
+        row_made = f"{made} {meaning.made_with}"
+        print(meaning.about, file=sys.stderr)
     # An earlier run's rows are kept only where they were made with the same.
-    earlier = take_up_output(options, made, sources, tally)
+    earlier = take_up_output(options, row_made, sources, tally)
     done = set(earlier)
     if options.map:
         with reading_file(options.map, "cannot be made"):
@@ -229,18 +240,22 @@ def run(
     paths = image_sources.paths_from(sys.stdin.fileno()) if from_stdin else ()
     streamed = (path for path in paths if not (path and image_sources.is_result(path, outputs)))
     images = itertools.chain(remaining, image_sources.without_repeats(streamed, done))
-    if options.format == "lines":
-        description = {
-            **model.description,
-            "dataset": options.scale or model.description["dataset"],
-        }
+    output: Any
+    if options.compare and meaning:
+        output = score_files.PairFile(options.output, options.format, meaning.better)
+    elif options.format == "lines":
+        dataset = options.scale or model.description["dataset"]
+        description = {**model.description, "dataset": dataset}
         alone = len(remaining) == 1 and not from_stdin
-        output: score_files.ScoreFile = score_files.ScoreLines(description, alone)
+        output = score_files.ScoreLines(description, alone, options.columns)
     else:
-        output = score_files.ScoreFile(options.output, options.format)
-    write_row = partial(add_row, options, model, made, tally, output, earlier)
-    scores = model.score_all(images, options.batch_size, options.workers)
+        output = score_files.ScoreFile(options.output, options.format, options.columns)
+    draw = partial(draw_map, options.map, model, made)
+    write_row = partial(add_row, options, draw, row_made, tally, output, earlier)
+    scores = model.score_all(images, options.batch_size, options.workers, meaning)
     # On a terminal the rows themselves show the progress.
     total = None if from_stdin else len(remaining)
     score_images(scores, total, signals, write_row, with_bar=not options.terminal)
-    return model
+    if options.compare:
+        output.write_pairs()
+    return model.description, meaning

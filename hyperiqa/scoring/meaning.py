@@ -1,0 +1,122 @@
+"""What a score says about an image, by a calibration that the model carries.
+
+A calibration knows the scores and the mean opinion scores (MOS) of a set of images. So a score has
+a percentile among them, an interval in which the image's own MOS lies, and a probability that this
+MOS reaches a threshold. `stats/calibration.py` says how these are computed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hyperiqa.base.errors import UserError, counted
+from hyperiqa.datasets.names import record_name
+from hyperiqa.stats.calibration import Calibration
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A score and what it means among the images of a calibration.
+
+    score: on the scale of the model. percentile: how many of the images score lower, in percent.
+    low, high: the interval of the image's MOS, on the scale of the set. reference: the set's name.
+    keep: whether the MOS reaches the threshold: "yes", "no" or "unsure"; None without a threshold.
+    note: what the calibration does not cover; None if there is nothing to say.
+    """
+
+    score: float
+    percentile: float
+    low: float
+    high: float
+    reference: str
+    keep: str | None
+    note: str | None
+
+
+class Meaning:
+    """Explains scores by one of a model's calibrations.
+
+    description: the model's. reference: the set of the calibration; None: the model's first one.
+    level: the probability that an interval holds the MOS. above: the MOS that an image must have at
+    least to be kept; at most, where a high MOS means bad quality. sure: the probability from which
+    on the answer is "yes" or "no".
+
+    Raises UserError where the model has no such calibration, for a level that the number of images
+    cannot give, and for a threshold outside the scale of the set.
+    """
+
+    def __init__(
+        self,
+        description: Mapping[str, Any],
+        reference: str | None = None,
+        level: float = 0.9,
+        above: float | None = None,
+        sure: float = 0.9,
+    ):
+        entries = description.get("calibration")
+        if not entries:
+            raise UserError(
+                "the model has no calibration, which says what its scores mean; evaluate.py "
+                "CHECKPOINT --datasets csv=FILE.csv --calibrate OUT writes a copy that has one"
+            )
+        self.reference = record_name(reference or next(iter(entries)))
+        if self.reference not in entries:
+            raise UserError(
+                f"--reference {reference}: the model has calibrations of {', '.join(entries)}"
+            )
+        entry = entries[self.reference]
+        self.calibration = Calibration.from_plain(entry)
+        self.scale = entry["score_range"]
+        self.higher_is_better = entry["higher_is_better"]
+        self.level = level
+        self.above = above
+        self.sure = sure
+        # Any score tells whether the images are enough for the level.
+        self.calibration.interval(0.0, level)
+        low, high = self.scale
+        if above is not None and not low <= above <= high:
+            raise UserError(
+                f"--above {above:g}: the MOS of {self.reference} goes from {low:g} to {high:g}"
+            )
+        # The images that all answers rest on, for the user.
+        self.about = (
+            f"Percentiles, {100 * level:.4g} % intervals and probabilities rest on "
+            f"{counted(self.calibration.images, 'image')} of {self.reference} ({entry['which']}). "
+            f"{self.calibration.caution}".strip()
+        )
+
+    @property
+    def made_with(self) -> str:
+        """What the answers depend on besides the score."""
+        digest = hashlib.sha256(json.dumps(self.calibration.plain()).encode()).hexdigest()[:12]
+        words = f"calibration={digest} level={self.level:g}"
+        return words if self.above is None else f"{words} above={self.above:g} sure={self.sure:g}"
+
+    def of(self, score: float) -> Explained:
+        """Explain a score of the model."""
+        calibration = self.calibration
+        low, high = calibration.interval(score, self.level)
+        note = None
+        if not calibration.covers(score):
+            least, most = calibration.quantiles[0], calibration.quantiles[-1]
+            note = f"the calibration knows scores from {least:.4g} to {most:.4g} only"
+        percentile = calibration.percentile(score)
+        return Explained(score, percentile, low, high, self.reference, self._keep(score), note)
+
+    def better(self, first: float, second: float) -> float:
+        """The probability that the image of the first score has the better quality."""
+        return self._of_quality(self.calibration.better(first, second))
+
+    def _keep(self, score: float) -> str | None:
+        if self.above is None:
+            return None
+        probability = self._of_quality(self.calibration.above(score, self.above))
+        if probability >= self.sure:
+            return "yes"
+        return "no" if probability <= 1 - self.sure else "unsure"
+
+    def _of_quality(self, probability: float) -> float:
+        # From a high MOS to a good one.
+        return probability if self.higher_is_better else 1 - probability
