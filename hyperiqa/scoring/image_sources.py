@@ -1,17 +1,26 @@
-"""From what the user names to image files: files, folders, patterns, paths on standard input."""
+"""From what the user names to images: files, folders, patterns, paths on standard input.
+
+Many images may also lie in a few files, the stores: shards are tar files of images, and lists are
+tables in CSV or Parquet with a column of paths or of the bytes of image files.
+"""
 
 import contextlib
+import csv
 import glob
 import hashlib
+import itertools
 import os
 import re
 import select
+import tarfile
 from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
-from hyperiqa.base.errors import UserError, counted, first_five, reason_of
+from hyperiqa.base.errors import UserError, counted, first_five, not_installed, reason_of
 from hyperiqa.datasets.records import IMAGE_SUFFIXES
 
 SUFFIXES = IMAGE_SUFFIXES | set(
@@ -22,6 +31,13 @@ UNREAD_SUFFIXES = set(
     ".heic .heif .hif .jxl .jxr .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf .pef .srw .psd .exr .hdr "
     ".svg .eps .ico".split()
 )
+SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+LIST_SUFFIXES = (".csv", ".parquet")
+STORE_SUFFIXES = SHARD_SUFFIXES + LIST_SUFFIXES
+# The most bytes of an image in a shard. More are no photograph, and would fill the memory.
+LARGEST = 1 << 30
+# The rows of a Parquet list that are in memory at a time.
+ROWS = 64
 # The most bytes of a path on standard input, twice what systems take: a longer line is something
 # else.
 LONGEST = 1 << 13
@@ -38,14 +54,15 @@ def find_images(
 ) -> list[str]:
     """The images of all sources but `-`, in order.
 
-    sources: files, folders and patterns. outputs: where the results go; see `is_result`. passed:
-    filled with the pictures of UNREAD_SUFFIXES that were passed over. Raises UserError, naming
-    every source that has no images.
+    sources: files, folders, patterns and stores, such as `photos-{0000..0999}.tar`. The latter are
+    returned as they are. outputs: where the results go; see `is_result`. passed: filled with the
+    pictures of UNREAD_SUFFIXES that were passed over. Raises UserError, naming every source that
+    has no images.
     """
     passed = [] if passed is None else passed
     images: list[str] = []
     problems: list[str] = []
-    for source in sources:
+    for source in itertools.chain.from_iterable(map(with_numbers, sources)):
         if source == "-":
             continue
         passed_before = len(passed)
@@ -76,6 +93,20 @@ def _images_of(source: str, passed: list[str]) -> tuple[Iterable[str], str]:
     if _pattern_start(Path(source).parts) is not None:
         return images_matching(source, passed), "no images match this pattern"
     return [], "no such file or folder"
+
+
+def with_numbers(source: str) -> list[str]:
+    """The names that a source with a range in braces stands for: `a-{08..10}` is three names.
+
+    The numbers are as long as the first one. A file that is really called so is meant itself.
+    """
+    parts = re.fullmatch(r"(.*?)\{(\d+)\.\.(\d+)\}(.*)", source, re.DOTALL)
+    if parts is None or Path(source).exists():
+        return [source]
+    before, first, last, after = parts.groups()
+    numbers = range(int(first), int(last) + 1)
+    names = (f"{before}{number:0{len(first)}}{after}" for number in numbers)
+    return [*itertools.chain.from_iterable(map(with_numbers, names))] or [source]
 
 
 def skipped_note(pictures: Sequence[str], before: str = "") -> str:
@@ -123,7 +154,8 @@ def _readable(path: Path, passed: list[str]) -> Iterator[str]:
 def images_matching(pattern: str, passed: list[str]) -> Iterator[str]:
     """Image files that a pattern matches, sorted, and those in the folders that it matches.
 
-    `**` stands for any number of folders. Hidden names match only where the pattern names one.
+    `**` stands for any number of folders. Hidden names match only where the pattern names one, and
+    stores only where it ends like one.
     """
     parts = Path(pattern).parts
     first = _pattern_start(parts)
@@ -131,7 +163,12 @@ def images_matching(pattern: str, passed: list[str]) -> Iterator[str]:
     for path in sorted(Path(*parts[:first]).glob(str(Path(*parts[first:])))):
         if _has_hidden(path.parts[first:]) and not with_hidden:
             continue
-        yield from images_below(str(path), passed) if path.is_dir() else _readable(path, passed)
+        if path.is_dir():
+            yield from images_below(str(path), passed)
+        elif is_store(pattern):
+            yield str(path)
+        else:
+            yield from _readable(path, passed)
 
 
 def _pattern_start(parts: Sequence[str]) -> int | None:
@@ -171,6 +208,125 @@ def paths_from(descriptor: int) -> Iterator[str | None]:
             path = line.rstrip(b"\r")
             if path:
                 yield os.fsdecode(path)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image in a store: its name, and the bytes of its file or the reason why there are none."""
+
+    name: str
+    data: bytes = b""
+    problem: str | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def is_store(source: str) -> bool:
+    """Whether a source is a shard or a list, by its name."""
+    return source.lower().endswith(STORE_SUFFIXES) and not Path(source).is_dir()
+
+
+def shared_out(sources: Iterable[str], share: str) -> list[str]:
+    """The part of one of n processes: every n-th image, and every n-th store.
+
+    share: `i/n`, i from 0 to n-1.
+    """
+    first, step = map(int, share.split("/"))
+    return sorted(sources, key=is_store)[first::step]
+
+
+def check_lists(sources: Iterable[str], column: str) -> None:
+    """Raise UserError for a list that has no such column, or needs a package that is missing."""
+    for source in filter(_is_list, sources):
+        row: dict[str, Any] = {column: None}
+        # A list that cannot be read gets a row with the reason, as an image does.
+        with contextlib.suppress(OSError, ValueError, csv.Error):
+            row = next(_rows(source), row)
+        if column not in row:
+            raise UserError(
+                f"{source}: no column {column}; found {first_five(row)}; --image_column says "
+                "which column has the paths or bytes of the images"
+            )
+
+
+def images_in(store: str, column: str, passed: list[str]) -> Iterator[str | StoredImage]:
+    """The images of a store, in constant memory but for their names.
+
+    column: the column of a list. passed: see `find_images`. A store that has no images, or that
+    cannot be read to its end, is itself yielded last, with the reason.
+    """
+    number = 0
+    images = _listed(store, column) if _is_list(store) else _members(store, passed)
+    try:
+        for image in images:
+            number += 1
+            yield image
+        if not number:
+            yield StoredImage(store, problem="no images in it")
+    # A damaged file may cause any exception.
+    except Exception as problem:
+        reason = f"cannot be read on after {counted(number, 'image')}: {reason_of(problem)}"
+        yield StoredImage(store, problem=reason)
+
+
+def _is_list(source: str) -> bool:
+    return source.lower().endswith(LIST_SUFFIXES)
+
+
+def _members(shard: str, passed: list[str]) -> Iterator[StoredImage]:
+    # Hidden members and those that are no images are left out, as in folders.
+    names: set[str] = set()
+    with tarfile.open(shard, "r|*") as archive:
+        while member := archive.next():
+            # The archive would keep every header.
+            archive.members.clear()
+            parts = [part for part in Path(member.name).parts if part not in ("/", "..")]
+            if member.isdir() or _has_hidden(parts):
+                continue
+            for name in _readable(Path(shard, *parts), passed):
+                if name in names:
+                    problem = "an earlier image in this shard has the same name"
+                    yield StoredImage(f"{name}@{member.offset}", problem=problem)
+                elif not member.isfile() or member.size > LARGEST:
+                    yield StoredImage(name, problem="a link, a device, or a file of over 1 GiB")
+                else:
+                    yield StoredImage(name, archive.extractfile(member).read())
+                names.add(name)
+        # Two blocks of zeros end a shard, but tarfile takes any damaged header for the end.
+        if archive.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise ValueError("damaged, or cut off")
+
+
+def _listed(path: str, column: str) -> Iterator[str | StoredImage]:
+    for number, row in enumerate(_rows(path, [column])):
+        cell = row[column]
+        # The data sets of the Hugging Face Hub have both in one cell.
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or cell.get("path")
+        if isinstance(cell, str) and cell:
+            yield str(Path(path).parent / cell)
+        elif isinstance(cell, bytes):
+            yield StoredImage(f"{path}/{number}", cell)
+        else:
+            yield StoredImage(f"{path}/{number}", problem="neither a path nor bytes in this row")
+
+
+def _rows(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    # The rows of a list, a few of them in memory. columns: those that are needed, None for all.
+    if path.lower().endswith(".csv"):
+        # Spreadsheets put a mark at the beginning. Names of files may have any bytes.
+        with Path(path).open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            yield from csv.DictReader(file)
+        return
+    if problem := not_installed(path, "pyarrow"):
+        raise UserError(problem)
+    from pyarrow import parquet
+
+    # Without buffers, which hold whole groups of rows.
+    with parquet.ParquetFile(path, pre_buffer=False) as table:
+        for batch in table.iter_batches(ROWS, columns=columns):
+            yield from batch.to_pylist()
 
 
 def canonical_path(image: str) -> str:

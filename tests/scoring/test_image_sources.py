@@ -1,6 +1,10 @@
+import io
+import itertools
 import os
+import tarfile
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -8,7 +12,15 @@ from PIL import Image, PngImagePlugin
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.scoring import image_sources
-from hyperiqa.scoring.image_sources import find_images, paths_from, without_repeats
+from hyperiqa.scoring.image_sources import (
+    check_lists,
+    find_images,
+    images_in,
+    paths_from,
+    shared_out,
+    with_numbers,
+    without_repeats,
+)
 
 
 @pytest.fixture
@@ -242,3 +254,205 @@ def test_a_line_of_at_most_8_kib_is_a_path(length):
         with pytest.raises(UserError, match="over 8192 bytes"):
             list(paths_from(reading))
     os.close(reading)
+
+
+# Shards and lists
+
+
+def tar_of(path, members, mode="w"):
+    """A tar file of (name, bytes) or (TarInfo, None)."""
+    with tarfile.open(path, mode) as archive:
+        for name, data in members:
+            header = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            header.size = len(data or b"")
+            archive.addfile(header, io.BytesIO(data or b""))
+    return path
+
+
+def read_store(path, column="image"):
+    """What a store gives, as (name, bytes, problem), and the pictures that were passed over."""
+    passed = []
+    images = [
+        (str(image), getattr(image, "data", None), getattr(image, "problem", None))
+        for image in images_in(str(path), column, passed)
+    ]
+    return images, passed
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("a-{08..11}.tar", ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]),
+        ("{1..2}/{0..1}.tar", ["1/0.tar", "1/1.tar", "2/0.tar", "2/1.tar"]),
+        ("a-{3..2}.tar", ["a-{3..2}.tar"]),
+        ("a-{x..z}.tar", ["a-{x..z}.tar"]),
+    ],
+)
+def test_numbers_in_braces_are_written_out(source, names):
+    assert with_numbers(source) == names
+
+
+def test_stores_are_found_where_they_are_meant(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "odd-{0..1}.tar").touch()
+    for name in ("s-00.tar", "s-01.tar", "list.csv", "a.png", "t.tar.gz"):
+        (tmp_path / name).touch()
+    (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "folder.tar" / "b.png").touch()
+    assert find_images(["s-{00..01}.tar", "list.csv"]) == ["s-00.tar", "s-01.tar", "list.csv"]
+    assert find_images(["s-*.tar", "odd-{0..1}.tar"]) == ["s-00.tar", "s-01.tar", "odd-{0..1}.tar"]
+    assert find_images(["folder.tar"]) == ["folder.tar/b.png"]
+    # A table or an archive beside photographs is no source of its own.
+    assert find_images([".", "*"]) == ["a.png", "folder.tar/b.png"] * 2
+    with pytest.raises(UserError, match=r"^s-02.tar: no such file or folder; s-03.tar: no such"):
+        find_images(["s-{00..03}.tar"])
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_shard_gives_its_images_in_their_order(tmp_path, mode):
+    path = tar_of(
+        tmp_path / "s.tar",
+        [
+            ("./b.jpg", b"one"),
+            ("b.json", b"{}"),
+            ("b.cls", b"3"),
+            ("sub/a.PNG", b"two"),
+            ("../up/c.webp", b""),
+            (".hidden.jpg", b"three"),
+            ("sub/._a.png", b"apple"),
+            ("raw.heic", b"four"),
+        ],
+        mode,
+    )
+    images, passed = read_store(path)
+    assert images == [
+        (f"{path}/b.jpg", b"one", None),
+        (f"{path}/sub/a.PNG", b"two", None),
+        (f"{path}/up/c.webp", b"", None),
+    ]
+    assert passed == [f"{path}/raw.heic"]
+
+
+def test_what_a_shard_cannot_give_has_a_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(image_sources, "LARGEST", 3)
+    link = tarfile.TarInfo("link.jpg")
+    link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
+    folder = tarfile.TarInfo("folder.jpg")
+    folder.type = tarfile.DIRTYPE
+    members = [("a.jpg", b"one"), (link, None), (folder, None), ("b.jpg", b"four"), ("a.jpg", b"2")]
+    images, _ = read_store(tar_of(tmp_path / "s.tar", members))
+    assert [(name.rpartition("/")[2], data, problem) for name, data, problem in images] == [
+        ("a.jpg", b"one", None),
+        ("link.jpg", b"", "a link, a device, or a file of over 1 GiB"),
+        ("b.jpg", b"", "a link, a device, or a file of over 1 GiB"),
+        ("a.jpg@3072", b"", "an earlier image in this shard has the same name"),
+    ]
+
+
+def damaged(data, kind):
+    """A tar file of five members of 512 and 1,024 bytes that is damaged in the third."""
+    third = 2 * 1536
+    return {
+        "header": data[:third] + b"\x7f" * 512 + data[third + 512 :],
+        "blank header": data[:third] + bytes(512) + data[third + 512 :],
+        "cut in a header": data[: third + 100],
+        "cut in an image": data[: third + 700],
+        "cut between images": data[:third],
+        "nothing": b"",
+        "garbage": b"\x7f" * 2000,
+    }[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        ("header", 2),
+        ("blank header", 2),
+        ("cut in a header", 2),
+        ("cut in an image", 2),
+        ("cut between images", 2),
+        ("nothing", 0),
+        ("garbage", 0),
+    ],
+)
+def test_a_damaged_shard_gives_what_was_read_and_says_so(tmp_path, kind, read):
+    path = tar_of(tmp_path / "s.tar", [(f"{i}.jpg", bytes([i]) * 1024) for i in range(5)])
+    path.write_bytes(damaged(path.read_bytes(), kind))
+    images, _ = read_store(path)
+    assert images[:-1] == [(f"{path}/{i}.jpg", bytes([i]) * 1024, None) for i in range(read)]
+    name, _, problem = images[-1]
+    assert name == str(path)
+    assert problem.startswith(f"cannot be read on after {read} image")
+
+
+def test_a_shard_without_images_has_a_row(tmp_path):
+    path = tar_of(tmp_path / "s.tar", [("a.txt", b"one")])
+    assert read_store(path)[0] == [(str(path), b"", "no images in it")]
+
+
+def test_a_shard_is_read_in_constant_memory(tmp_path):
+    path = tar_of(tmp_path / "s.tar", [(f"{i}.jpg", bytes(1 << 20)) for i in range(60)])
+    tracemalloc.start()
+    assert sum(len(image.data) for image in images_in(str(path), "image", [])) == 60 << 20
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 6 << 20
+
+
+def test_a_csv_list_names_images_relative_to_its_folder(tmp_path):
+    path = tmp_path / "list.csv"
+    path.write_bytes(b"\xef\xbb\xbfimage,mos\r\na.jpg,1\r\n/abs/b.jpg,2\r\n,3\r\nd\xe9.jpg,4\r\n")
+    assert read_store(path)[0] == [
+        (str(tmp_path / "a.jpg"), None, None),
+        ("/abs/b.jpg", None, None),
+        (f"{path}/2", b"", "neither a path nor bytes in this row"),
+        (os.fsdecode(bytes(tmp_path) + b"/d\xe9.jpg"), None, None),
+    ]
+    check_lists([str(path)], "mos")
+    with pytest.raises(UserError, match=f"^{path}: no column photo; found image, mos; --image_col"):
+        check_lists([str(path)], "photo")
+    # What cannot be read gets a row.
+    path.write_bytes(b"a\0\x80")
+    check_lists([str(path), str(tmp_path / "gone.csv")], "a")
+
+
+def test_a_parquet_list_has_paths_or_bytes(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "list.parquet"
+    columns = {
+        "image": ["a.jpg", None],
+        "data": [b"one", b""],
+        "both": [{"bytes": b"two", "path": "x.jpg"}, {"bytes": None, "path": "y.jpg"}],
+        "number": [1, 2],
+    }
+    parquet.write_table(pyarrow.table(columns), path)
+    nothing = "neither a path nor bytes in this row"
+    first, second = f"{path}/0", f"{path}/1"
+    assert read_store(path)[0] == [
+        (str(tmp_path / "a.jpg"), None, None),
+        (second, b"", nothing),
+    ]
+    assert read_store(path, "data")[0] == [(first, b"one", None), (second, b"", None)]
+    assert read_store(path, "both")[0] == [
+        (first, b"two", None),
+        (str(tmp_path / "y.jpg"), None, None),
+    ]
+    assert [problem for _, _, problem in read_store(path, "number")[0]] == [nothing] * 2
+    with pytest.raises(UserError, match="no column photo; found image, data, both, number; "):
+        check_lists([str(path)], "photo")
+    path.write_bytes(path.read_bytes()[:-9])
+    check_lists([str(path)], "photo")
+    [(name, _, problem)] = read_store(path)[0]
+    assert name == str(path) and problem.startswith("cannot be read on after 0 images: ")
+
+
+@pytest.mark.parametrize("number", [1, 3, 7, 20])
+def test_shares_are_disjoint_whole_and_even(tmp_path, monkeypatch, number):
+    monkeypatch.chdir(tmp_path)
+    sources = [f"{i}.jpg" for i in range(8)] + [f"{i}.tar" for i in range(6)]
+    shares = [shared_out(sources, f"{i}/{number}") for i in range(number)]
+    assert sorted(itertools.chain(*shares)) == sorted(sources)
+    for suffix in (".jpg", ".tar"):
+        counts = [sum(source.endswith(suffix) for source in share) for share in shares]
+        assert max(counts) - min(counts) <= 1
