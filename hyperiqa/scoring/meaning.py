@@ -13,6 +13,7 @@ from typing import Any
 
 from hyperiqa.base.errors import UserError, counted
 from hyperiqa.datasets.names import record_name
+from hyperiqa.scoring.score_files import differences, settings_text
 from hyperiqa.stats.calibration import Calibration
 
 
@@ -66,10 +67,10 @@ class Meaning:
             raise UserError(
                 f"--reference {reference}: the model has calibrations of {', '.join(entries)}"
             )
-        entry = entries[self.reference]
-        self.calibration = Calibration.from_plain(entry)
-        self.scale = entry["score_range"]
-        self.higher_is_better = entry["higher_is_better"]
+        self.entry = entries[self.reference]
+        self.calibration = Calibration.from_plain(self.entry)
+        self.scale = self.entry["score_range"]
+        self.higher_is_better = self.entry["higher_is_better"]
         self.level = level
         self.above = above
         self.sure = sure
@@ -83,8 +84,8 @@ class Meaning:
         # The images that all answers rest on, for the user.
         self.about = (
             f"Percentiles, {100 * level:.4g} % intervals and probabilities rest on "
-            f"{counted(self.calibration.images, 'image')} of {self.reference} ({entry['which']}). "
-            f"{self.calibration.caution}".strip()
+            f"{counted(self.calibration.images, 'image')} of {self.reference} "
+            f"({self.entry['which']}). {self.calibration.caution}".strip()
         )
 
     @property
@@ -93,6 +94,23 @@ class Meaning:
         digest = hashlib.sha256(json.dumps(self.calibration.plain()).encode()).hexdigest()[:12]
         words = f"calibration={digest} level={self.level:g}"
         return words if self.above is None else f"{words} above={self.above:g} sure={self.sure:g}"
+
+    def caution(self, trained: Mapping[str, Any], settings: str) -> str:
+        """What to say where scores are made otherwise than those of the calibration; else "".
+
+        trained: the description of the model as its file has it. settings: of the scores.
+        """
+        sizes = {**(trained.get("cross_resize") or {}), **(trained.get("mix_resize") or {})}
+        resize = sizes.get(self.reference, trained["resize"])
+        # Of a set that was scored after the training, the record knows more.
+        description = {**trained, "resize": resize, **self.entry.get("record", {})}
+        made, now = differences(settings_text(description), settings)
+        if not made:
+            return ""
+        return (
+            f"The calibration was made with {made}, and these scores with {now}: what it says of "
+            "them may be wrong."
+        )
 
     def of(self, score: float) -> Explained:
         """Explain a score of the model."""
@@ -120,3 +138,16 @@ class Meaning:
     def _of_quality(self, probability: float) -> float:
         # From a high MOS to a good one.
         return probability if self.higher_is_better else 1 - probability
+
+
+def rescaled(entry: Mapping[str, Any], factor: float, offset: float) -> dict[str, Any]:
+    """A calibration of a description, for scores that become factor * score + offset."""
+    plain = Calibration.from_plain(dict(entry)).rescaled(factor, offset).plain()
+    if entry["model_scale"]:
+        plain["score_range"] = sorted(factor * end + offset for end in entry["score_range"])
+        plain["higher_is_better"] = entry["higher_is_better"] == (factor > 0)
+        return {**entry, **plain}
+    # The MOS of other sets stays on its own scale. Scores that turn round come in reverse order.
+    step = 1 if factor > 0 else -1
+    curve, spread = entry["curve"][::step], entry["spread"][::step]
+    return {**entry, "quantiles": plain["quantiles"], "curve": curve, "spread": spread}

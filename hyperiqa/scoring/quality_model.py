@@ -14,7 +14,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,13 @@ from hyperiqa.datasets.names import record_name
 from hyperiqa.images.decode import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 from hyperiqa.model import checkpoints, factory, hypernet
 from hyperiqa.model.description import problem_of_crops
-from hyperiqa.scoring.meaning import Explained, Meaning
+from hyperiqa.scoring.image_sources import StoredImage
+from hyperiqa.scoring.meaning import Explained, Meaning, rescaled
 from hyperiqa.training import engine
 from hyperiqa.training.batches import SCORE_BATCH
 from hyperiqa.training.patches import test_patches
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+ImageLike = str | os.PathLike | bytes | StoredImage | Image.Image | np.ndarray | torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def load(
     path = checkpoints.find_model(Path(checkpoint))
     state, description = checkpoints.load_model(path)
     chosen = {"resize": resize, "exif_rotate": exif_rotate, "test_patch_num": crops}
+    trained = dict(description)
     description |= {name: value for name, value in chosen.items() if value is not None}
     if crops is not None:
         if problem := problem_of_crops(description["patch_size"], crops):
@@ -106,7 +108,7 @@ def load(
         net = factory.build(description, state)
     checkpoints.fill(net, state, path)
     hardware = choose_hardware(device, workers).computing_in(precision)
-    return QualityModel(net, description, hardware)
+    return QualityModel(net, description, hardware, trained)
 
 
 class QualityModel:
@@ -116,12 +118,20 @@ class QualityModel:
     description: plain values that say how images are prepared and what scores mean, such as
         `patch_size`, `resize`, `score_range` and `higher_is_better`.
     hardware: the device, the precision and the number of worker processes.
+    trained: the description as the file has it, without what the arguments of `load` change.
     """
 
-    def __init__(self, net: hypernet.HyperNet, description: dict[str, Any], hardware: Hardware):
+    def __init__(
+        self,
+        net: hypernet.HyperNet,
+        description: dict[str, Any],
+        hardware: Hardware,
+        trained: Mapping[str, Any] | None = None,
+    ):
         self.net = net.to(hardware.device).to(memory_format=torch.channels_last).eval()
         self.description = description
         self.hardware = hardware
+        self.trained = trained or description
 
     @property
     def crops(self) -> int:
@@ -143,19 +153,24 @@ class QualityModel:
             raise UserError(f"--scale {name}: the model was trained on {', '.join(scales)}")
         # The scale says: model's score = factor * set's score + offset.
         factor = scales[name]["factor"]
-        self.net.rescale(1 / factor, -scales[name]["offset"] / factor)
+        offset = -scales[name]["offset"] / factor
+        self.net.rescale(1 / factor, offset)
         self.description = {
             **description,
             "score_range": scales[name]["nominal_range"],
             "nominal_range": scales[name]["nominal_range"],
             "higher_is_better": description["higher_is_better"] == (factor > 0),
+            "calibration": {
+                name: rescaled(entry, 1 / factor, offset)
+                for name, entry in description.get("calibration", {}).items()
+            },
         }
 
     def score(self, image: ImageLike) -> float:
         """The score of one image of any size.
 
-        image: a path; a PIL image; an array uint8 (H, W, 3) or (H, W); or a tensor (3, H, W) or
-            (1, H, W), uint8 0..255 or floating 0..1. Colours are RGB.
+        image: a path; the bytes of an image file; a PIL image; an array uint8 (H, W, 3) or (H, W);
+            or a tensor (3, H, W) or (1, H, W), uint8 0..255 or floating 0..1. Colours are RGB.
 
         Raises ValueError with the file's name and the reason if the image cannot be read, and
         TypeError for an object that is none of these.
@@ -255,6 +270,10 @@ class QualityModel:
         side = self.description["patch_size"]
         resize = self.description["resize"]
         exif_rotate = self.description.get("exif_rotate", False)
+        if isinstance(image, StoredImage):
+            image = image.content()
+        if isinstance(image, bytes):
+            return load_image(image, resize, side, exif_rotate)
         if isinstance(image, str | os.PathLike):
             try:
                 return load_image(Path(image), resize, side, exif_rotate)
@@ -319,7 +338,8 @@ def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
         return _tensor_as_pixels(image)
     if not isinstance(image, np.ndarray):
         raise TypeError(
-            f"expected a path, a PIL image, an array or a tensor, found {type(image).__name__}"
+            "expected a path, bytes, a PIL image, an array or a tensor, found "
+            f"{type(image).__name__}"
         )
     if image.ndim == 2:
         image = np.repeat(image[:, :, None], 3, axis=2)

@@ -48,18 +48,24 @@ class ScoreFile:
     """Appends rows to a file, or to standard output.
 
     Each row is written through at once: nothing is left in a buffer that could fail, or get lost,
-    later. path: None for standard output. form: "csv" or "jsonl". Raises UserError if the rows
-    cannot be written.
+    later. path: None for standard output. form: "csv" or "jsonl". file: the open file, where the
+    caller has opened it. Raises UserError if the rows cannot be written.
     """
 
-    def __init__(self, path: Path | None, form: str, columns: Sequence[str] = COLUMNS):
+    def __init__(
+        self,
+        path: Path | None,
+        form: str,
+        columns: Sequence[str] = COLUMNS,
+        file: BinaryIO | None = None,
+    ):
         self.path = path or Path("standard output")
         self.form = form
         self.columns = columns
         self.on_terminal = path is None and os.isatty(1)
         with reading_file(self.path, "cannot be written"):
-            self.file: Any = _open_unbuffered(path)
-            if form == "csv" and not (path and path.stat().st_size):
+            self.file: Any = file or _open_unbuffered(path)
+            if form == "csv" and (file or not (path and path.stat().st_size)):
                 self._write(",".join(columns) + "\n")
 
     def add(
@@ -295,7 +301,7 @@ def take_up(
         complete_bytes += len(record)
         if row is None:
             continue
-        _check_made_with(path, str(row["made_with"]), made_with)
+        check_made_with(path, str(row["made_with"]), made_with)
         if _is_dropped(row, tries_again):
             dropped += 1
         elif row["score"] is not None:
@@ -327,16 +333,41 @@ def _notes(scored: int, dropped: int, cut_off: bool) -> Iterator[str]:
         yield "the last row was cut off and is dropped"
 
 
-def _check_made_with(path: Path, made_before: str, made_now: str) -> None:
-    """Raise UserError that says how two values of `made_with` differ, such as `a=1` and `a=2`."""
-    if made_before == made_now:
-        return
+def settings_text(description: Mapping[str, Any], precision: str = "fp32") -> str:
+    """How images are prepared and scored, in the words of `made_with`."""
+    crops = 1 if description["test_crop"] == "center" else description["test_patch_num"]
+    return (
+        f"resize={description['resize']} patch_size={description['patch_size']} crops={crops} "
+        f"exif_rotate={'yes' if description.get('exif_rotate') else 'no'} "
+        f"precision={precision}"
+    )
+
+
+def differences(before: str, now: str) -> tuple[str, str]:
+    """What tells two values of `made_with` apart: `a 1, b 2` of the first, `a 3, b 4` of the other.
+
+    Both are empty where nothing does.
+    """
     # The parts of a word are name, "=" and value.
-    before = dict(word.partition("=")[::2] for word in made_before.split())
-    now = dict(word.partition("=")[::2] for word in made_now.split())
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    before_words = ", ".join(f"{name} {before.get(name, 'unknown')}" for name in names)
-    now_words = ", ".join(f"{name} {now.get(name, 'unknown')}" for name in names)
+    parts_before = dict(word.partition("=")[::2] for word in before.split())
+    parts_now = dict(word.partition("=")[::2] for word in now.split())
+    names = [
+        name
+        for name in {**parts_before, **parts_now}
+        if parts_before.get(name) != parts_now.get(name)
+    ]
+    before_words, now_words = (
+        ", ".join(f"{name} {parts.get(name, 'unknown')}" for name in names)
+        for parts in (parts_before, parts_now)
+    )
+    return before_words, now_words
+
+
+def check_made_with(path: Path, made_before: str, made_now: str) -> None:
+    """Raise UserError that says how two values of `made_with` differ, such as `a=1` and `a=2`."""
+    before_words, now_words = differences(made_before, made_now)
+    if not before_words:
+        return
     raise UserError(
         f"--output {path}: its rows were made with {before_words}; this command has {now_words}; "
         "scores of different models or settings are not mixed: give another --output, or the "

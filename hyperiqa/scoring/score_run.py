@@ -33,6 +33,7 @@ class Tally:
     unmapped: the images that have a score but, in spite of --map, no map, with the reason.
     mapped: how many maps were drawn.
     scores: (image, score); kept for the sheet alone, since millions of them take much memory.
+    passed: pictures that were passed over, since their format is not read here.
     """
 
     scored: int = 0
@@ -41,6 +42,14 @@ class Tally:
     failures: list[str] = field(default_factory=list)
     unmapped: list[str] = field(default_factory=list)
     scores: list[tuple[str, float]] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+
+    def add(self, part: "Tally") -> None:
+        """Count the images of a part of the run."""
+        self.scored += part.scored
+        self.failed += part.failed
+        self.failures += part.failures[: FAILURES_KEPT - len(self.failures)]
+        self.passed += part.passed
 
 
 def made_with(model: "QualityModel", precision: str) -> str:
@@ -52,12 +61,8 @@ def made_with(model: "QualityModel", precision: str) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.net.state_dict().items()):
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    description = model.description
-    return (
-        f"weights={digest.hexdigest()[:12]} resize={description['resize']} "
-        f"patch_size={description['patch_size']} crops={model.crops} "
-        f"exif_rotate={'yes' if description.get('exif_rotate') else 'no'} precision={precision}"
-    )
+    settings = score_files.settings_text(model.description, precision)
+    return f"weights={digest.hexdigest()[:12]} {settings}"
 
 
 def assumptions(checkpoint: Path, model: "QualityModel") -> str:
@@ -166,13 +171,14 @@ def take_up_output(
     """
     if not (options.output and options.output.is_file() and options.output.stat().st_size):
         return set()
+    # These may yet name any image.
+    is_open = "-" in options.sources or any(map(image_sources.is_store, images))
     paths = {image_sources.canonical_path(image) for image in images}
     earlier_scores, note = score_files.take_up(
         options.output,
         options.format,
         made,
-        # Standard input may yet name any image.
-        lambda image: "-" in options.sources or image_sources.canonical_path(image) in paths,
+        lambda image: is_open or image_sources.canonical_path(image) in paths,
         options.columns,
     )
     print(note, file=sys.stderr)
@@ -203,6 +209,25 @@ def load_model(options: argparse.Namespace) -> "QualityModel":
     return model
 
 
+def prepare(
+    options: argparse.Namespace,
+) -> "tuple[QualityModel, str, str, Meaning | None]":
+    """The model, what maps and rows are made with, and what explains scores if a flag asks for it.
+
+    Raises UserError.
+    """
+    model = load_model(options)
+    made = made_with(model, options.precision)
+    if not (options.meaning or options.above is not None or options.compare):
+        return model, made, made, None
+    meaning = model.meaning(options.reference, options.level, options.above, options.sure)
+    print(meaning.about, file=sys.stderr)
+    caution = meaning.caution(model.trained, made.partition(" ")[2])
+    if caution:
+        print(caution, file=sys.stderr)
+    return model, made, f"{made} {meaning.made_with}", meaning
+
+
 def run(
     options: argparse.Namespace,
     sources: Sequence[str],
@@ -216,14 +241,7 @@ def run(
 
     sources: the images that the user names, but for standard input. outputs: see `is_result`.
     """
-    model = load_model(options)
-    made = made_with(model, options.precision)
-    row_made = made
-    meaning = None
-    if options.meaning or options.above is not None or options.compare:
-        meaning = model.meaning(options.reference, options.level, options.above, options.sure)
-        row_made = f"{made} {meaning.made_with}"
-        print(meaning.about, file=sys.stderr)
+    model, made, row_made, meaning = prepare(options)
     # An earlier run's rows are kept only where they were made with the same.
     earlier = take_up_output(options, row_made, sources, tally)
     done = set(earlier)
@@ -235,27 +253,34 @@ def run(
             for image in earlier
             if image_sources.mark_of(image_sources.map_path(options.map, image)) == made
         }
-    remaining = list(image_sources.without_repeats(sources, done))
+    stores = [source for source in sources if image_sources.is_store(source)]
+    files = (source for source in sources if not image_sources.is_store(source))
+    remaining = list(image_sources.without_repeats(files, done))
+    stored = (
+        image
+        for store in stores
+        for image in image_sources.images_in(store, options.image_column, tally.passed)
+    )
     from_stdin = "-" in options.sources
     paths = image_sources.paths_from(sys.stdin.fileno()) if from_stdin else ()
     streamed = (path for path in paths if not (path and image_sources.is_result(path, outputs)))
-    images = itertools.chain(remaining, image_sources.without_repeats(streamed, done))
+    more = itertools.chain(stored, streamed)
+    images = itertools.chain(remaining, image_sources.without_repeats(more, done))
+    number = None if stores or from_stdin else len(remaining)
     output: Any
     if options.compare and meaning:
         output = score_files.PairFile(options.output, options.format, meaning.better)
     elif options.format == "lines":
         dataset = options.scale or model.description["dataset"]
         description = {**model.description, "dataset": dataset}
-        alone = len(remaining) == 1 and not from_stdin
-        output = score_files.ScoreLines(description, alone, options.columns)
+        output = score_files.ScoreLines(description, number == 1, options.columns)
     else:
         output = score_files.ScoreFile(options.output, options.format, options.columns)
     draw = partial(draw_map, options.map, model, made)
     write_row = partial(add_row, options, draw, row_made, tally, output, earlier)
     scores = model.score_all(images, options.batch_size, options.workers, meaning)
     # On a terminal the rows themselves show the progress.
-    total = None if from_stdin else len(remaining)
-    score_images(scores, total, signals, write_row, with_bar=not options.terminal)
+    score_images(scores, number, signals, write_row, with_bar=not options.terminal)
     if options.compare:
         output.write_pairs()
     return model.description, meaning
