@@ -27,7 +27,10 @@ AXES = {
         "cutmix": ["--cutmix", 1],
         "both": ["--mixup", 0.4, "--cutmix", 1],
     },
-    "loss": {name: ["--loss", name] for name in choices.LOSSES},
+    "loss": {
+        **{name: ["--loss", name] for name in choices.LOSSES},
+        "votes": ["--loss", "fidelity", "--fidelity_sigma", "votes"],
+    },
     "ranking": {"0": [], "0.3": ["--ranking_loss_alpha", 0.3]},
     "contrastive": {"0": [], "0.5": ["--contrastive_weight", 0.5]},
     "augment": {
@@ -70,6 +73,7 @@ REFUSED = [
         {("drop_path", "0.3"), ("contrastive", "0.5")},
     ),
     ({("schedule", "step"), ("schedule", "fixed step")}, {("warmup", "2")}),
+    ({("loss", "votes")}, {("mixing", "mixup"), ("mixing", "cutmix"), ("mixing", "both")}),
 ]
 BANNED = {frozenset(pair) for ones, others in REFUSED for pair in itertools.product(ones, others)}
 

@@ -30,18 +30,29 @@ def write_images(
 
 
 def write_koniq(
-    root: Path, train: int = 12, test: int = 6, size: tuple[int, int] = (96, 72)
+    root: Path,
+    train: int = 12,
+    test: int = 6,
+    size: tuple[int, int] = (96, 72),
+    votes: bool = False,
 ) -> Path:
-    """KonIQ-10k's layout with images in train/ and test/ and the JSON lists."""
+    """KonIQ-10k's layout with images in train/ and test/ and the JSON lists.
+
+    votes: whether the images have votes, with other standard deviations for each.
+    """
     names = {
         part: [f"{part}_{i}.jpg" for i in range(n)]
         for part, n in (("train", train), ("test", test))
     }
     with (write_dir(root) / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
         writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerow(["image_name", "c1", "MOS", "MOS_zscore"])
+        extra = ["SD", "c_total"] if votes else []
+        writer.writerow(["image_name", "c1", "MOS", "MOS_zscore", *extra])
         for part in names.values():
-            writer.writerows([name, 0, 3.0, score_of(i, len(part))] for i, name in enumerate(part))
+            for i, name in enumerate(part):
+                score = score_of(i, len(part))
+                row = [score / 20, score, 0.5 + 0.1 * (i % 4), 100] if votes else [3.0, score]
+                writer.writerow([name, 0, *row])
     for seed, (part, listed) in enumerate(names.items()):
         write_images(root / part, listed, size, seed)
         entries = [{"image": f"koniq_{part}/{name}", "score": -1.0} for name in listed]

@@ -1,5 +1,6 @@
 """Readers of the sets of photographs and of generated images, without known distortions."""
 
+import math
 import re
 import statistics
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ from hyperiqa.datasets.formats import (
     cell_text,
     number,
     read_json_scores,
+    read_lines,
     read_mat,
     read_sheet,
     read_table,
@@ -35,6 +37,14 @@ UNPACKED = (
     ("koniq10k_512x384",),
     ("512x384/512x384",),
 )
+# SPAQ's files of standard deviations: lines, or rows below a header, of image, MOS and deviation.
+SPAQ_DEVIATIONS = (
+    "SPAQ_mos_std.txt",
+    "Annotations/SPAQ_mos_std.txt",
+    "Annotations/MOS Std and Image attribute scores.xlsx",
+)
+# Half a point of 0..100: files round the MOS differently.
+SAME_MOS = 0.5
 
 
 def _read_sets(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -63,23 +73,21 @@ class KonIQ10k(Reader):
     source = "; get it from https://database.mmsp-kn.de/koniq-10k-database.html"
 
     def rows(self) -> list[Row]:
-        scores, errors = self._scores()
-        split = self._split(scores)
-        unlisted = len(scores.keys() - split.keys())
+        scored = self._scored()
+        split = self._split(scored)
+        unlisted = len(scored.keys() - split.keys())
         if unlisted:
             self.notes.append(
                 f"{self.name}: {counted(unlisted, 'image of the CSV is', 'images of the CSV are')} "
                 "in no split and left out"
             )
         refuse(
-            [name for name in split if name not in scores],
+            [name for name in split if name not in scored],
             self.name,
             f"image of the split has no score in {SCORES}",
             f"images of the split have no score in {SCORES}",
         )
-        return [
-            Row(name, scores[name], part, error=errors.get(name)) for name, part in split.items()
-        ]
+        return [replace(scored[name], split=part) for name, part in split.items()]
 
     def _collected(self) -> list[Row] | None:
         rows = super()._collected()
@@ -88,10 +96,9 @@ class KonIQ10k(Reader):
             self.nominal_range = (1.0, 5.0)
         return rows
 
-    def _scores(self) -> tuple[dict[str, float], dict[str, float | None]]:
-        # Image -> MOS of 0..100, and image -> standard error of this MOS, where it is known. The
-        # MOS are those of the score file or, if it is missing, of the sets file, which gives them
-        # with 12 digits.
+    def _scored(self) -> dict[str, Row]:
+        # Image -> its row, without a split. The MOS are those of the score file or, if it is
+        # missing, of the sets file, which gives them with 12 digits.
         path = self._first_file(SCORES, SETS)
         column = "MOS_zscore"
         hint = ""
@@ -99,26 +106,29 @@ class KonIQ10k(Reader):
             column = "MOS"
             hint = f"; {SCORES} is missing"
             self.notes.append(f"{self.name}: {SCORES} is missing; scores are the MOS of {SETS}")
-        rows = list(read_table(path, ("image_name", column), ("MOS", "SD", "c_total"), hint))
-        return {row["image_name"]: number(row[column]) for row in rows}, self._errors(rows)
+        lines = list(read_table(path, ("image_name", column), ("MOS", "SD", "c_total"), hint))
+        slope = self._slope(lines)
+        return {
+            line["image_name"]: Row(
+                line["image_name"],
+                number(line[column]),
+                deviation=slope * number(line.get("SD")),
+                votes=number(line.get("c_total")),
+            )
+            for line in lines
+        }
 
-    def _errors(self, rows: list[dict[str, str]]) -> dict[str, float | None]:
-        # Image -> standard error of its MOS of 0..100; {} if the rows lack a column. SD /
-        # sqrt(votes) is the standard error of the MOS of 1..5. The slope of MOS_zscore on this MOS
-        # brings it to 0..100.
+    @staticmethod
+    def _slope(lines: list[dict[str, str]]) -> float:
+        # The slope of the MOS_zscore of 0..100 on the MOS of 1..5, which brings the standard
+        # deviations of the opinions to 0..100; nan if it is unknown.
         try:
-            scores = [float(row["MOS_zscore"]) for row in rows]
-            opinions = [float(row["MOS"]) for row in rows]
-            slope = statistics.linear_regression(opinions, scores).slope
-            return {
-                row["image_name"]: self.standard_error(
-                    slope * float(row["SD"]), float(row["c_total"])
-                )
-                for row in rows
-            }
+            scores = [float(line["MOS_zscore"]) for line in lines]
+            opinions = [float(line["MOS"]) for line in lines]
+            return statistics.linear_regression(opinions, scores).slope
         # A column is missing, as MOS_zscore in the sets file, or has cells that are no numbers.
         except (KeyError, ValueError):
-            return {}
+            return math.nan
 
     def _split(self, images: Iterable[str]) -> dict[str, str | None]:
         # Image -> split, from the JSON lists or, if they are missing, the official sets file. If
@@ -154,10 +164,15 @@ class SPAQ(Reader):
 
     They are either the 2,224 test images that the public code lists in spaq_test.json, or the whole
     release of 11,125. Records must tell the two apart, so the release has a name of its own there.
+
+    Standard deviations of the opinions are in a file or a workbook of their own, which the authors
+    publish beside the release (their repository's issues 18 and 35).
     """
 
     name = "spaq"
     in_collections = ("SPAQ", "spaq")
+    # How many opinions each image has is not published, only that there are at least 15.
+    votes = 15
     expects = (
         "spaq_test.json with its images beside it or in TestImage/, or the official release: "
         "TestImage/ and Annotations/MOS and Image attribute scores.xlsx"
@@ -169,18 +184,54 @@ class SPAQ(Reader):
         # Of the collections, only pyiqa's table is of the whole release. It places no images.
         if rows and not self.placed:
             self.name = "spaq-official"
-        return rows
+        return rows and self._with_deviations(rows)
 
     def rows(self) -> list[Row]:
         path = self._first_file("spaq_test.json", "Annotations/MOS and Image attribute scores.xlsx")
         if path.suffix.lower() == ".json":
-            return list(starmap(Row, read_json_scores(path).items()))
+            return self._with_deviations(starmap(Row, read_json_scores(path).items()))
         self.name = "spaq-official"
         self.notes.append(
             "spaq-official: the official release of SPAQ, not the test images of spaq_test.json"
         )
         cells = under_header(path, read_sheet(path, self.name), ("Image name", "MOS"))
-        return [Row(cell_text(name), number(score)) for name, score in cells]
+        return self._with_deviations(Row(cell_text(name), number(score)) for name, score in cells)
+
+    def _with_deviations(self, rows: Iterable[Row]) -> list[Row]:
+        # The rows with the standard deviations of their opinions, where a file lists them.
+        rows = list(rows)
+        path = next(filter(Path.is_file, map(self._locate, SPAQ_DEVIATIONS)), None)
+        if path is not None:
+            listed = self._read_deviations(path)
+            rows = [self._with_deviation(row, *listed.get(row.image, (None, None))) for row in rows]
+        known = sum(number(row.deviation) > 0 for row in rows)
+        if path is not None or known:
+            self.notes.append(
+                f"{self.name}: standard errors of {known} of {counted(len(rows), 'MOS', 'MOS')}, "
+                f"for {self.votes} opinions an image: no image has fewer, so that the errors may "
+                "be smaller"
+            )
+        return rows
+
+    def _with_deviation(self, row: Row, mos: object, deviation: object) -> Row:
+        # With another MOS, it is of other opinions or on another scale. Opinions on a scale of 100
+        # are never all the same: the authors call the few zeros of their file errors.
+        fits = abs(number(mos) - row.score) <= SAME_MOS and number(deviation) > 0
+        return replace(row, deviation=deviation if fits else None)
+
+    def _read_deviations(self, path: Path) -> dict[str, tuple]:
+        # Image -> its MOS and the standard deviation of its opinions.
+        if path.suffix.lower() == ".xlsx":
+            lines = [row[:3] for row in read_sheet(path, self.name)[1:]]
+        else:
+            lines = [tuple(line.split()) for line in read_lines(path)]
+        malformed = [" ".join(map(str, words)) for words in lines if len(words) != 3]
+        if malformed:
+            raise UserError(
+                f"{path}: expected lines of image, MOS and standard deviation, "
+                f"found {first_five(malformed)}"
+            )
+        return {cell_text(name): (mos, deviation) for name, mos, deviation in lines}
 
 
 class AGIQA3k(Reader):
@@ -208,7 +259,7 @@ class AGIQA3k(Reader):
                 line["name"],
                 number(line["mos_quality"]),
                 group=line["prompt"] or None,
-                error=self.standard_error(line.get("std_quality")),
+                deviation=line.get("std_quality"),
             )
             for line in read_table(path, ("name", "prompt", "mos_quality"), ("std_quality",))
         ]
@@ -249,8 +300,8 @@ class LIVEC(Reader):
             for variable, path in files.items()
         }
         return [
-            Row(str(image), number(score), error=self.standard_error(*deviation))
-            for image, score, *deviation in aligned(self.root / "Data", columns)
+            Row(str(image), number(score), deviation=opinions[0] if opinions else None)
+            for image, score, *opinions in aligned(self.root / "Data", columns)
             if self._is_tested(str(image))
         ]
 

@@ -114,21 +114,29 @@ class Reader:
         for listed in entries:
             row = self.row_of(listed)
             if row is not None:
-                error = self.standard_error(listed.deviation, listed.votes)
-                rows.append(replace(row, split=listed.split, error=error))
+                rows.append(
+                    replace(
+                        row,
+                        split=listed.split,
+                        deviation=listed.deviation,
+                        votes=listed.votes,
+                    )
+                )
                 if listed.path is not None:
                     self.placed[row.image] = listed.path
         return rows
 
-    def standard_error(self, deviation: object = None, votes: float | None = None) -> float | None:
-        """The standard error of a mean of opinions with this standard deviation; None if unknown.
-
-        votes: the number of opinions; None for the usual number of the set.
-        """
-        sd = number(deviation)
-        count = votes or self.votes or math.nan
+    def _record(self, row: Row, name: str, path: Path) -> Record:
+        # The row's record, with what is known of the opinions behind its score.
+        deviation = number(row.deviation)
+        votes = row.votes or self.votes or math.nan
         # Anything but a number counts as unknown, and so do less than one opinion.
-        return sd / math.sqrt(count) if 0 <= sd < math.inf and 1 <= count < math.inf else None
+        is_known = 0 <= deviation < math.inf
+        error = deviation / math.sqrt(votes) if is_known and 1 <= votes < math.inf else None
+        # A standard error, of one vote, does not say how far the opinions lie apart.
+        spread = deviation if is_known and votes != 1 else None
+        split = row.split or "test"
+        return Record(name, path, row.score, split, row.group, row.kind, error, spread)
 
     def read(self, splits: tuple[str, ...] = ("train", "test"), held_out: bool = False) -> DataSet:
         """The records of these splits. Images of other splits need not exist. Raises UserError.
@@ -219,8 +227,7 @@ class Reader:
         repeated = [name for name, count in counts.items() if count > 1]
         refuse(repeated, self.name, "image is listed twice", "images are listed twice")
         records = [
-            Record(name, path, row.score, row.split or "test", row.group, row.kind, row.error)
-            for row, (name, path) in zip(rows, files, strict=True)
+            self._record(row, name, path) for row, (name, path) in zip(rows, files, strict=True)
         ]
         return DataSet(
             self.name,

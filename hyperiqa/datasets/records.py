@@ -7,7 +7,7 @@ training on several sets, a `Scale` brings the scores of each set to a common sc
 import hashlib
 import json
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -34,7 +34,8 @@ class Record:
     normalised, with / between the parts. It is unique in its set, and stays the same when the set
     is moved. Images of the same content share a `group`, which a split must keep together; None
     stands for a content of its own. `kind` is the kind of distortion in words, if the set names it.
-    `error` is the standard error of the score, in its units, if the set gives votes.
+    `error` is the standard error of the score and `deviation` the standard deviation of its votes,
+    both in the units of the score; None where the set does not give them.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Record:
     group: str | None = None
     kind: str | None = None
     error: float | None = None
+    deviation: float | None = None
 
 
 @dataclass
@@ -83,9 +85,9 @@ class DataSet:
         # Runs that are resumed or compared have older digests: its contents must never change.
         return _digest((r.split, r.name, repr(r.score), r.group or "") for r in self.records)
 
-    def votes(self) -> str:
-        """A digest of the standard errors."""
-        return _digest((r.name, repr(r.error)) for r in self.records)
+    def votes(self, kinds: Sequence[str]) -> str:
+        """A digest of what the votes say of the scores: the fields `error` or `deviation`."""
+        return _digest((r.name, *(repr(getattr(r, kind)) for kind in kinds)) for r in self.records)
 
 
 def _digest(rows: Iterable[tuple]) -> str:
@@ -94,14 +96,19 @@ def _digest(rows: Iterable[tuple]) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What a data set's own files say about an image. split: None if it must be drawn."""
+    """What a data set's own files say about an image.
+
+    split: None if it must be drawn. deviation: the standard deviation of the opinions, as the files
+    give it. votes: the number of opinions, None for the usual number of the set.
+    """
 
     image: str
     score: float
     split: str | None = None
     group: str | None = None
     kind: str | None = None
-    error: float | None = None
+    deviation: object = None
+    votes: float | None = None
 
 
 @dataclass(frozen=True)

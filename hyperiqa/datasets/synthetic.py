@@ -109,8 +109,7 @@ class KADID10k(NamedByContent):
         # The column var must be the standard deviation: only then can the scores be means of 30
         # whole votes.
         return [
-            replace(row, error=self.standard_error(line.get("var")))
-            for row, line in zip(rows, lines, strict=True)
+            replace(row, deviation=line.get("var")) for row, line in zip(rows, lines, strict=True)
         ]
 
 
@@ -333,4 +332,4 @@ class TID2013(NamedByContent):
         if not errors.exists():
             return rows
         pairs = aligned(self.root, {path.name: rows, errors.name: read_lines(errors)})
-        return [replace(row, error=self.standard_error(error)) for row, error in pairs]
+        return [replace(row, deviation=error) for row, error in pairs]

@@ -133,6 +133,17 @@ def label_noise(
     return strength * np.where(np.isnan(errors), (high - low) / 100, errors)
 
 
+def vote_deviations(records: Sequence[Record]) -> np.ndarray:
+    """The standard deviations of the records' votes (N,), in units of their scores.
+
+    An image without one, or with votes that are all the same, has the root mean square of the
+    others. At least one must have some.
+    """
+    deviations = np.array([record.deviation for record in records], float)
+    known = deviations > 0
+    return np.where(known, deviations, np.sqrt(np.mean(deviations[known] ** 2)))
+
+
 def draw_mixing(
     rng: np.random.Generator, number: int, mixup: float, cutmix: float, side: int
 ) -> dict[str, np.ndarray]:

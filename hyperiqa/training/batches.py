@@ -83,9 +83,10 @@ class PatchBatches(torch.utils.data.Dataset):
     """The batches of a list of patches; the last, smaller batch is kept.
 
     A batch of B patches holds `patches` uint8 (B, P, P, 3), `mos` (B,), `image` (B,), and what
-    augmentations drew, by their names. With `features` of the patches it holds `features` (B, F)
-    in place of the patches. Patches with an address also bring `seed`, that of the torch
-    generators for the step on this batch.
+    augmentations drew, by their names; `sigma` (B,) where the loss needs the standard deviations of
+    the images' votes. With `features` of the patches it holds `features` (B, F) in place of the
+    patches. Patches with an address also bring `seed`, that of the torch generators for the step on
+    this batch.
 
     images: cache numbers of the images that `patches.image` counts.
     mos: the scores of these images.
@@ -149,6 +150,8 @@ class PatchBatches(torch.utils.data.Dataset):
             # Features are stored in the order of epoch 0.
             stored = rows if patches.row is None else patches.row[rows]
             batch["features"] = self.features[stored[process_rows]]
+        if "sigma" in drawn:
+            batch["sigma"] = torch.from_numpy(drawn["sigma"])
         if patches.address:
             batch["seed"] = int(addressed_seed(*patches.address, b).generate_state(1)[0])
         return batch

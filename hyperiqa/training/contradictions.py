@@ -105,6 +105,15 @@ def _of_training(options: argparse.Namespace, given: Given) -> list[Rule]:
             "contradictory flags: --no_early_stopping and --patience",
         ),
         (
+            "fidelity_sigma" in given and options.loss != "fidelity",
+            "--fidelity_sigma needs --loss fidelity",
+        ),
+        (
+            options.fidelity_sigma == "votes" and (options.mixup or options.cutmix),
+            "contradictory flags: --fidelity_sigma votes takes the votes of single images, "
+            "which --mixup and --cutmix mix",
+        ),
+        (
             "ranking_loss_margin" in given and options.ranking_loss_alpha == 0,
             "--ranking_loss_margin needs --ranking_loss_alpha above 0",
         ),

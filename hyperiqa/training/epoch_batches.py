@@ -22,7 +22,7 @@ from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.features import check_room
 from hyperiqa.model import checkpoints
 from hyperiqa.model.hypernet import HyperNet
-from hyperiqa.training.augmentations import draw_mixing, label_noise
+from hyperiqa.training.augmentations import draw_mixing, label_noise, vote_deviations
 from hyperiqa.training.batches import SCORE_BATCH, JoinedCache, PatchBatches
 from hyperiqa.training.contradictions import stored_features
 from hyperiqa.training.engine import stage_maps
@@ -109,7 +109,7 @@ def _patches_per_image(
 def _drawn_per_patch(
     data: RunData, records: Records, patches: Patches, seed: int, epoch: int
 ) -> dict[str, np.ndarray]:
-    """What each patch brings with its crop: the number of its set, MOS noise, and mixing."""
+    """What each patch brings: the number of its set, spread of votes, MOS noise, and mixing."""
     options = data.options
     # The generator is not that of the crops, which are the same with and without this.
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch, 0, 1)))
@@ -117,6 +117,11 @@ def _drawn_per_patch(
     if data.several:
         set_of_image = np.repeat(np.arange(len(records)), [len(rows) for rows in records.values()])
         drawn["set"] = set_of_image[patches.image]
+    if options.fidelity_sigma == "votes":
+        spreads = [
+            abs(data.scales[name].factor) * vote_deviations(rows) for name, rows in records.items()
+        ]
+        drawn["sigma"] = np.concatenate(spreads)[patches.image].astype(np.float32)
     if options.label_noise:
         # Standard deviations on the scale that is trained on, image by image.
         deviations = []

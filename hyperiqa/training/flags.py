@@ -197,6 +197,8 @@ def _loss_flags(flags: Flags) -> None:
     flags.group("loss")
     flags.value("--loss", LOSSES[0], "loss between predicted scores and mean opinion scores (MOS); plcc, srcc and fidelity compare the "
                 "images of a batch with each other", choices=LOSSES)
+    flags.value("--fidelity_sigma", "batch", "standard deviation of an opinion in --loss fidelity: that of the MOS of "
+                "the batch, or of each image's own votes where the data set gives it", choices=["batch", "votes"])
     flags.real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss, from 0 (off) to 1; docs/recipes.md shows what it "
                "changed where we measured it", SHARE)
     flags.real("--ranking_loss_margin", 0.5, "difference of two scores that the ranking loss asks for, in units of the MOS", NOT_NEGATIVE)

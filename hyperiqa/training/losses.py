@@ -55,24 +55,31 @@ def srcc_loss(scores: Tensor, mos: Tensor) -> Tensor:
     return plcc_loss(ranks, (mos[:, None] - mos[None, :]).sign().sum(1))
 
 
-def fidelity_loss(scores: Tensor, mos: Tensor) -> Tensor:
+def fidelity_loss(scores: Tensor, mos: Tensor, sigma: Tensor | None = None) -> Tensor:
     """1 - sqrt(p q) - sqrt((1 - p) (1 - q)), from 0 to 1, averaged over all pairs.
 
     Tsai et al., "FRank: a ranking method with fidelity loss", SIGIR 2007, equation 6. p and q are
     the probabilities that the first image is preferred, by the MOS and by the scores. They are
-    Thurstone's (1927, case V): the normal distribution of the difference over sqrt(2) sigma, sigma
-    being the standard deviation of the batch's MOS. 0, still differentiable, where all MOS are
-    equal.
+    Thurstone's (1927): the normal distribution of the difference over its standard deviation. 0,
+    still differentiable, where all MOS are equal.
+
+    sigma: the standard deviation of the opinions of each image (N,), above 0. The difference of two
+    has the variance sigma_i^2 + sigma_j^2 (Zhang et al., "Uncertainty-aware blind image quality
+    assessment in the laboratory and wild", IEEE TIP 2021; there the model has a sigma of its own,
+    here that of the opinions serves the scores too). None: the standard deviation of the batch's
+    MOS for all images (case V).
     """
-    sigma = mos.std(correction=0)
-    scale = 2**0.5 * torch.where(sigma > 0, sigma, 1)
+    spread = mos.std(correction=0)
+    scale = 2**0.5 * torch.where(spread > 0, spread, 1)
+    if sigma is not None:
+        scale = torch.hypot(sigma[:, None], sigma[None, :])
     mos_difference = (mos[:, None] - mos[None, :]) / scale
     score_difference = (scores[:, None] - scores[None, :]) / scale
     # In logarithms: a square root of a probability that underflows has no gradient.
     root_pq = torch.exp((log_ndtr(mos_difference) + log_ndtr(score_difference)) / 2)
     root_rest = torch.exp((log_ndtr(-mos_difference) + log_ndtr(-score_difference)) / 2)
     pairs = (1 - root_pq - root_rest).triu(1).sum() / max(len(mos) * (len(mos) - 1) // 2, 1)
-    return pairs * (sigma > 0)
+    return pairs * (spread > 0)
 
 
 def rank_n_contrast(features: Tensor, mos: Tensor) -> Tensor:
@@ -97,7 +104,7 @@ def rank_n_contrast(features: Tensor, mos: Tensor) -> Tensor:
     return ((among - likeness) * is_pair).sum() / max(n * (n - 1), 1)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "l1": F.l1_loss,
     "mse": F.mse_loss,
     "smooth_l1": F.smooth_l1_loss,
@@ -111,19 +118,17 @@ SCALELESS = ("plcc", "srcc")
 COMPARING = (*SCALELESS, "fidelity")
 
 
-def within_sets(
-    loss: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, mos: Tensor, sets: Tensor | None
-) -> Tensor:
-    """A loss of a model's outputs (N, …) and the MOS (N,), computed within each data set.
+def within_sets(loss: Callable[..., Tensor], sets: Tensor | None, *values: Tensor) -> Tensor:
+    """A loss of values (N, …), such as the model's outputs and the MOS, within each data set.
 
     Returns the mean over the sets, weighted by their numbers of patches. sets: the number of each
     patch's set (N,); None: all patches are of one set.
     """
     if sets is None:
-        return loss(outputs, mos)
+        return loss(*values)
     masks = [sets == number for number in sets.unique()]
-    sums = [loss(outputs[mask], mos[mask]) * mask.sum() for mask in masks]
-    return torch.stack(sums).sum() / len(mos)
+    sums = [loss(*(value[mask] for value in values)) * mask.sum() for mask in masks]
+    return torch.stack(sums).sum() / len(sets)
 
 
 @dataclass(frozen=True)
@@ -137,8 +142,9 @@ class QualityLoss:
 
     It is called with the model's outputs (`scores` (N,), `features` (N, C)) and a batch that has
     `mos` (N,). Where the images are of several data sets, the batch also has `set` (N,), and images
-    are compared only within their set; for distillation it has `teacher` (N,). The result is
-    `loss`, then the parts (`l1`; `rank`, `contrastive`, `distill`), as scalar tensors in fp32.
+    are compared only within their set; for distillation it has `teacher` (N,), and for the
+    fidelity loss by votes `sigma` (N,). The result is `loss`, then the parts (`l1`; `rank`,
+    `contrastive`, `distill`), as scalar tensors in fp32.
     """
 
     alpha: float = 0.0
@@ -154,19 +160,21 @@ class QualityLoss:
         scores = outputs["scores"].float()
         mos = batch["mos"].float()
         sets = batch.get("set")
-        fit = within_sets(LOSSES[self.fit], scores, mos, sets if self.fit in COMPARING else None)
+        compared = sets if self.fit in COMPARING else None
+        spreads = [batch["sigma"].float()] if "sigma" in batch else []
+        fit = within_sets(LOSSES[self.fit], compared, scores, mos, *spreads)
         loss = fit
         # A part must not be called like a figure.
         parts = {f"{self.fit}_loss" if self.fit in ("plcc", "srcc") else self.fit: fit}
         if self.alpha:
             parts["rank"] = within_sets(
-                partial(ranking_loss, margin=self.margin), scores, mos, sets
+                partial(ranking_loss, margin=self.margin), sets, scores, mos
             )
             fit_weight = 1.0 - self.alpha if self.form == "convex" else 1.0
             loss = fit_weight * fit + self.alpha * parts["rank"]
         if self.contrastive:
             parts["contrastive"] = within_sets(
-                rank_n_contrast, outputs["features"].float(), mos, sets
+                rank_n_contrast, sets, outputs["features"].float(), mos
             )
             loss = loss + self.contrastive * parts["contrastive"]
         if self.distill:

@@ -5,6 +5,7 @@ Nothing here imports torch, so that a wrong path or table is reported at once.
 
 from argparse import Namespace
 
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.datasets.names import lower_is_better_sets
 from hyperiqa.datasets.readers import read_cross_tests, reader_of
 from hyperiqa.datasets.records import Columns, DataSet, take_validation
@@ -36,5 +37,22 @@ def read_sets(options: Namespace, seed: int) -> RunSets:
         if options.val_fraction is not None:
             take_validation(data, options.val_fraction, seed)
         data.note_undefined()
+        if options.fidelity_sigma == "votes":
+            _check_votes(data)
         trained[data.name] = data
     return trained, *read_cross_tests(options.cross_test, seed, spaq_root, lower, columns)
+
+
+def _check_votes(data: DataSet) -> None:
+    # Note of how many training images the votes are known. Raises UserError where there are none.
+    training = data.split("train")
+    voted = sum(bool(record.deviation) for record in training)
+    if not voted:
+        raise UserError(
+            f"--fidelity_sigma votes: {data.name} gives no standard deviations of its votes; "
+            "expected sets that do (docs/data.md names them), or --fidelity_sigma batch"
+        )
+    data.notes.append(
+        f"{data.name}: fidelity loss by the standard deviations of the votes of {voted} of "
+        f"{counted(len(training), 'training image')}; any others take their root mean square"
+    )

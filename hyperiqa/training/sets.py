@@ -52,9 +52,12 @@ class RunData:
         }
         all_sets = [*self.trained.values(), *self.cross.values()]
         self.fingerprint = {data.name: data.fingerprint() for data in all_sets}
-        # Only label noise uses standard errors; without it, other ones do not make another run.
-        if options.label_noise:
-            self.fingerprint["votes"] = "+".join(data.votes() for data in self.trained.values())
+        # Where nothing uses the votes, other ones do not make another run.
+        uses = {"error": options.label_noise, "deviation": options.fidelity_sigma == "votes"}
+        kinds = [kind for kind, is_used in uses.items() if is_used]
+        if kinds:
+            votes = [data.votes(kinds) for data in self.trained.values()]
+            self.fingerprint["votes"] = "+".join(votes)
 
     @property
     def several(self) -> bool:

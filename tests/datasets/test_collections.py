@@ -336,7 +336,9 @@ def test_the_lists_of_deqa_score(tmp_path, name, both):
         assert {r.path.stem for r in data.split("test")} == {stems[2]}
     if name == "koniq-10k":
         assert data.range == (1, 5)  # as the scores say; its own files' are 0..100
-    votes = {"kadid-10k": 30, "livec": 175, "agiqa-3k": 21, "tid2013": 1}.get(name)
+    votes = {"kadid-10k": 30, "livec": 175, "agiqa-3k": 21, "tid2013": 1, "spaq": 15}.get(name)
+    # The deviation needs no number of votes, but TID2013's are standard errors.
+    assert [r.deviation for r in data.records] == [None if name == "tid2013" else 0.5] * 3
     assert [r.error for r in data.records] == [votes and pytest.approx(0.5 / math.sqrt(votes))] * 3
 
 

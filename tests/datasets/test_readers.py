@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -107,15 +108,21 @@ def test_koniq_gives_standard_errors_on_the_scale_of_its_scores(root):
     assert (
         replace(data, records=plain).fingerprint() == data.fingerprint()
     )  # which is what it was before
-    assert replace(data, records=plain).votes() != data.votes()
-    # A count of votes that is none leaves one error unknown, a text in a cell all of them.
+    assert replace(data, records=plain).votes(["error"]) != data.votes(["error"])
+    assert {r.name: r.deviation for r in data.records} == pytest.approx(
+        {name: 20 * sd for name, _, sd, _ in values}
+    )
+    # A count of votes or a deviation that is none leaves one error unknown, an unknown MOS all.
     first, *others = rows
     for votes in ("nan", "-1", "0"):
         path.write_text("\n".join([header, first.replace(",0,25,", f",0,{votes},"), *others]))
         errors = {r.name: r.error for r in KonIQ10k(root).read().records}
         assert errors.pop(first.partition(",")[0]) is None
         assert errors == pytest.approx({name: expected[name] for name in errors})
-    path.write_text("\n".join([header, *(row.replace(",0.3,", ",?,") for row in rows)]))
+    path.write_text("\n".join([header, first.replace(",0.3,", ",?,"), *others]))
+    errors = [r.error for r in KonIQ10k(root).read().records]
+    assert errors.count(None) == 1 and len(errors) == len(rows)
+    path.write_text("\n".join([header, first.replace(",1.5,", ",?,"), *others]))
     assert {r.error for r in KonIQ10k(root).read().records} == {None}
 
 
@@ -683,6 +690,88 @@ BROKEN_RELEASES = {
         "spaq: no spaq_test.json or Annotations/MOS and Image attribute scores.xlsx in .*; expected spaq_test.json",
     ),
 }
+
+
+SPAQ_LINES = [(f"{i:05}.jpg", 10.5 + 10 * i, 3.0 + i) for i in range(1, 6)]
+
+
+def write_deviations(path, lines=SPAQ_LINES):
+    if path.suffix == ".xlsx":
+        write_book(
+            path, Sheet1=[["Image name", "MOS", "Std", "Brightness"], *([*x, 1] for x in lines)]
+        )
+    else:
+        write_dir(path.parent)
+        path.write_text("".join(f"{name} {mos:.4f}\t{sd:.4f}\n" for name, mos, sd in lines))
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "SPAQ_mos_std.txt",
+        "annotations/spaq_MOS_std.txt",
+        "Annotations/MOS Std and Image attribute scores.xlsx",
+    ],
+)
+@pytest.mark.parametrize("form", ["official", "json"])
+def test_spaq_takes_the_standard_deviations_of_its_authors_file(tmp_path, form, file):
+    root = tmp_path / "spaq"
+    write_official_spaq(root)
+    if form == "json":
+        listed = [{"image": name, "score": mos} for name, mos, _ in SPAQ_LINES[:4]]
+        (root / "spaq_test.json").write_text(json.dumps(listed))
+    plain = READERS["spaq"](root).read_all_as_test()
+    assert {(r.error, r.deviation) for r in plain.records} == {(None, None)}
+    folder, _, name = file.rpartition("/")
+    write_deviations(root / ("Annotations" if folder else "") / name)
+    data = READERS["spaq"](root).read_all_as_test()
+    total = {"official": 5, "json": 4}[form]
+    assert [r.deviation for r in data.records] == [4.0, 5.0, 6.0, 7.0, 8.0][:total]
+    assert [r.error for r in data.records] == pytest.approx(
+        [sd / math.sqrt(15) for _, _, sd in SPAQ_LINES[:total]]
+    )
+    assert data.fingerprint() == plain.fingerprint()
+    assert data.notes == [
+        *plain.notes,
+        f"{data.name}: standard errors of {total} of {total} MOS, for 15 opinions an image: "
+        "no image has fewer, so that the errors may be smaller",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "left"),
+    {
+        "a missing image": (SPAQ_LINES[1:], [None, 5.0, 6.0, 7.0, 8.0]),
+        "a deviation of 0": ([*SPAQ_LINES[:4], ("00005.jpg", 60.5, 0)], [4.0, 5.0, 6.0, 7.0, None]),
+        "no number": ([*SPAQ_LINES[:4], ("00005.jpg", 60.5, math.nan)], [4.0, 5.0, 6.0, 7.0, None]),
+        "another scale": ([(name, mos / 100, 0.1) for name, mos, _ in SPAQ_LINES], [None] * 5),
+    }.values(),
+)
+def test_deviations_of_spaq_that_cannot_be_right_are_counted_as_unknown(tmp_path, damaged, left):
+    write_official_spaq(tmp_path)
+    write_deviations(tmp_path / "SPAQ_mos_std.txt", damaged)
+    data = READERS["spaq"](tmp_path).read_all_as_test()
+    assert [r.deviation for r in data.records] == left
+    known = sum(value is not None for value in left)
+    assert f"spaq-official: standard errors of {known} of 5 MOS" in data.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"00001.jpg 30.5\n",
+            "expected lines of image, MOS and standard deviation, found 00001.jpg 30.5",
+        ),
+        (b"\xff\xd8\xff\xe0jpeg", "not a readable text file"),
+    ],
+)
+def test_a_damaged_file_of_deviations_is_one_line(tmp_path, content, message):
+    write_official_spaq(tmp_path)
+    (tmp_path / "SPAQ_mos_std.txt").write_bytes(content)
+    with pytest.raises(UserError, match=f"SPAQ_mos_std.txt: {message}") as raised:
+        READERS["spaq"](tmp_path).read()
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("case", BROKEN_RELEASES)

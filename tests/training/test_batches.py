@@ -2,6 +2,7 @@ import os
 import resource
 import shutil
 import signal
+import statistics
 import time
 from dataclasses import replace
 
@@ -290,6 +291,29 @@ def test_label_noise_is_gaussian_of_the_stated_width_and_moves_nothing_else(
     assert torch.equal(noisy(1)[0]["mos"], batch["mos"]) and not torch.equal(
         noisy(2)[0]["mos"] - plain(2)[0]["mos"], torch.from_numpy(noise)
     )
+
+
+def test_a_batch_brings_the_standard_deviations_of_its_images_votes(training, tmp_path):
+    """On the scale of the MOS; an image without votes has the root mean square of the others."""
+    root = write_koniq(tmp_path / "koniq-10k", votes=True)
+    path = root / "koniq10k_scores_and_distributions.csv"
+    rows = path.read_text().splitlines()
+    assert rows[1].endswith(",0.5,100") and rows[2].endswith(",0.6,100")
+    rows[1] = rows[1].replace(",0.5,100", ",?,100")
+    rows[2] = rows[2].replace(",0.6,100", ",0,100")
+    path.write_text("\n".join(rows))
+    by_votes = ("--loss", "fidelity", "--fidelity_sigma", "votes")
+    batch, patches = training(*by_votes, "--dataset_path", root)(1)
+    expected = [20 * (0.5 + 0.1 * (i % 4)) for i in range(12)]
+    expected[:2] = [statistics.mean(x * x for x in expected[2:]) ** 0.5] * 2
+    assert batch["sigma"].numpy() == pytest.approx([expected[i] for i in patches.image])
+    plain, there = training("--dataset_path", root)(1)
+    assert np.array_equal(patches.image, there.image) and "sigma" not in plain
+    assert torch.equal(plain["mos"], batch["mos"])
+    # All processes have those of the whole batch, also in front of stored features.
+    features = torch.arange(len(patches))[:, None]
+    stored = PatchBatches(None, range(12), [0.0] * 12, patches, 10**6, features, (1, 3))[0]
+    assert torch.equal(stored["sigma"], batch["sigma"]) and len(stored["features"]) < len(patches)
 
 
 def test_the_shares_of_several_processes_are_the_rows_of_the_batch(images):

@@ -84,6 +84,44 @@ def plain_fidelity(scores, mos):
     return sum(terms) / len(terms)
 
 
+def plain_fidelity_of_votes(scores, mos, sigma):
+    """Thurstone's probabilities of two images whose opinions have spreads of their own, by scipy, pair by pair."""
+    terms = []
+    for i in range(len(mos)):
+        for j in range(i):
+            spread = math.sqrt(sigma[i] ** 2 + sigma[j] ** 2)
+            p = stats.norm.cdf(mos[i] - mos[j], scale=spread)
+            q = stats.norm.cdf(scores[i] - scores[j], scale=spread)
+            terms.append(1 - math.sqrt(p * q) - math.sqrt((1 - p) * (1 - q)))
+    return sum(terms) / len(terms)
+
+
+def test_the_fidelity_loss_of_votes_is_thurstones():
+    scores, mos = scores_and_mos()
+    sigma = 5 + 20 * torch.rand(len(mos), dtype=torch.float64)
+    expected = plain_fidelity_of_votes(scores.tolist(), mos.tolist(), sigma.tolist())
+    assert losses.fidelity_loss(scores, mos, sigma).item() == pytest.approx(expected, rel=1e-9)
+    assert torch.autograd.gradcheck(lambda s: losses.fidelity_loss(s, mos, sigma), scores)
+    # It is least where the scores are the MOS, and the batch's own spread is the case of one sigma.
+    assert losses.fidelity_loss(mos, mos, sigma).item() == pytest.approx(0, abs=1e-12)
+    one = mos.std(correction=0).expand(len(mos))
+    assert losses.fidelity_loss(scores, mos, one).item() == pytest.approx(
+        losses.fidelity_loss(scores, mos).item()
+    )
+
+
+def test_votes_are_compared_within_their_sets():
+    scores, mos = (x.float().detach() for x in scores_and_mos())
+    sigma, sets = 5 + mos / 10, torch.arange(len(mos)) % 2
+    batch = {"mos": mos, "sigma": sigma, "set": sets}
+    loss = QualityLoss(fit="fidelity")({"scores": scores}, batch)["loss"].item()
+    parts = [
+        plain_fidelity_of_votes(*(x[sets == k].tolist() for x in (scores, mos, sigma)))
+        for k in (0, 1)
+    ]
+    assert loss == pytest.approx(statistics.mean(parts), rel=1e-4)
+
+
 EXPECTED = {
     "l1": lambda s, m: sum(abs(a - b) for a, b in zip(s, m)) / len(m),
     "mse": lambda s, m: sum((a - b) ** 2 for a, b in zip(s, m)) / len(m),

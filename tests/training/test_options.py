@@ -197,6 +197,12 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
             "contradictory flags: --warmup_epochs and --lr_scheduler step",
         ),
         (["--distill_weight", "2"], "--distill_weight needs --teacher"),
+        (["--fidelity_sigma", "votes"], "--fidelity_sigma needs --loss fidelity"),
+        (["--loss", "srcc", "--fidelity_sigma", "batch"], "--fidelity_sigma needs --loss fidelity"),
+        (
+            "--loss fidelity --fidelity_sigma votes --cutmix 1".split(),
+            "contradictory flags: --fidelity_sigma votes takes the votes of single images",
+        ),
         (["--teacher", "nowhere.pkl"], "--teacher nowhere.pkl: no such file or folder"),
         (
             ["--augment", "none", "hflip"],

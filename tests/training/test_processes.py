@@ -20,6 +20,7 @@ CHOICES = {
     "srcc": [*SWIN, "--loss", "srcc", "--drop_path", 0.3],
     "plcc": ["--loss", "plcc", "--drop_path", 0.3],
     "fidelity": ["--backbone", "test_efficientnet", "--loss", "fidelity"],
+    "votes": ["--loss", "fidelity", "--fidelity_sigma", "votes"],
     "contrastive": [*SWIN, "--contrastive_weight", 1, "--fusion", "attention"],
     "drawn": [
         *"--dropout 0.3 --mixup 0.4 --cutmix 1 --label_noise 2".split(),
@@ -39,7 +40,7 @@ SLOW = ("mse", "smooth", "plcc", "fidelity", "transformer", "taught", "stored")
 def place(tmp_path_factory):
     """Thirteen images: the last batch has fewer rows than there are processes."""
     root = tmp_path_factory.mktemp("distributed")
-    write_koniq(root / "koniq", 13, 70)
+    write_koniq(root / "koniq", 13, 70, votes=True)
     save_teacher(root / "teacher.pkl")
     return root
 

@@ -19,7 +19,7 @@ IN_CI = range(0, len(ROWS), -(-len(ROWS) // 12))
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     root = tmp_path_factory.mktemp("choices")
-    write_koniq(root / "koniq", 12, 6)
+    write_koniq(root / "koniq", 12, 6, votes=True)
     save_teacher(root / "teacher.pkl")
     return root
 
@@ -74,7 +74,7 @@ def test_every_two_choices_meet_in_some_row():
     choices = {
         "fusion": fusion.FUSIONS,
         "hyper": hyper.HYPERS,
-        "loss": losses.LOSSES,
+        "loss": [*losses.LOSSES, "votes"],
         "optimizer": optimizers.OPTIMIZERS,
     }
     assert all(set(covering.AXES[axis]) == set(named) for axis, named in choices.items())

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import statistics
 
 import numpy as np
 import pytest
@@ -273,6 +274,51 @@ def check_keys_of_records(solver, on_val):
     assert parts | {"selection_price"} <= keys and ("votes" in keys) == on_val
     assert keys - parts <= set(RESERVED)
     assert set(epoch) - parts == set(EPOCH_KEYS) - (set() if on_val else {"val"})
+
+
+BY_VOTES = ("--loss", "fidelity", "--fidelity_sigma", "votes")
+
+
+def test_the_fidelity_loss_of_votes_needs_votes_in_every_set(settings, place, tmp_path):
+    voted = f"koniq-10k={write_koniq(tmp_path / 'koniq-10k', votes=True)}"
+    own = f"csv:own={place / 'own' / 'list.csv'}"
+    for sets, name in (([f"koniq-10k={place / 'koniq'}"], "koniq-10k"), ([voted, own], "own")):
+        options = settings("resnet", "--dataset", *sets, "--no_spaq", *BY_VOTES)
+        with pytest.raises(UserError) as raised:
+            RunData(options, 42)
+        message = f"--fidelity_sigma votes: {name} gives no standard deviations of its votes; "
+        assert str(raised.value).startswith(message) and "\n" not in str(raised.value)
+
+
+def test_votes_of_several_sets_come_to_the_common_scale(settings, tmp_path):
+    """kadid-10k of 1..5 is brought to the mean and spread of koniq-10k; so are its deviations."""
+    voted = write_koniq(tmp_path / "koniq-10k", votes=True)
+    kadid = tmp_path / "kadid"
+    rows = [
+        (f"I{i:02}_01_0{k}.png", 1 + (i * k) % 5, 0.4 + 0.1 * i)
+        for i in range(1, 7)
+        for k in (1, 3)
+    ]
+    write_images(kadid / "images", [name for name, _, _ in rows], (96, 72))
+    table = [f"{name},{name[:3]}.png,{mos},{sd}" for name, mos, sd in rows]
+    (kadid / "dmos.csv").write_text("\n".join(["dist_img,ref_img,dmos,var", *table]))
+    sets = ("--dataset", f"koniq-10k={voted}", f"kadid-10k={kadid}", "--no_spaq")
+    data = opened(settings("resnet", *sets, *BY_VOTES, "--val_fraction", 0.3, "--select_on", "val"))
+    assert any(
+        "by the standard deviations of the votes of 8 of 8 training" in n for n in data.notes
+    )
+    batch, patches = joined(data)
+    records = [r for images in data.images.values() for r in images.records("train")]
+    scores = {
+        name: [r.score for r in images.records("train")] for name, images in data.images.items()
+    }
+    factor = statistics.pstdev(scores["koniq-10k"]) / statistics.pstdev(scores["kadid-10k"])
+    sd_of = {name: factor * sd for name, _, sd in rows}
+    expected = [sd_of.get(records[i].name, records[i].deviation) for i in patches.image]
+    assert batch["sigma"].numpy() == pytest.approx(expected, rel=1e-5)
+    # Other votes make another run for this loss alone.
+    plain = RunData(settings("resnet", *sets), 42)
+    assert "votes" in data.fingerprint and "votes" not in plain.fingerprint
 
 
 @pytest.mark.parametrize(("flag", "name"), [("--select_set", "own"), ("--lower_is_better", "bad")])
