@@ -33,7 +33,7 @@ CHOICES = {
     "step": ["--lr_scheduler", "step"],
     "stored": ["--freeze_backbone", "--fixed_crops"],
 }
-SLOW = ("mse", "smooth", "plcc", "fidelity", "transformer", "taught", "stored")
+SLOW = ("mse", "smooth", "plcc", "fidelity", "votes", "transformer", "taught", "stored")
 
 
 @pytest.fixture(scope="module")
