@@ -142,12 +142,11 @@ class Meaning:
 
 def rescaled(entry: Mapping[str, Any], factor: float, offset: float) -> dict[str, Any]:
     """A calibration of a description, for scores that become factor * score + offset."""
-    plain = Calibration.from_plain(dict(entry)).rescaled(factor, offset).plain()
-    if entry["model_scale"]:
-        plain["score_range"] = sorted(factor * end + offset for end in entry["score_range"])
-        plain["higher_is_better"] = entry["higher_is_better"] == (factor > 0)
-        return {**entry, **plain}
-    # The MOS of other sets stays on its own scale. Scores that turn round come in reverse order.
-    step = 1 if factor > 0 else -1
-    curve, spread = entry["curve"][::step], entry["spread"][::step]
-    return {**entry, "quantiles": plain["quantiles"], "curve": curve, "spread": spread}
+    # The MOS of a set that the model was not trained on stays on its own scale.
+    with_opinions = entry["model_scale"]
+    calibration = Calibration.from_plain(dict(entry)).rescaled(factor, offset, with_opinions)
+    moved = {**entry, **calibration.plain()}
+    if with_opinions:
+        moved["score_range"] = sorted(factor * end + offset for end in entry["score_range"])
+        moved["higher_is_better"] = entry["higher_is_better"] == (factor > 0)
+    return moved

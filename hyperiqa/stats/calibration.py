@@ -11,6 +11,7 @@ other contents.
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from math import ceil
 from typing import Any
 
@@ -24,6 +25,7 @@ FEWEST = 20
 FEW = 50
 # The scores' quantiles, at which the map and the spread are kept, too.
 QUANTILES = 101
+RANKS = np.linspace(0, 100, QUANTILES)
 # The most residuals that are kept.
 MOST_RESIDUALS = 1000
 FOLDS = 10
@@ -112,9 +114,9 @@ class Calibration:
 
     def percentile(self, score: float) -> float:
         """The percentage, 0 to 100, of the calibration's images that score lower."""
-        ranks = np.linspace(0, 100, QUANTILES)
-        rising = np.interp(score, self.quantiles, ranks)
-        falling = np.interp(-score, -np.array(self.quantiles)[::-1], ranks)
+        quantiles = self._arrays["quantiles"]
+        rising = np.interp(score, quantiles, RANKS)
+        falling = np.interp(-score, -quantiles[::-1], RANKS)
         # The two differ where quantiles are equal; ties count half.
         return float(rising + 100 - falling) / 2
 
@@ -132,42 +134,58 @@ class Calibration:
                 f"a calibration on {count} images gives intervals of at most "
                 f"{np.floor(1000 * count / (count + 1)) / 10:g} %, found the level {level:g}"
             )
-        reach = np.sort(np.abs(self.residuals))[rank - 1]
         centre, spread = self._at(score)
-        low, high = np.clip([centre - reach * spread, centre + reach * spread], *self.opinions)
-        return float(low), float(high)
+        reach = float(self._arrays["sizes"][rank - 1]) * spread
+        least, most = self.opinions
+        low, high = (min(max(end, least), most) for end in (centre - reach, centre + reach))
+        return low, high
 
     def above(self, score: float, threshold: float) -> float:
         """The probability that the image's MOS is at least the threshold."""
         centre, spread = self._at(score)
-        return self._probability(np.mean(centre + spread * np.array(self.residuals) >= threshold))
+        return self._probability(np.mean(centre + spread * self._arrays["residuals"] >= threshold))
 
     def better(self, first: float, second: float) -> float:
         """The probability that the MOS of the first of two scores is above the other; ties half."""
         centre, spread = self._at(first)
         other_centre, other_spread = self._at(second)
-        residuals = np.array(self.residuals)
+        residuals = self._arrays["residuals"]
         needed = (centre + spread * residuals - other_centre) / other_spread
         lower = np.searchsorted(residuals, needed, "left")
         upper = np.searchsorted(residuals, needed, "right")
         return self._probability(np.mean(lower + upper) / 2 / len(residuals))
 
-    def rescaled(self, factor: float, offset: float) -> "Calibration":
-        """The calibration of scores and MOS that are multiplied by a factor and then shifted."""
+    def rescaled(self, factor: float, offset: float, with_opinions: bool = True) -> "Calibration":
+        """The calibration of scores that are multiplied by a factor and then shifted.
+
+        with_opinions: whether the MOS is, too. A negative factor turns the scores round.
+        """
+        step = 1 if factor > 0 else -1
+        mos_factor, mos_offset = (factor, offset) if with_opinions else (1.0, 0.0)
+        sign = 1 if mos_factor > 0 else -1
         return replace(
             self,
-            quantiles=_line(self.quantiles, factor, offset),
-            curve=_line(self.curve, factor, offset),
-            spread=_line(self.spread, factor, 0.0),
-            opinions=_line(self.opinions, factor, offset),
+            quantiles=_line(self.quantiles, factor, offset)[::step],
+            curve=_line(self.curve, mos_factor, mos_offset)[::step],
+            spread=_line(self.spread, abs(mos_factor), 0.0)[::step],
+            residuals=_line(self.residuals, sign, 0.0)[::sign],
+            opinions=_line(self.opinions, mos_factor, mos_offset)[::sign],
         )
 
     def _at(self, score: float) -> tuple[float, float]:
         # The mapped score and the spread there.
-        centre = np.interp(score, self.quantiles, self.curve)
-        return float(centre), float(np.interp(score, self.quantiles, self.spread))
+        arrays = self._arrays
+        centre = np.interp(score, arrays["quantiles"], arrays["curve"])
+        return float(centre), float(np.interp(score, arrays["quantiles"], arrays["spread"]))
 
-    def _probability(self, share: float) -> float:
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        # Turning tuples into arrays would take longer than what is done with them.
+        names = ("quantiles", "curve", "spread", "residuals")
+        arrays = {name: np.array(getattr(self, name)) for name in names}
+        return {**arrays, "sizes": np.sort(np.abs(arrays["residuals"]))}
+
+    def _probability(self, share: np.floating) -> float:
         # Never 0 or 1, of which no number of images can be sure.
         count = len(self.residuals)
         return float((count * share + 0.5) / (count + 1))
