@@ -5,10 +5,12 @@
   python predict.py model.pkl photos --output scores.csv
   python predict.py model.pkl 'photos/**/*.jpg' --sheet sheet.html
   find /data -name '*.png' | python predict.py model.pkl - --format jsonl
+  python predict.py model.pkl 'photos-{0000..0999}.tar' --output rows
 
 On a terminal every image gets a line to read. A file or a pipe gets CSV rows of
 image, score, error (why there is no score) and made_with. The same command with
 an --output that exists scores only the images that have no score there yet.
+Shards (.tar) and lists (.csv, .parquet) are read too; docs/many_photographs.md.
 The exit code is 1 if some images could not be scored. docs/using_models.md says
 which files count as images, and which scores are never mixed in one file."""
 
@@ -18,11 +20,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import Interrupted, counted, first_five
+from hyperiqa.base.command_line import NOT_NEGATIVE, Flags, Given, run_tool
+from hyperiqa.base.errors import Interrupted, counted, first_five, not_installed
 from hyperiqa.base.public_models import models_table
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.scoring import image_sources
+from hyperiqa.scoring import image_sources, shards
 from hyperiqa.scoring.score_files import COLUMNS, check_compared
 from hyperiqa.scoring.score_run import Tally, run
 
@@ -38,12 +40,19 @@ NEEDED = {
     "level": ("meaning",),
     "sure": ("above",),
     "reference": ("meaning", "above", "compare"),
+    "engine_workers": ("engine",),
+    "engine_gpus": ("engine",),
+}
+# Flags that write a folder of rows, one file for each shard, and the packages that they need.
+FOR_SHARDS = {
+    "--format parquet": ("pyarrow", "pandas"),
+    "--engine ray": ("ray[data]", "pyarrow", "pandas"),
 }
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags, checked all together. Raises UserError."""
-    flags = Flags(__doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|- … [flags]")
+    flags = Flags(__doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|SHARD|LIST|- … [flags]")
     flags.checkpoint()
     # argparse's action for a version prints any text, whatever else is missing on the command line.
     flags.parser.add_argument(
@@ -54,9 +63,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     flags.words(
         "sources",
-        "images, folders of images, patterns, or - for a list on standard input",
+        "images, folders of images, patterns, shards (.tar), lists (.csv, .parquet), or - for "
+        "paths on standard input",
         nargs="+",
-        metavar="IMAGE|FOLDER|GLOB|-",
+        metavar="IMAGE|FOLDER|GLOB|SHARD|LIST|-",
+    )
+    flags.value(
+        "--image_column",
+        "image",
+        "column of a list that has the paths of images or the bytes of their files",
+        metavar="NAME",
     )
     _add_scoring_flags(flags)
     _add_meaning_flags(flags)
@@ -65,9 +81,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags.device()
     flags.workers("threads that decode images (default: one per core)", least=1)
     _add_output_flags(flags)
+    _add_cluster_flags(flags)
     # Not False, which a switch is without its flag: the model's own setting holds then.
     flags.parser.set_defaults(exif_rotate=None)
-    options = flags.parse(argv, _problems)
+    options = flags.parse(argv, _problems, _complete)
     # A program without a console has no standard output.
     options.terminal = not options.output and sys.stdout is not None and sys.stdout.isatty()
     meaning = ("percentile", "low", "high") if options.meaning else ()
@@ -155,12 +172,17 @@ def _add_meaning_flags(flags: Flags) -> None:
 
 def _add_output_flags(flags: Flags) -> None:
     flags.group("output")
-    flags.output("--output", "file to which rows are written or appended, instead of the terminal")
+    flags.output(
+        "--output",
+        "file to which rows are written or appended, instead of the terminal; if all sources are "
+        "shards or lists, a name without a suffix is a folder, with one file of rows for each",
+        or_folder=True,
+    )
     flags.value(
         "--format",
         None,
         "format of the rows (default: by the suffix of --output, else csv, or lines on a terminal)",
-        choices=["csv", "jsonl"],
+        choices=["csv", "jsonl", "parquet"],
     )
     flags.output(
         "--sheet",
@@ -176,7 +198,69 @@ def _add_output_flags(flags: Flags) -> None:
     )
 
 
+def _add_cluster_flags(flags: Flags) -> None:
+    flags.group("several processes or machines")
+    flags.value(
+        "--share",
+        None,
+        "score only share i of n, with i from 0 to n-1: every n-th image, and every n-th shard or "
+        "list as a whole",
+        ("i/n with i from 0 to n-1, such as 0/8", image_sources.is_share),
+        metavar="I/N",
+    )
+    flags.value(
+        "--engine",
+        None,
+        "score shards and lists on the Ray cluster of RAY_ADDRESS, or by several processes of this "
+        "machine",
+        choices=["ray"],
+    )
+    flags.count(
+        "--engine_workers",
+        None,
+        "processes that --engine starts (default: one per GPU, without GPUs one per four cores)",
+    )
+    flags.real(
+        "--engine_gpus",
+        None,
+        "GPUs per process of --engine (default: 1 if there are any)",
+        NOT_NEGATIVE,
+    )
+
+
+def _complete(options: argparse.Namespace, given: Given) -> tuple[()]:
+    """Set whether the output is a folder of rows, one file for each shard."""
+    has_name = options.output is not None and not options.output.suffix
+    options.folder = has_name and all(map(image_sources.is_store, options.sources))
+    return ()
+
+
+def _problems_of_shards(options: argparse.Namespace, given: Given) -> Iterator[str]:
+    """The mistakes in flags that have to do with shards, shares and engines."""
+    if options.output and options.output.is_dir() and not options.folder:
+        yield (
+            f"--output {options.output}: a folder; expected a file, or only shards (.tar) and "
+            "lists (.csv, .parquet) as sources"
+        )
+    for flag, packages in FOR_SHARDS.items():
+        name, value = flag.removeprefix("--").split()
+        if getattr(options, name) == value:
+            yield not_installed(flag, *packages)
+            if not options.folder:
+                yield (
+                    f"{flag}: expected shards (.tar) or lists (.csv, .parquet) as sources, and a "
+                    "folder, which has a name without a suffix, as --output"
+                )
+    store = next(filter(image_sources.is_store, options.sources), None)
+    for name in ("sheet", "map", "compare"):
+        if store and name in given:
+            yield f"--{name}: expected images, folders or patterns, found {store}"
+    if options.share and "-" in options.sources:
+        yield "contradictory flags: --share and - for standard input"
+
+
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
+    yield from _problems_of_shards(options, given)
     if options.output and options.output == options.sheet:
         yield f"--output and --sheet: the same file {options.sheet}"
     if options.output and options.output.suffix.lower() in NO_ROWS:
@@ -224,16 +308,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Score the images that the arguments name; returns the exit code."""
     options = parse(argv)
     tally = Tally()
-    passed: list[str] = []
     outputs = {path.resolve() for path in (options.output, options.sheet) if path}
-    images = image_sources.find_images(options.sources, outputs, passed)
+    images = image_sources.find_images(options.sources, outputs, tally.passed)
     # A file may be named twice, as itself and by its folder.
     sources = list(image_sources.without_repeats(images, set()))
     if options.compare and "-" not in options.sources:
         check_compared(len(sources))
+    if options.folder:
+        shards.check_names(options, sources)
+    if options.share:
+        number = len(sources)
+        sources = image_sources.shared_out(sources, options.share)
+        print(
+            f"--share {options.share}: {len(sources):,} of {counted(number, 'source')}",
+            file=sys.stderr,
+        )
+        if not sources:
+            return 0
+    image_sources.check_lists(sources, options.image_column)
     try:
         with StopSignals() as signals:
-            description, meaning = run(options, sources, outputs, signals, tally)
+            if options.folder:
+                shards.run(options, sources, signals, tally)
+            else:
+                description, meaning = run(options, sources, outputs, signals, tally)
             if options.sheet:
                 # Pillow is imported only once flags and sources are known to be right.
                 from hyperiqa.pages import page
@@ -257,8 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `| head` has seen enough.
     except BrokenPipeError:
         return 0
-    if passed:
-        print(image_sources.skipped_note(passed), file=sys.stderr)
+    if tally.passed:
+        print(image_sources.skipped_note(tally.passed), file=sys.stderr)
     report(options, tally)
     return 1 if tally.failed or tally.unmapped else 0
 

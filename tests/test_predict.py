@@ -361,7 +361,7 @@ def test_the_sheet_shows_earlier_runs_too(checkpoint, photos):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "the following arguments are required: CHECKPOINT, IMAGE|FOLDER|GLOB|-"),
+        ([], "the following arguments are required: CHECKPOINT, IMAGE|FOLDER|GLOB|SHARD|LIST|-"),
         (["CK", "a.jpg", "--crop", "3"], "unknown flag --crop 3 (did you mean --crops?)"),
         (["CK", "a.jpg"], "a.jpg: no such file or folder"),
         (["CK", "p", "*.gif"], "p: no images in this folder; *.gif: no images match this pattern"),
@@ -397,7 +397,7 @@ def test_the_sheet_shows_earlier_runs_too(checkpoint, photos):
             ["CK", "-", "--sheet", "x.html", "--output", "x.html"],
             "--output and --sheet: the same file x.html",
         ),
-        (["CK", "-", "--output", "p"], "--output p: a folder; expected a file"),
+        (["CK", "-", "--output", "p"], "--output p: a folder; expected a file, or only shards (.tar) and lists (.csv, .parquet) as sources"),
         (
             ["CK", "-", "--output", "s.xlsx"],
             "--output s.xlsx: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl",

@@ -162,15 +162,20 @@ class Flags:
     def path(self, name: str, default: Path | None, text: str, metavar: str = "PATH") -> None:
         self.value(name, default, text, type=Path, metavar=metavar)
 
-    def output(self, name: str, text: str, suffixes: Sequence[str] = ()) -> None:
-        """Add a flag for a file to write, with one of the suffixes, in a folder that exists."""
+    def output(
+        self, name: str, text: str, suffixes: Sequence[str] = (), or_folder: bool = False
+    ) -> None:
+        """Add a flag for a file to write, with one of the suffixes, in a folder that exists.
+
+        or_folder: whether a folder may be written as well.
+        """
 
         def problem(path: Path) -> str | None:
             if suffixes and path.suffix.lower() not in suffixes:
                 return f"{name} {path}: expected a name that ends in {', '.join(suffixes)}"
             if not path.parent.is_dir():
                 return f"{name} {path}: no folder {path.parent}"
-            if path.is_dir():
+            if path.is_dir() and not or_folder:
                 return f"{name} {path}: a folder; expected a file"
             return None if files.can_write(path) else f"{name} {path}: cannot be written there"
 

@@ -54,7 +54,10 @@ def not_installed(feature: str, *packages: str) -> str:
 
     Returns "" if all packages are installed.
     """
-    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    # A name may have an extra, such as ray[data].
+    missing = [
+        name for name in packages if importlib.util.find_spec(name.partition("[")[0]) is None
+    ]
     if not missing:
         return ""
     return f"{feature} needs {', '.join(missing)}: pip install {' '.join(packages)}"

@@ -221,10 +221,22 @@ class StoredImage:
     def __str__(self) -> str:
         return self.name
 
+    def content(self) -> bytes:
+        """The bytes of its file. Raises ValueError with the reason why there are none."""
+        if self.problem:
+            raise ValueError(self.problem)
+        return self.data
+
 
 def is_store(source: str) -> bool:
     """Whether a source is a shard or a list, by its name."""
     return source.lower().endswith(STORE_SUFFIXES) and not Path(source).is_dir()
+
+
+def is_share(text: str) -> bool:
+    """Whether a text is a share `i/n`, i from 0 to n-1."""
+    numbers = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    return numbers is not None and int(numbers[1]) < int(numbers[2])
 
 
 def shared_out(sources: Iterable[str], share: str) -> list[str]:
@@ -280,7 +292,7 @@ def _members(shard: str, passed: list[str]) -> Iterator[StoredImage]:
     with tarfile.open(shard, "r|*") as archive:
         while member := archive.next():
             # The archive would keep every header.
-            archive.members.clear()
+            archive.members.clear()  # type: ignore[attr-defined]
             parts = [part for part in Path(member.name).parts if part not in ("/", "..")]
             if member.isdir() or _has_hidden(parts):
                 continue
@@ -329,9 +341,9 @@ def _rows(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str,
             yield from batch.to_pylist()
 
 
-def canonical_path(image: str) -> str:
+def canonical_path(image: str | StoredImage) -> str:
     """The name that tells images apart: `a.jpg`, `./a.jpg` and `b/../a.jpg` are the same image."""
-    path = Path(image).absolute()
+    path = Path(str(image)).absolute()
     # Behind a link, `..` leads to where only the system knows.
     if ".." in path.parts:
         path = path.parent.resolve() / path.name
@@ -370,7 +382,7 @@ def is_result(image: str, outputs: Container[Path]) -> bool:
     return mark_of(path) is not None or path.resolve() in outputs
 
 
-def without_repeats(images: Iterable[str | None], done: set[str]) -> Iterator[str | None]:
+def without_repeats(images: Iterable[Any], done: set[str]) -> Iterator[Any]:
     """The images whose canonical path is not in `done`, each only once, and every None.
 
     Enters each image into `done` before it is yielded.

@@ -313,7 +313,8 @@ class QualityModel:
             return image, self.patches(image), None
         except ValueError as problem:
             # The name stands beside the reason anyway.
-            return image, None, " ".join(str(problem).removeprefix(f"{image}: ").split())
+            name = "" if isinstance(image, bytes) else f"{image}: "
+            return image, None, " ".join(str(problem).removeprefix(name).split())
 
     def _score_decoded(
         self, decoded: list[_Decoded], batch_size: int, meaning: Meaning | None

@@ -308,8 +308,21 @@ def test_a_file_that_cannot_be_read_is_named(model):
     assert "nope" not in scored.problem
 
 
+def test_bytes_are_those_of_an_image_file(model, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(jpeg_bytes())
+    assert model.score(jpeg_bytes()) == model.score(tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match="^not an image of a format that is read here$"):
+        model.score(b"bytes")
+    scored = list(model.score_all([b"bytes", b"", jpeg_bytes()]))
+    assert [item.problem for item in scored] == [
+        "not an image of a format that is read here",
+        "the file is empty",
+        None,
+    ]
+
+
 def test_what_is_no_image_at_all_is_the_callers_mistake(model):
-    for thing in ([1, 2], 7, b"bytes"):
+    for thing in ([1, 2], 7, bytearray(b"bytes")):
         with pytest.raises(TypeError, match=f"expected a path, .* found {type(thing).__name__}"):
             model.score(thing)
 

@@ -1,0 +1,120 @@
+"""Shards and lists scored one by one, each into a file of rows of its own.
+
+Such a file appears once all rows are there. So a command that was killed goes on where it was, and
+several processes or machines can write into one folder. `image_sources` reads what is scored.
+"""
+
+import argparse
+import io
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from hyperiqa.base.errors import UserError, counted, first_five, reading_file
+from hyperiqa.base.files import write_whole
+from hyperiqa.base.signals import StopSignals
+from hyperiqa.scoring import image_sources, score_files, score_run
+
+# Of the columns of rows, those that hold numbers.
+NUMBERS = ("score", "percentile", "low", "high")
+
+
+def rows_file(options: argparse.Namespace, store: str) -> Path:
+    """The file for the rows of a store, such as `photos-0000.csv` for `photos-0000.tar`."""
+    name = re.sub(r"(\.tar)?\.\w+$", "", Path(store).name)
+    return options.output / f"{name}.{options.format}"
+
+
+def check_names(options: argparse.Namespace, stores: Iterable[str]) -> None:
+    """Raise UserError where several stores have one file for their rows."""
+    numbers = Counter(rows_file(options, store) for store in stores)
+    if repeated := [path for path, number in numbers.items() if number > 1]:
+        raise UserError(
+            f"--output {options.output}: expected shards and lists of different names, found "
+            f"several whose rows belong into {first_five(repeated)}"
+        )
+
+
+class ShardScorer:
+    """A model that scores stores as the flags of `predict.py` say. Raises UserError."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.model, _, self.made, self.meaning = score_run.prepare(options)
+
+    def check(self, path: Path) -> None:
+        """Raise UserError if the rows of a finished store were made with something else."""
+        form = self.options.format
+        with reading_file(path, "cannot be read as rows of predict.py's", ValueError, KeyError):
+            if form == "parquet":
+                import pandas
+
+                made = pandas.read_parquet(path, columns=["made_with"])["made_with"][0]
+            else:
+                rows = score_files.read_rows(path, form, self.options.columns)
+                made = next((row["made_with"] for _, row in rows if row), self.made)
+        score_files.check_made_with(path, made, self.made)
+
+    def score(self, store: str, signals: StopSignals) -> score_run.Tally:
+        """Score the images of a store and write its file of rows, whole or not at all."""
+        tally = score_run.Tally()
+        write_whole(rows_file(self.options, store), partial(self._write, store, signals, tally))
+        return tally
+
+    def _write(
+        self, store: str, signals: StopSignals, tally: score_run.Tally, file: BinaryIO
+    ) -> None:
+        options = self.options
+        is_parquet = options.format == "parquet"
+        rows = io.BytesIO() if is_parquet else file
+        form = "csv" if is_parquet else options.format
+        output = score_files.ScoreFile(rows_file(options, store), form, options.columns, rows)
+        images = image_sources.images_in(store, options.image_column, tally.passed)
+        images = image_sources.without_repeats(images, set())
+        scores = self.model.score_all(images, options.batch_size, options.workers, self.meaning)
+        write_row = partial(score_run.add_row, options, None, self.made, tally, output, ())
+        score_run.score_images(scores, None, signals, write_row, with_bar=True)
+        if is_parquet:
+            import pandas
+
+            texts = {name: str for name in options.columns if name not in NUMBERS}
+            rows.seek(0)
+            # Parquet has no text but UTF-8.
+            table = pandas.read_csv(rows, dtype=texts, encoding_errors="replace", na_values=[""])
+            table.to_parquet(file, index=False)
+
+
+def run(
+    options: argparse.Namespace, stores: Sequence[str], signals: StopSignals, tally: score_run.Tally
+) -> None:
+    """Score the stores that have no file of rows yet. Raises UserError."""
+    # With an engine, this process only checks what is finished, and may be without a GPU.
+    device = "cpu" if options.engine else options.device
+    scorer = ShardScorer(argparse.Namespace(**{**vars(options), "device": device}))
+    with reading_file(options.output, "cannot be made"):
+        options.output.mkdir(exist_ok=True)
+    remaining: list[str] = []
+    for store in stores:
+        path = rows_file(options, store)
+        if path.exists():
+            scorer.check(path)
+        else:
+            remaining.append(store)
+    finished = len(stores) - len(remaining)
+    if finished:
+        total = counted(len(stores), "source")
+        print(f"{options.output}: {finished:,} of {total} finished before", file=sys.stderr)
+    parts: Iterator[tuple[str, score_run.Tally]]
+    parts = ((store, scorer.score(store, signals)) for store in remaining)
+    if options.engine and remaining:
+        from hyperiqa.scoring import ray_engine
+
+        parts = ray_engine.score(options, remaining)
+    for store, part in parts:
+        tally.add(part)
+        counts = f"{part.scored:,} scored, {part.failed:,} failed"
+        print(f"{rows_file(options, store)}: {counts}", file=sys.stderr)
