@@ -82,10 +82,11 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
 def find_sets(
     options: argparse.Namespace, sets: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Path | None]:
-    """Where each data set of a certificate lies: name -> path, None for its default place.
+    """Where each data set lies: name -> path, None for its default place.
 
-    A flag comes first, then the place of the training if there still is something. sets: those of
-    the certificate. Raises UserError for a flag with a set that is none of them.
+    A flag comes first, then the place that the model names if there still is something. sets: those
+    of the certificate, and the records of calibrations. Raises UserError for a flag with a set that
+    is none of them.
     """
     paths: dict[str, Path | None] = {}
     for name, facts_of_set in sets.items():
@@ -93,13 +94,12 @@ def find_sets(
         paths[name] = known_place(path) if path else None
         if reader_name(facts_of_set["flag"]) not in DEFAULT_RESIZE:
             raise UserError(f"the certificate is damaged: sets.{name}.flag: no data set")
-    trained = [name for name in sets if sets[name]["trained"]]
-    if not trained:
-        raise UserError("the certificate is damaged: sets: none that the model was trained on")
+    # Only a certificate says so.
+    trained = [name for name in sets if sets[name].get("trained")]
     words = [*options.cross_test, *options.dataset_path]
     # A single path without a name is that of the only set.
     if len(options.dataset_path) == 1 and "=" not in options.dataset_path[0]:
-        words[-1] = f"{trained[0]}={words[-1]}"
+        words[-1] = f"{[*trained, *sets][0]}={words[-1]}"
     if options.spaq_path:
         words.append(f"spaq={options.spaq_path}")
     # A flag has csv:NAME, or spaq where the records have spaq-official.
@@ -107,7 +107,7 @@ def find_sets(
     for word in words:
         name, _, path = word.partition("=")
         if name not in spellings:
-            raise UserError(f"{word}: the certificate is of {', '.join(sets)}")
+            raise UserError(f"{word}: the model names the sets {', '.join(sets)}")
         paths[spellings[name]] = Path(path).expanduser()
     # The demo brings a SPAQ of its own.
     if trained == ["demo"] and "spaq" in paths and not paths["spaq"]:
@@ -116,20 +116,25 @@ def find_sets(
 
 
 def read_certificate(path: Path) -> tuple[Mapping, dict[str, Any]]:
-    """A model file's state dict, and its description with a certificate.
+    """A model file's state dict, and its description with a certificate or recorded calibrations.
 
-    Raises UserError if it has no certificate, or one that is damaged or of another format.
+    Raises UserError if it has neither, or a certificate that is damaged or of another format.
     """
     from hyperiqa.model import checkpoints
     from hyperiqa.model.description import certificate_of
+    from hyperiqa.scoring import calibrating
     from hyperiqa.training import certificate
 
     state, description = checkpoints.load_model(path)
-    if not certificate_of(description):
-        certificate_format = description.get("certificate", {}).get("format")
+    certified = certificate_of(description)
+    certificate_format = description.get("certificate", {}).get("format")
+    has_records = certificate_format is None and calibrating.records_of(description)
+    if not certified and not has_records:
         other_format = f"its certificate is of format {certificate_format}"
         reason = "carries no certificate" if certificate_format is None else other_format
         raise UserError(f"{path}: {reason}; expected a best model of a newer run")
+    if certified and not any(facts["trained"] for facts in certified["sets"].values()):
+        raise UserError("the certificate is damaged: sets: none that the model was trained on")
     # Raises UserError where they are damaged.
     certificate.training_hashes(description)
     return state, description
@@ -181,34 +186,52 @@ def print_checks(checks: Sequence[Any]) -> None:
     )
 
 
+def check_certificate(
+    state: Mapping, model: Any, options: argparse.Namespace, paths: Mapping, twins: list
+) -> list[Any]:
+    """Print what the certificate of a loaded model says, and check it.
+
+    paths: data set -> where it lies. twins: filled with the pairs of test and training images that
+    look alike.
+    """
+    from hyperiqa.scoring import certificate_checks, retraining, verdicts
+
+    description = model.description
+    if "certificate" not in description:
+        return [verdicts.Check("certificate", verdicts.UNCHECKED, "the model carries none")]
+    command, checks = train_again(description, options)
+    # The texts stand below each other.
+    for title, text in certificate_checks.facts(options.checkpoint.name, description):
+        line = f"{title:12} {text}"
+        print(textwrap.fill(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False))
+    checks += certificate_checks.check_headline(description)
+    checks += certificate_checks.check_file(state, description, options.log_dir or Path("logs"))
+    checks += certificate_checks.check_sets(model, options, paths, twins)
+    if options.repeat:
+        command += retraining.words_of_places(description["certificate"], paths, options)
+        checks += retraining.check_retrained(description, command)
+    return checks
+
+
 def main() -> int:
-    """Check a model's certificate; returns the exit code."""
+    """Check a model's certificate and calibrations; returns the exit code."""
     options = parse()
     # torch is imported only once the flags are known to be right.
     from hyperiqa.base.device import set_backends
     from hyperiqa.model import checkpoints
+    from hyperiqa.model.description import certificate_of
     from hyperiqa.pages import page
-    from hyperiqa.scoring import certificate_checks, quality_model, retraining, verdicts
+    from hyperiqa.scoring import calibrating, quality_model, verdicts
 
     set_backends(deterministic=True)
-    path = checkpoints.find_model(options.checkpoint)
-    state, description = read_certificate(path)
-    certified = description["certificate"]
-    command, checks = train_again(description, options)
-    set_paths = find_sets(options, certified["sets"])
-    # The texts stand below each other.
-    for title, text in certificate_checks.facts(path.name, description):
-        line = f"{title:12} {text}"
-        print(textwrap.fill(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False))
-
-    model = quality_model.load(path, options.device, workers=options.workers)
+    options.checkpoint = checkpoints.find_model(options.checkpoint)
+    state, description = read_certificate(options.checkpoint)
+    sets = certificate_of(description).get("sets", {})
+    paths = find_sets(options, {**calibrating.records_of(description), **sets})
+    model = quality_model.load(options.checkpoint, options.device, workers=options.workers)
     twins: list[Any] = []
-    checks += certificate_checks.check_headline(description)
-    checks += certificate_checks.check_file(state, description, options.log_dir or Path("logs"))
-    checks += certificate_checks.check_sets(model, options, set_paths, twins)
-    if options.repeat:
-        command += retraining.words_of_places(certified, set_paths, options)
-        checks += retraining.check_retrained(description, command)
+    checks = check_certificate(state, model, options, paths, twins)
+    checks += calibrating.check(model, options, paths)
 
     # Without a verdict: the figures are reproduced, but they may be better than they should be.
     if twins:
@@ -220,7 +243,7 @@ def main() -> int:
         )
         print(f"\nNear duplicates: {alike} alike: {pairs}")
     if options.sheet:
-        page.draw_pairs(options.sheet, f"Near duplicates, {description['run']}", twins)
+        page.draw_pairs(options.sheet, f"Near duplicates, {description.get('run')}", twins)
         print(f"{options.sheet}: page of {counted(len(twins), 'pair')}", file=sys.stderr)
     print_checks(checks)
     found_verdicts = {check.verdict for check in checks}

@@ -4,6 +4,7 @@
   python evaluate.py model.pkl --datasets live=/data/live csiq=/data/csiq \\
       --csv figures.csv --report page.html
   python evaluate.py model.pkl --datasets csv=mine.csv --lower_is_better
+  python evaluate.py model.pkl --datasets csv:mine=mine.csv --calibrate out.safetensors
 
 NAME=PATH says where a set lies. Without a path it is the folder NAME beside
 this script; for spaq it may also be spaq-test. docs/using_models.md says which
@@ -92,6 +93,12 @@ def parse() -> argparse.Namespace:
     flags.output("--csv", "write the figures to a CSV file, also for each kind of distortion")
     flags.output("--predictions", "write the score and the MOS of every image to a CSV file")
     flags.output("--report", "write a page that shows scores and errors image by image", [".html"])
+    flags.output(
+        "--calibrate",
+        "write the model with calibrations from these sets, by which predict.py --meaning explains "
+        "scores",
+        [".safetensors", ".pkl"],
+    )
     return flags.parse(None, _problems)
 
 
@@ -130,6 +137,8 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield str(mistake)
     if options.markdown and options.json:
         yield "contradictory flags: --markdown and --json"
+    if options.calibrate and options.precision != "fp32":
+        yield "contradictory flags: --calibrate and --precision bf16"
     if options.report:
         missing_packages = not_installed("--report", "plotly")
         if missing_packages:
@@ -145,7 +154,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
     from hyperiqa.base.device import keep_freed_memory, set_backends
     from hyperiqa.base.version import versions
     from hyperiqa.model import checkpoints
-    from hyperiqa.scoring import evaluation, quality_model
+    from hyperiqa.scoring import calibrating, evaluation, quality_model
 
     set_backends(deterministic=True)
     keep_freed_memory()
@@ -169,16 +178,22 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
         options.lower_is_better,
         Columns.of(options),
     )
+    if options.calibrate:
+        calibrating.check_suitable(tests)
     cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
     evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)
     _score_sets(options, model, tests)
+    if options.calibrate:
+        calibrating.write(options, path, model, tests)
     for test in tests:
         evaluation.measure(test, options.resamples, options.standards)
     origin = {
         "checkpoint": str(path),
-        # The certificate is long, and `certify.py` shows it.
+        # These are long, and `certify.py` shows them.
         "model": {
-            name: value for name, value in model.description.items() if name != "certificate"
+            name: value
+            for name, value in model.description.items()
+            if name not in ("certificate", "calibration")
         },
         "device": str(model.hardware.device),
         "precision": options.precision,
@@ -418,7 +433,8 @@ def main() -> None:
         except Interrupted:
             print("Interrupted", file=sys.stderr)
             raise
-    for path in filter(None, (options.csv, options.predictions, options.report)):
+    written = (options.csv, options.predictions, options.report, options.calibrate)
+    for path in filter(None, written):
         print(f"{path}: written", file=sys.stderr)
     if options.json:
         print(json.dumps({**to_json_value(origin), "datasets": records}, indent=1))

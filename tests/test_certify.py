@@ -29,8 +29,8 @@ from HyperIQASolver import HyperIQASolver
 def trained(launcher, tmp_path_factory):
     """A run of its own data, with a teacher: (folder, checkpoint)."""
     folder = tmp_path_factory.mktemp("certified")
-    write_koniq(folder / "koniq", train=12, test=10)
-    write_spaq(folder / "spaq", number=10)
+    write_koniq(folder / "koniq", train=12, test=24)
+    write_spaq(folder / "spaq", number=24)
     teacher = save_teacher(folder / "teacher.pkl")
     flags = [
         "--dataset_path",
@@ -103,6 +103,7 @@ def test_an_untouched_model_is_reproduced(run_main, copy):
     items = items.replace("seal weights predictions", "seal|weights|predictions").split("|")
     items += ["spaq records and split", "spaq pixels", "spaq SRCC", "spaq PLCC"]
     items += ["settings", "description", "scores"]
+    items += ["calibration", "koniq-10k calibration", "spaq calibration"]
     items += [
         f"{name} {fact}"
         for name in ("koniq-10k", "spaq")
@@ -203,7 +204,51 @@ def change_teacher(folder, model):
     edited(model, change)
 
 
+def narrow(d, name):
+    spread = d["calibration"][name]["spread"]
+    d["calibration"][name]["spread"] = [value / 2 for value in spread]
+
+
+def edit_calibration(folder, model):
+    edited(model, lambda state, d: narrow(d, "koniq-10k"))
+
+
+def edit_calibration_and_its_digest(folder, model):
+    def change(state, d):
+        narrow(d, "spaq")
+        d["certificate"]["calibration"] = certificate.json_digest(d["calibration"])
+
+    edited(model, change)
+
+
+def edit_calibration_and_seal(folder, model):
+    def change(state, d):
+        narrow(d, "spaq")
+        d["certificate"]["calibration"] = certificate.json_digest(d["calibration"])
+        d["certificate"]["seal"] = certificate.seal_of(d)
+
+    edited(model, change)
+
+
+def deny_that_the_images_chose(folder, model):
+    def change(state, d):
+        d["calibration"]["koniq-10k"].update(which="test images", chose_epoch=False)
+        d["certificate"]["calibration"] = certificate.json_digest(d["calibration"])
+        d["certificate"]["seal"] = certificate.seal_of(d)
+
+    edited(model, change)
+
+
+def remove_calibration(folder, model):
+    edited(model, lambda state, d: d.pop("calibration"))
+
+
 TAMPERINGS = {
+    edit_calibration: {"calibration", "koniq-10k calibration"},
+    edit_calibration_and_its_digest: {"seal", "spaq calibration"},
+    edit_calibration_and_seal: {"spaq calibration"},
+    deny_that_the_images_chose: {"koniq-10k calibration"},
+    remove_calibration: {"calibration"},
     change_image: {"koniq-10k pixels", "test PLCC"},
     change_training_image: {"koniq-10k pixels"},
     change_mos: {"koniq-10k records and split"},
@@ -242,7 +287,7 @@ def test_what_is_not_there_cannot_be_checked(run_main, copy):
     assert found["spaq records, pixels and figures"][0] == "cannot be checked"
     assert found["test SRCC"][0] == "reproduced"
     shutil.move(folder / "koniq", folder / "gone")
-    write_spaq(folder / "spaq", number=10)
+    write_spaq(folder / "spaq", number=24)
     found = checked(run_main, folder, model, 3)
     assert found["spaq SRCC"][0] == "reproduced"
     verdict, reason = found["koniq-10k records, pixels and figures"]
@@ -276,7 +321,7 @@ def test_a_model_without_a_certificate_and_wrong_flags(run_main, copy, tmp_path)
     said = run_main(
         "certify.py", certify.main, model, "--cross_test", f"tid2013={folder}", code=2
     ).stderr
-    assert "the certificate is of koniq-10k, spaq" in said
+    assert "the model names the sets koniq-10k, spaq" in said
     assert (
         "expected NAME=PATH"
         in run_main("certify.py", certify.main, model, "--cross_test", "x", code=2).stderr

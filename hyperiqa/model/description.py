@@ -65,49 +65,6 @@ RISING = Kind(
         and list(x) == sorted(x)
     ),
 )
-# Of a set of images: the fields of `stats.calibration.Calibration`, and what it was made of.
-CALIBRATION = Fields(
-    {
-        "images": whole_number(1, 1e9),
-        "quantiles": RISING,
-        "curve": Every(AMOUNT, 101, 101),
-        "spread": Every(number(1e-12, 1e9), 101, 101),
-        "residuals": Every(AMOUNT, 1, 1000),
-        "opinions": RANGE,
-        "which": text(longest=300),
-        "model_scale": TRUTH,
-        "score_range": RANGE,
-        "higher_is_better": TRUTH,
-        "chose_epoch": maybe(TRUTH),
-    },
-    # `evaluate.py --calibrate` says how it was made.
-    {
-        "record": Fields(
-            {
-                "flag": NAME,
-                "path": maybe(PATH),
-                "split": one_of("auto", "test", "all"),
-                "seed": maybe(COUNT),
-                "resize": SIZE,
-                "lower_is_better": TRUTH,
-                "skip_bad_images": TRUTH,
-                "columns": table(NAME),
-                "image_root": maybe(PATH),
-                "test_crop": one_of("center", "grid", "random"),
-                "test_patch_num": whole_number(1),
-                "like_training": COUNT,
-                "records": DIGEST,
-                "pixels": DIGEST,
-                "weights": DIGEST,
-                "digest": DIGEST,
-            },
-            {},
-            PLAIN,
-        )
-    },
-    PLAIN,
-)
-
 # An encoder's constructor takes plain values; which of them are handed on, `timm_encoder` decides.
 ARCHITECTURE = Fields({"name": NAME, "args": table(PLAIN)}, {}, PLAIN)
 FACTOR = Kind("a number other than 0", lambda x: number().fits(x) and abs(x) > 1e-9)
@@ -141,6 +98,49 @@ SETTINGS: dict[str, Schema] = {
     "seed": COUNT,
     "train_test_num": COUNT,
 }
+
+# Of a set of images: the fields of `stats.calibration.Calibration`, and what it was made of.
+CALIBRATION = Fields(
+    {
+        "images": whole_number(1, 1e9),
+        "quantiles": RISING,
+        "curve": Every(AMOUNT, 101, 101),
+        "spread": Every(number(1e-12, 1e9), 101, 101),
+        "residuals": Every(AMOUNT, 1, 1000),
+        "opinions": RANGE,
+        "which": text(longest=300),
+        "model_scale": TRUTH,
+        "score_range": RANGE,
+        "higher_is_better": TRUTH,
+        "chose_epoch": maybe(TRUTH),
+    },
+    # `evaluate.py --calibrate` says how it was made.
+    {
+        "record": Fields(
+            {
+                "flag": NAME,
+                "path": maybe(PATH),
+                "split": one_of("auto", "test", "all"),
+                "seed": maybe(COUNT),
+                "resize": SIZE,
+                "skip_bad_images": TRUTH,
+                "lower_is_better": LOWER,
+                "image_root": maybe(PATH),
+                **{f"{name}_column": NAME for name in ("image", "score", "split", "group")},
+                "test_crop": one_of("center", "grid", "random"),
+                "test_patch_num": whole_number(1),
+                "like_training": COUNT,
+                "records": DIGEST,
+                "pixels": DIGEST,
+                "weights": DIGEST,
+                "digest": DIGEST,
+            },
+            {},
+            PLAIN,
+        )
+    },
+    PLAIN,
+)
 
 # What no model can be used without.
 _NEEDED = ("fusion", "patch_size", "resize", "dataset", "test_crop", "test_patch_num")

@@ -4,6 +4,7 @@ What the certificate says twice is compared, and what it says of files is comput
 docs/using_models.md lists what only another training can tell.
 """
 
+import contextlib
 import shlex
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +16,11 @@ from typing import Any
 import numpy as np
 
 from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.files import HERE
 from hyperiqa.datasets.names import record_name
-from hyperiqa.datasets.records import Columns, DataSet
+from hyperiqa.datasets.records import DataSet
 from hyperiqa.model import checkpoints
 from hyperiqa.model.description import certificate_of
-from hyperiqa.scoring import evaluation
+from hyperiqa.scoring import calibrating
 from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.scoring.verdicts import (
     DIFFERS,
@@ -32,7 +32,7 @@ from hyperiqa.scoring.verdicts import (
     compare_figures,
 )
 from hyperiqa.stats import metrics
-from hyperiqa.training import batches, certificate, engine, log, run_files
+from hyperiqa.training import batches, calibrations, certificate, engine, log, run_files
 from hyperiqa.training.options import DECIDED_BY_INIT, figure_settings, settings_again
 from hyperiqa.training.sets import RunData, TestedParts, near_duplicate_pairs
 
@@ -59,12 +59,14 @@ class ReadSets:
     tested: part -> (scores, MOS), both (N,); the scores rise where the opinions do.
     training: those of the data sets that the model was trained on.
     description: what a model's description says of these.
+    calibrations: those that the run made of them.
     """
 
     images: dict[str, batches.DecodedSet]
     tested: dict[str, tuple[np.ndarray, np.ndarray]]
     training: list[DataSet] = field(default_factory=list)
     description: dict[str, Any] = field(default_factory=dict)
+    calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) -> Iterator[Check]:
@@ -78,6 +80,12 @@ def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) ->
     else:
         yield Check("seal", DIFFERS, "the description was edited")
     yield compare("weights", certified["weights"], checkpoints.digest(state))
+    stated = description.get("calibration", {})
+    recorded = calibrating.records_of(description)
+    # Those that `evaluate.py` has put in place of the run's have records instead.
+    if len(recorded) < len(stated) or (not stated and "calibration" in certified):
+        current = certificate.json_digest(stated)
+        yield compare("calibration", certified.get("calibration"), current)
     round_suffix = f"_round{certified['round']}" if certified["round"] > 1 else ""
     predictions = log_dir / f"{description['run']}{round_suffix}_predictions.csv"
     yield _check_digest(
@@ -213,12 +221,20 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
     data.decode(model.hardware.device, log.SilentLog(Path(), Path()), new=True)
     crops = (settings.test_crop, settings.test_patch_num)
     tested = {}
+    raw_scores = {}
     for part, (images, split) in data.tests.items():
         records = images.records(split)
         scores = engine.score_set(model.net, images, records, crops, model.hardware)
+        raw_scores[part] = scores
         _, rising_scores = data.oriented_scores(images.data, scores)
         tested[part] = (rising_scores, np.array([record.score for record in records]))
-    return ReadSets(data.images, tested, list(data.trained.values()), data.description)
+    return ReadSets(
+        data.images,
+        tested,
+        list(data.trained.values()),
+        data.description,
+        calibrations.of_run(data, raw_scores, model.description),
+    )
 
 
 def read_cross_test(
@@ -228,20 +244,17 @@ def read_cross_test(
 
     flag: the set's name as the flags have it, such as `csv:NAME`.
     """
-    description = model.description
-    settings = settings_again(description, image_root=options.image_root)
-    (test,) = evaluation.read_sets(
-        {flag: path},
-        description,
-        seed=description["seed"],
-        lower_is_better=settings.lower_is_better,
-        columns=Columns.of(settings),
-    )
-    cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
-    evaluation.load_images([test], model, cache_dir, settings.skip_bad_images)
-    evaluation.score(test, model, batches.SCORE_BATCH)
+    own = {"image_root": options.image_root, "split": "auto", "resize": None, "seed": None}
+    settings = settings_again(model.description, **own)
+    test = calibrating.score_again(model, settings, flag, path, options)
     name = record_name(flag)
-    return ReadSets({name: test.images}, {name: (test.sign * test.scores, test.mos)})
+    read_sets = ReadSets({name: test.images}, {name: (test.sign * test.scores, test.mos)})
+    # Without a calibration of the run, there is nothing to compare.
+    with contextlib.suppress(UserError):
+        read_sets.calibrations[name] = calibrating.calibration_of(
+            test, model.description, calibrations.TEST_IMAGES
+        )
+    return read_sets
 
 
 def check_sets(
@@ -288,6 +301,10 @@ def _compare_sets(description: Mapping[str, Any], read_sets: ReadSets) -> Iterat
         current = {**facts_now, "looks": certificate.unpack_hashes(name, facts_now)}
         for fact, item in FACTS_OF_SET.items():
             yield compare(f"{name} {item}", stated[fact], current[fact])
+        calibration = description.get("calibration", {}).get(name, {"record": {}})
+        if "record" not in calibration:
+            current = read_sets.calibrations.get(name, {})
+            yield calibrating.compare_calibrations(name, calibration, current)
     if read_sets.description:
         stated = {name: description.get(name) for name in read_sets.description}
         yield from compare_fields("scores", stated, read_sets.description)

@@ -23,7 +23,7 @@ from hyperiqa.datasets.names import (
 )
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
-from hyperiqa.datasets.records import USUAL, Columns, DataSet, Record
+from hyperiqa.datasets.records import USUAL, Columns, DataSet, Record, Scale
 from hyperiqa.images import cache, perceptual_hash
 from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.stats import intervals, metrics, resampling, standards
@@ -45,8 +45,10 @@ class SetTest:
     which: its images, in words.
     resize: the size that they are scored at, as `--resize`.
     sign: -1 if the model's scores and the set's opinions point in opposite directions, else 1.
-    scale: (factor, offset) from the set's own scores to the model's, for a model of several sets.
+    scale: from the set's own scores to the model's, for a model of several sets.
+    is_trained: whether the model was trained on the set.
     images, records: the decoded images, and the records that can be scored (`load_images`).
+    like_training: how many of the records look like training images (`load_images`).
     scores: (N,), as the model gave them to the records (`score`).
     figures: FIGURES with their intervals (`measure`, as all below).
     kinds: (kind of distortion, images, SRCC, PLCC), best SRCC first.
@@ -60,9 +62,11 @@ class SetTest:
     which: str
     resize: str
     sign: int
-    scale: tuple[float, float] = (1.0, 0.0)
+    scale: Scale = Scale()
+    is_trained: bool = False
     images: batches.DecodedSet | None = None
     records: list[Record] = field(default_factory=list)
+    like_training: int = 0
     scores: np.ndarray | None = None
     figures: dict[str, intervals.Estimate] = field(default_factory=dict)
     kinds: list[tuple[str, int, float, float]] = field(default_factory=list)
@@ -137,10 +141,11 @@ def _read_set(
         data.notes.append(
             f"{data.name}: shares images with {trained_on}, which the model was trained on"
         )
-    scale = scales.get(reader.name, {"factor": 1.0, "offset": 0.0})
+    facts = scales.get(reader.name, {"factor": 1.0, "offset": 0.0})
+    scale = Scale(facts["factor"], facts["offset"])
     # A set of a negative factor was turned when the sets of the training were brought together.
     same_direction = data.higher_is_better == description["higher_is_better"]
-    sign = 1 if same_direction == (scale["factor"] > 0) else -1
+    sign = 1 if same_direction == (scale.factor > 0) else -1
     return SetTest(
         data,
         data.name,
@@ -148,7 +153,8 @@ def _read_set(
         which,
         resize or default_resize(name, is_trained, description),
         sign,
-        (scale["factor"], scale["offset"]),
+        scale,
+        is_trained,
     )
 
 
@@ -205,6 +211,7 @@ def load_images(
             looks = [test.images.perceptual_hash(record) for record in test.records]
             # Of many training images that a test image looks like, one is an example.
             twins = dict(perceptual_hash.near_duplicates(looks, training_looks))
+        test.like_training = len(twins)
         if twins:
             pairs = first_five(
                 f"{test.records[i].name} ~ {training_names[j]}" for i, j in twins.items()
@@ -221,7 +228,7 @@ def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
 
     The scores are on the scale of the set if the model was trained on it.
     """
-    scores = engine.score_set(
+    test.scores = engine.score_set(
         model.net,
         test.images,
         test.records,
@@ -229,8 +236,7 @@ def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
         model.hardware,
         batch_size=batch_size,
     )
-    factor, offset = test.scale
-    test.scores = (scores - offset) / factor
+    test.scores = test.scale.own(test.scores)
 
 
 def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None:

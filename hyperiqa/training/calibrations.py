@@ -5,6 +5,7 @@ the opinions of a set that the model was trained on; those of any other set stay
 which may run the other way. `stats/calibration.py` says how it is made and used.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from hyperiqa.datasets.records import DataSet, Record, Scale
 from hyperiqa.stats.calibration import Calibration
 from hyperiqa.training.sets import RunData
 
-Calibrations = dict[str, dict[str, Any]]
+# The images of a run's own calibrations, in words.
+TEST_IMAGES = "test images"
 
 
 def calibrated(
@@ -24,56 +26,46 @@ def calibrated(
     records: Sequence[Record],
     scores: np.ndarray,
     scale: Scale | None,
+    which: str,
     description: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The calibration of a set as a description has it. Raises UserError where there can be none.
 
     records: the N images of the set that were scored. scores: (N,), on the model's own scale.
     scale: from the set's own scores to those of the training, for a set that the model was trained
-    on; None for any other set. description: the model's.
+    on; None for any other set. which: the images, in words. description: the model's.
 
-    `which` says in words which images they are, and `chose_epoch` whether the best epoch was chosen
-    by them. `model_scale` says whether the opinions are on the scale of the model; `score_range`
-    has the ends of their scale, and `higher_is_better` its direction.
+    `chose_epoch` says whether the best epoch was chosen by these images. `model_scale` says whether
+    the opinions are on the scale of the model; `score_range` has the ends of their scale, and
+    `higher_is_better` its direction.
     """
-    score_range = np.array(data.range)
-    opinions = np.array([record.score for record in records])
+    to_model = scale or Scale()
+    opinions = to_model.common(np.array([record.score for record in records]))
     contents = [record.group or record.name for record in records]
-    higher_is_better = data.higher_is_better
-    if scale:
-        score_range = np.sort(scale.common(score_range))
-        opinions = scale.common(opinions)
-        higher_is_better = higher_is_better == (scale.factor > 0)
-    chose_epoch = scale is not None and _chooses_epoch(description, data.name)
+    choosing_set = record_name(description.get("select_set") or data.name)
+    chose_epoch = scale is not None and description.get("select_on") != "val"
+    chose_epoch = chose_epoch and choosing_set == data.name
     return {
         **Calibration.of(scores, opinions, contents).plain(),
-        "which": "test images, by which the epoch was chosen" if chose_epoch else "test images",
+        "which": f"{which}, by which the epoch was chosen" if chose_epoch else which,
         "model_scale": scale is not None,
-        "score_range": score_range.tolist(),
-        "higher_is_better": higher_is_better,
+        "score_range": sorted(to_model.common(np.array(data.range)).tolist()),
+        "higher_is_better": data.higher_is_better == (to_model.factor > 0),
         "chose_epoch": chose_epoch,
     }
 
 
-def _chooses_epoch(description: Mapping[str, Any], set_name: str) -> bool:
-    # Whether the test images of a trained set had a part in the choice of the best epoch.
-    if description.get("select_on") == "val":
-        return False
-    chosen = description.get("select_set")
-    return chosen is None or record_name(chosen) == set_name
-
-
 def of_run(
     data: RunData, scores: Mapping[str, np.ndarray], description: Mapping[str, Any]
-) -> Calibrations:
-    """The calibrations of the sets that a run tests, those that it was trained on first.
+) -> dict[str, dict[str, Any]]:
+    """The calibrations of the sets that a run tests, by name, those that it trains on first.
 
-    A set that cannot be calibrated has none, because of too few images for example.
+    A set that cannot be calibrated, because of too few images for example, has none.
 
     scores: part -> the scores (N,) of its images, as the model gives them. description: the
     model's.
     """
-    calibrations: Calibrations = {}
+    calibrations: dict[str, dict[str, Any]] = {}
     for part, (images, split) in data.tests.items():
         is_cross = part in data.cross
         name = part if is_cross else images.data.name
@@ -81,11 +73,9 @@ def of_run(
         if split == "val" or name in calibrations:
             continue
         scale = None if is_cross else data.scales[name]
-        try:
+        # No training fails for want of a calibration.
+        with contextlib.suppress(UserError):
             calibrations[name] = calibrated(
-                images.data, images.records(split), scores[part], scale, description
+                images.data, images.records(split), scores[part], scale, TEST_IMAGES, description
             )
-        except UserError:
-            # A training must not fail for it.
-            continue
     return calibrations

@@ -1,0 +1,193 @@
+"""Calibrations from any scored sets, as `evaluate.py --calibrate` writes them, and their checks.
+
+Such a calibration has a `record`: from which set and with which settings it was made, and digests
+of the set, of the weights, and of the calibration with its record.
+"""
+
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperiqa.base.errors import UserError, counted
+from hyperiqa.base.files import HERE, known_place
+from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.datasets.names import record_name
+from hyperiqa.datasets.records import Columns
+from hyperiqa.model import checkpoints
+from hyperiqa.model.description import problem_of_crops
+from hyperiqa.scoring.evaluation import SetTest, load_images, read_sets, score
+from hyperiqa.scoring.quality_model import QualityModel
+from hyperiqa.scoring.verdicts import DIFFERS, REPRODUCED, UNCHECKED, Check, compare
+from hyperiqa.stats.calibration import FEWEST
+from hyperiqa.training import batches, calibrations, certificate
+
+# The fields of a record by which the set is read again.
+SETTINGS = (
+    *("flag", "path", "weights", "split", "seed", "skip_bad_images", "lower_is_better"),
+    *vars(Columns()),
+)
+CROPS = ("test_crop", "test_patch_num")
+
+# Scores that are computed on another machine differ by rounding. Lists of numbers may differ by
+# this share of their largest number.
+TOLERANCE = 1e-3
+
+
+def check_suitable(tests: Sequence[SetTest]) -> None:
+    """Raise UserError for a set that has too few images, or the same opinion of all of them."""
+    for test in tests:
+        opinions = [record.score for record in test.data.records]
+        if len(opinions) < FEWEST or len(set(opinions)) == 1:
+            raise UserError(
+                f"--calibrate: {test.title}: expected at least {FEWEST} images and opinions that "
+                f"differ, found {counted(len(opinions), 'image')} and "
+                f"{counted(len(set(opinions)), 'different opinion')}"
+            )
+
+
+def calibration_of(test: SetTest, description: Mapping[str, Any], which: str) -> dict[str, Any]:
+    """The calibration of a scored set. Raises UserError where there can be none.
+
+    description: the model's. which: the images, in words.
+    """
+    scores = test.scale.common(test.scores)
+    scale = test.scale if test.is_trained else None
+    return calibrations.calibrated(test.data, test.records, scores, scale, which, description)
+
+
+def with_record(test: SetTest, model: QualityModel, settings: Namespace) -> dict[str, Any]:
+    """The calibration of a scored set with its record. Raises UserError where there can be none.
+
+    settings: those of SETTINGS.
+    """
+    calibration = calibration_of(test, model.description, test.which)
+    record = {
+        **{name: getattr(settings, name) for name in SETTINGS},
+        **{name: model.description[name] for name in CROPS},
+        "resize": test.resize,
+        "like_training": test.like_training,
+        "records": test.data.fingerprint(),
+        "pixels": certificate.pixels_digest(test.images),
+    }
+    calibration["record"] = to_json_value(record)
+    calibration["record"]["digest"] = _digest(calibration)
+    return calibration
+
+
+def _digest(calibration: Mapping[str, Any]) -> str:
+    return certificate.json_digest(
+        {**calibration, "record": {**calibration["record"], "digest": None}}
+    )
+
+
+def write(options: Namespace, path: Path, model: QualityModel, tests: Sequence[SetTest]) -> None:
+    """Write the model with the calibrations of scored sets in place of those that it has.
+
+    options: of `evaluate.py`. path: the model's file. Raises UserError for a set that cannot be
+    calibrated.
+    """
+    # Read once more, because flags have changed the description of the loaded model.
+    _, description = checkpoints.load_model(path)
+    state = checkpoints.portable_state(model.net)
+    description["calibration"] = {}
+    for (flag, place), test in zip(options.datasets.items(), tests, strict=True):
+        own = {"flag": flag, "path": place, "weights": checkpoints.digest(state)}
+        try:
+            calibration = with_record(test, model, Namespace(**{**vars(options), **own}))
+        except UserError as mistake:
+            raise UserError(f"--calibrate: {test.title}: {mistake}") from None
+        description["calibration"][record_name(flag)] = calibration
+        if test.like_training or "training images" in test.which:
+            test.data.notes.append(
+                f"{test.title}: training images, or images that look like them, are among the "
+                "calibration images, so that its intervals come out too narrow"
+            )
+    if options.calibrate.suffix == ".safetensors":
+        checkpoints.save_safetensors(options.calibrate, state, description)
+    else:
+        checkpoints.describe(state, description)
+        checkpoints.save(options.calibrate, state)
+
+
+def score_again(
+    model: QualityModel, settings: Namespace, flag: str, path: Path | None, options: Namespace
+) -> SetTest:
+    """A set, read and scored with the settings of an earlier evaluation. Raises UserError.
+
+    options: the flags of `certify.py` for the cache.
+    """
+    (test,) = read_sets(
+        {flag: path},
+        model.description,
+        settings.split,
+        settings.resize,
+        settings.seed,
+        settings.lower_is_better,
+        Columns.of(settings),
+    )
+    cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
+    load_images([test], model, cache_dir, settings.skip_bad_images)
+    score(test, model, batches.SCORE_BATCH)
+    return test
+
+
+def records_of(description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Set -> the record of its calibration, for the calibrations that have one."""
+    stated = description.get("calibration", {})
+    return {name: stated[name]["record"] for name in stated if "record" in stated[name]}
+
+
+def check(
+    model: QualityModel, options: Namespace, paths: Mapping[str, Path | None]
+) -> Iterator[Check]:
+    """Check the calibrations that have a record, by making them again where their set is found.
+
+    options: the flags of `certify.py`. paths: set -> where it lies; None: its default place.
+    """
+    weights = checkpoints.digest(checkpoints.portable_state(model.net))
+    for name, record in records_of(model.description).items():
+        calibration = model.description["calibration"][name]
+        yield compare(f"{name} calibration's record", record["digest"], _digest(calibration))
+        yield compare(f"{name} calibration's weights", record["weights"], weights)
+        try:
+            yield compare_calibrations(
+                name, calibration, _made_again(model, record, paths[name], options)
+            )
+        except UserError as mistake:
+            yield Check(f"{name} calibration", UNCHECKED, str(mistake))
+
+
+def _made_again(
+    model: QualityModel, record: Mapping[str, Any], path: Path | None, options: Namespace
+) -> dict[str, Any]:
+    if problem := problem_of_crops(model.description["patch_size"], record["test_patch_num"]):
+        raise UserError(problem)
+    crops = {name: record[name] for name in CROPS}
+    model = QualityModel(model.net, {**model.description, **crops}, model.hardware)
+    # A flag counts where the folder of the record is not here.
+    root = record["image_root"] and (known_place(record["image_root"]) or options.image_root)
+    settings = Namespace(**{**record, "image_root": root})
+    test = score_again(model, settings, record["flag"], path, options)
+    return with_record(test, model, settings)
+
+
+def compare_calibrations(name: str, stated: Mapping[str, Any], current: Mapping[str, Any]) -> Check:
+    """Compare a set's calibration and its record with those that come out now."""
+    before = {**stated, **stated.get("record", {})}
+    now = {**current, **current.get("record", {})}
+    # The digest changes with the last digit, and images may lie elsewhere.
+    fields = {*before, *now} - {"record", "digest", "image_root"}
+    others = [field for field in sorted(fields) if not _is_near(before.get(field), now.get(field))]
+    if others:
+        return Check(f"{name} calibration", DIFFERS, f"other {', '.join(others)}")
+    return Check(f"{name} calibration", REPRODUCED)
+
+
+def _is_near(stated: Any, current: Any) -> bool:
+    is_list = isinstance(current, list) and np.shape(stated) == np.shape(current)
+    if stated == current or not is_list:
+        return stated == current
+    return np.allclose(stated, current, 0, TOLERANCE * np.abs(current).max())
