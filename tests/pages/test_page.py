@@ -10,6 +10,8 @@ from PIL import Image
 
 from hyperiqa.base.errors import UserError
 from hyperiqa.pages.page import draw_pairs, draw_scores, thumbnail
+from hyperiqa.scoring.meaning import Meaning
+from hyperiqa.stats.calibration import Calibration
 
 UP = {"dataset": "koniq-10k", "score_range": [0.0, 100.0], "higher_is_better": True}
 DOWN = {**UP, "higher_is_better": False}
@@ -75,6 +77,44 @@ def test_a_browser_shows_the_images_best_first(tmp_path, coloured, browse, descr
     named = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
     for colour, name in zip(colours, order.split(), strict=True):
         assert np.abs(np.array(colour) - named[name]).max() < 8
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
+def test_a_bar_shows_the_interval_of_the_opinion(tmp_path, coloured, browse, width, scheme):
+    scores = np.linspace(10, 70, 60)
+    opinions = scores / 20 + 1 + np.random.default_rng(0).normal(0, 0.2, 60)
+    entry = {
+        **Calibration.of(scores, opinions).plain(),
+        "which": "test images",
+        "model_scale": False,
+        "score_range": [1.0, 5.0],
+        "higher_is_better": True,
+    }
+    meaning = Meaning({**UP, "calibration": {"kadid-10k": entry}}, above=3.0)
+    draw_scores(tmp_path / "s.html", "model", UP, coloured, meaning=meaning)
+    page = browse(tmp_path / "s.html", width=width, scheme=scheme)
+    assert captions(page, "#facts p")[-1] == (
+        "Percentiles, 90 % intervals and probabilities rest on 60 images of kadid-10k (test images)."
+    )
+    tracks = page.locator(".interval").evaluate_all(
+        "all => all.map(bar => [bar, bar.firstChild].map(n => n.getBoundingClientRect().toJSON()))"
+    )
+    by_score = sorted(dict(coloured).values(), reverse=True)
+    assert len(tracks) == len(by_score)
+    for (track, bar), score in zip(tracks, by_score, strict=True):
+        explained = meaning.of(score)
+        shares = [(end - 1) / 4 for end in (explained.low, explained.high)]
+        ends = [(bar[side] - track["left"]) / track["width"] for side in ("left", "right")]
+        assert ends == pytest.approx(shares, abs=0.03)
+    text = page.locator("figcaption").first.inner_text()
+    best = meaning.of(by_score[0])
+    ends = [float(end) for end in re.search(r"MOS (\S+) to (\S+)", text).groups()]
+    assert ends == pytest.approx([best.low, best.high], abs=1e-4)
+    assert "keep yes" in text and "percentile 100" in text and "the calibration knows" in text
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    # Sorted by the interval's end, as by any other field.
+    page.get_by_label("sorted by").select_option("low")
+    assert float(captions(page)[0]) == pytest.approx(best.low, abs=1e-4)
 
 
 def test_the_images_are_sorted_and_filtered(tmp_path, coloured, browse):

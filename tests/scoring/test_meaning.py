@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers import save_random_model, write_images
 from PIL import Image
+from test_predict import on_terminal
 
 import hyperiqa
 from hyperiqa import __main__
@@ -206,7 +207,7 @@ def test_what_cannot_be_explained_is_refused(calibrated, model, tmp_path):
         UserError, match="^--reference spaq: the model has calibrations of koniq-10k, live$"
     ):
         model.meaning("spaq")
-    with pytest.raises(UserError, match="60 images gives intervals of at most 98.3 %"):
+    with pytest.raises(UserError, match=r"\b60 images .* found .*0\.99$"):
         model.meaning(level=0.99)
     with pytest.raises(UserError, match="^--above 20: the MOS of live goes from 0 to 10$"):
         model.meaning("live", above=20)
@@ -337,6 +338,34 @@ def test_pairs_are_compared(calibrated, model, photos, form, capfd):
         run(calibrated, "photos", "--compare", "--output", f"pairs.{form}")
     run(calibrated, "photos", "--compare", "--reference", "live", "--format", form)
     assert capfd.readouterr().out.count("photos/") == 12
+
+
+def test_a_terminal_gets_sentences(calibrated, model, photos, capfd):
+    scale = "0..100, higher is better (koniq-10k)"
+    meaning = model.meaning(above=50)
+    shown = on_terminal(capfd, calibrated, "photos", "--meaning", "--above", 50)
+    first, *lines, last = shown.splitlines()
+    assert first == f"Scores on a scale of {scale}:"
+    for name, line in zip("abcd", lines, strict=True):
+        explained = meaning.of(model.score(f"photos/{name}.png"))
+        remark = (
+            f"percentile {explained.percentile:.0f}, MOS from {explained.low:.3g} to "
+            f"{explained.high:.3g}, keep: {explained.keep}"
+        )
+        assert line.startswith(f"{explained.score:8.1f}  photos/{name}.png  ({remark}")
+    assert last == "       –  photos/e.png  (not an image of a format that is read here)"
+    shown = on_terminal(capfd, calibrated, "photos/a.png", "--above", 50)
+    score = model.score("photos/a.png")
+    assert shown.startswith(
+        f"photos/a.png  {score:.1f} of {scale}  (keep: {meaning.of(score).keep}"
+    )
+    # The better image comes first.
+    shown = on_terminal(capfd, calibrated, "photos/a.png", "photos/d.png", "--compare")
+    names = ["photos/a.png", "photos/d.png"]
+    probability = model.better(*names)
+    if probability < 0.5:
+        names, probability = names[::-1], 1 - probability
+    assert shown == f"{names[0]} is better than {names[1]} with probability {probability:.2f}\n"
 
 
 def test_too_few_or_too_many_images_are_not_compared(calibrated, photos, monkeypatch):
