@@ -54,9 +54,9 @@ class Calibration:
         """
         scores = np.asarray(scores, np.float64)
         opinions = np.asarray(opinions, np.float64)
-        groups = np.arange(len(scores))
-        if contents is not None:
-            groups = np.unique(contents, return_inverse=True)[1]
+        groups = np.unique(
+            range(len(scores)) if contents is None else contents, return_inverse=True
+        )[1]
         if len(scores) < FEWEST or np.ptp(groups) == 0:
             raise UserError(
                 f"a calibration needs at least {FEWEST} images of several contents, found "
@@ -101,9 +101,8 @@ class Calibration:
     @property
     def caution(self) -> str:
         """A sentence on calibrations of few images; "" for others."""
-        if self.images >= FEW:
-            return ""
-        return f"With fewer than {FEW} images, intervals and probabilities are rough."
+        rough = f"With fewer than {FEW} images, intervals and probabilities are rough."
+        return rough if self.images < FEW else ""
 
     def covers(self, score: float) -> bool:
         """Whether the score lies within the range of the images' scores."""
