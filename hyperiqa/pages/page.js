@@ -522,7 +522,9 @@ function isInView(view, name, value) {
 // any other can be sorted and filtered by its reader.
 function gallery(block) {
   const set = page.sets[block.set];
-  const fields = Object.keys(set.fields);
+  // A field that no image has would only be one more choice.
+  const isKnown = (name) => set.fields[name].some((value) => value !== null);
+  const fields = Object.keys(set.fields).filter(isKnown);
   const grid = make("div", "", { class: block.two ? "gallery two" : "gallery" });
   const count = make("output");
   const view = { sortField: block.by, descending: block.down ?? true, low: "", high: "", word: "" };

@@ -206,15 +206,11 @@ def draw_scores(
         facts.append(meaning.about)
         explained = [vars(meaning.of(score)) for score in values]
         for name in ("percentile", "low", "high", "keep", "note"):
-            column = [image_meaning[name] for image_meaning in explained]
-            # A column of nothing would only be one more choice.
-            if any(value is not None for value in column):
-                fields[name] = column
+            fields[name] = [image_meaning[name] for image_meaning in explained]
     page = Page(f"Scores by {title}", facts)
     page.images("scored", _names_below_common_folder(images), fields, sources)
-    down = description["higher_is_better"]
-    scale = meaning.scale if meaning else None
-    page.section("", block("gallery", set="scored", by="score", down=down, scale=scale))
+    gallery = block("gallery", set="scored", by="score", down=description["higher_is_better"])
+    page.section("", {**gallery, "scale": meaning and meaning.entry["score_range"]})
     if failures:
         lines = [printable(failure) for failure in failures]
         if failed > len(failures):

@@ -69,14 +69,12 @@ class Meaning:
             )
         self.entry = entries[self.reference]
         self.calibration = Calibration.from_plain(self.entry)
-        self.scale = self.entry["score_range"]
-        self.higher_is_better = self.entry["higher_is_better"]
         self.level = level
         self.above = above
         self.sure = sure
         # Any score tells whether the images are enough for the level.
         self.calibration.interval(0.0, level)
-        low, high = self.scale
+        low, high = self.entry["score_range"]
         if above is not None and not low <= above <= high:
             raise UserError(
                 f"--above {above:g}: the MOS of {self.reference} goes from {low:g} to {high:g}"
@@ -91,7 +89,8 @@ class Meaning:
     @property
     def made_with(self) -> str:
         """What the answers depend on besides the score."""
-        digest = hashlib.sha256(json.dumps(self.calibration.plain()).encode()).hexdigest()[:12]
+        plain = json.dumps(self.calibration.plain())
+        digest = hashlib.sha256(plain.encode()).hexdigest()[:12]
         words = f"calibration={digest} level={self.level:g}"
         return words if self.above is None else f"{words} above={self.above:g} sure={self.sure:g}"
 
@@ -100,11 +99,11 @@ class Meaning:
 
         trained: the description of the model as its file has it. settings: of the scores.
         """
-        sizes = {**(trained.get("cross_resize") or {}), **(trained.get("mix_resize") or {})}
+        sizes = {**trained.get("cross_resize", {}), **trained.get("mix_resize", {})}
         resize = sizes.get(self.reference, trained["resize"])
         # Of a set that was scored after the training, the record knows more.
-        description = {**trained, "resize": resize, **self.entry.get("record", {})}
-        made, now = differences(settings_text(description), settings)
+        described = {**trained, "resize": resize, **self.entry.get("record", {})}
+        made, now = differences(settings_text(described), settings)
         if not made:
             return ""
         return (
@@ -137,7 +136,7 @@ class Meaning:
 
     def _of_quality(self, probability: float) -> float:
         # From a high MOS to a good one.
-        return probability if self.higher_is_better else 1 - probability
+        return probability if self.entry["higher_is_better"] else 1 - probability
 
 
 def rescaled(entry: Mapping[str, Any], factor: float, offset: float) -> dict[str, Any]:

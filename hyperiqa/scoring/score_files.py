@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from hyperiqa.base.errors import UserError, counted, reading_file, reason_of
 from hyperiqa.base.files import write_whole
@@ -57,7 +57,7 @@ class ScoreFile:
         path: Path | None,
         form: str,
         columns: Sequence[str] = COLUMNS,
-        file: BinaryIO | None = None,
+        file: Any = None,
     ):
         self.path = path or Path("standard output")
         self.form = form
@@ -256,7 +256,13 @@ def _parse_row(
     try:
         cells = next(csv.reader([text])) if form == "csv" else []
         if form == "csv" and number == 1:
-            _check_header(path, cells, columns)
+            if tuple(cells[: len(COLUMNS)]) != COLUMNS:
+                raise ValueError
+            if tuple(cells) != tuple(columns):
+                raise UserError(
+                    f"--output {path}: its rows have the columns {','.join(cells)}; this command "
+                    f"writes {','.join(columns)}: give another --output, or the flags of before"
+                )
             return None
         row = dict(zip(columns, cells, strict=True)) if form == "csv" else json.loads(text)
         values = {name: row[name] for name in COLUMNS}
@@ -266,18 +272,6 @@ def _parse_row(
         raise UserError(
             f"--output {path}: row {number} is not {form} of predict.py's, with {','.join(COLUMNS)}"
         ) from None
-
-
-def _check_header(path: Path, header: Sequence[str], columns: Sequence[str]) -> None:
-    """Raise UserError for a header of predict.py's with other columns, else ValueError."""
-    if tuple(header) == tuple(columns):
-        return
-    if tuple(header[: len(COLUMNS)]) != COLUMNS:
-        raise ValueError
-    raise UserError(
-        f"--output {path}: its rows have the columns {','.join(header)}; this command writes "
-        f"{','.join(columns)}: give another --output, or the flags of before"
-    )
 
 
 def take_up(
@@ -295,42 +289,30 @@ def take_up(
     than `made_with`.
     """
     done: dict[str, float] = {}
-    dropped = 0
+    kept: list[bytes] = []
     complete_bytes = 0
+    dropped = 0
     for record, row in read_rows(path, form, columns):
         complete_bytes += len(record)
-        if row is None:
-            continue
-        check_made_with(path, str(row["made_with"]), made_with)
-        if _is_dropped(row, tries_again):
-            dropped += 1
-        elif row["score"] is not None:
-            done[row["image"]] = row["score"]
-    cut_off = path.stat().st_size > complete_bytes
-
-    def write_kept_rows(file: BinaryIO) -> None:
-        for record, row in read_rows(path, form, columns):
-            if not _is_dropped(row, tries_again):
-                file.write(record)
-
-    if dropped or cut_off:
-        # To what a link points to, so that a link stays a link.
-        write_whole(path.resolve(), write_kept_rows)
-    return done, f"{path}: {'; '.join(_notes(len(done), dropped, cut_off))}"
-
-
-def _is_dropped(row: dict | None, tries_again: Callable[[str], bool]) -> bool:
-    # A row with a score has an error where the image has no map.
-    failed = row is not None and (row["score"] is None or bool(row["error"]))
-    return failed and tries_again(row["image"])
-
-
-def _notes(scored: int, dropped: int, cut_off: bool) -> Iterator[str]:
-    yield f"{counted(scored, 'image has', 'images have')} a score already"
+        if row is not None:
+            check_made_with(path, str(row["made_with"]), made_with)
+            # A row with a score has an error where the image has no map.
+            failed = row["score"] is None or bool(row["error"])
+            if failed and tries_again(row["image"]):
+                dropped += 1
+                continue
+            if row["score"] is not None:
+                done[row["image"]] = row["score"]
+        kept.append(record)
+    notes = [f"{counted(len(done), 'image has', 'images have')} a score already"]
     if dropped:
-        yield f"{counted(dropped, 'failed one is', 'failed ones are')} tried again"
-    if cut_off:
-        yield "the last row was cut off and is dropped"
+        notes.append(f"{counted(dropped, 'failed one is', 'failed ones are')} tried again")
+    if path.stat().st_size > complete_bytes:
+        notes.append("the last row was cut off and is dropped")
+    if len(notes) > 1:
+        # To what a link points to, so that a link stays a link.
+        write_whole(path.resolve(), lambda file: file.writelines(kept))
+    return done, f"{path}: {'; '.join(notes)}"
 
 
 def settings_text(description: Mapping[str, Any], precision: str = "fp32") -> str:

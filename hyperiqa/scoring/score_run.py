@@ -65,17 +65,6 @@ def made_with(model: "QualityModel", precision: str) -> str:
     return f"weights={digest.hexdigest()[:12]} {settings}"
 
 
-def assumptions(checkpoint: Path, model: "QualityModel") -> str:
-    """What is assumed of a model whose file has no description, as a line for the user."""
-    description = model.description
-    return (
-        f"{checkpoint} has no description; assumed: {description['backbone']}, fusion "
-        f"{description['fusion']}, patch {description['patch_size']}, resize "
-        f"{description['resize']}, crops {model.crops}, scores of "
-        f"{score_files.scale_text(description)}"
-    )
-
-
 def score_images(
     scores: Iterable["Scored"],
     total: int | None,
@@ -205,7 +194,14 @@ def load_model(options: argparse.Namespace) -> "QualityModel":
     if options.scale is not None:
         model.use_scale(options.scale)
     if not model.description["described"]:
-        print(assumptions(options.checkpoint, model), file=sys.stderr)
+        description = model.description
+        print(
+            f"{options.checkpoint} has no description; assumed: {description['backbone']}, fusion "
+            f"{description['fusion']}, patch {description['patch_size']}, resize "
+            f"{description['resize']}, crops {model.crops}, scores of "
+            f"{score_files.scale_text(description)}",
+            file=sys.stderr,
+        )
     return model
 
 
@@ -221,10 +217,8 @@ def prepare(
     if not (options.meaning or options.above is not None or options.compare):
         return model, made, made, None
     meaning = model.meaning(options.reference, options.level, options.above, options.sure)
-    print(meaning.about, file=sys.stderr)
     caution = meaning.caution(model.trained, made.partition(" ")[2])
-    if caution:
-        print(caution, file=sys.stderr)
+    print(*filter(None, (meaning.about, caution)), sep="\n", file=sys.stderr)
     return model, made, f"{made} {meaning.made_with}", meaning
 
 
