@@ -45,7 +45,7 @@ NEEDED = {
 }
 # Flags that write a folder of rows, one file for each shard, and the packages that they need.
 FOR_SHARDS = {
-    "--format parquet": ("pyarrow", "pandas"),
+    "--format parquet": ("pyarrow",),
     "--engine ray": ("ray[data]", "pyarrow", "pandas"),
 }
 

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from hyperiqa.base.errors import UserError, counted, first_five, reading_file
 from hyperiqa.base.files import write_whole
@@ -51,9 +51,9 @@ class ShardScorer:
         form = self.options.format
         with reading_file(path, "cannot be read as rows of predict.py's", ValueError, KeyError):
             if form == "parquet":
-                import pandas
+                from pyarrow import parquet
 
-                made = pandas.read_parquet(path, columns=["made_with"])["made_with"][0]
+                made = parquet.read_table(path, columns=["made_with"])["made_with"][0].as_py()
             else:
                 rows = score_files.read_rows(path, form, self.options.columns)
                 made = next((row["made_with"] for _, row in rows if row), self.made)
@@ -70,7 +70,7 @@ class ShardScorer:
     ) -> None:
         options = self.options
         is_parquet = options.format == "parquet"
-        rows = io.BytesIO() if is_parquet else file
+        rows: Any = io.BytesIO() if is_parquet else file
         form = "csv" if is_parquet else options.format
         output = score_files.ScoreFile(rows_file(options, store), form, options.columns, rows)
         images = image_sources.images_in(store, options.image_column, tally.passed)
@@ -79,13 +79,23 @@ class ShardScorer:
         write_row = partial(score_run.add_row, options, None, self.made, tally, output, ())
         score_run.score_images(scores, None, signals, write_row, with_bar=True)
         if is_parquet:
-            import pandas
+            _write_parquet(rows.getvalue(), options.columns, file)
 
-            texts = {name: str for name in options.columns if name not in NUMBERS}
-            rows.seek(0)
-            # Parquet has no text but UTF-8.
-            table = pandas.read_csv(rows, dtype=texts, encoding_errors="replace", na_values=[""])
-            table.to_parquet(file, index=False)
+
+def _write_parquet(rows: bytes, columns: Sequence[str], file: BinaryIO) -> None:
+    from pyarrow import csv, parquet
+
+    # Parquet has no text but UTF-8.
+    text = io.BytesIO(rows.decode("utf-8", "replace").encode())
+    types = {name: "double" if name in NUMBERS else "string" for name in columns}
+    table = csv.read_csv(
+        text,
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(
+            column_types=types, null_values=[""], strings_can_be_null=True
+        ),
+    )
+    parquet.write_table(table, file)
 
 
 def run(

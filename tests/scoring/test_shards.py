@@ -99,7 +99,6 @@ def scores_of(*paths):
 def test_every_shard_gets_a_file_of_its_rows(checkpoint, photos, form, capfd):
     if form == "parquet":
         pytest.importorskip("pyarrow")
-        pytest.importorskip("pandas")
     assert run(checkpoint, SHARDS, "--output", "rows", "--format", form) == 0
     assert listed("rows") == [f"photos-{i}.{form}" for i in range(3)]
     model = quality_model.load(checkpoint, device="cpu")
@@ -278,7 +277,7 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, monkeypatch, words, message
 
 
 def test_formats_and_engines_need_a_folder_of_shards(checkpoint, tmp_path, monkeypatch):
-    pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
     monkeypatch.chdir(tmp_path)
     for words in (["a.jpg", "--output", "x"], ["a.tar", "--output", "x.csv"], ["a.tar"]):
         with pytest.raises(UserError, match="^--format parquet: expected shards .* as --output$"):

@@ -1,0 +1,79 @@
+"""Shards scored as a Ray Data pipeline, by actors that each hold the model.
+
+Ray replaces actors that died. `ShardScorer` does with a shard what it does on one machine.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hyperiqa
+from hyperiqa.base.errors import UserError, reading_file, reason_of
+from hyperiqa.base.signals import StopSignals
+from hyperiqa.scoring.score_run import Tally
+from hyperiqa.scoring.shards import ShardScorer
+
+CPU_SHARE = 0.9  # of each machine for the actors; Ray's own tasks need the rest
+
+
+class Actor:
+    """Scores shards. Paths are relative to the folder of the command."""
+
+    def __init__(self, options: argparse.Namespace, folder: str):
+        self.options = options
+        self.folder = folder
+        self.scorer: ShardScorer | None = None
+
+    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+        store = str(batch["item"][0])
+        result = {"store": [store], "tally": ["{}"], "problem": [""]}
+        # As a result, since Ray shows exceptions with their tracebacks.
+        try:
+            os.chdir(self.folder)
+            self.scorer = self.scorer or ShardScorer(self.options)
+            result["tally"] = [json.dumps(asdict(self.scorer.score(store, StopSignals())))]
+        except (UserError, OSError) as problem:
+            result["problem"] = [reason_of(problem)]
+        return result
+
+
+def score(options: argparse.Namespace, stores: Sequence[str]) -> Iterator[tuple[str, Tally]]:
+    """Score the stores on the cluster of RAY_ADDRESS, else on this machine.
+
+    Yields each with its tally once its rows are written. Raises UserError.
+    """
+    import ray.data
+
+    # The other machines may lack this program.
+    environment = {"py_modules": [str(Path(hyperiqa.__file__).parent)]}
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    with reading_file(Path(os.environ.get("RAY_ADDRESS", "Ray")), "cannot be reached"):
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [resources for resources in alive if resources.get("CPU")]
+    cores = min(node["CPU"] for node in nodes)
+    devices = 0 if options.device == "cpu" else sum(node.get("GPU", 0) for node in nodes)
+    gpus = min(devices, 1) if options.engine_gpus is None else options.engine_gpus
+    default = devices // gpus if gpus else len(nodes) * cores // 4
+    workers = options.engine_workers or max(1, int(default))
+    cpus = CPU_SHARE * cores / math.ceil(workers / len(nodes))
+    options.workers = options.workers or max(1, int(cpus))
+    scored = ray.data.from_items(list(stores), override_num_blocks=len(stores)).map_batches(
+        Actor,
+        fn_constructor_args=(options, str(Path.cwd())),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
+        num_cpus=cpus,
+        num_gpus=gpus,
+    )
+    for row in scored.iter_rows():
+        if row["problem"]:
+            raise UserError(row["problem"])
+        yield row["store"], Tally(**json.loads(row["tally"]))
