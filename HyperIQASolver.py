@@ -312,7 +312,6 @@ class HyperIQASolver:
         set_scores, oriented = self.data.oriented_scores(images.data, scores)
         mos = np.array([record.score for record in records])
         self.tested.scores[part] = (oriented, mos)
-        self.tested.raw[part] = scores
         if split != "val":
             self.tested.predictions += [
                 (images.data.name, record.name, record.score, score)
@@ -431,7 +430,7 @@ class HyperIQASolver:
             "versions": versions(),
             "certificate": self.round.certificate,
         }
-        description["calibration"] = calibrations.of_run(self.data, self.tested.raw, description)
+        description["calibration"] = calibrations.of_run(self.data, self.tested.scores, description)
         return certificate.sealed(
             description,
             {

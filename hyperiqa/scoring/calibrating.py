@@ -48,22 +48,19 @@ def check_suitable(tests: Sequence[SetTest]) -> None:
             )
 
 
-def calibration_of(test: SetTest, description: Mapping[str, Any], which: str) -> dict[str, Any]:
-    """The calibration of a scored set. Raises UserError where there can be none.
-
-    description: the model's. which: the images, in words.
-    """
-    scores = test.scale.common(test.scores)
-    scale = test.scale if test.is_trained else None
-    return calibrations.calibrated(test.data, test.records, scores, scale, which, description)
-
-
 def with_record(test: SetTest, model: QualityModel, settings: Namespace) -> dict[str, Any]:
     """The calibration of a scored set with its record. Raises UserError where there can be none.
 
     settings: those of SETTINGS.
     """
-    calibration = calibration_of(test, model.description, test.which)
+    calibration = calibrations.calibrated(
+        test.data,
+        test.records,
+        test.scale.common(test.scores),
+        test.scale if test.is_trained else None,
+        test.which,
+        model.description,
+    )
     record = {
         **{name: getattr(settings, name) for name in SETTINGS},
         **{name: model.description[name] for name in CROPS},
@@ -187,7 +184,6 @@ def compare_calibrations(name: str, stated: Mapping[str, Any], current: Mapping[
 
 
 def _is_near(stated: Any, current: Any) -> bool:
-    is_list = isinstance(current, list) and np.shape(stated) == np.shape(current)
-    if stated == current or not is_list:
+    if stated == current or not np.shape(current) or np.shape(stated) != np.shape(current):
         return stated == current
     return np.allclose(stated, current, 0, TOLERANCE * np.abs(current).max())

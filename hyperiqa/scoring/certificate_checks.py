@@ -221,11 +221,9 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
     data.decode(model.hardware.device, log.SilentLog(Path(), Path()), new=True)
     crops = (settings.test_crop, settings.test_patch_num)
     tested = {}
-    raw_scores = {}
     for part, (images, split) in data.tests.items():
         records = images.records(split)
         scores = engine.score_set(model.net, images, records, crops, model.hardware)
-        raw_scores[part] = scores
         _, rising_scores = data.oriented_scores(images.data, scores)
         tested[part] = (rising_scores, np.array([record.score for record in records]))
     return ReadSets(
@@ -233,7 +231,7 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
         tested,
         list(data.trained.values()),
         data.description,
-        calibrations.of_run(data, raw_scores, model.description),
+        calibrations.of_run(data, tested, model.description),
     )
 
 
@@ -251,8 +249,8 @@ def read_cross_test(
     read_sets = ReadSets({name: test.images}, {name: (test.sign * test.scores, test.mos)})
     # Without a calibration of the run, there is nothing to compare.
     with contextlib.suppress(UserError):
-        read_sets.calibrations[name] = calibrating.calibration_of(
-            test, model.description, calibrations.TEST_IMAGES
+        read_sets.calibrations[name] = calibrations.calibrated(
+            test.data, test.records, test.scores, None, calibrations.TEST_IMAGES, model.description
         )
     return read_sets
 
@@ -354,6 +352,9 @@ def facts(
     for set_name, facts_of_set in certified["sets"].items():
         kind = "synthetic; " if is_of_demo(set_name, description) else ""
         yield set_name, kind + _set_text(facts_of_set)
+    for set_name, calibration in description.get("calibration", {}).items():
+        images = counted(calibration["images"], "image")
+        yield "Calibration", f"{set_name}: {images}, {calibration['which']}"
     for flag, start in certified["starts"].items():
         yield f"--{flag}", " <- ".join(_start_texts(start))
 

@@ -18,7 +18,7 @@ from hyperiqa.base.terminal import printable
 from hyperiqa.datasets.names import set_title
 from hyperiqa.model.checkpoints import HUB_MODEL, description_json, portable_state, save_safetensors
 from hyperiqa.model.description import certificate_of
-from hyperiqa.scoring import certificate_checks
+from hyperiqa.scoring import calibrating, certificate_checks
 from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.scoring.score_files import scale_text
 
@@ -43,7 +43,7 @@ def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
     write_whole(folder / "README.md", str(card(description, repo)))
     words = private_words(description)
     if words:
-        print(f"Paths in its certificate, which go with it: {' '.join(words)}")
+        print(f"Paths in its description, which go with it: {' '.join(words)}")
 
 
 def card(description: Mapping[str, Any], repo: str) -> ModelCard:
@@ -126,12 +126,13 @@ def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, str, fl
 
 
 def private_words(description: Mapping[str, Any]) -> list[str]:
-    """The words of the certificate that name places of this machine: they get published with it."""
+    """The words of a description that name places of this machine: they get published with it."""
     certificate = certificate_of(description)
     words = [
         *certificate.get("command", []),
         *(facts_of_set["path"] or "" for facts_of_set in certificate.get("sets", {}).values()),
         *(start["file"] for start in certificate.get("starts", {}).values()),
+        *(record["path"] or "" for record in calibrating.records_of(description).values()),
     ]
     # A dictionary, unlike a set, drops repetitions and keeps the order.
     return list(dict.fromkeys(shlex.quote(word) for word in words if "/" in word))

@@ -41,6 +41,8 @@ def calibrated(
     """
     to_model = scale or Scale()
     opinions = to_model.common(np.array([record.score for record in records]))
+    # Some sets only have the range of their training images.
+    ends = [*to_model.common(np.array(data.range)), *opinions]
     contents = [record.group or record.name for record in records]
     choosing_set = record_name(description.get("select_set") or data.name)
     chose_epoch = scale is not None and description.get("select_on") != "val"
@@ -49,20 +51,22 @@ def calibrated(
         **Calibration.of(scores, opinions, contents).plain(),
         "which": f"{which}, by which the epoch was chosen" if chose_epoch else which,
         "model_scale": scale is not None,
-        "score_range": sorted(to_model.common(np.array(data.range)).tolist()),
+        "score_range": [float(min(ends)), float(max(ends))],
         "higher_is_better": data.higher_is_better == (to_model.factor > 0),
         "chose_epoch": chose_epoch,
     }
 
 
 def of_run(
-    data: RunData, scores: Mapping[str, np.ndarray], description: Mapping[str, Any]
+    data: RunData,
+    tested: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    description: Mapping[str, Any],
 ) -> dict[str, dict[str, Any]]:
     """The calibrations of the sets that a run tests, by name, those that it trains on first.
 
     A set that cannot be calibrated, because of too few images for example, has none.
 
-    scores: part -> the scores (N,) of its images, as the model gives them. description: the
+    tested: part -> (scores that rise where the opinions do, MOS), each (N,). description: the
     model's.
     """
     calibrations: dict[str, dict[str, Any]] = {}
@@ -73,9 +77,13 @@ def of_run(
         if split == "val" or name in calibrations:
             continue
         scale = None if is_cross else data.scales[name]
+        oriented, _ = tested[part]
+        # What has turned the scores of a cross test turns them back.
+        _, turned = data.oriented_scores(images.data, oriented)
+        scores = scale.common(oriented) if scale else turned
         # No training fails for want of a calibration.
         with contextlib.suppress(UserError):
             calibrations[name] = calibrated(
-                images.data, images.records(split), scores[part], scale, TEST_IMAGES, description
+                images.data, images.records(split), scores, scale, TEST_IMAGES, description
             )
     return calibrations

@@ -44,9 +44,7 @@ class Tested:
 
     predictions: the rows for the predictions file; validation images are not among them.
     scores: part -> (scores that rise where the opinions do, MOS), each (N,).
-    raw: part -> the scores (N,) as the model gives them.
     """
 
     predictions: list[Prediction] = field(default_factory=list)
     scores: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    raw: dict[str, np.ndarray] = field(default_factory=dict)

@@ -100,7 +100,7 @@ def test_the_same_command_writes_the_same_model(calibrate, table, tmp_path):
 def test_the_seal_of_the_run_stays_valid(calibrate, run_main, settings, table, tmp_path):
     write_koniq(tmp_path / "koniq", test=24)
     solver = HyperIQASolver(
-        settings("resnet", "--dataset_path", tmp_path / "koniq", "--no_spaq", "--epochs", 1)
+        settings("timm", "--dataset_path", tmp_path / "koniq", "--no_spaq", "--epochs", 1)
     )
     solver.run()
     model = checkpoints.find_model(solver.folder)
