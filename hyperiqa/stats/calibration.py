@@ -11,6 +11,7 @@ residual comes from a map and a spread that were fitted to images of other conte
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from math import ceil
 from typing import Any
 
@@ -25,6 +26,7 @@ FEW = 50
 # The most residuals that a calibration keeps, and the parts that it divides the contents into.
 MOST_RESIDUALS = 1000
 FOLDS = 10
+RANKS = np.linspace(0, 100, 101)
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,10 @@ class Calibration:
 
     def percentile(self, score: float) -> float:
         """The share of the images that score lower, 0 to 100; equal scores count half."""
-        ranks = np.linspace(0, 100, 101)
+        quantiles = self._arrays[0]
         # The two sides differ where quantiles are equal.
-        lower = np.interp(score, self.quantiles, ranks)
-        higher = np.interp(-score, [-quantile for quantile in self.quantiles[::-1]], ranks)
+        lower = np.interp(score, quantiles, RANKS)
+        higher = np.interp(-score, -quantiles[::-1], RANKS)
         return float(lower + 100 - higher) / 2
 
     def interval(self, score: float, level: float = 0.9) -> tuple[float, float]:
@@ -132,8 +134,10 @@ class Calibration:
             )
         # Rounded, so that 0.95 * 20 is 19.
         rank = ceil(round((count + 1) * (1 + level) / 2, 9))
-        low, high = np.clip([outcomes[count - rank], outcomes[rank - 1]], *self.opinions)
-        return float(low), float(high)
+        least, most = self.opinions
+        ends = outcomes[count - rank], outcomes[rank - 1]
+        low, high = (float(min(max(end, least), most)) for end in ends)
+        return low, high
 
     def above(self, score: float, threshold: float) -> float:
         """The probability that the image's MOS is at least the threshold; never quite 0 or 1."""
@@ -174,8 +178,13 @@ class Calibration:
 
     def _outcomes(self, score: float) -> np.ndarray:
         # What the image's MOS may be, sorted, each as likely as the others.
-        spread = np.interp(score, self.quantiles, self.spread)
-        return np.interp(score, self.quantiles, self.curve) + spread * np.array(self.residuals)
+        quantiles, curve, spread, residuals = self._arrays
+        return np.interp(score, quantiles, curve) + np.interp(score, quantiles, spread) * residuals
+
+    @cached_property
+    def _arrays(self) -> list[np.ndarray]:
+        # To make arrays of lists for every score would take longer than all else.
+        return [np.array(x) for x in (self.quantiles, self.curve, self.spread, self.residuals)]
 
 
 def _fit(scores: np.ndarray, opinions: np.ndarray, points: np.ndarray):
