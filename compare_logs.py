@@ -11,6 +11,7 @@ docs/comparing_runs.md explains the statistics."""
 import argparse
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -271,11 +272,12 @@ def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
     epochs_run = [len(run.epochs) for run in entry.runs]
     is_single = len(entry.runs) == 1
     # Of a setting the means over its seeds.
-    figures = {}
-    for part in ("train", "test", *first.cross_tests):
-        for name in metrics.RECORDED:
-            values = [run.figure(part, name, run.epoch(measure.epoch)) for run in entry.runs]
-            figures[f"{part}_{name}"] = float(np.mean(values))
+    figures = {
+        f"{part}_{name}": float(
+            np.mean([run.figure(part, name, run.epoch(measure.epoch)) for run in entry.runs])
+        )
+        for part, name in itertools.product(("train", "test", *first.cross_tests), metrics.RECORDED)
+    }
     return {
         "run": entry.name,
         "files": [str(run.path) for run in entry.runs],

@@ -178,12 +178,9 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
 
 def _seeds(options: argparse.Namespace, common: Sequence[str]) -> list[str]:
     # They count up from the seed that goes to every run.
-    first = FIRST_SEED
-    for word, following in zip(common, [*common[1:], ""]):
-        flag, equals, value = word.partition("=")
-        if flag == "--seed":
-            first = value if equals else following
-            break
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--seed", nargs="?", const="", default=FIRST_SEED)
+    first = parser.parse_known_args(common)[0].seed
     if not first.isdecimal():
         raise UserError(f"--seed {first}: expected a whole number of at least 0")
     return [str(int(first) + k) for k in range(options.seeds)]

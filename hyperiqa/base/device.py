@@ -47,15 +47,19 @@ class Hardware:
 
     def take(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         """A batch with its tensors moved to the device; other values stay as they are."""
-        return {name: self._to_device(value) for name, value in batch.items()}
+        return {
+            name: sent(value, self.device) if torch.is_tensor(value) else value
+            for name, value in batch.items()
+        }
 
-    def _to_device(self, value: Any) -> Any:
-        if not torch.is_tensor(value) or value.device == self.device:
-            return value
-        # From pinned memory the copy to a GPU runs while the host goes on.
-        if self.device.type == "cuda":
-            value = value.pin_memory()
-        return value.to(self.device, non_blocking=True)
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if tensor.device == device:
+        return tensor
+    # From pinned memory the copy to a GPU runs while the host goes on.
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def choose_hardware(device: str, workers: int | None = None) -> Hardware:

@@ -139,8 +139,9 @@ def mismatch(value: Any, schema: Schema, name: str = "") -> str | None:
         return f"{_joined(name, missing[0])}: missing"
     else:
         kinds = {**schema.optional, **schema.required}
-        for key, item in value.items():
-            inner.append((_joined(name, key), item, kinds.get(key, schema.others)))
+        inner = [
+            (_joined(name, key), item, kinds.get(key, schema.others)) for key, item in value.items()
+        ]
     if expected is not None:
         return f"{name or 'the whole'}: expected {expected}, found {reprlib.repr(value)}"
     return next(filter(None, (mismatch(item, kind, field) for field, item, kind in inner)), None)

@@ -226,11 +226,12 @@ class SPAQ(Reader):
         else:
             lines = [tuple(line.split()) for line in read_lines(path)]
         malformed = [" ".join(map(str, words)) for words in lines if len(words) != 3]
-        if malformed:
-            raise UserError(
-                f"{path}: expected lines of image, MOS and standard deviation, "
-                f"found {first_five(malformed)}"
-            )
+        refuse(
+            malformed,
+            path,
+            "line is not an image, its MOS and a standard deviation",
+            "lines are not an image, its MOS and a standard deviation",
+        )
         return {cell_text(name): (mos, deviation) for name, mos, deviation in lines}
 
 

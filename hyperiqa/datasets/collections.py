@@ -103,9 +103,9 @@ def _slope(rows: list[dict[str, str]], score: str) -> float:
     # The slope of the scores in this column on the mean opinions 1..5. The deviation in the table
     # is the deviation of the opinions; times this slope, it is the deviation of the scores.
     scores = [number(row[score]) for row in rows]
-    means = []
-    for row in rows:
-        means.append(sum(grade * number(row[column]) for grade, column in enumerate(OPINIONS, 1)))
+    means = [
+        sum(grade * number(row[column]) for grade, column in enumerate(OPINIONS, 1)) for row in rows
+    ]
     try:
         return statistics.linear_regression(means, scores).slope
     # All opinions are the same.

@@ -54,10 +54,7 @@ def plan(count: int) -> list[tuple[str, int]]:
     other.
     """
     distortions = zip(itertools.cycle(KINDS), itertools.cycle(range(1, 6)))
-    planned = []
-    for i in range(count):
-        planned.append((PRISTINE, 0) if i % 24 == 23 else next(distortions))
-    return planned
+    return [(PRISTINE, 0) if i % 24 == 23 else next(distortions) for i in range(count)]
 
 
 def rate(expected: float, rng: np.random.Generator) -> np.ndarray:

@@ -118,13 +118,10 @@ def read_json_scores(path: Path) -> dict[str, float]:
 
     Raises UserError.
     """
-
-    def named(entry: Any) -> tuple[str, float]:
-        path_of_image = PurePosixPath(str(entry["image"]).replace("\\", "/"))
-        return path_of_image.name, number(entry["score"])
-
-    entries = _json_entries(path, named, '{"image", "score"}')
-    listed = dict(entries)
+    entries = _json_entries(
+        path, lambda entry: (str(entry["image"]), number(entry["score"])), '{"image", "score"}'
+    )
+    listed = {PurePosixPath(image.replace("\\", "/")).name: score for image, score in entries}
     repetitions = len(entries) - len(listed)
     if repetitions:
         raise UserError(f"{path}: {counted(repetitions, 'image is', 'images are')} listed twice")

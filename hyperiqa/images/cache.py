@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 
 from hyperiqa.base import schema
+from hyperiqa.base.device import sent
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import write_whole
 from hyperiqa.images.build_once import DAMAGED, INDEX, build_once, read_index, remove_stale
@@ -139,19 +140,13 @@ class ImageCache:
         self, images: np.ndarray, top: np.ndarray, left: np.ndarray, side: int
     ) -> torch.Tensor:
         row_bytes = 3 * self.sizes[images, 1]
-        start = self._copied_to_gpu(self.offsets[images] + top * row_bytes + 3 * left)[:, None]
-        stride = self._copied_to_gpu(row_bytes)[:, None]
-        row_starts = start + stride * torch.arange(side, device=self.on_gpu.device)
+        device = self.on_gpu.device
+        start = torch.from_numpy(self.offsets[images] + top * row_bytes + 3 * left)
+        stride = sent(torch.from_numpy(row_bytes), device)[:, None]
+        row_starts = sent(start, device)[:, None] + stride * torch.arange(side, device=device)
         # A row of a crop is 3 * side bytes without a gap, so one indexed read gets all rows of all
         # crops.
         return self.on_gpu.unfold(0, 3 * side, 1)[row_starts].view(-1, side, side, 3)
-
-    def _copied_to_gpu(self, numbers: np.ndarray) -> torch.Tensor:
-        tensor = torch.from_numpy(numbers)
-        # From pinned memory, the copy runs while the host goes on.
-        if self.on_gpu.is_cuda:
-            tensor = tensor.pin_memory()
-        return tensor.to(self.on_gpu.device, non_blocking=True)
 
     def to_gpu(self, device: torch.device) -> None:
         """Copy all images to the device; crops are cut there from now on."""

@@ -65,10 +65,11 @@ class TransformerHyper(nn.Module):
 
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:
         sources = [pool_to(stage_map(maps, stage, GRID), GRID) for stage in range(3)]
-        tokens = []
-        for source, embed, stage in zip((*sources, fused), self.tokens, self.stage):
-            # (N, width, 7, 7) -> (N, 49, width)
-            tokens.append(embed(source).flatten(2).transpose(1, 2) + stage + self.position)
+        # (N, width, 7, 7) -> (N, 49, width)
+        tokens = [
+            embed(source).flatten(2).transpose(1, 2) + stage + self.position
+            for source, embed, stage in zip((*sources, fused), self.tokens, self.stage)
+        ]
         # The fused map's tokens are the last ones.
         mixed = self.layers(torch.cat(tokens, 1))[:, -GRID * GRID :]
         return self.out(self.norm(mixed)).transpose(1, 2).unflatten(2, (GRID, GRID))

@@ -242,12 +242,10 @@ def _refusal(name: str, architecture: str, arguments: Mapping[str, Any], problem
 
 
 def _takes(architecture: str, arguments: Mapping[str, Any], side: int) -> bool:
-    try:
-        with torch.device("meta"):
-            choose_stages(create(architecture, False, **{**arguments, "img_size": side}), side)
-    except REFUSALS:
-        return False
-    return True
+    with suppress(*REFUSALS), torch.device("meta"):
+        choose_stages(create(architecture, False, **{**arguments, "img_size": side}), side)
+        return True
+    return False
 
 
 def packaged_weights(name: str) -> list[torch.Tensor] | None:

@@ -195,9 +195,8 @@ class _Reader:
         return complete or (ends_whole and len(fields) == len(self.columns))
 
     def _figures(self, loss: re.Match, fields: list[str]) -> dict[str, dict]:
-        train = {"loss": _number(loss[1])}
-        for name, text in re.findall(r"(\w+):([-\w.+]+)", loss[2] or ""):
-            train[name.lower()] = _number(text)
+        parts = re.findall(r"(\w+):([-\w.+]+)", loss[2] or "")
+        train = {name.lower(): _number(text) for name, text in [("loss", loss[1]), *parts]}
         figures = {"train": train}
         for column, field in zip(self.columns[2:], fields[2:]):
             part, _, name = column.lower().rpartition("_")

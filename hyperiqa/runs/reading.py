@@ -82,9 +82,9 @@ class Run:
     @property
     def cross_tests(self) -> list[str]:
         """The sets that the epochs were tested on besides, in the order of the records."""
-        parts: dict[str, None] = {}
-        for record in self.epochs.values():
-            parts |= {part: None for part, value in record.items() if isinstance(value, dict)}
+        fields = [item for record in self.epochs.values() for item in record.items()]
+        # A dictionary drops what comes twice and keeps the order.
+        parts = dict.fromkeys(part for part, value in fields if isinstance(value, dict))
         return [part for part in parts if part not in EPOCH_KEYS]
 
     def figure(self, part: str, name: str, epoch: int) -> float:

@@ -21,9 +21,10 @@ def with_overall(sets: Sets) -> Sets:
     """Add the figures over all sets, where there are several sets, that every set has."""
     if len(sets) < 2:
         return sets
-    overall = {}
-    for name in _in_all(list(sets.values())):
-        overall[name] = standards.over_sets(name, [figures[name] for figures in sets.values()])
+    overall = {
+        name: standards.over_sets(name, [figures[name] for figures in sets.values()])
+        for name in _in_all(list(sets.values()))
+    }
     return {**sets, ALL: overall} if overall else sets
 
 

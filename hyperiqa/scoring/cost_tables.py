@@ -82,17 +82,11 @@ def _counts(parameters: int, macs: int) -> list[str]:
 
 def latex_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """The table for a paper, in the style of booktabs, with a rule above each model."""
-    lines = [
-        rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}",
-        r"\toprule",
-        _latex_line(header),
-    ]
-    for row in rows:
-        # Only a model's first row has its name.
-        if row[0]:
-            lines.append(r"\midrule")
-        lines.append(_latex_line(row))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+    # Only a model's first row has its name.
+    lines = [("\\midrule\n" if row[0] else "") + _latex_line(row) for row in rows]
+    begin = rf"\begin{{tabular}}{{ll{'r' * (len(header) - 2)}}}"
+    end = [r"\bottomrule", r"\end{tabular}", ""]
+    return "\n".join([begin, r"\toprule", _latex_line(header), *lines, *end])
 
 
 def _latex_line(cells: Sequence[str]) -> str:

@@ -172,10 +172,11 @@ class PatchBatches(torch.utils.data.Dataset):
         )
         # Losses ask for the set of every row; mixing is drawn once for a row and its partner.
         rows_of = {"set": rows, "blend": rows[process_rows], "box": rows[process_rows]}
-        batch = {"patches": crops}
-        for name, values in patches.drawn.items():
-            batch[name] = torch.from_numpy(values[rows_of.get(name, seen)])
-        return batch
+        drawn = {
+            name: torch.from_numpy(values[rows_of.get(name, seen)])
+            for name, values in patches.drawn.items()
+        }
+        return {"patches": crops, **drawn}
 
 
 class DecodedSet:

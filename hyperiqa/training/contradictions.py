@@ -26,10 +26,8 @@ def contradictions(options: argparse.Namespace, given: Given) -> Iterator[str]:
     given: the settings that the user gave, as `Flags.parse` passes them. A default contradicts
     nothing, so several rules ask whether a flag was given and not what its value is.
     """
-    yield from broken(_of_schedule(options, given))
-    yield from broken(_of_training(options, given))
-    yield from broken(_of_images_and_resuming(options, given))
-    yield from broken(_of_files(options, given))
+    for rules in (_of_schedule, _of_training, _of_images_and_resuming, _of_files):
+        yield from broken(rules(options, given))
     yield from needs_pixels(options)
 
 
@@ -183,16 +181,9 @@ def needs_pixels(options: argparse.Namespace) -> Iterator[str]:
     Some flags need the pixels, or whole stage maps, in every epoch. `--init` may settle such a
     flag only when its checkpoint is read, so the check is made again then.
     """
-    if stored_features(options):
-        for reason in broken(_reasons_for_pixels(options)):
-            yield (
-                "--freeze_backbone --fixed_crops stores averaged features, "
-                f"but {reason}: add --feature_dtype none"
-            )
-
-
-def _reasons_for_pixels(options: argparse.Namespace) -> list[Rule]:
-    return [
+    if not stored_features(options):
+        return
+    reasons: list[Rule] = [
         (options.fusion in WHOLE_MAPS, f"--fusion {options.fusion} looks at whole stage maps"),
         # hflip is allowed: a fixed crop is mirrored in every epoch or in none.
         (
@@ -203,3 +194,8 @@ def _reasons_for_pixels(options: argparse.Namespace) -> list[Rule]:
         (options.teacher, "--teacher scores the patches"),
         (len(options.trained) > 1, "they are of one data set"),
     ]
+    for reason in broken(reasons):
+        yield (
+            "--freeze_backbone --fixed_crops stores averaged features, "
+            f"but {reason}: add --feature_dtype none"
+        )

@@ -46,9 +46,10 @@ def train_batches(
     records = training_records(data)
     cache, numbers = _joined_images(data, records)
     # The sets' scores meet on one scale.
-    mos = []
-    for name, rows in records.items():
-        mos.append(data.scales[name].common(np.array([record.score for record in rows])))
+    mos = [
+        data.scales[name].common(np.array([record.score for record in rows]))
+        for name, rows in records.items()
+    ]
     patches = train_patches(
         cache.sizes[numbers],
         options.patch_size,
@@ -124,10 +125,11 @@ def _drawn_per_patch(
         drawn["sigma"] = np.concatenate(spreads)[patches.image].astype(np.float32)
     if options.label_noise:
         # Standard deviations on the scale that is trained on, image by image.
-        deviations = []
-        for name, rows in records.items():
-            noise = label_noise(rows, data.trained[name].range, options.label_noise)
-            deviations.append(abs(data.scales[name].factor) * noise)
+        deviations = [
+            abs(data.scales[name].factor)
+            * label_noise(rows, data.trained[name].range, options.label_noise)
+            for name, rows in records.items()
+        ]
         noise = np.concatenate(deviations)[patches.image] * rng.standard_normal(len(patches))
         drawn["label_noise"] = noise.astype(np.float32)
     drawn |= draw_mixing(rng, len(patches), options.mixup, options.cutmix, options.patch_size)
@@ -164,11 +166,12 @@ def prepare_features(
             images.records(split), SCORE_BATCH, lambda sizes: test_patches(sizes, *crops)
         )
     encoder = _encoder_key(options, model)
-    features = {}
-    for part, (images, split) in parts.items():
-        features[part] = images.add_features(
+    features = {
+        part: images.add_features(
             split, jobs[part], sum(model.pools.values()), options.feature_dtype, encoder
         )
+        for part, (images, split) in parts.items()
+    }
     say("\n".join(check_room(features)))
     for part, batches in jobs.items():
         start = time.perf_counter()

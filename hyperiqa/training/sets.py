@@ -89,9 +89,8 @@ class RunData:
     @property
     def notes(self) -> list[str]:
         """The lines about the sets in the log."""
-        notes = []
-        for data in (*self.trained.values(), *self.cross.values()):
-            notes += data.notes
+        all_sets = (*self.trained.values(), *self.cross.values())
+        notes = [note for data in all_sets for note in data.notes]
         for name, data in self.trained.items():
             counts = [(len(data.split(split)), split) for split in SPLITS]
             listed = ", ".join(f"{number} {split} images" for number, split in counts if number)

@@ -761,7 +761,7 @@ def test_deviations_of_spaq_that_cannot_be_right_are_counted_as_unknown(tmp_path
     [
         (
             b"00001.jpg 30.5\n",
-            "expected lines of image, MOS and standard deviation, found 00001.jpg 30.5",
+            "1 line is not an image, its MOS and a standard deviation: 00001.jpg 30.5",
         ),
         (b"\xff\xd8\xff\xe0jpeg", "not a readable text file"),
     ],
