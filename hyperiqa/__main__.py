@@ -24,7 +24,7 @@ from hyperiqa.base.command_line import NOT_NEGATIVE, Flags, Given, run_tool
 from hyperiqa.base.errors import Interrupted, counted, first_five, not_installed
 from hyperiqa.base.public_models import models_table
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.scoring import image_sources, shards
+from hyperiqa.scoring import image_sources, runtimes, shards
 from hyperiqa.scoring.score_files import COLUMNS, check_compared
 from hyperiqa.scoring.score_run import Tally, run
 
@@ -218,12 +218,12 @@ def _add_cluster_flags(flags: Flags) -> None:
     flags.count(
         "--engine_workers",
         None,
-        "processes that --engine starts (default: one per GPU, without GPUs one per four cores)",
+        "processes that --engine starts (default: one per machine)",
     )
     flags.real(
         "--engine_gpus",
-        None,
-        "GPUs per process of --engine (default: 1 if there are any)",
+        0,
+        "GPUs per process of --engine, such as 1 or 0.5",
         NOT_NEGATIVE,
     )
 
@@ -275,6 +275,14 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     for name in REFUSED_BY_COMPARE:
         if options.compare and name in given:
             yield f"contradictory flags: --compare and --{name}"
+    if options.checkpoint.suffix in runtimes.RUNTIMES:
+        yield from runtimes.refused(
+            options.checkpoint,
+            options.device,
+            options.precision,
+            map=options.map,
+            scale=options.scale,
+        )
     for name, needed in NEEDED.items():
         if name in given and not any(flag in given for flag in needed):
             yield f"--{name}: expected with {' or '.join(f'--{flag}' for flag in needed)}"

@@ -33,11 +33,6 @@ UNREAD_SUFFIXES = set(
 )
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LIST_SUFFIXES = (".csv", ".parquet")
-STORE_SUFFIXES = SHARD_SUFFIXES + LIST_SUFFIXES
-# The most bytes of an image in a shard. More are no photograph, and would fill the memory.
-LARGEST = 1 << 30
-# The rows of a Parquet list that are in memory at a time.
-ROWS = 64
 # The most bytes of a path on standard input, twice what systems take: a longer line is something
 # else.
 LONGEST = 1 << 13
@@ -104,9 +99,10 @@ def with_numbers(source: str) -> list[str]:
     if parts is None or Path(source).exists():
         return [source]
     before, first, last, after = parts.groups()
-    numbers = range(int(first), int(last) + 1)
-    names = (f"{before}{number:0{len(first)}}{after}" for number in numbers)
-    return [*itertools.chain.from_iterable(map(with_numbers, names))] or [source]
+    names: list[str] = []
+    for number in range(int(first), int(last) + 1):
+        names += with_numbers(f"{before}{number:0{len(first)}}{after}")
+    return names or [source]
 
 
 def skipped_note(pictures: Sequence[str], before: str = "") -> str:
@@ -221,16 +217,10 @@ class StoredImage:
     def __str__(self) -> str:
         return self.name
 
-    def content(self) -> bytes:
-        """The bytes of its file. Raises ValueError with the reason why there are none."""
-        if self.problem:
-            raise ValueError(self.problem)
-        return self.data
-
 
 def is_store(source: str) -> bool:
     """Whether a source is a shard or a list, by its name."""
-    return source.lower().endswith(STORE_SUFFIXES) and not Path(source).is_dir()
+    return source.lower().endswith(SHARD_SUFFIXES + LIST_SUFFIXES) and not Path(source).is_dir()
 
 
 def is_share(text: str) -> bool:
@@ -300,8 +290,8 @@ def _members(shard: str, passed: list[str]) -> Iterator[StoredImage]:
                 if name in names:
                     problem = "an earlier image in this shard has the same name"
                     yield StoredImage(f"{name}@{member.offset}", problem=problem)
-                elif not member.isfile() or member.size > LARGEST:
-                    yield StoredImage(name, problem="a link, a device, or a file of over 1 GiB")
+                elif not member.isfile():
+                    yield StoredImage(name, problem="a link or a device; expected a file")
                 else:
                     yield StoredImage(name, archive.extractfile(member).read())
                 names.add(name)
@@ -337,7 +327,7 @@ def _rows(path: str, columns: Sequence[str] | None = None) -> Iterator[dict[str,
 
     # Without buffers, which hold whole groups of rows.
     with parquet.ParquetFile(path, pre_buffer=False) as table:
-        for batch in table.iter_batches(ROWS, columns=columns):
+        for batch in table.iter_batches(64, columns=columns):
             yield from batch.to_pylist()
 
 

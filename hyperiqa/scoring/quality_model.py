@@ -10,6 +10,7 @@ Scores are on the scale of the opinion scores (MOS) that the model was trained o
 `model.description["higher_is_better"]` is False.
 """
 
+import hashlib
 import itertools
 import math
 import os
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from hyperiqa.model import checkpoints, factory, hypernet
 from hyperiqa.model.description import problem_of_crops
 from hyperiqa.scoring.image_sources import StoredImage
 from hyperiqa.scoring.meaning import Explained, Meaning, rescaled
+from hyperiqa.scoring.runtimes import RUNTIMES, Exported, open_exported, refused
 from hyperiqa.training import engine
 from hyperiqa.training.batches import SCORE_BATCH
 from hyperiqa.training.patches import test_patches
@@ -73,7 +75,8 @@ def load(
 
     checkpoint: a best model or the folder of its run, its .safetensors, `hf://USER/NAME`, the name
         of a public model (`predict.py --models`), or a state dict of the public HyperIQA code, of
-        SMART-IQA's or of pyiqa's.
+        SMART-IQA's or of pyiqa's; or an .onnx or .xml of `export.py`, which scores images but has
+        no `net`.
     device: "auto" (a CUDA GPU if there is one, else the CPU), "cpu", "cuda", "cuda:N" or "mps".
     precision: "fp32" or "bf16" (autocast: faster where the hardware has it, and scores differ by
         some hundredths).
@@ -95,14 +98,22 @@ def load(
     if resize is not None:
         parse_resize(resize)
     path = checkpoints.find_model(Path(checkpoint))
-    state, description = checkpoints.load_model(path)
+    exported = None
+    if path.suffix in RUNTIMES:
+        if problem := next(filter(None, refused(path, device, precision)), None):
+            raise UserError(problem)
+        exported = open_exported(path)
+        trained = exported.description
+    else:
+        state, trained = checkpoints.load_model(path)
     chosen = {"resize": resize, "exif_rotate": exif_rotate, "test_patch_num": crops}
-    trained = dict(description)
-    description |= {name: value for name, value in chosen.items() if value is not None}
+    description = trained | {name: value for name, value in chosen.items() if value is not None}
     if crops is not None:
         if problem := problem_of_crops(description["patch_size"], crops):
             raise UserError(f"crops {crops}: {problem}")
         description["test_crop"] = "center" if crops == 1 else "grid"
+    if exported:
+        return ExportedModel(exported, description)
     # Building draws initial weights, which are then replaced: leave the caller's generator alone.
     with torch.random.fork_rng(devices=[]):
         net = factory.build(description, state)
@@ -132,6 +143,20 @@ class QualityModel:
         self.description = description
         self.hardware = hardware
         self.trained = trained or description
+
+    @property
+    def weights(self) -> str:
+        """A digest of the weights: the same whichever file they lie in."""
+        # Over the tensors: the bytes of a file would differ with its format and its description.
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.net.state_dict().items()):
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def precision(self) -> str:
+        """The number format of the computation."""
+        return "bf16" if self.hardware.bf16 else "fp32"
 
     @property
     def crops(self) -> int:
@@ -271,7 +296,9 @@ class QualityModel:
         resize = self.description["resize"]
         exif_rotate = self.description.get("exif_rotate", False)
         if isinstance(image, StoredImage):
-            image = image.content()
+            if image.problem:
+                raise ValueError(image.problem)
+            image = image.data
         if isinstance(image, bytes):
             return load_image(image, resize, side, exif_rotate)
         if isinstance(image, str | os.PathLike):
@@ -328,6 +355,47 @@ class QualityModel:
             if meaning is not None and score is not None and math.isfinite(score):
                 explained = meaning.of(score)
             yield Scored(image, score, problem, explained)
+
+
+class ExportedModel(QualityModel):
+    """A model that ONNX Runtime or OpenVINO scores with, on the CPU. It has no network of torch.
+
+    description: as of `QualityModel`; None: the file's own.
+    """
+
+    def __init__(self, exported: Exported, description: dict[str, Any] | None = None):
+        self.exported = exported
+        self.description = description or exported.description
+        self.trained = exported.description
+        self.hardware = Hardware(torch.device("cpu"))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Refuse what needs the network, in one line."""
+        if name != "net":
+            raise AttributeError(name)
+        raise UserError(
+            f"{self.exported.path}: an exported model scores photographs alone; expected the "
+            "checkpoint that it was exported from"
+        )
+
+    @property
+    def weights(self) -> str:
+        """The name of the runtime, and a digest of the file, or of both files."""
+        return self.exported.weights
+
+    @property
+    def precision(self) -> str:
+        return self.exported.precision
+
+    def score_patches(self, patches: list[np.ndarray], batch_size: int = SCORE_BATCH) -> np.ndarray:
+        if not patches:
+            return np.empty(0)
+        flat = np.concatenate(patches)
+        starts = range(0, len(flat), batch_size)
+        scores = [self.exported.score(flat[start : start + batch_size]) for start in starts]
+        counts = [*map(len, patches)]
+        numbers = np.repeat(np.arange(len(patches)), counts)
+        return np.bincount(numbers, np.concatenate(scores)) / counts
 
 
 def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:

@@ -59,10 +59,7 @@ def score(options: argparse.Namespace, stores: Sequence[str]) -> Iterator[tuple[
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = [resources for resources in alive if resources.get("CPU")]
     cores = min(node["CPU"] for node in nodes)
-    devices = 0 if options.device == "cpu" else sum(node.get("GPU", 0) for node in nodes)
-    gpus = min(devices, 1) if options.engine_gpus is None else options.engine_gpus
-    default = devices // gpus if gpus else len(nodes) * cores // 4
-    workers = options.engine_workers or max(1, int(default))
+    workers = options.engine_workers or len(nodes)
     cpus = CPU_SHARE * cores / math.ceil(workers / len(nodes))
     options.workers = options.workers or max(1, int(cpus))
     scored = ray.data.from_items(list(stores), override_num_blocks=len(stores)).map_batches(
@@ -71,7 +68,7 @@ def score(options: argparse.Namespace, stores: Sequence[str]) -> Iterator[tuple[
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1),
         num_cpus=cpus,
-        num_gpus=gpus,
+        num_gpus=options.engine_gpus,
     )
     for row in scored.iter_rows():
         if row["problem"]:

@@ -107,17 +107,13 @@ def run(
     scorer = ShardScorer(argparse.Namespace(**{**vars(options), "device": device}))
     with reading_file(options.output, "cannot be made"):
         options.output.mkdir(exist_ok=True)
-    remaining: list[str] = []
-    for store in stores:
-        path = rows_file(options, store)
-        if path.exists():
-            scorer.check(path)
-        else:
-            remaining.append(store)
-    finished = len(stores) - len(remaining)
+    finished = {store for store in stores if rows_file(options, store).exists()}
+    for store in sorted(finished):
+        scorer.check(rows_file(options, store))
     if finished:
-        total = counted(len(stores), "source")
-        print(f"{options.output}: {finished:,} of {total} finished before", file=sys.stderr)
+        share = f"{len(finished):,} of {counted(len(stores), 'source')}"
+        print(f"{options.output}: {share} finished before", file=sys.stderr)
+    remaining = [store for store in stores if store not in finished]
     parts: Iterator[tuple[str, score_run.Tally]]
     parts = ((store, scorer.score(store, signals)) for store in remaining)
     if options.engine and remaining:
