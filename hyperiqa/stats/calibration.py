@@ -134,9 +134,7 @@ class Calibration:
             )
         # Rounded, so that 0.95 * 20 is 19.
         rank = ceil(round((count + 1) * (1 + level) / 2, 9))
-        least, most = self.opinions
-        ends = outcomes[count - rank], outcomes[rank - 1]
-        low, high = (float(min(max(end, least), most)) for end in ends)
+        low, high = outcomes[[count - rank, rank - 1]].clip(*self.opinions).tolist()
         return low, high
 
     def above(self, score: float, threshold: float) -> float:
