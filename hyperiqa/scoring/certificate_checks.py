@@ -354,7 +354,7 @@ def facts(
         yield set_name, kind + _set_text(facts_of_set)
     for set_name, calibration in description.get("calibration", {}).items():
         images = counted(calibration["images"], "image")
-        yield "Calibration", f"{set_name}: {images}, {calibration['which']}"
+        yield "Calibration", f"{set_name}: {images} ({calibration['which']})"
     for flag, start in certified["starts"].items():
         yield f"--{flag}", " <- ".join(_start_texts(start))
 

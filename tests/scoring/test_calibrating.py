@@ -9,6 +9,7 @@ from helpers import save_random_model, write_images, write_koniq
 
 import certify
 import evaluate
+import export
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring import calibrating
 from hyperiqa.stats.calibration import Calibration
@@ -110,6 +111,8 @@ def test_the_seal_of_the_run_stays_valid(calibrate, run_main, settings, table, t
     assert {**after, "calibration": before["calibration"]} == json.loads(json.dumps(before))
     assert certificate.seal_of(after) == after["certificate"]["seal"]
     assert after["calibration"]["mine"]["record"]["test_patch_num"] == 4
+    run_main("export.py", export.main, written, tmp_path / "exported.pkl")
+    assert checkpoints.load_model(tmp_path / "exported.pkl")[1] == after
     where = ["--log_dir", tmp_path / "logs"]
     found = verdicts(run_main, written, *where, code=3)
     assert set(found) == {
