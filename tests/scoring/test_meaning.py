@@ -25,7 +25,7 @@ USUAL = ["image", "score", "error", "made_with"]
 
 # The description of a model that scores images in no time.
 SCORER = {
-    "backbone": "resnet18",
+    "backbone": "swin_nano",
     "fusion": "none",
     "patch_size": 64,
     "resize": "72",
@@ -251,11 +251,10 @@ def test_rows_of_other_questions_are_not_mixed(calibrated, photos):
         ("plain.csv", meaning),
         ("plain.jsonl", meaning),
         ("meaning.csv", plain),
-        ("meaning.jsonl", plain),
         ("meaning.csv", [*meaning, "--reference", "live"]),
         ("meaning.csv", [*meaning, *above]),
         ("above.jsonl", ["--above", "51"]),
-        ("above.csv", [*above, "--sure", "0.8"]),
+        ("above.jsonl", [*above, "--sure", "0.8"]),
     ):
         before = Path(output).read_bytes()
         with pytest.raises(UserError, match=f"^--output {output}: its rows (were made|have)"):
