@@ -433,8 +433,7 @@ def main() -> None:
         except Interrupted:
             print("Interrupted", file=sys.stderr)
             raise
-    written = (options.csv, options.predictions, options.report, options.calibrate)
-    for path in filter(None, written):
+    for path in filter(None, (options.csv, options.predictions, options.report, options.calibrate)):
         print(f"{path}: written", file=sys.stderr)
     if options.json:
         print(json.dumps({**to_json_value(origin), "datasets": records}, indent=1))

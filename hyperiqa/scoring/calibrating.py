@@ -89,11 +89,12 @@ def write(options: Namespace, path: Path, model: QualityModel, tests: Sequence[S
     # Read once more, because flags have changed the description of the loaded model.
     _, description = checkpoints.load_model(path)
     state = checkpoints.portable_state(model.net)
+    weights = checkpoints.digest(state)
     description["calibration"] = {}
     for (flag, place), test in zip(options.datasets.items(), tests, strict=True):
-        own = {"flag": flag, "path": place, "weights": checkpoints.digest(state)}
+        settings = Namespace(**vars(options), flag=flag, path=place, weights=weights)
         try:
-            calibration = with_record(test, model, Namespace(**{**vars(options), **own}))
+            calibration = with_record(test, model, settings)
         except UserError as mistake:
             raise UserError(f"--calibrate: {test.title}: {mistake}") from None
         description["calibration"][record_name(flag)] = calibration
@@ -162,8 +163,8 @@ def _made_again(
 ) -> dict[str, Any]:
     if problem := problem_of_crops(model.description["patch_size"], record["test_patch_num"]):
         raise UserError(problem)
-    crops = {name: record[name] for name in CROPS}
-    model = QualityModel(model.net, {**model.description, **crops}, model.hardware)
+    description = {**model.description, **{name: record[name] for name in CROPS}}
+    model = QualityModel(model.net, description, model.hardware)
     # A flag counts where the folder of the record is not here.
     root = record["image_root"] and (known_place(record["image_root"]) or options.image_root)
     settings = Namespace(**{**record, "image_root": root})

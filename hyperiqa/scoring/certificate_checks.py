@@ -242,8 +242,9 @@ def read_cross_test(
 
     flag: the set's name as the flags have it, such as `csv:NAME`.
     """
-    own = {"image_root": options.image_root, "split": "auto", "resize": None, "seed": None}
-    settings = settings_again(model.description, **own)
+    settings = settings_again(
+        model.description, image_root=options.image_root, split="auto", resize=None, seed=None
+    )
     test = calibrating.score_again(model, settings, flag, path, options)
     name = record_name(flag)
     read_sets = ReadSets({name: test.images}, {name: (test.sign * test.scores, test.mos)})
