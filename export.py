@@ -1,7 +1,9 @@
-"""Write a trained model for use elsewhere: ONNX, safetensors, pyiqa or the Hub.
+"""Write a trained model for use elsewhere: ONNX, OpenVINO, safetensors, pyiqa, Hub.
 
     python export.py checkpoints/NAME                    # ONNX beside the model
     python export.py best_model.pkl koniq.onnx --opset 20
+    python export.py checkpoints/NAME koniq.xml          # OpenVINO, fast on a CPU
+    python export.py checkpoints/NAME koniq.xml --int8 photos
     python export.py best_model.pkl koniq.safetensors    # tensors, description
     python export.py best_model.safetensors koniq.pkl    # as a state dict
     python export.py checkpoints/NAME koniq.pth --layout pyiqa
@@ -9,9 +11,10 @@
     python export.py checkpoints/NAME --push user/name   # for hf://user/name
 
 The ending of OUTPUT chooses the format, or --format does. The public HyperIQA
-code loads the state dict of .pkl and .pth. The ONNX graph takes uint8 patches
-(N, P, P, 3) and gives scores (N,). It is written only where onnxruntime gives
-the scores of PyTorch. docs/using_models.md shows how to use it."""
+code loads the state dict of .pkl and .pth. The graph of .onnx, and of .xml with
+its .bin, takes uint8 patches (N, P, P, 3) and gives scores (N,); predict.py
+scores with these files too. They are written only where the runtime gives the
+scores of PyTorch, with --int8 the same ranks. docs/using_models.md has more."""
 
 import re
 import tempfile
@@ -24,21 +27,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, not_installed
+from hyperiqa.base.errors import UserError, counted, not_installed
 from hyperiqa.base.files import can_write, write_whole
+from hyperiqa.scoring.image_sources import find_images
+from hyperiqa.scoring.runtimes import Scorer, onnx_graph
 
 if TYPE_CHECKING:
-    from hyperiqa.scoring.quality_model import QualityModel
+    from hyperiqa.scoring.quality_model import ExportedModel, QualityModel
 
-FORMATS = ("onnx", "safetensors", "pkl", "pth", "hub")
+FORMATS = ("onnx", "xml", "safetensors", "pkl", "pth", "hub")
 
-# The packages that ONNX takes.
-NEEDED = ("onnx", "onnxscript", "onnxruntime")
+# Format -> the packages that it takes. OpenVINO reads the graph of ONNX.
+NEEDED = {
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "xml": ("onnx", "onnxscript", "openvino"),
+}
+
+# With fewer images, --int8 could not tell whether the ranks stay the same.
+FEWEST_IMAGES = 20
 
 # The exporter writes 18; older ones lack operators that it uses.
 OPSETS = range(18, 24)
 
-# The largest difference between onnxruntime's and PyTorch's scores, as a share of the score range.
+# The largest difference between a runtime's and PyTorch's scores, as a share of the score range.
 TOLERANCE = 1e-4
 
 
@@ -119,24 +130,36 @@ def _sum_of_waves(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.sum(waves, 0).reshape(side, side, 1)
 
 
-def largest_difference(model: "QualityModel", data: bytes) -> float:
-    """The largest difference between onnxruntime's scores and PyTorch's.
+def largest_difference(model: "QualityModel", score: Scorer) -> float:
+    """The largest difference between a runtime's scores and PyTorch's.
 
-    data: the content of an ONNX file. It scores batches of 1, 2 and 5 patches. Raises UserError if
-    PyTorch's scores are not finite.
+    It scores batches of 1, 2 and 5 patches. Raises UserError if PyTorch's scores are not finite.
     """
-    import onnxruntime
     import torch
 
     patches = sample_patches(model.description["patch_size"])
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     with torch.no_grad():
         images = model.net.backbone.normalised(torch.from_numpy(patches))
         expected = model.net(images)["scores"].numpy()
-    scores = [session.run(["scores"], {"patches": batch})[0] for batch in np.split(patches, [1, 3])]
     if not np.isfinite(expected).all():
         raise UserError("the model's scores are not finite: its weights are broken")
+    scores = [score(batch) for batch in np.split(patches, [1, 3])]
     return float(np.abs(np.concatenate(scores) - expected).max())
+
+
+def compare_scores(model: "QualityModel", score: Scorer, output: Path, runtime: str) -> str:
+    """Returns a line for the user. Raises UserError if the runtime's scores are not PyTorch's."""
+    low, high = model.description["score_range"]
+    difference = largest_difference(model, score)
+    # A constant training set has no range.
+    allowed = TOLERANCE * ((high - low) or 1)
+    # In this form, a difference of nan is refused too.
+    if not difference <= allowed:
+        raise UserError(
+            f"{output}: not written: {runtime}'s scores differ by {difference:.2g} from PyTorch's, "
+            f"allowed {allowed:.2g}"
+        )
+    return f"largest difference to PyTorch {difference:.2g}, allowed {allowed:.2g}"
 
 
 def write_onnx(model: "QualityModel", output: Path, opset: int) -> str:
@@ -145,17 +168,25 @@ def write_onnx(model: "QualityModel", output: Path, opset: int) -> str:
     Returns a line for the user. Raises UserError if the scores differ.
     """
     data = to_onnx(model, opset).SerializeToString()
-    low, high = model.description["score_range"]
-    difference = largest_difference(model, data)
-    # A constant training set has no range.
-    allowed = TOLERANCE * ((high - low) or 1)
-    # In this form, a difference of nan is refused too.
-    if not difference <= allowed:
-        raise UserError(
-            f"{output}: not written: onnxruntime's scores differ by {difference:.2g} from PyTorch's"
-        )
+    note = compare_scores(model, onnx_graph(data)[0], output, "onnxruntime")
     write_whole(output, data)
-    return f"opset {opset}; largest difference to PyTorch {difference:.2g}, allowed {allowed:.2g}"
+    return f"opset {opset}; {note}"
+
+
+def write_openvino(model: "QualityModel", output: Path, opset: int, images: Sequence[str]) -> str:
+    """Export the model for OpenVINO, compare its scores, and only then write both files.
+
+    images: quantise it to int8 by them. Returns a line for the user. Raises UserError.
+    """
+    from hyperiqa.scoring import openvino_export
+
+    def check(exported: "ExportedModel") -> str:
+        if images:
+            return openvino_export.check_ranks(model, exported, output, images)
+        return "fp32; " + compare_scores(model, exported.exported.score, output, "OpenVINO")
+
+    data = to_onnx(model, opset).SerializeToString()
+    return openvino_export.write_openvino(model, data, output, check, images)
 
 
 def choose_output(
@@ -181,11 +212,13 @@ def choose_output(
         raise UserError(f"{output}: is a folder; expected a file's name")
     if not can_write(output):
         raise UserError(f"{output}: cannot be written there")
-    if output.exists() and not force:
-        raise UserError(f"{output}: exists already; name another OUTPUT or add --force")
-    missing_packages = not_installed("--format onnx", *NEEDED) if file_format == "onnx" else ""
-    if missing_packages:
-        raise UserError(missing_packages)
+    written = [output, output.with_suffix(".bin")] if file_format == "xml" else [output]
+    for path in written:
+        if path.exists() and not force:
+            raise UserError(f"{path}: exists already; name another OUTPUT or add --force")
+    missing = not_installed(f"--format {file_format}", *NEEDED.get(file_format, ()))
+    if missing:
+        raise UserError(missing)
     return output, file_format
 
 
@@ -210,6 +243,14 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         choices=["pyiqa"],
     )
     flags.count("--opset", OPSETS[0], "version of the ONNX operators", OPSETS[0], OPSETS[-1])
+    flags.value(
+        "--int8",
+        [],
+        "for .xml: compute the encoder in 8 bits; photographs like those to be scored, by which it "
+        "is adapted and its ranks are checked",
+        metavar="IMAGE|FOLDER|GLOB",
+        nargs="+",
+    )
     flags.switch("--force", "force", True, "replace OUTPUT if it exists")
     flags.group("Hugging Face Hub")
     flags.value(
@@ -228,6 +269,10 @@ def _problems(options: Namespace, given: Given) -> Iterator[str]:
         yield "contradictory flags: --push uploads the model; OUTPUT and --format write it here"
     if options.layout and Path(options.output or "").suffix not in (".pth", ".pkl"):
         yield f"--layout {options.layout}: expected an OUTPUT that ends with .pth or .pkl"
+    if options.int8 and Path(options.output or "").suffix != ".xml":
+        yield "--int8: expected an OUTPUT that ends with .xml"
+    if options.int8:
+        yield not_installed("--int8", "openvino", "nncf")
     if options.private and not options.push:
         yield "--private needs --push"
 
@@ -246,6 +291,8 @@ def write(model: "QualityModel", output: Path, file_format: str, options: Namesp
     state = checkpoints.portable_state(model.net, model.description)
     if file_format == "onnx":
         note = ": " + write_onnx(model, output, options.opset)
+    elif file_format == "xml":
+        note = ": " + write_openvino(model, output, options.opset, options.int8)
     elif options.layout:
         checkpoints.save(output, foreign.pyiqa_content(state, model.description))
         low, high = model.description["score_range"]
@@ -254,12 +301,20 @@ def write(model: "QualityModel", output: Path, file_format: str, options: Namesp
         checkpoints.save_safetensors(output, state, model.description)
     else:
         checkpoints.save(output, state)
-    print(f"{output} ({output.stat().st_size / 1e6:.1f} MB){note}")
+    size = output.stat().st_size
+    if file_format == "xml":
+        size += output.with_suffix(".bin").stat().st_size
+    print(f"{output} ({size / 1e6:.1f} MB){note}")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Write or upload the model, as the arguments say."""
     options = parse(argv)
+    options.int8 = find_images(options.int8)
+    if 0 < len(options.int8) < FEWEST_IMAGES:
+        raise UserError(
+            f"--int8: {counted(len(options.int8), 'image')}; expected at least {FEWEST_IMAGES}"
+        )
     # torch is imported only once the flags are known to be right.
     from hyperiqa.model.checkpoints import find_model
     from hyperiqa.scoring.quality_model import load

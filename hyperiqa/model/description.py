@@ -163,6 +163,8 @@ DESCRIPTION = Fields(
         "calibration": table(CALIBRATION),
         "run": NAME,
         "versions": table(NAME),
+        # Of a file of a runtime: the digest of the file with its weights.
+        "exported": Fields({"precision": one_of("fp32", "int8"), "weights": DIGEST}, {}, PLAIN),
         "certificate": Fields({"format": whole_number(1)}, {}, plain(4 * LONGEST_CHAIN)),
     },
     PLAIN,

@@ -1,7 +1,6 @@
 """One run of `predict.py`: an earlier output taken up, images scored, rows and maps written."""
 
 import argparse
-import hashlib
 import itertools
 import math
 import sys
@@ -52,17 +51,10 @@ class Tally:
         self.passed += part.passed
 
 
-def made_with(model: "QualityModel", precision: str) -> str:
-    """What a score depends on: a digest of the weights, and the settings.
-
-    The digest is the same whichever file the weights lie in.
-    """
-    # Over the tensors: the bytes of a file would differ with its format and its description.
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.net.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    settings = score_files.settings_text(model.description, precision)
-    return f"weights={digest.hexdigest()[:12]} {settings}"
+def made_with(model: "QualityModel") -> str:
+    """What a score depends on: a digest of the weights, and the settings."""
+    settings = score_files.settings_text(model.description, model.precision)
+    return f"weights={model.weights} {settings}"
 
 
 def score_images(
@@ -213,7 +205,7 @@ def prepare(
     Raises UserError.
     """
     model = load_model(options)
-    made = made_with(model, options.precision)
+    made = made_with(model)
     if not (options.meaning or options.above is not None or options.compare):
         return model, made, made, None
     meaning = model.meaning(options.reference, options.level, options.above, options.sure)

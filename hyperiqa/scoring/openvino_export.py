@@ -1,0 +1,140 @@
+"""A model as OpenVINO's two files, in fp32 or quantised to int8.
+
+The files are written only if the model that is read back from them was found to score as it should.
+"""
+
+import hashlib
+import io
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperiqa.base.errors import UserError, counted, reading_file
+from hyperiqa.model.checkpoints import description_json
+from hyperiqa.scoring.quality_model import ExportedModel, QualityModel
+from hyperiqa.scoring.runtimes import open_exported
+from hyperiqa.stats.metrics import srcc
+
+# Of how many images the ranges of the activations are taken; NNCF's default.
+CALIBRATION_IMAGES = 300
+# The smallest SRCC between the scores of int8 and of fp32.
+SAME_RANKS = 0.995
+
+
+def write_openvino(
+    model: QualityModel,
+    onnx: bytes,
+    output: Path,
+    check: Callable[[ExportedModel], str],
+    images: Sequence[str] = (),
+) -> str:
+    """Write OUTPUT.xml and OUTPUT.bin, or neither.
+
+    onnx: the model as an ONNX file. check: raises UserError where the written model's scores are
+    not the model's, else returns a line for the user. images: quantise to int8, by these images.
+    Returns the line. Raises UserError.
+    """
+    import openvino
+
+    graph = openvino.Core().read_model(onnx)
+    if images:
+        graph = quantised(graph, model, images)
+    with reading_file(output, "cannot be written", RuntimeError):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(".tmp", f".{output.name}.", output.parent) as folder:
+            draft = Path(folder, output.name)
+            weights = draft.with_suffix(".bin")
+            openvino.save_model(graph, draft, compress_to_fp16=False)
+            # The .xml names the .bin that belongs to it, so it is written once more.
+            exported = {
+                "precision": "int8" if images else "fp32",
+                "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
+            }
+            text = description_json({**model.description, "exported": exported})
+            graph.set_rt_info(text, ["hyperiqa"])
+            openvino.save_model(graph, draft, compress_to_fp16=False)
+            note = check(ExportedModel(open_exported(draft)))
+            weights.replace(output.with_suffix(".bin"))
+            draft.replace(output)
+    return note
+
+
+def quantised(graph: Any, model: QualityModel, images: Sequence[str]) -> Any:
+    """The graph with its encoder in int8, by NNCF's quantisation after training.
+
+    The rest computes a few percent, and its errors would move every score: it stays in fp32. The
+    ranges of the activations are taken from some of the images. Raises UserError for an image that
+    cannot be read.
+    """
+    # Spread over all of them: a folder is often sorted.
+    step = -(-len(images) // CALIBRATION_IMAGES)
+    try:
+        patches = [model.patches(image) for image in images[::step]]
+    except ValueError as problem:
+        raise UserError(f"--int8: {problem}") from None
+    has_attention = any(node.get_type_name() == "Softmax" for node in graph.get_ops())
+    # NNCF would send statistics of its use to its makers.
+    os.environ["NNCF_CI"] = "1"
+    # It tells every step, and its import makes torch warn of CUDA.
+    logging.disable(logging.WARNING)
+    with redirect_stdout(io.StringIO()):
+        import nncf
+
+        scope = nncf.IgnoredScope(names=nodes_after_encoder(graph, model), validate=False)
+        graph = nncf.quantize(
+            graph,
+            nncf.Dataset(patches),
+            subset_size=len(patches),
+            model_type=nncf.ModelType.TRANSFORMER if has_attention else None,
+            ignored_scope=scope,
+        )
+    logging.disable(logging.NOTSET)
+    return graph
+
+
+def nodes_after_encoder(graph: Any, model: QualityModel) -> list[str]:
+    """The names of the graph's nodes that depend on weights outside the encoder."""
+    encoder = re.compile(rf"net\.{model.net.places['backbone']}\.(?!lda)")
+    names: dict[str, None] = {}
+    # The nodes come in the order of computing.
+    for node in graph.get_ordered_ops():
+        name = node.get_friendly_name()
+        is_weight = name.startswith("net.") and node.get_type_name() == "Constant"
+        inputs = (value.get_node().get_friendly_name() for value in node.input_values())
+        if (is_weight and not encoder.match(name)) or any(source in names for source in inputs):
+            names[name] = None
+    return list(names)
+
+
+def check_ranks(
+    model: QualityModel, exported: ExportedModel, output: Path, images: Sequence[str]
+) -> str:
+    """Compare the ranks and scores of images by the int8 model with those by the checkpoint's.
+
+    Returns a line for the user. Raises UserError where the ranks differ too much, and for an image
+    that cannot be read.
+    """
+    scores = []
+    for scorer in (model, exported):
+        scored = list(scorer.score_all(images))
+        for failed in (image for image in scored if image.problem):
+            raise UserError(f"--int8: {failed.image!s}: {failed.problem}")
+        scores.append(np.array([image.score for image in scored]))
+    agreement = srcc(*scores)
+    difference = np.abs(scores[1] - scores[0])
+    text = (
+        f"int8; SRCC {agreement:.4f} with fp32 on {counted(len(images), 'image')}, at least "
+        f"{SAME_RANKS} is asked for; scores differ by {difference.mean():.2g} on average, "
+        f"{difference.max():.2g} at most"
+    )
+    # In this form, an undefined correlation is refused too.
+    if not agreement >= SAME_RANKS:
+        raise UserError(f"{output}: not written: {text}")
+    return text
