@@ -53,6 +53,6 @@ def _check_votes(data: DataSet) -> None:
             "expected sets that do (docs/data.md names them), or --fidelity_sigma batch"
         )
     data.notes.append(
-        f"{data.name}: fidelity loss by the standard deviations of the votes of {voted} of "
-        f"{counted(len(training), 'training image')}; any others take their root mean square"
+        f"{data.name}: the fidelity loss takes the standard deviations of the votes of {voted} of "
+        f"{counted(len(training), 'training image')}, and their root mean square for any others"
     )

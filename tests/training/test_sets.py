@@ -305,7 +305,7 @@ def test_votes_of_several_sets_come_to_the_common_scale(settings, tmp_path):
     sets = ("--dataset", f"koniq-10k={voted}", f"kadid-10k={kadid}", "--no_spaq")
     data = opened(settings("resnet", *sets, *BY_VOTES, "--val_fraction", 0.3, "--select_on", "val"))
     assert any(
-        "by the standard deviations of the votes of 8 of 8 training" in n for n in data.notes
+        "takes the standard deviations of the votes of 8 of 8 training" in n for n in data.notes
     )
     batch, patches = joined(data)
     records = [r for images in data.images.values() for r in images.records("train")]
