@@ -134,7 +134,8 @@ class Calibration:
             )
         # Rounded, so that 0.95 * 20 is 19.
         rank = ceil(round((count + 1) * (1 + level) / 2, 9))
-        low, high = outcomes[[count - rank, rank - 1]].clip(*self.opinions).tolist()
+        least, most = self.opinions
+        low, high = outcomes[[count - rank, rank - 1]].clip(least, most).tolist()
         return low, high
 
     def above(self, score: float, threshold: float) -> float:
@@ -182,7 +183,8 @@ class Calibration:
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
         # To make arrays of lists for every score would take longer than all else.
-        return [np.array(x) for x in (self.quantiles, self.curve, self.spread, self.residuals)]
+        lists = (self.quantiles, self.curve, self.spread, self.residuals)
+        return [np.array(values) for values in lists]
 
 
 def _fit(scores: np.ndarray, opinions: np.ndarray, points: np.ndarray):
