@@ -13,6 +13,7 @@ from typing import Any
 from hyperiqa.base.files import CHECKOUT
 from hyperiqa.base.launching import end_programs, start_program
 from hyperiqa.model import checkpoints
+from hyperiqa.scoring import calibrating
 from hyperiqa.scoring.certificate_checks import Paths, check_starts, flags_of_sets
 from hyperiqa.scoring.verdicts import (
     REPRODUCED,
@@ -30,10 +31,11 @@ MOST_THREADS = 256
 # Flags of `certify.py` that a repeated run gets too.
 OWN_PLACES = ("image_root", "cache_dir", "workers")
 # Fields of a description and its certificate that a repeated run may have otherwise, or that other
-# checks compare.
-COMPARED = {"run", "versions", "metrics", "calibration", "backbone_weights", "cross_resize", "precision"} | {
-    f"certificate.{name}"
-    for name in ("seal", "command", "weights", "figures", "sets", "code", "hardware")
+# checks compare. The last digits of a calibration are not the same in every process.
+CERTIFIED = ("seal", "command", "weights", "figures", "sets", "code", "hardware", "calibration")
+COMPARED = {
+    *("run", "versions", "metrics", "backbone_weights", "cross_resize", "precision", "calibration"),
+    *(f"certificate.{name}" for name in CERTIFIED),
 }
 
 
@@ -80,6 +82,10 @@ def compare_descriptions(
     yield from compare_figures(
         "trained anew: ", description["certificate"]["figures"], retrained["certificate"]["figures"]
     )
+    for name, calibration in retrained.get("calibration", {}).items():
+        own = description.get("calibration", {}).get(name, {"record": {}})
+        if "record" not in own:
+            yield calibrating.compare_calibrations(f"trained anew: {name}", own, calibration)
     stated, stated_origin = _parts(description)
     current, origin = _parts(retrained)
     # Another version may say more of a model than this description does.

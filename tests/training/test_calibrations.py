@@ -7,6 +7,8 @@ import pytest
 from helpers import write_images, write_koniq, write_spaq
 
 from hyperiqa.model import checkpoints
+from hyperiqa.scoring.calibrating import compare_calibrations
+from hyperiqa.scoring.verdicts import REPRODUCED
 from hyperiqa.stats.calibration import Calibration
 from hyperiqa.training import certificate
 from hyperiqa.training.run_files import read_predictions
@@ -44,7 +46,8 @@ def test_a_run_writes_the_calibration_of_its_predictions(settings, folder, selec
     assert list(calibrations) == ["koniq-10k", "spaq"]
     for name, calibration in calibrations.items():
         expected = Calibration.of(*predicted(solver.log.path("_predictions.csv"), name))
-        assert plain_of(calibration) == expected.plain()
+        for field, values in expected.plain().items():
+            assert calibration[field] == pytest.approx(values, rel=1e-4, abs=1e-4), field
         assert calibration["score_range"] == [0, 100] and calibration["higher_is_better"]
     chose_epoch = {name: calibrations[name]["chose_epoch"] for name in calibrations}
     assert chose_epoch == {"koniq-10k": select_on == "test", "spaq": False}
@@ -102,6 +105,10 @@ def test_resumed_or_in_two_processes_it_is_the_same(launcher, folder, tmp_path):
     assert launcher.run("train_timm.py", command("cut"), kill=kill)[0] == -signal.SIGKILL
     assert launcher.run("train_timm.py", command("cut"))[0] == 0
     assert launcher.run("train_timm.py", command("two"), world=2)[0] == [0, 0]
-    assert calibration("cut") == calibration("whole")
+    # The fit of the map may differ in its last digits from one process to the next.
+    whole, cut = calibration("whole")["koniq-10k"], calibration("cut")["koniq-10k"]
+    assert compare_calibrations("koniq-10k", whole, cut).verdict == REPRODUCED
+    assert whole["quantiles"] == cut["quantiles"] and whole["which"] == cut["which"]
     expected = Calibration.of(*predicted(tmp_path / "two/run_predictions.csv", "koniq-10k"))
-    assert plain_of(calibration("two")["koniq-10k"]) == expected.plain()
+    two = plain_of(calibration("two")["koniq-10k"])
+    assert compare_calibrations("koniq-10k", expected.plain(), two).verdict == REPRODUCED
