@@ -6,10 +6,10 @@ import pytest
 from processes import ROOT
 
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
-# Flags of torchrun, pip, pytest, ruff and the Hub's command.
+# Flags of torchrun, pip, pytest, ruff, Slurm and the Hub's command.
 OTHERS = set(
     "--nproc_per_node --nnodes --rdzv_backend --rdzv_endpoint --max-restarts --maxprocesses --runslow --pdb "
-    "--check --no-deps --flag".split()
+    "--check --no-deps --flag --array --cpus-per-task --mem --requeue".split()
 )
 # Files of the reader's own.
 ELSEWHERE = ("tests/x.py", "options.py", "models.py")
