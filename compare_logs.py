@@ -72,9 +72,12 @@ def _add_table_flags(flags: Flags) -> None:
     flags.value(
         "--sort", None, "figure by which rows are sorted, best first (default: --metric)", FIGURE
     )
-    epochs = ("best, last or a number from 1", re.compile("best|last|[1-9][0-9]*").fullmatch)
     flags.value(
-        "--epoch", "best", "epoch of each run that is compared", epochs, metavar="best|last|N"
+        "--epoch",
+        "best",
+        "epoch of each run that is compared",
+        ("best, last or a number from 1", re.compile("best|last|[1-9][0-9]*").fullmatch),
+        metavar="best|last|N",
     )
     flags.switch(
         "--logistic",
@@ -130,15 +133,12 @@ class Layout:
     def __init__(self, main_table: tuple[list[str], list[list[str]]], markdown: bool):
         header, rows = main_table
         # A file has no width: its text is the same wherever it is written.
-        is_terminal = sys.stdout.isatty()
-        self.width = shutil.get_terminal_size((100, 24)).columns if is_terminal else 100
+        self.width = shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
         self.markdown = markdown
-        names = [row[0] for row in rows]
         if markdown:
-            self.short_names = dict(zip(names, names))
+            self.short_names = {name: name for name, *_ in rows}
         else:
-            room = tables.room_for_names(header, rows, self.width)
-            self.short_names = tables.short_names(names, room)
+            self.short_names = tables.names_in_table(header, rows, self.width)
 
     def print_table(self, header: list[str], rows: list[list[str]]) -> None:
         """Print a table of which the first column holds the entries' names."""
@@ -160,8 +160,11 @@ def print_report(
     main_table = runs_table.table(entries, measure, options.group)
     layout = Layout(main_table, options.markdown)
     layout.print_table(*main_table)
-    names = layout.short_names.items()
-    legend = [f"  {printable(f'{short} = {name}')}\n" for name, short in names if short != name]
+    legend = [
+        f"  {printable(f'{short} = {name}')}\n"
+        for name, short in layout.short_names.items()
+        if short != name
+    ]
     if legend:
         print("".join(legend))
     for note in [*runs_table.footnotes(entries, measure), *notes]:
@@ -224,8 +227,7 @@ def print_standards(
     # What is compared by the metric is tested here too, whatever became of that comparison.
     for pair in comparisons:
         names = f"{layout.short_names[pair.a.name]} − {layout.short_names[pair.b.name]}"
-        tests = standards_table.differences(pair.a, pair.b, sets)
-        tested += [(names, *test) for test in tests]
+        tested += [(names, *test) for test in standards_table.differences(pair.a, pair.b, sets)]
     if len(tested) > 1:
         print("Their differences, p-values corrected (Holm):\n")
     corrected = intervals.holm([difference.p for _, _, _, difference, _ in tested])
@@ -303,19 +305,18 @@ def print_json(
         record_of(entry, measure) | {"settings": [run.settings for run in entry.runs]}
         for entry in entries
     ]
-    pairs = []
-    for comparison in comparisons:
-        difference = comparison.difference
-        pair = {
+    pairs = [
+        {
             "a": comparison.a.name,
             "b": comparison.b.name,
             "method": comparison.method,
             "images": comparison.images,
             "refused": comparison.refused,
-            **(asdict(difference) if difference else {}),
+            **(asdict(comparison.difference) if comparison.difference else {}),
             "p_corrected": comparison.corrected,
         }
-        pairs.append(pair)
+        for comparison in comparisons
+    ]
     print(json.dumps(to_json_value({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
 
 

@@ -358,11 +358,9 @@ def report(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     measure.draw_together(entries)
     entries = measures.ranked(entries, measure)
     header, rows = runs_table.table(entries, measure, grouped=True)
-    room = tables.room_for_names(header, rows, 100)
-    short_names = tables.short_names([entry.name for entry in entries], room)
+    short_names = tables.names_in_table(header, rows, 100)
     print(tables.text_table(header, [[short_names[name], *cells] for name, *cells in rows]))
-    names = short_names.items()
-    print("".join(f"\n  {short} = {name}" for name, short in names if short != name))
+    print("".join(f"\n  {short} = {name}" for name, short in short_names.items() if short != name))
     if len(entries) > 1:
         print(f"Is a difference real? python compare_logs.py {options.log_dir} --group --pairs")
 

@@ -3,6 +3,7 @@
 Everything here gets plain names, figures and cells; nothing knows what a run is.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Collection, Sequence
@@ -45,8 +46,7 @@ def short_names(names: Sequence[str], width: int) -> dict[str, str]:
     undated = [re.sub(r"_\d{8}_\d{6}(?=$|_)", "", name) for name in names]
     texts: dict[str, str] = {}
     for name, plain in zip(names, undated):
-        is_unique = undated.count(plain) == 1
-        texts[name] = plain if len(name) > width and is_unique else name
+        texts[name] = plain if len(name) > width and undated.count(plain) == 1 else name
     long = [re.split("[_ ]", text) for text in texts.values() if len(text) > width]
     short: dict[str, str] = {}
     for name, text in texts.items():
@@ -80,20 +80,22 @@ def _without_middle(text: str, width: int) -> str:
 
 def _unlike(taken: Collection[str], text: str, width: int) -> str:
     # ~2, ~3 and so on stand at the end of what is taken.
-    unique = text[:width]
-    number = 2
-    while unique in taken:
-        end = f"~{number}"
-        unique = text[: width - len(end)] + end
-        number += 1
-    return unique
+    endings = itertools.chain([""], (f"~{number}" for number in itertools.count(2)))
+    candidates = (text[: width - len(ending)] + ending for ending in endings)
+    return next(name for name in candidates if name not in taken)
 
 
-def room_for_names(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> int:
-    """Characters left for the first column of a `text_table` of this width, 20 at least."""
+def names_in_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int
+) -> dict[str, str]:
+    """The `short_names` of a first column that fit into a `text_table` of this width.
+
+    At least 20 characters of each are shown.
+    """
     _, *widths = _column_widths(header, rows)
     # Each column stands at least one space from the one before it.
-    return max(20, min(width // 2, width - sum(widths) - len(widths)))
+    room = max(20, min(width // 2, width - sum(widths) - len(widths)))
+    return short_names([name for name, *_ in rows], room)
 
 
 def _column_widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
