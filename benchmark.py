@@ -10,7 +10,10 @@ docs/performance.md says how all of it is measured.
       --train_patch_num 20 --plain_steps 60
   python benchmark.py --step 20 --processes 1 2 --batch_size 32
   python benchmark.py --model resnet50 checkpoints/NAME --latex costs.tex
-  python benchmark.py --model swin_tiny_patch4_window7_224+concat"""
+  python benchmark.py --model swin_tiny_patch4_window7_224+concat
+  python benchmark.py --score                  # photographs a second, three models
+  python benchmark.py --score photos --model checkpoints/NAME model.xml
+  python benchmark.py --score --peer pyiqa     # HyperIQA there and here"""
 
 import argparse
 import importlib
@@ -28,17 +31,20 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, counted
+from hyperiqa.base.errors import UserError, counted, not_installed
 from hyperiqa.base.files import HERE, write_whole
 from hyperiqa.base.launching import end_programs, start_program
 from hyperiqa.runs.tables import text_table
 from hyperiqa.scoring.cost_tables import (
+    SCORE_HEADER,
     STEP_HEADER,
     cost_header,
     cost_rows,
     latex_table,
+    score_row,
     step_row,
 )
+from hyperiqa.scoring.image_sources import find_images
 
 BACKBONES = {"swin": "swin_tiny_patch4_window7_224", "resnet": "resnet50"}
 # Phase -> unit; of what is counted per second, more is better.
@@ -53,8 +59,12 @@ PHASES = {
     "peak memory": "MiB",
     "peak GPU memory": "MiB",
 }
-# All flags that --model takes.
+# All flags that --model takes, and all that --score takes.
 MODEL_FLAGS = {"model", "patch_size", "device", "latex", "json"}
+SCORE_FLAGS = {"score", "model", "peer", "images", "repeats", "device", "json"}
+SCORED_MODELS = ["tf_efficientnet_lite0", *BACKBONES.values()]
+# The sizes of photographs that --score generates, and how many of each there are at most.
+PHOTOGRAPHS = {(512, 384): 113, (1024, 768): 113, (4000, 3000): 30}
 
 
 def parse_flags() -> argparse.Namespace:
@@ -122,15 +132,37 @@ def _flags_of_other_measurements(flags: Flags) -> None:
     )
     flags.count("--patch_size", 224, "with --model NAME: side of a patch in pixels", least=32)
     flags.output("--latex", "with --model: write the table in LaTeX")
+    flags.value(
+        "--score",
+        None,
+        "measure instead how many photographs a second are scored, those of FOLDER or generated "
+        "ones of three sizes; --model names other models, also .onnx and .xml",
+        nargs="?",
+        const=Path(),
+        type=Path,
+        metavar="FOLDER",
+    )
+    flags.value(
+        "--peer",
+        None,
+        "with --score: compare with the HyperIQA of this package, both on the CPU",
+        choices=["pyiqa"],
+    )
 
 
 def contradictions(flags: argparse.Namespace, given: Given) -> Iterator[str]:
     """Yield a message for each combination of flags that does not fit together."""
     if bool(flags.dataset_path) != bool(flags.spaq_path):
         yield "--dataset_path and --spaq_path: expected both or none"
-    unfit = set(given) - MODEL_FLAGS
-    if flags.model and unfit:
-        yield f"--model cannot be combined with {', '.join(f'--{name}' for name in sorted(unfit))}"
+    measurement = "score" if flags.score else "model"
+    unfit = set(given) - (SCORE_FLAGS if flags.score else MODEL_FLAGS)
+    if getattr(flags, measurement) and unfit:
+        others = ", ".join(f"--{name}" for name in sorted(unfit))
+        yield f"--{measurement} cannot be combined with {others}"
+    if flags.peer and not flags.score:
+        yield "--peer needs --score"
+    if flags.peer:
+        yield not_installed(f"--peer {flags.peer}", flags.peer)
     if "processes" in given and not flags.step:
         yield "--processes needs --step"
     if min(flags.processes) < 1:
@@ -146,11 +178,14 @@ def main() -> None:
         measure(argparse.Namespace(**json.loads(sys.argv[2])))
         return
     flags = parse_flags()
-    if flags.model:
+    if flags.model and not flags.score:
         show_costs(flags)
     else:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
             scratch = Path(folder)
+            if flags.score:
+                show_scoring(flags, scratch)
+                return
             if flags.dataset_path is None:
                 print(f"Making {counted(flags.images, 'image')} …", flush=True)
                 published().make_images(scratch, flags.images)
@@ -188,6 +223,11 @@ def measure(flags: argparse.Namespace) -> None:
     device = choose_device(flags.device)
     if flags.child == "model":
         show_measured(costs.measure_model(flags.model, flags.patch_size, device), {}, device)
+        return
+    if flags.child in ("score", "peer"):
+        from hyperiqa.scoring import throughput
+
+        show_measured(throughput.measure(flags, device), {}, device)
         return
     backbone = BACKBONES[flags.backbone]
     koniq = READERS["koniq-10k"](Path(flags.dataset_path)).read()
@@ -340,6 +380,50 @@ def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
     print(text_table(STEP_HEADER, rows, width=160))
     if flags.json:
         write_whole(flags.json, json.dumps(children, indent=1))
+
+
+def photographs(flags: argparse.Namespace, scratch: Path) -> dict[str, Path]:
+    """Title -> folder of the photographs of --score."""
+    if flags.score != Path():
+        # Whether there are any, before the work.
+        find_images([str(flags.score)])
+        return {flags.score.name: flags.score}
+    print("Making photographs …", file=sys.stderr, flush=True)
+    for size, number in PHOTOGRAPHS.items():
+        # A few different ones; more are copies, which decoding does not notice.
+        contents = [published().jpeg(size, seed) for seed in range(4)]
+        for i in range(min(flags.images, number)):
+            path = scratch / "{}x{}".format(*size) / f"{i:04}.jpg"
+            write_whole(path, contents[i % len(contents)])
+    return {folder.name: folder for folder in sorted(scratch.iterdir(), key=_width)}
+
+
+def _width(folder: Path) -> int:
+    return int(folder.name.partition("x")[0])
+
+
+def show_scoring(flags: argparse.Namespace, scratch: Path) -> None:
+    """Measure how many photographs a second are scored, and print a row for each model and size."""
+    folders = photographs(flags, scratch)
+    rows = []
+    if flags.peer:
+        models = flags.model or [BACKBONES["resnet"]]
+        # pyiqa takes seconds for each photograph of this size, and minutes for larger ones.
+        child = run_child(flags, "peer", model=models, folder=folders.get("1024x768", flags.score))
+        header = ["HyperIQA", "photographs/s", "times pyiqa's"]
+        rates = child["found"]["rates"]
+        for name, rate in rates.items():
+            rows.append([name, f"{rate:.3g}", f"{rate / rates['pyiqa, 25 crops']:.3g}"])
+    else:
+        header = SCORE_HEADER
+        for model, title in itertools.product(flags.model or SCORED_MODELS, folders):
+            print(f"Measuring {model}, {title} …", file=sys.stderr, flush=True)
+            child = run_child(flags, "score", model=model, folder=folders[title])
+            rows.append(score_row(model, title, child["found"]))
+    print(f"\n{_machine(child)}, medians of {flags.repeats}\n")
+    print(text_table(header, rows, width=160))
+    if flags.json:
+        write_whole(flags.json, json.dumps([dict(zip(header, row)) for row in rows], indent=1))
 
 
 def show_costs(flags: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ def make_images(root: Path, number: int) -> None:
     """KonIQ- and SPAQ-shaped JPEGs of 1/f noise in their layouts, in KonIQ's proportions."""
     koniq, spaq = root / "koniq-10k", root / "spaq-test"
     pictures = {
-        shape: [_jpeg(shape, seed) for seed in range(PICTURES)]
+        shape: [jpeg(shape, seed) for seed in range(PICTURES)]
         for shape in (KONIQ_SHAPE, SPAQ_SHAPE)
     }
     rng, rows = random.Random(0), ["image_name,MOS_zscore"]
@@ -52,7 +52,7 @@ def make_images(root: Path, number: int) -> None:
     (koniq / "koniq10k_scores_and_distributions.csv").write_text("\n".join(rows) + "\n")
 
 
-def _jpeg(shape: tuple[int, int], seed: int) -> bytes:
+def jpeg(shape: tuple[int, int], seed: int) -> bytes:
     rng, canvas = np.random.default_rng(seed), np.zeros((shape[1], shape[0], 3), np.float32)
     for side in (6, 24, 96, 384, 1536):
         layer = Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), np.uint8))

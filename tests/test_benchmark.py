@@ -2,11 +2,12 @@ import json
 
 import published
 import pytest
+from helpers import write_images
 from PIL import Image
 
 import benchmark
 from hyperiqa.datasets.readers import READERS
-from hyperiqa.scoring.cost_tables import STEP_PARTS
+from hyperiqa.scoring.cost_tables import SCORE_HEADER, STEP_PARTS, score_row
 
 
 def test_generated_images_are_koniq_and_spaq_shaped_and_in_proportion(tmp_path, monkeypatch):
@@ -65,6 +66,9 @@ def test_both_procedures_run_and_are_measured(launcher, tmp_path):
         ["--step", "2", "--processes", "0"],
         ["--step", "2", "--model", "resnet18"],
         ["--model", "resnet18+sum"],
+        ["--peer", "pyiqa"],
+        ["--score", "--train_patch_num", "3"],
+        ["--score", "gone", "--model", "test_vit"],
     ],
 )
 def test_mistakes_are_one_line(launcher, words):
@@ -117,3 +121,24 @@ def test_a_step_of_one_and_of_two_processes_is_measured_part_by_part(launcher, t
         # ResNet-50's public count is 4.1 GMACs; the LDA and the hyper network add some.
         flops = found["used"] * processes * found["matrix"] / found["patches"]
         assert 6 * 4.1e9 < flops < 6 * 4.7e9
+
+
+def test_the_bound_of_scoring_is_that_of_cores_that_decoding_and_forward_pass_share():
+    seconds = {"decode": 0.02, "prepare": 0.03, "forward": 0.07, "write": 0.001, "whole": 0.125}
+    row = dict(zip(SCORE_HEADER, score_row("m", "p", seconds)))
+    # 33.3 are prepared a second, 14.3 pass the model: by hand, 1 / (1/33.3 + 1/14.3) = 10.
+    assert (row["decoded/s"], row["forward/s"], row["bound"]) == ("33.3", "14.3", "10")
+    assert (row["scored/s"], row["of bound"]) == ("8", "0.80")
+    shares = [float(row[f"% {part}"]) for part in ("decode", "resize", "forward", "write")]
+    assert shares == [20, 9.9, 69, 0.99]
+
+
+def test_scoring_is_measured_for_each_model_on_the_users_photographs(launcher, tmp_path):
+    write_images(tmp_path / "photos", ["a.jpg", "b.jpg"])
+    words = ["--score", tmp_path / "photos", "--model", "test_vit", "--repeats", "1"]
+    done = launcher.tool("benchmark.py", *words, "--json", tmp_path / "out.json")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert (row["model"], row["photographs"]) == ("test_vit", "photos")
+    assert all(float(row[name]) > 0 for name in ("scored/s", "bound", "of bound", "% forward"))
+    assert done.stdout.splitlines()[4].split()[:2] == ["test_vit", "photos"]

@@ -24,6 +24,29 @@ STEP_HEADER = [
     "MiB",
 ]
 
+SCORE_HEADER = [
+    "model",
+    "photographs",
+    "scored/s",
+    "bound",
+    "of bound",
+    "decoded/s",
+    "forward/s",
+    *(f"% {part}" for part in ("decode", "resize", "forward", "write")),
+]
+
+
+def score_row(model: str, photographs: str, seconds: Mapping[str, float]) -> list[str]:
+    """A row under SCORE_HEADER. seconds: from `throughput.measure_scoring`."""
+    bound = 1 / (seconds["prepare"] + seconds["forward"])
+    resize = seconds["prepare"] - seconds["decode"]
+    parts = (seconds["decode"], resize, seconds["forward"], seconds["write"])
+    rates = (1 / seconds["whole"], bound, 1 / seconds["prepare"], 1 / seconds["forward"])
+    scored, most, decoded, forward = (f"{rate:.3g}" for rate in rates)
+    share = f"{1 / seconds['whole'] / bound:.2f}"
+    shares = [f"{100 * part / sum(parts):.2g}" for part in parts]
+    return [model, photographs, scored, most, share, decoded, forward, *shares]
+
 
 def step_row(backbone: str, process_count: int, times: Mapping[str, Any]) -> list[str]:
     """A row under STEP_HEADER. times: from `costs.measure_parts`, with the peak memory."""

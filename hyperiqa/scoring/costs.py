@@ -53,7 +53,7 @@ def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str,
     Returns the parameters and the multiply-accumulates by part, the side of the patches, and the
     seconds per patch of every pass at each of BATCHES. Raises UserError for an unknown choice.
     """
-    net, side = _load_net(name, patch_size, device)
+    net, side = load_net(name, patch_size, device)
     net = net.to(device).to(memory_format=torch.channels_last).eval()
     measured: dict[str, Any] = {**operations(net, side), "patch_size": side, "seconds": {}}
     patches = torch.zeros(BATCHES[-1], 3, side, side, device=device)
@@ -65,8 +65,8 @@ def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str,
     return measured
 
 
-def _load_net(name: str, patch_size: int, device: torch.device) -> tuple[HyperNet, int]:
-    # The network that `name` stands for, and the side of its patches.
+def load_net(name: str, patch_size: int, device: torch.device) -> tuple[HyperNet, int]:
+    """The network that `name` stands for, as of `measure_model`, and the side of its patches."""
     if exists_or_on_hub(Path(name)):
         model = quality_model.load(name, str(device))
         return model.net, model.description["patch_size"]

@@ -1,0 +1,109 @@
+"""How many photographs a second are scored, from their files to rows, and what takes the time.
+
+Decoding and the forward pass share the cores of a CPU. Decoding alone may score D photographs a
+second, and the forward pass F: then all of scoring can reach 1 / (1 / D + 1 / F), the bound.
+"""
+
+import argparse
+import os
+import statistics
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from hyperiqa.base.device import Hardware, keep_freed_memory
+from hyperiqa.base.files import exists_or_on_hub
+from hyperiqa.images.decode import decode
+from hyperiqa.scoring.costs import load_net, timed
+from hyperiqa.scoring.image_sources import find_images
+from hyperiqa.scoring.quality_model import QualityModel, load
+from hyperiqa.scoring.score_files import ScoreFile
+
+# How a training without further flags has images prepared.
+USUAL = {"resize": "384", "test_crop": "center", "test_patch_num": 25}
+# As pyiqa scores: 25 crops at the size of the photograph.
+AS_PYIQA = {"resize": "none", "crops": 25}
+# Of pyiqa's seconds per photograph, so many are enough.
+COMPARED = 10
+UNTRAINED = {"pretrained": False}
+
+
+def measure(flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """`measure_scoring` of the photographs in flags.folder, or what the peer scores there."""
+    keep_freed_memory()
+    images = find_images([flags.folder])
+    if flags.child == "peer":
+        return {"rates": measure_peer(flags.model, images[:COMPARED])}
+    return measure_scoring(load_scorer(flags.model, device), images, flags.repeats)
+
+
+def load_scorer(name: str, device: torch.device, **settings: Any) -> QualityModel:
+    """The model of a file, or one of a backbone's name with random weights; settings: of `load`."""
+    if exists_or_on_hub(Path(name)):
+        return load(name, str(device), **settings)
+    net, side = load_net(name, 224, device)
+    description = {**USUAL, "patch_size": side}
+    if settings:
+        description |= {"resize": "none", "test_crop": "grid"}
+    return QualityModel(net, description, Hardware(device))
+
+
+def measure_scoring(model: QualityModel, images: Sequence[str], repeats: int) -> dict[str, float]:
+    """Seconds per photograph, medians of the repeats.
+
+    whole: from files to rows. decode, prepare, forward, write: each alone, on all cores; prepare is
+    decoding with resizing and cutting crops.
+    """
+    seconds = defaultdict(list)
+    rows = ScoreFile(Path(os.devnull), "csv")
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        patches = list(pool.map(model.patches, images))
+
+        def write(scored: object) -> None:
+            rows.add("photographs/photo.jpg", 50.123456, None, "weights=0123456789ab")
+
+        parts: dict[str, Callable[[], object]] = {
+            # Their pixels would fill the memory.
+            "decode": lambda: deque(pool.map(decode, map(Path, images)), maxlen=0),
+            "prepare": lambda: deque(pool.map(model.patches, images), maxlen=0),
+            "forward": lambda: model.score_patches(patches),
+            "write": lambda: deque(map(write, images), maxlen=0),
+            "whole": lambda: deque(map(write, model.score_all(images)), maxlen=0),
+        }
+        # The first one warms up. What disturbs one repeat disturbs all parts of it.
+        for _ in range(1 + repeats):
+            for part, work in parts.items():
+                seconds[part].append(timed(work, model.hardware.device)[0] / len(images))
+    return {part: statistics.median(values[1:]) for part, values in seconds.items()}
+
+
+def measure_peer(names: Sequence[str], images: Sequence[str]) -> dict[str, float]:
+    """Photographs per second of pyiqa's HyperIQA with random weights, and of models of ours.
+
+    Each of ours is measured with 25 crops at the size of the image, as pyiqa scores, and as it is.
+    """
+    # Both are imported only where they are compared.
+    import pyiqa
+    import timm
+
+    create = timm.create_model
+    # pyiqa would download the weights that it starts from.
+    with mock.patch("timm.create_model", lambda name, **more: create(name, **more | UNTRAINED)):
+        metric = pyiqa.create_metric("hyperiqa", device="cpu", **UNTRAINED)
+    cpu = torch.device("cpu")
+    scorers: dict[str, Callable] = {"pyiqa, 25 crops": lambda paths: [*map(metric, paths)]}
+    for name in names:
+        for crops, settings in (("25 crops", AS_PYIQA), ("default", {})):
+            score_all = load_scorer(name, cpu, **settings).score_all
+            scorers[f"{name}, {crops}"] = lambda paths, score_all=score_all: list(score_all(paths))
+    rates = {}
+    for name, score in scorers.items():
+        score(images[:1])
+        rates[name] = len(images) / timed(partial(score, images), cpu)[0]
+    return rates
