@@ -420,7 +420,7 @@ def show_scoring(flags: argparse.Namespace, scratch: Path) -> None:
             print(f"Measuring {model}, {title} …", file=sys.stderr, flush=True)
             child = run_child(flags, "score", model=model, folder=folders[title])
             rows.append(score_row(model, title, child["found"]))
-    print(f"\n{_machine(child)}, medians of {flags.repeats}\n")
+    print(f"\n{_machine(child)}\n")
     print(text_table(header, rows, width=160))
     if flags.json:
         write_whole(flags.json, json.dumps([dict(zip(header, row)) for row in rows], indent=1))

@@ -21,6 +21,7 @@ import tempfile
 import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ from hyperiqa.scoring.image_sources import find_images
 from hyperiqa.scoring.runtimes import Scorer, onnx_graph
 
 if TYPE_CHECKING:
-    from hyperiqa.scoring.quality_model import ExportedModel, QualityModel
+    from hyperiqa.scoring.quality_model import QualityModel
 
 FORMATS = ("onnx", "xml", "safetensors", "pkl", "pth", "hub")
 
@@ -173,22 +174,6 @@ def write_onnx(model: "QualityModel", output: Path, opset: int) -> str:
     return f"opset {opset}; {note}"
 
 
-def write_openvino(model: "QualityModel", output: Path, opset: int, images: Sequence[str]) -> str:
-    """Export the model for OpenVINO, compare its scores, and only then write both files.
-
-    images: quantise it to int8 by them. Returns a line for the user. Raises UserError.
-    """
-    from hyperiqa.scoring import openvino_export
-
-    def check(exported: "ExportedModel") -> str:
-        if images:
-            return openvino_export.check_ranks(model, exported, output, images)
-        return "fp32; " + compare_scores(model, exported.exported.score, output, "OpenVINO")
-
-    data = to_onnx(model, opset).SerializeToString()
-    return openvino_export.write_openvino(model, data, output, check, images)
-
-
 def choose_output(
     checkpoint: Path, output: Path | None, file_format: str | None, force: bool
 ) -> tuple[Path, str]:
@@ -292,7 +277,11 @@ def write(model: "QualityModel", output: Path, file_format: str, options: Namesp
     if file_format == "onnx":
         note = ": " + write_onnx(model, output, options.opset)
     elif file_format == "xml":
-        note = ": " + write_openvino(model, output, options.opset, options.int8)
+        from hyperiqa.scoring import openvino_export
+
+        data = to_onnx(model, options.opset).SerializeToString()
+        check = partial(compare_scores, model, output=output, runtime="OpenVINO")
+        note = ": " + openvino_export.write_openvino(model, data, output, check, options.int8)
     elif options.layout:
         checkpoints.save(output, foreign.pyiqa_content(state, model.description))
         low, high = model.description["score_range"]

@@ -278,8 +278,8 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if options.checkpoint.suffix in runtimes.RUNTIMES:
         yield from runtimes.refused(
             options.checkpoint,
-            options.device,
-            options.precision,
+            device=options.device,
+            precision=options.precision,
             map=options.map,
             scale=options.scale,
         )

@@ -19,7 +19,7 @@ import numpy as np
 from hyperiqa.base.errors import UserError, counted, reading_file
 from hyperiqa.model.checkpoints import description_json
 from hyperiqa.scoring.quality_model import ExportedModel, QualityModel
-from hyperiqa.scoring.runtimes import open_exported
+from hyperiqa.scoring.runtimes import Scorer, open_exported
 from hyperiqa.stats.metrics import srcc
 
 # Of how many images the ranges of the activations are taken; NNCF's default.
@@ -32,14 +32,14 @@ def write_openvino(
     model: QualityModel,
     onnx: bytes,
     output: Path,
-    check: Callable[[ExportedModel], str],
+    check: Callable[[Scorer], str],
     images: Sequence[str] = (),
 ) -> str:
     """Write OUTPUT.xml and OUTPUT.bin, or neither.
 
-    onnx: the model as an ONNX file. check: raises UserError where the written model's scores are
-    not the model's, else returns a line for the user. images: quantise to int8, by these images.
-    Returns the line. Raises UserError.
+    onnx: the model as an ONNX file. check: raises UserError where the scores of fp32 are not the
+    model's, else returns a line for the user. images: quantise to int8, by these images, and check
+    their ranks. Returns the line. Raises UserError.
     """
     import openvino
 
@@ -60,7 +60,11 @@ def write_openvino(
             text = description_json({**model.description, "exported": exported})
             graph.set_rt_info(text, ["hyperiqa"])
             openvino.save_model(graph, draft, compress_to_fp16=False)
-            note = check(ExportedModel(open_exported(draft)))
+            written = open_exported(draft)
+            if images:
+                note = check_ranks(model, ExportedModel(written), output, images)
+            else:
+                note = check(written.score)
             weights.replace(output.with_suffix(".bin"))
             draft.replace(output)
     return note

@@ -100,7 +100,7 @@ def load(
     path = checkpoints.find_model(Path(checkpoint))
     exported = None
     if path.suffix in RUNTIMES:
-        if problem := next(filter(None, refused(path, device, precision)), None):
+        if problem := next(filter(None, refused(path, device=device, precision=precision)), None):
             raise UserError(problem)
         exported = open_exported(path)
         trained = exported.description

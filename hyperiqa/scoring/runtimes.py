@@ -39,20 +39,16 @@ class Exported:
     precision: str
 
 
-def refused(path: Path, device: str, precision: str, **others: Any) -> Iterator[str]:
-    """Why an exported model cannot be used so, a line for each reason.
+def refused(path: Path, **settings: Any) -> Iterator[str]:
+    """Why an exported model cannot be used with these settings, a line for each reason.
 
-    others: further settings of `predict.py` that ask for the checkpoint's own network, by name.
+    settings: those that ask for the checkpoint's own network or for other hardware, by name.
     """
     runtime = RUNTIMES[path.suffix]
     yield not_installed(str(path), runtime)
-    asked = {name: value for name, value in others.items() if value is not None}
-    if device not in ("auto", "cpu"):
-        asked["device"] = device
-    if precision != "fp32":
-        asked["precision"] = precision
-    for name, value in asked.items():
-        yield f"--{name} {value}: {path} is scored by {runtime}, as it was exported, on the CPU"
+    for name, value in settings.items():
+        if value not in (None, "auto", "cpu", "fp32"):
+            yield f"--{name} {value}: {path} is scored by {runtime}, as it was exported, on the CPU"
 
 
 def open_exported(path: Path) -> Exported:
@@ -73,10 +69,7 @@ def open_exported(path: Path) -> Exported:
             score, side, text = openvino_graph(path)
         else:
             score, side, text = onnx_graph(content)
-    try:
         description = json.loads(text or "null")
-    except (ValueError, RecursionError):
-        description = text
     if description is None:
         raise UserError(f"{path}: it has no description; expected a file that export.py wrote")
     if problem := problem_of_description(description):
