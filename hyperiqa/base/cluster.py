@@ -23,8 +23,6 @@ from hyperiqa.base.errors import UserError, reason_of
 
 # The flags of `cluster_flags`, which a job must not pass on to the command that it runs.
 OWN = ("--launcher", "--nodes", "--gpus_per_node", "--time", "--slurm")
-# When the signal comes before the time limit; to write a state takes seconds.
-SIGNAL_SECONDS = 180
 
 
 def cluster_flags(flags: Flags) -> None:
@@ -167,7 +165,8 @@ class Cluster:
             tasks_per_node=options.gpus_per_node,
             gpus_per_node=options.gpus_per_node,
             timeout_min=max(1, round(60 * options.time)),
-            slurm_signal_delay_s=SIGNAL_SECONDS,
+            # How long before the time limit the signal comes; to write a state takes seconds.
+            slurm_signal_delay_s=180,
             slurm_additional_parameters={
                 "requeue": True,
                 **dict(word.split("=", 1) for word in options.slurm),

@@ -199,8 +199,12 @@ class Flags:
     # Flags that several programs share.
 
     def checkpoint(self) -> None:
-        kinds = "a model file, a run's folder, hf://USER/NAME or the name of a public model"
-        self.words("checkpoint", kinds, type=Path, metavar="CHECKPOINT")
+        self.words(
+            "checkpoint",
+            "a model file, a run's folder, hf://USER/NAME or the name of a public model",
+            type=Path,
+            metavar="CHECKPOINT",
+        )
         self._check(
             "checkpoint",
             lambda path: None if files.exists_or_on_hub(path) else no_such_model(path),

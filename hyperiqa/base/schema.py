@@ -14,9 +14,6 @@ from typing import Any, Union
 
 # No sensible number is larger, and a float can hold every smaller number.
 HUGE = 1e300
-# The longest text and the longest list, unless a schema sets other limits.
-LONGEST_TEXT = 10_000
-MOST_VALUES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class Every:
 
     kind: "Schema"
     least: int = 0
-    most: int = MOST_VALUES
+    most: int = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def _range(low: float, high: float) -> str:
     return f" of at least {low:.10g}" if low > -HUGE else ""
 
 
-def text(pattern: str = r"[\s\S]*", words: str = "a text", longest: int = LONGEST_TEXT) -> Kind:
+def text(pattern: str = r"[\s\S]*", words: str = "a text", longest: int = 10_000) -> Kind:
     """Texts that a regular expression matches as a whole."""
     return Kind(
         words,

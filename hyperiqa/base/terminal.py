@@ -9,8 +9,6 @@ from typing import Any
 # Control characters, separators of lines, overrides and isolates of the writing direction, and
 # bytes of a name that are not UTF-8.
 _STEERING = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# How tqdm goes up to the line of another bar.
-_UP = "\x1b[A"
 
 
 def printable(text: str, kept: str = "") -> str:
@@ -39,7 +37,7 @@ class Stream:
     def write(self, text: str) -> int:
         shown = text
         # A progress bar moves up by writing nothing else, and starts its line again by a first \r.
-        if text.replace(_UP, ""):
+        if text.replace("\x1b[A", ""):
             content = text.removeprefix("\r")
             shown = text[: len(text) - len(content)] + printable(content, kept="\n\t")
         self._unbroken(lambda: self._stream.write(shown))

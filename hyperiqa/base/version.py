@@ -27,10 +27,12 @@ def versions() -> dict[str, str]:
 
     The commit is `unknown` outside a checkout.
     """
-    packages = ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")
     return {
         "hyperiqa": VERSION,
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in packages},
+        **{
+            name: metadata.version(name)
+            for name in ("torch", "torchvision", "timm", "numpy", "scipy", "pillow")
+        },
         "commit": git("rev-parse", "HEAD") or "unknown",
     }
