@@ -21,7 +21,6 @@ from hyperiqa.base.errors import UserError, first_five
 from hyperiqa.base.files import UNFINISHED
 
 INDEX = "index.json"
-DIGEST = "[0-9a-f]{16}"
 # What reading a folder raises if it is damaged, or if no build made it.
 DAMAGED = (OSError, ValueError, OverflowError, RecursionError)
 OWN_FILES = re.compile(rf"images\.u8|features\.bin|index\.json|\.index\.json{UNFINISHED}")
@@ -134,7 +133,7 @@ def remove_stale(
     """
     for folder in cache_dir.iterdir():
         with contextlib.suppress(UserError, *DAMAGED):
-            if re.fullmatch(f"{name}_{DIGEST}", folder.name) and not is_current(
+            if re.fullmatch(f"{name}_[0-9a-f]{{16}}", folder.name) and not is_current(
                 folder, read(folder)
             ):
                 remove_built(folder)
@@ -143,7 +142,6 @@ def remove_stale(
 def read_index(folder: Path, index_schema: schema.Fields) -> dict[str, Any]:
     """The index of a complete folder. Raises one of DAMAGED if it does not fit the schema."""
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    problem = schema.mismatch(index, index_schema)
-    if problem:
+    if problem := schema.mismatch(index, index_schema):
         raise ValueError(problem)
     return index

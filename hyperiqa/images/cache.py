@@ -29,12 +29,13 @@ CACHE_FORMAT = 4
 
 def _rows(words: str, *kinds: type) -> schema.Kind:
     # A set may have a million images, so all rows are checked in one go.
-    def fits(rows: object) -> bool:
-        return isinstance(rows, list) and all(
-            isinstance(row, list) and (*map(type, row),) == kinds for row in rows
-        )
-
-    return schema.Kind(words, fits)
+    return schema.Kind(
+        words,
+        lambda rows: (
+            isinstance(rows, list)
+            and all(isinstance(row, list) and (*map(type, row),) == kinds for row in rows)
+        ),
+    )
 
 
 TEXTS = schema.Kind(
@@ -66,7 +67,7 @@ class ImageCache:
     with the same key maps the file instead of decoding. Without `cache_dir` the buffer is in
     memory. Raises UserError if the folder cannot be written.
 
-    sizes: heights and widths, (n, 2).
+    sizes: heights and widths, (n, 2). bytes: the size of all images together.
     upscaled: how many images were smaller than `min_side`.
     index: the number of each path.
     digests: the digest of each decoded image, which is equal for equal pixels.
@@ -112,10 +113,6 @@ class ImageCache:
     def __getitem__(self, i: int) -> np.ndarray:
         height, width = self.sizes[i]
         return self.buffer[self.offsets[i] : self.offsets[i + 1]].reshape(height, width, 3)
-
-    @property
-    def bytes(self) -> int:
-        return int(self.offsets[-1])
 
     # Cutting crops.
 
@@ -219,6 +216,7 @@ class ImageCache:
     def _set_sizes(self, sizes: Sequence[Sequence[int]]) -> None:
         self.sizes = np.array(sizes, np.int64).reshape(-1, 2)
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes.prod(1) * 3)])
+        self.bytes = int(self.offsets[-1])
 
     def _build_in_memory(self) -> None:
         def begin() -> None:
@@ -229,7 +227,7 @@ class ImageCache:
     # The folder of a cache: images.u8 with the pixels, index.json with everything else.
 
     def _open(self) -> bool:
-        """Map the finished cache; return False if there is none, or a damaged one."""
+        # Map the finished cache; return False if there is none, or a damaged one.
         try:
             index = _read_whole_cache(self.folder)
             if index["format"] != CACHE_FORMAT or len(index["files"]) != len(self):
@@ -253,12 +251,21 @@ class ImageCache:
 
     def _build_in_folder(self) -> bool:
         # Returns whether another run, which this one waited for, built the cache.
-        waiting = f"{self.name}: waiting for another run that is decoding the same images"
-        built = build_once(self.folder, self._open, self._build_files, waiting, "image cache")
+        built = build_once(
+            self.folder,
+            self._open,
+            self._build_files,
+            f"{self.name}: waiting for another run that is decoding the same images",
+            "image cache",
+        )
         if built:
             # Caches of this set with an older format, or with source files that have changed.
-            name = re.escape(f"{self.name}_{self.resize}")
-            remove_stale(self.folder.parent, name, _read_whole_cache, _is_current)
+            remove_stale(
+                self.folder.parent,
+                re.escape(f"{self.name}_{self.resize}"),
+                _read_whole_cache,
+                _is_current,
+            )
         return not built
 
     def _build_files(self, folder: Path) -> None:
@@ -302,10 +309,9 @@ def _read_whole_cache(folder: Path) -> dict[str, Any]:
 
 
 def _is_current(folder: Path, index: dict[str, Any]) -> bool:
-    unchanged = all(
+    return index["format"] >= CACHE_FORMAT and all(
         _size_and_time(Path(path)) == (size, modified) for path, size, modified in index["files"]
     )
-    return unchanged and index["format"] >= CACHE_FORMAT
 
 
 def _digest(image: np.ndarray) -> str:

@@ -43,8 +43,9 @@ def near_duplicates(
         chunk = signs_a[start : start + 1024]
         # The dot product of two hashes: bits that agree minus bits that differ.
         agreement = np.maximum(chunk @ signs_b.T, (chunk * mirror) @ signs_b.T)
-        for i, j in np.argwhere(agreement >= HASH_BITS - 2 * bits).tolist():
-            pairs.append((start + i, j))
+        pairs += [
+            (start + i, j) for i, j in np.argwhere(agreement >= HASH_BITS - 2 * bits).tolist()
+        ]
     return pairs
 
 
