@@ -1,15 +1,12 @@
 """Readers of the sets of photographs and of generated images, without known distortions."""
 
-import math
 import re
-import statistics
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, starmap
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError, counted, first_five
-from hyperiqa.datasets.collections import Listed
 from hyperiqa.datasets.formats import (
     aligned,
     cell_text,
@@ -20,6 +17,7 @@ from hyperiqa.datasets.formats import (
     read_sheet,
     read_table,
     refuse,
+    slope_of,
     under_header,
 )
 from hyperiqa.datasets.reader import Reader
@@ -27,24 +25,12 @@ from hyperiqa.datasets.records import SPLIT_NAMES, Row
 
 SCORES = "koniq10k_scores_and_distributions.csv"
 SETS = "koniq10k_distributions_sets.csv"
-# Unpacking the authors' archives may also leave the folder of images inside a folder that is named
-# after the archive.
-UNPACKED = (
-    ("koniq10k_1024x768/1024x768",),
-    ("koniq10k_1024x768",),
-    ("1024x768/1024x768",),
-    ("koniq10k_512x384/512x384",),
-    ("koniq10k_512x384",),
-    ("512x384/512x384",),
-)
 # SPAQ's files of standard deviations: lines, or rows below a header, of image, MOS and deviation.
 SPAQ_DEVIATIONS = (
     "SPAQ_mos_std.txt",
     "Annotations/SPAQ_mos_std.txt",
     "Annotations/MOS Std and Image attribute scores.xlsx",
 )
-# Half a point of 0..100: files round the MOS differently.
-SAME_MOS = 0.5
 
 
 def _read_sets(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -69,7 +55,19 @@ class KonIQ10k(Reader):
         f"{SCORES}, images in train/+test/, 1024x768/ or 512x384/, "
         f"and for the official split koniq_train.json+koniq_test.json or {SETS}"
     )
-    image_folders = (("train", "test"), ("1024x768",), ("512x384",), *UNPACKED)
+    image_folders = (
+        ("train", "test"),
+        ("1024x768",),
+        ("512x384",),
+        # Unpacking the authors' archives may also leave the folder of images inside a folder that
+        # is named after the archive.
+        ("koniq10k_1024x768/1024x768",),
+        ("koniq10k_1024x768",),
+        ("1024x768/1024x768",),
+        ("koniq10k_512x384/512x384",),
+        ("koniq10k_512x384",),
+        ("512x384/512x384",),
+    )
     source = "; get it from https://database.mmsp-kn.de/koniq-10k-database.html"
 
     def rows(self) -> list[Row]:
@@ -107,7 +105,11 @@ class KonIQ10k(Reader):
             hint = f"; {SCORES} is missing"
             self.notes.append(f"{self.name}: {SCORES} is missing; scores are the MOS of {SETS}")
         lines = list(read_table(path, ("image_name", column), ("MOS", "SD", "c_total"), hint))
-        slope = self._slope(lines)
+        # From the opinions of 1..5 to the scores of 0..100.
+        slope = slope_of(
+            [number(line.get("MOS_zscore")) for line in lines],
+            [number(line.get("MOS")) for line in lines],
+        )
         return {
             line["image_name"]: Row(
                 line["image_name"],
@@ -118,23 +120,11 @@ class KonIQ10k(Reader):
             for line in lines
         }
 
-    @staticmethod
-    def _slope(lines: list[dict[str, str]]) -> float:
-        # The slope of the MOS_zscore of 0..100 on the MOS of 1..5, which brings the standard
-        # deviations of the opinions to 0..100; nan if it is unknown.
-        try:
-            scores = [float(line["MOS_zscore"]) for line in lines]
-            opinions = [float(line["MOS"]) for line in lines]
-            return statistics.linear_regression(opinions, scores).slope
-        # A column is missing, as MOS_zscore in the sets file, or has cells that are no numbers.
-        except (KeyError, ValueError):
-            return math.nan
-
     def _split(self, images: Iterable[str]) -> dict[str, str | None]:
         # Image -> split, from the JSON lists or, if they are missing, the official sets file. If
         # both are missing, the split of all `images` is None, which means that it must be drawn.
-        lists = map(self._locate, ("koniq_train.json", "koniq_test.json"))
-        present = list(filter(Path.exists, lists))
+        names = ("koniq_train.json", "koniq_test.json")
+        present = list(filter(Path.exists, map(self._locate, names)))
         if len(present) == 1:
             raise UserError(
                 f"{self.name}: {present[0]} needs its twin; "
@@ -214,9 +204,10 @@ class SPAQ(Reader):
         return rows
 
     def _with_deviation(self, row: Row, mos: object, deviation: object) -> Row:
-        # With another MOS, it is of other opinions or on another scale. Opinions on a scale of 100
-        # are never all the same: the authors call the few zeros of their file errors.
-        fits = abs(number(mos) - row.score) <= SAME_MOS and number(deviation) > 0
+        # With another MOS, by more than the files' rounding, it is of other opinions or on another
+        # scale. Opinions on a scale of 100 are never all the same: the authors call the few zeros
+        # of their file errors.
+        fits = abs(number(mos) - row.score) <= 0.5 and number(deviation) > 0
         return replace(row, deviation=deviation if fits else None)
 
     def _read_deviations(self, path: Path) -> dict[str, tuple]:
@@ -306,8 +297,8 @@ class LIVEC(Reader):
             if self._is_tested(str(image))
         ]
 
-    def row_of(self, listed: Listed) -> Row | None:
-        return super().row_of(listed) if self._is_tested(listed.name) else None
+    def row_of(self, listed: Row) -> Row | None:
+        return listed if self._is_tested(listed.image) else None
 
     @staticmethod
     def _is_tested(name: str) -> bool:

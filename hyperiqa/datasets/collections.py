@@ -12,10 +12,7 @@ Q-Align: `training_sft/train_*.json` and `test_jsons/*.json`, image paths relati
 both.
 """
 
-import math
-import statistics
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from hyperiqa.base.errors import UserError
@@ -25,7 +22,9 @@ from hyperiqa.datasets.formats import (
     read_json_list,
     read_table,
     refuse,
+    slope_of,
 )
+from hyperiqa.datasets.records import Row
 
 RATIO = "ratio802_seed123_split_01"
 SPLITS = {"0": "train", "1": "val", "2": "test", "train": "train", "val": "val", "test": "test"}
@@ -38,27 +37,10 @@ OPINIONS = ("c1", "c2", "c3", "c4", "c5")
 COLUMNS = (*IMAGES, "ref_name", *SCORES, *SPLIT_COLUMNS, "std", "c_total", *OPINIONS)
 
 
-@dataclass(frozen=True)
-class Listed:
-    """An image as a collection lists it.
-
-    path: None if only the image's name is known. deviation: the standard deviation of the opinions,
-    nan if it is unknown. votes: the number of opinions, None if it is unknown.
-    """
-
-    name: str
-    score: float
-    split: str | None
-    path: Path | None = None
-    reference: str | None = None
-    deviation: float = math.nan
-    votes: float | None = None
-
-
-def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
+def pyiqa(root: Path, table: str) -> tuple[Path, list[Row]] | None:
     """The path of a set's table in pyiqa's collection, and its rows; None if there is no table.
 
-    Raises UserError.
+    The group of a row is the name of the image's reference. Raises UserError.
     """
     file = f"meta_info_{table}Dataset.csv"
     places = [root / file, root / "meta_info" / file, root.parent / "meta_info" / file]
@@ -74,11 +56,11 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Listed]] | None:
         raise UserError(f"{path}: expected a column {', '.join(IMAGES)} and {' or '.join(SCORES)}")
     slope = _slope(rows, score) if OPINIONS[0] in columns else 1.0
     return path, [
-        Listed(
-            name=row[image],
-            score=number(row[score]),
+        Row(
+            row[image],
+            number(row[score]),
             split=_split(path, row[split], split == RATIO) if split else None,
-            reference=row.get("ref_name"),
+            group=row.get("ref_name"),
             deviation=slope * number(row.get("std")),
             votes=number(row["c_total"]) if "c_total" in columns else None,
         )
@@ -100,20 +82,15 @@ def _split(path: Path, text: str, random: bool) -> str:
 
 
 def _slope(rows: list[dict[str, str]], score: str) -> float:
-    # The slope of the scores in this column on the mean opinions 1..5. The deviation in the table
-    # is the deviation of the opinions; times this slope, it is the deviation of the scores.
-    scores = [number(row[score]) for row in rows]
+    # The slope of the scores in this column on the mean opinions 1..5, of which the table has the
+    # deviation.
     means = [
         sum(grade * number(row[column]) for grade, column in enumerate(OPINIONS, 1)) for row in rows
     ]
-    try:
-        return statistics.linear_regression(means, scores).slope
-    # All opinions are the same.
-    except ValueError:
-        return math.nan
+    return slope_of([number(row[score]) for row in rows], means)
 
 
-def json_lists(root: Path, word: str) -> tuple[Path, list[Listed]] | None:
+def json_lists(root: Path, word: str) -> tuple[Path, list[Row]] | None:
     """The folder of a set's lists in DeQA-Score's or Q-Align's collection, and their rows.
 
     Returns None if there are no lists. word: the set's name in Q-Align's file names. Raises
@@ -130,7 +107,7 @@ def json_lists(root: Path, word: str) -> tuple[Path, list[Listed]] | None:
     return (root, list(_read_lists(lists, root))) if any(lists.values()) else None
 
 
-def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> Iterator[Listed]:
+def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> Iterator[Row]:
     # A list of test images alone is a set to test on, or to split.
     is_split = all(lists.values())
     for split, paths in lists.items():
@@ -144,10 +121,10 @@ def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> Iterator[Listed]
             )
             for image, score, deviation in entries:
                 place = PurePosixPath(image.replace("\\", "/"))
-                yield Listed(
-                    name=place.name,
-                    score=score,
+                yield Row(
+                    place.name,
+                    score,
                     split=split if is_split else None,
-                    path=base / place,
                     deviation=deviation,
+                    path=base / place,
                 )

@@ -51,8 +51,7 @@ class CSVTable(Reader):
         score = self.columns.score_column
         optional = (self.columns.split_column, self.columns.group_column)
         # A column that the user named must exist. A column with a usual name may be missing.
-        usual_names = (USUAL.split_column, USUAL.group_column)
-        named = [column for column in optional if column not in usual_names]
+        named = [name for name in optional if name not in (USUAL.split_column, USUAL.group_column)]
         hint = "; --image_column, --score_column, --split_column and --group_column name others"
         lines = list(read_table(self.root, (image, score, *named), optional, hint))
         empty = sum(not line[image] for line in lines)
@@ -109,7 +108,11 @@ class CSVTable(Reader):
             status = path.stat()
             names_of_file.setdefault((status.st_dev, status.st_ino), []).append(image)
         aliases = [" = ".join(names) for names in names_of_file.values() if len(names) > 1]
-        by_names = "listed by several names"
-        refuse(aliases, self.root, f"image is {by_names}", f"images are {by_names}")
+        refuse(
+            aliases,
+            self.root,
+            "image is listed by several names",
+            "images are listed by several names",
+        )
         files = [paths[row.image] for row in rows]
         return [(path.relative_to(self.folder).as_posix(), path) for path in files]

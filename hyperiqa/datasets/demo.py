@@ -25,7 +25,15 @@ class Demo(KonIQ10k):
     def __init__(self, root: Path | None = None, *settings, **more):
         super().__init__(root, *settings, **more)
         if not self.root.exists():
-            _make(self.root, self.counts)
+            # It draws with modules that no other reader needs.
+            from hyperiqa.datasets.demo_images import build_and_report
+
+            try:
+                build_and_report(self.root, **self.counts)
+            except UserError:
+                # Where the folder is there, another process has made it meanwhile.
+                if not self.root.exists():
+                    raise
         self.spaq_root = self.root / "spaq-test"
         self.root = self.root / "koniq-10k"
 
@@ -37,15 +45,3 @@ class Demo(KonIQ10k):
                 scene = f"{match[1]} {int(match[2]) // IMAGES_OF_A_SCENE}"
                 rows[i] = replace(row, group=scene)
         return rows
-
-
-def _make(root: Path, counts: dict[str, int]) -> None:
-    # It draws with modules that no other reader needs.
-    from hyperiqa.datasets.demo_images import build_and_report
-
-    try:
-        build_and_report(root, **counts)
-    except UserError:
-        # Where the folder is there, another process has made it meanwhile.
-        if not root.exists():
-            raise

@@ -27,13 +27,14 @@ def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) 
     parts = kind.split("-")
     graded = level + rng.uniform(-0.5, 0.5)
     if len(parts) > 1:
-        graded *= SHARE_IN_PAIR
+        # Each part of a pair has this share of the level.
+        graded *= 0.75
     for part in parts:
         weakest, strongest, change = DISTORTIONS[part]
         strength = weakest * (strongest / weakest) ** ((graded - 1) / 4)
         height, width = image.shape[:2]
         # Photographs are mostly seen smaller than they are, so half of these are made larger.
-        if part in MADE_LARGE and rng.random() < 0.5:
+        if part in ("jpeg", "webp", "pixelation") and rng.random() < 0.5:
             large = _resized(image, 2 * width, 2 * height)
             image = _resized(change(large, strength, rng), width, height)
         else:
@@ -48,7 +49,7 @@ def _resized(
 
 
 def _convolved(image: np.ndarray, radius: float, kernel_of: Callable) -> np.ndarray:
-    """The image under a kernel, which `kernel_of` makes of the offsets: across + 1j · down."""
+    # The image under a kernel, which `kernel_of` makes of the offsets: across + 1j · down.
     half = math.ceil(radius)
     down, across = np.mgrid[-half : half + 1, -half : half + 1]
     kernel = kernel_of(across + 1j * down)
@@ -176,6 +177,3 @@ PAIRS = (
     "enlarging-jpeg",
 )
 KINDS = (*DISTORTIONS, *PAIRS)
-# Each part of a pair has this share of the level.
-SHARE_IN_PAIR = 0.75
-MADE_LARGE = ("jpeg", "webp", "pixelation")

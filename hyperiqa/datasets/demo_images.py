@@ -32,8 +32,6 @@ from hyperiqa.datasets.demo_scores import quality
 
 CSV_HEADER = ["image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "MOS_zscore"]
 PRISTINE = "pristine"
-# In seconds. A build writes several images per second.
-ABANDONED_AFTER = 600
 
 
 class Task(NamedTuple):
@@ -167,10 +165,11 @@ def build(
 
 
 def _remove_unfinished(out: Path) -> None:
-    """Remove what killed builds of `out` have left: folders in which nothing changes any more."""
+    # Remove what killed builds of `out` have left: folders in which nothing changes any more.
     for folder in out.parent.glob(f".{glob.escape(out.name)}-unfinished-{8 * '[0-9a-f]'}"):
         newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
-        if time.time() - newest > ABANDONED_AFTER:
+        # A build writes several images per second.
+        if time.time() - newest > 600:
             shutil.rmtree(folder, ignore_errors=True)
 
 

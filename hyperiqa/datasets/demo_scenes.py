@@ -128,7 +128,7 @@ def make_scene(rng: np.random.Generator, domain: Domain) -> np.ndarray:
 
 
 def _add_terrain(rng: np.random.Generator, shown: np.ndarray) -> None:
-    """Lay a region with the border of a coast, a wood or a cloud over the objects, in place."""
+    # Lay a region with the border of a coast, a wood or a cloud over the objects, in place.
     height = noise_field(rng, rng.uniform(1.3, 2.2)) + rng.uniform(-2, 2) * HEIGHTS
     # From a sharp border to a soft one.
     cover = np.clip((height - rng.uniform(-0.5, 1.2)) * rng.uniform(6, 40), 0, 1)
@@ -139,7 +139,7 @@ def _add_terrain(rng: np.random.Generator, shown: np.ndarray) -> None:
 
 
 def _out_of_focus_in_parts(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """Blur the upper or lower part of the image, or patches anywhere: the depth of field."""
+    # Blur the upper or lower part of the image, or patches anywhere: the depth of field.
     radius = rng.uniform(1.5, 5)
     blurred = ndimage.gaussian_filter(image, (0, radius, radius))
     sharp = 4 * HEIGHTS if rng.random() < 0.5 else 2 * noise_field(rng, 2.0)
@@ -148,7 +148,7 @@ def _out_of_focus_in_parts(rng: np.random.Generator, image: np.ndarray) -> np.nd
 
 
 def _labels(rng: np.random.Generator, domain: Domain, leaves: int, words: int) -> np.ndarray:
-    """The object in each pixel, (2*HEIGHT, 2*WIDTH): 0 the ground, then leaves, then words."""
+    # The object in each pixel, (2*HEIGHT, 2*WIDTH): 0 the ground, then leaves, then words.
     canvas = Image.new("I", (2 * WIDTH, 2 * HEIGHT))
     draw = ImageDraw.Draw(canvas)
     # Radii of density r^-3, by inverting their distribution: a scene looks alike at every scale.
@@ -175,10 +175,8 @@ def _labels(rng: np.random.Generator, domain: Domain, leaves: int, words: int) -
 
 
 def _looks(rng: np.random.Generator, leaves: int, words: int) -> np.ndarray:
-    """The objects' looks, (1 + leaves + words, 8) uint8: RGB, amounts of four textures, a spare.
-
-    The spare makes a look eight bytes long, which `_downsampled` reads as one number.
-    """
+    # The objects' looks, (1 + leaves + words, 8) uint8: RGB, amounts of four textures, a spare. The
+    # spare makes a look eight bytes long, which `_downsampled` reads as one number.
     count = 1 + leaves + words
     looks = np.zeros((count, 8), np.float32)
     # Five colours recur within a scene, as in a photo.
@@ -195,11 +193,9 @@ def _looks(rng: np.random.Generator, leaves: int, words: int) -> np.ndarray:
 
 
 def _downsampled(labels: np.ndarray, looks: np.ndarray) -> np.ndarray:
-    """The objects' looks in each pixel of the scene, (8, HEIGHT, WIDTH) float32 of 0..1.
-
-    The labels are drawn at double size and averaged: edges without stairs, as sharp as a good lens
-    draws them.
-    """
+    # The objects' looks in each pixel of the scene, (8, HEIGHT, WIDTH) float32 of 0..1. The labels
+    # are drawn at double size and averaged: edges without stairs, as sharp as a good lens draws
+    # them.
     # An object's eight bytes are looked up as one number, five times as fast.
     packed = looks.view(np.uint64)
     total = np.zeros((HEIGHT, WIDTH, 8), np.uint16)
@@ -209,7 +205,7 @@ def _downsampled(labels: np.ndarray, looks: np.ndarray) -> np.ndarray:
 
 
 def _developed(rng: np.random.Generator, image: np.ndarray, domain: Domain) -> np.ndarray:
-    """The (3, HEIGHT, WIDTH) image as a camera of the domain gives it, (HEIGHT, WIDTH, 3) uint8."""
+    # The (3, HEIGHT, WIDTH) image as a camera of the domain gives it, (HEIGHT, WIDTH, 3) uint8.
     grey = luma(*image)
     chroma = image - grey
     # A camera's white balance.

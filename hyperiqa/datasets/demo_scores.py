@@ -10,8 +10,6 @@ from scipy import ndimage
 
 # The constant of the paper, for grey levels of 0..255.
 CONSTANT = 170.0
-# What the heaviest noise and the strongest compression reach.
-WORST = 0.3
 
 
 def quality(scene: np.ndarray, picture: np.ndarray) -> float:
@@ -20,7 +18,8 @@ def quality(scene: np.ndarray, picture: np.ndarray) -> float:
     It follows from these two pictures alone, so that scores are comparable between all kinds of
     distortion. The square root spreads the scores evenly. Both are luma (H, W), float32 of 0..255.
     """
-    return 100 * (1 - min(gmsd(scene, picture) / WORST, 1) ** 0.5)
+    # The heaviest noise and the strongest compression reach 0.3.
+    return 100 * (1 - min(gmsd(scene, picture) / 0.3, 1) ** 0.5)
 
 
 def gmsd(scene: np.ndarray, picture: np.ndarray) -> float:
@@ -35,7 +34,7 @@ def gmsd(scene: np.ndarray, picture: np.ndarray) -> float:
 
 
 def _gradient(grey: np.ndarray) -> np.ndarray:
-    """The length of the gradient at half the size; the picture is black beyond its border."""
+    # The length of the gradient at half the size; the picture is black beyond its border.
     half = (grey[::2, ::2] + grey[1::2, ::2] + grey[::2, 1::2] + grey[1::2, 1::2]) / 4
     down, across = (ndimage.prewitt(half, axis, mode="constant") / 3 for axis in (0, 1))
     return np.hypot(down, across)

@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import math
+import statistics
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +32,18 @@ def number(value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError):
+        return math.nan
+
+
+def slope_of(scores: Sequence[float], means: Sequence[float]) -> float:
+    """The slope of a set's scores on the means of its opinions; nan if it is unknown.
+
+    Times this slope, the standard deviation of the opinions is the deviation of the scores.
+    """
+    try:
+        return statistics.linear_regression(means, scores).slope
+    # All opinions are the same.
+    except ValueError:
         return math.nan
 
 

@@ -89,17 +89,21 @@ def parse_set_names(
         is_csv = prefix == "csv"
         problem = _problem_of_name(csv_name) if is_csv and colon else ""
         same_name = taken.setdefault(record_name(name).casefold(), name)
-        if problem:
-            mistakes.append(f"{flag} {word}: expected csv:NAME=FILE.csv, NAME {problem}")
-        elif (prefix if is_csv else name) not in readers:
-            expected = f"NAME or NAME=PATH, NAME one of {', '.join(readers)}"
-            mistakes.append(f"{flag} {word}: expected {expected}")
-        elif name in sets:
-            mistakes.append(f"{flag}: {name} is listed twice")
-        elif same_name != name:
-            mistakes.append(f"{flag} {word}: expected a name that {same_name} does not have too")
-        elif is_csv and not path:
-            mistakes.append(f"{flag} {name}: expected {name}=FILE.csv")
+        rules = [
+            (problem, f"{flag} {word}: expected csv:NAME=FILE.csv, NAME {problem}"),
+            (
+                (prefix if is_csv else name) not in readers,
+                f"{flag} {word}: expected NAME or NAME=PATH, NAME one of {', '.join(readers)}",
+            ),
+            (name in sets, f"{flag}: {name} is listed twice"),
+            (
+                same_name != name,
+                f"{flag} {word}: expected a name that {same_name} does not have too",
+            ),
+            (is_csv and not path, f"{flag} {name}: expected {name}=FILE.csv"),
+        ]
+        # The first mistake of a word may cause the others.
+        mistakes += [message for is_broken, message in rules if is_broken][:1]
         sets[name] = Path(path).expanduser() if path else None
     if mistakes:
         raise UserError("; ".join(mistakes))
@@ -107,7 +111,7 @@ def parse_set_names(
 
 
 def _problem_of_name(name: str) -> str:
-    """What a CSV set's name ought to be; "" if it is so."""
+    # What a CSV set's name ought to be; "" if it is so.
     if not re.fullmatch(r"[\w.-]{1,100}", name):
         return "of up to 100 letters, digits and _ . -"
     lower = name.casefold()

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from hyperiqa.base.errors import UserError, counted, first_five
 from hyperiqa.base.files import HERE
-from hyperiqa.datasets.collections import Listed, json_lists, pyiqa
+from hyperiqa.datasets.collections import json_lists, pyiqa
 from hyperiqa.datasets.formats import leaves_its_folder, number, refuse
 from hyperiqa.datasets.records import (
     IMAGE_SUFFIXES,
@@ -96,9 +96,12 @@ class Reader:
         """All rows of the set's own files. Raises UserError, or MissingFile if there are none."""
         raise NotImplementedError
 
-    def row_of(self, listed: Listed) -> Row | None:
-        """The set's row for a row of a collection; None for an image that is not in the set."""
-        return Row(listed.name, listed.score, listed.split, listed.reference)
+    def row_of(self, listed: Row) -> Row | None:
+        """The set's row for a row of a collection; None for an image that is not in the set.
+
+        It keeps the split, the opinions and the place of the listed row.
+        """
+        return listed
 
     def _collected(self) -> list[Row] | None:
         # The rows of the set in a collection; None if no collection is found.
@@ -110,20 +113,8 @@ class Reader:
             return None
         source, entries = collection
         self.notes.append(f"{self.name}: read from {source}")
-        rows = []
-        for listed in entries:
-            row = self.row_of(listed)
-            if row is not None:
-                rows.append(
-                    replace(
-                        row,
-                        split=listed.split,
-                        deviation=listed.deviation,
-                        votes=listed.votes,
-                    )
-                )
-                if listed.path is not None:
-                    self.placed[row.image] = listed.path
+        rows = [row for row in map(self.row_of, entries) if row is not None]
+        self.placed = {row.image: row.path for row in rows if row.path is not None}
         return rows
 
     def _record(self, row: Row, name: str, path: Path) -> Record:

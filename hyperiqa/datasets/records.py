@@ -96,10 +96,11 @@ def _digest(rows: Iterable[tuple]) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """What a data set's own files say about an image.
+    """What a data set's own files, or a list of a collection, say about an image.
 
     split: None if it must be drawn. deviation: the standard deviation of the opinions, as the files
-    give it. votes: the number of opinions, None for the usual number of the set.
+    give it. votes: the number of opinions, None for the usual number of the set. path: the image's
+    place, where a list says it.
     """
 
     image: str
@@ -109,6 +110,7 @@ class Row:
     kind: str | None = None
     deviation: object = None
     votes: float | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True)

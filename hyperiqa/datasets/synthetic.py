@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.datasets.collections import Listed
 from hyperiqa.datasets.formats import (
     aligned,
     cell_text,
@@ -34,8 +33,9 @@ class NamedByContent(Reader):
 
     kinds: tuple[str, ...]
 
-    def row_of(self, listed: Listed) -> Row | None:
-        return self._rows_by_name(self.root, [(listed.name, listed.score)])[0]
+    def row_of(self, listed: Row) -> Row | None:
+        (named,) = self._rows_by_name(self.root, [(listed.image, listed.score)])
+        return replace(listed, group=named.group, kind=named.kind)
 
     def _rows_by_name(self, path: Path, scores: Iterable[tuple[str, object]]) -> list[Row]:
         # Rows of the pairs (image name, score) of the file `path`. Raises UserError for names of
@@ -183,13 +183,13 @@ class LIVE(Reader):
         pairs = aligned(path, self._references(path))
         return {image: str(reference) for (reference,), image in pairs}
 
-    def row_of(self, listed: Listed) -> Row | None:
-        folder, name = (listed.path or PurePath(listed.name)).parts[-2:]
+    def row_of(self, listed: Row) -> Row | None:
+        folder, name = (listed.path or PurePath(listed.image)).parts[-2:]
         # Undistorted copies have the score 0.
         if listed.score == 0:
             return None
-        group = PurePath(listed.reference).name if listed.reference else None
-        return Row(f"{folder}/{name}", listed.score, group=group, kind=self.kinds.get(folder))
+        group = PurePath(listed.group).name if listed.group else None
+        return replace(listed, image=f"{folder}/{name}", group=group, kind=self.kinds.get(folder))
 
 
 class CSIQ(Reader):
@@ -245,14 +245,15 @@ class CSIQ(Reader):
             rows.append(self._row(cell_text(image), type_letters, cell_text(level), number(dmos)))
         return rows
 
-    def row_of(self, listed: Listed) -> Row | None:
+    def row_of(self, listed: Row) -> Row | None:
         # The form is REFERENCE.KIND.LEVEL.png. A name with fewer parts gets empty ones.
-        reference, kind, level = (*listed.name.split("."), "", "")[:3]
+        reference, kind, level = (*listed.image.split("."), "", "")[:3]
         if kind.lower() not in self.kinds:
             raise UserError(
-                f"{self.root}: expected names such as 1600.AWGN.1.png, found {listed.name}"
+                f"{self.root}: expected names such as 1600.AWGN.1.png, found {listed.image}"
             )
-        return self._row(reference, kind.lower(), level, listed.score)
+        named = self._row(reference, kind.lower(), level, listed.score)
+        return replace(listed, image=named.image, group=named.group, kind=named.kind)
 
     def _collected(self) -> list[Row] | None:
         rows = super()._collected()
