@@ -5,7 +5,7 @@ et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hype
 2020.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class Backbone(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
     frozen = False
+    # The architecture of a model of a hub, which its name alone does not tell.
+    origin: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +69,7 @@ class Backbone(nn.Module):
     @property
     def described(self) -> dict[str, Any]:
         """What a description keeps, in addition to the name, to rebuild the backbone."""
-        return dict(self.normalisation)
+        return {**self.normalisation, **self.origin}
 
     @property
     def pretrained_part(self) -> nn.Module:

