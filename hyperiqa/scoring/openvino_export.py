@@ -19,7 +19,7 @@ import numpy as np
 from hyperiqa.base.errors import UserError, counted, reading_file
 from hyperiqa.model.checkpoints import description_json
 from hyperiqa.scoring.quality_model import ExportedModel, QualityModel
-from hyperiqa.scoring.runtimes import Scorer, open_exported
+from hyperiqa.scoring.runtimes import Scorer, open_exported, openvino_package
 from hyperiqa.stats.metrics import srcc
 
 # Of how many images the ranges of the activations are taken; NNCF's default.
@@ -41,8 +41,7 @@ def write_openvino(
     model's, else returns a line for the user. images: quantise to int8, by these images, and check
     their ranks. Returns the line. Raises UserError.
     """
-    import openvino
-
+    openvino = openvino_package()
     graph = openvino.Core().read_model(onnx)
     if images:
         graph = quantised(graph, model, images)

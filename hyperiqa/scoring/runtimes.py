@@ -6,6 +6,7 @@ description of the model. Nothing here needs torch.
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,10 +107,18 @@ def onnx_graph(content: bytes) -> tuple[Scorer, int, str | None]:
     return lambda patches: session.run(["scores"], {"patches": patches})[0], side, text
 
 
-def openvino_graph(path: Path) -> tuple[Scorer, int, str | None]:
-    """(scorer, side of the patches, description as JSON or None) of an .xml with its .bin."""
+def openvino_package() -> Any:
+    """The package openvino, kept from sending statistics of its use to its makers."""
+    # Without this package of its own it sends none.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 
+    return openvino
+
+
+def openvino_graph(path: Path) -> tuple[Scorer, int, str | None]:
+    """(scorer, side of the patches, description as JSON or None) of an .xml with its .bin."""
+    openvino = openvino_package()
     graph = openvino.Core().read_model(path)
     # Some CPUs would compute in bf16 by default.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}

@@ -1,8 +1,11 @@
 """Exported models: their files, their scores in ONNX Runtime and OpenVINO, and what they refuse."""
 
 import csv
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -241,3 +244,14 @@ def test_mistakes_in_int8(folder, monkeypatch, words, message):
     monkeypatch.setattr(export, "not_installed", lambda *_: "")
     with pytest.raises(UserError, match=message):
         export.main(["model.pkl", *words])
+
+
+def test_the_use_of_openvino_is_told_to_nobody(folder, tmp_path):
+    code = f"import hyperiqa; hyperiqa.load({str(folder / 'model.xml')!r})"
+    # Its telemetry leaves an identifier there before it sends anything.
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert not (tmp_path / "intel").exists()
+    subprocess.run([sys.executable, "-c", "import openvino"], check=True, env=environment)
+    if not (tmp_path / "intel").exists():
+        pytest.skip("this openvino leaves no trace of its telemetry")
