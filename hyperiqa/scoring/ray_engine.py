@@ -53,8 +53,10 @@ def score(options: argparse.Namespace, stores: Sequence[str]) -> Iterator[tuple[
     # The other machines may lack this program.
     environment = {"py_modules": [str(Path(hyperiqa.__file__).parent)]}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    with reading_file(Path(os.environ.get("RAY_ADDRESS", "Ray")), "cannot be reached"):
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+    # By itself, Ray would join what ran last on this machine, even if it is dead.
+    address = os.environ.get("RAY_ADDRESS", "local")
+    with reading_file(Path(address), "cannot be reached"):
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     ray.data.DataContext.get_current().enable_progress_bars = False
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     nodes = [resources for resources in alive if resources.get("CPU")]
