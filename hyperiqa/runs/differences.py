@@ -61,12 +61,12 @@ def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
     keys = measure.common_images(a.runs + b.runs)
     if keys is None:
         difference = intervals.welch_difference(values_a, values_b, measure.scale)
-        reason = ""
-        if math.isnan(difference.p):
-            reason = "seeds without common predictions need at least two on both sides"
+        problem = "seeds without common predictions need at least two on both sides"
+        reason = problem if math.isnan(difference.p) else ""
         return Comparison(a, b, "seeds alone", 0, difference, refused=reason)
-    draws_a = np.stack([measure.draws(run, keys) for run in a.runs], 1)
-    draws_b = np.stack([measure.draws(run, keys) for run in b.runs], 1)
+    draws_a, draws_b = (
+        np.stack([measure.draws(run, keys) for run in entry.runs], 1) for entry in (a, b)
+    )
     difference = intervals.group_difference(values_a, values_b, draws_a, draws_b, measure.scale)
     return Comparison(a, b, "seeds and images", len(keys), difference)
 
@@ -100,9 +100,8 @@ def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Compa
         measure.value(run_a), measure.value(run_b), measure.formula, images_a, images_b
     )
     fewer = min(images_a, images_b)
-    reason = ""
-    if math.isnan(difference.p):
-        reason = f"{counted(fewer, 'image')} without predictions: too few for an interval"
+    problem = f"{counted(fewer, 'image')} without predictions: too few for an interval"
+    reason = problem if math.isnan(difference.p) else ""
     return Comparison(a, b, "number of images", fewer, difference, refused=reason)
 
 
@@ -130,8 +129,7 @@ def compare_all(measure: Measure, pairs: Sequence[tuple[Entry, Entry]]) -> list[
         pair.difference.p if pair.difference and not pair.refused else math.nan
         for pair in comparisons
     ]
-    corrected = intervals.holm(p_values)
-    return [replace(pair, corrected=p) for pair, p in zip(comparisons, corrected)]
+    return [replace(pair, corrected=p) for pair, p in zip(comparisons, intervals.holm(p_values))]
 
 
 def sentence(
@@ -235,15 +233,19 @@ def find_entry(name: str, entries: Sequence[Entry], flag: str) -> Entry:
     problem = "no such run"
     if matches:
         problem = f"{len(matches)} runs match: {first_five(entry.name for entry in matches)}"
-    expected = first_five(entry.name for entry in entries)
-    raise UserError(f"{flag} {name}: {problem}; expected one of {expected}")
+    raise UserError(
+        f"{flag} {name}: {problem}; expected one of {first_five(entry.name for entry in entries)}"
+    )
 
 
 def _has_setting(entry: Entry, word: str) -> bool:
     """Whether a word such as `alpha=0.3` is a setting of the entry, whose name may be longer."""
     key, _, value = word.partition("=")
-    names = [name for name in entry.runs[0].settings if f"_{name}".endswith(f"_{key}")]
-    return any(entry.setting(name) == value for name in names)
+    return any(
+        entry.setting(name) == value
+        for name in entry.runs[0].settings
+        if f"_{name}".endswith(f"_{key}")
+    )
 
 
 def _names(entry: Entry) -> list[str]:
@@ -305,14 +307,16 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
 def _seeds_of(
     settings: Sequence[Entry], keys: tuple[Key, ...], measure: Measure
 ) -> intervals.Seeds:
-    groups = [
-        (
-            [measure.value(run) for run in setting.runs],
-            np.stack([measure.draws(run, keys) for run in setting.runs], 1),
-        )
-        for setting in settings
-    ]
-    return intervals.pooled_seeds(groups, measure.scale)
+    return intervals.pooled_seeds(
+        [
+            (
+                [measure.value(run) for run in setting.runs],
+                np.stack([measure.draws(run, keys) for run in setting.runs], 1),
+            )
+            for setting in settings
+        ],
+        measure.scale,
+    )
 
 
 def _made_up_pair(measure: Measure, run: Run, keys: Sequence[Key]) -> np.ndarray:

@@ -93,8 +93,7 @@ def default_texts() -> dict[str, str]:
 
 def differ_in_sets(entries: Iterable[Entry]) -> bool:
     """Whether the runs are known to be tested on different data sets."""
-    runs = [run for entry in entries for run in entry.runs]
-    return len({run.settings["dataset"] for run in runs if "dataset" in run.settings}) > 1
+    return "dataset" in differing_settings([run for entry in entries for run in entry.runs])
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
@@ -182,14 +181,12 @@ class Measure:
             scores = self.scores(run)
             if scores is not None:
                 # Two releases of a set may have other opinions of images of the same names.
-                images = (scores.keys, scores.mos.tobytes())
-                alike.setdefault(images, []).append((run, scores))
+                alike.setdefault((scores.keys, scores.mos.tobytes()), []).append((run, scores))
         for (keys, _), members in alike.items():
             predictions = np.stack([scores.score for _, scores in members])
             mos = members[0][1].mos
             draws = resampling.bootstrap(self.name, predictions, mos, self.resamples)
-            for (run, _), draws_of_run in zip(members, draws.T):
-                self._draws[run, keys] = draws_of_run
+            self._draws |= {(run, keys): column for (run, _), column in zip(members, draws.T)}
 
     def estimate(self, entry: Entry) -> intervals.Estimate:
         """The entry's figure with its interval, over images and, where it has several, seeds."""
@@ -215,10 +212,11 @@ class Measure:
         else:
             draws = np.stack([self.draws(run, keys) for run in entry.runs], 1)
             mean = intervals.group_difference(values, constant, draws, np.zeros((len(draws), 2)))
-        deviation = float(np.std(values, ddof=1))
         # Few seeds reach far: beyond a correlation of 1, were it not for its scale.
         bounds = self.scale.interval(mean.value, mean.high - mean.value)
-        return intervals.Estimate(mean.value, *bounds, mean.approximate, deviation)
+        return intervals.Estimate(
+            mean.value, *bounds, mean.approximate, deviation=float(np.std(values, ddof=1))
+        )
 
     def common_images(self, runs: Sequence[Run]) -> tuple[Key, ...] | None:
         """The images of all these runs where they have the same ones, else None."""
@@ -246,12 +244,11 @@ def choose_entries(
     return ranked(entries, replace(measure, metric=sort or measure.metric)), notes
 
 
-def ranked(entries: Iterable[Entry], measure: Measure) -> list[Entry]:
+def ranked(entries: Sequence[Entry], measure: Measure) -> list[Entry]:
     """Best first; entries without the figure last, in the order of their names.
 
     Figures on different test sets have no order: each set has its entries together.
     """
-    entries = list(entries)
     sign = -1 if measure.higher_is_better else 1
     by_set = measure.part == "test" and differ_in_sets(entries)
 

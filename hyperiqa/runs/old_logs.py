@@ -13,8 +13,10 @@ from pathlib import Path
 
 from hyperiqa.base.errors import UserError, reading_file
 from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base.schema import mismatch
 from hyperiqa.stats.metrics import FIGURES
 from hyperiqa.training.options import figure_settings
+from hyperiqa.training.run_files import RECORDS
 
 _ELAPSED = re.compile(rb"\[(?:(\d+):)?(\d+):(\d\d)<")
 # A row may stand on the line of an unfinished bar, behind the bar's closing bracket.
@@ -55,7 +57,11 @@ def read_log(path: Path) -> list[dict]:
         raise UserError(
             f"{path}: not a training log: expected a line `Epoch  Train_Loss  …`, found none"
         )
-    return reader.records()
+    records = reader.records()
+    # The settings are as the log has them; figures were read as numbers.
+    if problem := mismatch(records[0], RECORDS["run"]):
+        raise UserError(f"{path}: not the log of a run: {problem}")
+    return records
 
 
 class _Reader:
@@ -105,8 +111,7 @@ class _Reader:
 
     def _take_text(self, text: str) -> None:
         for beginning, action in _ACTIONS.items():
-            match = re.match(beginning, text)
-            if match is not None:
+            if match := re.match(beginning, text):
                 action(self, match)
                 return
         # An error's line ends a run behind a traceback alone; `Killed` is the system's word.
@@ -196,8 +201,9 @@ class _Reader:
 
     def _figures(self, loss: re.Match, fields: list[str]) -> dict[str, dict]:
         parts = re.findall(r"(\w+):([-\w.+]+)", loss[2] or "")
-        train = {name.lower(): _number(text) for name, text in [("loss", loss[1]), *parts]}
-        figures = {"train": train}
+        figures = {
+            "train": {name.lower(): _number(text) for name, text in [("loss", loss[1]), *parts]}
+        }
         for column, field in zip(self.columns[2:], fields[2:]):
             part, _, name = column.lower().rpartition("_")
             if part and name in FIGURES:
@@ -230,8 +236,11 @@ class _Reader:
         if self.columns:
             self.flags.setdefault("ranking_loss_alpha", 0)
         alpha = self.flags.get("ranking_loss_alpha")
-        parts = ("loss", "l1", "rank")
-        ranked = [e["train"] for e in epochs if all(e["train"].get(part) for part in parts)]
+        ranked = [
+            epoch["train"]
+            for epoch in epochs
+            if all(epoch["train"].get(part) for part in ("loss", "l1", "rank"))
+        ]
         if isinstance(alpha, (int, float)) and alpha and ranked:
             self.flags.setdefault("ranking_loss_form", _ranking_loss_form(ranked[0], alpha))
 

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from hyperiqa.base.errors import UserError, counted, reading_file
-from hyperiqa.base.schema import mismatch
 from hyperiqa.datasets.names import EPOCH_KEYS, record_name, set_title
 from hyperiqa.runs.old_logs import read_log
 from hyperiqa.stats import metrics
@@ -82,10 +81,14 @@ class Run:
     @property
     def cross_tests(self) -> list[str]:
         """The sets that the epochs were tested on besides, in the order of the records."""
-        fields = [item for record in self.epochs.values() for item in record.items()]
         # A dictionary drops what comes twice and keeps the order.
-        parts = dict.fromkeys(part for part, value in fields if isinstance(value, dict))
-        return [part for part in parts if part not in EPOCH_KEYS]
+        parts = dict.fromkeys(
+            part
+            for record in self.epochs.values()
+            for part, value in record.items()
+            if isinstance(value, dict) and part not in EPOCH_KEYS
+        )
+        return list(parts)
 
     def figure(self, part: str, name: str, epoch: int) -> float:
         """A recorded figure; nan where it is undefined or not recorded."""
@@ -95,8 +98,11 @@ class Run:
     @property
     def minutes(self) -> float:
         """Mean minutes per epoch, nan where the log has no times."""
-        timed = [record["seconds"] for record in self.epochs.values() if record.get("seconds")]
-        seconds = [sum(parts.values()) for parts in timed]
+        seconds = [
+            sum(record["seconds"].values())
+            for record in self.epochs.values()
+            if record.get("seconds")
+        ]
         return sum(seconds) / len(seconds) / 60 if seconds else math.nan
 
     @cached_property
@@ -215,11 +221,10 @@ def find(paths: Iterable[Path]) -> tuple[list[Run], list[str]]:
         problems += problems_of_file
     counts = Counter(run.name for run in runs)
     # Of one name in two folders, the folders tell which is which.
-    named = [
+    return [
         replace(run, name=str(run.path.with_name(run.name))) if counts[run.name] > 1 else run
         for run in runs
-    ]
-    return named, problems
+    ], problems
 
 
 def _read_file(file: Path) -> tuple[list[Run], list[str]]:
@@ -229,8 +234,7 @@ def _read_file(file: Path) -> tuple[list[Run], list[str]]:
     except UserError as mistake:
         problem = str(mistake)
     else:
-        problems = [run.predictions_problem() for run in runs]
-        return runs, [problem for problem in problems if problem]
+        return runs, list(filter(None, [run.predictions_problem() for run in runs]))
     plain = file.with_suffix(".log")
     if file.suffix != ".jsonl" or not plain.is_file():
         return [], [problem]
@@ -242,7 +246,7 @@ def _read_file(file: Path) -> tuple[list[Run], list[str]]:
 
 def read_runs(path: Path) -> list[Run]:
     """The rounds of a NAME.jsonl or a plain log. Raises UserError for a file that is neither."""
-    records = _read_jsonl(path) if path.suffix == ".jsonl" else _read_log(path)
+    records = _read_jsonl(path) if path.suffix == ".jsonl" else read_log(path)
     epochs: dict[int, dict[int, dict]] = {}
     choices: dict[int, dict] = {}
     for record in records:
@@ -298,14 +302,6 @@ def _seed(header: dict, number: int, choice: dict) -> dict[str, str]:
     if seed is None and "seed" in header["flags"]:
         seed = int(header["flags"]["seed"]) + number - 1
     return {} if seed is None else {"seed": str(seed)}
-
-
-def _read_log(path: Path) -> list[dict]:
-    records = read_log(path)
-    # The settings are as the log has them; figures were read as numbers.
-    if problem := mismatch(records[0], run_files.RECORDS["run"]):
-        raise UserError(f"{path}: not the log of a run: {problem}")
-    return records
 
 
 def _read_jsonl(path: Path) -> list[dict]:
@@ -367,12 +363,11 @@ def setting_text(value: object) -> str:
 def read_predictions(path: Path) -> dict[str, Scores]:
     """A predictions file -> data set -> scores, in the file's order of sets. Raises UserError."""
     rows: dict[str, list[tuple[Key, float, float]]] = {}
-    copies: dict[tuple[str, str], int] = {}
+    copies: Counter[tuple[str, str]] = Counter()
     for dataset, image, mos, score in run_files.read_predictions(path):
         # Two folders of a set may hold images of one name: they keep the order of the file.
-        copy = copies.get((dataset, image), 0)
-        copies[dataset, image] = copy + 1
-        rows.setdefault(dataset, []).append(((image, copy), mos, score))
+        rows.setdefault(dataset, []).append(((image, copies[dataset, image]), mos, score))
+        copies[dataset, image] += 1
     predictions = {}
     for dataset, rows_of_set in rows.items():
         keys, opinions, scores = zip(*sorted(rows_of_set))

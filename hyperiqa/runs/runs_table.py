@@ -142,8 +142,10 @@ def _interval_notes(
     if any(not estimate.approximate and not math.isnan(estimate.low) for estimate in estimates):
         yield f"[…] 95 % interval: bootstrap over test images, {measure.resamples} resamples"
     if any(estimate.approximate for estimate in estimates):
-        paper = _PAPERS.get(measure.name, "")
-        origin = f"from the number of test images ({paper}), since no predictions are there"
+        origin = (
+            f"from the number of test images ({_PAPERS.get(measure.name, '')}), "
+            "since no predictions are there"
+        )
         yield f"~ approximate: {'from the seeds alone' if grouped else origin}"
     if any(not math.isnan(estimate.deviation) for estimate in estimates):
         yield "± standard deviation over seeds; intervals over seeds and images"

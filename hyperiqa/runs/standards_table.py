@@ -29,8 +29,7 @@ def with_overall(sets: Sets) -> Sets:
 
 
 def _in_all(figures: Sequence[Mapping[str, standards.Measured]]) -> list[str]:
-    shared = set.intersection(*(set(measured) for measured in figures))
-    return [name for name in standards.STANDARDS if name in shared]
+    return [name for name in standards.STANDARDS if all(name in measured for measured in figures)]
 
 
 def entry_standards(entry: Entry) -> Sets:
@@ -47,9 +46,10 @@ def entry_standards(entry: Entry) -> Sets:
         errors = entry.runs[0].errors(part, scores[0].keys)
         figures = [standards.measure(of_run.score, of_run.mos, errors) for of_run in scores]
         for name in _in_all(figures):
-            value = float(np.mean([measured[name].value for measured in figures]))
-            influence = np.mean([measured[name].influence for measured in figures], 0)
-            sets.setdefault(part, {})[name] = standards.Measured(value, influence)
+            sets.setdefault(part, {})[name] = standards.Measured(
+                value=float(np.mean([measured[name].value for measured in figures])),
+                influence=np.mean([measured[name].influence for measured in figures], 0),
+            )
     return with_overall(sets)
 
 
@@ -57,8 +57,7 @@ def table(
     rows: Sequence[tuple[str, str, Mapping[str, standards.Measured]]], first: str
 ) -> tuple[list[str], list[list[str]]]:
     """Header and rows of (name, set, figures); first: the title of the names."""
-    measured = set().union(*(figures for _, _, figures in rows))
-    names = [name for name in standards.STANDARDS if name in measured]
+    names = [name for name in standards.STANDARDS if any(name in figures for _, _, figures in rows)]
     lines = []
     for row_name, dataset, figures in rows:
         estimates = [standards.estimate(name, figures.get(name, _UNKNOWN)) for name in names]

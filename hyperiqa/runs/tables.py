@@ -44,9 +44,10 @@ def short_names(names: Sequence[str], width: int) -> dict[str, str]:
     long one, and then their middles.
     """
     undated = [re.sub(r"_\d{8}_\d{6}(?=$|_)", "", name) for name in names]
-    texts: dict[str, str] = {}
-    for name, plain in zip(names, undated):
-        texts[name] = plain if len(name) > width and undated.count(plain) == 1 else name
+    texts = {
+        name: plain if len(name) > width and undated.count(plain) == 1 else name
+        for name, plain in zip(names, undated)
+    }
     long = [re.split("[_ ]", text) for text in texts.values() if len(text) > width]
     short: dict[str, str] = {}
     for name, text in texts.items():
@@ -99,8 +100,7 @@ def names_in_table(
 
 
 def _column_widths(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[int]:
-    columns = ([*title.split("\n"), *cells] for title, *cells in zip(header, *rows))
-    return [max(map(len, texts)) for texts in columns]
+    return [max(map(len, [*title.split("\n"), *cells])) for title, *cells in zip(header, *rows)]
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int = 100) -> str:
