@@ -108,9 +108,13 @@ def unpaired_difference(
     high = a - b + np.hypot(high_a - a, b - low_b)
     # The half of the interval towards zero is as long as norm.ppf(0.975) standard errors.
     error = (a - b - low if a > b else high - (a - b)) / INTERVAL_IN_ERRORS
-    p = float(2 * scipy.stats.norm.sf(abs(a - b) / error)) if error else 1.0
     return Difference(
-        a - b, float(low), float(high), p, True, visible=float(DETECTABLE_IN_ERRORS * error)
+        a - b,
+        float(low),
+        float(high),
+        p=float(2 * scipy.stats.norm.sf(abs(a - b) / error)) if error else 1.0,
+        approximate=True,
+        visible=float(DETECTABLE_IN_ERRORS * error),
     )
 
 
@@ -126,12 +130,15 @@ def paired_difference(
     """
     by_images = float(np.nanvar(draws_a / scale.unit(draws_a) - draws_b / scale.unit(draws_b)))
     level = float(np.nanmean([draws_a, draws_b]))
-    visible = scale.decline(level, visible_difference(by_images))
     draws = draws_a - draws_b
     draws = draws[np.isfinite(draws)]
     tail = min((draws <= 0).sum(), (draws >= 0).sum())
-    p = float(min(1.0, 2 * (tail + 1) / (len(draws) + 1)))
-    return Difference(value, *percentile_interval(draws), p=p, visible=visible)
+    return Difference(
+        value,
+        *percentile_interval(draws),
+        p=float(min(1.0, 2 * (tail + 1) / (len(draws) + 1))),
+        visible=scale.decline(level, visible_difference(by_images)),
+    )
 
 
 def group_difference(
@@ -160,8 +167,7 @@ def group_difference(
     groups = [(figures_a, draws_a), (figures_b, draws_b)]
     visible = visible_difference(by_images, pooled_seeds(groups, scale), counts)
     if min(counts) == 1:
-        of_images = np.nanvar(means_a - means_b)
-        difference = _against_one(value, of_images, pooled_seeds(groups))
+        difference = _against_one(value, np.nanvar(means_a - means_b), pooled_seeds(groups))
     else:
         random = np.random.default_rng([0, *counts])
         means_a = means_a + _drawn_seeds(np.asarray(figures_a, float), draws_a, random)
@@ -253,8 +259,12 @@ def _against_one(value: float, by_images: float, seeds: Seeds) -> Difference:
     # Where no spread is left, any difference is infinitely many errors large.
     divisors = errors.clip(1e-300)
     reach = _mean_reach(divisors, UPPER_QUANTILE)
-    p = float(np.mean(2 * scipy.stats.norm.sf(abs(value) / divisors)))
-    return Difference(value, value - reach, value + reach, p)
+    return Difference(
+        value,
+        value - reach,
+        value + reach,
+        p=float(np.mean(2 * scipy.stats.norm.sf(abs(value) / divisors))),
+    )
 
 
 def _mean_reach(errors: np.ndarray, quantile: float, start: np.ndarray | float = 0.0) -> float:

@@ -289,8 +289,11 @@ def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> di
     if len(mos) < 10 or metrics.fittable(scores, mos) is None:
         return {}
     sample = Sample(scores, mos, error)
-    names = [name for name in STANDARDS if error is not None or not STANDARDS[name].votes]
-    return {name: STANDARDS[name].of(sample) for name in names}
+    return {
+        name: standard.of(sample)
+        for name, standard in STANDARDS.items()
+        if error is not None or not standard.votes
+    }
 
 
 def estimate(name: str, measured: Measured) -> Estimate:
@@ -330,8 +333,9 @@ def difference(a: Measured, b: Measured) -> Difference:
         return Difference(value, NAN, NAN, NAN)
     if not np.isfinite(value) or not error:
         return Difference(value, NAN, NAN, float(value == 0))
-    tested = student(value, error, len(between.influence) - 1)
-    return replace(tested, visible=DETECTABLE_IN_ERRORS * error)
+    return replace(
+        student(value, error, len(between.influence) - 1), visible=DETECTABLE_IN_ERRORS * error
+    )
 
 
 def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
@@ -367,5 +371,4 @@ def over_sets(name: str, measured: Sequence[Measured]) -> Measured:
     weights = np.repeat(weights / len(measured) * sizes.sum() / sizes, sizes)
     influence = weights * np.concatenate([in_set.influence for in_set in measured])
     # If all sets have a share of 0 or 1, the smallest set is the least certain one.
-    count = float(len(sizes) ** 2 / sum(1 / sizes))
-    return Measured(value, influence, count)
+    return Measured(value, influence, count=float(len(sizes) ** 2 / sum(1 / sizes)))
