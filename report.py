@@ -103,8 +103,9 @@ def write(options: argparse.Namespace) -> list[Run]:
     measure = Measure(options.metric)
     found_runs, problems = find(options.paths)
     if not found_runs:
-        unread = first_five(problems or options.paths)
-        raise UserError(f"{unread}: expected logs of a run, found none")
+        raise UserError(
+            f"{first_five(problems or options.paths)}: expected logs of a run, found none"
+        )
     # The best entry comes first.
     entries, notes = choose_entries(found_runs, measure, options.group)
     runs = [run for entry in entries for run in entry.runs]
@@ -124,8 +125,7 @@ def write(options: argparse.Namespace) -> list[Run]:
         path = run_sections.checkpoint_of(runs[0], options.checkpoint_dir)
         model = quality_model.load(path, options.device)
     cache = {"cache": options.cache, "cache_dir": options.cache_dir} if options.images else None
-    places = _places(options.datasets, runs)
-    sets, missing = scored_sets.sets_of_runs(name_of_run, places, cache)
+    sets, missing = scored_sets.sets_of_runs(name_of_run, _places(options.datasets, runs), cache)
     for scored_set in sets:
         scored_sets.add_set(page, scored_set)
     if model and sets and sets[0].images:
@@ -133,8 +133,7 @@ def write(options: argparse.Namespace) -> list[Run]:
     run_sections.add_certificates(page, name_of_run, options.checkpoint_dir)
     page.content["facts"] += [*problems, *notes, *missing]
     page.write(options.output)
-    written_page = f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)"
-    print("\n".join([written_page, *missing]))
+    print(f"{options.output} ({options.output.stat().st_size / 1e6:.1f} MB)", *missing, sep="\n")
     return under_way
 
 

@@ -26,13 +26,18 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
     `number` images of the set show which stages `attention` weighs and how the generated weights
     spread; MAPS images of each level have a map.
     """
-    images = _spread_over_opinions(scored_set.mos, number)
+    # At even steps from the worst opinion to the best.
+    order = np.argsort(scored_set.mos, kind="stable")
+    places = np.linspace(0, len(order) - 1, min(number, len(order)))
+    images = order[places.round().astype(int)].tolist()
     # Level -> positions in `images` and in `image_maps`.
     levels = maps.levels(scored_set.mos[images])
-    mapped: set[int] = set()
-    for level in levels.values():
-        # At even steps.
-        mapped.update(level[:: max(1, len(level) // MAPS)][:MAPS])
+    # At even steps within each level.
+    mapped = {
+        position
+        for level in levels.values()
+        for position in level[:: max(1, len(level) // MAPS)][:MAPS]
+    }
     cache = scored_set.images.cache
     image_maps = []
     # Position -> the map as a picture, and the scores of its darkest and its brightest colour.
@@ -47,34 +52,28 @@ def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int
             overlays[position][0].thumbnail(SHOWN)
         # The pixels of all images together could fill the memory.
         image_maps.append(dataclasses.replace(image_map, pixels=None, map=None))
-    scores = [image_map.score for image_map in image_maps]
-    _add_map_images(page, scored_set, images, scores, overlays, levels)
-    lines = [
-        f"{counted(len(image_maps), 'image')} of {scored_set.title}, in "
-        f"{counted(len(levels), 'level')} of opinion; bars: 95 % intervals of the mean.",
-        "Maps: scores of a dense grid of patches; dark is worse, bright is better, scored as said "
-        "below each.",
-    ]
+    _add_map_images(page, scored_set, images, image_maps, overlays, levels)
     page.section(
         "Where the model looks",
-        block("text", lines=lines),
+        block(
+            "text",
+            lines=[
+                f"{counted(len(image_maps), 'image')} of {scored_set.title}, in "
+                f"{counted(len(levels), 'level')} of opinion; bars: 95 % intervals of the mean.",
+                "Maps: scores of a dense grid of patches; dark is worse, bright is better, "
+                "scored as said below each.",
+            ],
+        ),
         block("levels", levels=list(levels), panels=_panels(image_maps, list(levels.values()))),
         block("gallery", set="maps", by=scored_set.opinion, most=4, down=False),
     )
-
-
-def _spread_over_opinions(mos: np.ndarray, number: int) -> list[int]:
-    """At most `number` images, at even steps from the worst opinion to the best."""
-    order = np.argsort(mos, kind="stable")
-    places = np.linspace(0, len(order) - 1, min(number, len(order)))
-    return order[places.round().astype(int)].tolist()
 
 
 def _add_map_images(
     page: Page,
     scored_set: ScoredSet,
     images: Sequence[int],
-    scores: Sequence[float],
+    image_maps: Sequence[maps.ImageMaps],
     overlays: Mapping[int, tuple[Image.Image, float, float]],
     levels: Mapping[str, Sequence[int]],
 ) -> None:
@@ -82,14 +81,18 @@ def _add_map_images(
     level_of = {position: level for level, members in levels.items() for position in members}
     fields: dict[str, Sequence] = {
         scored_set.opinion: [float(scored_set.mos[images[k]]) for k in overlays],
-        "score": [scores[k] for k in overlays],
+        "score": [image_maps[k].score for k in overlays],
         # What the darkest and the brightest colour of each map stand for.
         "dark": [dark for _, dark, _ in overlays.values()],
         "bright": [bright for _, _, bright in overlays.values()],
         "level": [level_of[k] for k in overlays],
     }
-    names = [scored_set.names[images[k]] for k in overlays]
-    page.images("maps", names, fields, [overlay.copy for overlay, _, _ in overlays.values()])
+    page.images(
+        "maps",
+        [scored_set.names[images[k]] for k in overlays],
+        fields,
+        [overlay.copy for overlay, _, _ in overlays.values()],
+    )
 
 
 def _panels(image_maps: Sequence[maps.ImageMaps], levels: Sequence[Sequence[int]]) -> list[list]:
@@ -97,12 +100,20 @@ def _panels(image_maps: Sequence[maps.ImageMaps], levels: Sequence[Sequence[int]
     panels = []
     # Only the fusion `attention` weighs the stages.
     if image_maps[0].stages is not None:
-        means = _means([image_map.stages for image_map in image_maps], levels)
-        panels.append(["what attention weighs each stage", STAGES, *means])
-    means = _means([image_map.spread for image_map in image_maps], levels)
+        panels.append(
+            [
+                "what attention weighs each stage",
+                STAGES,
+                *_means([image_map.stages for image_map in image_maps], levels),
+            ]
+        )
     return [
         *panels,
-        ["spread of the generated weights within an image", LAYERS, *means],
+        [
+            "spread of the generated weights within an image",
+            LAYERS,
+            *_means([image_map.spread for image_map in image_maps], levels),
+        ],
         [
             "spread of each weight between images, of all weights' spread",
             LAYERS,
@@ -136,8 +147,7 @@ def _spread_between_images(
     It is the standard deviation over the level's images, averaged over the layer's weights, in
     parts of the standard deviation of all weights of all images.
     """
-    weights = [image_map.weights for image_map in image_maps]
-    layers = [np.stack(layer_of_images) for layer_of_images in zip(*weights)]
+    layers = [np.stack(layer) for layer in zip(*(image_map.weights for image_map in image_maps))]
     return [
         [float(layer[level].std(0).mean() / layer.std()) for layer in layers] for level in levels
     ]

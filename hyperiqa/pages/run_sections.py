@@ -45,15 +45,17 @@ def add_runs(
             block("text", lines=lines),
         )
     if comparisons:
-        sentences = _sentences(comparisons, measure, dict(short_names))
         page.section(
-            f"Differences in {measure.metric.upper()}", block("list", lines=list(sentences))
+            f"Differences in {measure.metric.upper()}",
+            block("list", lines=list(_sentences(comparisons, measure, dict(short_names)))),
         )
     head, rows = runs_table.settings_table(entries)
     # The first column is the run's name: alone, it says that nothing differs.
     if len(head) > 1:
-        rows = _with_short_names(rows, short_names)
-        page.section("Settings that differ", block("table", head=head, rows=rows, label="Settings"))
+        page.section(
+            "Settings that differ",
+            block("table", head=head, rows=_with_short_names(rows, short_names), label="Settings"),
+        )
     page.section("Curves", _curves(entries, names_of_runs))
     standards = [
         (short_names[entry.name], part, figures)
@@ -108,9 +110,8 @@ def _sentences(
 def _curves(entries: Sequence[Entry], names: Mapping[Run, str]) -> dict[str, Any]:
     """A panel for each figure of each set, and for the training loss and its parts."""
     runs = [run for entry in entries for run in entry.runs]
-    cross_tests = [part for run in runs for part in run.cross_tests]
     # A dictionary drops what comes twice and keeps the order.
-    parts = dict.fromkeys(["test", *cross_tests, "train"])
+    parts = dict.fromkeys(["test", *(part for run in runs for part in run.cross_tests), "train"])
     figures = [(part, name) for part in parts for name in RECORDED]
     figures += [("train", name) for name in _loss_names(runs)]
     panels = []
@@ -119,13 +120,17 @@ def _curves(entries: Sequence[Entry], names: Mapping[Run, str]) -> dict[str, Any
         figure_title = name.upper() if name in RECORDED else name
         values = [[run.figure(part, name, epoch) for epoch in sorted(run.epochs)] for run in runs]
         panels.append([f"{title} {figure_title}", values])
-    epochs = [{"name": names[run], "epochs": sorted(run.epochs), "best": run.best} for run in runs]
-    return block("curves", runs=epochs, panels=panels)
+    return block(
+        "curves",
+        runs=[{"name": names[run], "epochs": sorted(run.epochs), "best": run.best} for run in runs],
+        panels=panels,
+    )
 
 
 def _loss_names(runs: Sequence[Run]) -> list[str]:
-    epochs = [epoch for run in runs for epoch in run.epochs.values()]
-    figures = dict.fromkeys(name for epoch in epochs for name in epoch.get("train", {}))
+    figures = dict.fromkeys(
+        name for run in runs for epoch in run.epochs.values() for name in epoch.get("train", {})
+    )
     losses = [name for name in figures if name not in RECORDED]
     # A loss of one part is that part.
     return ["loss"] if len(losses) == 2 else losses
@@ -160,8 +165,9 @@ def add_certificates(page: Page, short_names: Mapping[Run, str], folder: Path | 
         try:
             path = checkpoint_of(run, folder)
             _, description = checkpoints.load_model(path)
-            facts = list(certificate_checks.facts(path.name, description))
-            certificates.append(block("facts", rows=facts))
+            certificates.append(
+                block("facts", rows=list(certificate_checks.facts(path.name, description)))
+            )
         except UserError as problem:
             missing.append(f"{name}: {problem}")
         except KeyError:

@@ -99,8 +99,7 @@ def sets_of_runs(
                 # Runs on different splits of a set have different images under its name.
                 same_titles = sum(earlier_key[0] == title for earlier_key in sets)
                 unique_title = f"{title} ({same_titles + 1})" if same_titles else title
-                names = [image for image, _ in scores.keys]
-                sets[key] = ScoredSet(unique_title, names, scores.mos)
+                sets[key] = ScoredSet(unique_title, [name for name, _ in scores.keys], scores.mos)
                 if cache_flags:
                     problem = _add_images(sets[key], run, part, places, cache_flags)
                     if problem:
@@ -174,11 +173,10 @@ def decode_sets(
             problems.append(str(problem))
             continue
         crop = (options.patch_size, options.test_crop, options.test_patch_num)
-        sets = {
+        return {
             part: (images, images.records(split), crop)
             for part, (images, split) in data.tests.items()
-        }
-        return sets, "; ".join(problems)
+        }, "; ".join(problems)
     return {}, problems[-1]
 
 
@@ -233,8 +231,10 @@ def add_set(page: Page, scored_set: ScoredSet) -> None:
     plots = _error_plots(scored_set, field_names)
     blocks = [plots, *_galleries(scored_set.title, error_size)]
     for name in groupings:
-        heading = block("heading", title=f"By {GROUPINGS[name]}")
-        blocks += [heading, _figures_by(scored_set, name, errors)]
+        blocks += [
+            block("heading", title=f"By {GROUPINGS[name]}"),
+            _figures_by(scored_set, name, errors),
+        ]
     if measures:
         first_run = next(iter(errors))
         # With several runs, correlations of all would be a table that nobody reads.
@@ -401,14 +401,13 @@ def _figures_by(
 
 def _correlations(errors: np.ndarray, measures: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """A table of the rank correlations of errors, and of their sizes, with each measure."""
-    rows = [
-        [name, _srcc_text(errors, measure), _srcc_text(abs(errors), measure)]
-        for name, measure in measures.items()
-    ]
     return block(
         "table",
         head=["measure", "SRCC with the error", "SRCC with its size"],
-        rows=rows,
+        rows=[
+            [name, _srcc_text(errors, measure), _srcc_text(abs(errors), measure)]
+            for name, measure in measures.items()
+        ],
         label="Errors and simple measures",
     )
 
