@@ -26,23 +26,20 @@ from hyperiqa.base.command_line import Flags, run_tool
 
 def main(argv: list[str] | None = None) -> None:
     flags = Flags(__doc__)
-    beside = Path(__file__).resolve().with_name("demo")
     flags.words(
         "out",
         "new folder for the set (default: demo beside this script)",
         nargs="?",
         type=Path,
-        default=beside,
+        default=Path(__file__).resolve().with_name("demo"),
     )
     flags.count("--seed", 7, "seed of everything random", least=0)
-    uses = (("train", 960, "training"), ("test", 48, "testing"), ("spaq", 48, "the cross test"))
-    for name, count, use in uses:
-        flags.count(
-            f"--{name}",
-            count,
-            f"number of images for {use}",
-            least=8,
-        )
+    for name, count, use in (
+        ("train", 960, "training"),
+        ("test", 48, "testing"),
+        ("spaq", 48, "the cross test"),
+    ):
+        flags.count(f"--{name}", count, f"number of images for {use}", least=8)
     options = flags.parse(argv)
     # This imports scipy, which takes long: a mistake in the flags is reported before.
     from hyperiqa.datasets.demo_images import build_and_report

@@ -128,8 +128,11 @@ def _problems(
 ) -> Iterator[str]:
     given_to_all = {word.split("=")[0] for word in common if word.startswith("--")}
     yield from (f"{flag}: expected values to search" for flag in grid if not grid[flag])
-    both = [flag for flag in grid if flag in given_to_all]
-    yield from (f"{flag}: given both as a searched flag and after --" for flag in both)
+    yield from (
+        f"{flag}: given both as a searched flag and after --"
+        for flag in grid
+        if flag in given_to_all
+    )
     if options.gpus and options.launcher:
         yield "contradictory flags: --gpus and --launcher: the cluster chooses the GPUs"
     for flag in ("--run_name", "--resume"):
@@ -169,9 +172,13 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
     for change, seed in itertools.product(changes, seeds):
         settings = {**change, "--seed": seed}
         words = [[flag, *shlex.split(value)] for flag, value in {**base, **settings}.items()]
-        flags = [*itertools.chain(*words), *common, "--log_dir", str(options.log_dir)]
         jobs.append(
-            Job(f"search_{_file_name(settings)}_{digest}", settings, flags, options.log_dir)
+            Job(
+                name=f"search_{_file_name(settings)}_{digest}",
+                settings=settings,
+                flags=[*itertools.chain(*words), *common, "--log_dir", str(options.log_dir)],
+                log_dir=options.log_dir,
+            )
         )
     return jobs
 
@@ -321,8 +328,9 @@ class Search:
                 print(f"{job.name} ended, {counted(left, 'run')} left", file=sys.stderr)
 
     def _end_children(self) -> None:
-        children = [child for _, child in self.children.values()]
-        end_programs([child for child in children if not isinstance(child, Submitted)])
+        end_programs(
+            [child for _, child in self.children.values() if not isinstance(child, Submitted)]
+        )
         for job, child in self.children.values():
             if isinstance(child, Submitted):
                 child.cancel()
@@ -347,8 +355,7 @@ def report(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     """
     runs: dict[str, list[reading.Run]] = {}
     for job in jobs:
-        rounds = finished(job)
-        if rounds:
+        if rounds := finished(job):
             settings = {flag: value for flag, value in job.settings.items() if flag != "--seed"}
             runs.setdefault(settings_text(settings) or "default", []).extend(rounds)
     if not runs:
