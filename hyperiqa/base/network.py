@@ -1,5 +1,6 @@
-"""Whether a server can be reached, asked before a download that would take minutes to fail."""
+"""Whether a server can be reached, asked before what would take minutes to fail."""
 
+import socket
 import threading
 import urllib.request
 
@@ -31,3 +32,13 @@ def check_reachable(url: str, seconds: float = 12) -> None:
         raise OSError(f"{url} does not answer")
     if problems:
         raise OSError(f"{url}: {getattr(problems[0], 'reason', problems[0])}")
+
+
+def check_listening(address: str, seconds: float = 12) -> None:
+    """Raise OSError unless a server takes connections at `HOST:PORT` within `seconds`.
+
+    Any other address, such as `auto`, passes unchecked.
+    """
+    host, _, port = address.rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.rpartition("/")[2], int(port)), seconds).close()

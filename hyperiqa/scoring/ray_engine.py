@@ -15,6 +15,7 @@ from typing import Any
 
 import hyperiqa
 from hyperiqa.base.errors import UserError, reading_file, reason_of
+from hyperiqa.base.network import check_listening
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.scoring.score_run import Tally
 from hyperiqa.scoring.shards import ShardScorer
@@ -44,10 +45,7 @@ class Actor:
 
 
 def score(options: argparse.Namespace, stores: Sequence[str]) -> Iterator[tuple[str, Tally]]:
-    """Score the stores on the cluster of RAY_ADDRESS, else on this machine.
-
-    Yields each with its tally once its rows are written. Raises UserError.
-    """
+    """Score the stores on the cluster of RAY_ADDRESS, else here; yield each with its tally."""
     import ray.data
 
     # The other machines may lack this program.
@@ -56,6 +54,7 @@ def score(options: argparse.Namespace, stores: Sequence[str]) -> Iterator[tuple[
     # By itself, Ray would join what ran last on this machine, even if it is dead.
     address = os.environ.get("RAY_ADDRESS", "local")
     with reading_file(Path(address), "cannot be reached"):
+        check_listening(address)
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
     ray.data.DataContext.get_current().enable_progress_bars = False
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
