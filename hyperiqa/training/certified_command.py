@@ -42,5 +42,4 @@ def read_command(
     # A value of several words might begin like a flag.
     if flags.given(repeated_words) != repeated:
         raise UserError("a value that looks like a flag")
-    options = train_options(flag_words, None, script, checked=False)
-    return options, [name, *repeated_words]
+    return train_options(flag_words, None, script, checked=False), [name, *repeated_words]

@@ -95,11 +95,14 @@ def train_flags(description: str | None, script: Script) -> Flags:
 def csv_flags(flags: Flags) -> None:
     """Add the flags of `CSV_FLAGS`, which say how a CSV set is read, to a program that reads one."""
     flags.group("own images, listed in a CSV file")
-    flags.value("--image_column", "image", "name of the CSV column with the paths of the images", metavar="NAME")
-    flags.value("--score_column", "mos", "name of the CSV column with the scores", metavar="NAME")
-    flags.value("--split_column", "split", "name of the optional CSV column that says train, val or test", metavar="NAME")
-    flags.value("--group_column", "group", "name of the optional CSV column with equal values for images of the same content",
-                metavar="NAME")
+    columns = [
+        ("--image_column", "image", "CSV column with the paths of the images"),
+        ("--score_column", "mos", "CSV column with the scores"),
+        ("--split_column", "split", "optional CSV column that says train, val or test"),
+        ("--group_column", "group", "optional CSV column with equal values for images of the same content"),
+    ]
+    for name, usual_name, content in columns:
+        flags.value(name, usual_name, f"name of the {content}", metavar="NAME")
     flags.path("--image_root", None, "folder from which the image paths of a CSV file start (default: the file's folder)")
     flags.value("--lower_is_better", False, "lower scores in a CSV file mean better images, as with DMOS; with "
                 "several CSV sets name those for which this holds", nargs="*", metavar="NAME")
@@ -209,15 +212,19 @@ def _loss_flags(flags: Flags) -> None:
     flags.real("--distill_weight", 1.0, "weight of the distance to the scores of --teacher", POSITIVE)
 
     flags.group("regularisation")
-    flags.real("--dropout", 0.0, "share of values that dropout sets to 0, from 0 to below 1, before the weight generators and in "
-               "the target network, as in SMART-IQA", PART)
-    flags.real("--drop_path", None, "share of patches that skip the encoder's last block while it trains, from 0 to below 1; fewer "
-               "skip earlier blocks (default: as the encoder has it, 0.1 for Swin)", PART)
-    flags.real("--label_noise", 0.0, "random noise on the MOS of each training patch, in standard errors of the MOS, or in %% of the "
-               "score range if the set has none", NOT_NEGATIVE)
-    flags.real("--mixup", 0.0, "blend each training patch and its MOS with another in shares from Beta(X, X); 0 turns it off", NOT_NEGATIVE)
-    flags.real("--cutmix", 0.0, "paste a part of another patch into each training patch, its size from Beta(X, X), and mix the MOS "
-               "accordingly; with --mixup half of the patches each; 0 turns it off", NOT_NEGATIVE)
+    regularisation = [
+        ("--dropout", 0.0, "share of values that dropout sets to 0, from 0 to below 1, before the weight generators and in "
+               "the target network, as in SMART-IQA", PART),
+        ("--drop_path", None, "share of patches that skip the encoder's last block while it trains, from 0 to below 1; fewer "
+               "skip earlier blocks (default: as the encoder has it, 0.1 for Swin)", PART),
+        ("--label_noise", 0.0, "random noise on the MOS of each training patch, in standard errors of the MOS, or in %% of the "
+               "score range if the set has none", NOT_NEGATIVE),
+        ("--mixup", 0.0, "blend each training patch and its MOS with another in shares from Beta(X, X); 0 turns it off", NOT_NEGATIVE),
+        ("--cutmix", 0.0, "paste a part of another patch into each training patch, its size from Beta(X, X), and mix the MOS "
+               "accordingly; with --mixup half of the patches each; 0 turns it off", NOT_NEGATIVE),
+    ]
+    for name, default, text, accepted in regularisation:
+        flags.real(name, default, text, accepted)
 
     flags.group("best epoch and rounds")
     flags.count("--patience", 5, "epochs without a better SRCC after which training stops early")

@@ -5,7 +5,7 @@ units, to a scalar.
 """
 
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,8 +16,6 @@ from torch.special import log_ndtr
 
 # Width of a step from one rank to the next, in standard deviations of the batch's MOS.
 SOFT_RANK = 0.1
-# As in Rank-N-Contrast's paper.
-CONTRAST_TEMPERATURE = 2.0
 
 
 def ranking_loss(scores: Tensor, mos: Tensor, margin: float) -> Tensor:
@@ -95,7 +93,8 @@ def rank_n_contrast(features: Tensor, mos: Tensor) -> Tensor:
     is_pair = ~torch.eye(n, dtype=torch.bool, device=mos.device)
     # Matrix products would be faster, but too coarse for features that nearly agree.
     distance = torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
-    likeness = -distance / CONTRAST_TEMPERATURE
+    # The paper's temperature t is 2.
+    likeness = -distance / 2
     # (i, j, k): whether k lies at least as far from i as j does.
     farther = (mos_distance[:, None, :] >= mos_distance[:, :, None]) & is_pair[:, None, :]
     # Finite, not infinite, where nothing is farther: there is no other image then, and nothing is
@@ -114,8 +113,6 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 # Losses that no rising linear map of the scores changes.
 SCALELESS = ("plcc", "srcc")
-# Losses that compare images, which must be of one data set.
-COMPARING = (*SCALELESS, "fidelity")
 
 
 def within_sets(loss: Callable[..., Tensor], sets: Tensor | None, *values: Tensor) -> Tensor:
@@ -160,12 +157,13 @@ class QualityLoss:
         scores = outputs["scores"].float()
         mos = batch["mos"].float()
         sets = batch.get("set")
-        compared = sets if self.fit in COMPARING else None
+        # These losses compare images, which must be of one data set.
+        compared = sets if self.fit in (*SCALELESS, "fidelity") else None
         spreads = [batch["sigma"].float()] if "sigma" in batch else []
         fit = within_sets(LOSSES[self.fit], compared, scores, mos, *spreads)
         loss = fit
         # A part must not be called like a figure.
-        parts = {f"{self.fit}_loss" if self.fit in ("plcc", "srcc") else self.fit: fit}
+        parts = {f"{self.fit}_loss" if self.fit in SCALELESS else self.fit: fit}
         if self.alpha:
             parts["rank"] = within_sets(
                 partial(ranking_loss, margin=self.margin), sets, scores, mos
@@ -184,22 +182,17 @@ class QualityLoss:
 
     def __str__(self) -> str:
         """What the log says of the loss; "" for plain L1."""
-        return "\n".join(self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        if self.fit != "l1":
-            yield f"Loss: {self.fit}"
-        if self.fit in SCALELESS:
-            yield "This loss leaves the scale of the scores open: it only compares images"
-        if self.alpha:
-            yield (
-                f"Ranking loss enabled: alpha={self.alpha:g}, margin={self.margin:g}, "
-                f"form={self.form}"
-            )
-        if self.contrastive:
-            yield f"Rank-N-Contrast on the features: weight {self.contrastive:g}"
-        if self.distill:
-            yield (f"Distillation: weight {self.distill:g} on the distance to the teacher's scores")
+        scaleless = "This loss leaves the scale of the scores open: it only compares images"
+        ranking = f"alpha={self.alpha:g}, margin={self.margin:g}, form={self.form}"
+        distance = "on the distance to the teacher's scores"
+        lines = [
+            (self.fit != "l1", f"Loss: {self.fit}"),
+            (self.fit in SCALELESS, scaleless),
+            (self.alpha, f"Ranking loss enabled: {ranking}"),
+            (self.contrastive, f"Rank-N-Contrast on the features: weight {self.contrastive:g}"),
+            (self.distill, f"Distillation: weight {self.distill:g} {distance}"),
+        ]
+        return "\n".join(line for is_said, line in lines if is_said)
 
 
 def make_criterion(options: Namespace) -> QualityLoss:

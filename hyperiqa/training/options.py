@@ -23,9 +23,6 @@ from hyperiqa.training.contradictions import broken, contradictions
 from hyperiqa.training.flags import AUGMENTATIONS, FIXES, MIX_SCALES, Script, train_flags
 from hyperiqa.training.run_files import NOT_FIGURES
 
-# A run's name mentions these choices where they are not the default.
-IN_RUN_NAME = ("hyper", "loss", "optimizer")
-
 # Where no flag says otherwise, the checkpoint of --init decides these.
 DECIDED_BY_INIT = ("backbone", "patch_size", "fusion", "hyper")
 
@@ -113,8 +110,10 @@ def _problems(
         yield f"--backbone {name}: expected one of {', '.join(matches)}"
     elif prefix is None or not name.startswith(prefix):
         others = f", or another timm model with a name that begins with {prefix}" if prefix else ""
-        expected = f"{', '.join(script.backbones)}{others}"
-        yield f"--backbone {name}: expected one of {expected}{did_you_mean(name, script.backbones)}"
+        yield (
+            f"--backbone {name}: expected one of {', '.join(script.backbones)}{others}"
+            f"{did_you_mean(name, script.backbones)}"
+        )
 
 
 def _apply_demo_defaults(options: argparse.Namespace, given: Given, script: Script) -> None:
@@ -171,21 +170,29 @@ def _read_training_sets(options: argparse.Namespace, given: Given, script: Scrip
 
 def _complete_mixing(options: argparse.Namespace, script: Script) -> Iterator[str]:
     set_names = ", ".join(options.trained)
-    if "demo" in options.trained:
-        yield "--dataset demo can only be trained alone: it has its own cross test and defaults"
-    options.mix_scale = options.mix_scale or MIX_SCALES[0]
-    if options.select_set is not None:
-        selected = set_named(options.select_set, options.trained)
-        if selected is None:
-            yield f"--select_set {options.select_set}: expected one of {set_names}"
-        options.select_set = selected
+    selected = set_named(options.select_set, options.trained)
     counts = options.mix_patches or ["balanced"]
     are_numbers = all(re.fullmatch(r"[1-9]\d*", count) for count in counts)
-    if counts != ["balanced"] and not (are_numbers and len(counts) == len(options.trained)):
-        yield (
-            f"--mix_patches {' '.join(counts)}: "
-            f"expected a number for each of {set_names}, or balanced"
-        )
+    yield from broken(
+        [
+            (
+                "demo" in options.trained,
+                "--dataset demo can only be trained alone: it has its own cross test and defaults",
+            ),
+            (
+                options.select_set is not None and selected is None,
+                f"--select_set {options.select_set}: expected one of {set_names}",
+            ),
+            (
+                counts != ["balanced"]
+                and not (are_numbers and len(counts) == len(options.trained)),
+                f"--mix_patches {' '.join(counts)}: "
+                f"expected a number for each of {set_names}, or balanced",
+            ),
+        ]
+    )
+    options.select_set = selected
+    options.mix_scale = options.mix_scale or MIX_SCALES[0]
     options.mix_resize = {
         name: options.resize or script.datasets[reader_name(name)] for name in options.trained
     }
@@ -275,18 +282,19 @@ def default_run_name(
     alpha_too: whether an alpha of 0 is named as well.
     """
     defaults = default_settings()
+    alpha = f"ranking_alpha{options.ranking_loss_alpha:g}"
     parts = [
         short if options.backbone == backbone else options.backbone,
         {"none": "", "concat": "multiscale"}.get(options.fusion, options.fusion),
+        # These choices are named where they are not the default.
+        *(
+            getattr(options, setting)
+            for setting in ("hyper", "loss", "optimizer")
+            if getattr(options, setting) != defaults[setting]
+        ),
+        alpha if options.ranking_loss_alpha or alpha_too else "",
+        datetime.now().strftime("%Y%m%d_%H%M%S"),
     ]
-    parts += [
-        getattr(options, setting)
-        for setting in IN_RUN_NAME
-        if getattr(options, setting) != defaults[setting]
-    ]
-    if options.ranking_loss_alpha or alpha_too:
-        parts.append(f"ranking_alpha{options.ranking_loss_alpha:g}")
-    parts.append(datetime.now().strftime("%Y%m%d_%H%M%S"))
     # A model of the Hub, hf-hub:USER/NAME, must not open a folder.
     return re.sub(r"[^\w.+=-]", "-", "_".join(filter(None, parts)))
 
