@@ -92,6 +92,7 @@ class PatchBatches(torch.utils.data.Dataset):
     mos: the scores of these images.
     share: (number of this process, number of processes). The model sees only this process's rows,
     followed by the rows that they are mixed with; losses see all rows.
+    on_device: whether batches come from the device, by this process.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class PatchBatches(torch.utils.data.Dataset):
         self.batch_size = batch_size
         self.features = features
         self.share = share
+        self.on_device = features is None and cache.on_gpu is not None
 
     def __len__(self) -> int:
         return -(-len(self.patches) // self.batch_size)
@@ -124,11 +126,6 @@ class PatchBatches(torch.utils.data.Dataset):
         else:
             patch_bytes = self.features.bytes // self.features.shape[0]
         return min(self.batch_size, len(self.patches)) * patch_bytes
-
-    @property
-    def on_device(self) -> bool:
-        """Whether batches come from the device, by this process."""
-        return self.cache.on_gpu is not None and self.features is None
 
     def rows(self, b: int) -> np.ndarray:
         """The rows of `patches` that batch b has: (B,)."""

@@ -60,8 +60,7 @@ def train_batches(
         options.fixed_crops,
     )
     # Each patch takes what it needs along, so that loaders need to know nothing of sets.
-    per_patch = _drawn_per_patch(data, records, patches, seed, epoch)
-    patches = replace(patches, drawn={**patches.drawn, **per_patch})
+    patches = replace(patches, drawn=_drawn_per_patch(data, records, patches, seed, epoch))
     features = None if data.several else data.images[data.main.name].features.get("train")
     return PatchBatches(cache, numbers, np.concatenate(mos), patches, batch_size, features, share)
 
@@ -110,11 +109,11 @@ def _patches_per_image(
 def _drawn_per_patch(
     data: RunData, records: Records, patches: Patches, seed: int, epoch: int
 ) -> dict[str, np.ndarray]:
-    """What each patch brings: the number of its set, spread of votes, MOS noise, and mixing."""
+    """What each patch brings: augmentations, number of its set, spread of votes, noise, mixing."""
     options = data.options
     # The generator is not that of the crops, which are the same with and without this.
     rng = np.random.Generator(np.random.PCG64(addressed_seed(seed, epoch, 0, 1)))
-    drawn: dict[str, np.ndarray] = {}
+    drawn = dict(patches.drawn)
     if data.several:
         set_of_image = np.repeat(np.arange(len(records)), [len(rows) for rows in records.values()])
         drawn["set"] = set_of_image[patches.image]
@@ -132,8 +131,8 @@ def _drawn_per_patch(
         ]
         noise = np.concatenate(deviations)[patches.image] * rng.standard_normal(len(patches))
         drawn["label_noise"] = noise.astype(np.float32)
-    drawn |= draw_mixing(rng, len(patches), options.mixup, options.cutmix, options.patch_size)
-    return drawn
+    mixing = draw_mixing(rng, len(patches), options.mixup, options.cutmix, options.patch_size)
+    return drawn | mixing
 
 
 def image_names(data: RunData, batches: PatchBatches, b: int) -> str:

@@ -4,7 +4,6 @@ NAME.log holds what the user saw, NAME.jsonl the same for programs. NAME_predict
 best epoch's scores, NAME_epochs.npz those of every epoch.
 """
 
-import io
 import itertools
 import json
 import os
@@ -33,8 +32,6 @@ from hyperiqa.training.run_files import BEST_MODEL, Prediction, write_prediction
 
 # Settings that the log shows on another line, or that do not concern the run.
 UNSAID = ("demo_defaults", "recipes", "trained", *(flag.lstrip("-") for flag in cluster.OWN))
-# Settings that the log shows even if they have their defaults.
-ALWAYS_SAID = ("backbone", "dataset", "seed")
 
 # How the log says which images choose the best epoch, by `--select_on`.
 CHOSEN_ON = {
@@ -194,12 +191,10 @@ class RunLog:
         tested: the arrays of `TestedParts.epoch_arrays`.
         """
         path = self._of_round(round_number, "_epochs.npz")
-        if not tested:
+        if tested:
+            files.write_whole(path, lambda file: np.savez_compressed(file, **tested))
+        else:
             path.unlink(missing_ok=True)
-            return
-        content = io.BytesIO()
-        np.savez_compressed(content, **tested)
-        files.write_whole(path, content.getvalue())
 
     def _sweep(self) -> None:
         """Delete the unfinished files of the run's killed processes."""
@@ -347,12 +342,13 @@ def log_start(
     log.line("\n".join(filter(None, lines)))
 
 
-# The settings that differ from the defaults, and where those came from that nobody typed.
+# The settings that differ from the defaults, after the three that are always there, and where those
+# came from that nobody typed.
 def _settings_lines(log: RunLog, options: Namespace, flags: Mapping[str, Any]) -> Iterator[str]:
     settings = [
         f"{name}={to_text(value)}"
         for name, value in flags.items()
-        if name in ALWAYS_SAID or value != default_settings().get(name)
+        if name in ("backbone", "dataset", "seed") or value != default_settings().get(name)
     ]
     yield (
         f"Settings: {' '.join(settings)}\n"

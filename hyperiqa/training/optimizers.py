@@ -90,18 +90,17 @@ def moving_average(model: torch.nn.Module, decay: float) -> AveragedModel:
 
 
 class TrainedModel:
-    """A model in training, with the optimizer of its epoch and, with `--ema`, its average."""
+    """A model in training, with the optimizer of its epoch and, with `--ema`, its average.
+
+    tested: the model that is tested and kept.
+    """
 
     def __init__(self, model: Any, options: Namespace):
         self.model = model
         self.options = options
         self.optimizer: Optimizer | None = None
         self.average: Any = moving_average(model, options.ema) if options.ema else None
-
-    @property
-    def tested(self) -> Any:
-        """The model that is tested and kept."""
-        return self.model if self.average is None else self.average.module
+        self.tested: Any = self.average.module if options.ema else model
 
     def begin_epoch(self, rates: Rates, new: bool) -> None:
         """Give the optimizer the epoch's rates; new: replace it by one that remembers nothing."""

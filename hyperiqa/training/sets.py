@@ -34,11 +34,12 @@ class RunData:
     The constructor reads only the records; `decode` then loads the images. Raises UserError.
 
     seed: the seed of random splits.
-    trained: name -> set that the run trains on; `main` is the first of them.
+    trained: name -> set that the run trains on; `main` is the first of them, and `several` says
+        whether there are others.
     cross: name -> cross test.
     scales: name of a trained set -> the conversion of its scores to the scale of the training.
     images: name -> decoded images of a trained set, once `decode` has run; `parts` then says what
-        each epoch is tested on.
+        each epoch is tested on, and `tests` has each part -> (decoded images, their split).
     """
 
     def __init__(self, options: Namespace, seed: int, sets: RunSets | None = None):
@@ -46,6 +47,7 @@ class RunData:
         self.options = options
         self.trained, self.cross, self._cross_notes = sets or read_sets(options, seed)
         self.main = next(iter(self.trained.values()))
+        self.several = len(self.trained) > 1
         self.scales = {
             name: scale_of(data, self.main, options.mix_scale)
             for name, data in self.trained.items()
@@ -56,13 +58,9 @@ class RunData:
         uses = {"error": options.label_noise, "deviation": options.fidelity_sigma == "votes"}
         kinds = [kind for kind, is_used in uses.items() if is_used]
         if kinds:
-            votes = [data.votes(kinds) for data in self.trained.values()]
-            self.fingerprint["votes"] = "+".join(votes)
-
-    @property
-    def several(self) -> bool:
-        """Whether the run trains on several sets."""
-        return len(self.trained) > 1
+            self.fingerprint["votes"] = "+".join(
+                data.votes(kinds) for data in self.trained.values()
+            )
 
     @property
     def common(self) -> DataSet:
@@ -70,11 +68,6 @@ class RunData:
         if self.options.mix_scale != "range":
             return self.main
         return replace(self.main, higher_is_better=True, nominal_range=(0.0, 100.0))
-
-    @property
-    def tests(self) -> dict[str, tuple[DecodedSet, str]]:
-        """Each part that is tested -> (decoded images, their split)."""
-        return self.parts.sets
 
     @property
     def counts(self) -> dict[str, int]:
@@ -103,12 +96,11 @@ class RunData:
                 )
         if self.options.label_noise:
             notes += [self._label_noise_note(data) for data in self.trained.values()]
-        notes += self._cross_notes
-        notes += [
+        tested = [
             f"{name.upper()} cross test: {len(data.records)} images"
             for name, data in self.cross.items()
         ]
-        return notes
+        return [*notes, *self._cross_notes, *tested]
 
     def _label_noise_note(self, data: DataSet) -> str:
         strength = self.options.label_noise
@@ -167,16 +159,18 @@ class RunData:
                     type="skipped",
                     images={str(path): reason for path, reason in bad_images(sets).items()},
                 )
-        overlap = overlapping(sets, self.trained.values(), options.allow_overlap)
-        twins = near_duplicate_pairs(sets, self.trained.values())
+        lines = [
+            overlapping(sets, self.trained.values(), options.allow_overlap),
+            near_duplicates_note(near_duplicate_pairs(sets, self.trained.values())),
+        ]
         # Either all sets or none: a batch is cut from all sets at once.
         place = put_on_gpu([images.cache for images in sets], options.cache_device, device)
-        lines = [overlap, near_duplicates_note(twins), f"Patches are cut on: {place}"]
-        say("\n".join(filter(None, lines)))
+        say("\n".join(filter(None, [*lines, f"Patches are cut on: {place}"])))
         self.images = {name: decoded[name] for name in self.trained}
         self.parts = TestedParts.of_run(
             options, self.images, {name: decoded[name] for name in self.cross}
         )
+        self.tests = self.parts.sets
 
     def _decoded(self, say: Callable[[str], None]) -> dict[str, DecodedSet]:
         """The decoded images of all sets by name, each set resized as its flag says."""
@@ -357,16 +351,18 @@ class TestedParts:
         Returns PART_images, PART_mos and PART_error (nan where there are no votes), (N,), and
         PART_scores (E, N).
         """
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for part, epochs in scores.items():
             images, split = self.sets[part]
             records = images.records(split)
-            arrays[f"{part}_images"] = np.array([record.name for record in records])
-            arrays[f"{part}_mos"] = np.array([record.score for record in records])
-            # As floats, None becomes nan.
-            arrays[f"{part}_error"] = np.array([record.error for record in records], float)
-            # One row an epoch, of this round alone.
-            arrays[f"{part}_scores"] = np.stack([np.asarray(epoch) for epoch in epochs])
+            arrays |= {
+                f"{part}_images": np.array([record.name for record in records]),
+                f"{part}_mos": np.array([record.score for record in records]),
+                # As floats, None becomes nan.
+                f"{part}_error": np.array([record.error for record in records], float),
+                # One row an epoch, of this round alone.
+                f"{part}_scores": np.stack([np.asarray(epoch) for epoch in epochs]),
+            }
         return arrays
 
     def selection_bias(self, scores: Mapping[str, Sequence]) -> float:
@@ -378,5 +374,6 @@ class TestedParts:
         if self.sets[parts[0]][1] != "test" or not scores:
             return math.nan
         arrays = self.epoch_arrays(scores)
-        pairs = [(arrays[f"{part}_scores"], arrays[f"{part}_mos"]) for part in parts]
-        return intervals.selection_bias(pairs)
+        return intervals.selection_bias(
+            [(arrays[f"{part}_scores"], arrays[f"{part}_mos"]) for part in parts]
+        )
