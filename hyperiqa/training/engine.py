@@ -25,8 +25,6 @@ from hyperiqa.training.batches import (
 )
 from hyperiqa.training.patches import test_patches
 
-# Steps between two looks at the losses on a GPU, where each makes the host wait for the device.
-READ_EVERY = 10
 Criterion = Callable[
     [Mapping[str, torch.Tensor], Mapping[str, torch.Tensor]], dict[str, torch.Tensor]
 ]
@@ -173,7 +171,8 @@ def train_one_epoch(
     after_step: called after each step; it may raise to stop the epoch.
     """
     model.train()
-    read_every = 1 if hardware.device.type == "cpu" else READ_EVERY
+    # On a GPU, each look at the losses makes the host wait for the device.
+    read_every = 1 if hardware.device.type == "cpu" else 10
     for batch in loader:
         if "seed" in batch:
             torch.manual_seed(batch["seed"])

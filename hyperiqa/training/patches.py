@@ -9,9 +9,6 @@ import numpy as np
 
 from hyperiqa.training.augmentations import DEFAULT, draw
 
-# The public code draws its random test crops anew in every run; ours always come from this seed.
-TEST_CROP_SEED = 20
-
 
 @dataclass(frozen=True)
 class Patches:
@@ -110,8 +107,9 @@ def test_patches(
         elif crop == "grid":
             places = _grid(height, width, patch_size, number)
         else:
-            # Each image has a seed of its own: its crops do not depend on the images before it.
-            rng = np.random.Generator(np.random.PCG64(addressed_seed(TEST_CROP_SEED, i)))
+            # The public code draws these anew in every run; ours always come from the seed 20. Each
+            # image has an address of its own: its crops do not depend on the images before it.
+            rng = np.random.Generator(np.random.PCG64(addressed_seed(20, i)))
             room = np.array([height, width]) - patch_size + 1
             places = (rng.random((number, 2)) * room).astype(np.int64)
         rows += [(i, top, left) for top, left in places]

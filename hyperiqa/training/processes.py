@@ -26,8 +26,6 @@ from hyperiqa.base.errors import Interrupted, UserError
 # How long a process waits for the others in a step. When one ends, the others learn of it at once;
 # this is for one that neither works nor ends, as after SIGSTOP or on a disk that hangs.
 PATIENCE = timedelta(minutes=10)
-# How long it waits for a process that decodes, computes or downloads for its whole node.
-LEADER_PATIENCE = timedelta(days=1)
 # How long the store that the processes share may take for an answer.
 ANSWER_SECONDS = 5
 # Words in the error that a collective raises when another process has gone.
@@ -273,7 +271,8 @@ def node_leader_first() -> Iterator[None]:
         yield
         return
     node_rank, _ = node_rank_and_size()
-    patient_group: Any = dist.new_group(timeout=LEADER_PATIENCE, backend="gloo")
+    # A process that decodes, computes or downloads for its whole node may take long.
+    patient_group: Any = dist.new_group(timeout=timedelta(days=1), backend="gloo")
     # The leader enters the barrier when it is done, and the others wait in it.
     if node_rank != 0:
         dist.barrier(patient_group)

@@ -41,11 +41,6 @@ _PLACE = Kind(
     "a path, or a path of each set",
     lambda x: mismatch(x if isinstance(x, Mapping) else {"": x}, table(maybe(PATH))) is None,
 )
-# An epoch may hold other facts than figures.
-_FIGURES = Kind(
-    "figures",
-    lambda x: mismatch(x, FIGURES if isinstance(x, Mapping) else PLAIN) is None,
-)
 # Type of record -> the fields that are read. Records of other types are ignored.
 RECORDS = {
     "run": Fields(
@@ -77,7 +72,11 @@ RECORDS = {
     "epoch": Fields(
         {"round": whole_number(1, 1e9), "epoch": whole_number(0, 1e9), "test": FIGURES},
         {"train": FIGURES, "val": FIGURES, "lr": FIGURES, "seconds": table(number(0))},
-        _FIGURES,
+        # Cross tests, and other facts than figures.
+        Kind(
+            "figures",
+            lambda x: mismatch(x, FIGURES if isinstance(x, Mapping) else PLAIN) is None,
+        ),
     ),
     "end": Fields(
         {"status": NAME},

@@ -178,9 +178,11 @@ def find_run(
     resumed = _resume_newest(options, settings) if options.resume else None
     if resumed:
         return resumed
-    name = options.run_name or default_name
     log = RunLog(
-        options.log_dir, options.checkpoint_dir, name, explicit=options.run_name is not None
+        options.log_dir,
+        options.checkpoint_dir,
+        options.run_name or default_name,
+        explicit=options.run_name is not None,
     )
     if options.resume:
         log.show(f"Nothing to resume: starting a new run{_nearest_run(options, settings)}")
@@ -253,8 +255,10 @@ def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag:
         raise NothingToDo(f"{name} has finished already{length}")
     if status == "early_stopped":
         raise NothingToDo(f"{name} stopped early: more epochs would change nothing")
-    length = counted(epochs, "epoch")
-    longer = f"{flag}: it has finished its {length} and cannot go on to {options.epochs}"
+    longer = (
+        f"{flag}: it has finished its {counted(epochs, 'epoch')} and cannot go on to "
+        f"{options.epochs}"
+    )
     if not schedules.make_schedule(options).extendable:
         raise UserError(
             f"{longer}: the rates of --lr_scheduler {options.lr_scheduler} depend on --epochs"
@@ -330,15 +334,12 @@ def _nearest_run(options: Namespace, settings: Mapping[str, Any]) -> str:
 
     The differences are likely flags that the user forgot.
     """
-    runs = [
-        (name, _differences(recorded, settings)) for name, recorded in _unfinished_runs(options)
-    ]
+    runs = {name: _differences(recorded, settings) for name, recorded in _unfinished_runs(options)}
     # A run without differences belongs to another process.
-    runs = [(name, differences) for name, differences in runs if differences]
-    if not runs:
+    name = min(filter(runs.get, runs), key=lambda name: len(runs[name]), default=None)
+    if name is None:
         return ""
-    name, differences = min(runs, key=lambda run: len(run[1]))
-    return f" (the nearest unfinished one, {name}, has other settings: {'; '.join(differences)})"
+    return f" (the nearest unfinished one, {name}, has other settings: {'; '.join(runs[name])})"
 
 
 def settings_of(run: Mapping) -> dict[str, Any]:

@@ -20,10 +20,6 @@ from hyperiqa.base.errors import counted
 from hyperiqa.training.batches import rows_of_process
 from hyperiqa.training.processes import rank, share, world_size
 
-# Gradients are summed in buckets of about this size: large enough for few messages, and small
-# enough that the first sums start early in the backward pass.
-BUCKET_BYTES = 2**24
-
 # How many rows the batch of the current step has, over all processes. A global, because modules
 # deep in the model need it and their `forward` takes images alone.
 _batch_rows = 1
@@ -70,9 +66,10 @@ class GradientSum:
         self.model = model
         self.trained = trained
         self.buckets: list[list[nn.Parameter]] = [[]]
-        # The backward pass comes to the last parameters first.
+        # The backward pass comes to the last parameters first. The buckets are large enough for few
+        # messages, and small enough that the first sums start early in it.
         for parameter in reversed(trained):
-            if sum(p.nbytes for p in self.buckets[-1]) > BUCKET_BYTES:
+            if sum(p.nbytes for p in self.buckets[-1]) > 2**24:
                 self.buckets.append([])
             self.buckets[-1].append(parameter)
         self.hooks = []
@@ -221,7 +218,7 @@ class _WholeBatchNorm(nn.Module):
         return normed
 
     def _normed(self: Any, x: torch.Tensor) -> torch.Tensor:
-        """x (n, C, …) with the mean and the variance over all processes' rows and all places."""
+        # x (n, C, …) with the mean and the variance over all processes' rows and all places.
         reduced_dims = [0, *range(2, x.ndim)]
         # (1, C, 1, …), to multiply x with a value for each channel.
         shape = [1, -1] + [1] * (x.ndim - 2)
