@@ -27,11 +27,5 @@ SCRIPT = Script(
 )
 
 
-def load_solver() -> type:
-    from HyperIQASolver import HyperIQASolver
-
-    return HyperIQASolver
-
-
 if __name__ == "__main__":
-    run_tool(lambda: launch(__doc__, SCRIPT, load_solver))
+    run_tool(lambda: launch(__doc__, SCRIPT, "HyperIQASolver:HyperIQASolver"))

@@ -44,11 +44,5 @@ SCRIPT = Script(
 )
 
 
-def load_solver() -> type:
-    from HyperIQASolver_swin import HyperIQASolverSwin
-
-    return HyperIQASolverSwin
-
-
 if __name__ == "__main__":
-    run_tool(lambda: launch(__doc__, SCRIPT, load_solver))
+    run_tool(lambda: launch(__doc__, SCRIPT, "HyperIQASolver_swin:HyperIQASolverSwin"))

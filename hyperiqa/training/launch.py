@@ -1,7 +1,7 @@
 """What the train scripts do: check the flags, then train here, or as a job of a cluster."""
 
+import pkgutil
 import sys
-from collections.abc import Callable
 
 from hyperiqa.base.cluster import submitted
 from hyperiqa.base.command_line import with_recipes
@@ -11,11 +11,11 @@ from hyperiqa.training.options import train_options
 from hyperiqa.training.read_sets import read_sets
 
 
-def launch(description: str | None, script: Script, load_solver: Callable[[], type]) -> None:
+def launch(description: str | None, script: Script, solver: str) -> None:
     """Run a train script.
 
     description: the text of its `--help`.
-    load_solver(): imports the class of the run and returns it.
+    solver: the class of the run as `MODULE:CLASS`, imported only when it is needed.
     """
     # The hint to go on, jobs and certificates read the words there: they must not need the files.
     sys.argv[1:], recipes = with_recipes(sys.argv[1:])
@@ -28,6 +28,6 @@ def launch(description: str | None, script: Script, load_solver: Callable[[], ty
         sets = read_sets(options, options.seed)
         from hyperiqa.training import processes
 
-        solver_class = load_solver()
+        solver_class = pkgutil.resolve_name(solver)
     with processes.process_group():
         solver_class(options, sets).run()
