@@ -25,6 +25,7 @@ from hyperiqa.training import calibrations, certificate, engine, log, processes,
 from hyperiqa.training.batches import SCORE_BATCH, fewer_workers, make_loader
 from hyperiqa.training.epoch_batches import image_names, prepare_features, train_batches
 from hyperiqa.training.losses import make_criterion
+from hyperiqa.training.optimizers import TrainedModel
 from hyperiqa.training.options import default_run_name
 from hyperiqa.training.precision import choose_precision
 from hyperiqa.training.read_sets import RunSets
@@ -113,7 +114,9 @@ class HyperIQASolver:
     def new_round(self, number: int) -> Round:
         """Round `number` (from 1) with a seed and a model of its own."""
         seed = self.options.seed + number - 1
-        return Round.of_model(number, seed, self.build_model(seed), self.options)
+        model = self.build_model(seed)
+        compiled = torch.compile(model) if self.options.compile else model
+        return Round(number, seed, model, compiled, TrainedModel(model, self.options))
 
     def run_name(self) -> str:
         """The run's name if `--run_name` gives none."""
@@ -183,10 +186,9 @@ class HyperIQASolver:
         """Load the decoded images; processes of the same node share one cache."""
         with processes.node_leader_first():
             self.data.decode(self.hardware.device, self.log, new=self.saved is None)
-        note = fewer_workers(
+        if note := fewer_workers(
             self.hardware, max(self.options.batch_size, SCORE_BATCH), self.options.patch_size
-        )
-        if note:
+        ):
             self.log.line(note)
 
     def begin_round(self, number: int) -> None:
@@ -209,14 +211,13 @@ class HyperIQASolver:
             self.log.line(
                 f"Round {number} of {self.options.train_test_num}, seed {self.round.seed}"
             )
-        say = self.log.show if resumed else self.log.line
         with processes.node_leader_first():
             prepare_features(
                 self.data,
                 self.round.model,
                 self.round.seed,
                 self.hardware.computing_in("fp32"),
-                say,
+                self.log.show if resumed else self.log.line,
             )
         if not resumed:
             self.log.line(log.epoch_columns(["train", *self.data.parts.names]))
