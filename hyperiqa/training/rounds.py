@@ -1,11 +1,9 @@
 """A round of a run, and the results of an epoch's tests."""
 
-from argparse import Namespace
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.training.optimizers import TrainedModel
@@ -30,12 +28,6 @@ class Round:
     trained: TrainedModel
     certificate: dict[str, Any] | None = None
     saved_at: float = 0.0
-
-    @classmethod
-    def of_model(cls, number: int, seed: int, model: HyperNet, options: Namespace) -> "Round":
-        """A round that trains this model with these settings."""
-        compiled = torch.compile(model) if options.compile else model
-        return cls(number, seed, model, compiled, TrainedModel(model, options))
 
 
 @dataclass
