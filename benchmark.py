@@ -11,7 +11,7 @@ docs/performance.md says how all of it is measured.
   python benchmark.py --step 20 --processes 1 2 --batch_size 32
   python benchmark.py --model resnet50 checkpoints/NAME --latex costs.tex
   python benchmark.py --model swin_tiny_patch4_window7_224+concat
-  python benchmark.py --score                  # photographs a second, three models
+  python benchmark.py --score                  # photographs a second
   python benchmark.py --score photos --model checkpoints/NAME model.xml
   python benchmark.py --score --peer pyiqa     # HyperIQA there and here"""
 

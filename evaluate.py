@@ -4,7 +4,8 @@
   python evaluate.py model.pkl --datasets live=/data/live csiq=/data/csiq \\
       --csv figures.csv --report page.html
   python evaluate.py model.pkl --datasets csv=mine.csv --lower_is_better
-  python evaluate.py model.pkl --datasets csv:mine=mine.csv --calibrate out.safetensors
+  python evaluate.py model.pkl --datasets csv:mine=mine.csv \\
+      --calibrate calibrated.safetensors
 
 NAME=PATH says where a set lies. Without a path it is the folder NAME beside
 this script; for spaq it may also be spaq-test. docs/using_models.md says which

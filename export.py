@@ -1,8 +1,8 @@
-"""Write a trained model for use elsewhere: ONNX, OpenVINO, safetensors, pyiqa, Hub.
+"""Write a trained model for ONNX, OpenVINO, safetensors, pyiqa or the Hub.
 
     python export.py checkpoints/NAME                    # ONNX beside the model
     python export.py best_model.pkl koniq.onnx --opset 20
-    python export.py checkpoints/NAME koniq.xml          # OpenVINO, fast on a CPU
+    python export.py checkpoints/NAME koniq.xml          # OpenVINO, for CPUs
     python export.py checkpoints/NAME koniq.xml --int8 photos
     python export.py best_model.pkl koniq.safetensors    # tensors, description
     python export.py best_model.safetensors koniq.pkl    # as a state dict

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.stats import metrics
 
 # Fewer images give no calibration. Fewer than `FEW` give a rough one.
@@ -62,7 +62,7 @@ class Calibration:
         if len(scores) < FEWEST or np.ptp(groups) == 0:
             raise UserError(
                 f"a calibration needs at least {FEWEST} images of several contents, found "
-                f"{len(scores)} images of {len(set(groups))}"
+                f"{counted(len(scores), 'image')} of {counted(len(set(groups)), 'content')}"
             )
         if metrics.fittable(scores, opinions) is None:
             raise UserError(

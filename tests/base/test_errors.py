@@ -33,6 +33,12 @@ LEFT = {
     "precision.py: speeds['fp32'] patches",
     "synthetic.py: len(pairs) contrast images",
     "tables.py: FEW_IMAGES images",
+    "calibration.py: FEW images",
+    "calibration.py: FEWEST images",
+    # Fewer than 20 images have no calibration.
+    "calibration.py: self.images images",
+    "calibrating.py: FEWEST images",
+    "score_files.py: MOST_COMPARED images",
     "differences.py: fewest seeds",
     "differences.py: len(matches) runs",
     "differences.py: len(keys) images",
