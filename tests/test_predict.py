@@ -397,7 +397,10 @@ def test_the_sheet_shows_earlier_runs_too(checkpoint, photos):
             ["CK", "-", "--sheet", "x.html", "--output", "x.html"],
             "--output and --sheet: the same file x.html",
         ),
-        (["CK", "-", "--output", "p"], "--output p: a folder; expected a file, or only shards (.tar) and lists (.csv, .parquet) as sources"),
+        (
+            ["CK", "-", "--output", "p"],
+            "--output p: a folder; expected a file, or only shards (.tar) and lists (.csv, .parquet) as sources",
+        ),
         (
             ["CK", "-", "--output", "s.xlsx"],
             "--output s.xlsx: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl",
