@@ -17,25 +17,23 @@ from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.records import USUAL, Columns, DataSet
 from hyperiqa.datasets.synthetic import CSIQ, LIVE, TID2013, KADID10k
 
-READERS: dict[str, type[Reader]] = {
-    reader.name: reader
-    for reader in (
-        KonIQ10k,
-        SPAQ,
-        KADID10k,
-        AGIQA3k,
-        AGIQA20k,
-        LIVEC,
-        LIVE,
-        CSIQ,
-        TID2013,
-        BID,
-        FLIVE,
-        UHDIQA,
-        CSVTable,
-        Demo,
-    )
-}
+CLASSES = (
+    KonIQ10k,
+    SPAQ,
+    KADID10k,
+    AGIQA3k,
+    AGIQA20k,
+    LIVEC,
+    LIVE,
+    CSIQ,
+    TID2013,
+    BID,
+    FLIVE,
+    UHDIQA,
+    CSVTable,
+    Demo,
+)
+READERS: dict[str, type[Reader]] = {reader.name: reader for reader in CLASSES}
 DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
 
 
