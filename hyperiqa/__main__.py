@@ -26,15 +26,12 @@ from hyperiqa.base.public_models import models_table
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.scoring import image_sources, runtimes, shards
 from hyperiqa.scoring.score_files import COLUMNS, check_compared
-from hyperiqa.scoring.score_run import Tally, run
-
-JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+from hyperiqa.scoring.score_run import Scorer, Tally, run
+from hyperiqa.training.contradictions import Rule, broken
 
 # Kinds of files that a user may expect, but that no rows can be appended to.
 NO_ROWS = set(".xlsx .xls .ods .parquet .feather .pdf .zip .gz .npy .mat .pkl .db".split())
 
-# Flags that say nothing about pairs of images.
-REFUSED_BY_COMPARE = ("meaning", "above", "sheet", "map")
 # Flag -> those of which it needs at least one.
 NEEDED = {
     "level": ("meaning",),
@@ -94,7 +91,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if options.format is None:
         suffix = options.output.suffix.lower() if options.output else ""
         rows = "lines" if options.terminal else "csv"
-        options.format = "jsonl" if suffix in JSONL_SUFFIXES else rows
+        options.format = "jsonl" if suffix in (".jsonl", ".ndjson", ".json") else rows
     return options
 
 
@@ -230,51 +227,75 @@ def _add_cluster_flags(flags: Flags) -> None:
 
 def _complete(options: argparse.Namespace, given: Given) -> tuple[()]:
     """Set whether the output is a folder of rows, one file for each shard."""
-    has_name = options.output is not None and not options.output.suffix
-    options.folder = has_name and all(map(image_sources.is_store, options.sources))
+    options.folder = (
+        options.output is not None
+        and not options.output.suffix
+        and all(map(image_sources.is_store, options.sources))
+    )
     return ()
 
 
-def _problems_of_shards(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    """The mistakes in flags that have to do with shards, shares and engines."""
-    if options.output and options.output.is_dir() and not options.folder:
-        yield (
+def _rules_of_shards(options: argparse.Namespace, given: Given) -> list[Rule]:
+    """The rules about flags that have to do with shards, shares and engines."""
+    rules: list[Rule] = [
+        (
+            options.output and options.output.is_dir() and not options.folder,
             f"--output {options.output}: a folder; expected a file, or only shards (.tar) and "
-            "lists (.csv, .parquet) as sources"
+            "lists (.csv, .parquet) as sources",
         )
+    ]
     for flag, packages in FOR_SHARDS.items():
-        name, value = flag.removeprefix("--").split()
-        if getattr(options, name) == value:
-            yield not_installed(flag, *packages)
-            if not options.folder:
-                yield (
-                    f"{flag}: expected shards (.tar) or lists (.csv, .parquet) as sources, and a "
-                    "folder, which has a name without a suffix, as --output"
-                )
+        is_given = flag in (f"--format {options.format}", f"--engine {options.engine}")
+        rules += [
+            (is_given, not_installed(flag, *packages)),
+            (
+                is_given and not options.folder,
+                f"{flag}: expected shards (.tar) or lists (.csv, .parquet) as sources, and a "
+                "folder, which has a name without a suffix, as --output",
+            ),
+        ]
     store = next(filter(image_sources.is_store, options.sources), None)
-    for name in ("sheet", "map", "compare"):
-        if store and name in given:
-            yield f"--{name}: expected images, folders or patterns, found {store}"
-    if options.share and "-" in options.sources:
-        yield "contradictory flags: --share and - for standard input"
+    return [
+        *rules,
+        *(
+            (
+                store and name in given,
+                f"--{name}: expected images, folders or patterns, found {store}",
+            )
+            for name in ("sheet", "map", "compare")
+        ),
+        (
+            options.share and "-" in options.sources,
+            "contradictory flags: --share and - for standard input",
+        ),
+    ]
 
 
 def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    yield from _problems_of_shards(options, given)
-    if options.output and options.output == options.sheet:
-        yield f"--output and --sheet: the same file {options.sheet}"
-    if options.output and options.output.suffix.lower() in NO_ROWS:
-        yield (
-            f"--output {options.output}: rows are CSV or JSON lines; expected a name that ends in "
-            ".csv or .jsonl"
-        )
-    if "-" in options.sources and sys.stdin is None:
-        yield "-: standard input is closed"
-    if options.compare and options.output and options.output.is_file():
-        yield f"--output {options.output}: exists; --compare writes a new file"
-    for name in REFUSED_BY_COMPARE:
-        if options.compare and name in given:
-            yield f"contradictory flags: --compare and --{name}"
+    yield from broken(
+        [
+            *_rules_of_shards(options, given),
+            (
+                options.output and options.output == options.sheet,
+                f"--output and --sheet: the same file {options.sheet}",
+            ),
+            (
+                options.output and options.output.suffix.lower() in NO_ROWS,
+                f"--output {options.output}: rows are CSV or JSON lines; expected a name that ends "
+                "in .csv or .jsonl",
+            ),
+            ("-" in options.sources and sys.stdin is None, "-: standard input is closed"),
+            (
+                options.compare and options.output and options.output.is_file(),
+                f"--output {options.output}: exists; --compare writes a new file",
+            ),
+            *(
+                (options.compare and name in given, f"contradictory flags: --compare and --{name}")
+                # They say nothing about pairs of images.
+                for name in ("meaning", "above", "sheet", "map")
+            ),
+        ]
+    )
     if options.checkpoint.suffix in runtimes.RUNTIMES:
         yield from runtimes.refused(
             options.checkpoint,
@@ -308,8 +329,26 @@ def report(options: argparse.Namespace, tally: Tally) -> None:
             file=sys.stderr,
         )
     if tally.unmapped:
-        unmapped = counted(len(tally.unmapped), "image has", "images have")
-        print(f"{unmapped} no map: {first_five(tally.unmapped)}", file=sys.stderr)
+        print(
+            f"{counted(len(tally.unmapped), 'image has', 'images have')} no map: "
+            f"{first_five(tally.unmapped)}",
+            file=sys.stderr,
+        )
+
+
+def _draw_sheet(scorer: Scorer, tally: Tally) -> None:
+    # Pillow is imported only once flags and sources are known to be right.
+    from hyperiqa.pages import page
+
+    page.draw_scores(
+        scorer.options.sheet,
+        scorer.options.checkpoint.resolve().name,
+        scorer.model.description,
+        tally.scores,
+        tally.failures,
+        tally.failed,
+        scorer.meaning if scorer.options.meaning else None,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -339,26 +378,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.folder:
                 shards.run(options, sources, signals, tally)
             else:
-                description, meaning = run(options, sources, outputs, signals, tally)
-            if options.sheet:
-                # Pillow is imported only once flags and sources are known to be right.
-                from hyperiqa.pages import page
-
-                name = options.checkpoint.resolve().name
-                page.draw_scores(
-                    options.sheet,
-                    name,
-                    description,
-                    tally.scores,
-                    tally.failures,
-                    tally.failed,
-                    meaning if options.meaning else None,
-                )
+                scorer = run(options, sources, outputs, signals, tally)
+                if options.sheet:
+                    _draw_sheet(scorer, tally)
     except Interrupted:
         goes_on = options.output and not options.compare
         hint = "; the same command goes on from there" if goes_on else ""
-        number = tally.scored + tally.failed
-        print(f"interrupted after {counted(number, 'image')}{hint}", file=sys.stderr)
+        print(
+            f"interrupted after {counted(tally.scored + tally.failed, 'image')}{hint}",
+            file=sys.stderr,
+        )
         raise
     # `| head` has seen enough.
     except BrokenPipeError:

@@ -20,8 +20,6 @@ from hyperiqa.base.signals import StopSignals
 from hyperiqa.scoring.score_run import Tally
 from hyperiqa.scoring.shards import ShardScorer
 
-CPU_SHARE = 0.9  # of each machine for the actors; Ray's own tasks need the rest
-
 
 class Actor:
     """Scores shards. Paths are relative to the folder of the command."""
@@ -48,20 +46,28 @@ def score(options: argparse.Namespace, stores: Sequence[str]) -> Iterator[tuple[
     """Score the stores on the cluster of RAY_ADDRESS, else here; yield each with its tally."""
     import ray.data
 
-    # The other machines may lack this program.
-    environment = {"py_modules": [str(Path(hyperiqa.__file__).parent)]}
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # By itself, Ray would join what ran last on this machine, even if it is dead.
     address = os.environ.get("RAY_ADDRESS", "local")
     with reading_file(Path(address), "cannot be reached"):
         check_listening(address)
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+        ray.init(
+            address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # The other machines may lack this program.
+            runtime_env={"py_modules": [str(Path(hyperiqa.__file__).parent)]},
+        )
     ray.data.DataContext.get_current().enable_progress_bars = False
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [resources for resources in alive if resources.get("CPU")]
-    cores = min(node["CPU"] for node in nodes)
-    workers = options.engine_workers or len(nodes)
-    cpus = CPU_SHARE * cores / math.ceil(workers / len(nodes))
+    # Of each machine that has any.
+    cores = [
+        node["Resources"]["CPU"]
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU")
+    ]
+    workers = options.engine_workers or len(cores)
+    # Ray's own tasks need a tenth of each machine.
+    cpus = 0.9 * min(cores) / math.ceil(workers / len(cores))
     options.workers = options.workers or max(1, int(cpus))
     scored = ray.data.from_items(list(stores), override_num_blocks=len(stores)).map_batches(
         Actor,

@@ -9,7 +9,7 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,8 +25,7 @@ NUMBERS = ("score", "percentile", "low", "high")
 
 def rows_file(options: argparse.Namespace, store: str) -> Path:
     """The file for the rows of a store, such as `photos-0000.csv` for `photos-0000.tar`."""
-    name = re.sub(r"(\.tar)?\.\w+$", "", Path(store).name)
-    return options.output / f"{name}.{options.format}"
+    return options.output / re.sub(r"(\.tar)?\.\w+$", f".{options.format}", Path(store).name)
 
 
 def check_names(options: argparse.Namespace, stores: Iterable[str]) -> None:
@@ -39,12 +38,8 @@ def check_names(options: argparse.Namespace, stores: Iterable[str]) -> None:
         )
 
 
-class ShardScorer:
-    """A model that scores stores as the flags of `predict.py` say. Raises UserError."""
-
-    def __init__(self, options: argparse.Namespace):
-        self.options = options
-        self.model, _, self.made, self.meaning = score_run.prepare(options)
+class ShardScorer(score_run.Scorer):
+    """Scores whole stores, each into its own file of rows."""
 
     def check(self, path: Path) -> None:
         """Raise UserError if the rows of a finished store were made with something else."""
@@ -56,8 +51,8 @@ class ShardScorer:
                 made = parquet.read_table(path, columns=["made_with"])["made_with"][0].as_py()
             else:
                 rows = score_files.read_rows(path, form, self.options.columns)
-                made = next((row["made_with"] for _, row in rows if row), self.made)
-        score_files.check_made_with(path, made, self.made)
+                made = next((row["made_with"] for _, row in rows if row), self.row_made)
+        score_files.check_made_with(path, made, self.row_made)
 
     def score(self, store: str, signals: StopSignals) -> score_run.Tally:
         """Score the images of a store and write its file of rows, whole or not at all."""
@@ -71,13 +66,14 @@ class ShardScorer:
         options = self.options
         is_parquet = options.format == "parquet"
         rows: Any = io.BytesIO() if is_parquet else file
-        form = "csv" if is_parquet else options.format
-        output = score_files.ScoreFile(rows_file(options, store), form, options.columns, rows)
+        output = score_files.ScoreFile(
+            rows_file(options, store),
+            "csv" if is_parquet else options.format,
+            options.columns,
+            rows,
+        )
         images = image_sources.images_in(store, options.image_column, tally.passed)
-        images = image_sources.without_repeats(images, set())
-        scores = self.model.score_all(images, options.batch_size, options.workers, self.meaning)
-        write_row = partial(score_run.add_row, options, None, self.made, tally, output, ())
-        score_run.score_images(scores, None, signals, write_row, with_bar=True)
+        self.score_images(image_sources.without_repeats(images, set()), output, signals, tally)
         if is_parquet:
             _write_parquet(rows.getvalue(), options.columns, file)
 
@@ -87,12 +83,13 @@ def _write_parquet(rows: bytes, columns: Sequence[str], file: BinaryIO) -> None:
 
     # Parquet has no text but UTF-8.
     text = io.BytesIO(rows.decode("utf-8", "replace").encode())
-    types = {name: "double" if name in NUMBERS else "string" for name in columns}
     table = csv.read_csv(
         text,
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(
-            column_types=types, null_values=[""], strings_can_be_null=True
+            column_types={name: "double" if name in NUMBERS else "string" for name in columns},
+            null_values=[""],
+            strings_can_be_null=True,
         ),
     )
     parquet.write_table(table, file)
@@ -111,16 +108,21 @@ def run(
     for store in sorted(finished):
         scorer.check(rows_file(options, store))
     if finished:
-        share = f"{len(finished):,} of {counted(len(stores), 'source')}"
-        print(f"{options.output}: {share} finished before", file=sys.stderr)
+        print(
+            f"{options.output}: {len(finished):,} of {counted(len(stores), 'source')} finished "
+            "before",
+            file=sys.stderr,
+        )
     remaining = [store for store in stores if store not in finished]
-    parts: Iterator[tuple[str, score_run.Tally]]
-    parts = ((store, scorer.score(store, signals)) for store in remaining)
     if options.engine and remaining:
         from hyperiqa.scoring import ray_engine
 
         parts = ray_engine.score(options, remaining)
+    else:
+        parts = ((store, scorer.score(store, signals)) for store in remaining)
     for store, part in parts:
         tally.add(part)
-        counts = f"{part.scored:,} scored, {part.failed:,} failed"
-        print(f"{rows_file(options, store)}: {counts}", file=sys.stderr)
+        print(
+            f"{rows_file(options, store)}: {part.scored:,} scored, {part.failed:,} failed",
+            file=sys.stderr,
+        )
