@@ -38,10 +38,6 @@ LIST_SUFFIXES = (".csv", ".parquet")
 LONGEST = 1 << 13
 # The text in a PNG by which a map is known wherever it lies: it says what the map was made with.
 MARK = "hyperiqa"
-# The names of maps, which alone are opened to look for the mark.
-_MAP_NAME = re.compile(r"(?:.*-)?[0-9a-f]{16}\.png", re.DOTALL)
-# Seconds without a path on standard input, after which those before it need not wait any longer.
-PAUSE = 0.2
 
 
 def find_images(
@@ -99,10 +95,9 @@ def with_numbers(source: str) -> list[str]:
     if parts is None or Path(source).exists():
         return [source]
     before, first, last, after = parts.groups()
-    names: list[str] = []
-    for number in range(int(first), int(last) + 1):
-        names += with_numbers(f"{before}{number:0{len(first)}}{after}")
-    return names or [source]
+    numbers = range(int(first), int(last) + 1)
+    names = [f"{before}{number:0{len(first)}}{after}" for number in numbers]
+    return list(itertools.chain.from_iterable(map(with_numbers, names))) or [source]
 
 
 def skipped_note(pictures: Sequence[str], before: str = "") -> str:
@@ -132,9 +127,8 @@ def images_below(folder: str, passed: list[str]) -> Iterator[str]:
             continue
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith("."):
-                yield from _readable(Path(place, name), passed)
+        for name in sorted(name for name in files if not name.startswith(".")):
+            yield from _readable(Path(place, name), passed)
     yield from (problem.filename for problem in unreadable)
 
 
@@ -155,9 +149,8 @@ def images_matching(pattern: str, passed: list[str]) -> Iterator[str]:
     """
     parts = Path(pattern).parts
     first = _pattern_start(parts)
-    with_hidden = _has_hidden(parts[first:])
     for path in sorted(Path(*parts[:first]).glob(str(Path(*parts[first:])))):
-        if _has_hidden(path.parts[first:]) and not with_hidden:
+        if _has_hidden(path.parts[first:]) and not _has_hidden(parts[first:]):
             continue
         if path.is_dir():
             yield from images_below(str(path), passed)
@@ -190,7 +183,8 @@ def paths_from(descriptor: int) -> Iterator[str | None]:
     rest = b""
     ended = False
     while not ended:
-        if not select.select([descriptor], [], [], PAUSE)[0]:
+        # After 0.2 seconds without a path, those before it need not wait any longer.
+        if not select.select([descriptor], [], [], 0.2)[0]:
             yield None
         data = os.read(descriptor, LONGEST)
         ended = not data
@@ -201,8 +195,7 @@ def paths_from(descriptor: int) -> Iterator[str | None]:
                 f"standard input: expected a path per line, found a line of over {LONGEST} bytes"
             )
         for line in lines:
-            path = line.rstrip(b"\r")
-            if path:
+            if path := line.rstrip(b"\r"):
                 yield os.fsdecode(path)
 
 
@@ -268,8 +261,10 @@ def images_in(store: str, column: str, passed: list[str]) -> Iterator[str | Stor
             yield StoredImage(store, problem="no images in it")
     # A damaged file may cause any exception.
     except Exception as problem:
-        reason = f"cannot be read on after {counted(number, 'image')}: {reason_of(problem)}"
-        yield StoredImage(store, problem=reason)
+        yield StoredImage(
+            store,
+            problem=f"cannot be read on after {counted(number, 'image')}: {reason_of(problem)}",
+        )
 
 
 def _is_list(source: str) -> bool:
@@ -288,8 +283,10 @@ def _members(shard: str, passed: list[str]) -> Iterator[StoredImage]:
                 continue
             for name in _readable(Path(shard, *parts), passed):
                 if name in names:
-                    problem = "an earlier image in this shard has the same name"
-                    yield StoredImage(f"{name}@{member.offset}", problem=problem)
+                    yield StoredImage(
+                        f"{name}@{member.offset}",
+                        problem="an earlier image in this shard has the same name",
+                    )
                 elif not member.isfile():
                     yield StoredImage(name, problem="a link or a device; expected a file")
                 else:
@@ -356,7 +353,8 @@ def map_path(folder: Path, image: str) -> Path:
 
 def mark_of(path: Path) -> str | None:
     """What the map in this file was made with; None where it is no map of `predict.py`'s."""
-    if _MAP_NAME.fullmatch(path.name) and path.is_file():
+    # Only files with the name of a map are opened to look for the mark.
+    if re.fullmatch(r"(?:.*-)?[0-9a-f]{16}\.png", path.name, re.DOTALL) and path.is_file():
         # Decoders raise what they like at foreign files.
         with contextlib.suppress(Exception), Image.open(path, formats=["PNG"]) as picture:
             return picture.info.get(MARK)

@@ -89,8 +89,8 @@ class Meaning:
     @property
     def made_with(self) -> str:
         """What the answers depend on besides the score."""
-        plain = json.dumps(self.calibration.plain())
-        digest = hashlib.sha256(plain.encode()).hexdigest()[:12]
+        plain = json.dumps(self.calibration.plain()).encode()
+        digest = hashlib.sha256(plain).hexdigest()[:12]
         words = f"calibration={digest} level={self.level:g}"
         return words if self.above is None else f"{words} above={self.above:g} sure={self.sure:g}"
 
@@ -119,8 +119,15 @@ class Meaning:
         if not calibration.covers(score):
             least, most = calibration.quantiles[0], calibration.quantiles[-1]
             note = f"the calibration knows scores from {least:.4g} to {most:.4g} only"
-        percentile = calibration.percentile(score)
-        return Explained(score, percentile, low, high, self.reference, self._keep(score), note)
+        return Explained(
+            score,
+            calibration.percentile(score),
+            low,
+            high,
+            self.reference,
+            self._keep(score),
+            note,
+        )
 
     def better(self, first: float, second: float) -> float:
         """The probability that the image of the first score has the better quality."""

@@ -22,7 +22,6 @@ from hyperiqa.base.files import write_whole
 from hyperiqa.base.terminal import printable
 
 COLUMNS = ("image", "score", "error", "made_with")
-PAIR_COLUMNS = ("first", "second", "probability")
 # Their 1,124,250 pairs take a minute or two.
 MOST_COMPARED = 1500
 
@@ -40,8 +39,6 @@ STARTS = {"csv": b"image,score", "jsonl": b'{"image": '}
 # The most bytes that a row has: a file with longer ones is something else. A name of as many bytes
 # as `image_sources` takes fits, although JSON may write six letters for one of its bytes.
 LONGEST = 1 << 16
-# The most letters of the reason why there is no score.
-LONGEST_REASON = 1000
 
 
 class ScoreFile:
@@ -83,9 +80,9 @@ class ScoreFile:
         Raises UserError if it cannot be written, and BrokenPipeError if the reader of standard
         output has gone.
         """
-        reason = error and error[:LONGEST_REASON]
         more = [getattr(meaning, name, None) for name in self.columns[len(COLUMNS) :]]
-        self.write_row([image, score, reason, made_with, *more])
+        # A reason may be as long as its author likes, but a row may not.
+        self.write_row([image, score, error and error[:1000], made_with, *more])
 
     def write_row(self, row: Sequence[Any]) -> None:
         """Write the values of a row, one for each column. Raises as `add`."""
@@ -95,11 +92,19 @@ class ScoreFile:
         except BrokenPipeError:
             raise
         except OSError as problem:
-            reason = reason_of(problem)
-            raise UserError(f"{self.path}: cannot be written: {reason}") from None
+            raise UserError(f"{self.path}: cannot be written: {reason_of(problem)}") from None
 
     def _line(self, values: Sequence[Any]) -> str:
-        return _json_line(self.columns, values) if self.form == "jsonl" else _csv_line(values)
+        if self.form == "jsonl":
+            # A name that is not text in UTF-8 is escaped, so that the file stays valid. Rows of a
+            # comparison have two names.
+            names = "".join(value for value in values[:2] if isinstance(value, str))
+            row = dict(zip(self.columns, values))
+            return json.dumps(row, ensure_ascii=not names.isprintable())
+        # With both as the line's end, the writer quotes a cell that has either.
+        line = io.StringIO()
+        csv.writer(line, lineterminator="\r\n").writerow(values)
+        return line.getvalue().removesuffix("\r\n")
 
     def _write(self, text: str) -> None:
         # In files and pipes the names of images keep their bytes.
@@ -155,7 +160,7 @@ class PairFile(ScoreFile):
     """
 
     def __init__(self, path: Path | None, form: str, better: Callable[[float, float], float]):
-        super().__init__(path, form, PAIR_COLUMNS)
+        super().__init__(path, form, ("first", "second", "probability"))
         self.better = better
         self.scores: dict[str, float | None] = {}
 
@@ -206,20 +211,6 @@ def _open_unbuffered(path: Path | None) -> Any:
     return os.fdopen(1, "wb", buffering=0, closefd=False) if is_own_output else sys.stdout
 
 
-def _json_line(columns: Sequence[str], values: Sequence[Any]) -> str:
-    # A name that is not text in UTF-8 is escaped, so that the file stays valid. Rows of a
-    # comparison have two names.
-    names = "".join(value for value in values[:2] if isinstance(value, str))
-    return json.dumps(dict(zip(columns, values)), ensure_ascii=not names.isprintable())
-
-
-def _csv_line(values: Sequence[Any]) -> str:
-    # With both as the line's end, the writer quotes a cell that has either.
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\r\n").writerow(values)
-    return line.getvalue().removesuffix("\r\n")
-
-
 def read_rows(
     path: Path, form: str, columns: Sequence[str] = COLUMNS
 ) -> Iterator[tuple[bytes, dict | None]]:
@@ -233,8 +224,11 @@ def read_rows(
     with path.open("rb") as file:
         for line in iter(lambda: file.readline(LONGEST), b""):
             record += line
+            # A quoted cell of CSV may hold line ends.
+            within_quotes = form == "csv" and record.count(b'"') % 2
+            is_complete = record.endswith(b"\n") and not within_quotes
             # A record that is too long is parsed as it is, and refused: it is something else.
-            if len(record) < LONGEST and not _is_complete(record, form):
+            if len(record) < LONGEST and not is_complete:
                 continue
             number += 1
             text = record.decode("utf-8", "surrogateescape")
@@ -242,12 +236,6 @@ def read_rows(
             record = b""
     if number == 0 and not record.startswith(STARTS[form][: len(record)]):
         raise UserError(f"--output {path}: exists, and is no {form} file of predict.py's")
-
-
-def _is_complete(record: bytes, form: str) -> bool:
-    """Whether the lines of `record` are a whole row: a quoted cell of CSV may hold line ends."""
-    within_quotes = form == "csv" and record.count(b'"') % 2
-    return record.endswith(b"\n") and not within_quotes
 
 
 def _parse_row(
@@ -297,8 +285,7 @@ def take_up(
         if row is not None:
             check_made_with(path, str(row["made_with"]), made_with)
             # A row with a score has an error where the image has no map.
-            failed = row["score"] is None or bool(row["error"])
-            if failed and tries_again(row["image"]):
+            if (row["score"] is None or row["error"]) and tries_again(row["image"]):
                 dropped += 1
                 continue
             if row["score"] is not None:
@@ -348,10 +335,9 @@ def differences(before: str, now: str) -> tuple[str, str]:
 def check_made_with(path: Path, made_before: str, made_now: str) -> None:
     """Raise UserError that says how two values of `made_with` differ, such as `a=1` and `a=2`."""
     before_words, now_words = differences(made_before, made_now)
-    if not before_words:
-        return
-    raise UserError(
-        f"--output {path}: its rows were made with {before_words}; this command has {now_words}; "
-        "scores of different models or settings are not mixed: give another --output, or the "
-        "checkpoint and flags of before"
-    )
+    if before_words:
+        raise UserError(
+            f"--output {path}: its rows were made with {before_words}; this command has "
+            f"{now_words}; scores of different models or settings are not mixed: give another "
+            "--output, or the checkpoint and flags of before"
+        )
