@@ -98,28 +98,33 @@ def load(
     if resize is not None:
         parse_resize(resize)
     path = checkpoints.find_model(Path(checkpoint))
-    exported = None
     if path.suffix in RUNTIMES:
         if problem := next(filter(None, refused(path, device=device, precision=precision)), None):
             raise UserError(problem)
         exported = open_exported(path)
-        trained = exported.description
-    else:
-        state, trained = checkpoints.load_model(path)
+        return ExportedModel(exported, _prepared(exported.description, resize, crops, exif_rotate))
+    state, trained = checkpoints.load_model(path)
+    description = _prepared(trained, resize, crops, exif_rotate)
+    # Building draws initial weights, which are then replaced: leave the caller's generator alone.
+    with torch.random.fork_rng(devices=[]):
+        net = factory.build(description, state)
+    checkpoints.fill(net, state, path)
+    return QualityModel(
+        net, description, choose_hardware(device, workers).computing_in(precision), trained
+    )
+
+
+def _prepared(
+    trained: dict[str, Any], resize: str | None, crops: int | None, exif_rotate: bool | None
+) -> dict[str, Any]:
+    """A model's description for images that are prepared as the arguments of `load` say."""
     chosen = {"resize": resize, "exif_rotate": exif_rotate, "test_patch_num": crops}
     description = trained | {name: value for name, value in chosen.items() if value is not None}
     if crops is not None:
         if problem := problem_of_crops(description["patch_size"], crops):
             raise UserError(f"crops {crops}: {problem}")
         description["test_crop"] = "center" if crops == 1 else "grid"
-    if exported:
-        return ExportedModel(exported, description)
-    # Building draws initial weights, which are then replaced: leave the caller's generator alone.
-    with torch.random.fork_rng(devices=[]):
-        net = factory.build(description, state)
-    checkpoints.fill(net, state, path)
-    hardware = choose_hardware(device, workers).computing_in(precision)
-    return QualityModel(net, description, hardware, trained)
+    return description
 
 
 class QualityModel:
@@ -221,8 +226,7 @@ class QualityModel:
 
     def better(self, first: ImageLike, second: ImageLike, reference: str | None = None) -> float:
         """The probability that the first image is the better one. Raises as `explain`."""
-        meaning = self.meaning(reference)
-        return meaning.better(self.score(first), self.score(second))
+        return self.meaning(reference).better(self.score(first), self.score(second))
 
     def score_all(
         self,
@@ -391,11 +395,13 @@ class ExportedModel(QualityModel):
         if not patches:
             return np.empty(0)
         flat = np.concatenate(patches)
-        starts = range(0, len(flat), batch_size)
-        scores = [self.exported.score(flat[start : start + batch_size]) for start in starts]
+        scores = [
+            self.exported.score(flat[start : start + batch_size])
+            for start in range(0, len(flat), batch_size)
+        ]
         counts = [*map(len, patches)]
-        numbers = np.repeat(np.arange(len(patches)), counts)
-        return np.bincount(numbers, np.concatenate(scores)) / counts
+        image_numbers = np.repeat(np.arange(len(patches)), counts)
+        return np.bincount(image_numbers, np.concatenate(scores)) / counts
 
 
 def _as_pixels(image: np.ndarray | torch.Tensor) -> np.ndarray:
