@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -34,8 +34,6 @@ FOLDER = Path(__file__).parent
 BOXES = {300: (320, 240), 3000: (192, 144), 10**9: (128, 96)}
 # Kinds of blocks that need plotly, which is most of a page's bytes.
 PLOTTED = ("errors", "curves", "levels")
-# What HTML or a script gives a meaning, and halves of characters, which no file in UTF-8 holds.
-MARKUP = re.compile("[<>&\u2028\u2029\ud800-\udfff]")
 Source = Callable[[], Image.Image | None]
 
 
@@ -89,12 +87,7 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Write the page as one file. Raises UserError if unwritable."""
-
-        def write_texts(file: BinaryIO) -> None:
-            for text in self._texts():
-                file.write(text.encode())
-
-        write_whole(path, write_texts)
+        write_whole(path, lambda file: file.writelines(map(str.encode, self._texts())))
 
     def _texts(self) -> Iterator[str]:
         """The page's text, piece by piece."""
@@ -105,14 +98,20 @@ class Page:
         before_data = before_data.replace("<!--TITLE-->", html.escape(self.content["title"]))
         # NaN becomes null.
         content = json.dumps(to_json_value(self.content), ensure_ascii=False, separators=(",", ":"))
-        # No text in the data ends the script, or begins a comment or another script within it.
-        content = MARKUP.sub(lambda match: f"\\u{ord(match[0]):04x}", content)
+        # No text in the data ends the script, or begins a comment or another script within it. A
+        # file in UTF-8 holds no halves of characters.
+        content = re.sub(
+            "[<>&\u2028\u2029\ud800-\udfff]",
+            lambda match: f"\\u{ord(match[0]):04x}",
+            content,
+        )
         yield f'{before_data}<script type="application/json" id="page">{content}</script>\n'
         yield '<script type="application/json" id="pictures">'
         yield from self._pictures()
         yield "</script>\n"
-        sections = self.content["sections"]
-        kinds = {block["kind"] for section in sections for block in section["blocks"]}
+        kinds = {
+            block["kind"] for section in self.content["sections"] for block in section["blocks"]
+        }
         if not kinds.isdisjoint(PLOTTED):
             from plotly.offline import get_plotlyjs
 
@@ -200,7 +199,14 @@ def draw_scores(
     images = [image for image, _ in scores]
     values = [score for _, score in scores]
     sources = [functools.partial(thumbnail, image) for image in images]
-    facts = list(_score_facts(description, values, failed))
+    facts = [
+        f"{counted(len(values), 'image')}, scores {min(values):.2f} to {max(values):.2f}"
+        if values
+        else "no image has a score",
+        f"scale of the scores: {scale_text(description)}",
+    ]
+    if failed:
+        facts.append(f"{counted(failed, 'image')} could not be scored")
     fields: dict[str, Sequence] = {"score": values}
     if meaning:
         facts.append(meaning.about)
@@ -209,8 +215,16 @@ def draw_scores(
             fields[name] = [image_meaning[name] for image_meaning in explained]
     page = Page(f"Scores by {title}", facts)
     page.images("scored", _names_below_common_folder(images), fields, sources)
-    gallery = block("gallery", set="scored", by="score", down=description["higher_is_better"])
-    page.section("", {**gallery, "scale": meaning and meaning.entry["score_range"]})
+    page.section(
+        "",
+        block(
+            "gallery",
+            set="scored",
+            by="score",
+            down=description["higher_is_better"],
+            scale=meaning and meaning.entry["score_range"],
+        ),
+    )
     if failures:
         lines = [printable(failure) for failure in failures]
         if failed > len(failures):
@@ -226,18 +240,6 @@ def _names_below_common_folder(images: Sequence[str]) -> Sequence[str]:
         return images
     common_folder = os.path.commonpath(folders) or "."
     return [os.path.relpath(image, common_folder) for image in images]
-
-
-def _score_facts(
-    description: Mapping[str, Any], scores: Sequence[float], failed: int
-) -> Iterator[str]:
-    if scores:
-        yield f"{counted(len(scores), 'image')}, scores {min(scores):.2f} to {max(scores):.2f}"
-    else:
-        yield "no image has a score"
-    yield f"scale of the scores: {scale_text(description)}"
-    if failed:
-        yield f"{counted(failed, 'image')} could not be scored"
 
 
 def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]]]) -> None:

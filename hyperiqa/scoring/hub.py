@@ -23,7 +23,6 @@ from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.scoring.score_files import scale_text
 
 TASK = "image-quality-assessment"
-TAGS = [TASK, "blind-image-quality-assessment", "no-reference", "hyperiqa"]
 
 
 def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
@@ -38,11 +37,15 @@ def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
     for facts_of_set in certificate_of(about).get("sets", {}).values():
         # The hashes of all training images: long, and the tensors' file has them.
         facts_of_set.pop("looks", None)
-    kind = {"library_name": "hyperiqa", "model_type": "hyperiqa", "architectures": ["HyperNet"]}
-    write_whole(folder / "config.json", json.dumps({**kind, **about}, indent=1) + "\n")
+    config = {
+        "library_name": "hyperiqa",
+        "model_type": "hyperiqa",
+        "architectures": ["HyperNet"],
+        **about,
+    }
+    write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")
     write_whole(folder / "README.md", str(card(description, repo)))
-    words = private_words(description)
-    if words:
+    if words := private_words(description):
         print(f"Paths in its description, which go with it: {' '.join(words)}")
 
 
@@ -53,15 +56,21 @@ def card(description: Mapping[str, Any], repo: str) -> ModelCard:
     """
     name = repo.rpartition("/")[2]
     figures = list(_figures(description))
-    results = [
-        EvalResult(TASK, data_set, data_set, figure, value, metric_name=figure.upper())
-        for data_set, _, figure, value, _ in figures
-    ]
     metadata = ModelCardData(
         library_name="hyperiqa",
-        tags=[*TAGS, description["backbone"]],
+        tags=[
+            TASK,
+            "blind-image-quality-assessment",
+            "no-reference",
+            "hyperiqa",
+            description["backbone"],
+        ],
         model_name=name,
-        eval_results=results or None,
+        eval_results=[
+            EvalResult(TASK, data_set, data_set, figure, value, metric_name=figure.upper())
+            for data_set, _, figure, value, _ in figures
+        ]
+        or None,
     )
     # Below the metadata, the card is markdown.
     lines = _usage_lines(description, name, repo)

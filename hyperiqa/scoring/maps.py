@@ -179,8 +179,8 @@ def draw(image_maps: ImageMaps, model: QualityModel) -> Image.Image:
     line_height = round(1.5 * font_size)
     below = height + MARGIN
     # One line more than those of figures: the legend of the colours.
-    sheet_height = below + line_height * (len(lines) + 1)
-    sheet = Image.new("RGB", (2 * width + MARGIN, sheet_height), "white")
+    size = (2 * width + MARGIN, below + line_height * (len(lines) + 1))
+    sheet = Image.new("RGB", size, "white")
     sheet.paste(Image.fromarray(image_maps.pixels), (0, 0))
     sheet.paste(overlay, (width + MARGIN, 0))
 
