@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -59,9 +59,13 @@ PHASES = {
     "peak memory": "MiB",
     "peak GPU memory": "MiB",
 }
-# All flags that --model takes, and all that --score takes.
-MODEL_FLAGS = {"model", "patch_size", "device", "latex", "json"}
-SCORE_FLAGS = {"score", "model", "peer", "images", "repeats", "device", "json"}
+# Measurement -> all flags that it takes.
+FLAGS_OF = {
+    "model": {"model", "patch_size", "device", "latex", "json"},
+    "score": {"score", "model", "peer", "images", "repeats", "device", "json"},
+}
+# Flag -> the flag with whose measurement alone it means something.
+NEEDED = {"peer": "score", "processes": "step", "patch_size": "model", "latex": "model"}
 SCORED_MODELS = ["tf_efficientnet_lite0", *BACKBONES.values()]
 # The sizes of photographs that --score generates, and how many of each there are at most.
 PHOTOGRAPHS = {(512, 384): 113, (1024, 768): 113, (4000, 3000): 30}
@@ -155,21 +159,17 @@ def contradictions(flags: argparse.Namespace, given: Given) -> Iterator[str]:
     if bool(flags.dataset_path) != bool(flags.spaq_path):
         yield "--dataset_path and --spaq_path: expected both or none"
     measurement = "score" if flags.score else "model"
-    unfit = set(given) - (SCORE_FLAGS if flags.score else MODEL_FLAGS)
+    unfit = set(given) - FLAGS_OF[measurement]
     if getattr(flags, measurement) and unfit:
         others = ", ".join(f"--{name}" for name in sorted(unfit))
         yield f"--{measurement} cannot be combined with {others}"
-    if flags.peer and not flags.score:
-        yield "--peer needs --score"
+    for name, needed in NEEDED.items():
+        if name in given and not getattr(flags, needed):
+            yield f"--{name} needs --{needed}"
     if flags.peer:
         yield not_installed(f"--peer {flags.peer}", flags.peer)
-    if "processes" in given and not flags.step:
-        yield "--processes needs --step"
     if min(flags.processes) < 1:
         yield f"--processes {min(flags.processes)}: expected whole numbers of at least 1"
-    for name in ("patch_size", "latex"):
-        if name in given and not flags.model:
-            yield f"--{name} needs --model"
 
 
 def main() -> None:
@@ -178,23 +178,21 @@ def main() -> None:
         measure(argparse.Namespace(**json.loads(sys.argv[2])))
         return
     flags = parse_flags()
-    if flags.model and not flags.score:
-        show_costs(flags)
-    else:
-        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            scratch = Path(folder)
-            if flags.score:
-                show_scoring(flags, scratch)
-                return
-            if flags.dataset_path is None:
-                print(f"Making {counted(flags.images, 'image')} …", flush=True)
-                published().make_images(scratch, flags.images)
-                flags.dataset_path = scratch / "koniq-10k"
-                flags.spaq_path = scratch / "spaq-test"
-            if flags.step:
-                show_steps(flags, scratch)
-            else:
-                show_phases(flags, scratch)
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        scratch = Path(folder)
+        if not flags.score and not flags.model and flags.dataset_path is None:
+            print(f"Making {counted(flags.images, 'image')} …", flush=True)
+            published().make_images(scratch, flags.images)
+            flags.dataset_path = scratch / "koniq-10k"
+            flags.spaq_path = scratch / "spaq-test"
+        if flags.score:
+            show_scoring(flags, scratch)
+        elif flags.model:
+            show_costs(flags)
+        elif flags.step:
+            show_steps(flags, scratch)
+        else:
+            show_phases(flags, scratch)
 
 
 def published() -> Any:
@@ -284,8 +282,7 @@ def run_child(
     words: list[str] = []
     environment = dict(os.environ)
     if process_count > 1:
-        torchrun = "-m torch.distributed.run --standalone --nproc_per_node"
-        words += [*torchrun.split(), str(process_count)]
+        words += f"-m torch.distributed.run --standalone --nproc_per_node {process_count}".split()
         # Processes with as many threads as there are cores would take each other's.
         threads = max(1, (os.cpu_count() or 1) // process_count)
         environment.setdefault("OMP_NUM_THREADS", str(threads))
@@ -376,10 +373,22 @@ def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
         )
         children.append(child)
         rows.append(step_row(backbone, process_count, child["found"]))
-    print(f"\n{_machine(child)}, precision {flags.precision}, batch {flags.batch_size}\n")
-    print(text_table(STEP_HEADER, rows, width=160))
+    settings = f"{_machine(child)}, precision {flags.precision}, batch {flags.batch_size}"
+    show_table(flags, settings, STEP_HEADER, rows, children)
+
+
+def show_table(
+    flags: argparse.Namespace,
+    settings: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    report: object,
+) -> None:
+    """Print the settings and the table of a measurement; the report is what --json writes."""
+    print(f"\n{settings}\n")
+    print(text_table(header, rows, width=160))
     if flags.json:
-        write_whole(flags.json, json.dumps(children, indent=1))
+        write_whole(flags.json, json.dumps(report, indent=1))
 
 
 def photographs(flags: argparse.Namespace, scratch: Path) -> dict[str, Path]:
@@ -389,17 +398,13 @@ def photographs(flags: argparse.Namespace, scratch: Path) -> dict[str, Path]:
         find_images([str(flags.score)])
         return {flags.score.name: flags.score}
     print("Making photographs …", file=sys.stderr, flush=True)
-    for size, number in PHOTOGRAPHS.items():
+    folders = {f"{width}x{height}": scratch / f"{width}x{height}" for width, height in PHOTOGRAPHS}
+    for folder, (size, number) in zip(folders.values(), PHOTOGRAPHS.items(), strict=True):
         # A few different ones; more are copies, which decoding does not notice.
         contents = [published().jpeg(size, seed) for seed in range(4)]
         for i in range(min(flags.images, number)):
-            path = scratch / "{}x{}".format(*size) / f"{i:04}.jpg"
-            write_whole(path, contents[i % len(contents)])
-    return {folder.name: folder for folder in sorted(scratch.iterdir(), key=_width)}
-
-
-def _width(folder: Path) -> int:
-    return int(folder.name.partition("x")[0])
+            write_whole(folder / f"{i:04}.jpg", contents[i % len(contents)])
+    return folders
 
 
 def show_scoring(flags: argparse.Namespace, scratch: Path) -> None:
@@ -412,18 +417,15 @@ def show_scoring(flags: argparse.Namespace, scratch: Path) -> None:
         child = run_child(flags, "peer", model=models, folder=folders.get("1024x768", flags.score))
         header = ["HyperIQA", "photographs/s", "times pyiqa's"]
         rates = child["found"]["rates"]
-        for name, rate in rates.items():
-            rows.append([name, f"{rate:.3g}", f"{rate / rates['pyiqa, 25 crops']:.3g}"])
+        slowest = rates["pyiqa, 25 crops"]
+        rows = [[name, f"{rate:.3g}", f"{rate / slowest:.3g}"] for name, rate in rates.items()]
     else:
         header = SCORE_HEADER
         for model, title in itertools.product(flags.model or SCORED_MODELS, folders):
             print(f"Measuring {model}, {title} …", file=sys.stderr, flush=True)
             child = run_child(flags, "score", model=model, folder=folders[title])
             rows.append(score_row(model, title, child["found"]))
-    print(f"\n{_machine(child)}\n")
-    print(text_table(header, rows, width=160))
-    if flags.json:
-        write_whole(flags.json, json.dumps([dict(zip(header, row)) for row in rows], indent=1))
+    show_table(flags, _machine(child), header, rows, [dict(zip(header, row)) for row in rows])
 
 
 def show_costs(flags: argparse.Namespace) -> None:
@@ -436,12 +438,9 @@ def show_costs(flags: argparse.Namespace) -> None:
         children[name] = child
         rows += cost_rows(name, child["found"])
     header = cost_header(child["found"])
-    print(f"\n{_machine(child)}, fp32, one patch per image\n")
-    print(text_table(header, rows, width=160))
+    show_table(flags, f"{_machine(child)}, fp32, one patch per image", header, rows, children)
     if flags.latex:
         write_whole(flags.latex, latex_table(header, rows))
-    if flags.json:
-        write_whole(flags.json, json.dumps(children, indent=1))
 
 
 if __name__ == "__main__":

@@ -131,10 +131,10 @@ def _sum_of_waves(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.sum(waves, 0).reshape(side, side, 1)
 
 
-def largest_difference(model: "QualityModel", score: Scorer) -> float:
-    """The largest difference between a runtime's scores and PyTorch's.
+def compare_scores(model: "QualityModel", score: Scorer, output: Path, runtime: str) -> str:
+    """Compare a runtime's scores with PyTorch's, of batches of 1, 2 and 5 patches.
 
-    It scores batches of 1, 2 and 5 patches. Raises UserError if PyTorch's scores are not finite.
+    Returns a line for the user. Raises UserError if they are not the same, or not finite.
     """
     import torch
 
@@ -145,13 +145,8 @@ def largest_difference(model: "QualityModel", score: Scorer) -> float:
     if not np.isfinite(expected).all():
         raise UserError("the model's scores are not finite: its weights are broken")
     scores = [score(batch) for batch in np.split(patches, [1, 3])]
-    return float(np.abs(np.concatenate(scores) - expected).max())
-
-
-def compare_scores(model: "QualityModel", score: Scorer, output: Path, runtime: str) -> str:
-    """Returns a line for the user. Raises UserError if the runtime's scores are not PyTorch's."""
+    difference = float(np.abs(np.concatenate(scores) - expected).max())
     low, high = model.description["score_range"]
-    difference = largest_difference(model, score)
     # A constant training set has no range.
     allowed = TOLERANCE * ((high - low) or 1)
     # In this form, a difference of nan is refused too.
@@ -161,17 +156,6 @@ def compare_scores(model: "QualityModel", score: Scorer, output: Path, runtime: 
             f"allowed {allowed:.2g}"
         )
     return f"largest difference to PyTorch {difference:.2g}, allowed {allowed:.2g}"
-
-
-def write_onnx(model: "QualityModel", output: Path, opset: int) -> str:
-    """Export the model, compare its scores, and only then write the file.
-
-    Returns a line for the user. Raises UserError if the scores differ.
-    """
-    data = to_onnx(model, opset).SerializeToString()
-    note = compare_scores(model, onnx_graph(data)[0], output, "onnxruntime")
-    write_whole(output, data)
-    return f"opset {opset}; {note}"
 
 
 def choose_output(
@@ -201,8 +185,7 @@ def choose_output(
     for path in written:
         if path.exists() and not force:
             raise UserError(f"{path}: exists already; name another OUTPUT or add --force")
-    missing = not_installed(f"--format {file_format}", *NEEDED.get(file_format, ()))
-    if missing:
+    if missing := not_installed(f"--format {file_format}", *NEEDED.get(file_format, ())):
         raise UserError(missing)
     return output, file_format
 
@@ -275,7 +258,10 @@ def write(model: "QualityModel", output: Path, file_format: str, options: Namesp
     note = ""
     state = checkpoints.portable_state(model.net, model.description)
     if file_format == "onnx":
-        note = ": " + write_onnx(model, output, options.opset)
+        data = to_onnx(model, options.opset).SerializeToString()
+        difference = compare_scores(model, onnx_graph(data)[0], output, "onnxruntime")
+        write_whole(output, data)
+        note = f": opset {options.opset}; {difference}"
     elif file_format == "xml":
         from hyperiqa.scoring import openvino_export
 

@@ -1,5 +1,7 @@
 import importlib.util
 import json
+import re
+from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
 
@@ -129,18 +131,20 @@ def test_the_file_scores_as_the_model_does_and_says_how_to_use_it(
 def test_a_file_that_scores_otherwise_is_not_left(checkpoint, tmp_path, monkeypatch):
     model = load(checkpoint, "cpu")
     proto = export.to_onnx(model, 18)
-    assert export.largest_difference(model, onnx_graph(proto.SerializeToString())[0]) < 1e-4
+    score = onnx_graph(proto.SerializeToString())[0]
+    line = export.compare_scores(model, score, tmp_path / "m.onnx", "onnxruntime")
+    assert float(re.match(r"largest difference to PyTorch (\S+),", line)[1]) < 1e-4
     with torch.no_grad():
         model.net.fc5b_fc.bias += 0.009  # more than 1e-4 of the range of 80
     monkeypatch.setattr(export, "to_onnx", lambda *_: proto)
     with pytest.raises(
         UserError, match="m.onnx: not written: onnxruntime's scores differ by 0.009 from PyTorch's"
     ):
-        export.write_onnx(model, tmp_path / "m.onnx", 18)
+        export.write(model, tmp_path / "m.onnx", "onnx", Namespace(opset=18))
     with torch.no_grad():
         model.net.fc5b_fc.bias += float("nan")
     with pytest.raises(UserError, match="not finite"):
-        export.write_onnx(model, tmp_path / "m.onnx", 18)
+        export.write(model, tmp_path / "m.onnx", "onnx", Namespace(opset=18))
     assert list(tmp_path.iterdir()) == []
 
 

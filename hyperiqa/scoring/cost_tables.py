@@ -43,9 +43,17 @@ def score_row(model: str, photographs: str, seconds: Mapping[str, float]) -> lis
     parts = (seconds["decode"], resize, seconds["forward"], seconds["write"])
     rates = (1 / seconds["whole"], bound, 1 / seconds["prepare"], 1 / seconds["forward"])
     scored, most, decoded, forward = (f"{rate:.3g}" for rate in rates)
-    share = f"{1 / seconds['whole'] / bound:.2f}"
     shares = [f"{100 * part / sum(parts):.2g}" for part in parts]
-    return [model, photographs, scored, most, share, decoded, forward, *shares]
+    return [
+        model,
+        photographs,
+        scored,
+        most,
+        f"{1 / seconds['whole'] / bound:.2f}",
+        decoded,
+        forward,
+        *shares,
+    ]
 
 
 def step_row(backbone: str, process_count: int, times: Mapping[str, Any]) -> list[str]:

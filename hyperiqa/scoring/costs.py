@@ -39,10 +39,6 @@ from hyperiqa.training.precision import choose_precision
 BATCHES = (1, 32)  # patches at a time
 WARM_UP = 3  # passes, or steps of a training, before measuring
 PASSES = 30  # passes measured
-# The published settings of a training.
-LR = 2e-5
-WEIGHT_DECAY = 5e-4
-RESIZE = "384"
 
 
 def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
@@ -142,8 +138,7 @@ def measure_phases(
     phases = {"first start": timed(start, device)[0]}
     # The second start finds the decoded images that the first one left.
     phases["second start"], sets = timed(start, device)
-    model, optimizer = _build_trained_model(backbone, device)
-    hardware = _in_chosen_precision(flags, hardware, model)
+    model, optimizer, hardware = _trained_parts(flags, backbone, hardware)
     trained: Any = torch.compile(model) if flags.compile else model
     train = partial(_train, trained, optimizer, hardware, losses.QualityLoss())
     batches = _train_batches(sets[0], flags, flags.train_patch_num)
@@ -151,12 +146,14 @@ def measure_phases(
     # Compiling and cuDNN's choice of kernels take more than one step.
     train([batch] * (4 if flags.compile or flags.no_deterministic else 1))
     keep_freed_memory()
-    seconds, _ = timed(lambda: train(make_loader(batches, hardware)), device)
-    phases["training"] = len(batches.patches) / seconds
+    phases["training"] = (
+        len(batches.patches) / timed(lambda: train(make_loader(batches, hardware)), device)[0]
+    )
     # The same batch over and over: what the device could do if it never waited for data.
     same_batches = [batch] * max(1, min(len(batches), 50))
-    seconds, _ = timed(lambda: train(same_batches), device)
-    phases["compute only"] = len(same_batches) * len(batch["mos"]) / seconds
+    phases["compute only"] = (
+        len(same_batches) * len(batch["mos"]) / timed(lambda: train(same_batches), device)[0]
+    )
     for images, phase in zip(sets, ("testing koniq-10k", "testing spaq")):
         records = images.data.split("test")
         test = partial(
@@ -171,8 +168,7 @@ def measure_step(flags: argparse.Namespace, backbone: str, koniq: DataSet) -> di
     flags.device = processes.device_of_process(flags.device)
     hardware = _prepared_hardware(flags)
     (images,) = _decoded([koniq], flags, hardware.device)
-    model, optimizer = _build_trained_model(backbone, hardware.device)
-    hardware = _in_chosen_precision(flags, hardware, model)
+    model, optimizer, hardware = _trained_parts(flags, backbone, hardware)
     # Enough patches for three batches, rounded up.
     per_image = -(-3 * flags.batch_size // len(koniq.split("train")))
     batches = _train_batches(images, flags, per_image, processes.share())
@@ -185,20 +181,12 @@ def _prepared_hardware(flags: argparse.Namespace) -> Hardware:
     return choose_hardware(flags.device)
 
 
-def _in_chosen_precision(
-    flags: argparse.Namespace, hardware: Hardware, model: HyperNet
-) -> Hardware:
-    """The hardware in the precision of `--precision`; auto measures, and keeps no result."""
-    options = argparse.Namespace(**vars(flags), freeze_backbone=False, cache=False)
-    chosen = processes.from_rank_zero(lambda: choose_precision(options, hardware.device, model))
-    return hardware.computing_in(chosen[0])
-
-
 def _decoded(
     sets: Iterable[DataSet], flags: argparse.Namespace, device: torch.device
 ) -> list[DecodedSet]:
-    cache_dir = Path(flags.cache_dir)
-    decoded = [DecodedSet(data, RESIZE, flags.patch_size, cache_dir=cache_dir) for data in sets]
+    decoded = [
+        DecodedSet(data, "384", flags.patch_size, cache_dir=Path(flags.cache_dir)) for data in sets
+    ]
     put_on_gpu([images.cache for images in decoded], "auto", device)
     return decoded
 
@@ -231,14 +219,21 @@ def build_model(backbone: str, device: torch.device) -> HyperNet:
     return HyperNet(factory.build_backbone(backbone)).to(device)
 
 
-def _build_trained_model(
-    backbone: str, device: torch.device
-) -> tuple[HyperNet, torch.optim.Optimizer]:
-    model = build_model(backbone, device).to(memory_format=torch.channels_last)
-    adam = argparse.Namespace(optimizer="adam", weight_decay=WEIGHT_DECAY, clip_grad=None)
+def _trained_parts(
+    flags: argparse.Namespace, backbone: str, hardware: Hardware
+) -> tuple[HyperNet, torch.optim.Optimizer, Hardware]:
+    """A model, its optimizer by the published settings, and the hardware in `--precision`.
+
+    The precision auto is measured, and the result is not kept.
+    """
+    model = build_model(backbone, hardware.device).to(memory_format=torch.channels_last)
+    adam = argparse.Namespace(optimizer="adam", weight_decay=5e-4, clip_grad=None)
     # The heads learn ten times as fast as the backbone.
-    rates = schedules.Rates(10 * LR, LR)
-    return model, optimizers.optimizer_for(adam, rates, model.parameter_groups())
+    rates = schedules.Rates(2e-4, 2e-5)
+    optimizer = optimizers.optimizer_for(adam, rates, model.parameter_groups())
+    options = argparse.Namespace(**vars(flags), freeze_backbone=False, cache=False)
+    chosen = processes.from_rank_zero(lambda: choose_precision(options, hardware.device, model))
+    return model, optimizer, hardware.computing_in(chosen[0])
 
 
 def measure_parts(
@@ -335,8 +330,7 @@ def matrix_speed(hardware: Hardware, repeats: int = 8) -> float:
     It is that of the fastest repeat, in the precision in which the model is trained.
     """
     side = 8192 if hardware.device.type == "cuda" else 2048
-    a = torch.randn(side, side, device=hardware.device)
-    b = torch.randn(side, side, device=hardware.device)
+    a, b = torch.randn(2, side, side, device=hardware.device)
     wait_for(hardware.device)
     with hardware.autocast(), torch.no_grad():
         times = [timed(lambda: a @ b, hardware.device)[0] for _ in range(repeats)]

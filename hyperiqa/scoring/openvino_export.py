@@ -56,8 +56,9 @@ def write_openvino(
                 "precision": "int8" if images else "fp32",
                 "weights": hashlib.sha256(weights.read_bytes()).hexdigest(),
             }
-            text = description_json({**model.description, "exported": exported})
-            graph.set_rt_info(text, ["hyperiqa"])
+            graph.set_rt_info(
+                description_json({**model.description, "exported": exported}), ["hyperiqa"]
+            )
             openvino.save_model(graph, draft, compress_to_fp16=False)
             written = open_exported(draft)
             if images:
@@ -90,13 +91,14 @@ def quantised(graph: Any, model: QualityModel, images: Sequence[str]) -> Any:
     with redirect_stdout(io.StringIO()):
         import nncf
 
-        scope = nncf.IgnoredScope(names=nodes_after_encoder(graph, model), validate=False)
         graph = nncf.quantize(
             graph,
             nncf.Dataset(patches),
             subset_size=len(patches),
             model_type=nncf.ModelType.TRANSFORMER if has_attention else None,
-            ignored_scope=scope,
+            ignored_scope=nncf.IgnoredScope(
+                names=nodes_after_encoder(graph, model), validate=False
+            ),
         )
     logging.disable(logging.NOTSET)
     return graph

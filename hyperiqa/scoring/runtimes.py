@@ -55,21 +55,15 @@ def refused(path: Path, **settings: Any) -> Iterator[str]:
 def open_exported(path: Path) -> Exported:
     """Open a file of `export.py`. Raises UserError for anything else."""
     runtime = RUNTIMES[path.suffix]
-    files = [path]
-    if runtime == "openvino":
-        files.append(path.with_suffix(".bin"))
-    digest = hashlib.sha256()
-    content = b""
+    is_openvino = runtime == "openvino"
+    files = [path, path.with_suffix(".bin")] if is_openvino else [path]
+    contents = []
     for file in files:
         with reading_file(file, "cannot be read"):
-            content = file.read_bytes()
-        digest.update(content)
+            contents.append(file.read_bytes())
     # Each runtime has exceptions of its own for a damaged file.
     with reading_file(path, f"{runtime} cannot read it", Exception):
-        if runtime == "openvino":
-            score, side, text = openvino_graph(path)
-        else:
-            score, side, text = onnx_graph(content)
+        score, side, text = openvino_graph(path) if is_openvino else onnx_graph(contents[0])
         description = json.loads(text or "null")
     if description is None:
         raise UserError(f"{path}: it has no description; expected a file that export.py wrote")
@@ -77,8 +71,8 @@ def open_exported(path: Path) -> Exported:
         raise UserError(f"{path}: {problem}")
     exported = description.get("exported", {})
     # Of one export the two files belong together.
-    if runtime == "openvino" and exported.get("weights") != hashlib.sha256(content).hexdigest():
-        raise UserError(f"{path}: {files[-1]} is not the file that was written with it")
+    if is_openvino and exported.get("weights") != hashlib.sha256(contents[1]).hexdigest():
+        raise UserError(f"{path}: {files[1]} is not the file that was written with it")
     if side != description["patch_size"]:
         raise UserError(
             f"{path}: its patches have {side} pixels, but its description says "
@@ -88,7 +82,7 @@ def open_exported(path: Path) -> Exported:
         path,
         score,
         {**description, "described": True},
-        f"{runtime}:{digest.hexdigest()[:12]}",
+        f"{runtime}:{hashlib.sha256(b''.join(contents)).hexdigest()[:12]}",
         exported.get("precision", "fp32"),
     )
 

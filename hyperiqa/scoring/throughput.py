@@ -25,12 +25,6 @@ from hyperiqa.scoring.image_sources import find_images
 from hyperiqa.scoring.quality_model import QualityModel, load
 from hyperiqa.scoring.score_files import ScoreFile
 
-# How a training without further flags has images prepared.
-USUAL = {"resize": "384", "test_crop": "center", "test_patch_num": 25}
-# As pyiqa scores: 25 crops at the size of the photograph.
-AS_PYIQA = {"resize": "none", "crops": 25}
-# Of pyiqa's seconds per photograph, so many are enough.
-COMPARED = 10
 UNTRAINED = {"pretrained": False}
 
 
@@ -39,7 +33,8 @@ def measure(flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     keep_freed_memory()
     images = find_images([flags.folder])
     if flags.child == "peer":
-        return {"rates": measure_peer(flags.model, images[:COMPARED])}
+        # pyiqa takes seconds for each.
+        return {"rates": measure_peer(flags.model, images[:10])}
     return measure_scoring(load_scorer(flags.model, device), images, flags.repeats)
 
 
@@ -48,7 +43,8 @@ def load_scorer(name: str, device: torch.device, **settings: Any) -> QualityMode
     if exists_or_on_hub(Path(name)):
         return load(name, str(device), **settings)
     net, side = load_net(name, 224, device)
-    description = {**USUAL, "patch_size": side}
+    # How a training without further flags has images prepared.
+    description = {"resize": "384", "test_crop": "center", "test_patch_num": 25, "patch_size": side}
     if settings:
         description |= {"resize": "none", "test_crop": "grid"}
     return QualityModel(net, description, Hardware(device))
@@ -97,13 +93,13 @@ def measure_peer(names: Sequence[str], images: Sequence[str]) -> dict[str, float
     with mock.patch("timm.create_model", lambda name, **more: create(name, **more | UNTRAINED)):
         metric = pyiqa.create_metric("hyperiqa", device="cpu", **UNTRAINED)
     cpu = torch.device("cpu")
-    scorers: dict[str, Callable] = {"pyiqa, 25 crops": lambda paths: [*map(metric, paths)]}
+    scorers: dict[str, Callable] = {"pyiqa, 25 crops": partial(map, metric)}
     for name in names:
-        for crops, settings in (("25 crops", AS_PYIQA), ("default", {})):
-            score_all = load_scorer(name, cpu, **settings).score_all
-            scorers[f"{name}, {crops}"] = lambda paths, score_all=score_all: list(score_all(paths))
+        scorers[f"{name}, 25 crops"] = load_scorer(name, cpu, resize="none", crops=25).score_all
+        scorers[f"{name}, default"] = load_scorer(name, cpu).score_all
     rates = {}
     for name, score in scorers.items():
-        score(images[:1])
-        rates[name] = len(images) / timed(partial(score, images), cpu)[0]
+        # The first one warms up. Both kinds of scorers work only while their scores are taken.
+        list(score(images[:1]))
+        rates[name] = len(images) / timed(partial(list, score(images)), cpu)[0]
     return rates
