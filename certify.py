@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, counted, first_five
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.files import known_place
 from hyperiqa.base.terminal import printable
 from hyperiqa.datasets.names import demo_folder, reader_name
@@ -99,7 +99,7 @@ def find_sets(
     words = [*options.cross_test, *options.dataset_path]
     # A single path without a name is that of the only set.
     if len(options.dataset_path) == 1 and "=" not in options.dataset_path[0]:
-        words[-1] = f"{[*trained, *sets][0]}={words[-1]}"
+        words[-1] = f"{trained[0]}={words[-1]}"
     if options.spaq_path:
         words.append(f"spaq={options.spaq_path}")
     # A flag has csv:NAME, or spaq where the records have spaq-official.
@@ -116,24 +116,22 @@ def find_sets(
 
 
 def read_certificate(path: Path) -> tuple[Mapping, dict[str, Any]]:
-    """A model file's state dict, and its description with a certificate or recorded calibrations.
+    """A model file's state dict, and its description with a certificate.
 
-    Raises UserError if it has neither, or a certificate that is damaged or of another format.
+    Raises UserError if it has no certificate, or one that is damaged or of another format.
     """
     from hyperiqa.model import checkpoints
     from hyperiqa.model.description import certificate_of
-    from hyperiqa.scoring import calibrating
     from hyperiqa.training import certificate
 
     state, description = checkpoints.load_model(path)
     certified = certificate_of(description)
-    certificate_format = description.get("certificate", {}).get("format")
-    has_records = certificate_format is None and calibrating.records_of(description)
-    if not certified and not has_records:
+    if not certified:
+        certificate_format = description.get("certificate", {}).get("format")
         other_format = f"its certificate is of format {certificate_format}"
         reason = "carries no certificate" if certificate_format is None else other_format
         raise UserError(f"{path}: {reason}; expected a best model of a newer run")
-    if certified and not any(facts["trained"] for facts in certified["sets"].values()):
+    if not any(facts["trained"] for facts in certified["sets"].values()):
         raise UserError("the certificate is damaged: sets: none that the model was trained on")
     # Raises UserError where they are damaged.
     certificate.training_hashes(description)
@@ -186,64 +184,48 @@ def print_checks(checks: Sequence[Any]) -> None:
     )
 
 
-def check_certificate(
-    state: Mapping, model: Any, options: argparse.Namespace, paths: Mapping, twins: list
-) -> list[Any]:
-    """Print what the certificate of a loaded model says, and check it.
-
-    paths: data set -> where it lies. twins: filled with the pairs of test and training images that
-    look alike.
-    """
-    from hyperiqa.scoring import certificate_checks, retraining, verdicts
-
-    description = model.description
-    if "certificate" not in description:
-        return [verdicts.Check("certificate", verdicts.UNCHECKED, "the model carries none")]
-    command, checks = train_again(description, options)
-    # The texts stand below each other.
-    for title, text in certificate_checks.facts(options.checkpoint.name, description):
-        line = f"{title:12} {text}"
-        print(textwrap.fill(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False))
-    checks += certificate_checks.check_headline(description)
-    checks += certificate_checks.check_file(state, description, options.log_dir or Path("logs"))
-    checks += certificate_checks.check_sets(model, options, paths, twins)
-    if options.repeat:
-        command += retraining.words_of_places(description["certificate"], paths, options)
-        checks += retraining.check_retrained(description, command)
-    return checks
-
-
 def main() -> int:
     """Check a model's certificate and calibrations; returns the exit code."""
     options = parse()
     # torch is imported only once the flags are known to be right.
     from hyperiqa.base.device import set_backends
     from hyperiqa.model import checkpoints
-    from hyperiqa.model.description import certificate_of
     from hyperiqa.pages import page
-    from hyperiqa.scoring import calibrating, quality_model, verdicts
+    from hyperiqa.scoring import (
+        calibrating,
+        certificate_checks,
+        quality_model,
+        retraining,
+        verdicts,
+    )
+    from hyperiqa.training.sets import near_duplicates_note
 
     set_backends(deterministic=True)
-    options.checkpoint = checkpoints.find_model(options.checkpoint)
-    state, description = read_certificate(options.checkpoint)
-    sets = certificate_of(description).get("sets", {})
-    paths = find_sets(options, {**calibrating.records_of(description), **sets})
-    model = quality_model.load(options.checkpoint, options.device, workers=options.workers)
+    path = checkpoints.find_model(options.checkpoint)
+    state, description = read_certificate(path)
+    certified = description["certificate"]
+    paths = find_sets(options, {**calibrating.records_of(description), **certified["sets"]})
+    command, checks = train_again(description, options)
+    # The texts stand below each other.
+    for title, text in certificate_checks.facts(path.name, description):
+        line = f"{title:12} {text}"
+        print(textwrap.fill(line, 100, subsequent_indent=" " * 13, break_on_hyphens=False))
+
+    model = quality_model.load(path, options.device, workers=options.workers)
     twins: list[Any] = []
-    checks = check_certificate(state, model, options, paths, twins)
+    checks += certificate_checks.check_headline(description)
+    checks += certificate_checks.check_file(state, description, options.log_dir or Path("logs"))
+    checks += certificate_checks.check_sets(model, options, paths, twins)
+    if options.repeat:
+        command += retraining.words_of_places(certified, paths, options)
+        checks += retraining.check_retrained(description, command)
     checks += calibrating.check(model, options, paths)
 
     # Without a verdict: the figures are reproduced, but they may be better than they should be.
     if twins:
-        pairs = first_five(f"{test} ~ {training}" for (test, _), (training, _) in twins)
-        alike = counted(
-            len(twins),
-            "pair of a test and a training image looks",
-            "pairs of test and training images look",
-        )
-        print(f"\nNear duplicates: {alike} alike: {pairs}")
+        print(f"\n{near_duplicates_note(twins)}")
     if options.sheet:
-        page.draw_pairs(options.sheet, f"Near duplicates, {description.get('run')}", twins)
+        page.draw_pairs(options.sheet, f"Near duplicates, {description['run']}", twins)
         print(f"{options.sheet}: page of {counted(len(twins), 'pair')}", file=sys.stderr)
     print_checks(checks)
     found_verdicts = {check.verdict for check in checks}

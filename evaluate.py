@@ -29,7 +29,6 @@ from hyperiqa.base.plain_values import to_json_value
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.datasets.names import check_lower_is_better, parse_set_names, reader_name
 from hyperiqa.datasets.readers import READERS
-from hyperiqa.datasets.records import Columns
 from hyperiqa.runs import runs_table, standards_table, tables
 from hyperiqa.stats import intervals, resampling, standards
 from hyperiqa.training.flags import csv_flags, for_csv_alone
@@ -141,9 +140,7 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
     if options.calibrate and options.precision != "fp32":
         yield "contradictory flags: --calibrate and --precision bf16"
     if options.report:
-        missing_packages = not_installed("--report", "plotly")
-        if missing_packages:
-            yield missing_packages
+        yield not_installed("--report", "plotly")
 
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest"]]:
@@ -170,15 +167,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
             f"patches of {model.description['patch_size']}",
             file=sys.stderr,
         )
-    tests = evaluation.read_sets(
-        options.datasets,
-        model.description,
-        options.split,
-        options.resize,
-        options.seed,
-        options.lower_is_better,
-        Columns.of(options),
-    )
+    tests = evaluation.read_sets(options.datasets, model.description, options)
     if options.calibrate:
         calibrating.check_suitable(tests)
     cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
@@ -302,8 +291,8 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
     if any(test.by_standards for test in tests):
         sets = standards_table.with_overall({test.title: test.by_standards for test in tests})
         named_rows = [("", data_set, measured) for data_set, measured in sets.items()]
-        standards_text = table(*standards_table.table(named_rows, ""))
-        lines += ["", bullet + runs_table.STANDARDS_NOTE, "", standards_text]
+        lines += ["", bullet + runs_table.STANDARDS_NOTE, ""]
+        lines += [table(*standards_table.table(named_rows, ""))]
     for test in tests:
         if test.kinds:
             header = [f"{test.title} by distortion", "images", "SRCC", "PLCC"]
@@ -323,8 +312,7 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
 def _with_intervals_below(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     """Each row as two, the values and below them their intervals: it then keeps to 100 columns."""
     split_rows = []
-    for row in rows:
-        name, *cells = row
+    for name, *cells in rows:
         # Such as "0.9205", " " and "[.912 .928]".
         parts = [cell.partition(" ") for cell in cells]
         split_rows.append([name, *(value for value, _, _ in parts)])
@@ -332,38 +320,33 @@ def _with_intervals_below(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return split_rows
 
 
-def as_records(tests: Sequence["SetTest"]) -> list[dict[str, Any]]:
-    """The tests as plain values, which --json prints."""
-    records = []
-    for test in tests:
-        figures = {}
-        for name, estimate in test.figures.items():
-            figures[name] = {bound: getattr(estimate, bound) for bound in BOUNDS}
-        by_standards = {
-            name: vars(standards.estimate(name, measured))
-            for name, measured in test.by_standards.items()
-        }
-        records.append(
-            {
-                "dataset": test.data.name,
-                "title": test.title,
-                "place": str(test.place),
-                "images": len(test.records),
-                "which": test.which,
-                "resize": test.resize,
-                "higher_is_better": test.data.higher_is_better,
-                "figures": figures,
-                "ceiling": test.ceiling,
-                "standards": by_standards,
-                "kinds": [dict(zip(("kind", "images", "srcc", "plcc"), row)) for row in test.kinds],
-                "notes": test.data.notes,
-            }
-        )
-    return records
+def as_record(test: "SetTest") -> dict[str, Any]:
+    """A test as plain values, which --json prints."""
+    figures = {}
+    for name, estimate in test.figures.items():
+        figures[name] = {bound: getattr(estimate, bound) for bound in BOUNDS}
+    by_standards = {
+        name: vars(standards.estimate(name, measured))
+        for name, measured in test.by_standards.items()
+    }
+    return {
+        "dataset": test.data.name,
+        "title": test.title,
+        "place": str(test.place),
+        "images": len(test.records),
+        "which": test.which,
+        "resize": test.resize,
+        "higher_is_better": test.data.higher_is_better,
+        "figures": figures,
+        "ceiling": test.ceiling,
+        "standards": by_standards,
+        "kinds": [dict(zip(("kind", "images", "srcc", "plcc"), row)) for row in test.kinds],
+        "notes": test.data.notes,
+    }
 
 
 def write_figures(path: Path, records: Sequence[Mapping]) -> None:
-    """Write the records of `as_records` as CSV. Raises UserError if the file cannot be written.
+    """Write the records of sets as CSV. Raises UserError if the file cannot be written.
 
     A set has a row with an empty `kind`, and a row for each kind of distortion with SRCC and PLCC
     alone.
@@ -426,7 +409,7 @@ def main() -> None:
         # A signal ends the program here: what was written until then stays.
         try:
             origin, tests = evaluate(options)
-            records = to_json_value(as_records(tests))
+            records = to_json_value([as_record(test) for test in tests])
             if options.csv:
                 write_figures(options.csv, records)
             if options.report:

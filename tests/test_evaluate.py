@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ import evaluate
 from hyperiqa.base.errors import UserError
 from hyperiqa.datasets import names, reader, readers
 from hyperiqa.datasets.readers import READERS
+from hyperiqa.datasets.records import Columns
 from hyperiqa.images import perceptual_hash
 from hyperiqa.model import checkpoints
 from hyperiqa.model.description import CERTIFICATE_FORMAT
@@ -63,6 +65,12 @@ def save_model(path, **description):
 @pytest.fixture(scope="session")
 def model(tmp_path_factory):
     return save_model(tmp_path_factory.mktemp("model") / "model.pkl")
+
+
+def read_sets(paths, description, split="auto", resize=None, seed=None):
+    columns = vars(Columns())
+    settings = Namespace(split=split, resize=resize, seed=seed, lower_is_better=False, **columns)
+    return evaluation.read_sets(paths, description, settings)
 
 
 def redraw(root):
@@ -290,9 +298,7 @@ def test_kinds_of_distortion_are_what_a_plain_loop_finds(tool, model, kadid, tmp
     ],
 )
 def test_which_images_of_a_set_without_a_split(kadid, split, trained_on, images, which):
-    (test,) = evaluation.read_sets(
-        {"kadid-10k": kadid}, {**DESCRIPTION, "dataset": trained_on}, split
-    )
+    (test,) = read_sets({"kadid-10k": kadid}, {**DESCRIPTION, "dataset": trained_on}, split)
     assert (len(test.data.records), test.which) == (images, which)
     if images == 6:
         expected = READERS["kadid-10k"](kadid, 7).read().split("test")
@@ -302,9 +308,7 @@ def test_which_images_of_a_set_without_a_split(kadid, split, trained_on, images,
 @pytest.mark.parametrize(("split", "images"), [("auto", 6), ("test", 6), ("all", 18)])
 @pytest.mark.parametrize("trained_on", ["livec", "koniq-10k"])
 def test_which_images_of_a_set_that_comes_with_a_split(koniq, split, images, trained_on):
-    (test,) = evaluation.read_sets(
-        {"koniq-10k": koniq}, {**DESCRIPTION, "dataset": trained_on}, split
-    )
+    (test,) = read_sets({"koniq-10k": koniq}, {**DESCRIPTION, "dataset": trained_on}, split)
     assert len(test.data.records) == images
     assert {record.split for record in test.data.records} == {"test"}
 
@@ -314,7 +318,7 @@ def test_a_csv_is_the_training_set_when_its_scores_are(koniq):
     table.write_text("image,mos\n" + "\n".join(f"train/train_{i}.jpg,{i}" for i in range(10)))
     for score_range, images in (([0.0, 9.0], 2), ([0.0, 100.0], 10)):
         about = {**DESCRIPTION, "dataset": "csv", "score_range": score_range}
-        (test,) = evaluation.read_sets({"csv": table}, about)
+        (test,) = read_sets({"csv": table}, about)
         assert len(test.data.records) == images
 
 
@@ -324,9 +328,9 @@ def test_a_split_whose_seed_is_not_known_is_no_guess(kadid):
     }
     message = "kadid-10k: comes without a split, and the seed of the run's split is not known; give --seed N or --split all"
     with pytest.raises(UserError) as raised:
-        evaluation.read_sets({"kadid-10k": kadid}, about)
+        read_sets({"kadid-10k": kadid}, about)
     assert str(raised.value) == message
-    (test,) = evaluation.read_sets({"kadid-10k": kadid}, about, seed=3)
+    (test,) = read_sets({"kadid-10k": kadid}, about, seed=3)
     assert test.data.records == READERS["kadid-10k"](kadid, 3).read().split("test")
 
 
@@ -337,7 +341,7 @@ def test_the_two_sets_of_spaq_share_images(tmp_path, spaq):
         (tmp_path / "official", "spaq-official", "spaq"),
     ):
         for trained_on in (name, other):
-            (test,) = evaluation.read_sets({"spaq": path}, {**DESCRIPTION, "dataset": trained_on})
+            (test,) = read_sets({"spaq": path}, {**DESCRIPTION, "dataset": trained_on})
             note = f"{name}: shares images with {other}, which the model was trained on"
             assert (note in test.data.notes) == (trained_on == other)
             assert len(test.data.records) == (1 if trained_on == name else 5)
@@ -347,13 +351,13 @@ def test_spaq_of_a_model_of_the_demo_is_the_demos(tmp_path):
     write_koniq(tmp_path / "koniq-10k")
     write_spaq(tmp_path / "spaq-test")
     sets = {"spaq": None, "demo": tmp_path}
-    tests = evaluation.read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
+    tests = read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
     assert [
         (t.data.name, len(t.data.records), t.data.records[0].path.parent.name) for t in tests
     ] == [("spaq", 5, "spaq-test"), ("demo", 6, "test")]
     shutil.rmtree(tmp_path / "spaq-test")
     with pytest.raises(UserError) as raised:
-        evaluation.read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
+        read_sets(sets, {**DESCRIPTION, "dataset": "demo"})
     assert str(raised.value) == f"spaq: no folder {tmp_path / 'spaq-test'}; spaq=PATH gives it"
 
 
@@ -365,7 +369,7 @@ def test_every_set_says_which_files_it_is_of(tmp_path, monkeypatch):
     of_demo = {**DESCRIPTION, "dataset": "demo"}
     # Without the demo beside it, spaq is the real one.
     with pytest.raises(UserError) as raised:
-        evaluation.read_sets({"spaq": None}, of_demo)
+        read_sets({"spaq": None}, of_demo)
     assert str(raised.value) == (
         "spaq: no folder spaq/ or spaq-test/ beside the scripts; spaq=PATH gives it; "
         f"the demo's own, synthetic one is spaq={tmp_path / 'demo' / 'spaq-test'}"
@@ -373,7 +377,7 @@ def test_every_set_says_which_files_it_is_of(tmp_path, monkeypatch):
     write_spaq(tmp_path / "spaq-test")
     found = []
     for sets in ({"spaq": None}, {"spaq": tmp_path / "demo" / "spaq-test"}, {"demo": None}):
-        (test,) = evaluation.read_sets(sets, of_demo)
+        (test,) = read_sets(sets, of_demo)
         found.append((test.data.name, test.title, str(test.place.relative_to(tmp_path))))
     assert found == [
         ("spaq", "spaq", "spaq-test"),
@@ -393,7 +397,7 @@ def test_test_images_like_training_images_are_counted_once(model, tmp_path):
         path.parent.mkdir(exist_ok=True)
         plain.save(path)
     (tmp_path / "low.csv").write_text("\n".join(["image,mos,split", *rows]))
-    (test,) = evaluation.read_sets({"csv:low": tmp_path / "low.csv"}, DESCRIPTION)
+    (test,) = read_sets({"csv:low": tmp_path / "low.csv"}, DESCRIPTION)
     loaded = quality_model.load(model)
     looks = [perceptual_hash.perceptual_hash(np.array(plain))] * 3
     hashes = certificate.pack_hashes(list(zip("abc", looks)))
@@ -432,7 +436,7 @@ def test_the_size_of_each_set(koniq, spaq, csiq, trained_on, trained, asked, exp
     for name, resize in expected.items():
         if name != "bid":
             path = {"koniq-10k": koniq, "spaq": spaq, "csiq": csiq}[name]
-            (test,) = evaluation.read_sets({name: path}, about, resize=asked)
+            (test,) = read_sets({name: path}, about, resize=asked)
             assert test.resize == resize
         assert asked or evaluation.default_resize(name, name == trained_on, about) == resize
 

@@ -60,8 +60,8 @@ def with_record(test: SetTest, model: QualityModel, settings: Namespace) -> dict
         test.records,
         test.scale.common(test.scores),
         test.scale if test.is_trained else None,
-        test.which,
         model.description,
+        test.which,
     )
     record = {
         **{name: getattr(settings, name) for name in SETTINGS},
@@ -100,11 +100,6 @@ def write(options: Namespace, path: Path, model: QualityModel, tests: Sequence[S
         except UserError as mistake:
             raise UserError(f"--calibrate: {test.title}: {mistake}") from None
         description["calibration"][record_name(flag)] = calibration
-        if test.like_training or "training images" in test.which:
-            test.data.notes.append(
-                f"{test.title}: training images, or images that look like them, are among the "
-                "calibration images, so that its intervals come out too narrow"
-            )
     if options.calibrate.suffix == ".safetensors":
         checkpoints.save_safetensors(options.calibrate, state, description)
     else:
@@ -119,15 +114,7 @@ def score_again(
 
     options: the flags of `certify.py` for the cache.
     """
-    (test,) = read_sets(
-        {flag: path},
-        model.description,
-        settings.split,
-        settings.resize,
-        settings.seed,
-        settings.lower_is_better,
-        Columns.of(settings),
-    )
+    (test,) = read_sets({flag: path}, model.description, settings)
     cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
     load_images([test], model, cache_dir, settings.skip_bad_images)
     score(test, model, batches.SCORE_BATCH)

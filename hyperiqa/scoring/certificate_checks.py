@@ -17,7 +17,6 @@ import numpy as np
 
 from hyperiqa.base.errors import UserError, counted
 from hyperiqa.datasets.names import record_name
-from hyperiqa.datasets.records import DataSet
 from hyperiqa.model import checkpoints
 from hyperiqa.model.description import certificate_of
 from hyperiqa.scoring import calibrating
@@ -57,14 +56,12 @@ class ReadSets:
 
     images: data set -> its decoded images.
     tested: part -> (scores, MOS), both (N,); the scores rise where the opinions do.
-    training: those of the data sets that the model was trained on.
     description: what a model's description says of these.
     calibrations: those that the run made of them.
     """
 
     images: dict[str, batches.DecodedSet]
     tested: dict[str, tuple[np.ndarray, np.ndarray]]
-    training: list[DataSet] = field(default_factory=list)
     description: dict[str, Any] = field(default_factory=dict)
     calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -84,8 +81,7 @@ def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) ->
     recorded = calibrating.records_of(description)
     # Those that `evaluate.py` has put in place of the run's have records instead.
     if len(recorded) < len(stated) or (not stated and "calibration" in certified):
-        current = certificate.json_digest(stated)
-        yield compare("calibration", certified.get("calibration"), current)
+        yield compare("calibration", certified.get("calibration"), certificate.json_digest(stated))
     round_suffix = f"_round{certified['round']}" if certified["round"] > 1 else ""
     predictions = log_dir / f"{description['run']}{round_suffix}_predictions.csv"
     yield _check_digest(
@@ -162,9 +158,10 @@ def check_headline(description: Mapping[str, Any]) -> list[Check]:
     trained, cross = flags_of_sets(certified["sets"])
     rule = Namespace(select_on=certified["rule"]["select_on"], select_set=None)
     parts = TestedParts.of_run(rule, dict.fromkeys(trained.values()), dict.fromkeys(cross.values()))
-    stated_names = {part: sorted(intervals) for part, intervals in figures.items()}
     checks = compare_fields(
-        "figures", stated_names, dict.fromkeys(parts.sets, sorted(metrics.RECORDED))
+        "figures",
+        {part: sorted(intervals) for part, intervals in figures.items()},
+        dict.fromkeys(parts.sets, sorted(metrics.RECORDED)),
     )
     if checks[0].verdict == DIFFERS:
         return checks
@@ -219,17 +216,21 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
     )
     data = RunData(settings, model.description["seed"])
     data.decode(model.hardware.device, log.SilentLog(Path(), Path()), new=True)
-    crops = (settings.test_crop, settings.test_patch_num)
     tested = {}
     for part, (images, split) in data.tests.items():
         records = images.records(split)
-        scores = engine.score_set(model.net, images, records, crops, model.hardware)
+        scores = engine.score_set(
+            model.net,
+            images,
+            records,
+            (settings.test_crop, settings.test_patch_num),
+            model.hardware,
+        )
         _, rising_scores = data.oriented_scores(images.data, scores)
         tested[part] = (rising_scores, np.array([record.score for record in records]))
     return ReadSets(
         data.images,
         tested,
-        list(data.trained.values()),
         data.description,
         calibrations.of_run(data, tested, model.description),
     )
@@ -251,7 +252,7 @@ def read_cross_test(
     # Without a calibration of the run, there is nothing to compare.
     with contextlib.suppress(UserError):
         read_sets.calibrations[name] = calibrations.calibrated(
-            test.data, test.records, test.scores, None, calibrations.TEST_IMAGES, model.description
+            test.data, test.records, test.scores, None, model.description
         )
     return read_sets
 
@@ -265,16 +266,16 @@ def check_sets(
     look alike.
     """
     trained, cross = flags_of_sets(model.description["certificate"]["sets"])
-    trained_paths = {flag: paths[name] for flag, name in trained.items()}
     # The sets that were trained on are read together, because they share a scale and a split. A
     # cross test is read alone: where it is missing, the others are still checked.
     jobs: dict[tuple[str, ...], Callable[[], ReadSets]] = {
-        tuple(trained.values()): partial(read_trained_sets, model, options, trained_paths)
+        tuple(trained.values()): partial(
+            read_trained_sets, model, options, {flag: paths[name] for flag, name in trained.items()}
+        )
     }
     for flag, name in cross.items():
         jobs[name,] = partial(read_cross_test, model, options, flag, paths[name])
     decoded: list[batches.DecodedSet] = []
-    training: list[DataSet] = []
     for names, read in jobs.items():
         try:
             read_sets = read()
@@ -283,8 +284,8 @@ def check_sets(
                 yield Check(f"{name} records, pixels and figures", UNCHECKED, str(mistake))
             continue
         decoded += read_sets.images.values()
-        training += read_sets.training
         yield from _compare_sets(model.description, read_sets)
+    training = [images.data for images in decoded if images.data.name in trained.values()]
     twins += near_duplicate_pairs(decoded, training)
 
 
@@ -322,7 +323,6 @@ def facts(
     certified = description["certificate"]
     code = certified["code"]
     now = certificate.code_version() if compared else code
-    hardware = certified["hardware"]
     yield "Model", f"{name} of run {description['run']}"
     yield "Command", f"python {shlex.join(certified['command'])}"
     rules = {"test": "on the test set", "val": "on validation images"}
@@ -331,12 +331,10 @@ def facts(
         f"epoch {certified['epoch']} of round {certified['round']}, "
         f"{rules[certified['rule']['select_on']]}; seed {description['seed']}",
     )
-    code_text = f"commit {code['commit'][:10]}"
-    if code["changed"]:
-        code_text += ", changed since"
+    code_text = f"commit {code['commit'][:10]}" + (", changed since" if code["changed"] else "")
     if compared:
-        same_code = code["sources"] == now["sources"]
-        code_text += " (what runs here)" if same_code else " (other code runs here)"
+        which_code = "what" if code["sources"] == now["sources"] else "other code"
+        code_text += f" ({which_code} runs here)"
     yield "Code", code_text
     versions = []
     for package in PACKAGES:
@@ -344,6 +342,7 @@ def facts(
         is_same = now.get(package) == version
         versions.append(f"{package} {version}" + ("" if is_same else f" (here {now[package]})"))
     yield "Versions", ", ".join(versions)
+    hardware = certified["hardware"]
     yield (
         "Hardware",
         f"{hardware['device']}, {hardware['precision']}, "
@@ -362,11 +361,10 @@ def facts(
 
 def is_of_demo(set_name: str, description: Mapping[str, Any]) -> bool:
     """Whether a set of a model's tests is one of the demo's, which are synthetic."""
-    if description["dataset"] != "demo":
-        return False
-    # SPAQ without a place is the set beside the demo.
     path = certificate_of(description).get("sets", {}).get(set_name, {}).get("path")
-    return set_name == "demo" or (set_name == "spaq" and path is None)
+    # SPAQ without a place is the set beside the demo.
+    is_of_demo_run = set_name == "demo" or (set_name == "spaq" and path is None)
+    return is_of_demo_run and description["dataset"] == "demo"
 
 
 def _set_text(facts_of_set: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ records again.
 """
 
 import math
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ from hyperiqa.datasets.names import (
 )
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
-from hyperiqa.datasets.records import USUAL, Columns, DataSet, Record, Scale
+from hyperiqa.datasets.records import Columns, DataSet, Record, Scale
 from hyperiqa.images import cache, perceptual_hash
 from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.stats import intervals, metrics, resampling, standards
@@ -80,30 +81,23 @@ class SetTest:
 
 
 def read_sets(
-    paths: Mapping[str, Path | None],
-    description: Mapping[str, Any],
-    split: str = "auto",
-    resize: str | None = None,
-    seed: int | None = None,
-    lower_is_better: bool | list[str] = False,
-    columns: Columns = USUAL,
+    paths: Mapping[str, Path | None], description: Mapping[str, Any], settings: Namespace
 ) -> list[SetTest]:
     """Read the sets that a model is to be tested on.
 
-    paths: name -> folder or file; None for the set's default place.
-    description: the model's.
-    split: "auto", "test" or "all", as of `Reader.read_for_test`.
-    resize: for all sets; None: each as `default_resize` says.
-    seed: of a random split; None: the seed of the model's run.
-    lower_is_better, columns: of CSV files.
+    paths: name -> folder or file; None for the set's default place. description: the model's.
+    settings: `split` is "auto", "test" or "all", as of `Reader.read_for_test`. `resize` is for all
+    sets; None: each as `default_resize` says. `seed` draws a random split; None: the seed of the
+    model's run. `lower_is_better` and the fields of `Columns` are for CSV files.
 
     Raises UserError that names what is wrong with each of the sets.
     """
     # The demo brings a SPAQ-like set, which its runs are tested on. It is meant beside the demo.
     demo_spaq = demo_folder(paths) / "spaq-test"
     spaq_of_demo = demo_spaq if "demo" in paths and description["dataset"] == "demo" else None
-    seed = description.get("seed") if seed is None else seed
-    lower_sets = lower_is_better_sets(lower_is_better, paths)
+    seed = description.get("seed") if settings.seed is None else settings.seed
+    lower_sets = lower_is_better_sets(settings.lower_is_better, paths)
+    columns = Columns.of(settings)
     tests = []
     problems = []
     for name, path in paths.items():
@@ -111,7 +105,7 @@ def read_sets(
             reader = open_set(name, path, seed, name in lower_sets, columns, spaq_of_demo)
             # Runs of older versions had no such flag, and split like those that have it.
             reader.allow_shared_content = description.get("allow_shared_content", True)
-            test = _read_set(reader, name, description, split, resize)
+            test = _read_set(reader, name, description, settings.split, settings.resize)
             is_synthetic = name == "demo" or reader.root.resolve() == demo_spaq.resolve()
             test.title = set_title(test.title, is_synthetic)
             tests.append(test)
@@ -228,7 +222,7 @@ def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
 
     The scores are on the scale of the set if the model was trained on it.
     """
-    test.scores = engine.score_set(
+    scores = engine.score_set(
         model.net,
         test.images,
         test.records,
@@ -236,7 +230,7 @@ def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
         model.hardware,
         batch_size=batch_size,
     )
-    test.scores = test.scale.own(test.scores)
+    test.scores = test.scale.own(scores)
 
 
 def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None:
@@ -250,8 +244,7 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
     scores = test.sign * test.scores
     mos = test.mos
     fitted = metrics.fitted(scores, mos)
-    title = f"Resampling {test.title}"
-    with tqdm(FIGURES, title, unit="figure", leave=False, disable=None) as bar:
+    with tqdm(FIGURES, f"Resampling {test.title}", unit="figure", leave=False, disable=None) as bar:
         for name in bar:
             metric = name.removeprefix("fitted_")
             predictions = fitted if name.startswith("fitted_") else scores
@@ -268,16 +261,9 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
         test.ceiling = intervals.ceiling(mos, error)
     if with_standards:
         test.by_standards = standards.measure(scores, mos, error)
-    test.kinds = _by_kind(test.records, scores, mos)
-
-
-def _by_kind(
-    records: Sequence[Record], scores: np.ndarray, mos: np.ndarray
-) -> list[tuple[str, int, float, float]]:
-    """(kind, images, SRCC, PLCC) of each kind of distortion, best SRCC first, undefined last."""
-    rows = []
-    for kind in {record.kind for record in records} - {None}:
-        images = [i for i, record in enumerate(records) if record.kind == kind]
+    for kind in {record.kind for record in test.records} - {None}:
+        images = [i for i, record in enumerate(test.records) if record.kind == kind]
         pair = (scores[images], mos[images])
-        rows.append((kind, len(images), metrics.srcc(*pair), metrics.plcc(*pair)))
-    return sorted(rows, key=lambda row: (math.inf if math.isnan(row[2]) else -row[2], row[0]))
+        test.kinds.append((kind, len(images), metrics.srcc(*pair), metrics.plcc(*pair)))
+    # What is undefined comes last.
+    test.kinds.sort(key=lambda row: (math.inf if math.isnan(row[2]) else -row[2], row[0]))

@@ -26,16 +26,12 @@ from hyperiqa.scoring.verdicts import (
 from hyperiqa.training.certificate import STARTS
 from hyperiqa.training.options import figure_settings
 
-# A certificate may name any number of threads, but no system starts arbitrarily many.
-MOST_THREADS = 256
-# Flags of `certify.py` that a repeated run gets too.
-OWN_PLACES = ("image_root", "cache_dir", "workers")
 # Fields of a description and its certificate that a repeated run may have otherwise, or that other
 # checks compare. The last digits of a calibration are not the same in every process.
-CERTIFIED = ("seal", "command", "weights", "figures", "sets", "code", "hardware", "calibration")
 COMPARED = {
     *("run", "versions", "metrics", "backbone_weights", "cross_resize", "precision", "calibration"),
-    *(f"certificate.{name}" for name in CERTIFIED),
+    *("certificate.seal", "certificate.command", "certificate.weights", "certificate.figures"),
+    *("certificate.sets", "certificate.code", "certificate.hardware", "certificate.calibration"),
 }
 
 
@@ -52,11 +48,12 @@ def check_retrained(description: Mapping[str, Any], command: Sequence[str]) -> I
     with tempfile.TemporaryDirectory(prefix="certify_") as folder:
         outputs = ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
         # Not what `auto` may come to here.
-        precision = f"--precision={certified['hardware']['precision']}"
-        script, *words = [*command, *outputs, precision]
+        outputs += [f"--precision={certified['hardware']['precision']}"]
+        script, *words = [*command, *outputs]
         print(f"Training anew: python {script} {shlex.join(words)}", file=sys.stderr)
-        # Sums are rounded in the order in which the threads share them.
-        threads = min(certified["hardware"]["threads"], MOST_THREADS)
+        # Sums are rounded in the order in which the threads share them. A certificate may name any
+        # number of threads, but no system starts arbitrarily many.
+        threads = min(certified["hardware"]["threads"], 256)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         process = start_program([str(CHECKOUT / script), *words], environment, subprocess.DEVNULL)
         try:
@@ -121,8 +118,12 @@ def words_of_places(certified: Mapping[str, Any], paths: Paths, options: Namespa
     starts = certified["starts"]
     # Only these names: a file's own could be any flag.
     words += [f"--{flag}={starts[flag]['file']}" for flag in STARTS if flag in starts]
-    given = [flag for flag in OWN_PLACES if getattr(options, flag) is not None]
-    words += [f"--{flag}={getattr(options, flag)}" for flag in given]
+    # A repeated run gets these flags of `certify.py` too.
+    words += [
+        f"--{flag}={getattr(options, flag)}"
+        for flag in ("image_root", "cache_dir", "workers")
+        if getattr(options, flag) is not None
+    ]
     return words if options.cache else [*words, "--no_cache"]
 
 

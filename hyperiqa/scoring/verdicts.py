@@ -14,9 +14,6 @@ REPRODUCED = "reproduced"
 DIFFERS = "differs"
 UNCHECKED = "cannot be checked"
 
-# Figures are shown with four digits: less than half of the last one is no difference.
-TOLERANCE = 5e-5
-
 # Part -> figure of merit -> [value, low, high].
 Figures = Mapping[str, Mapping[str, Sequence[float | None]]]
 
@@ -84,7 +81,8 @@ def compare_figure(
     before = np.array(certified, dtype=float)
     now = np.array(current, dtype=float)
     item = f"{item} {_figure_text(before)}"
-    if before.shape != now.shape or not np.allclose(before, now, 0, TOLERANCE, equal_nan=True):
+    # Figures are shown with four digits: less than half of the last one is no difference.
+    if before.shape != now.shape or not np.allclose(before, now, 0, 5e-5, equal_nan=True):
         return Check(item, DIFFERS, f"now {_figure_text(now)}")
     gap = np.nan_to_num(np.abs(before - now)).max()
     return Check(item, REPRODUCED, "exactly" if gap == 0 else f"to {gap:.1g}")

@@ -17,23 +17,20 @@ from hyperiqa.datasets.records import DataSet, Record, Scale
 from hyperiqa.stats.calibration import Calibration
 from hyperiqa.training.sets import RunData
 
-# The images of a run's own calibrations, in words.
-TEST_IMAGES = "test images"
-
 
 def calibrated(
     data: DataSet,
     records: Sequence[Record],
     scores: np.ndarray,
     scale: Scale | None,
-    which: str,
     description: Mapping[str, Any],
+    which: str = "test images",
 ) -> dict[str, Any]:
     """The calibration of a set as a description has it. Raises UserError where there can be none.
 
     records: the N images of the set that were scored. scores: (N,), on the model's own scale.
     scale: from the set's own scores to those of the training, for a set that the model was trained
-    on; None for any other set. which: the images, in words. description: the model's.
+    on; None for any other set. description: the model's. which: the images, in words.
 
     `chose_epoch` says whether the best epoch was chosen by these images. `model_scale` says whether
     the opinions are on the scale of the model; `score_range` has the ends of their scale, and
@@ -44,9 +41,11 @@ def calibrated(
     # Some sets only have the range of their training images.
     ends = [*to_model.common(np.array(data.range)), *opinions]
     contents = [record.group or record.name for record in records]
-    choosing_set = record_name(description.get("select_set") or data.name)
-    chose_epoch = scale is not None and description.get("select_on") != "val"
-    chose_epoch = chose_epoch and choosing_set == data.name
+    chose_epoch = (
+        scale is not None
+        and description.get("select_on") != "val"
+        and record_name(description.get("select_set") or data.name) == data.name
+    )
     return {
         **Calibration.of(scores, opinions, contents).plain(),
         "which": f"{which}, by which the epoch was chosen" if chose_epoch else which,
@@ -84,6 +83,6 @@ def of_run(
         # No training fails for want of a calibration.
         with contextlib.suppress(UserError):
             calibrations[name] = calibrated(
-                images.data, images.records(split), scores, scale, TEST_IMAGES, description
+                images.data, images.records(split), scores, scale, description
             )
     return calibrations

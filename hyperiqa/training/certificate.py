@@ -265,9 +265,8 @@ def sealed(description: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
     """
     calibration = json_digest(description.get("calibration", {}))
     facts = {**description["certificate"], **run, "calibration": calibration}
-    description = {**description, "certificate": facts}
-    description["certificate"]["seal"] = seal_of(description)
-    return description
+    facts["seal"] = seal_of({**description, "certificate": facts})
+    return {**description, "certificate": facts}
 
 
 def weights_of(flag: str, path: Path) -> str:

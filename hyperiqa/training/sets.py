@@ -161,7 +161,10 @@ class RunData:
                 )
         lines = [
             overlapping(sets, self.trained.values(), options.allow_overlap),
-            near_duplicates_note(near_duplicate_pairs(sets, self.trained.values())),
+            # The log is ASCII.
+            near_duplicates_note(near_duplicate_pairs(sets, self.trained.values())).replace(
+                ", …", " and more"
+            ),
         ]
         # Either all sets or none: a batch is cut from all sets at once.
         place = put_on_gpu([images.cache for images in sets], options.cache_device, device)
@@ -270,15 +273,14 @@ def near_duplicate_pairs(
 
 
 def near_duplicates_note(pairs: list[tuple[tuple[str, Path], ...]]) -> str:
-    """A line for the log about the pairs of `near_duplicate_pairs`; "" without any."""
+    """A line about the pairs of `near_duplicate_pairs`; "" without any."""
     alike = counted(
         len(pairs),
         "pair of a test and a training image looks",
         "pairs of test and training images look",
     )
     names = first_five(f"{tested[0]} ~ {training[0]}" for tested, training in pairs)
-    # The log is ASCII.
-    return f"Near duplicates: {alike} alike: {names.replace(', …', ' and more')}" if pairs else ""
+    return f"Near duplicates: {alike} alike: {names}" if pairs else ""
 
 
 @dataclass(frozen=True)
