@@ -148,8 +148,8 @@ def _add_meaning_flags(flags: Flags) -> None:
     flags.real(
         "--above",
         None,
-        "add the column keep: yes, no or unsure, as the image's MOS is at least X on the scale of "
-        "the reference set, or at most X where a high MOS means bad quality",
+        "add the column keep, which says yes, no or unsure: whether the image's MOS is at least X "
+        "on the scale of the reference set, or at most X where a high MOS means bad quality",
         ("a number", lambda x: True),
     )
     flags.real(
@@ -268,6 +268,10 @@ def _rules_of_shards(options: argparse.Namespace, given: Given) -> list[Rule]:
             options.share and "-" in options.sources,
             "contradictory flags: --share and - for standard input",
         ),
+        (
+            options.share and options.compare,
+            "contradictory flags: --share and --compare, which needs all images at once",
+        ),
     ]
 
 
@@ -282,7 +286,8 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
             (
                 options.output and options.output.suffix.lower() in NO_ROWS,
                 f"--output {options.output}: rows are CSV or JSON lines; expected a name that ends "
-                "in .csv or .jsonl",
+                "in .csv or .jsonl; Parquet is written for shards and lists, with --format parquet "
+                "and a folder as --output",
             ),
             ("-" in options.sources and sys.stdin is None, "-: standard input is closed"),
             (
@@ -306,7 +311,7 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         )
     for name, needed in NEEDED.items():
         if name in given and not any(flag in given for flag in needed):
-            yield f"--{name}: expected with {' or '.join(f'--{flag}' for flag in needed)}"
+            yield f"--{name} needs {' or '.join(f'--{flag}' for flag in needed)}"
 
 
 def report(options: argparse.Namespace, tally: Tally) -> None:

@@ -403,7 +403,8 @@ def test_the_sheet_shows_earlier_runs_too(checkpoint, photos):
         ),
         (
             ["CK", "-", "--output", "s.xlsx"],
-            "--output s.xlsx: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl",
+            "--output s.xlsx: rows are CSV or JSON lines; expected a name that ends in .csv or .jsonl; "
+            "Parquet is written for shards and lists, with --format parquet and a folder as --output",
         ),
     ],
 )

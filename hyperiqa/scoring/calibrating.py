@@ -152,6 +152,11 @@ def _made_again(
 ) -> dict[str, Any]:
     if problem := problem_of_crops(model.description["patch_size"], record["test_patch_num"]):
         raise UserError(problem)
+    if path is None and record["path"]:
+        raise UserError(
+            f"{record['path']} is no longer there; --cross_test {record['flag']}=PATH says where "
+            "the set lies now"
+        )
     description = {**model.description, **{name: record[name] for name in CROPS}}
     model = QualityModel(model.net, description, model.hardware)
     # A flag counts where the folder of the record is not here.

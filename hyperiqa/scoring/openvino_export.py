@@ -141,5 +141,8 @@ def check_ranks(
     )
     # In this form, an undefined correlation is refused too.
     if not agreement >= SAME_RANKS:
-        raise UserError(f"{output}: not written: {text}")
+        raise UserError(
+            f"{output}: not written: {text}; more photographs, and more varied ones, may help; "
+            "without --int8 the file keeps the scores"
+        )
     return text

@@ -207,12 +207,15 @@ class QualityModel:
         """
         return float(self.score_patches([self.patches(image)])[0])
 
-    def meaning(self, *choices: Any, **named: Any) -> Meaning:
-        """What explains the model's scores by one of its calibrations.
-
-        It takes the arguments of `Meaning` after the first, and raises like it.
-        """
-        return Meaning(self.description, *choices, **named)
+    def meaning(
+        self,
+        reference: str | None = None,
+        level: float = 0.9,
+        above: float | None = None,
+        sure: float = 0.9,
+    ) -> Meaning:
+        """What explains the model's scores by one of its calibrations: see `Meaning`."""
+        return Meaning(self.description, reference, level, above, sure)
 
     def explain(
         self, image: ImageLike, reference: str | None = None, level: float = 0.9

@@ -41,18 +41,25 @@ def check_names(options: argparse.Namespace, stores: Iterable[str]) -> None:
 class ShardScorer(score_run.Scorer):
     """Scores whole stores, each into its own file of rows."""
 
-    def check(self, path: Path) -> None:
-        """Raise UserError if the rows of a finished store were made with something else."""
+    def count(self, path: Path) -> score_run.Tally:
+        """Count the rows of a finished store.
+
+        Raises UserError if they were made with something else.
+        """
         form = self.options.format
         with reading_file(path, "cannot be read as rows of predict.py's", ValueError, KeyError):
             if form == "parquet":
                 from pyarrow import parquet
 
-                made = parquet.read_table(path, columns=["made_with"])["made_with"][0].as_py()
+                rows = parquet.read_table(path, columns=[*score_files.COLUMNS]).to_pylist()
             else:
-                rows = score_files.read_rows(path, form, self.options.columns)
-                made = next((row["made_with"] for _, row in rows if row), self.row_made)
-        score_files.check_made_with(path, made, self.row_made)
+                records = score_files.read_rows(path, form, self.options.columns)
+                rows = [row for _, row in records if row]
+        for made in {row["made_with"] for row in rows}:
+            score_files.check_made_with(path, made, self.row_made)
+        failures = [f"{row['image']} ({row['error']})" for row in rows if row["score"] is None]
+        scored = len(rows) - len(failures)
+        return score_run.Tally(scored, failed=len(failures), failures=failures)
 
     def score(self, store: str, signals: StopSignals) -> score_run.Tally:
         """Score the images of a store and write its file of rows, whole or not at all."""
@@ -106,7 +113,7 @@ def run(
         options.output.mkdir(exist_ok=True)
     finished = {store for store in stores if rows_file(options, store).exists()}
     for store in sorted(finished):
-        scorer.check(rows_file(options, store))
+        tally.add(scorer.count(rows_file(options, store)))
     if finished:
         print(
             f"{options.output}: {len(finished):,} of {counted(len(stores), 'source')} finished "

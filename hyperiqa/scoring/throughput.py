@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 
 from hyperiqa.base.device import Hardware, keep_freed_memory
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.base.files import exists_or_on_hub
 from hyperiqa.images.decode import decode
 from hyperiqa.scoring.costs import load_net, timed
@@ -35,7 +36,12 @@ def measure(flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     if flags.child == "peer":
         # pyiqa takes seconds for each.
         return {"rates": measure_peer(flags.model, images[:10])}
-    return measure_scoring(load_scorer(flags.model, device), images, flags.repeats)
+    model = load_scorer(flags.model, device)
+    # Photographs that cannot be read are left out of all parts alike.
+    readable = [str(scored.image) for scored in model.score_all(images) if not scored.problem]
+    if not readable:
+        raise UserError(f"{flags.folder}: none of {counted(len(images), 'image')} can be read")
+    return measure_scoring(model, readable, flags.repeats)
 
 
 def load_scorer(name: str, device: torch.device, **settings: Any) -> QualityModel:

@@ -33,6 +33,7 @@ LEFT = {
     "precision.py: speeds['fp32'] patches",
     "synthetic.py: len(pairs) contrast images",
     "tables.py: FEW_IMAGES images",
+    "certificate_checks.py: which_code runs",
     "calibration.py: FEW images",
     "calibration.py: FEWEST images",
     # Fewer than 20 images have no calibration.

@@ -385,9 +385,9 @@ def test_too_few_or_too_many_images_are_not_compared(calibrated, photos, monkeyp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--level 0.8", "--level: expected with --meaning"),
-        ("--sure 0.8", "--sure: expected with --above"),
-        ("--reference live", "--reference: expected with --meaning or --above or --compare"),
+        ("--level 0.8", "--level needs --meaning"),
+        ("--sure 0.8", "--sure needs --above"),
+        ("--reference live", "--reference needs --meaning or --above or --compare"),
         (
             "--meaning --level 1",
             "--level 1.0: expected a number between 0 and 1",

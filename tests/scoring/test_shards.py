@@ -165,8 +165,11 @@ def test_what_is_wrong_with_a_shard_is_in_its_rows(checkpoint, photos, tmp_path,
     read = [name for name in problems if name.startswith("cut.tar/")]
     assert read == [f"cut.tar/{8 + i}.jpg" for i in range(len(read))] and len(read) in (1, 2, 3)
     assert "rows/names.csv: 1 scored, 3 failed\n" in capfd.readouterr().err
-    # All of them are finished: nothing is left to fail.
-    assert run(checkpoint, *sources, "--output", "rows") == 0
+    # All of them are finished, and what failed in them is said once more.
+    assert run(checkpoint, *sources, "--output", "rows") == 1
+    said = capfd.readouterr().err
+    assert "rows: 4 of 4 sources finished before\n" in said
+    assert "could not be scored: " in said and "names.tar/none.jpg (the file is empty)" in said
 
 
 def member_offset(path, number):
@@ -260,7 +263,7 @@ def test_a_parquet_list_of_bytes_gets_its_rows(checkpoint, photos):
             ["a.tar", "--sheet", "s.html"],
             "--sheet: expected images, folders or patterns, found a.tar",
         ),
-        (["a.tar", "--engine_workers", "2"], "--engine_workers: expected with --engine"),
+        (["a.tar", "--engine_workers", "2"], "--engine_workers needs --engine"),
         (
             ["a.tar", "a.jpg", "--output", "p"],
             "--output p: a folder; expected a file, or only shards",
