@@ -33,6 +33,8 @@ UNREAD_SUFFIXES = set(
 )
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LIST_SUFFIXES = (".csv", ".parquet")
+# The most bytes of a file in a shard. More are no photograph, and would fill the memory.
+LARGEST = 1 << 30
 # The most bytes of a path on standard input, twice what systems take: a longer line is something
 # else.
 LONGEST = 1 << 13
@@ -279,6 +281,9 @@ def _members(shard: str, passed: list[str]) -> Iterator[StoredImage]:
             # The archive would keep every header.
             archive.members.clear()  # type: ignore[attr-defined]
             parts = [part for part in Path(member.name).parts if part not in ("/", "..")]
+            # A header may claim any size, and tarfile goes through all of it, even past the end.
+            if member.size > LARGEST:
+                raise ValueError(f"{member.name} claims to have over 1 GiB")
             if member.isdir() or _has_hidden(parts):
                 continue
             for name in _readable(Path(shard, *parts), passed):

@@ -9,36 +9,20 @@ import numpy as np
 import pytest
 from helpers import save_random_model, write_images
 from PIL import Image
-from test_predict import on_terminal
+from test_predict import DESCRIPTION, on_terminal
 
 import hyperiqa
 from hyperiqa import __main__
 from hyperiqa.base.errors import UserError
 from hyperiqa.model import checkpoints
-from hyperiqa.model.backbone import IMAGENET_MEAN, IMAGENET_STD
 from hyperiqa.scoring.quality_model import load
 from hyperiqa.scoring.score_files import MOST_COMPARED, differences
 from hyperiqa.stats.calibration import Calibration
 
 USUAL = ["image", "score", "error", "made_with"]
 
-
 # The description of a model that scores images in no time.
-SCORER = {
-    "backbone": "swin_nano",
-    "fusion": "none",
-    "patch_size": 64,
-    "resize": "72",
-    "exif_rotate": False,
-    "dataset": "koniq-10k",
-    "score_range": [0.0, 100.0],
-    "higher_is_better": True,
-    "mean": list(IMAGENET_MEAN),
-    "std": list(IMAGENET_STD),
-    "test_crop": "center",
-    "test_patch_num": 25,
-    "run": "test",
-}
+SCORER = {**DESCRIPTION, "backbone": "swin_nano"}
 
 
 @pytest.fixture(scope="module")

@@ -13,29 +13,13 @@ from pathlib import Path
 import pytest
 from helpers import jpeg_bytes, picture, save_random_model
 from PIL import Image
+from test_predict import DESCRIPTION
 
 from hyperiqa import __main__
 from hyperiqa.base.errors import UserError
 from hyperiqa.base.files import CHECKOUT
-from hyperiqa.model.backbone import IMAGENET_MEAN, IMAGENET_STD
-from hyperiqa.scoring import quality_model
+from hyperiqa.scoring import image_sources, quality_model
 
-DESCRIPTION = {
-    "backbone": "resnet18",
-    "fusion": "none",
-    "patch_size": 64,
-    "resize": "72",
-    "exif_rotate": False,
-    "seed": 42,
-    "dataset": "koniq-10k",
-    "score_range": [0.0, 100.0],
-    "higher_is_better": True,
-    "mean": list(IMAGENET_MEAN),
-    "std": list(IMAGENET_STD),
-    "test_crop": "center",
-    "test_patch_num": 25,
-    "run": "test",
-}
 SHARDS = "photos-{0..2}.tar"
 
 
@@ -170,6 +154,16 @@ def test_what_is_wrong_with_a_shard_is_in_its_rows(checkpoint, photos, tmp_path,
     said = capfd.readouterr().err
     assert "rows: 4 of 4 sources finished before\n" in said
     assert "could not be scored: " in said and "names.tar/none.jpg (the file is empty)" in said
+
+
+def test_a_member_of_absurd_size_ends_the_shard(tmp_path):
+    """The header alone names the size: to read or to skip as many bytes would never end."""
+    header = tarfile.TarInfo("huge.jpg")
+    header.size = 1 << 50
+    # Such a size is written in binary.
+    (tmp_path / "huge.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + jpeg_bytes())
+    (end,) = image_sources.images_in(str(tmp_path / "huge.tar"), "image", [])
+    assert end.problem.endswith("after 0 images: huge.jpg claims to have over 1 GiB")
 
 
 def member_offset(path, number):
