@@ -13,24 +13,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base import device
+from hyperiqa.base import device, signals, version
 from hyperiqa.base.errors import Interrupted, UserError, counted
-from hyperiqa.base.signals import StopSignals
-from hyperiqa.base.version import versions
-from hyperiqa.model import checkpoints
-from hyperiqa.model.factory import new_model
-from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model import checkpoints, factory, hypernet
 from hyperiqa.stats import metrics
-from hyperiqa.training import calibrations, certificate, engine, log, processes, whole_batch
+from hyperiqa.training import (
+    calibrations,
+    certificate,
+    engine,
+    epoch_batches,
+    log,
+    losses,
+    optimizers,
+    precision,
+    processes,
+    read_sets,
+    schedules,
+    whole_batch,
+)
 from hyperiqa.training.batches import SCORE_BATCH, fewer_workers, make_loader
-from hyperiqa.training.epoch_batches import image_names, prepare_features, train_batches
-from hyperiqa.training.losses import make_criterion
-from hyperiqa.training.optimizers import TrainedModel
 from hyperiqa.training.options import default_run_name
-from hyperiqa.training.precision import choose_precision
-from hyperiqa.training.read_sets import RunSets
 from hyperiqa.training.rounds import Round, Tested
-from hyperiqa.training.schedules import Rates, make_schedule
 from hyperiqa.training.sets import Figures, RunData
 from hyperiqa.training.starts import StartingModel
 from hyperiqa.training.state import RunState, open_run, settings_of
@@ -39,7 +42,7 @@ from hyperiqa.training.state import RunState, open_run, settings_of
 class HyperIQASolver:
     """A run of `--train_test_num` rounds, by the settings that `options.train_options` returns."""
 
-    def __init__(self, options: argparse.Namespace, sets: RunSets | None = None):
+    def __init__(self, options: argparse.Namespace, sets: read_sets.RunSets | None = None):
         """sets: those of `read_sets`, where they were read before."""
         self.options = options
         self.sets = sets
@@ -52,15 +55,16 @@ class HyperIQASolver:
         )
         device.set_backends(options.deterministic)
         device.map_large_tensors_separately()
-        self.criterion = make_criterion(options)
-        self.schedule = make_schedule(options)
-        self.signals = StopSignals(several=processes.world_size() > 1)
+        self.criterion = losses.make_criterion(options)
+        self.schedule = schedules.make_schedule(options)
+        self.signals = signals.StopSignals(several=processes.world_size() > 1)
         # `opened` fills these in, because they take time or leave files.
         self.data: RunData = None
-        self.teacher: HyperNet = None
+        self.teacher: hypernet.HyperNet = None
         self.log: log.RunLog = None
         self.state: RunState = None
         self.round: Round = None
+        self.folder: Path = None
         # The state to resume from, until its round has taken it up.
         self.saved: dict | None = None
         # The results of the newest epoch's tests.
@@ -96,14 +100,14 @@ class HyperIQASolver:
             for line in log.closing_lines(self.log, options, state, self.folder):
                 self.log.line(line)
 
-    def build_model(self, seed: int) -> HyperNet:
+    def build_model(self, seed: int) -> hypernet.HyperNet:
         """The model of `--init`, or a new one: its backbone pretrained, the rest from `seed`."""
         options = self.options
         torch.manual_seed(seed)
         if self.initial_start:
             model = self.initial_start.model(self.data.common, options)
         else:
-            model = new_model(options)
+            model = factory.new_model(options)
         if options.fused_attention:
             model.backbone.fuse_attention()
         if options.freeze_backbone:
@@ -116,7 +120,7 @@ class HyperIQASolver:
         seed = self.options.seed + number - 1
         model = self.build_model(seed)
         compiled = torch.compile(model) if self.options.compile else model
-        return Round(number, seed, model, compiled, TrainedModel(model, self.options))
+        return Round(number, seed, model, compiled, optimizers.TrainedModel(model, self.options))
 
     def run_name(self) -> str:
         """The run's name if `--run_name` gives none."""
@@ -166,7 +170,9 @@ class HyperIQASolver:
             self.state = RunState.restored(self.saved, self.state.settings, self.hardware.device)
         else:
             chosen, reason = processes.from_rank_zero(
-                lambda: choose_precision(self.options, self.hardware.device, self.round.model)
+                lambda: precision.choose_precision(
+                    self.options, self.hardware.device, self.round.model
+                )
             )
             self.state.precision = chosen
             starts = {"Starting from": self.initial_start, "Learning from": self.teacher_start}
@@ -195,6 +201,7 @@ class HyperIQASolver:
         """Build the round's model, or restore the saved one."""
         resumed = self.saved is not None
         self.state.next_round(number)
+        self.folder = self.log.folder_of(number)
         self.status = "failed"
         # The first round has the model that `opened` built.
         if number > 1:
@@ -212,7 +219,7 @@ class HyperIQASolver:
                 f"Round {number} of {self.options.train_test_num}, seed {self.round.seed}"
             )
         with processes.node_leader_first():
-            prepare_features(
+            epoch_batches.prepare_features(
                 self.data,
                 self.round.model,
                 self.round.seed,
@@ -236,7 +243,7 @@ class HyperIQASolver:
             self.state.progress = engine.EpochProgress()
             self.round.trained.begin_epoch(self.rates(epoch), self.schedule.makes_new(epoch))
 
-    def rates(self, epoch: int, done: float = 0.0) -> Rates:
+    def rates(self, epoch: int, done: float = 0.0) -> schedules.Rates:
         """The learning rates in an epoch; done: the share of its steps that are done."""
         return self.schedule.rates(epoch, done, self.state.history)
 
@@ -245,7 +252,7 @@ class HyperIQASolver:
         options = self.options
         epoch = self.state.epoch
         progress = self.state.progress
-        batches = train_batches(
+        batches = epoch_batches.train_batches(
             self.data, self.round.seed, epoch, options.batch_size, processes.share()
         )
         whole_batch.prepare(self.round.model)
@@ -284,7 +291,7 @@ class HyperIQASolver:
                     after_step,
                 )
             except engine.NonFiniteLoss as problem:
-                images = image_names(self.data, batches, problem.step)
+                images = epoch_batches.image_names(self.data, batches, problem.step)
                 raise UserError(problem.explained(epoch, self.folder / "last.pt", images)) from None
         progress.seconds = time.perf_counter() - started
         self.log_process_costs(ready, progress.step - first_step)
@@ -376,13 +383,6 @@ class HyperIQASolver:
             }
         )
 
-    @property
-    def folder(self) -> Path:
-        """The folder of the round's models."""
-        if self.state.round == 1:
-            return self.log.checkpoints
-        return self.log.checkpoints / f"round{self.state.round}"
-
     def keep_if_best(self, result: dict[str, Figures]) -> None:
         """Keep the epoch's model and predictions where its SRCC is the best so far.
 
@@ -428,7 +428,7 @@ class HyperIQASolver:
             **self.round.model.backbone.described,
             "metrics": {part: result[part] for part in self.data.parts.names},
             "run": self.log.name,
-            "versions": versions(),
+            "versions": version.versions(),
             "certificate": self.round.certificate,
         }
         description["calibration"] = calibrations.of_run(self.data, self.tested.scores, description)

@@ -30,21 +30,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, counted, not_installed
-from hyperiqa.base.files import HERE, write_whole
-from hyperiqa.base.launching import end_programs, start_program
+from hyperiqa.base import command_line, errors, files, launching
 from hyperiqa.runs.tables import text_table
-from hyperiqa.scoring.cost_tables import (
-    SCORE_HEADER,
-    STEP_HEADER,
-    cost_header,
-    cost_rows,
-    latex_table,
-    score_row,
-    step_row,
-)
-from hyperiqa.scoring.image_sources import find_images
+from hyperiqa.scoring import cost_tables, image_sources
 
 BACKBONES = {"swin": "swin_tiny_patch4_window7_224", "resnet": "resnet50"}
 # Phase -> unit; of what is counted per second, more is better.
@@ -73,7 +61,7 @@ PHOTOGRAPHS = {(512, 384): 113, (1024, 768): 113, (4000, 3000): 30}
 
 def parse_flags() -> argparse.Namespace:
     """The flags, checked together. Raises UserError naming every mistake."""
-    flags = Flags(__doc__)
+    flags = command_line.Flags(__doc__)
     flags.value(
         "--backbone",
         None,
@@ -113,7 +101,7 @@ def parse_flags() -> argparse.Namespace:
     return flags.parse(None, contradictions)
 
 
-def _flags_of_other_measurements(flags: Flags) -> None:
+def _flags_of_other_measurements(flags: command_line.Flags) -> None:
     flags.count(
         "--step",
         None,
@@ -154,7 +142,7 @@ def _flags_of_other_measurements(flags: Flags) -> None:
     )
 
 
-def contradictions(flags: argparse.Namespace, given: Given) -> Iterator[str]:
+def contradictions(flags: argparse.Namespace, given: command_line.Given) -> Iterator[str]:
     """Yield a message for each combination of flags that does not fit together."""
     if bool(flags.dataset_path) != bool(flags.spaq_path):
         yield "--dataset_path and --spaq_path: expected both or none"
@@ -167,7 +155,7 @@ def contradictions(flags: argparse.Namespace, given: Given) -> Iterator[str]:
         if name in given and not getattr(flags, needed):
             yield f"--{name} needs --{needed}"
     if flags.peer:
-        yield not_installed(f"--peer {flags.peer}", flags.peer)
+        yield errors.not_installed(f"--peer {flags.peer}", flags.peer)
     if min(flags.processes) < 1:
         yield f"--processes {min(flags.processes)}: expected whole numbers of at least 1"
 
@@ -181,7 +169,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
         scratch = Path(folder)
         if not flags.score and not flags.model and flags.dataset_path is None:
-            print(f"Making {counted(flags.images, 'image')} …", flush=True)
+            print(f"Making {errors.counted(flags.images, 'image')} …", flush=True)
             published().make_images(scratch, flags.images)
             flags.dataset_path = scratch / "koniq-10k"
             flags.spaq_path = scratch / "spaq-test"
@@ -197,7 +185,7 @@ def main() -> None:
 
 def published() -> Any:
     """The module with the published procedure, which is kept with the tests."""
-    sys.path.insert(0, str(HERE / "tests"))
+    sys.path.insert(0, str(files.HERE / "tests"))
     return importlib.import_module("published")
 
 
@@ -260,7 +248,7 @@ def show_measured(measured: dict[str, Any], counts: Mapping[str, int], device) -
     import torch
 
     measured["peak memory"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    name = counted(torch.get_num_threads(), "CPU thread")
+    name = errors.counted(torch.get_num_threads(), "CPU thread")
     if device.type == "cuda":
         measured["peak GPU memory"] = torch.cuda.max_memory_allocated(device) / 2**20
         name = torch.cuda.get_device_name(device)
@@ -288,18 +276,18 @@ def run_child(
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     # The flags are checked: the child takes them as they are.
     child_flags = json.dumps({**vars(flags), "child": child, **changes}, default=str)
-    process = start_program(
+    process = launching.start_program(
         [*words, __file__, "--child", child_flags], environment, subprocess.PIPE
     )
     try:
         output, _ = process.communicate()
     finally:
-        end_programs([process])
+        launching.end_programs([process])
     # The child has already shown the user's mistake.
     if process.returncode == 2:
         raise SystemExit(2)
     if process.returncode:
-        raise UserError(f"the measurement of {child} failed, see above")
+        raise errors.UserError(f"the measurement of {child} failed, see above")
     return json.loads(output.splitlines()[-1])
 
 
@@ -322,14 +310,14 @@ def show_phases(flags: argparse.Namespace, scratch: Path) -> None:
     print(
         f"\n{flags.backbone}, {_machine(child)}, precision {flags.precision}, {counts} images, "
         f"{flags.train_patch_num} train and "
-        f"{counted(flags.test_patch_num, 'test patch', 'test patches')}, "
+        f"{errors.counted(flags.test_patch_num, 'test patch', 'test patches')}, "
         f"medians of {flags.repeats}\n"
     )
     print("\n".join(phase_table(medians["plain"], medians["ours"])))
     if flags.json:
         settings = {name: str(value) for name, value in vars(flags).items()}
         report = {"settings": settings, **child, "runs": runs, "medians": medians}
-        write_whole(flags.json, json.dumps(report, indent=1))
+        files.write_whole(flags.json, json.dumps(report, indent=1))
 
 
 def _machine(child: Mapping[str, Any]) -> str:
@@ -364,7 +352,7 @@ def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
     children = []
     for backbone, process_count in itertools.product(backbones, flags.processes):
         print(
-            f"Measuring {backbone}, {counted(process_count, 'process', 'processes')} …",
+            f"Measuring {backbone}, {errors.counted(process_count, 'process', 'processes')} …",
             file=sys.stderr,
             flush=True,
         )
@@ -372,9 +360,9 @@ def show_steps(flags: argparse.Namespace, scratch: Path) -> None:
             flags, "step", process_count, backbone=backbone, cache_dir=scratch / "cache"
         )
         children.append(child)
-        rows.append(step_row(backbone, process_count, child["found"]))
+        rows.append(cost_tables.step_row(backbone, process_count, child["found"]))
     settings = f"{_machine(child)}, precision {flags.precision}, batch {flags.batch_size}"
-    show_table(flags, settings, STEP_HEADER, rows, children)
+    show_table(flags, settings, cost_tables.STEP_HEADER, rows, children)
 
 
 def show_table(
@@ -388,14 +376,14 @@ def show_table(
     print(f"\n{settings}\n")
     print(text_table(header, rows, width=160))
     if flags.json:
-        write_whole(flags.json, json.dumps(report, indent=1))
+        files.write_whole(flags.json, json.dumps(report, indent=1))
 
 
 def photographs(flags: argparse.Namespace, scratch: Path) -> dict[str, Path]:
     """Title -> folder of the photographs of --score."""
     if flags.score != Path():
         # Whether there are any, before the work.
-        find_images([str(flags.score)])
+        image_sources.find_images([str(flags.score)])
         return {flags.score.name: flags.score}
     print("Making photographs …", file=sys.stderr, flush=True)
     folders = {f"{width}x{height}": scratch / f"{width}x{height}" for width, height in PHOTOGRAPHS}
@@ -403,7 +391,7 @@ def photographs(flags: argparse.Namespace, scratch: Path) -> dict[str, Path]:
         # A few different ones; more are copies, which decoding does not notice.
         contents = [published().jpeg(size, seed) for seed in range(4)]
         for i in range(min(flags.images, number)):
-            write_whole(folder / f"{i:04}.jpg", contents[i % len(contents)])
+            files.write_whole(folder / f"{i:04}.jpg", contents[i % len(contents)])
     return folders
 
 
@@ -420,11 +408,11 @@ def show_scoring(flags: argparse.Namespace, scratch: Path) -> None:
         slowest = rates["pyiqa, 25 crops"]
         rows = [[name, f"{rate:.3g}", f"{rate / slowest:.3g}"] for name, rate in rates.items()]
     else:
-        header = SCORE_HEADER
+        header = cost_tables.SCORE_HEADER
         for model, title in itertools.product(flags.model or SCORED_MODELS, folders):
             print(f"Measuring {model}, {title} …", file=sys.stderr, flush=True)
             child = run_child(flags, "score", model=model, folder=folders[title])
-            rows.append(score_row(model, title, child["found"]))
+            rows.append(cost_tables.score_row(model, title, child["found"]))
     show_table(flags, _machine(child), header, rows, [dict(zip(header, row)) for row in rows])
 
 
@@ -436,12 +424,12 @@ def show_costs(flags: argparse.Namespace) -> None:
         print(f"Measuring {name} …", file=sys.stderr, flush=True)
         child = run_child(flags, "model", model=name)
         children[name] = child
-        rows += cost_rows(name, child["found"])
-    header = cost_header(child["found"])
+        rows += cost_tables.cost_rows(name, child["found"])
+    header = cost_tables.cost_header(child["found"])
     show_table(flags, f"{_machine(child)}, fp32, one patch per image", header, rows, children)
     if flags.latex:
-        write_whole(flags.latex, latex_table(header, rows))
+        files.write_whole(flags.latex, cost_tables.latex_table(header, rows))
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    command_line.run_tool(main)

@@ -18,17 +18,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.files import known_place
-from hyperiqa.base.terminal import printable
-from hyperiqa.datasets.names import demo_folder, reader_name
-from hyperiqa.datasets.readers import DEFAULT_RESIZE
+from hyperiqa.base import command_line, errors, files, terminal
+from hyperiqa.datasets import names, readers
 
 
 def parse() -> argparse.Namespace:
     """The flags, checked all together. Raises UserError."""
-    flags = Flags(__doc__, "%(prog)s CHECKPOINT [flags]")
+    flags = command_line.Flags(__doc__, "%(prog)s CHECKPOINT [flags]")
     flags.checkpoint()
     flags.group("data")
     place = "(default: where it was in training, else beside the scripts)"
@@ -71,7 +67,7 @@ def parse() -> argparse.Namespace:
     return flags.parse(None, _problems)
 
 
-def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
+def _problems(options: argparse.Namespace, given: command_line.Given) -> Iterator[str]:
     words = list(options.cross_test)
     # A single path needs no name: it is that of the only set.
     if len(options.dataset_path) > 1:
@@ -91,9 +87,9 @@ def find_sets(
     paths: dict[str, Path | None] = {}
     for name, facts_of_set in sets.items():
         path = facts_of_set["path"]
-        paths[name] = known_place(path) if path else None
-        if reader_name(facts_of_set["flag"]) not in DEFAULT_RESIZE:
-            raise UserError(f"the certificate is damaged: sets.{name}.flag: no data set")
+        paths[name] = files.known_place(path) if path else None
+        if names.reader_name(facts_of_set["flag"]) not in readers.DEFAULT_RESIZE:
+            raise errors.UserError(f"the certificate is damaged: sets.{name}.flag: no data set")
     # Only a certificate says so.
     trained = [name for name in sets if sets[name].get("trained")]
     words = [*options.cross_test, *options.dataset_path]
@@ -107,11 +103,11 @@ def find_sets(
     for word in words:
         name, _, path = word.partition("=")
         if name not in spellings:
-            raise UserError(f"{word}: the model names the sets {', '.join(sets)}")
+            raise errors.UserError(f"{word}: the model names the sets {', '.join(sets)}")
         paths[spellings[name]] = Path(path).expanduser()
     # The demo brings a SPAQ of its own.
     if trained == ["demo"] and "spaq" in paths and not paths["spaq"]:
-        paths["spaq"] = demo_folder(paths) / "spaq-test"
+        paths["spaq"] = names.demo_folder(paths) / "spaq-test"
     return paths
 
 
@@ -130,9 +126,11 @@ def read_certificate(path: Path) -> tuple[Mapping, dict[str, Any]]:
         certificate_format = description.get("certificate", {}).get("format")
         other_format = f"its certificate is of format {certificate_format}"
         reason = "carries no certificate" if certificate_format is None else other_format
-        raise UserError(f"{path}: {reason}; expected a best model of a newer run")
+        raise errors.UserError(f"{path}: {reason}; expected a best model of a newer run")
     if not any(facts["trained"] for facts in certified["sets"].values()):
-        raise UserError("the certificate is damaged: sets: none that the model was trained on")
+        raise errors.UserError(
+            "the certificate is damaged: sets: none that the model was trained on"
+        )
     # Raises UserError where they are damaged.
     certificate.training_hashes(description)
     return state, description
@@ -159,10 +157,10 @@ def train_again(
     }
     try:
         settings, words = read_command(description["certificate"]["command"], scripts)
-    except UserError as mistake:
+    except errors.UserError as mistake:
         problem = f"the certificate's command: {mistake}"
         if options.repeat:
-            raise UserError(f"{options.checkpoint}: {problem}") from None
+            raise errors.UserError(f"{options.checkpoint}: {problem}") from None
         return [], [verdicts.Check("settings", verdicts.UNCHECKED, problem)]
     for place in ("log_dir", "image_root"):
         setattr(options, place, getattr(options, place) or getattr(settings, place))
@@ -176,7 +174,7 @@ def print_checks(checks: Sequence[Any]) -> None:
     print()
     for check in checks:
         note = f": {check.note}" if check.note else ""
-        print(printable(f"{check.item:{width}}  {check.verdict}{note}"))
+        print(terminal.printable(f"{check.item:{width}}  {check.verdict}{note}"))
     counts = Counter(check.verdict for check in checks)
     print(
         f"\n{counts['reproduced']} reproduced, {counts['differs']} differ, "
@@ -226,7 +224,7 @@ def main() -> int:
         print(f"\n{near_duplicates_note(twins)}")
     if options.sheet:
         page.draw_pairs(options.sheet, f"Near duplicates, {description['run']}", twins)
-        print(f"{options.sheet}: page of {counted(len(twins), 'pair')}", file=sys.stderr)
+        print(f"{options.sheet}: page of {errors.counted(len(twins), 'pair')}", file=sys.stderr)
     print_checks(checks)
     found_verdicts = {check.verdict for check in checks}
     # What differs weighs more than what could not be checked.
@@ -236,4 +234,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    command_line.run_tool(main)

@@ -24,11 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.base.files import write_whole
-from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.base.terminal import printable
+from hyperiqa.base import command_line, errors, files, plain_values, terminal
 from hyperiqa.runs import (
     differences,
     measures,
@@ -43,7 +39,7 @@ from hyperiqa.stats import intervals, metrics, resampling, standards
 
 def parse() -> argparse.Namespace:
     """The flags, checked all together. Raises UserError."""
-    flags = Flags(__doc__)
+    flags = command_line.Flags(__doc__)
     flags.words(
         "paths",
         "logs, or folders with logs (default: logs)",
@@ -61,7 +57,7 @@ def parse() -> argparse.Namespace:
     return flags.parse(None, _problems)
 
 
-def _add_table_flags(flags: Flags) -> None:
+def _add_table_flags(flags: command_line.Flags) -> None:
     flags.group("table")
     flags.value(
         "--metric",
@@ -88,7 +84,7 @@ def _add_table_flags(flags: Flags) -> None:
     flags.switch("--group", "group", True, "show all seeds of a setting in one row")
 
 
-def _add_difference_flags(flags: Flags) -> None:
+def _add_difference_flags(flags: command_line.Flags) -> None:
     flags.group("differences")
     flags.value(
         "--against",
@@ -119,12 +115,12 @@ def _add_difference_flags(flags: Flags) -> None:
     )
 
 
-def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
+def _problems(options: argparse.Namespace, given: command_line.Given) -> Iterator[str]:
     if options.markdown and options.json:
         yield "contradictory flags: --markdown and --json"
     missing = [path for path in options.paths if not path.exists()]
     if missing:
-        yield f"{first_five(missing)}: no such file or folder"
+        yield f"{errors.first_five(missing)}: no such file or folder"
 
 
 class Layout:
@@ -161,7 +157,7 @@ def print_report(
     layout = Layout(main_table, options.markdown)
     layout.print_table(*main_table)
     legend = [
-        f"  {printable(f'{short} = {name}')}\n"
+        f"  {terminal.printable(f'{short} = {name}')}\n"
         for name, short in layout.short_names.items()
         if short != name
     ]
@@ -317,14 +313,19 @@ def print_json(
         }
         for comparison in comparisons
     ]
-    print(json.dumps(to_json_value({"runs": rows, "comparisons": pairs, "notes": notes}), indent=1))
+    print(
+        json.dumps(
+            plain_values.to_json_value({"runs": rows, "comparisons": pairs, "notes": notes}),
+            indent=1,
+        )
+    )
 
 
 def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
     """Write the table to a CSV file: a row for each entry, the settings that differ as columns."""
     names = differing_settings([run for entry in entries for run in entry.runs])
     rows = [
-        to_json_value(record_of(entry, measure))
+        plain_values.to_json_value(record_of(entry, measure))
         | {f"setting_{name}": entry.setting(name) for name in names}
         for entry in entries
     ]
@@ -334,7 +335,7 @@ def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
     writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue())
+    files.write_whole(path, text.getvalue())
 
 
 def main() -> None:
@@ -342,11 +343,13 @@ def main() -> None:
     runs, problems = reading.find(options.paths)
     # Before the resampling, which takes a while.
     print(
-        "".join(f"skipped: {printable(problem)}\n" for problem in problems), end="", file=sys.stderr
+        "".join(f"skipped: {terminal.printable(problem)}\n" for problem in problems),
+        end="",
+        file=sys.stderr,
     )
     if not runs:
-        raise UserError(
-            f"{first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, "
+        raise errors.UserError(
+            f"{errors.first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, "
             "found none"
         )
     measure = Measure(options.metric, options.epoch, options.logistic, options.resamples)
@@ -363,4 +366,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    command_line.run_tool(main)

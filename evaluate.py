@@ -22,13 +22,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hyperiqa.base.command_line import Flags, Given, run_tool
+from hyperiqa.base import command_line, files, plain_values, signals
 from hyperiqa.base.errors import Interrupted, UserError, counted, not_installed
-from hyperiqa.base.files import HERE, write_whole
-from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.base.signals import StopSignals
-from hyperiqa.datasets.names import check_lower_is_better, parse_set_names, reader_name
-from hyperiqa.datasets.readers import READERS
+from hyperiqa.datasets import names, readers
 from hyperiqa.runs import runs_table, standards_table, tables
 from hyperiqa.stats import intervals, resampling, standards
 from hyperiqa.training.flags import csv_flags, for_csv_alone
@@ -56,7 +52,7 @@ def parse() -> argparse.Namespace:
 
     `datasets` becomes name -> path, None where no path is given.
     """
-    flags = Flags(__doc__, "%(prog)s CHECKPOINT --datasets NAME[=PATH] … [flags]")
+    flags = command_line.Flags(__doc__, "%(prog)s CHECKPOINT --datasets NAME[=PATH] … [flags]")
     flags.checkpoint()
     _add_data_flags(flags)
     flags.group("scoring")
@@ -102,12 +98,13 @@ def parse() -> argparse.Namespace:
     return flags.parse(None, _problems)
 
 
-def _add_data_flags(flags: Flags) -> None:
+def _add_data_flags(flags: command_line.Flags) -> None:
     flags.group("data")
     flags.value(
         "--datasets",
         None,
-        f"data sets to test on, of {', '.join(READERS)}; csv=FILE.csv is a table of own images",
+        f"data sets to test on, of {', '.join(readers.READERS)}; csv=FILE.csv is a table of own "
+        "images",
         nargs="+",
         required=True,
         metavar="NAME[=PATH]",
@@ -127,12 +124,12 @@ def _add_data_flags(flags: Flags) -> None:
     csv_flags(flags)
 
 
-def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
+def _problems(options: argparse.Namespace, given: command_line.Given) -> Iterator[str]:
     try:
-        options.datasets = parse_set_names("--datasets", options.datasets, READERS)
-        if "csv" not in map(reader_name, options.datasets):
+        options.datasets = names.parse_set_names("--datasets", options.datasets, readers.READERS)
+        if "csv" not in map(names.reader_name, options.datasets):
             yield from for_csv_alone(given, "csv")
-        check_lower_is_better(options.lower_is_better, options.datasets)
+        names.check_lower_is_better(options.lower_is_better, options.datasets)
     except UserError as mistake:
         yield str(mistake)
     if options.markdown and options.json:
@@ -170,7 +167,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
     tests = evaluation.read_sets(options.datasets, model.description, options)
     if options.calibrate:
         calibrating.check_suitable(tests)
-    cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
+    cache_dir = (options.cache_dir or files.HERE / "cache") if options.cache else None
     evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)
     _score_sets(options, model, tests)
     if options.calibrate:
@@ -368,7 +365,7 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
         writer.writerow({**shared, "images": record["images"], **values})
         # The writer leaves the columns empty that a kind has no value for.
         writer.writerows({**shared, **kind} for kind in record["kinds"])
-    write_whole(path, text.getvalue())
+    files.write_whole(path, text.getvalue())
 
 
 def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> None:
@@ -405,11 +402,11 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
 def main() -> None:
     """Evaluate, write the files that the flags ask for, and print the figures."""
     options = parse()
-    with StopSignals():
+    with signals.StopSignals():
         # A signal ends the program here: what was written until then stays.
         try:
             origin, tests = evaluate(options)
-            records = to_json_value([as_record(test) for test in tests])
+            records = plain_values.to_json_value([as_record(test) for test in tests])
             if options.csv:
                 write_figures(options.csv, records)
             if options.report:
@@ -420,10 +417,10 @@ def main() -> None:
     for path in filter(None, (options.csv, options.predictions, options.report, options.calibrate)):
         print(f"{path}: written", file=sys.stderr)
     if options.json:
-        print(json.dumps({**to_json_value(origin), "datasets": records}, indent=1))
+        print(json.dumps({**plain_values.to_json_value(origin), "datasets": records}, indent=1))
     else:
         print(as_text(origin, tests, options.markdown))
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    command_line.run_tool(main)

@@ -27,11 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, counted, not_installed
-from hyperiqa.base.files import can_write, write_whole
-from hyperiqa.scoring.image_sources import find_images
-from hyperiqa.scoring.runtimes import Scorer, onnx_graph
+from hyperiqa.base import command_line, errors, files
+from hyperiqa.scoring import image_sources, runtimes
 
 if TYPE_CHECKING:
     from hyperiqa.scoring.quality_model import QualityModel
@@ -66,7 +63,7 @@ def to_onnx(model: "QualityModel", opset: int) -> Any:
     # The domain of ONNX's own operators is called "".
     written_opset = {entry.domain: entry.version for entry in proto.opset_import}.get("")
     if written_opset != opset:
-        raise UserError(f"--opset {opset}: this torch and onnxscript write {written_opset}")
+        raise errors.UserError(f"--opset {opset}: this torch and onnxscript write {written_opset}")
     # The exporter leaves its stack traces, with paths of this machine.
     for part in (*proto.graph.node, *proto.graph.value_info):
         del part.metadata_props[:]
@@ -104,7 +101,7 @@ def _onnx_program(model: "QualityModel", opset: int) -> Any:
                 verbose=False,
             )
         except torch.onnx.errors.OnnxExporterError:
-            raise UserError(
+            raise errors.UserError(
                 f"torch {torch.__version__} cannot export {model.description['backbone']}: use a "
                 "newer torch (2.11 can)"
             ) from None
@@ -131,7 +128,9 @@ def _sum_of_waves(rng: np.random.Generator, side: int) -> np.ndarray:
     return np.sum(waves, 0).reshape(side, side, 1)
 
 
-def compare_scores(model: "QualityModel", score: Scorer, output: Path, runtime: str) -> str:
+def compare_scores(
+    model: "QualityModel", score: runtimes.Scorer, output: Path, runtime: str
+) -> str:
     """Compare a runtime's scores with PyTorch's, of batches of 1, 2 and 5 patches.
 
     Returns a line for the user. Raises UserError if they are not the same, or not finite.
@@ -143,7 +142,7 @@ def compare_scores(model: "QualityModel", score: Scorer, output: Path, runtime: 
         images = model.net.backbone.normalised(torch.from_numpy(patches))
         expected = model.net(images)["scores"].numpy()
     if not np.isfinite(expected).all():
-        raise UserError("the model's scores are not finite: its weights are broken")
+        raise errors.UserError("the model's scores are not finite: its weights are broken")
     scores = [score(batch) for batch in np.split(patches, [1, 3])]
     difference = float(np.abs(np.concatenate(scores) - expected).max())
     low, high = model.description["score_range"]
@@ -151,7 +150,7 @@ def compare_scores(model: "QualityModel", score: Scorer, output: Path, runtime: 
     allowed = TOLERANCE * ((high - low) or 1)
     # In this form, a difference of nan is refused too.
     if not difference <= allowed:
-        raise UserError(
+        raise errors.UserError(
             f"{output}: not written: {runtime}'s scores differ by {difference:.2g} from PyTorch's, "
             f"allowed {allowed:.2g}"
         )
@@ -169,30 +168,30 @@ def choose_output(
     if file_format is None:
         file_format = output.suffix.removeprefix(".") if output else "onnx"
     if file_format not in FORMATS:
-        raise UserError(
+        raise errors.UserError(
             f"{output}: expected OUTPUT to end with .{', .'.join(FORMATS)}, or --format"
         )
     output = output or checkpoint.with_name(f"{checkpoint.stem}.{file_format}")
     if output.suffix != f".{file_format}":
-        raise UserError(f"contradictory: --format {file_format} and {output.name}")
+        raise errors.UserError(f"contradictory: --format {file_format} and {output.name}")
     if output.exists() and output.resolve() == checkpoint.resolve():
-        raise UserError(f"{output}: is the checkpoint itself; name another OUTPUT")
+        raise errors.UserError(f"{output}: is the checkpoint itself; name another OUTPUT")
     if output.is_dir() and file_format != "hub":
-        raise UserError(f"{output}: is a folder; expected a file's name")
-    if not can_write(output):
-        raise UserError(f"{output}: cannot be written there")
+        raise errors.UserError(f"{output}: is a folder; expected a file's name")
+    if not files.can_write(output):
+        raise errors.UserError(f"{output}: cannot be written there")
     written = [output, output.with_suffix(".bin")] if file_format == "xml" else [output]
     for path in written:
         if path.exists() and not force:
-            raise UserError(f"{path}: exists already; name another OUTPUT or add --force")
-    if missing := not_installed(f"--format {file_format}", *NEEDED.get(file_format, ())):
-        raise UserError(missing)
+            raise errors.UserError(f"{path}: exists already; name another OUTPUT or add --force")
+    if missing := errors.not_installed(f"--format {file_format}", *NEEDED.get(file_format, ())):
+        raise errors.UserError(missing)
     return output, file_format
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
     """The flags, checked all together. Raises UserError."""
-    flags = Flags(__doc__, "%(prog)s CHECKPOINT [OUTPUT] [flags]")
+    flags = command_line.Flags(__doc__, "%(prog)s CHECKPOINT [OUTPUT] [flags]")
     flags.checkpoint()
     flags.words(
         "output",
@@ -232,7 +231,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     return flags.parse(argv, _problems)
 
 
-def _problems(options: Namespace, given: Given) -> Iterator[str]:
+def _problems(options: Namespace, given: command_line.Given) -> Iterator[str]:
     if options.push and (options.output or options.format):
         yield "contradictory flags: --push uploads the model; OUTPUT and --format write it here"
     if options.layout and Path(options.output or "").suffix not in (".pth", ".pkl"):
@@ -240,7 +239,7 @@ def _problems(options: Namespace, given: Given) -> Iterator[str]:
     if options.int8 and Path(options.output or "").suffix != ".xml":
         yield "--int8: expected an OUTPUT that ends with .xml"
     if options.int8:
-        yield not_installed("--int8", "openvino", "nncf")
+        yield errors.not_installed("--int8", "openvino", "nncf")
     if options.private and not options.push:
         yield "--private needs --push"
 
@@ -259,8 +258,8 @@ def write(model: "QualityModel", output: Path, file_format: str, options: Namesp
     state = checkpoints.portable_state(model.net, model.description)
     if file_format == "onnx":
         data = to_onnx(model, options.opset).SerializeToString()
-        difference = compare_scores(model, onnx_graph(data)[0], output, "onnxruntime")
-        write_whole(output, data)
+        difference = compare_scores(model, runtimes.onnx_graph(data)[0], output, "onnxruntime")
+        files.write_whole(output, data)
         note = f": opset {options.opset}; {difference}"
     elif file_format == "xml":
         from hyperiqa.scoring import openvino_export
@@ -285,10 +284,11 @@ def write(model: "QualityModel", output: Path, file_format: str, options: Namesp
 def main(argv: list[str] | None = None) -> None:
     """Write or upload the model, as the arguments say."""
     options = parse(argv)
-    options.int8 = find_images(options.int8)
+    options.int8 = image_sources.find_images(options.int8)
     if 0 < len(options.int8) < FEWEST_IMAGES:
-        raise UserError(
-            f"--int8: {counted(len(options.int8), 'image')}; expected at least {FEWEST_IMAGES}"
+        raise errors.UserError(
+            f"--int8: {errors.counted(len(options.int8), 'image')}; expected at least "
+            f"{FEWEST_IMAGES}"
         )
     # torch is imported only once the flags are known to be right.
     from hyperiqa.model.checkpoints import find_model
@@ -320,4 +320,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    command_line.run_tool(main)

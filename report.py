@@ -16,20 +16,16 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hyperiqa.base.command_line import Flags, Given, run_tool
-from hyperiqa.base.errors import UserError, counted, first_five, not_installed
-from hyperiqa.base.signals import StopSignals
+from hyperiqa.base import command_line, errors, signals
 from hyperiqa.datasets.names import EPOCH_KEYS, record_name
-from hyperiqa.runs.measures import FIGURE, Entry, Measure, choose_entries
-from hyperiqa.runs.reading import UNDER_WAY, Run, find
-from hyperiqa.runs.tables import short_names
+from hyperiqa.runs import measures, reading, tables
 
 # Of names of runs, on the page.
 NAME_WIDTH = 40
 
 
 def parse() -> argparse.Namespace:
-    flags = Flags(__doc__, "%(prog)s RUN … [flags]")
+    flags = command_line.Flags(__doc__, "%(prog)s RUN … [flags]")
     flags.words(
         "paths",
         "logs, or folders with logs, as for compare_logs.py",
@@ -41,7 +37,10 @@ def parse() -> argparse.Namespace:
     flags.switch("--follow", "follow", True, "update the page after every epoch until the runs end")
     flags.group("comparison")
     flags.value(
-        "--metric", "srcc", "figure that is compared and has an interval, such as srcc", FIGURE
+        "--metric",
+        "srcc",
+        "figure that is compared and has an interval, such as srcc",
+        measures.FIGURE,
     )
     flags.switch("--group", "group", True, "show all seeds of a setting together")
     flags.value(
@@ -76,13 +75,13 @@ def parse() -> argparse.Namespace:
     return flags.parse(None, _problems)
 
 
-def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
-    missing_packages = not_installed("report.py", "plotly")
+def _problems(options: argparse.Namespace, given: command_line.Given) -> Iterator[str]:
+    missing_packages = errors.not_installed("report.py", "plotly")
     if missing_packages:
         yield missing_packages
     missing_files = [path for path in options.paths if not path.exists()]
     if missing_files:
-        yield f"{first_five(missing_files)}: no such file or folder"
+        yield f"{errors.first_five(missing_files)}: no such file or folder"
     for word in options.datasets:
         if "=" not in word:
             yield f"--datasets {word}: expected NAME=PATH"
@@ -90,7 +89,7 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
         yield "contradictory flags: --maps and --no_images"
 
 
-def write(options: argparse.Namespace) -> list[Run]:
+def write(options: argparse.Namespace) -> list[reading.Run]:
     """Write the page as the runs are now; return the runs that are under way.
 
     Raises UserError where no run can be read.
@@ -100,21 +99,21 @@ def write(options: argparse.Namespace) -> list[Run]:
     from hyperiqa.runs import differences
     from hyperiqa.scoring import quality_model
 
-    measure = Measure(options.metric)
-    found_runs, problems = find(options.paths)
+    measure = measures.Measure(options.metric)
+    found_runs, problems = reading.find(options.paths)
     if not found_runs:
-        raise UserError(
-            f"{first_five(problems or options.paths)}: expected logs of a run, found none"
+        raise errors.UserError(
+            f"{errors.first_five(problems or options.paths)}: expected logs of a run, found none"
         )
     # The best entry comes first.
-    entries, notes = choose_entries(found_runs, measure, options.group)
+    entries, notes = measures.choose_entries(found_runs, measure, options.group)
     runs = [run for entry in entries for run in entry.runs]
-    under_way = [run for run in runs if run.status == UNDER_WAY]
+    under_way = [run for run in runs if run.status == reading.UNDER_WAY]
     page = Page(*_page_head(options, entries, under_way))
     pairs = differences.chosen_pairs(entries, options.against or entries[0].name, False)
     comparisons = differences.compare_all(measure, pairs)
-    entry_names = short_names([entry.name for entry in entries], NAME_WIDTH)
-    run_names = short_names([run.name for run in runs], NAME_WIDTH)
+    entry_names = tables.short_names([entry.name for entry in entries], NAME_WIDTH)
+    run_names = tables.short_names([run.name for run in runs], NAME_WIDTH)
     name_of_run = {run: run_names[run.name] for run in runs}
     run_sections.add_runs(
         page, entries, measure, options.group, comparisons, entry_names, name_of_run
@@ -137,7 +136,7 @@ def write(options: argparse.Namespace) -> list[Run]:
     return under_way
 
 
-def _places(words: Sequence[str], runs: Sequence[Run]) -> dict[str, Path]:
+def _places(words: Sequence[str], runs: Sequence[reading.Run]) -> dict[str, Path]:
     """The words NAME=PATH of --datasets, by name. Raises UserError for a set that no run has."""
     trained = {name for run in runs for name in run.settings.get("dataset", "").split("+")}
     # The counts of images name the cross tests before the first epoch does.
@@ -146,17 +145,18 @@ def _places(words: Sequence[str], runs: Sequence[Run]) -> dict[str, Path]:
     pairs = [word.split("=", 1) for word in words]
     for name, _ in pairs:
         if record_name(name) not in sets:
-            raise UserError(
-                f"--datasets {name}: no set of these runs; expected one of {first_five(sets)}"
+            raise errors.UserError(
+                f"--datasets {name}: no set of these runs; expected one of "
+                f"{errors.first_five(sets)}"
             )
     return {name: Path(place).expanduser() for name, place in pairs}
 
 
 def _page_head(
-    options: argparse.Namespace, entries: Sequence[Entry], under_way: Sequence[Run]
+    options: argparse.Namespace, entries: Sequence[measures.Entry], under_way: Sequence[reading.Run]
 ) -> tuple[str, list[str], float]:
     """The page's title, when it was made, and seconds until a newer one may be there (0: never)."""
-    title = counted(len(entries), "setting" if options.group else "run")
+    title = errors.counted(len(entries), "setting" if options.group else "run")
     if len(entries) == 1:
         title = entries[0].name
     fact = f"made {time.strftime('%Y-%m-%d %H:%M')}"
@@ -172,7 +172,7 @@ def _page_head(
 def main() -> None:
     """Write the page; with --follow again after every epoch, until no run is under way."""
     options = parse()
-    with StopSignals():
+    with signals.StopSignals():
         while True:
             # Before the page is written: what the runs write meanwhile belongs to the next page.
             before = written(options.paths)
@@ -191,4 +191,4 @@ def written(paths: Sequence[Path]) -> list[int]:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    command_line.run_tool(main)

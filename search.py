@@ -27,18 +27,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from hyperiqa.base.cluster import OWN, Cluster, Submitted, cluster_flags
-from hyperiqa.base.command_line import Flags, run_tool, with_recipes, without_flags
-from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.files import can_write
-from hyperiqa.base.launching import end_programs, last_error, start_program
+from hyperiqa.base import cluster, command_line, errors, files, launching
 from hyperiqa.runs import measures, reading, runs_table, tables
 from hyperiqa.runs.measures import FIGURE, Entry, Measure
 
 # All flags of this script; every other flag before `--` is searched.
 SEARCH_FLAGS = (
     *"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(),
-    *OWN,
+    *cluster.OWN,
 )
 # Seconds between two looks at what other searches run.
 LOOK_SECONDS = 3
@@ -47,7 +43,7 @@ LOOK_SECONDS = 3
 PLACES = ("--log_dir", "--checkpoint_dir", "--workers", "--cache_dir")
 # The training script's own default.
 FIRST_SEED = "42"
-Child = subprocess.Popen | Submitted
+Child = subprocess.Popen | cluster.Submitted
 
 
 @dataclass
@@ -85,18 +81,20 @@ def split(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]], list[s
             values = search_words
         elif word.startswith("--"):
             if flag in grid:
-                raise UserError(f"{flag}: given twice; expected all its values after one {flag}")
+                raise errors.UserError(
+                    f"{flag}: given twice; expected all its values after one {flag}"
+                )
             values = [value] if equals else []
             grid[flag] = values
         else:
             values.append(word)
-    return search_words, grid, with_recipes(words[separator + 1 :])[0]
+    return search_words, grid, command_line.with_recipes(words[separator + 1 :])[0]
 
 
 def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]], list[str]]:
     """(options, grid, common flags), checked. Raises UserError."""
     search_words, grid, common = split(words)
-    flags = Flags(__doc__)
+    flags = command_line.Flags(__doc__)
     flags.words("script", "training script, such as train_swin.py", type=Path)
     flags.switch(
         "--each",
@@ -118,7 +116,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
     flags.path("--log_dir", Path("logs"), "folder for the logs")
     flags.value("--metric", "srcc", "figure by which the settings are ranked", FIGURE)
     flags.switch("--dry_run", "dry_run", True, "print the commands without running them")
-    cluster_flags(flags)
+    cluster.cluster_flags(flags)
     options = flags.parse(search_words, lambda options, given: _problems(options, grid, common))
     return options, grid, common
 
@@ -142,7 +140,7 @@ def _problems(
         yield "--log_dir: expected before --"
     if options.seeds > 1 and "--seed" in grid:
         yield "--seeds: contradicts a searched --seed"
-    if not can_write(options.log_dir / ".search"):
+    if not files.can_write(options.log_dir / ".search"):
         yield f"--log_dir {options.log_dir}: cannot be written there"
     if not options.script.is_file():
         yield f"{options.script}: no such script"
@@ -157,7 +155,7 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
     seeds = axes.pop("--seed", None)
     if seeds is None:
         seeds = _seeds(options, common)
-        common = without_flags(common, "--seed")
+        common = command_line.without_flags(common, "--seed")
     # What a run has where it changes nothing.
     base: dict[str, str] = {}
     if options.each:
@@ -166,7 +164,9 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
         changes += [{flag: value} for flag, values in axes.items() for value in values[1:]]
     else:
         changes = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-    everything_else = without_flags(common, *PLACES) + list(itertools.chain(*base.items()))
+    everything_else = command_line.without_flags(common, *PLACES) + list(
+        itertools.chain(*base.items())
+    )
     digest = _digest("\0".join([options.script.name, *everything_else]))
     jobs = []
     for change, seed in itertools.product(changes, seeds):
@@ -189,7 +189,7 @@ def _seeds(options: argparse.Namespace, common: Sequence[str]) -> list[str]:
     parser.add_argument("--seed", nargs="?", const="", default=FIRST_SEED)
     first = parser.parse_known_args(common)[0].seed
     if not first.isdecimal():
-        raise UserError(f"--seed {first}: expected a whole number of at least 0")
+        raise errors.UserError(f"--seed {first}: expected a whole number of at least 0")
     return [str(int(first) + k) for k in range(options.seeds)]
 
 
@@ -207,7 +207,7 @@ def finished(job: Job) -> list[reading.Run]:
     """The rounds of the job's run, if it came to its end."""
     try:
         rounds = reading.read_runs(job.file(".jsonl"))
-    except UserError:
+    except errors.UserError:
         return []
     return rounds if rounds[-1].status in reading.DONE else []
 
@@ -259,7 +259,9 @@ class Search:
     def __init__(self, options: argparse.Namespace, jobs: Sequence[Job]):
         self.options = options
         jobs_folder = options.log_dir / "jobs"
-        self.cluster = Cluster(options, jobs_folder, waits=True) if options.launcher else None
+        self.cluster = (
+            cluster.Cluster(options, jobs_folder, waits=True) if options.launcher else None
+        )
         gpus = (options.gpus or "").count(",") + 1
         # A cluster has a queue of its own, which takes all jobs at once.
         self.slots = options.jobs or (len(jobs) if self.cluster else gpus)
@@ -304,7 +306,7 @@ class Search:
             cores = os.cpu_count() or 1
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.slots)))
         with job.file(".output").open("wb") as output:
-            return start_program(words, environment, output, output)
+            return launching.start_program(words, environment, output, output)
 
     def _show(self) -> None:
         done = self.bar.total - self.turns.remaining - len(self.children)
@@ -325,25 +327,29 @@ class Search:
                 self.bar.write(f"failed: {job.name}", file=sys.stderr)
             if self.bar.disable:
                 left = self.turns.remaining + len(self.children)
-                print(f"{job.name} ended, {counted(left, 'run')} left", file=sys.stderr)
+                print(f"{job.name} ended, {errors.counted(left, 'run')} left", file=sys.stderr)
 
     def _end_children(self) -> None:
-        end_programs(
-            [child for _, child in self.children.values() if not isinstance(child, Submitted)]
+        launching.end_programs(
+            [
+                child
+                for _, child in self.children.values()
+                if not isinstance(child, cluster.Submitted)
+            ]
         )
         for job, child in self.children.values():
-            if isinstance(child, Submitted):
+            if isinstance(child, cluster.Submitted):
                 child.cancel()
             job.file(".output").unlink(missing_ok=True)
 
 
 def failure(job: Job, child: Child) -> str | None:
     """Why a run that has ended failed, if it did."""
-    output = child.output if isinstance(child, Submitted) else job.file(".output")
+    output = child.output if isinstance(child, cluster.Submitted) else job.file(".output")
     if child.returncode:
-        return f"{job.name}: {last_error(output)} (all of it: {output})"
+        return f"{job.name}: {launching.last_error(output)} (all of it: {output})"
     # What a run has shown stands in its log too; a cluster's files are left to the cluster.
-    if not isinstance(child, Submitted):
+    if not isinstance(child, cluster.Submitted):
         output.unlink()
     return None
 
@@ -381,7 +387,7 @@ def main() -> int:
             print(shlex.join(command) + ("  # finished" if finished(job) else ""))
         return 0
     missing = [job for job in jobs if not finished(job)]
-    print(f"{counted(len(jobs), 'run')}, {len(jobs) - len(missing)} finished already")
+    print(f"{errors.counted(len(jobs), 'run')}, {len(jobs) - len(missing)} finished already")
     # A shell starts background jobs deaf to SIGINT, and so their children; a batch system ends its
     # jobs with SIGTERM. The runs must not outlive the search either way.
     for kind in (signal.SIGINT, signal.SIGTERM):
@@ -389,8 +395,12 @@ def main() -> int:
     try:
         failures = Search(options, missing).run() if missing else []
     except KeyboardInterrupt:
-        done = f"{sum(bool(finished(job)) for job in jobs)} of {counted(len(jobs), 'run')} finished"
-        print(f"\ninterrupted: {done}; the same command goes on from there", file=sys.stderr)
+        count = sum(bool(finished(job)) for job in jobs)
+        print(
+            f"\ninterrupted: {count} of {errors.counted(len(jobs), 'run')} finished; the same "
+            "command goes on from there",
+            file=sys.stderr,
+        )
         return 130
     report(options, jobs)
     print("".join(f"failed: {failure}\n" for failure in failures), end="", file=sys.stderr)
@@ -398,4 +408,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_tool(main)
+    command_line.run_tool(main)

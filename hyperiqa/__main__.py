@@ -20,13 +20,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from hyperiqa.base.command_line import NOT_NEGATIVE, Flags, Given, run_tool
-from hyperiqa.base.errors import Interrupted, counted, first_five, not_installed
-from hyperiqa.base.public_models import models_table
+from hyperiqa.base import command_line, errors, public_models
 from hyperiqa.base.signals import StopSignals
-from hyperiqa.scoring import image_sources, runtimes, shards
-from hyperiqa.scoring.score_files import COLUMNS, check_compared
-from hyperiqa.scoring.score_run import Scorer, Tally, run
+from hyperiqa.scoring import image_sources, runtimes, score_files, score_run, shards
 from hyperiqa.training.contradictions import Rule, broken
 
 # Kinds of files that a user may expect, but that no rows can be appended to.
@@ -49,13 +45,15 @@ FOR_SHARDS = {
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags, checked all together. Raises UserError."""
-    flags = Flags(__doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|SHARD|LIST|- … [flags]")
+    flags = command_line.Flags(
+        __doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|SHARD|LIST|- … [flags]"
+    )
     flags.checkpoint()
     # argparse's action for a version prints any text, whatever else is missing on the command line.
     flags.parser.add_argument(
         "--models",
         action="version",
-        version=models_table(),
+        version=public_models.models_table(),
         help="list the public models that have a name and exit",
     )
     flags.words(
@@ -87,7 +85,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     meaning = ("percentile", "low", "high") if options.meaning else ()
     keep = ("keep",) if options.above is not None else ()
     note = ("note",) if meaning or keep else ()
-    options.columns = (*COLUMNS, *meaning, *keep, *note)
+    options.columns = (*score_files.COLUMNS, *meaning, *keep, *note)
     if options.format is None:
         suffix = options.output.suffix.lower() if options.output else ""
         rows = "lines" if options.terminal else "csv"
@@ -95,7 +93,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _add_scoring_flags(flags: Flags) -> None:
+def _add_scoring_flags(flags: command_line.Flags) -> None:
     flags.group("scoring")
     flags.count(
         "--crops",
@@ -124,7 +122,7 @@ def _add_scoring_flags(flags: Flags) -> None:
     )
 
 
-def _add_meaning_flags(flags: Flags) -> None:
+def _add_meaning_flags(flags: command_line.Flags) -> None:
     flags.group("meaning of the scores, by a calibration that the model carries")
     flags.switch(
         "--meaning",
@@ -167,7 +165,7 @@ def _add_meaning_flags(flags: Flags) -> None:
     )
 
 
-def _add_output_flags(flags: Flags) -> None:
+def _add_output_flags(flags: command_line.Flags) -> None:
     flags.group("output")
     flags.output(
         "--output",
@@ -195,7 +193,7 @@ def _add_output_flags(flags: Flags) -> None:
     )
 
 
-def _add_cluster_flags(flags: Flags) -> None:
+def _add_cluster_flags(flags: command_line.Flags) -> None:
     flags.group("several processes or machines")
     flags.value(
         "--share",
@@ -221,11 +219,11 @@ def _add_cluster_flags(flags: Flags) -> None:
         "--engine_gpus",
         0,
         "GPUs per process of --engine, such as 1 or 0.5",
-        NOT_NEGATIVE,
+        command_line.NOT_NEGATIVE,
     )
 
 
-def _complete(options: argparse.Namespace, given: Given) -> tuple[()]:
+def _complete(options: argparse.Namespace, given: command_line.Given) -> tuple[()]:
     """Set whether the output is a folder of rows, one file for each shard."""
     options.folder = (
         options.output is not None
@@ -235,7 +233,7 @@ def _complete(options: argparse.Namespace, given: Given) -> tuple[()]:
     return ()
 
 
-def _rules_of_shards(options: argparse.Namespace, given: Given) -> list[Rule]:
+def _rules_of_shards(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
     """The rules about flags that have to do with shards, shares and engines."""
     rules: list[Rule] = [
         (
@@ -247,7 +245,7 @@ def _rules_of_shards(options: argparse.Namespace, given: Given) -> list[Rule]:
     for flag, packages in FOR_SHARDS.items():
         is_given = flag in (f"--format {options.format}", f"--engine {options.engine}")
         rules += [
-            (is_given, not_installed(flag, *packages)),
+            (is_given, errors.not_installed(flag, *packages)),
             (
                 is_given and not options.folder,
                 f"{flag}: expected shards (.tar) or lists (.csv, .parquet) as sources, and a "
@@ -275,7 +273,7 @@ def _rules_of_shards(options: argparse.Namespace, given: Given) -> list[Rule]:
     ]
 
 
-def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
+def _problems(options: argparse.Namespace, given: command_line.Given) -> Iterator[str]:
     yield from broken(
         [
             *_rules_of_shards(options, given),
@@ -314,34 +312,34 @@ def _problems(options: argparse.Namespace, given: Given) -> Iterator[str]:
             yield f"--{name} needs {' or '.join(f'--{flag}' for flag in needed)}"
 
 
-def report(options: argparse.Namespace, tally: Tally) -> None:
+def report(options: argparse.Namespace, tally: score_run.Tally) -> None:
     """Say what was written, and which images have no score or no map."""
-    rows = f"{counted(tally.scored, 'image')} scored"
+    rows = f"{errors.counted(tally.scored, 'image')} scored"
     if options.compare:
-        rows = counted(math.comb(tally.scored, 2), "pair")
+        rows = errors.counted(math.comb(tally.scored, 2), "pair")
     written = {
         options.output: rows,
-        options.sheet: f"page of {counted(len(tally.scores), 'image')}",
-        options.map: f"{counted(tally.mapped, 'map')} drawn",
+        options.sheet: f"page of {errors.counted(len(tally.scores), 'image')}",
+        options.map: f"{errors.counted(tally.mapped, 'map')} drawn",
     }
     for path, text in written.items():
         if path:
             print(f"{path}: {text}", file=sys.stderr)
     if tally.failed:
         print(
-            f"{tally.failed} of {counted(tally.scored + tally.failed, 'image')} "
-            f"could not be scored: {first_five(tally.failures)}",
+            f"{tally.failed} of {errors.counted(tally.scored + tally.failed, 'image')} "
+            f"could not be scored: {errors.first_five(tally.failures)}",
             file=sys.stderr,
         )
     if tally.unmapped:
         print(
-            f"{counted(len(tally.unmapped), 'image has', 'images have')} no map: "
-            f"{first_five(tally.unmapped)}",
+            f"{errors.counted(len(tally.unmapped), 'image has', 'images have')} no map: "
+            f"{errors.first_five(tally.unmapped)}",
             file=sys.stderr,
         )
 
 
-def _draw_sheet(scorer: Scorer, tally: Tally) -> None:
+def _draw_sheet(scorer: score_run.Scorer, tally: score_run.Tally) -> None:
     # Pillow is imported only once flags and sources are known to be right.
     from hyperiqa.pages import page
 
@@ -359,20 +357,20 @@ def _draw_sheet(scorer: Scorer, tally: Tally) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Score the images that the arguments name; returns the exit code."""
     options = parse(argv)
-    tally = Tally()
+    tally = score_run.Tally()
     outputs = {path.resolve() for path in (options.output, options.sheet) if path}
     images = image_sources.find_images(options.sources, outputs, tally.passed)
     # A file may be named twice, as itself and by its folder.
     sources = list(image_sources.without_repeats(images, set()))
     if options.compare and "-" not in options.sources:
-        check_compared(len(sources))
+        score_files.check_compared(len(sources))
     if options.folder:
         shards.check_names(options, sources)
     if options.share:
         number = len(sources)
         sources = image_sources.shared_out(sources, options.share)
         print(
-            f"--share {options.share}: {len(sources):,} of {counted(number, 'source')}",
+            f"--share {options.share}: {len(sources):,} of {errors.counted(number, 'source')}",
             file=sys.stderr,
         )
         if not sources:
@@ -383,14 +381,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.folder:
                 shards.run(options, sources, signals, tally)
             else:
-                scorer = run(options, sources, outputs, signals, tally)
+                scorer = score_run.run(options, sources, outputs, signals, tally)
                 if options.sheet:
                     _draw_sheet(scorer, tally)
-    except Interrupted:
+    except errors.Interrupted:
         goes_on = options.output and not options.compare
         hint = "; the same command goes on from there" if goes_on else ""
         print(
-            f"interrupted after {counted(tally.scored + tally.failed, 'image')}{hint}",
+            f"interrupted after {errors.counted(tally.scored + tally.failed, 'image')}{hint}",
             file=sys.stderr,
         )
         raise
@@ -405,7 +403,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command() -> NoReturn:
     """The installed command `hyperiqa`."""
-    run_tool(main)
+    command_line.run_tool(main)
 
 
 if __name__ == "__main__":

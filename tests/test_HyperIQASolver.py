@@ -307,7 +307,7 @@ def test_failures_leave_an_end_record(settings, tmp_path, koniq):
 
 
 def test_spaq_places(settings, tmp_path, monkeypatch):
-    monkeypatch.setattr("hyperiqa.datasets.readers.HERE", tmp_path)
+    monkeypatch.setattr("hyperiqa.base.files.HERE", tmp_path)
     options = settings("resnet", "--epochs", 1)
     options.cross_test = None
     solver = run(options)

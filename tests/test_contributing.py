@@ -8,9 +8,7 @@ import shutil
 from helpers import write_images
 from processes import ROOT
 
-BLOCK = re.compile(
-    r"```python\n# (\S+), (at the end|below the imports|above|in) ?(\w*)([^\n]*)\n(.*?)```", re.S
-)
+BLOCK = re.compile(r"```python\n# (\S+), (at the end|above|in) ?(\w*)([^\n]*)\n(.*?)```", re.S)
 
 # Runs in a process that has imported the modules of the checkout: the copy's must replace them.
 FRESH = """
@@ -39,9 +37,6 @@ def applied(text, place, name, more, code):
     body = ast.parse(text).body
     if place == "at the end":
         return f"{text}\n\n{code}"
-    if place == "below the imports":
-        last = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)][-1]
-        return "".join([*lines[: last.end_lineno], code, *lines[last.end_lineno :]])
     (node,) = (
         node
         for node in body
@@ -69,7 +64,7 @@ def test_the_examples_work_as_they_are_written(tmp_path, launcher, koniq):
     )
     shutil.copytree(ROOT, copy, ignore=unneeded)
     examples = BLOCK.findall((ROOT / "CONTRIBUTING.md").read_text())
-    assert len(examples) == (ROOT / "CONTRIBUTING.md").read_text().count("```python") == 21
+    assert len(examples) == (ROOT / "CONTRIBUTING.md").read_text().count("```python") == 20
     for path, place, name, more, code in examples:
         (copy / path).write_text(applied((copy / path).read_text(), place, name, more, code))
     write_images(tmp_path / "mine" / "images", [f"{n}.png" for n in range(10)])

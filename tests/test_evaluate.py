@@ -20,8 +20,8 @@ from releases import write_csiq, write_kadid, write_official_spaq
 from scipy import optimize, stats
 
 import evaluate
+from hyperiqa.base import files
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets import names, reader, readers
 from hyperiqa.datasets.readers import READERS
 from hyperiqa.datasets.records import Columns
 from hyperiqa.images import perceptual_hash
@@ -362,8 +362,7 @@ def test_spaq_of_a_model_of_the_demo_is_the_demos(tmp_path):
 
 
 def test_every_set_says_which_files_it_is_of(tmp_path, monkeypatch):
-    for module in (names, readers, reader):
-        monkeypatch.setattr(module, "HERE", tmp_path)
+    monkeypatch.setattr(files, "HERE", tmp_path)
     write_koniq(tmp_path / "demo" / "koniq-10k")
     write_spaq(tmp_path / "demo" / "spaq-test")
     of_demo = {**DESCRIPTION, "dataset": "demo"}

@@ -11,6 +11,7 @@ import torch
 from helpers import fill_by_recipe, picture, save_random_model
 
 import export
+from hyperiqa.base import errors
 from hyperiqa.base.errors import UserError, not_installed
 from hyperiqa.model.factory import build
 from hyperiqa.scoring.quality_model import load
@@ -241,7 +242,7 @@ def test_mistakes(tmp_path, monkeypatch, argv, message):
         Path(name).write_text("as before")
     for name in ("empty", "folder.onnx"):
         Path(name).mkdir()
-    monkeypatch.setattr(export, "not_installed", lambda *_: "")
+    monkeypatch.setattr(errors, "not_installed", lambda *_: "")
     with pytest.raises(UserError, match=message):
         export.main(argv)
     assert all(

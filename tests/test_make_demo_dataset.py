@@ -17,6 +17,7 @@ from PIL import Image
 
 import make_demo_dataset
 from hyperiqa.base.command_line import run_tool
+from hyperiqa.datasets import demo_distortions, demo_scenes
 from hyperiqa.datasets import demo_images as demo
 from hyperiqa.datasets.demo_scores import quality
 
@@ -107,9 +108,11 @@ def test_a_score_is_that_of_the_image_beside_its_scene(built):
     split_numbers = {name: number for number, name in enumerate(SPLITS)}
     for name in sorted(rows)[::6]:
         split, i, _ = name.split("_", 2)
-        domain, offset, slope = (demo.SPAQ, 10, 0.8) if split == "spaq" else (demo.KONIQ, 3, 0.94)
+        domain, offset, slope = (
+            (demo_scenes.SPAQ, 10, 0.8) if split == "spaq" else (demo_scenes.KONIQ, 3, 0.94)
+        )
         seed = np.random.SeedSequence((3, split_numbers[split], int(i) // 4, 1))
-        scene = demo.make_scene(np.random.default_rng(seed), domain)
+        scene = demo_scenes.make_scene(np.random.default_rng(seed), domain)
         with Image.open(built / SPLITS[split] / name) as image:
             greys = [
                 np.asarray(Image.fromarray(scene).convert("L")),
@@ -128,7 +131,7 @@ def test_same_seed_same_bytes_whatever_the_number_of_processes(built, tmp_path):
 def test_an_image_depends_on_its_address_alone(tmp_path):
     def pixels(*address: int) -> np.ndarray:
         path = tmp_path / "image.jpg"
-        demo.make_image(demo.Task(address, demo.KONIQ, demo.PRISTINE, 0, path))
+        demo.make_image(demo.Task(address, demo_scenes.KONIQ, demo.PRISTINE, 0, path))
         return np.asarray(Image.open(path)).astype(float)
 
     first = pixels(3, 0, 0)
@@ -144,9 +147,9 @@ def test_kinds_and_levels_are_balanced(count):
     planned = demo.plan(count)
     distorted = [pair for pair in planned if pair != ("pristine", 0)]
     assert len(planned) == count and len(planned) - len(distorted) == count // 24
-    everything = [(kind, level) for kind in demo.KINDS for level in range(1, 6)]
+    everything = [(kind, level) for kind in demo_distortions.KINDS for level in range(1, 6)]
     for counted, values in (
-        (Counter(kind for kind, _ in distorted), list(demo.KINDS)),
+        (Counter(kind for kind, _ in distorted), list(demo_distortions.KINDS)),
         (Counter(level for _, level in distorted), range(1, 6)),
         (Counter(distorted), everything),
     ):

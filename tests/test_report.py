@@ -367,7 +367,7 @@ def test_a_cross_test_that_no_flag_named_is_where_the_run_found_it(
         flags |= {"dataset": "demo", "dataset_path": str(place)}
     spaq = place / "spaq-test"
     spaq.symlink_to(ran / "spaq")
-    monkeypatch.setattr("hyperiqa.datasets.readers.HERE", tmp_path / "scripts")
+    monkeypatch.setattr("hyperiqa.base.files.HERE", tmp_path / "scripts")
     logs = copied(ran, tmp_path / "logs", {"none": "none"}, **flags)
     words = [logs, "--output", tmp_path / "r.html", "--cache_dir", ran / "cache"]
 

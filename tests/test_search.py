@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import search
+from hyperiqa.base import launching
 from hyperiqa.base.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -238,7 +239,7 @@ def test_a_run_that_ignores_the_interrupt_is_killed():
         env=dict(os.environ),
     )
     process.stdout.readline()
-    search.end_programs([process], patience=0.5)
+    launching.end_programs([process], patience=0.5)
     assert process.returncode == -signal.SIGKILL
 
 
@@ -250,7 +251,7 @@ def test_last_error_of_an_output(tmp_path):
         ("", "no output"),
     ):
         output.write_text(text)
-        assert search.last_error(output) == last
+        assert launching.last_error(output) == last
 
 
 def test_the_real_train_script_takes_the_flags(tmp_path):

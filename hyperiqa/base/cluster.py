@@ -18,14 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base.command_line import POSITIVE, Flags, without_flags
-from hyperiqa.base.errors import UserError, reason_of
+from hyperiqa.base import command_line, errors
 
 # The flags of `cluster_flags`, which a job must not pass on to the command that it runs.
 OWN = ("--launcher", "--nodes", "--gpus_per_node", "--time", "--slurm")
 
 
-def cluster_flags(flags: Flags) -> None:
+def cluster_flags(flags: command_line.Flags) -> None:
     """Add the flags of the programs that start jobs."""
     flags.group("cluster")
     flags.value(
@@ -36,7 +35,9 @@ def cluster_flags(flags: Flags) -> None:
     )
     flags.count("--nodes", 1, "machines for a job")
     flags.count("--gpus_per_node", 1, "GPUs of each machine, with one process for each", most=64)
-    flags.real("--time", 24, "hours after which a job is stopped and queued again", POSITIVE)
+    flags.real(
+        "--time", 24, "hours after which a job is stopped and queued again", command_line.POSITIVE
+    )
     flags.value(
         "--slurm",
         [],
@@ -151,7 +152,7 @@ class Cluster:
             import cloudpickle
             import submitit
         except ImportError:
-            raise UserError(f"--launcher {options.launcher}: pip install submitit") from None
+            raise errors.UserError(f"--launcher {options.launcher}: pip install submitit") from None
         self.options = options
         self.follows = os.getpid() if waits and options.launcher == "local" else None
         # A job may begin in another folder, where it could not import this module.
@@ -159,7 +160,9 @@ class Cluster:
         try:
             self.executor: Any = submitit.AutoExecutor(folder, cluster=options.launcher)
         except RuntimeError as problem:
-            raise UserError(f"--launcher {options.launcher}: {reason_of(problem)}") from None
+            raise errors.UserError(
+                f"--launcher {options.launcher}: {errors.reason_of(problem)}"
+            ) from None
         self.executor.update_parameters(
             nodes=options.nodes,
             tasks_per_node=options.gpus_per_node,
@@ -179,7 +182,9 @@ class Cluster:
         try:
             return Submitted(self.executor.submit(Command(list(words), follows=self.follows)))
         except (OSError, RuntimeError) as problem:
-            raise UserError(f"--launcher {self.options.launcher}: {reason_of(problem)}") from None
+            raise errors.UserError(
+                f"--launcher {self.options.launcher}: {errors.reason_of(problem)}"
+            ) from None
 
 
 def submitted(options: Namespace) -> bool:
@@ -191,6 +196,6 @@ def submitted(options: Namespace) -> bool:
         return False
     name = options.run_name or Path(sys.argv[0]).stem
     cluster = Cluster(options, options.log_dir / "jobs")
-    job = cluster.submit(name, without_flags(sys.argv, *OWN)).job
+    job = cluster.submit(name, command_line.without_flags(sys.argv, *OWN)).job
     print(f"Job {job.job_id} writes its output to {job.paths.stdout} and {job.paths.stderr.name}")
     return True

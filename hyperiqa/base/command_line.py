@@ -14,11 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hyperiqa.base import files, version
-from hyperiqa.base.errors import Interrupted, NothingToDo, UserError, reading_file
-from hyperiqa.base.parser import Formatter, Help, Parser, Setting
-from hyperiqa.base.public_models import no_such_model
-from hyperiqa.base.terminal import Stream, printable
+from hyperiqa.base import errors, files, parser, public_models, terminal, version
 
 # The settings that the user gave: setting -> (flag, value).
 Given = Mapping[str, tuple[str, object]]
@@ -41,8 +37,8 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "1000"
     # A stream is None where Python was started without a console.
-    sys.stdout = sys.stdout and Stream(sys.stdout)
-    sys.stderr = sys.stderr and Stream(sys.stderr)
+    sys.stdout = sys.stdout and terminal.Stream(sys.stdout)
+    sys.stderr = sys.stderr and terminal.Stream(sys.stderr)
     # Several processes do the same work; only the first one shows it.
     is_first = os.environ.get("RANK", "0") in ("", "0")
     if not is_first:
@@ -50,15 +46,15 @@ def run_tool(main: Callable[[], int | None]) -> NoReturn:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         sys.exit(main() or 0)
-    except UserError as mistake:
+    except errors.UserError as mistake:
         already_shown = not is_first if mistake.already_shown is None else mistake.already_shown
         if not already_shown:
-            print(f"error: {printable(str(mistake))}", file=sys.stderr)
+            print(f"error: {terminal.printable(str(mistake))}", file=sys.stderr)
         sys.exit(2)
-    except NothingToDo as notice:
-        print(printable(str(notice)))
+    except errors.NothingToDo as notice:
+        print(terminal.printable(str(notice)))
         sys.exit(0)
-    except Interrupted as interruption:
+    except errors.Interrupted as interruption:
         sys.exit(128 + interruption.signum)
 
 
@@ -76,18 +72,18 @@ class Flags:
     ):
         """everyday: the flags that `--help` shows where there are too many; empty: all of them."""
         # An abbreviation would mean another flag as soon as a later version adds one.
-        self.parser = Parser(
+        self.parser = parser.Parser(
             everyday,
             usage=usage,
             description=description,
-            formatter_class=Formatter,
+            formatter_class=parser.Formatter,
             allow_abbrev=False,
         )
         if everyday:
             self.parser.add_argument(
                 "-h",
                 "--help",
-                action=Help,
+                action=parser.Help,
                 nargs="?",
                 choices=["all"],
                 default=SUPPRESS,
@@ -117,7 +113,9 @@ class Flags:
         ok: the values that it accepts.
         more: further arguments of argparse's `add_argument`.
         """
-        action = self.current.add_argument(name, default=default, help=text, action=Setting, **more)
+        action = self.current.add_argument(
+            name, default=default, help=text, action=parser.Setting, **more
+        )
         if ok is not None:
             expected, accepts = ok
             self.parser.expected[action.dest] = expected
@@ -180,7 +178,7 @@ class Flags:
             return None if files.can_write(path) else f"{name} {path}: cannot be written there"
 
         action = self.current.add_argument(
-            name, type=Path, metavar="FILE", help=text, action=Setting
+            name, type=Path, metavar="FILE", help=text, action=parser.Setting
         )
         self._check(action.dest, problem)
 
@@ -191,7 +189,13 @@ class Flags:
         default; the short form leaves the default to the other flag.
         """
         self.current.add_argument(
-            name, dest=dest, action=Setting, nargs=0, const=const, default=SUPPRESS, help=text
+            name,
+            dest=dest,
+            action=parser.Setting,
+            nargs=0,
+            const=const,
+            default=SUPPRESS,
+            help=text,
         )
         if isinstance(const, bool):
             self.parser.set_defaults(**{dest: not const})
@@ -207,7 +211,9 @@ class Flags:
         )
         self._check(
             "checkpoint",
-            lambda path: None if files.exists_or_on_hub(path) else no_such_model(path),
+            lambda path: (
+                None if files.exists_or_on_hub(path) else public_models.no_such_model(path)
+            ),
         )
 
     def device(self) -> None:
@@ -287,7 +293,7 @@ class Flags:
         """
         processes = os.environ.get("WORLD_SIZE", "1")
         if processes not in ("", "0", "1") and not self.several:
-            raise UserError(
+            raise errors.UserError(
                 f"WORLD_SIZE is {processes}, which torchrun sets; expected 1, since each of "
                 "several processes would do all the work again"
             )
@@ -298,14 +304,14 @@ class Flags:
         mistakes = [*self.parser.mistakes, *(check(options) for check in self.checks)]
         message = "; ".join(filter(None, [*mistakes, *incomplete, *problems(options, given)]))
         if message:
-            raise UserError(message)
+            raise errors.UserError(message)
         return options
 
     def given(self, words: Sequence[str]) -> Given:
         """The settings that these words give, not checked any further. Raises UserError."""
         options = self.parser.read(words)
         if self.parser.mistakes:
-            raise UserError("; ".join(self.parser.mistakes))
+            raise errors.UserError("; ".join(self.parser.mistakes))
         return vars(options).get("given", {})
 
     def words_of(self, given: Given) -> list[str]:
@@ -330,7 +336,7 @@ def with_recipes(words: Sequence[str]) -> tuple[list[str], list[str]]:
     expanded: list[str] = []
     for word in words:
         if word.startswith("@"):
-            with reading_file(Path(word[1:]), "cannot be read", ValueError):
+            with errors.reading_file(Path(word[1:]), "cannot be read", ValueError):
                 expanded += shlex.split(Path(word[1:]).read_text("utf-8"), comments=True)
         else:
             expanded.append(word)
@@ -354,7 +360,7 @@ def problem_of(check: Callable[..., object], *values: object) -> str | None:
     """The text of the UserError that `check(*values)` raises, or None."""
     try:
         check(*values)
-    except UserError as mistake:
+    except errors.UserError as mistake:
         return str(mistake)
     return None
 
@@ -369,6 +375,8 @@ def parse_resize(text: str) -> int | tuple[int, int] | None:
         return None
     match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
     if match is None:
-        raise UserError(f"--resize {text}: expected S (shorter side), HxW (height x width) or none")
+        raise errors.UserError(
+            f"--resize {text}: expected S (shorter side), HxW (height x width) or none"
+        )
     height, width = match.groups()
     return int(height) if width is None else (int(height), int(width))

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
 
-from hyperiqa.base.errors import UserError, reason_of
-from hyperiqa.base.public_models import PUBLIC_MODELS
+from hyperiqa.base import errors, public_models
 
 # The folder that contains this package: a checkout with the scripts, or site-packages.
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -47,7 +46,7 @@ def hub_file(path: Path) -> tuple[str, str | None, str] | None:
     location = rest.lstrip("/")
     name = _ON_HUB.fullmatch(location if scheme == "hf" else _location_of_page(location))
     if name is None:
-        raise UserError(
+        raise errors.UserError(
             f"{scheme}://{location}: expected hf://USER/NAME[@REVISION][/FILE] of a model, "
             "or the address of its page on huggingface.co"
         )
@@ -55,7 +54,7 @@ def hub_file(path: Path) -> tuple[str, str | None, str] | None:
     # The Hub's client turns these names into folders of its cache.
     for names in filter(None, (revision, name["file"])):
         if not {"", ".", ".."}.isdisjoint(names.split("/")):
-            raise UserError(f"{scheme}://{location}: expected a path without .. in {names}")
+            raise errors.UserError(f"{scheme}://{location}: expected a path without .. in {names}")
     return name["repo"], revision, name["file"] or ""
 
 
@@ -81,7 +80,7 @@ def exists_or_on_hub(path: Path) -> bool:
 
     The Hub itself is asked only once the file is needed. Raises as `hub_file`.
     """
-    return hub_file(path) is not None or path.exists() or str(path) in PUBLIC_MODELS
+    return hub_file(path) is not None or path.exists() or str(path) in public_models.PUBLIC_MODELS
 
 
 def known_place(path: str | Path) -> Path | None:
@@ -158,7 +157,7 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
         # A RuntimeError without a failed write is a bug in `content`.
         if not isinstance(problem, OSError):
             raise
-        raise UserError(f"{path}: cannot be written: {reason_of(problem)}") from None
+        raise errors.UserError(f"{path}: cannot be written: {errors.reason_of(problem)}") from None
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)

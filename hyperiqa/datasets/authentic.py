@@ -7,21 +7,7 @@ from itertools import chain, starmap
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError, counted, first_five
-from hyperiqa.datasets.formats import (
-    aligned,
-    cell_text,
-    number,
-    read_json_scores,
-    read_lines,
-    read_mat,
-    read_sheet,
-    read_table,
-    refuse,
-    slope_of,
-    under_header,
-)
-from hyperiqa.datasets.reader import Reader
-from hyperiqa.datasets.records import SPLIT_NAMES, Row
+from hyperiqa.datasets import formats, reader, records
 
 SCORES = "koniq10k_scores_and_distributions.csv"
 SETS = "koniq10k_distributions_sets.csv"
@@ -36,8 +22,8 @@ SPAQ_DEVIATIONS = (
 def _read_sets(path: Path, *columns: str) -> list[dict[str, str]]:
     # Rows of a table with the columns image_name and set (the split), and with these columns.
     # Raises UserError, also for an unknown name of a split.
-    rows = list(read_table(path, ("image_name", *columns, "set")))
-    unknown = sorted({row["set"] for row in rows} - SPLIT_NAMES.keys())
+    rows = list(formats.read_table(path, ("image_name", *columns, "set")))
+    unknown = sorted({row["set"] for row in rows} - records.SPLIT_NAMES.keys())
     if unknown:
         raise UserError(
             f"{path}: column set: expected training, validation or test, "
@@ -46,7 +32,7 @@ def _read_sets(path: Path, *columns: str) -> list[dict[str, str]]:
     return rows
 
 
-class KonIQ10k(Reader):
+class KonIQ10k(reader.Reader):
     """KonIQ-10k (Hosu et al., IEEE TIP 2020): 10,073 images 1024x768, MOS 0..100."""
 
     name = "koniq-10k"
@@ -70,7 +56,7 @@ class KonIQ10k(Reader):
     )
     source = "; get it from https://database.mmsp-kn.de/koniq-10k-database.html"
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         scored = self._scored()
         split = self._split(scored)
         unlisted = len(scored.keys() - split.keys())
@@ -79,7 +65,7 @@ class KonIQ10k(Reader):
                 f"{self.name}: {counted(unlisted, 'image of the CSV is', 'images of the CSV are')} "
                 "in no split and left out"
             )
-        refuse(
+        formats.refuse(
             [name for name in split if name not in scored],
             self.name,
             f"image of the split has no score in {SCORES}",
@@ -87,14 +73,14 @@ class KonIQ10k(Reader):
         )
         return [replace(scored[name], split=part) for name, part in split.items()]
 
-    def _collected(self) -> list[Row] | None:
+    def _collected(self) -> list[records.Row] | None:
         rows = super()._collected()
         # Some lists give the mean opinions instead of MOS_zscore.
         if rows and max(row.score for row in rows) <= 5:
             self.nominal_range = (1.0, 5.0)
         return rows
 
-    def _scored(self) -> dict[str, Row]:
+    def _scored(self) -> dict[str, records.Row]:
         # Image -> its row, without a split. The MOS are those of the score file or, if it is
         # missing, of the sets file, which gives them with 12 digits.
         path = self._first_file(SCORES, SETS)
@@ -104,18 +90,20 @@ class KonIQ10k(Reader):
             column = "MOS"
             hint = f"; {SCORES} is missing"
             self.notes.append(f"{self.name}: {SCORES} is missing; scores are the MOS of {SETS}")
-        lines = list(read_table(path, ("image_name", column), ("MOS", "SD", "c_total"), hint))
+        lines = list(
+            formats.read_table(path, ("image_name", column), ("MOS", "SD", "c_total"), hint)
+        )
         # From the opinions of 1..5 to the scores of 0..100.
-        slope = slope_of(
-            [number(line.get("MOS_zscore")) for line in lines],
-            [number(line.get("MOS")) for line in lines],
+        slope = formats.slope_of(
+            [formats.number(line.get("MOS_zscore")) for line in lines],
+            [formats.number(line.get("MOS")) for line in lines],
         )
         return {
-            line["image_name"]: Row(
+            line["image_name"]: records.Row(
                 line["image_name"],
-                number(line[column]),
-                deviation=slope * number(line.get("SD")),
-                votes=number(line.get("c_total")),
+                formats.number(line[column]),
+                deviation=slope * formats.number(line.get("SD")),
+                votes=formats.number(line.get("c_total")),
             )
             for line in lines
         }
@@ -133,11 +121,13 @@ class KonIQ10k(Reader):
         path = self._locate(SETS)
         official = dict.fromkeys(images)
         if path.exists():
-            official = {row["image_name"]: SPLIT_NAMES[row["set"]] for row in _read_sets(path)}
+            official = {
+                row["image_name"]: records.SPLIT_NAMES[row["set"]] for row in _read_sets(path)
+            }
         if not present:
             return official
-        train, test = map(read_json_scores, present)
-        refuse(
+        train, test = map(formats.read_json_scores, present)
+        formats.refuse(
             sorted(train.keys() & test.keys()),
             self.name,
             "image is in both JSON lists",
@@ -149,7 +139,7 @@ class KonIQ10k(Reader):
         return split | dict.fromkeys(sorted(validation - split.keys()), "val")
 
 
-class SPAQ(Reader):
+class SPAQ(reader.Reader):
     """SPAQ (Fang et al., CVPR 2020): photographs by smartphones, MOS 0..100.
 
     They are either the 2,224 test images that the public code lists in spaq_test.json, or the whole
@@ -169,32 +159,38 @@ class SPAQ(Reader):
     )
     image_folders = (("TestImage",), ("",))
 
-    def _collected(self) -> list[Row] | None:
+    def _collected(self) -> list[records.Row] | None:
         rows = super()._collected()
         # Of the collections, only pyiqa's table is of the whole release. It places no images.
         if rows and not self.placed:
             self.name = "spaq-official"
         return rows and self._with_deviations(rows)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         path = self._first_file("spaq_test.json", "Annotations/MOS and Image attribute scores.xlsx")
         if path.suffix.lower() == ".json":
-            return self._with_deviations(starmap(Row, read_json_scores(path).items()))
+            return self._with_deviations(
+                starmap(records.Row, formats.read_json_scores(path).items())
+            )
         self.name = "spaq-official"
         self.notes.append(
             "spaq-official: the official release of SPAQ, not the test images of spaq_test.json"
         )
-        cells = under_header(path, read_sheet(path, self.name), ("Image name", "MOS"))
-        return self._with_deviations(Row(cell_text(name), number(score)) for name, score in cells)
+        cells = formats.under_header(
+            path, formats.read_sheet(path, self.name), ("Image name", "MOS")
+        )
+        return self._with_deviations(
+            records.Row(formats.cell_text(name), formats.number(score)) for name, score in cells
+        )
 
-    def _with_deviations(self, rows: Iterable[Row]) -> list[Row]:
+    def _with_deviations(self, rows: Iterable[records.Row]) -> list[records.Row]:
         # The rows with the standard deviations of their opinions, where a file lists them.
         rows = list(rows)
         path = next(filter(Path.is_file, map(self._locate, SPAQ_DEVIATIONS)), None)
         if path is not None:
             listed = self._read_deviations(path)
             rows = [self._with_deviation(row, *listed.get(row.image, (None, None))) for row in rows]
-        known = sum(number(row.deviation) > 0 for row in rows)
+        known = sum(formats.number(row.deviation) > 0 for row in rows)
         if path is not None or known:
             self.notes.append(
                 f"{self.name}: standard errors of {known} of {counted(len(rows), 'MOS', 'MOS')}, "
@@ -203,30 +199,30 @@ class SPAQ(Reader):
             )
         return rows
 
-    def _with_deviation(self, row: Row, mos: object, deviation: object) -> Row:
+    def _with_deviation(self, row: records.Row, mos: object, deviation: object) -> records.Row:
         # With another MOS, by more than the files' rounding, it is of other opinions or on another
         # scale. Opinions on a scale of 100 are never all the same: the authors call the few zeros
         # of their file errors.
-        fits = abs(number(mos) - row.score) <= 0.5 and number(deviation) > 0
+        fits = abs(formats.number(mos) - row.score) <= 0.5 and formats.number(deviation) > 0
         return replace(row, deviation=deviation if fits else None)
 
     def _read_deviations(self, path: Path) -> dict[str, tuple]:
         # Image -> its MOS and the standard deviation of its opinions.
         if path.suffix.lower() == ".xlsx":
-            lines = [row[:3] for row in read_sheet(path, self.name)[1:]]
+            lines = [row[:3] for row in formats.read_sheet(path, self.name)[1:]]
         else:
-            lines = [tuple(line.split()) for line in read_lines(path)]
+            lines = [tuple(line.split()) for line in formats.read_lines(path)]
         malformed = [" ".join(map(str, words)) for words in lines if len(words) != 3]
-        refuse(
+        formats.refuse(
             malformed,
             path,
             "line is not an image, its MOS and a standard deviation",
             "lines are not an image, its MOS and a standard deviation",
         )
-        return {cell_text(name): (mos, deviation) for name, mos, deviation in lines}
+        return {formats.cell_text(name): (mos, deviation) for name, mos, deviation in lines}
 
 
-class AGIQA3k(Reader):
+class AGIQA3k(reader.Reader):
     """AGIQA-3K (Li et al., IEEE TCSVT 2024): 2,982 generated images, MOS 0..5 of their quality.
 
     Images of one prompt show the same content. The JSON lists do not give the prompts, but the
@@ -242,21 +238,23 @@ class AGIQA3k(Reader):
     expects = "agiqa_test.json or data.csv, and images in images/ or beside it"
     image_folders = (("images",), ("",))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         path = self._first_file("agiqa_test.json", "data.csv")
         if path.suffix.lower() == ".json":
-            return list(starmap(Row, read_json_scores(path).items()))
+            return list(starmap(records.Row, formats.read_json_scores(path).items()))
         return [
-            Row(
+            records.Row(
                 line["name"],
-                number(line["mos_quality"]),
+                formats.number(line["mos_quality"]),
                 group=line["prompt"] or None,
                 deviation=line.get("std_quality"),
             )
-            for line in read_table(path, ("name", "prompt", "mos_quality"), ("std_quality",))
+            for line in formats.read_table(
+                path, ("name", "prompt", "mos_quality"), ("std_quality",)
+            )
         ]
 
-    def contents(self, rows: list[Row]) -> dict[str, str]:
+    def contents(self, rows: list[records.Row]) -> dict[str, str]:
         # If some rows have prompts, a number could stand for one of these.
         if any(row.group for row in rows):
             return {}
@@ -264,7 +262,7 @@ class AGIQA3k(Reader):
         return {image: match[1] for image, match in matches.items() if match}
 
 
-class LIVEC(Reader):
+class LIVEC(reader.Reader):
     """LIVE In the Wild Image Quality Challenge (Ghadiyaram and Bovik, IEEE TIP 2016).
 
     1,162 photographs, MOS 0..100.
@@ -278,7 +276,7 @@ class LIVEC(Reader):
     # The mean number of opinions per image.
     votes = 175
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         files = {
             variable: self._first_file(f"Data/{variable}.mat")
             for variable in ("AllImages_release", "AllMOS_release")
@@ -288,16 +286,18 @@ class LIVEC(Reader):
             files["AllStdDev_release"] = deviations
         # Each file holds one variable, so that its rows have one value.
         columns = {
-            variable: list(chain.from_iterable(read_mat(path, variable)))
+            variable: list(chain.from_iterable(formats.read_mat(path, variable)))
             for variable, path in files.items()
         }
         return [
-            Row(str(image), number(score), deviation=opinions[0] if opinions else None)
-            for image, score, *opinions in aligned(self.root / "Data", columns)
+            records.Row(
+                str(image), formats.number(score), deviation=opinions[0] if opinions else None
+            )
+            for image, score, *opinions in formats.aligned(self.root / "Data", columns)
             if self._is_tested(str(image))
         ]
 
-    def row_of(self, listed: Row) -> Row | None:
+    def row_of(self, listed: records.Row) -> records.Row | None:
         return listed if self._is_tested(listed.image) else None
 
     @staticmethod
@@ -306,7 +306,7 @@ class LIVEC(Reader):
         return not re.fullmatch(r"t[1-7]\.bmp", name, re.IGNORECASE)
 
 
-class BID(Reader):
+class BID(reader.Reader):
     """BID (Ciancio et al., IEEE TIP 2011): 586 blurred photographs, MOS 0..5."""
 
     name = "bid"
@@ -315,22 +315,22 @@ class BID(Reader):
     expects = "DatabaseGrades.xlsx and DatabaseImage0001.JPG … beside it or in ImageDatabase/"
     image_folders = (("ImageDatabase",), ("",))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         path = self._first_file("DatabaseGrades.xlsx")
         # The first two columns are the image's number and its mean grade.
-        cells = [(row + (None, None))[:2] for row in read_sheet(path, self.name)[1:]]
-        unnumbered = [image for image, _ in cells if not number(image).is_integer()]
+        cells = [(row + (None, None))[:2] for row in formats.read_sheet(path, self.name)[1:]]
+        unnumbered = [image for image, _ in cells if not formats.number(image).is_integer()]
         if unnumbered:
             raise UserError(
                 f"{path}: column 1: expected image numbers, found {first_five(unnumbered)}"
             )
         return [
-            Row(f"DatabaseImage{int(number(image)):04d}.JPG", number(grade))
+            records.Row(f"DatabaseImage{int(formats.number(image)):04d}.JPG", formats.number(grade))
             for image, grade in cells
         ]
 
 
-class FLIVE(Reader):
+class FLIVE(reader.Reader):
     """FLIVE, PaQ-2-PiQ's data set (Ying et al., CVPR 2020): 39,810 photographs, MOS 0..100.
 
     The photographs have many sizes. The official test images are listed in labels640.csv, and the
@@ -346,7 +346,7 @@ class FLIVE(Reader):
     )
     image_folders = (("voc_emotic_ava", "blur_dataset", "EE371R"),)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         database = self._locate("database")
         if database.is_dir():
             self.root = database
@@ -354,8 +354,8 @@ class FLIVE(Reader):
         # With an official split, all other images are for training. Without one, it is drawn.
         default = "train" if split else None
         return [
-            Row(line["name"], number(line["mos"]), split.get(line["name"], default))
-            for line in read_table(self._first_file("labels_image.csv"), ("name", "mos"))
+            records.Row(line["name"], formats.number(line["mos"]), split.get(line["name"], default))
+            for line in formats.read_table(self._first_file("labels_image.csv"), ("name", "mos"))
         ]
 
     def _official_split(self) -> dict[str, str]:
@@ -363,16 +363,16 @@ class FLIVE(Reader):
         test = self._locate("labels640.csv")
         if not test.exists():
             return {}
-        split = {line["name_image"]: "test" for line in read_table(test, ("name_image",))}
+        split = {line["name_image"]: "test" for line in formats.read_table(test, ("name_image",))}
         padded = self._locate("labels=640_padded.csv")
         if split and padded.exists():
-            for line in read_table(padded, ("name_image", "is_valid")):
+            for line in formats.read_table(padded, ("name_image", "is_valid")):
                 is_valid = line["is_valid"].lower() in ("true", "1")
                 split[line["name_image"]] = "val" if is_valid else "train"
         return split
 
 
-class UHDIQA(Reader):
+class UHDIQA(reader.Reader):
     """UHD-IQA (Hosu et al., ECCV 2024 workshops): 6,073 4K photographs, MOS 0..1, with a split."""
 
     name = "uhd-iqa"
@@ -384,22 +384,22 @@ class UHDIQA(Reader):
     )
     image_folders = (("training", "validation", "test"), ("training", "validation"), ("training",))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         path = self._first_file("uhd-iqa-metadata.csv", "uhd-iqa-training-metadata.csv")
         lines = _read_sets(path, "quality_mos")
         # The challenge's table has only training images, of which a split is then drawn.
-        split_names = SPLIT_NAMES if len({line["set"] for line in lines}) > 1 else {}
+        split_names = records.SPLIT_NAMES if len({line["set"] for line in lines}) > 1 else {}
         return [
-            Row(
+            records.Row(
                 f"{line['set']}/{line['image_name']}",
-                number(line["quality_mos"]),
+                formats.number(line["quality_mos"]),
                 split_names.get(line["set"]),
             )
             for line in lines
         ]
 
 
-class AGIQA20k(Reader):
+class AGIQA20k(reader.Reader):
     """AIGIQA-20K (Li et al., CVPR 2024 workshops, NTIRE's challenge): 20,000 generated images.
 
     MOS 0..5. Tables without scores, such as the challenge's own for validation, are skipped. A
@@ -415,14 +415,14 @@ class AGIQA20k(Reader):
     )
     image_folders = (("train", "val", "test"), ("train", "val"), ("train",), ("images",))
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         suffix = self._first_file("info_train.csv", "info_train.xlsx").suffix
         rows = []
         for split in ("train", "val", "test"):
             path = self._locate(f"info_{split}{suffix}")
             if path.exists():
                 rows += [
-                    Row(name, number(mos), split, prompt or None)
+                    records.Row(name, formats.number(mos), split, prompt or None)
                     for name, prompt, mos in self._scored(path)
                 ]
         # Without scored test images, a split of the others is drawn.
@@ -435,13 +435,13 @@ class AGIQA20k(Reader):
         if path.suffix.lower() == ".csv":
             return [
                 (line["name"], line["prompt"], line["mos"])
-                for line in read_table(path, ("name", "prompt"), ("mos",))
+                for line in formats.read_table(path, ("name", "prompt"), ("mos",))
                 if "mos" in line
             ]
-        sheet = read_sheet(path, self.name)
+        sheet = formats.read_sheet(path, self.name)
         if not any(str(cell).strip().lower() == "mos" for cell in sheet[0]):
             return []
         return [
-            (cell_text(name), cell_text(prompt), mos)
-            for name, prompt, mos in under_header(path, sheet, ("name", "prompt", "mos"))
+            (formats.cell_text(name), formats.cell_text(prompt), mos)
+            for name, prompt, mos in formats.under_header(path, sheet, ("name", "prompt", "mos"))
         ]

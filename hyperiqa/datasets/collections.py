@@ -16,15 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets.formats import (
-    leaves_its_folder,
-    number,
-    read_json_list,
-    read_table,
-    refuse,
-    slope_of,
-)
-from hyperiqa.datasets.records import Row
+from hyperiqa.datasets import formats, records
 
 RATIO = "ratio802_seed123_split_01"
 SPLITS = {"0": "train", "1": "val", "2": "test", "train": "train", "val": "val", "test": "test"}
@@ -37,7 +29,7 @@ OPINIONS = ("c1", "c2", "c3", "c4", "c5")
 COLUMNS = (*IMAGES, "ref_name", *SCORES, *SPLIT_COLUMNS, "std", "c_total", *OPINIONS)
 
 
-def pyiqa(root: Path, table: str) -> tuple[Path, list[Row]] | None:
+def pyiqa(root: Path, table: str) -> tuple[Path, list[records.Row]] | None:
     """The path of a set's table in pyiqa's collection, and its rows; None if there is no table.
 
     The group of a row is the name of the image's reference. Raises UserError.
@@ -47,7 +39,7 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Row]] | None:
     path = next(filter(Path.is_file, places), None)
     if path is None:
         return None
-    rows = list(read_table(path, (), COLUMNS))
+    rows = list(formats.read_table(path, (), COLUMNS))
     columns = rows[0].keys() if rows else COLUMNS
     image = _first_of(IMAGES, columns)
     score = _first_of(SCORES, columns)
@@ -56,13 +48,13 @@ def pyiqa(root: Path, table: str) -> tuple[Path, list[Row]] | None:
         raise UserError(f"{path}: expected a column {', '.join(IMAGES)} and {' or '.join(SCORES)}")
     slope = _slope(rows, score) if OPINIONS[0] in columns else 1.0
     return path, [
-        Row(
+        records.Row(
             row[image],
-            number(row[score]),
+            formats.number(row[score]),
             split=_split(path, row[split], split == RATIO) if split else None,
             group=row.get("ref_name"),
-            deviation=slope * number(row.get("std")),
-            votes=number(row["c_total"]) if "c_total" in columns else None,
+            deviation=slope * formats.number(row.get("std")),
+            votes=formats.number(row["c_total"]) if "c_total" in columns else None,
         )
         for row in rows
     ]
@@ -85,12 +77,13 @@ def _slope(rows: list[dict[str, str]], score: str) -> float:
     # The slope of the scores in this column on the mean opinions 1..5, of which the table has the
     # deviation.
     means = [
-        sum(grade * number(row[column]) for grade, column in enumerate(OPINIONS, 1)) for row in rows
+        sum(grade * formats.number(row[column]) for grade, column in enumerate(OPINIONS, 1))
+        for row in rows
     ]
-    return slope_of([number(row[score]) for row in rows], means)
+    return formats.slope_of([formats.number(row[score]) for row in rows], means)
 
 
-def json_lists(root: Path, word: str) -> tuple[Path, list[Row]] | None:
+def json_lists(root: Path, word: str) -> tuple[Path, list[records.Row]] | None:
     """The folder of a set's lists in DeQA-Score's or Q-Align's collection, and their rows.
 
     Returns None if there are no lists. word: the set's name in Q-Align's file names. Raises
@@ -107,21 +100,21 @@ def json_lists(root: Path, word: str) -> tuple[Path, list[Row]] | None:
     return (root, list(_read_lists(lists, root))) if any(lists.values()) else None
 
 
-def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> Iterator[Row]:
+def _read_lists(lists: Mapping[str, list[Path]], base: Path) -> Iterator[records.Row]:
     # A list of test images alone is a set to test on, or to split.
     is_split = all(lists.values())
     for split, paths in lists.items():
         for path in paths:
-            entries = read_json_list(path)
-            refuse(
-                [image for image, _, _ in entries if leaves_its_folder(image)],
+            entries = formats.read_json_list(path)
+            formats.refuse(
+                [image for image, _, _ in entries if formats.leaves_its_folder(image)],
                 path,
                 f"image name leaves {base}",
                 f"image names leave {base}",
             )
             for image, score, deviation in entries:
                 place = PurePosixPath(image.replace("\\", "/"))
-                yield Row(
+                yield records.Row(
                     place.name,
                     score,
                     split=split if is_split else None,

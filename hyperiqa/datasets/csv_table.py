@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from hyperiqa.base.errors import UserError, counted
-from hyperiqa.datasets.formats import number, read_table, refuse
-from hyperiqa.datasets.reader import Reader
-from hyperiqa.datasets.records import SPLIT_NAMES, USUAL, Row
+from hyperiqa.datasets import formats, reader, records
 
 
-class CSVTable(Reader):
+class CSVTable(reader.Reader):
     """Any CSV with columns image, mos and optional split (train, val, test) and group.
 
     `columns` gives the columns other names. Image paths start from the CSV's folder or from
@@ -30,15 +28,15 @@ class CSVTable(Reader):
         """The folder that image paths start from."""
         return self.columns.image_root or self.root.parent
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         if self.root.is_dir():
             raise UserError(f"--dataset_path {self.root}: expected a CSV file, found a folder")
         if not self.folder.is_dir():
             raise UserError(f"{self.place}: no such folder")
         return [
-            Row(
+            records.Row(
                 self._name(line[self.columns.image_column]),
-                number(line[self.columns.score_column]),
+                formats.number(line[self.columns.score_column]),
                 self._split(line),
                 line.get(self.columns.group_column) or None,
             )
@@ -51,9 +49,13 @@ class CSVTable(Reader):
         score = self.columns.score_column
         optional = (self.columns.split_column, self.columns.group_column)
         # A column that the user named must exist. A column with a usual name may be missing.
-        named = [name for name in optional if name not in (USUAL.split_column, USUAL.group_column)]
+        named = [
+            name
+            for name in optional
+            if name not in (records.USUAL.split_column, records.USUAL.group_column)
+        ]
         hint = "; --image_column, --score_column, --split_column and --group_column name others"
-        lines = list(read_table(self.root, (image, score, *named), optional, hint))
+        lines = list(formats.read_table(self.root, (image, score, *named), optional, hint))
         empty = sum(not line[image] for line in lines)
         if empty:
             raise UserError(f"{self.root}: column {image} is empty in {counted(empty, 'row')}")
@@ -72,11 +74,11 @@ class CSVTable(Reader):
         text = line.get(column)
         if text is None:
             return None
-        if text.lower() not in SPLIT_NAMES:
+        if text.lower() not in records.SPLIT_NAMES:
             raise UserError(
                 f"{self.root}: column {column}: expected train, val or test, found {text!r}"
             )
-        return SPLIT_NAMES[text.lower()]
+        return records.SPLIT_NAMES[text.lower()]
 
     def _name(self, text: str) -> str:
         # A path that is not below the folder stays as it is, and is refused later.
@@ -92,10 +94,10 @@ class CSVTable(Reader):
         names = (path.name, path.stem + path.suffix.lower(), path.stem + path.suffix.upper())
         return next(filter(Path.is_file, map(path.parent.joinpath, names)), None)
 
-    def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
+    def _files(self, rows: list[records.Row]) -> list[tuple[str, Path]]:
         paths = {row.image: self._find_image(row.image) for row in rows}
         total = f"of {counted(len(rows), 'image')}"
-        refuse(
+        formats.refuse(
             [image for image, path in paths.items() if path is None],
             self.root,
             f"{total} is not in {self.place}",
@@ -108,7 +110,7 @@ class CSVTable(Reader):
             status = path.stat()
             names_of_file.setdefault((status.st_dev, status.st_ino), []).append(image)
         aliases = [" = ".join(names) for names in names_of_file.values() if len(names) > 1]
-        refuse(
+        formats.refuse(
             aliases,
             self.root,
             "image is listed by several names",

@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets.authentic import KonIQ10k
-from hyperiqa.datasets.records import Row
+from hyperiqa.datasets import authentic, records
 
 # Drawing a scene takes longer than distorting it, and a model learns more from more images.
 IMAGES_OF_A_SCENE = 4
@@ -14,7 +13,7 @@ IMAGES_OF_A_SCENE = 4
 NAME = re.compile(r"([a-z]+)_(\d+)_.+_\d\.jpg")
 
 
-class Demo(KonIQ10k):
+class Demo(authentic.KonIQ10k):
     """The synthetic data set of make_demo_dataset.py, in KonIQ-10k's layout; made on first use."""
 
     name = "demo"
@@ -37,7 +36,7 @@ class Demo(KonIQ10k):
         self.spaq_root = self.root / "spaq-test"
         self.root = self.root / "koniq-10k"
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         rows = super().rows()
         for i, row in enumerate(rows):
             if match := NAME.fullmatch(Path(row.image).name):

@@ -22,13 +22,8 @@ import numpy as np
 from PIL import Image, features
 from tqdm import tqdm
 
-from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.launching import parallel_map
-from hyperiqa.base.signals import StopSignals
-from hyperiqa.datasets.demo import IMAGES_OF_A_SCENE
-from hyperiqa.datasets.demo_distortions import KINDS, distort
-from hyperiqa.datasets.demo_scenes import KONIQ, SPAQ, Domain, luma, make_scene
-from hyperiqa.datasets.demo_scores import quality
+from hyperiqa.base import errors, launching, signals
+from hyperiqa.datasets import demo, demo_distortions, demo_scenes, demo_scores
 
 CSV_HEADER = ["image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "MOS_zscore"]
 PRISTINE = "pristine"
@@ -38,7 +33,7 @@ class Task(NamedTuple):
     """One image to make: the address of its random numbers, its scene's distortion, its file."""
 
     address: tuple[int, int, int]
-    domain: Domain
+    domain: demo_scenes.Domain
     kind: str
     level: int
     path: Path
@@ -51,7 +46,7 @@ def plan(count: int) -> list[tuple[str, int]]:
     visits all combinations; any count leaves kinds, levels and combinations each within one of each
     other.
     """
-    distortions = zip(itertools.cycle(KINDS), itertools.cycle(range(1, 6)))
+    distortions = zip(itertools.cycle(demo_distortions.KINDS), itertools.cycle(range(1, 6)))
     return [(PRISTINE, 0) if i % 24 == 23 else next(distortions) for i in range(count)]
 
 
@@ -67,20 +62,22 @@ def rate(expected: float, rng: np.random.Generator) -> np.ndarray:
 
 # The images of a scene follow one another in one worker.
 @functools.lru_cache(1)
-def _scene(address: tuple[int, int, int, int], domain: Domain) -> np.ndarray:
-    return make_scene(np.random.default_rng(np.random.SeedSequence(address)), domain)
+def _scene(address: tuple[int, int, int, int], domain: demo_scenes.Domain) -> np.ndarray:
+    return demo_scenes.make_scene(np.random.default_rng(np.random.SeedSequence(address)), domain)
 
 
 def make_image(task: Task) -> list[float]:
     """Make and write one image; return its row of the score table without the name (CSV_HEADER)."""
     seed, split, number = task.address
-    scene = _scene((seed, split, number // IMAGES_OF_A_SCENE, 1), task.domain)
+    scene = _scene((seed, split, number // demo.IMAGES_OF_A_SCENE, 1), task.domain)
     rng = np.random.default_rng(np.random.SeedSequence(task.address))
-    image = distort(scene, task.kind, task.level, rng)
+    image = demo_distortions.distort(scene, task.kind, task.level, rng)
     Image.fromarray(image).save(task.path, quality=95)
     offset, slope = task.domain.scale
-    scene_luma, image_luma = (luma(*np.moveaxis(pixels, 2, 0)) for pixels in (scene, image))
-    counts = rate(offset + slope * quality(scene_luma, image_luma), rng)
+    scene_luma, image_luma = (
+        demo_scenes.luma(*np.moveaxis(pixels, 2, 0)) for pixels in (scene, image)
+    )
+    counts = rate(offset + slope * demo_scores.quality(scene_luma, image_luma), rng)
     total = int(counts.sum())
     grades = np.arange(1, 6)
     mos = float(counts @ grades / total)
@@ -91,7 +88,7 @@ def make_image(task: Task) -> list[float]:
 def _make_all(tasks: list[Task], processes: int) -> list[list[float]]:
     return list(
         tqdm(
-            parallel_map(make_image, tasks, processes),
+            launching.parallel_map(make_image, tasks, processes),
             "making images",
             len(tasks),
             unit="",
@@ -106,9 +103,9 @@ def _write(root: Path, seed: int, train: int, test: int, spaq: int, processes: i
     spaq_root = root / "spaq-test"
     # Each split's name, folder of images, list of their scores, domain, and number of images.
     splits = [
-        ("train", koniq_root / "train", koniq_root / "koniq_train.json", KONIQ, train),
-        ("test", koniq_root / "test", koniq_root / "koniq_test.json", KONIQ, test),
-        ("spaq", spaq_root, spaq_root / "spaq_test.json", SPAQ, spaq),
+        ("train", koniq_root / "train", koniq_root / "koniq_train.json", demo_scenes.KONIQ, train),
+        ("test", koniq_root / "test", koniq_root / "koniq_test.json", demo_scenes.KONIQ, test),
+        ("spaq", spaq_root, spaq_root / "spaq_test.json", demo_scenes.SPAQ, spaq),
     ]
     tasks = []
     for number, (name, folder, _, domain, size) in enumerate(splits):
@@ -142,13 +139,13 @@ def build(
     """
     missing = [name for name in ("jpg_2000", "freetype2") if not features.check(name)]
     if missing:
-        raise UserError(
+        raise errors.UserError(
             f"expected Pillow built with jpg_2000 and freetype2, found no {', '.join(missing)}"
         )
     out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         occupant = "a folder that is not empty" if out.is_dir() else "a file"
-        raise UserError(f"{out}: expected a new or empty folder, found {occupant}")
+        raise errors.UserError(f"{out}: expected a new or empty folder, found {occupant}")
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(f".{out.name}-unfinished-{uuid.uuid4().hex[:8]}")
     _remove_unfinished(out)
@@ -180,10 +177,10 @@ def build_and_report(
 
     Raises UserError, also where `out` cannot be written, and Interrupted.
     """
-    print(f"{out}: drawing {counted(train + test + spaq, 'picture')}, once", flush=True)
+    print(f"{out}: drawing {errors.counted(train + test + spaq, 'picture')}, once", flush=True)
     try:
-        with StopSignals():
+        with signals.StopSignals():
             build(out, seed, train, test, spaq)
     except OSError as problem:
-        raise UserError(f"{out}: expected a folder to write in, found: {problem}") from None
+        raise errors.UserError(f"{out}: expected a folder to write in, found: {problem}") from None
     print(f"{out}: {train} training, {test} test and {spaq} SPAQ-like images")

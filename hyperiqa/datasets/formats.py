@@ -19,8 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError, counted, first_five, reading_file
-from hyperiqa.base.launching import parallel_map
+from hyperiqa.base import errors, launching
 
 # The limits of the parser of MAT files, in bytes and seconds. The sets' own files are below 1 MB.
 MAT_MEMORY = 4 * 2**30
@@ -53,7 +52,10 @@ def refuse(names: Collection[str], source: object, one: str, several: str, hint:
     one, several: the mistake in words, for one name and for several.
     """
     if names:
-        raise UserError(f"{source}: {counted(len(names), one, several)}: {first_five(names)}{hint}")
+        raise errors.UserError(
+            f"{source}: {errors.counted(len(names), one, several)}: "
+            f"{errors.first_five(names)}{hint}"
+        )
 
 
 def _text(path: Path) -> str:
@@ -65,7 +67,7 @@ def _text(path: Path) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a text file that are not blank. Raises UserError."""
-    with reading_file(path, "not a readable text file", UnicodeDecodeError):
+    with errors.reading_file(path, "not a readable text file", UnicodeDecodeError):
         return list(filter(str.strip, _text(path).splitlines()))
 
 
@@ -100,7 +102,7 @@ def read_table(
     header do not matter. Raises UserError if the file is unreadable, if a column is missing
     (`more`: a hint for this case) or if a row has more cells than the header.
     """
-    with reading_file(
+    with errors.reading_file(
         path, "not a readable CSV file in UTF-8 or UTF-16", UnicodeDecodeError, csv.Error
     ):
         text = _text(path)
@@ -110,13 +112,13 @@ def read_table(
         places = _places(header, (*columns, *optional))
         missing = [column for column in columns if column not in places]
         if missing:
-            raise UserError(
+            raise errors.UserError(
                 f"{path}: no column {', '.join(missing)}; "
                 f"expected {', '.join(columns)}, found {', '.join(header) or 'none'}{more}"
             )
         for line_number, cells in itertools.islice(_cells(text, separator), 1, None):
             if any(cells[len(header) :]):
-                raise UserError(
+                raise errors.UserError(
                     f"{path}: line {line_number} has {len(cells)} cells "
                     f"below {len(header)} column names: "
                     "a decimal comma, or a comma within a cell that is not in quotes?"
@@ -137,7 +139,9 @@ def read_json_scores(path: Path) -> dict[str, float]:
     listed = {PurePosixPath(image.replace("\\", "/")).name: score for image, score in entries}
     repetitions = len(entries) - len(listed)
     if repetitions:
-        raise UserError(f"{path}: {counted(repetitions, 'image is', 'images are')} listed twice")
+        raise errors.UserError(
+            f"{path}: {errors.counted(repetitions, 'image is', 'images are')} listed twice"
+        )
     return listed
 
 
@@ -149,7 +153,9 @@ def _json_entries(path: Path, parse: Callable[[Any], tuple], form: str) -> list[
             entries = entries["files"]
         return list(map(parse, entries))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as problem:
-        raise UserError(f"{path}: expected a JSON list of {form}; found {problem!r}") from None
+        raise errors.UserError(
+            f"{path}: expected a JSON list of {form}; found {problem!r}"
+        ) from None
 
 
 def leaves_its_folder(name: str) -> bool:
@@ -182,16 +188,18 @@ def read_mat(path: Path, *variables: str) -> list[tuple]:
     """
     failure = "not a readable MAT file"
     # A damaged file makes the parser raise any exception, or crash: it has a process of its own.
-    with reading_file(path, failure, Exception):
+    with errors.reading_file(path, failure, Exception):
         # Opening it here names a file that is missing or locked at once.
         path.open("rb").close()
         try:
-            (content,) = parallel_map(partial(_mat, path), [variables], 1, apart=True)
+            (content,) = launching.parallel_map(partial(_mat, path), [variables], 1, apart=True)
         except BrokenProcessPool:
-            raise UserError(f"{path}: {failure}: it is damaged, the parser crashed") from None
+            raise errors.UserError(
+                f"{path}: {failure}: it is damaged, the parser crashed"
+            ) from None
     missing = [name for name in variables if name not in content]
     if missing:
-        raise UserError(
+        raise errors.UserError(
             f"{path}: no variable {', '.join(missing)}; expected {', '.join(variables)}"
         )
     return aligned(path, content)
@@ -219,7 +227,7 @@ def aligned(source: Path, columns: Mapping[str, Sequence]) -> list[tuple]:
     """The rows of these columns. Raises UserError, naming `source`, if their lengths differ."""
     if len(set(map(len, columns.values()))) > 1:
         lengths = ", ".join(f"{name} {len(column)}" for name, column in columns.items())
-        raise UserError(f"{source}: these must be of one length: {lengths}")
+        raise errors.UserError(f"{source}: these must be of one length: {lengths}")
     return list(zip(*columns.values(), strict=True))
 
 
@@ -233,12 +241,12 @@ def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
         # Optional: few data sets come as workbooks.
         from openpyxl import load_workbook
     except ImportError:
-        raise UserError(
+        raise errors.UserError(
             f"{owner}: reading {path} needs the package openpyxl: pip install openpyxl"
         ) from None
     # A damaged archive or XML makes the parsers raise any exception.
     with (
-        reading_file(path, "not a readable workbook", Exception),
+        errors.reading_file(path, "not a readable workbook", Exception),
         warnings.catch_warnings(),
         path.open("rb") as file,
     ):
@@ -248,7 +256,7 @@ def read_sheet(path: Path, owner: str, sheet: str | None = None) -> list[tuple]:
         sheets = {worksheet.title: worksheet for worksheet in book.worksheets}
         chosen = sheets.get(sheet or next(iter(sheets), ""))
         if chosen is None:
-            raise UserError(
+            raise errors.UserError(
                 f"{path}: no sheet {sheet or 'in it'}; found {', '.join(sheets) or 'none'}"
             )
         # The size that a sheet states may be wrong.
@@ -269,8 +277,10 @@ def under_header(path: Path, rows: list[tuple], columns: tuple[str, ...]) -> lis
             by_column = list(itertools.zip_longest(*rows[i:]))
             _, *table = zip(*[by_column[header.index(title)] for title in titles])
             return list(filter(_has_values, table))
-    first_row = first_five(value for value in rows[0] if value is not None) if rows else "nothing"
-    raise UserError(
+    first_row = (
+        errors.first_five(value for value in rows[0] if value is not None) if rows else "nothing"
+    )
+    raise errors.UserError(
         f"{path}: no row with the columns {', '.join(columns)}; its first row holds {first_row}"
     )
 

@@ -7,8 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.files import HERE
+from hyperiqa.base import errors, files
 
 # The fields of an epoch's record other than the figures of its sets.
 EPOCH_KEYS = ("type", "round", "epoch", "train", "val", "test", "lr", "seconds")
@@ -42,7 +41,7 @@ def demo_folder(places: Mapping[str, Path | None]) -> Path:
 
     places: set -> its folder or file, None for its usual place.
     """
-    return Path(places.get("demo") or HERE / "demo")
+    return Path(places.get("demo") or files.HERE / "demo")
 
 
 def set_title(name: str, of_demo: bool) -> str:
@@ -106,7 +105,7 @@ def parse_set_names(
         mistakes += [message for is_broken, message in rules if is_broken][:1]
         sets[name] = Path(path).expanduser() if path else None
     if mistakes:
-        raise UserError("; ".join(mistakes))
+        raise errors.UserError("; ".join(mistakes))
     return sets
 
 
@@ -142,7 +141,7 @@ def check_lower_is_better(flag: bool | list[str], names: Iterable[str]) -> None:
     words = flag if isinstance(flag, list) else []
     unknown = [word for word in words if set_named(word, csv_sets) is None]
     if unknown:
-        raise UserError(
+        raise errors.UserError(
             f"--lower_is_better {' '.join(unknown)}: expected CSV sets of this run: "
             f"{', '.join(map(record_name, csv_sets))}"
         )

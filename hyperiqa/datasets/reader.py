@@ -12,10 +12,9 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from hyperiqa.base import files
 from hyperiqa.base.errors import UserError, counted, first_five
-from hyperiqa.base.files import HERE
-from hyperiqa.datasets.collections import json_lists, pyiqa
-from hyperiqa.datasets.formats import leaves_its_folder, number, refuse
+from hyperiqa.datasets import collections, formats
 from hyperiqa.datasets.records import (
     IMAGE_SUFFIXES,
     USUAL,
@@ -82,7 +81,7 @@ class Reader:
         seed: the seed of a split that must be drawn. None means unknown, which is then an error.
         columns: the columns of a CSV file.
         """
-        self.root = Path(root) if root is not None else HERE / self.name
+        self.root = Path(root) if root is not None else files.HERE / self.name
         self.seed = seed
         self.lower_is_better = lower_is_better
         self.columns = columns
@@ -106,9 +105,9 @@ class Reader:
     def _collected(self) -> list[Row] | None:
         # The rows of the set in a collection; None if no collection is found.
         table, word = self.in_collections
-        collection = pyiqa(self.root, table) if table else None
+        collection = collections.pyiqa(self.root, table) if table else None
         if collection is None and word:
-            collection = json_lists(self.root, word)
+            collection = collections.json_lists(self.root, word)
         if collection is None:
             return None
         source, entries = collection
@@ -119,7 +118,7 @@ class Reader:
 
     def _record(self, row: Row, name: str, path: Path) -> Record:
         # The row's record, with what is known of the opinions behind its score.
-        deviation = number(row.deviation)
+        deviation = formats.number(row.deviation)
         votes = row.votes or self.votes or math.nan
         # Anything but a number counts as unknown, and so do less than one opinion.
         is_known = 0 <= deviation < math.inf
@@ -187,8 +186,8 @@ class Reader:
                 raise
         if not rows:
             raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
-        refuse(
-            [row.image for row in rows if leaves_its_folder(row.image)],
+        formats.refuse(
+            [row.image for row in rows if formats.leaves_its_folder(row.image)],
             self.root,
             f"image name leaves {self.place}",
             f"image names leave {self.place}",
@@ -197,7 +196,7 @@ class Reader:
         return rows
 
     def _data_set(self, rows: list[Row], splits: tuple[str, ...]) -> DataSet:
-        refuse(
+        formats.refuse(
             [row.image for row in rows if not math.isfinite(row.score)],
             self.name,
             "score is not a number",
@@ -213,12 +212,13 @@ class Reader:
                 raise UserError(
                     f"{self.name}: the {split} split of {self.root} is empty{self.why_empty}"
                 )
-        files = self._files(rows)
-        counts = Counter(name for name, _ in files)
+        named_paths = self._files(rows)
+        counts = Counter(name for name, _ in named_paths)
         repeated = [name for name, count in counts.items() if count > 1]
-        refuse(repeated, self.name, "image is listed twice", "images are listed twice")
+        formats.refuse(repeated, self.name, "image is listed twice", "images are listed twice")
         records = [
-            self._record(row, name, path) for row, (name, path) in zip(rows, files, strict=True)
+            self._record(row, name, path)
+            for row, (name, path) in zip(rows, named_paths, strict=True)
         ]
         return DataSet(
             self.name,
@@ -309,7 +309,7 @@ class Reader:
             # The public lists leave them out, so they are often in the folder of another layout.
             for other_layout in layouts:
                 images = self._images_in(other_layout) | images
-        refuse(
+        formats.refuse(
             _missing(validation, images),
             self.name,
             f"validation image is not in {self.root}",
@@ -319,7 +319,9 @@ class Reader:
         folders = " and ".join(map(str, layout.values()))
         total = f"of {counted(len(rows), 'image')}"
         missing = _missing(rows, images)
-        refuse(missing, self.name, f"{total} is not in {folders}", f"{total} are not in {folders}")
+        formats.refuse(
+            missing, self.name, f"{total} is not in {folders}", f"{total} are not in {folders}"
+        )
         return [images.get(row.image) or images[row.image.lower()] for row in rows]
 
     def _layouts(self) -> list[dict[str, Path]]:

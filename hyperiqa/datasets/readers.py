@@ -7,31 +7,25 @@ which turns a reader's rows into records, is in `reader.py`.
 from collections.abc import Container, Mapping
 from pathlib import Path
 
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.files import HERE
-from hyperiqa.datasets.authentic import BID, FLIVE, LIVEC, SPAQ, UHDIQA, AGIQA3k, AGIQA20k, KonIQ10k
-from hyperiqa.datasets.csv_table import CSVTable
-from hyperiqa.datasets.demo import Demo
-from hyperiqa.datasets.names import reader_name, record_name
+from hyperiqa.base import errors, files
+from hyperiqa.datasets import authentic, csv_table, demo, names, records, synthetic
 from hyperiqa.datasets.reader import Reader
-from hyperiqa.datasets.records import USUAL, Columns, DataSet
-from hyperiqa.datasets.synthetic import CSIQ, LIVE, TID2013, KADID10k
 
 CLASSES = (
-    KonIQ10k,
-    SPAQ,
-    KADID10k,
-    AGIQA3k,
-    AGIQA20k,
-    LIVEC,
-    LIVE,
-    CSIQ,
-    TID2013,
-    BID,
-    FLIVE,
-    UHDIQA,
-    CSVTable,
-    Demo,
+    authentic.KonIQ10k,
+    authentic.SPAQ,
+    synthetic.KADID10k,
+    authentic.AGIQA3k,
+    authentic.AGIQA20k,
+    authentic.LIVEC,
+    synthetic.LIVE,
+    synthetic.CSIQ,
+    synthetic.TID2013,
+    authentic.BID,
+    authentic.FLIVE,
+    authentic.UHDIQA,
+    csv_table.CSVTable,
+    demo.Demo,
 )
 READERS: dict[str, type[Reader]] = {reader.name: reader for reader in CLASSES}
 DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
@@ -44,7 +38,7 @@ def find_spaq(spaq_path: Path | None, beside: Path | None = None) -> Path | None
     """
     if spaq_path:
         return spaq_path
-    places = [beside] if beside else [HERE / "spaq", HERE / "spaq-test"]
+    places = [beside] if beside else [files.HERE / "spaq", files.HERE / "spaq-test"]
     return next(filter(Path.exists, places), None)
 
 
@@ -53,17 +47,17 @@ def reader_of(
     path: Path | None,
     seed: int | None,
     lower_is_better: bool = False,
-    columns: Columns = USUAL,
+    columns: records.Columns = records.USUAL,
 ) -> Reader:
     """The reader of a set of `parse_set_names`, with the name that the set has in records.
 
     path: None for the set's default place. lower_is_better, columns: the settings of a CSV file.
     """
-    kind = reader_name(name)
+    kind = names.reader_name(name)
     # A flag about CSV files leaves other sets of the same command alone.
     csv_settings = (lower_is_better, columns) if kind == "csv" else ()
     reader = READERS[kind](path, seed, *csv_settings)
-    reader.name = record_name(name)
+    reader.name = names.record_name(name)
     return reader
 
 
@@ -72,7 +66,7 @@ def open_set(
     path: Path | None,
     seed: int | None,
     lower_is_better: bool = False,
-    columns: Columns = USUAL,
+    columns: records.Columns = records.USUAL,
     beside: Path | None = None,
 ) -> Reader:
     """The reader of a set to test on.
@@ -83,7 +77,7 @@ def open_set(
     if name == "spaq":
         path = find_spaq(path, beside)
         if path is None:
-            raise UserError(
+            raise errors.UserError(
                 f"spaq: no folder {beside or 'spaq/ or spaq-test/ beside the scripts'}; "
                 "spaq=PATH gives it"
             )
@@ -95,8 +89,8 @@ def read_cross_tests(
     seed: int,
     beside: Path | None,
     lower: Container[str],
-    columns: Columns,
-) -> tuple[dict[str, DataSet], list[str]]:
+    columns: records.Columns,
+) -> tuple[dict[str, records.DataSet], list[str]]:
     """The other sets that every epoch is tested on, by name, and lines about them for the log.
 
     chosen: name -> path, or None for the set's default place. If chosen itself is None, SPAQ is
@@ -114,5 +108,5 @@ def read_cross_tests(
     sets = {}
     for name, path in chosen.items():
         reader = open_set(name, path, seed, name in lower, columns, beside)
-        sets[record_name(name)], _ = reader.read_for_test()
+        sets[names.record_name(name)], _ = reader.read_for_test()
     return sets, [] if sets else ["SPAQ cross test: off"]

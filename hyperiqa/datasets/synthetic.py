@@ -9,23 +9,10 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 
 from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.datasets.formats import (
-    aligned,
-    cell_text,
-    number,
-    read_json_scores,
-    read_lines,
-    read_mat,
-    read_sheet,
-    read_table,
-    refuse,
-    under_header,
-)
-from hyperiqa.datasets.reader import Reader
-from hyperiqa.datasets.records import Row
+from hyperiqa.datasets import formats, reader, records
 
 
-class NamedByContent(Reader):
+class NamedByContent(reader.Reader):
     """Base of the sets in which image names are CONTENT_KIND_LEVEL, such as I01_02_3.bmp.
 
     `kinds` are the distortions, which the names number from 1.
@@ -33,11 +20,11 @@ class NamedByContent(Reader):
 
     kinds: tuple[str, ...]
 
-    def row_of(self, listed: Row) -> Row | None:
+    def row_of(self, listed: records.Row) -> records.Row | None:
         (named,) = self._rows_by_name(self.root, [(listed.image, listed.score)])
         return replace(listed, group=named.group, kind=named.kind)
 
-    def _rows_by_name(self, path: Path, scores: Iterable[tuple[str, object]]) -> list[Row]:
+    def _rows_by_name(self, path: Path, scores: Iterable[tuple[str, object]]) -> list[records.Row]:
         # Rows of the pairs (image name, score) of the file `path`. Raises UserError for names of
         # another form.
         rows = []
@@ -47,11 +34,13 @@ class NamedByContent(Reader):
             if parts and 1 <= int(parts[2]) <= len(self.kinds):
                 kind = self.kinds[int(parts[2]) - 1]
                 # The letter of one content may come in either case.
-                rows.append(Row(name, number(score), group=parts[1].upper(), kind=kind))
+                rows.append(
+                    records.Row(name, formats.number(score), group=parts[1].upper(), kind=kind)
+                )
             else:
                 unknown.append(name)
         expected = f"CONTENT_KIND_LEVEL with a kind of 1 to {len(self.kinds)}, such as I01_02_3"
-        refuse(
+        formats.refuse(
             unknown,
             path,
             f"image name is not {expected}",
@@ -100,11 +89,11 @@ class KADID10k(NamedByContent):
         "contrast change",
     )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         path = self._first_file("kadid_test.json", "dmos.csv")
         if path.suffix.lower() == ".json":
-            return self._rows_by_name(path, read_json_scores(path).items())
-        lines = list(read_table(path, ("dist_img", "dmos"), ("var",)))
+            return self._rows_by_name(path, formats.read_json_scores(path).items())
+        lines = list(formats.read_table(path, ("dist_img", "dmos"), ("var",)))
         rows = self._rows_by_name(path, [(line["dist_img"], line["dmos"]) for line in lines])
         # The column var must be the standard deviation: only then can the scores be means of 30
         # whole votes.
@@ -113,7 +102,7 @@ class KADID10k(NamedByContent):
         ]
 
 
-class LIVE(Reader):
+class LIVE(reader.Reader):
     """LIVE release 2 (Sheikh, Sabir and Bovik, IEEE TIP 2006): 779 images of 29 references, DMOS.
 
     The score file lists the images folder by folder, with undistorted copies (orgs = 1) among them.
@@ -142,22 +131,22 @@ class LIVE(Reader):
         "fastfading": "fast fading",
     }
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         path = self._first_file("dmos_realigned.mat", "dmos.mat")
         variable = "dmos_new" if path.name.lower() == "dmos_realigned.mat" else "dmos"
         # Neither file names the images: they are in the same order as the rows.
         columns = {
-            path.name: read_mat(path, variable, "orgs"),
+            path.name: formats.read_mat(path, variable, "orgs"),
             **self._references(self._first_file("refnames_all.mat")),
         }
         return [
-            Row(
+            records.Row(
                 image,
-                number(dmos),
+                formats.number(dmos),
                 group=str(reference),
                 kind=self.kinds[image.partition("/")[0]],
             )
-            for (dmos, undistorted), (reference,), image in aligned(self.root, columns)
+            for (dmos, undistorted), (reference,), image in formats.aligned(self.root, columns)
             if undistorted != 1
         ]
 
@@ -165,7 +154,7 @@ class LIVE(Reader):
         # The names of the references in the file refnames_all.mat, and of the release's images.
         # Both are in the same order, an entry for each image.
         return {
-            path.name: read_mat(path, "refnames_all"),
+            path.name: formats.read_mat(path, "refnames_all"),
             "images of the release": [
                 f"{folder}/img{i}.bmp"
                 for folder, count in self.images.items()
@@ -173,17 +162,17 @@ class LIVE(Reader):
             ],
         }
 
-    def contents(self, rows: list[Row]) -> dict[str, str]:
+    def contents(self, rows: list[records.Row]) -> dict[str, str]:
         path = self._locate("refnames_all.mat")
         # The release has the file beside the folders of images; a collection's list may lie apart.
         if self.placed:
             path = next(iter(self.placed.values())).parents[1] / path.name
         if not path.is_file():
             return {}
-        pairs = aligned(path, self._references(path))
+        pairs = formats.aligned(path, self._references(path))
         return {image: str(reference) for (reference,), image in pairs}
 
-    def row_of(self, listed: Row) -> Row | None:
+    def row_of(self, listed: records.Row) -> records.Row | None:
         folder, name = (listed.path or PurePath(listed.image)).parts[-2:]
         # Undistorted copies have the score 0.
         if listed.score == 0:
@@ -192,7 +181,7 @@ class LIVE(Reader):
         return replace(listed, image=f"{folder}/{name}", group=group, kind=self.kinds.get(folder))
 
 
-class CSIQ(Reader):
+class CSIQ(reader.Reader):
     """CSIQ (Larson and Chandler, Journal of Electronic Imaging 2010): 866 images of 30 references.
 
     DMOS from 0 (like the reference) to 1 (worst). The workbook and the names of the images have
@@ -230,22 +219,29 @@ class CSIQ(Reader):
         "contrast": ("contrast", "contrast decrease"),
     }
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         path = self._first_file("csiq.DMOS.xlsx")
-        sheet = read_sheet(path, self.name, "all_by_image")
+        sheet = formats.read_sheet(path, self.name, "all_by_image")
         rows = []
-        for image, dst_type, level, dmos in under_header(
+        for image, dst_type, level, dmos in formats.under_header(
             path, sheet, ("image", "dst_type", "dst_lev", "dmos")
         ):
-            type_letters = re.sub(r"[\W_]", "", cell_text(dst_type).lower())
+            type_letters = re.sub(r"[\W_]", "", formats.cell_text(dst_type).lower())
             if type_letters not in self.kinds:
                 raise UserError(
                     f"{path}: column dst_type: expected {', '.join(self.kinds)}, found {dst_type!r}"
                 )
-            rows.append(self._row(cell_text(image), type_letters, cell_text(level), number(dmos)))
+            rows.append(
+                self._row(
+                    formats.cell_text(image),
+                    type_letters,
+                    formats.cell_text(level),
+                    formats.number(dmos),
+                )
+            )
         return rows
 
-    def row_of(self, listed: Row) -> Row | None:
+    def row_of(self, listed: records.Row) -> records.Row | None:
         # The form is REFERENCE.KIND.LEVEL.png. A name with fewer parts gets empty ones.
         reference, kind, level = (*listed.image.split("."), "", "")[:3]
         if kind.lower() not in self.kinds:
@@ -255,7 +251,7 @@ class CSIQ(Reader):
         named = self._row(reference, kind.lower(), level, listed.score)
         return replace(listed, image=named.image, group=named.group, kind=named.kind)
 
-    def _collected(self) -> list[Row] | None:
+    def _collected(self) -> list[records.Row] | None:
         rows = super()._collected()
         scores = {row.image: row.score for row in rows or ()}
         pairs = [
@@ -271,10 +267,10 @@ class CSIQ(Reader):
             )
         return rows
 
-    def _row(self, reference: str, kind: str, level: str, score: float) -> Row:
+    def _row(self, reference: str, kind: str, level: str, score: float) -> records.Row:
         # The row of an image. kind: a key of `kinds`.
         word, distortion = self.kinds[kind]
-        return Row(
+        return records.Row(
             f"{reference}.{word}.{level}.png", score, group=reference.lower(), kind=distortion
         )
 
@@ -319,9 +315,9 @@ class TID2013(NamedByContent):
         "sparse sampling and reconstruction",
     )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[records.Row]:
         path = self._first_file("mos_with_names.txt")
-        lines = [line.split() for line in read_lines(path)]
+        lines = [line.split() for line in formats.read_lines(path)]
         malformed = [" ".join(words) for words in lines if len(words) != 2]
         if malformed:
             raise UserError(
@@ -332,5 +328,7 @@ class TID2013(NamedByContent):
         errors = self._locate("mos_std.txt")
         if not errors.exists():
             return rows
-        pairs = aligned(self.root, {path.name: rows, errors.name: read_lines(errors)})
+        pairs = formats.aligned(
+            self.root, {path.name: rows, errors.name: formats.read_lines(errors)}
+        )
         return [replace(row, deviation=error) for row, error in pairs]

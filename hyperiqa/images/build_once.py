@@ -16,14 +16,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from hyperiqa.base import schema
-from hyperiqa.base.errors import UserError, first_five
-from hyperiqa.base.files import UNFINISHED
+from hyperiqa.base import errors, files, schema
 
 INDEX = "index.json"
 # What reading a folder raises if it is damaged, or if no build made it.
 DAMAGED = (OSError, ValueError, OverflowError, RecursionError)
-OWN_FILES = re.compile(rf"images\.u8|features\.bin|index\.json|\.index\.json{UNFINISHED}")
+OWN_FILES = re.compile(rf"images\.u8|features\.bin|index\.json|\.index\.json{files.UNFINISHED}")
 
 
 def half_built(folder: Path) -> Path:
@@ -63,7 +61,7 @@ def build_once(
                 return False
             _build_under_lock(folder, build, goes_on)
     except OSError as problem:
-        raise UserError(
+        raise errors.UserError(
             f"{problem.filename or folder}: the {contents} cannot be written: {problem.strerror}; "
             "give --cache_dir PATH or --no_cache"
         ) from None
@@ -95,9 +93,10 @@ def _check_own(folder: Path) -> None:
     if folder.is_dir() and not folder.is_symlink():
         other_files = [path.name for path in folder.iterdir() if not _is_own(path)]
     if other_files:
-        raise UserError(
+        raise errors.UserError(
             f"{folder}: expected nothing, or what an earlier run has stored, found "
-            f"{first_five(other_files)}; move it away, or give --cache_dir PATH or --no_cache"
+            f"{errors.first_five(other_files)}; move it away, or give --cache_dir PATH or "
+            "--no_cache"
         )
 
 
@@ -132,7 +131,7 @@ def remove_stale(
     is_current(folder, index): whether a run can use the folder.
     """
     for folder in cache_dir.iterdir():
-        with contextlib.suppress(UserError, *DAMAGED):
+        with contextlib.suppress(errors.UserError, *DAMAGED):
             if re.fullmatch(f"{name}_[0-9a-f]{{16}}", folder.name) and not is_current(
                 folder, read(folder)
             ):

@@ -15,10 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hyperiqa.base import schema
+from hyperiqa.base import errors, files, schema
 from hyperiqa.base.device import sent
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.files import write_whole
 from hyperiqa.images.build_once import DAMAGED, INDEX, build_once, read_index, remove_stale
 from hyperiqa.images.decode import decode_and_resize, fitted_size
 from hyperiqa.images.perceptual_hash import perceptual_hash
@@ -291,7 +289,7 @@ class ImageCache:
             "digests": self.digests,
             "looks": self.hashes,
         }
-        write_whole(folder / INDEX, json.dumps(index))
+        files.write_whole(folder / INDEX, json.dumps(index))
 
 
 def _read_whole_cache(folder: Path) -> dict[str, Any]:
@@ -350,7 +348,7 @@ def put_on_gpu(caches: Sequence[ImageCache], choice: str, device: torch.device) 
         for cache in caches:
             cache.to_gpu(device)
     except torch.cuda.OutOfMemoryError:
-        raise UserError(
+        raise errors.UserError(
             f"--cache_device cuda: {needed / 2**30:.1f} GiB of images do not fit on {device}"
         ) from None
     return str(device)

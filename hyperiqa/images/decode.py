@@ -14,8 +14,7 @@ import torch
 import torchvision.transforms.v2.functional as TF
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from hyperiqa.base.command_line import parse_resize
-from hyperiqa.base.device import return_freed_memory
+from hyperiqa.base import command_line, device
 
 # Deprecated in torchvision 0.29: without it Pillow decodes, to the same pixels but slower.
 try:
@@ -46,7 +45,7 @@ def room_for(pixels: int) -> Iterator[None]:
     with _one_large if pixels > LARGE else nullcontext():
         if pixels > LARGE:
             # Memory that malloc keeps for one thread is missing for the image of another thread.
-            return_freed_memory()
+            device.return_freed_memory()
         yield
 
 
@@ -223,7 +222,7 @@ def resized_size(height: int, width: int, resize: str, min_side: int) -> tuple[i
     resize: as in `--resize`.
     min_side: the shorter side of an image that must be scaled up because it is smaller.
     """
-    target = parse_resize(resize)
+    target = command_line.parse_resize(resize)
     if isinstance(target, tuple):
         height, width = target
     elif target is not None:

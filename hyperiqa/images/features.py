@@ -18,9 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base import schema
-from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.files import write_whole
+from hyperiqa.base import errors, files, schema
 from hyperiqa.images.build_once import (
     DAMAGED,
     INDEX,
@@ -121,7 +119,7 @@ class Features:
         largest = np.abs(rows).max()
         # The condition is negated so that a nan is refused too.
         if not largest <= limit:
-            raise UserError(
+            raise errors.UserError(
                 f"--feature_dtype {self.dtype}: values reach {largest:g}, expected at most "
                 f"{limit:g}; give fp32, or none to go through the pixels"
             )
@@ -137,14 +135,14 @@ class Features:
             try:
                 for rows in compute(complete_rows):
                     file.write(self._narrowed(rows).tobytes())
-            except UserError:
+            except errors.UserError:
                 # The next run could not continue from these rows: it would fail in the same way.
                 remove_built(folder)
                 raise
             file.flush()
             os.fsync(file.fileno())
         index = {"format": FEATURE_FORMAT, "images": self.cache.folder.name, "bytes": self.bytes}
-        write_whole(folder / INDEX, json.dumps(index))
+        files.write_whole(folder / INDEX, json.dumps(index))
 
     def _open(self) -> bool:
         try:
@@ -179,7 +177,7 @@ def check_room(parts: Mapping[str, Features]) -> list[str]:
         folder = next(iter(parts.values())).folder.parent
         free = shutil.disk_usage(folder).free
         if needed > free:
-            raise UserError(
+            raise errors.UserError(
                 f"the features need {needed / 1e9:.1f} GB in {folder}, which has "
                 f"{free / 1e9:.1f} GB free; give --cache_dir PATH, fewer --train_patch_num, or "
                 "--feature_dtype none to go through the pixels"
@@ -189,7 +187,7 @@ def check_room(parts: Mapping[str, Features]) -> list[str]:
         rows, width = features.shape
         state = "found" if features.was_there else "to compute"
         facts.append(
-            f"Features of {name}: {counted(rows, 'patch', 'patches')} of {width} values in "
+            f"Features of {name}: {errors.counted(rows, 'patch', 'patches')} of {width} values in "
             f"{features.dtype}, {features.bytes / 1e9:.2f} GB, {state} in "
             f"{features.folder or 'memory'}"
         )

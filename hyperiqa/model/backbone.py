@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.model.fusion import StageMaps, pool_to, stage_map
-from hyperiqa.model.target_net import TARGET_SIZES
+from hyperiqa.model import fusion, target_net
 
 # The LDA of each of the first three stages: channels after its 1x1 conv, and side after pooling.
 LDA_CHANNELS = (16, 32, 64)
@@ -87,7 +86,7 @@ class Backbone(nn.Module):
             # A Sequential of one: the conv's public name is lda{i}_pool.0.
             self.add_module(f"lda{i}_pool", nn.Sequential(nn.Conv2d(c_in, c_out, 1, bias=False)))
             self.add_module(f"lda{i}_fc", nn.Linear(c_out * grid * grid, LDA_WIDTH))
-        self.lda4_fc = nn.Linear(channels[3], TARGET_SIZES[0] - 3 * LDA_WIDTH)
+        self.lda4_fc = nn.Linear(channels[3], target_net.TARGET_SIZES[0] - 3 * LDA_WIDTH)
         for name, parameter in self.named_parameters():
             if name.startswith("lda") and parameter.ndim > 1:
                 nn.init.kaiming_normal_(parameter)
@@ -127,12 +126,12 @@ class Backbone(nn.Module):
                 child.eval()
         return self
 
-    def target_in_vec(self, maps: StageMaps) -> torch.Tensor:
+    def target_in_vec(self, maps: fusion.StageMaps) -> torch.Tensor:
         """Stage maps -> (N, 224): three times 16 local features and 176 global ones."""
         features = []
         for i, grid in enumerate(LDA_GRIDS, 1):
             # A 1x1 conv and an average commute, so maps that are averaged already give the same.
-            reduced = getattr(self, f"lda{i}_pool")(stage_map(maps, i - 1, grid))
-            features.append(getattr(self, f"lda{i}_fc")(pool_to(reduced, grid).flatten(1)))
-        features.append(self.lda4_fc(pool_to(stage_map(maps, 3, 1), 1).flatten(1)))
+            reduced = getattr(self, f"lda{i}_pool")(fusion.stage_map(maps, i - 1, grid))
+            features.append(getattr(self, f"lda{i}_fc")(fusion.pool_to(reduced, grid).flatten(1)))
+        features.append(self.lda4_fc(fusion.pool_to(fusion.stage_map(maps, 3, 1), 1).flatten(1)))
         return torch.cat(features, 1)

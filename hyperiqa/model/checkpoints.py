@@ -17,11 +17,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from hyperiqa.base.errors import UserError, first_five, reading_file, reason_of
-from hyperiqa.base.files import hub_file, write_whole
-from hyperiqa.base.network import check_reachable
-from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.base.public_models import PUBLIC_MODELS, no_such_model
+from hyperiqa.base import errors, files, network, plain_values, public_models
 from hyperiqa.model.description import FORMAT, problem_of_description
 from hyperiqa.model.foreign import (
     StateDict,
@@ -70,7 +66,7 @@ def _portable(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def description_json(description: Mapping[str, Any]) -> str:
     """A description as JSON for files that are no pickles; undefined figures (nan) are null."""
-    return json.dumps(to_json_value(_portable(description)))
+    return json.dumps(plain_values.to_json_value(_portable(description)))
 
 
 def digest(state: StateDict) -> str:
@@ -90,7 +86,7 @@ def digest(state: StateDict) -> str:
 
 def save(path: Path, content: object) -> None:
     """torch.save, whole or not at all."""
-    write_whole(path, lambda file: torch.save(content, file))
+    files.write_whole(path, lambda file: torch.save(content, file))
 
 
 def load(path: Path) -> Any:
@@ -100,12 +96,12 @@ def load(path: Path) -> Any:
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise errors.UserError(f"{path}: no such file") from None
     # torch reports damaged files with half a dozen exception types.
     except Exception as problem:
         if path.is_file() and path.stat().st_size == 0:
-            raise UserError(f"{path}: the file is empty; expected a checkpoint") from None
-        raise UserError(f"{path}: not a checkpoint of tensors: {_reason(problem)}") from None
+            raise errors.UserError(f"{path}: the file is empty; expected a checkpoint") from None
+        raise errors.UserError(f"{path}: not a checkpoint of tensors: {_reason(problem)}") from None
 
 
 def _reason(problem: Exception) -> str:
@@ -150,7 +146,7 @@ def _from_hub(repo: str, revision: str | None, file: str, advice: str = "") -> P
         # The Hub's client would try for half a minute, and say so each time.
         try:
             if not constants.HF_HUB_OFFLINE:
-                check_reachable(constants.ENDPOINT, seconds=6)
+                network.check_reachable(constants.ENDPOINT, seconds=6)
         except OSError as problem:
             unreachable = problem
         return Path(
@@ -160,13 +156,15 @@ def _from_hub(repo: str, revision: str | None, file: str, advice: str = "") -> P
     except Exception as problem:
         name = f"{repo}@{revision}" if revision else repo
         # The number of a request tells the user nothing.
-        reason = reason_of(unreachable or problem).split(" (Request ID")[0]
-        raise UserError(f"hf://{name}: {file} cannot be downloaded: {reason}{advice}") from None
+        reason = errors.reason_of(unreachable or problem).split(" (Request ID")[0]
+        raise errors.UserError(
+            f"hf://{name}: {file} cannot be downloaded: {reason}{advice}"
+        ) from None
 
 
 def _public_model(name: str) -> Path:
     """The file of one of PUBLIC_MODELS, downloaded on first use. Raises UserError."""
-    model = PUBLIC_MODELS[name]
+    model = public_models.PUBLIC_MODELS[name]
     path = _from_hub(
         model.repo,
         None,
@@ -179,7 +177,7 @@ def _public_model(name: str) -> Path:
     if sha256 != model.sha256:
         # The Hub's cache has a link in this place. Only without the file behind it, which is
         # named here, the Hub's client downloads it again.
-        raise UserError(
+        raise errors.UserError(
             f"{name}: {path.resolve()} is not the published file: expected SHA-256 {model.sha256}, "
             f"found {sha256}; delete the file to download it again"
         )
@@ -194,20 +192,20 @@ def find_model(path: Path) -> Path:
     that name. A run that was stopped can leave several best models; the newest is the best. Raises
     UserError.
     """
-    if on_hub := hub_file(path):
+    if on_hub := files.hub_file(path):
         repo, revision, file = on_hub
         # A name without a suffix is that of a folder.
         is_file = PurePosixPath(file).suffix
         return _from_hub(repo, revision, file if is_file else str(PurePosixPath(file, HUB_MODEL)))
     if not path.exists():
-        if str(path) not in PUBLIC_MODELS:
-            raise UserError(no_such_model(path))
+        if str(path) not in public_models.PUBLIC_MODELS:
+            raise errors.UserError(public_models.no_such_model(path))
         return _public_model(str(path))
     if not path.is_dir():
         return path
     models = sorted(path.glob("best_model_srcc_*.pkl"), key=lambda model: model.stat().st_mtime)
     if not models:
-        raise UserError(
+        raise errors.UserError(
             f"{path}: no best_model_srcc_….pkl in this folder; "
             "expected a model file or a run's folder"
         )
@@ -226,7 +224,7 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     if description is None:
         return state, {**describe_public_model(path, content), "described": False}
     if problem := problem_of_description(description):
-        raise UserError(f"{path}: {problem}")
+        raise errors.UserError(f"{path}: {problem}")
     return state, {**description, "described": True}
 
 
@@ -238,18 +236,18 @@ def read_state(path: Path) -> tuple[StateDict, Any]:
     if path.suffix != ".safetensors":
         content = load(path)
         if isinstance(content, Mapping) and {"settings", "optimizer"} <= content.keys():
-            raise UserError(
+            raise errors.UserError(
                 f"{path}: this is the state that --resume goes on from; expected the run's best "
                 "model, best_model_srcc_….pkl"
             )
         state = find_state_dict(path, content)
         return state, description_of(state)
     if not path.exists():
-        raise UserError(f"{path}: no such file")
+        raise errors.UserError(f"{path}: no such file")
     # ValueError and RecursionError: the description is no JSON, or absurdly nested.
     problems = (ValueError, RecursionError, safetensors.SafetensorError)
     with (
-        reading_file(path, "not a safetensors file", *problems),
+        errors.reading_file(path, "not a safetensors file", *problems),
         safetensors.safe_open(path, "pt") as file,
     ):
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -270,10 +268,12 @@ def fill(model: torch.nn.Module, state: StateDict, path: Path) -> None:
         "of another shape": [n for n in expected if n in given and expected[n] != given[n]],
     }
     problems = [
-        f"{len(names)} {kind} ({first_five(names)})" for kind, names in misfits.items() if names
+        f"{len(names)} {kind} ({errors.first_five(names)})"
+        for kind, names in misfits.items()
+        if names
     ]
     if problems:
-        raise UserError(
+        raise errors.UserError(
             f"{path}: its parameters do not fit the expected model: {'; '.join(problems)}"
         )
     # The counters are loaded where there are any; the computed buffers stay the model's own.
@@ -288,4 +288,4 @@ def save_safetensors(path: Path, state: StateDict, description: Mapping[str, Any
     """
     tensors = {name: tensor.contiguous() for name, tensor in state.items()}
     metadata = {"format": "pt", "hyperiqa": description_json(description)}
-    write_whole(path, safetensors.torch.save(tensors, metadata))
+    files.write_whole(path, safetensors.torch.save(tensors, metadata))

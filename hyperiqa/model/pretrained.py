@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.model.checkpoints import IDLE, find_model, read_state
-from hyperiqa.model.foreign import public_names
+from hyperiqa.model import checkpoints, foreign
 
 
 def load_backbone_weights(backbone: Any, path: Path) -> None:
@@ -15,7 +14,9 @@ def load_backbone_weights(backbone: Any, path: Path) -> None:
     backbone is taken. A classifier and our LDA are left out. Raises UserError naming what is
     missing.
     """
-    state: dict[str, Any] = public_names(read_state(find_model(path))[0])
+    state: dict[str, Any] = foreign.public_names(
+        checkpoints.read_state(checkpoints.find_model(path))[0]
+    )
     prefix = (
         f"{backbone.prefix}.backbone." if hasattr(backbone, "backbone") else f"{backbone.prefix}."
     )
@@ -34,7 +35,9 @@ def load_backbone_weights(backbone: Any, path: Path) -> None:
     # Another model's names, which timm's translation does not expect, can raise anything in it.
     except Exception:
         fitting = {}
-    misfits = [name for name in expected if name not in fitting and not name.endswith(IDLE)]
+    misfits = [
+        name for name in expected if name not in fitting and not name.endswith(checkpoints.IDLE)
+    ]
     if misfits:
         raise UserError(
             f"{path}: {len(misfits)} of the backbone's {len(expected)} tensors are missing or "

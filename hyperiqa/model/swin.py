@@ -10,8 +10,7 @@ import torch
 from timm.models.swin_transformer import WindowAttention
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.model.backbone import Backbone
-from hyperiqa.model.timm_encoder import create
+from hyperiqa.model import backbone, timm_encoder
 
 # Small variants of Swin-T, without ImageNet weights.
 OWN_SWINS: dict[str, dict[str, Any]] = {
@@ -28,7 +27,7 @@ OWN_SWINS: dict[str, dict[str, Any]] = {
 }
 
 
-class SwinBackbone(Backbone):
+class SwinBackbone(backbone.Backbone):
     """A timm Swin's stage maps; parameters `swin.backbone.*`, LDA `swin.lda*`.
 
     patch_size: the side of the patches in pixels, for which the windows are built. drop_path: the
@@ -54,7 +53,7 @@ class SwinBackbone(Backbone):
         if drop_path is not None:
             arguments["drop_path_rate"] = drop_path
         try:
-            self.backbone = create(
+            self.backbone = timm_encoder.create(
                 architecture, pretrained, features_only=True, img_size=patch_size, **arguments
             )
         except UserError as problem:

@@ -24,11 +24,8 @@ import huggingface_hub
 import timm
 import torch
 
-from hyperiqa.base.errors import UserError, reading_file
-from hyperiqa.base.network import check_reachable
-from hyperiqa.base.schema import Every, maybe, mismatch, number
-from hyperiqa.model import backbone, checkpoints
-from hyperiqa.model.description import ARCHITECTURE
+from hyperiqa.base import errors, network, schema
+from hyperiqa.model import backbone, checkpoints, description
 
 STAGES = 4
 # The arguments of timm's encoders that a file may give: numbers, switches and lists of numbers.
@@ -92,10 +89,10 @@ class TimmBackbone(backbone.Backbone):
             # of timm that its config.json names, which needs no network.
             self.backbone = create(name if downloaded else model["name"], downloaded, **arguments)
             self.stages, self.normed, channels = choose_stages(self.backbone, patch_size)
-        except UserError as problem:
-            raise UserError(f"--backbone {name}: {problem}") from None
+        except errors.UserError as problem:
+            raise errors.UserError(f"--backbone {name}: {problem}") from None
         except REFUSALS as problem:
-            raise UserError(_refusal(name, model["name"], arguments, problem)) from None
+            raise errors.UserError(_refusal(name, model["name"], arguments, problem)) from None
         if packaged is not None:
             # The package has other names for the tensors, but in timm's order. The tensors of the
             # classifier come last and are left over.
@@ -134,21 +131,23 @@ def create(name: str, pretrained: bool, **arguments: Any) -> Any:
     timm's own exceptions if the arguments do not suit.
     """
     if ":" not in name and not timm.is_model(name):
-        raise UserError(_no_such_model(name))
+        raise errors.UserError(_no_such_model(name))
     if pretrained and not in_hub_cache(name):
-        check_reachable(huggingface_hub.constants.ENDPOINT)
+        network.check_reachable(huggingface_hub.constants.ENDPOINT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return timm.create_model(name, pretrained, **arguments)
         except TypeError as problem:
             if "drop_path_rate" in str(problem):
-                raise UserError("it has no stochastic depth: no --drop_path") from None
+                raise errors.UserError("it has no stochastic depth: no --drop_path") from None
             if "argument 'img_size'" not in str(problem):
                 raise
         except RuntimeError as problem:
             if pretrained and "pretrained" in str(problem).lower():
-                raise UserError("it has no pretrained weights: add --no_pretrained") from None
+                raise errors.UserError(
+                    "it has no pretrained weights: add --no_pretrained"
+                ) from None
             raise
         # A convolutional net takes every size, so its constructor has no such argument.
         del arguments["img_size"]
@@ -171,7 +170,9 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
     UserError if the maps cannot be used, and whatever the encoder raises for an image of that side.
     """
     if not hasattr(encoder, "forward_intermediates"):
-        raise UserError(f"timm {timm.__version__} gives no stage maps of it; a newer one may")
+        raise errors.UserError(
+            f"timm {timm.__version__} gives no stage maps of it; a newer one may"
+        )
     blank = torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
     # In eval mode, the image does not change the statistics of batch norms.
     with torch.no_grad():
@@ -181,7 +182,9 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
     encoder.train()
     shapes = [tuple(stage.shape) for stage in maps]
     if len(shapes) < STAGES:
-        raise UserError(f"expected at least {STAGES} stage maps, found {len(shapes)}: {shapes}")
+        raise errors.UserError(
+            f"expected at least {STAGES} stage maps, found {len(shapes)}: {shapes}"
+        )
     plain = len({shape[2:] for shape in shapes[-STAGES:]}) == 1
     if plain:
         indices = [(k + 1) * len(shapes) // STAGES - 1 for k in range(STAGES)]
@@ -194,7 +197,7 @@ def choose_stages(encoder: Any, side: int) -> tuple[list[int], bool, list[int]]:
         shape = shapes[k]
         stated = encoder.feature_info[k] if is_stated else {"num_chs": shape[1], "reduction": None}
         if len(shape) != 4 or shape[1] != stated["num_chs"] or shape[2] != shape[3]:
-            raise UserError(
+            raise errors.UserError(
                 f"expected square stage maps, the {k + 1}th of {stated['num_chs']} channels, "
                 f"found {shapes}"
             )
@@ -269,13 +272,14 @@ def check_architecture(
         # No encoder has 500 blocks. A million of them, even without memory for the weights, would
         # take long to build.
         largest = 500 if argument.startswith(("depth", "layers", "num_blocks")) else 1e5
-        numbers = Every(maybe(number(-largest, largest)), 0, 100)
+        numbers = schema.Every(schema.maybe(schema.number(-largest, largest)), 0, 100)
         is_shape = argument in NUMBERED and (
             isinstance(value, bool)
-            or mismatch(value if isinstance(value, (list, tuple)) else [value], numbers) is None
+            or schema.mismatch(value if isinstance(value, (list, tuple)) else [value], numbers)
+            is None
         )
         if not (is_shape or (isinstance(value, str) and value in WORDED.get(argument, ()))):
-            raise UserError(
+            raise errors.UserError(
                 f"--backbone {name}: its architecture has {argument}={reprlib.repr(value)}; "
                 "expected nothing but the shape of an encoder of timm"
             )
@@ -285,7 +289,7 @@ def check_architecture(
         encoder = timm.create_model(architecture["name"], **architecture["args"])
         count = sum(parameter.numel() for parameter in encoder.parameters())
         if count > most_parameters:
-            raise UserError(
+            raise errors.UserError(
                 f"--backbone {name}: an encoder of its architecture has {count:,} parameters; "
                 f"the file has {most_parameters:,.0f}"
             )
@@ -300,22 +304,22 @@ def _hub_architecture(name: str) -> dict[str, Any] | None:
     if not colon:
         return None
     if not in_hub_cache(name, ("config.json",)):
-        check_reachable(huggingface_hub.constants.ENDPOINT)
+        network.check_reachable(huggingface_hub.constants.ENDPOINT)
     try:
         if source == "local-dir":
             file = Path(place) / "config.json"
-            with reading_file(file, "cannot be read", RecursionError):
+            with errors.reading_file(file, "cannot be read", RecursionError):
                 config = json.loads(file.read_text(encoding="utf-8"))
             architecture = {"name": config["architecture"], "args": config.get("model_args") or {}}
         else:
             _, model_name, arguments = timm.models.load_model_config_from_hf(place)
             architecture = {"name": model_name, "args": arguments or {}}
     except (AttributeError, KeyError, TypeError, ValueError, AssertionError):
-        raise UserError(
+        raise errors.UserError(
             f"--backbone {name}: its config.json describes no encoder of timm"
         ) from None
-    if problem := mismatch(architecture, ARCHITECTURE, "config.json"):
-        raise UserError(f"--backbone {name}: {problem}")
+    if problem := schema.mismatch(architecture, description.ARCHITECTURE, "config.json"):
+        raise errors.UserError(f"--backbone {name}: {problem}")
     check_architecture(name, architecture)
     return architecture
 

@@ -11,8 +11,7 @@ from tqdm import tqdm
 from hyperiqa.base.errors import counted
 from hyperiqa.pages.page import Page, block
 from hyperiqa.pages.scored_sets import ScoredSet
-from hyperiqa.scoring import maps
-from hyperiqa.scoring.quality_model import QualityModel
+from hyperiqa.scoring import maps, quality_model
 
 MAPS = 4  # in each level of quality
 SHOWN = (640, 480)  # most pixels of a map, wide and high: more than a page shows
@@ -20,7 +19,9 @@ LAYERS = [f"layer {layer}" for layer in maps.LAYERS]
 STAGES = [f"stage {stage}" for stage in range(1, 5)]
 
 
-def add_maps(page: Page, scored_set: ScoredSet, model: QualityModel, number: int) -> None:
+def add_maps(
+    page: Page, scored_set: ScoredSet, model: quality_model.QualityModel, number: int
+) -> None:
     """Add the section on where the model looks, by levels of quality, to the page.
 
     `number` images of the set show which stages `attention` weighs and how the generated weights

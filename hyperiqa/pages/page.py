@@ -20,10 +20,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
-from hyperiqa.base.errors import counted
-from hyperiqa.base.files import write_whole
-from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.base.terminal import printable
+from hyperiqa.base import errors, files, plain_values, terminal
 from hyperiqa.images.decode import FORMATS, from_pillow, read_header, room_for
 from hyperiqa.scoring.meaning import Meaning
 from hyperiqa.scoring.score_files import scale_text
@@ -48,7 +45,7 @@ class Page:
         # Read only when the page is written: ten thousand pictures do not fit into memory.
         self.sources: list[Source] = []
         self.content: dict[str, Any] = {
-            "title": printable(title),
+            "title": terminal.printable(title),
             "facts": list(facts),
             "reload": reload,
             "sets": {},
@@ -73,7 +70,7 @@ class Page:
         pictures = [len(self.sources) + i for i in range(len(sources))]
         self.sources += sources
         self.content["sets"][name] = {
-            "names": list(map(printable, names)),
+            "names": list(map(terminal.printable, names)),
             "fields": {title: list(map(_rounded, values)) for title, values in fields.items()},
             "crops": crops,
             "pictures": pictures or [-1] * len(names),
@@ -87,7 +84,7 @@ class Page:
 
     def write(self, path: Path) -> None:
         """Write the page as one file. Raises UserError if unwritable."""
-        write_whole(path, lambda file: file.writelines(map(str.encode, self._texts())))
+        files.write_whole(path, lambda file: file.writelines(map(str.encode, self._texts())))
 
     def _texts(self) -> Iterator[str]:
         """The page's text, piece by piece."""
@@ -97,7 +94,9 @@ class Page:
         before_data, after_data = frame.split("<!--DATA-->\n")
         before_data = before_data.replace("<!--TITLE-->", html.escape(self.content["title"]))
         # NaN becomes null.
-        content = json.dumps(to_json_value(self.content), ensure_ascii=False, separators=(",", ":"))
+        content = json.dumps(
+            plain_values.to_json_value(self.content), ensure_ascii=False, separators=(",", ":")
+        )
         # No text in the data ends the script, or begins a comment or another script within it. A
         # file in UTF-8 holds no halves of characters.
         content = re.sub(
@@ -200,13 +199,13 @@ def draw_scores(
     values = [score for _, score in scores]
     sources = [functools.partial(thumbnail, image) for image in images]
     facts = [
-        f"{counted(len(values), 'image')}, scores {min(values):.2f} to {max(values):.2f}"
+        f"{errors.counted(len(values), 'image')}, scores {min(values):.2f} to {max(values):.2f}"
         if values
         else "no image has a score",
         f"scale of the scores: {scale_text(description)}",
     ]
     if failed:
-        facts.append(f"{counted(failed, 'image')} could not be scored")
+        facts.append(f"{errors.counted(failed, 'image')} could not be scored")
     fields: dict[str, Sequence] = {"score": values}
     if meaning:
         facts.append(meaning.about)
@@ -226,7 +225,7 @@ def draw_scores(
         ),
     )
     if failures:
-        lines = [printable(failure) for failure in failures]
+        lines = [terminal.printable(failure) for failure in failures]
         if failed > len(failures):
             lines.append(f"and {failed - len(failures):,} more")
         page.section(f"Without a score: {failed:,}", block("list", lines=lines))
@@ -244,7 +243,7 @@ def _names_below_common_folder(images: Sequence[str]) -> Sequence[str]:
 
 def draw_pairs(path: Path, title: str, pairs: Sequence[Sequence[tuple[str, Path]]]) -> None:
     """Write a page of pairs of images (name, path). Raises UserError if unwritable."""
-    page = Page(title, [counted(len(pairs), "pair")])
+    page = Page(title, [errors.counted(len(pairs), "pair")])
     images = [image for pair in pairs for image in pair]
     sources = [functools.partial(thumbnail, str(image_path)) for _, image_path in images]
     page.images("pairs", [name for name, _ in images], {}, sources)

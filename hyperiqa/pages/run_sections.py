@@ -8,9 +8,7 @@ from typing import Any
 from hyperiqa.base.errors import UserError, counted
 from hyperiqa.model import checkpoints
 from hyperiqa.pages.page import Page, block
-from hyperiqa.runs import differences, runs_table, standards_table
-from hyperiqa.runs.measures import Entry, Measure
-from hyperiqa.runs.reading import Run
+from hyperiqa.runs import differences, measures, reading, runs_table, standards_table
 from hyperiqa.scoring import certificate_checks
 from hyperiqa.stats.metrics import RECORDED
 from hyperiqa.training.run_files import read_records
@@ -21,12 +19,12 @@ SUMMARY = {"best/\nepochs": "best epoch/epochs", "min/\nepoch": "minutes per epo
 
 def add_runs(
     page: Page,
-    entries: Sequence[Entry],
-    measure: Measure,
+    entries: Sequence[measures.Entry],
+    measure: measures.Measure,
     grouped: bool,
     comparisons: Sequence[differences.Comparison],
     short_names: Mapping[str, str],
-    names_of_runs: Mapping[Run, str],
+    names_of_runs: Mapping[reading.Run, str],
 ) -> None:
     """Add the sections on runs to the page, but for their certificates.
 
@@ -72,7 +70,7 @@ def add_runs(
 
 
 def _add_summary(
-    page: Page, entry: Entry, cells: Iterable[tuple[str, str]], lines: Sequence[str]
+    page: Page, entry: measures.Entry, cells: Iterable[tuple[str, str]], lines: Sequence[str]
 ) -> None:
     """Add the sections on a page's only entry.
 
@@ -98,7 +96,9 @@ def _with_short_names(
 
 
 def _sentences(
-    comparisons: Sequence[differences.Comparison], measure: Measure, short_names: dict[str, str]
+    comparisons: Sequence[differences.Comparison],
+    measure: measures.Measure,
+    short_names: dict[str, str],
 ) -> Iterator[str]:
     for comparison in comparisons:
         text = differences.sentence(
@@ -107,7 +107,7 @@ def _sentences(
         yield "; ".join(filter(None, [text, differences.detection_limit(comparison)]))
 
 
-def _curves(entries: Sequence[Entry], names: Mapping[Run, str]) -> dict[str, Any]:
+def _curves(entries: Sequence[measures.Entry], names: Mapping[reading.Run, str]) -> dict[str, Any]:
     """A panel for each figure of each set, and for the training loss and its parts."""
     runs = [run for entry in entries for run in entry.runs]
     # A dictionary drops what comes twice and keeps the order.
@@ -127,7 +127,7 @@ def _curves(entries: Sequence[Entry], names: Mapping[Run, str]) -> dict[str, Any
     )
 
 
-def _loss_names(runs: Sequence[Run]) -> list[str]:
+def _loss_names(runs: Sequence[reading.Run]) -> list[str]:
     figures = dict.fromkeys(
         name for run in runs for epoch in run.epochs.values() for name in epoch.get("train", {})
     )
@@ -136,7 +136,7 @@ def _loss_names(runs: Sequence[Run]) -> list[str]:
     return ["loss"] if len(losses) == 2 else losses
 
 
-def checkpoint_of(run: Run, folder: Path | None) -> Path:
+def checkpoint_of(run: reading.Run, folder: Path | None) -> Path:
     """The model file of a run.
 
     A run of several rounds has a checkpoint folder for each; `run` is one of them.
@@ -154,7 +154,9 @@ def checkpoint_of(run: Run, folder: Path | None) -> Path:
     return checkpoints.find_model(place)
 
 
-def add_certificates(page: Page, short_names: Mapping[Run, str], folder: Path | None) -> None:
+def add_certificates(
+    page: Page, short_names: Mapping[reading.Run, str], folder: Path | None
+) -> None:
     """Add the certificates of the runs' models to the page, and why there is none.
 
     short_names: run -> the name to show. folder: as of `checkpoint_of`.

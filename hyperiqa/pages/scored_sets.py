@@ -23,11 +23,9 @@ from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import read_header
 from hyperiqa.pages.page import Page, block, picture_from_cache
-from hyperiqa.runs.reading import Run
-from hyperiqa.runs.tables import estimate_text
+from hyperiqa.runs import reading, tables
 from hyperiqa.stats import intervals, metrics, resampling
-from hyperiqa.training import log, patches, run_files
-from hyperiqa.training.batches import DecodedSet
+from hyperiqa.training import batches, log, patches, run_files
 from hyperiqa.training.options import settings_again
 from hyperiqa.training.sets import RunData
 
@@ -54,7 +52,7 @@ class ScoredSet:
     mos: np.ndarray
     scores: dict[str, np.ndarray] = field(default_factory=dict)
     records: Sequence[Record] = ()
-    images: DecodedSet | None = None
+    images: batches.DecodedSet | None = None
     crop: tuple[int, str, int] = (224, "center", 1)
 
     @property
@@ -75,7 +73,7 @@ class ScoredSet:
 
 
 def sets_of_runs(
-    short_names: Mapping[Run, str],
+    short_names: Mapping[reading.Run, str],
     places: Mapping[str, Path | None],
     cache_flags: Mapping[str, Any] | None,
 ) -> tuple[list[ScoredSet], list[str]]:
@@ -110,7 +108,7 @@ def sets_of_runs(
 
 def _add_images(
     scored_set: ScoredSet,
-    run: Run,
+    run: reading.Run,
     part: str,
     places: Mapping[str, Path | None],
     cache_flags: Mapping[str, Any],
@@ -342,8 +340,8 @@ def _error_plots(
     """Plots of all runs' scores and errors, with the logistic that is fitted to the first run's."""
     mos = scored_set.mos
     notes = [
-        f"{run}: SRCC {estimate_text(intervals.Estimate(metrics.srcc(scores, mos)))}, "
-        f"PLCC {estimate_text(intervals.Estimate(metrics.plcc(scores, mos)))}"
+        f"{run}: SRCC {tables.estimate_text(intervals.Estimate(metrics.srcc(scores, mos)))}, "
+        f"PLCC {tables.estimate_text(intervals.Estimate(metrics.plcc(scores, mos)))}"
         for run, scores in scored_set.scores.items()
     ]
     first_scores = next(iter(scored_set.scores.values()))
@@ -416,4 +414,4 @@ def _srcc_text(errors: np.ndarray, measure: Sequence[float]) -> str:
     values = np.array(measure)
     draws = resampling.bootstrap("srcc", errors, values, 1000)[:, 0]
     interval = intervals.percentile_interval(draws)
-    return estimate_text(intervals.Estimate(metrics.srcc(errors, values), *interval))
+    return tables.estimate_text(intervals.Estimate(metrics.srcc(errors, values), *interval))

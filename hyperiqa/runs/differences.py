@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperiqa.base.errors import UserError, counted, first_five
-from hyperiqa.runs.measures import Entry, Measure
-from hyperiqa.runs.reading import Key, Run, Scores
+from hyperiqa.runs import measures, reading
 from hyperiqa.stats import intervals, resampling, standards
 
 # Correlation of two models' errors, where there is no second run to measure it on.
@@ -29,8 +28,8 @@ class Comparison:
     compared; "" where they can.
     """
 
-    a: Entry
-    b: Entry
+    a: measures.Entry
+    b: measures.Entry
     method: str = ""
     images: int = 0
     difference: intervals.Difference | None = None
@@ -38,7 +37,7 @@ class Comparison:
     refused: str = ""
 
 
-def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
+def compare(measure: measures.Measure, a: measures.Entry, b: measures.Entry) -> Comparison:
     """The difference of two entries, by the best method that their files allow.
 
     In this order: paired on the same images, from the numbers of images, from the seeds alone.
@@ -71,7 +70,7 @@ def compare(measure: Measure, a: Entry, b: Entry) -> Comparison:
     return Comparison(a, b, "seeds and images", len(keys), difference)
 
 
-def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
+def _compare_runs(measure: measures.Measure, a: measures.Entry, b: measures.Entry) -> Comparison:
     run_a, run_b = a.runs[0], b.runs[0]
     scores_a, scores_b = measure.scores(run_a), measure.scores(run_b)
     if scores_a is None or scores_b is None:
@@ -91,7 +90,9 @@ def _compare_runs(measure: Measure, a: Entry, b: Entry) -> Comparison:
     return Comparison(a, b, "images, paired", len(keys), difference)
 
 
-def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Comparison:
+def _compare_by_numbers_of_images(
+    measure: measures.Measure, a: measures.Entry, b: measures.Entry
+) -> Comparison:
     run_a, run_b = a.runs[0], b.runs[0]
     images_a, images_b = run_a.images.get(measure.part), run_b.images.get(measure.part)
     if measure.formula is None or images_a is None or images_b is None:
@@ -105,7 +106,9 @@ def _compare_by_numbers_of_images(measure: Measure, a: Entry, b: Entry) -> Compa
     return Comparison(a, b, "number of images", fewer, difference, refused=reason)
 
 
-def _reason_against_pairing(scores_a: Scores, scores_b: Scores, keys: tuple[Key, ...]) -> str:
+def _reason_against_pairing(
+    scores_a: reading.Scores, scores_b: reading.Scores, keys: tuple[reading.Key, ...]
+) -> str:
     # The images that few runs share may be no fair sample of either's set.
     fewer = min(len(scores_a.keys), len(scores_b.keys))
     fewest = max(10, (fewer + 1) // 2)
@@ -121,7 +124,9 @@ def _reason_against_pairing(scores_a: Scores, scores_b: Scores, keys: tuple[Key,
     return ""
 
 
-def compare_all(measure: Measure, pairs: Sequence[tuple[Entry, Entry]]) -> list[Comparison]:
+def compare_all(
+    measure: measures.Measure, pairs: Sequence[tuple[measures.Entry, measures.Entry]]
+) -> list[Comparison]:
     """Compare all pairs, their p-values corrected together (Holm)."""
     comparisons = [compare(measure, a, b) for a, b in pairs]
     # What was refused is no test, and makes the others no less sure.
@@ -194,8 +199,8 @@ def p_text(p: float) -> str:
 
 
 def chosen_pairs(
-    entries: Sequence[Entry], against: str | None, pairs: bool
-) -> list[tuple[Entry, Entry]]:
+    entries: Sequence[measures.Entry], against: str | None, pairs: bool
+) -> list[tuple[measures.Entry, measures.Entry]]:
     """The pairs to compare: each entry with the one called `against`, or all with all.
 
     Two entries alone are compared anyway.
@@ -208,7 +213,7 @@ def chosen_pairs(
     return []
 
 
-def find_entry(name: str, entries: Sequence[Entry], flag: str) -> Entry:
+def find_entry(name: str, entries: Sequence[measures.Entry], flag: str) -> measures.Entry:
     """The entry of this name, or the only one with these settings or with the name as a part.
 
     name: of an entry or its run, the path of the run's log, or settings such as `alpha=0.3`.
@@ -219,13 +224,13 @@ def find_entry(name: str, entries: Sequence[Entry], flag: str) -> Entry:
     # The end of a part is no part of a number: alpha=0 is not in alpha=0.3.
     part = re.compile(re.escape(short_name) + (r"(?![^\W_]|\.\d)" if "=" in name else ""))
     # In this order: `a` is found beside `ab`.
-    rules: list[Callable[[Entry], object]] = [
+    rules: list[Callable[[measures.Entry], object]] = [
         lambda entry: name in _names(entry),
         lambda entry: short_name in _names(entry),
         lambda entry: all(_has_setting(entry, word) for word in name.split()),
         lambda entry: part.search("\n".join(_names(entry))),
     ]
-    matches: list[Entry] = []
+    matches: list[measures.Entry] = []
     while rules and not matches:
         matches = list(filter(rules.pop(0), entries))
     if len(matches) == 1:
@@ -238,7 +243,7 @@ def find_entry(name: str, entries: Sequence[Entry], flag: str) -> Entry:
     )
 
 
-def _has_setting(entry: Entry, word: str) -> bool:
+def _has_setting(entry: measures.Entry, word: str) -> bool:
     """Whether a word such as `alpha=0.3` is a setting of the entry, whose name may be longer."""
     key, _, value = word.partition("=")
     return any(
@@ -248,11 +253,13 @@ def _has_setting(entry: Entry, word: str) -> bool:
     )
 
 
-def _names(entry: Entry) -> list[str]:
+def _names(entry: measures.Entry) -> list[str]:
     return [entry.name, *(run.name for run in entry.runs)]
 
 
-def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
+def power(
+    entry: measures.Entry, entries: Sequence[measures.Entry], measure: measures.Measure
+) -> Iterator[str]:
     """The smallest differences that more runs like this entry's would show, on its images.
 
     entries: the settings that are known, which tell how much two of them and how much seeds of
@@ -262,11 +269,7 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
     if keys is None or math.isnan(measure.value(entry.runs[0])):
         yield f"{entry.name}: no power without predictions of its best epoch"
         return
-    others = [
-        setting
-        for setting in entries
-        if setting is not entry and measure.common_images(setting.runs) == keys
-    ]
+    others = [e for e in entries if e is not entry and measure.common_images(e.runs) == keys]
     settings = [entry, *others]
     draws = measure.draws(entry.runs[0], keys)
     other_draws = [measure.draws(run, keys) for setting in others for run in setting.runs]
@@ -305,7 +308,7 @@ def power(entry: Entry, entries: Sequence[Entry], measure: Measure) -> Iterator[
 
 
 def _seeds_of(
-    settings: Sequence[Entry], keys: tuple[Key, ...], measure: Measure
+    settings: Sequence[measures.Entry], keys: tuple[reading.Key, ...], measure: measures.Measure
 ) -> intervals.Seeds:
     return intervals.pooled_seeds(
         [
@@ -319,7 +322,9 @@ def _seeds_of(
     )
 
 
-def _made_up_pair(measure: Measure, run: Run, keys: Sequence[Key]) -> np.ndarray:
+def _made_up_pair(
+    measure: measures.Measure, run: reading.Run, keys: Sequence[reading.Key]
+) -> np.ndarray:
     """The figures (B, 2) of a run and of a made-up one on the same resamples.
 
     The made-up run's errors are as large as this one's, and correlate with them by `ALIKE`.

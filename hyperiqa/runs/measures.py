@@ -9,8 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from hyperiqa.base.command_line import Range
-from hyperiqa.base.errors import UserError
+from hyperiqa.base import command_line, errors
 from hyperiqa.datasets.names import record_name
 from hyperiqa.runs.reading import DONE, Key, Run, Scores, setting_text
 from hyperiqa.stats import intervals, metrics, resampling
@@ -106,7 +105,7 @@ def differing_settings(runs: Sequence[Run]) -> list[str]:
 
 
 # What `--metric` takes.
-FIGURE: Range = (
+FIGURE: command_line.Range = (
     f"[SET_]FIGURE, FIGURE one of {', '.join(metrics.FIGURES)}",
     lambda name: metrics.figure_of(name)[1] in metrics.FIGURES,
 )
@@ -239,7 +238,7 @@ def choose_entries(
     if grouped:
         entries, notes = group(runs)
     if not entries:
-        raise UserError(f"--group: expected finished runs; {'; '.join(notes)}")
+        raise errors.UserError(f"--group: expected finished runs; {'; '.join(notes)}")
     measure.draw_together(entries)
     return ranked(entries, replace(measure, metric=sort or measure.metric)), notes
 

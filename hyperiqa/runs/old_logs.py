@@ -11,12 +11,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from hyperiqa.base.errors import UserError, reading_file
-from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.base.schema import mismatch
+from hyperiqa.base import errors, plain_values, schema
 from hyperiqa.stats.metrics import FIGURES
-from hyperiqa.training.options import figure_settings
-from hyperiqa.training.run_files import RECORDS
+from hyperiqa.training import options, run_files
 
 _ELAPSED = re.compile(rb"\[(?:(\d+):)?(\d+):(\d\d)<")
 # A row may stand on the line of an unfinished bar, behind the bar's closing bracket.
@@ -50,17 +47,17 @@ def read_log(path: Path) -> list[dict]:
     progress bars' sum, {"bars": s}. Raises UserError for a file that is no log.
     """
     reader = _Reader(path.stem)
-    with reading_file(path, "cannot be read"), path.open("rb") as file:
+    with errors.reading_file(path, "cannot be read"), path.open("rb") as file:
         for line in file:
             reader.take(line)
     if not reader.recognised:
-        raise UserError(
+        raise errors.UserError(
             f"{path}: not a training log: expected a line `Epoch  Train_Loss  …`, found none"
         )
     records = reader.records()
     # The settings are as the log has them; figures were read as numbers.
-    if problem := mismatch(records[0], RECORDS["run"]):
-        raise UserError(f"{path}: not the log of a run: {problem}")
+    if problem := schema.mismatch(records[0], run_files.RECORDS["run"]):
+        raise errors.UserError(f"{path}: not the log of a run: {problem}")
     return records
 
 
@@ -254,7 +251,7 @@ _ACTIONS: dict[str, Callable[[_Reader, re.Match], object]] = {
     "Run: ": _Reader.on_run_name,
     "Settings: (.*)": lambda log, match: log.set_flags(_SETTING.findall(match[1])),
     "All other settings have their defaults": lambda log, match: log.flags.update(
-        {**figure_settings({}), **log.flags}
+        {**options.figure_settings({}), **log.flags}
     ),
     r"Backbone: .*?Swin Transformer (\w+)": lambda log, match: log.flags.update(
         backbone=_SWIN.format(match[1].lower())
@@ -284,7 +281,7 @@ def _ranking_loss_form(train: dict, alpha: float) -> str:
 def _number(text: str) -> float | None:
     # None, as in the jsonl, where it is undefined or no number.
     try:
-        return to_json_value(float(text))
+        return plain_values.to_json_value(float(text))
     except ValueError:
         return None
 

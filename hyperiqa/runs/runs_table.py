@@ -6,15 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from hyperiqa.base.errors import counted
-from hyperiqa.runs.measures import (
-    Entry,
-    Measure,
-    default_texts,
-    differ_in_sets,
-    differing_settings,
-)
-from hyperiqa.runs.reading import UNDER_WAY, Run
-from hyperiqa.runs.tables import FEW_IMAGES, FEW_IMAGES_NOTE, estimate_text
+from hyperiqa.runs import measures, reading, tables
 from hyperiqa.stats import intervals, metrics
 
 # The title of a column that tables have where runs were tested on different sets.
@@ -28,7 +20,7 @@ _PAPERS = {"srcc": "Bonett & Wright 2000", "plcc": "Fisher"}
 
 
 def table(
-    entries: Sequence[Entry], measure: Measure, grouped: bool = False
+    entries: Sequence[measures.Entry], measure: measures.Measure, grouped: bool = False
 ) -> tuple[list[str], list[list[str]]]:
     """Header, of two lines at most, and rows.
 
@@ -39,7 +31,7 @@ def table(
     header = [
         "setting" if grouped else "run",
         "backbone",
-        *([DATA_SET] if differ_in_sets(entries) else []),
+        *([DATA_SET] if measures.differ_in_sets(entries) else []),
         "seeds" if grouped else "best/\nepochs",
         "train\nSRCC",
         *titles.values(),
@@ -49,7 +41,7 @@ def table(
     return header, [_row(entry, measure, titles, grouped, DATA_SET in header) for entry in entries]
 
 
-def _titles(entries: Sequence[Entry], measure: Measure) -> dict[str, str]:
+def _titles(entries: Sequence[measures.Entry], measure: measures.Measure) -> dict[str, str]:
     names = [*metrics.RECORDED, *([measure.name] if measure.part == "test" else [])]
     titles = {name: f"test\n{name.upper()}" for name in names}
     runs = [run for entry in entries for run in entry.runs]
@@ -72,7 +64,11 @@ def _titles(entries: Sequence[Entry], measure: Measure) -> dict[str, str]:
 
 
 def _row(
-    entry: Entry, measure: Measure, titles: Iterable[str], grouped: bool, with_set: bool
+    entry: measures.Entry,
+    measure: measures.Measure,
+    titles: Iterable[str],
+    grouped: bool,
+    with_set: bool,
 ) -> list[str]:
     run = entry.runs[0]
     count = str(len(entry.runs))
@@ -84,13 +80,15 @@ def _row(
     for name in titles:
         # Of the metric the interval too.
         if name == measure.metric:
-            cells.append(estimate_text(measure.estimate(entry)))
+            cells.append(tables.estimate_text(measure.estimate(entry)))
         else:
             cells.append(_number_text(entry.mean(replace(measure, metric=name).value), 4))
     minutes = entry.mean(lambda run: run.minutes)
     cells.append(_number_text(minutes, 1 if minutes >= 1 else 2))
     if not grouped:
-        cells.append("running?" if run.status == UNDER_WAY else run.status.replace("_", " "))
+        cells.append(
+            "running?" if run.status == reading.UNDER_WAY else run.status.replace("_", " ")
+        )
     return cells
 
 
@@ -98,7 +96,7 @@ def _number_text(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
+def footnotes(entries: Sequence[measures.Entry], measure: measures.Measure) -> Iterator[str]:
     """The lines below a table of entries.
 
     Which images were tested, what the signs mean, what choosing the epoch does to the figures, and
@@ -109,9 +107,9 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
     yield from _set_notes(runs)
     yield from _interval_notes(estimates, measure, any(len(entry.runs) > 1 for entry in entries))
     scores = [measure.scores(run) for run in runs if measure.name == "plcc"]
-    if any(of_run and len(of_run.keys) < FEW_IMAGES for of_run in scores):
-        yield FEW_IMAGES_NOTE
-    if any(run.status == UNDER_WAY for run in runs):
+    if any(of_run and len(of_run.keys) < tables.FEW_IMAGES for of_run in scores):
+        yield tables.FEW_IMAGES_NOTE
+    if any(run.status == reading.UNDER_WAY for run in runs):
         yield "running?: the records have no end; the run goes on, or it was killed"
     if measure.epoch == "best":
         yield (
@@ -125,7 +123,7 @@ def footnotes(entries: Sequence[Entry], measure: Measure) -> Iterator[str]:
         yield from _ceiling_notes(runs, measure)
 
 
-def _set_notes(runs: Sequence[Run]) -> Iterator[str]:
+def _set_notes(runs: Sequence[reading.Run]) -> Iterator[str]:
     # A log of the public code may not say which set it is of.
     tests = [(run, "test") for run in runs if "dataset" in run.settings]
     cross_tests = [(run, part) for run in runs for part in run.cross_tests]
@@ -137,7 +135,7 @@ def _set_notes(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _interval_notes(
-    estimates: Sequence[intervals.Estimate], measure: Measure, grouped: bool
+    estimates: Sequence[intervals.Estimate], measure: measures.Measure, grouped: bool
 ) -> Iterator[str]:
     if any(not estimate.approximate and not math.isnan(estimate.low) for estimate in estimates):
         yield f"[…] 95 % interval: bootstrap over test images, {measure.resamples} resamples"
@@ -151,7 +149,7 @@ def _interval_notes(
         yield "± standard deviation over seeds; intervals over seeds and images"
 
 
-def _selection_note(runs: Sequence[Run]) -> Iterator[str]:
+def _selection_note(runs: Sequence[reading.Run]) -> Iterator[str]:
     biases = sorted(run.selection_bias for run in runs if not math.isnan(run.selection_bias))
     if biases and biases[-1] >= 0.00005:
         most = "" if biases[0] == biases[-1] else f" to {biases[-1]:.4f}"
@@ -160,7 +158,7 @@ def _selection_note(runs: Sequence[Run]) -> Iterator[str]:
         )
 
 
-def _ceiling_notes(runs: Sequence[Run], measure: Measure) -> Iterator[str]:
+def _ceiling_notes(runs: Sequence[reading.Run], measure: measures.Measure) -> Iterator[str]:
     # Each test set once: it is the same for all runs that have its images.
     notes: dict[str, None] = {}
     for run in runs:
@@ -177,15 +175,15 @@ def _ceiling_notes(runs: Sequence[Run], measure: Measure) -> Iterator[str]:
     yield from notes
 
 
-def settings_table(entries: Sequence[Entry]) -> tuple[list[str], list[list[str]]]:
+def settings_table(entries: Sequence[measures.Entry]) -> tuple[list[str], list[list[str]]]:
     """Only the settings in which the entries differ; `?` where a log doesn't hold one."""
-    names = differing_settings([run for entry in entries for run in entry.runs])
+    names = measures.differing_settings([run for entry in entries for run in entry.runs])
     return ["run", *names], [[entry.name, *map(entry.setting, names)] for entry in entries]
 
 
-def settings_of(entry: Entry) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+def settings_of(entry: measures.Entry) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(name, value) of the entry's settings: those that are not the defaults, and all."""
-    defaults = default_texts()
+    defaults = measures.default_texts()
     rows = [(name, entry.setting(name)) for name in sorted(entry.runs[0].settings)]
     # What is no flag, such as the device, has no default to differ from.
     return [(name, text) for name, text in rows if text != defaults.get(name, text)], rows

@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from hyperiqa.runs.measures import Entry
-from hyperiqa.runs.tables import estimate_text
-from hyperiqa.stats import standards
-from hyperiqa.stats.intervals import NAN, Difference
+from hyperiqa.runs import measures, tables
+from hyperiqa.stats import intervals, standards
 
 ALL = "all sets"
-_UNKNOWN = standards.Measured(NAN, np.empty(0))
+_UNKNOWN = standards.Measured(intervals.NAN, np.empty(0))
 
 # Data set -> figure -> what was measured.
 Sets = dict[str, dict[str, standards.Measured]]
@@ -32,7 +30,7 @@ def _in_all(figures: Sequence[Mapping[str, standards.Measured]]) -> list[str]:
     return [name for name in standards.STANDARDS if all(name in measured for measured in figures)]
 
 
-def entry_standards(entry: Entry) -> Sets:
+def entry_standards(entry: measures.Entry) -> Sets:
     """The standards' figures on a run's test set and cross tests with known scores.
 
     Of several seeds, the figures and each image's influence are averaged.
@@ -61,13 +59,13 @@ def table(
     lines = []
     for row_name, dataset, figures in rows:
         estimates = [standards.estimate(name, figures.get(name, _UNKNOWN)) for name in names]
-        lines.append([row_name, dataset, *map(estimate_text, estimates)])
+        lines.append([row_name, dataset, *map(tables.estimate_text, estimates)])
     return [first, "set", *(standards.STANDARDS[name].title for name in names)], lines
 
 
 def differences(
-    a: Entry, b: Entry, sets: Mapping[Entry, Sets]
-) -> list[tuple[str, str, Difference, float]]:
+    a: measures.Entry, b: measures.Entry, sets: Mapping[measures.Entry, Sets]
+) -> list[tuple[str, str, intervals.Difference, float]]:
     """(set, figure, A − B, p-value of Pitman and Morgan) of entries with the same images.
 
     The p-value is nan but for the RMSE of two single runs.
@@ -83,14 +81,14 @@ def differences(
         # A figure that is undefined for one of them, or not surely known, is not tested.
         if np.isnan(difference.p):
             continue
-        p = _residuals_p(a, b, dataset) if name == "rmse" and dataset != ALL else NAN
+        p = _residuals_p(a, b, dataset) if name == "rmse" and dataset != ALL else intervals.NAN
         tested.append((dataset, name, difference, p))
     return tested
 
 
-def _residuals_p(a: Entry, b: Entry, part: str) -> float:
+def _residuals_p(a: measures.Entry, b: measures.Entry, part: str) -> float:
     scores = [run.scores(part) for run in (*a.runs, *b.runs)]
     if len(scores) != 2 or scores[0].keys != scores[1].keys:
-        return NAN
+        return intervals.NAN
     residuals = [standards.monotonic_cubic(run.score, run.mos) - run.mos for run in scores]
     return standards.pitman_morgan(*residuals)

@@ -11,23 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.files import HERE, known_place
-from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.datasets.names import record_name
-from hyperiqa.datasets.records import Columns
+from hyperiqa.base import errors, files, plain_values
+from hyperiqa.datasets import names, records
 from hyperiqa.model import checkpoints
 from hyperiqa.model.description import problem_of_crops
-from hyperiqa.scoring.evaluation import SetTest, load_images, read_sets, score
-from hyperiqa.scoring.quality_model import QualityModel
-from hyperiqa.scoring.verdicts import DIFFERS, REPRODUCED, UNCHECKED, Check, compare
+from hyperiqa.scoring import evaluation, quality_model, verdicts
 from hyperiqa.stats.calibration import FEWEST
 from hyperiqa.training import batches, calibrations, certificate
 
 # The fields of a record by which the set is read again.
 SETTINGS = (
     *("flag", "path", "weights", "split", "seed", "skip_bad_images", "lower_is_better"),
-    *vars(Columns()),
+    *vars(records.Columns()),
 )
 CROPS = ("test_crop", "test_patch_num")
 
@@ -38,19 +33,21 @@ TOLERANCE = 1e-3
 LARGEST_GAP = 0.03
 
 
-def check_suitable(tests: Sequence[SetTest]) -> None:
+def check_suitable(tests: Sequence[evaluation.SetTest]) -> None:
     """Raise UserError for a set that has too few images, or the same opinion of all of them."""
     for test in tests:
         opinions = [record.score for record in test.data.records]
         if len(opinions) < FEWEST or len(set(opinions)) == 1:
-            raise UserError(
+            raise errors.UserError(
                 f"--calibrate: {test.title}: expected at least {FEWEST} images and opinions that "
-                f"differ, found {counted(len(opinions), 'image')} and "
-                f"{counted(len(set(opinions)), 'different opinion')}"
+                f"differ, found {errors.counted(len(opinions), 'image')} and "
+                f"{errors.counted(len(set(opinions)), 'different opinion')}"
             )
 
 
-def with_record(test: SetTest, model: QualityModel, settings: Namespace) -> dict[str, Any]:
+def with_record(
+    test: evaluation.SetTest, model: quality_model.QualityModel, settings: Namespace
+) -> dict[str, Any]:
     """The calibration of a scored set with its record. Raises UserError where there can be none.
 
     settings: those of SETTINGS.
@@ -71,7 +68,7 @@ def with_record(test: SetTest, model: QualityModel, settings: Namespace) -> dict
         "records": test.data.fingerprint(),
         "pixels": certificate.pixels_digest(test.images),
     }
-    calibration["record"] = to_json_value(record)
+    calibration["record"] = plain_values.to_json_value(record)
     calibration["record"]["digest"] = _digest(calibration)
     return calibration
 
@@ -82,7 +79,12 @@ def _digest(calibration: Mapping[str, Any]) -> str:
     )
 
 
-def write(options: Namespace, path: Path, model: QualityModel, tests: Sequence[SetTest]) -> None:
+def write(
+    options: Namespace,
+    path: Path,
+    model: quality_model.QualityModel,
+    tests: Sequence[evaluation.SetTest],
+) -> None:
     """Write the model with the calibrations of scored sets in place of those that it has.
 
     options: of `evaluate.py`. path: the model's file. Raises UserError for a set that cannot be
@@ -97,9 +99,9 @@ def write(options: Namespace, path: Path, model: QualityModel, tests: Sequence[S
         settings = Namespace(**vars(options), flag=flag, path=place, weights=weights)
         try:
             calibration = with_record(test, model, settings)
-        except UserError as mistake:
-            raise UserError(f"--calibrate: {test.title}: {mistake}") from None
-        description["calibration"][record_name(flag)] = calibration
+        except errors.UserError as mistake:
+            raise errors.UserError(f"--calibrate: {test.title}: {mistake}") from None
+        description["calibration"][names.record_name(flag)] = calibration
     if options.calibrate.suffix == ".safetensors":
         checkpoints.save_safetensors(options.calibrate, state, description)
     else:
@@ -108,16 +110,20 @@ def write(options: Namespace, path: Path, model: QualityModel, tests: Sequence[S
 
 
 def score_again(
-    model: QualityModel, settings: Namespace, flag: str, path: Path | None, options: Namespace
-) -> SetTest:
+    model: quality_model.QualityModel,
+    settings: Namespace,
+    flag: str,
+    path: Path | None,
+    options: Namespace,
+) -> evaluation.SetTest:
     """A set, read and scored with the settings of an earlier evaluation. Raises UserError.
 
     options: the flags of `certify.py` for the cache.
     """
-    (test,) = read_sets({flag: path}, model.description, settings)
-    cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
-    load_images([test], model, cache_dir, settings.skip_bad_images)
-    score(test, model, batches.SCORE_BATCH)
+    (test,) = evaluation.read_sets({flag: path}, model.description, settings)
+    cache_dir = (options.cache_dir or files.HERE / "cache") if options.cache else None
+    evaluation.load_images([test], model, cache_dir, settings.skip_bad_images)
+    evaluation.score(test, model, batches.SCORE_BATCH)
     return test
 
 
@@ -128,8 +134,8 @@ def records_of(description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def check(
-    model: QualityModel, options: Namespace, paths: Mapping[str, Path | None]
-) -> Iterator[Check]:
+    model: quality_model.QualityModel, options: Namespace, paths: Mapping[str, Path | None]
+) -> Iterator[verdicts.Check]:
     """Check the calibrations that have a record, by making them again where their set is found.
 
     options: the flags of `certify.py`. paths: set -> where it lies; None: its default place.
@@ -137,36 +143,43 @@ def check(
     weights = checkpoints.digest(checkpoints.portable_state(model.net))
     for name, record in records_of(model.description).items():
         calibration = model.description["calibration"][name]
-        yield compare(f"{name} calibration's record", record["digest"], _digest(calibration))
-        yield compare(f"{name} calibration's weights", record["weights"], weights)
+        yield verdicts.compare(
+            f"{name} calibration's record", record["digest"], _digest(calibration)
+        )
+        yield verdicts.compare(f"{name} calibration's weights", record["weights"], weights)
         try:
             yield compare_calibrations(
                 name, calibration, _made_again(model, record, paths[name], options)
             )
-        except UserError as mistake:
-            yield Check(f"{name} calibration", UNCHECKED, str(mistake))
+        except errors.UserError as mistake:
+            yield verdicts.Check(f"{name} calibration", verdicts.UNCHECKED, str(mistake))
 
 
 def _made_again(
-    model: QualityModel, record: Mapping[str, Any], path: Path | None, options: Namespace
+    model: quality_model.QualityModel,
+    record: Mapping[str, Any],
+    path: Path | None,
+    options: Namespace,
 ) -> dict[str, Any]:
     if problem := problem_of_crops(model.description["patch_size"], record["test_patch_num"]):
-        raise UserError(problem)
+        raise errors.UserError(problem)
     if path is None and record["path"]:
-        raise UserError(
+        raise errors.UserError(
             f"{record['path']} is no longer there; --cross_test {record['flag']}=PATH says where "
             "the set lies now"
         )
     description = {**model.description, **{name: record[name] for name in CROPS}}
-    model = QualityModel(model.net, description, model.hardware)
+    model = quality_model.QualityModel(model.net, description, model.hardware)
     # A flag counts where the folder of the record is not here.
-    root = record["image_root"] and (known_place(record["image_root"]) or options.image_root)
+    root = record["image_root"] and (files.known_place(record["image_root"]) or options.image_root)
     settings = Namespace(**{**record, "image_root": root})
     test = score_again(model, settings, record["flag"], path, options)
     return with_record(test, model, settings)
 
 
-def compare_calibrations(name: str, stated: Mapping[str, Any], current: Mapping[str, Any]) -> Check:
+def compare_calibrations(
+    name: str, stated: Mapping[str, Any], current: Mapping[str, Any]
+) -> verdicts.Check:
     """Compare a set's calibration and its record with those that come out now."""
     before = {**stated, **stated.get("record", {})}
     now = {**current, **current.get("record", {})}
@@ -174,8 +187,8 @@ def compare_calibrations(name: str, stated: Mapping[str, Any], current: Mapping[
     fields = {*before, *now} - {"record", "digest", "image_root"}
     others = [field for field in sorted(fields) if not _is_near(before.get(field), now.get(field))]
     if others:
-        return Check(f"{name} calibration", DIFFERS, f"other {', '.join(others)}")
-    return Check(f"{name} calibration", REPRODUCED)
+        return verdicts.Check(f"{name} calibration", verdicts.DIFFERS, f"other {', '.join(others)}")
+    return verdicts.Check(f"{name} calibration", verdicts.REPRODUCED)
 
 
 def _is_near(stated: Any, current: Any) -> bool:

@@ -19,17 +19,7 @@ from hyperiqa.base.errors import UserError, counted
 from hyperiqa.datasets.names import record_name
 from hyperiqa.model import checkpoints
 from hyperiqa.model.description import certificate_of
-from hyperiqa.scoring import calibrating
-from hyperiqa.scoring.quality_model import QualityModel
-from hyperiqa.scoring.verdicts import (
-    DIFFERS,
-    REPRODUCED,
-    UNCHECKED,
-    Check,
-    compare,
-    compare_fields,
-    compare_figures,
-)
+from hyperiqa.scoring import calibrating, quality_model, verdicts
 from hyperiqa.stats import metrics
 from hyperiqa.training import batches, calibrations, certificate, engine, log, run_files
 from hyperiqa.training.options import DECIDED_BY_INIT, figure_settings, settings_again
@@ -66,22 +56,26 @@ class ReadSets:
     calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) -> Iterator[Check]:
+def check_file(
+    state: Mapping, description: Mapping[str, Any], log_dir: Path
+) -> Iterator[verdicts.Check]:
     """Check what the model's file says of itself, and the models that the run started from.
 
     state, description: what the file holds. log_dir: the folder with the run's predictions.
     """
     certified = description["certificate"]
     if certificate.seal_of(description) == certified.get("seal"):
-        yield Check("seal", REPRODUCED)
+        yield verdicts.Check("seal", verdicts.REPRODUCED)
     else:
-        yield Check("seal", DIFFERS, "the description was edited")
-    yield compare("weights", certified["weights"], checkpoints.digest(state))
+        yield verdicts.Check("seal", verdicts.DIFFERS, "the description was edited")
+    yield verdicts.compare("weights", certified["weights"], checkpoints.digest(state))
     stated = description.get("calibration", {})
     recorded = calibrating.records_of(description)
     # Those that `evaluate.py` has put in place of the run's have records instead.
     if len(recorded) < len(stated) or (not stated and "calibration" in certified):
-        yield compare("calibration", certified.get("calibration"), certificate.json_digest(stated))
+        yield verdicts.compare(
+            "calibration", certified.get("calibration"), certificate.json_digest(stated)
+        )
     round_suffix = f"_round{certified['round']}" if certified["round"] > 1 else ""
     predictions = log_dir / f"{description['run']}{round_suffix}_predictions.csv"
     yield _check_digest(
@@ -92,7 +86,7 @@ def check_file(state: Mapping, description: Mapping[str, Any], log_dir: Path) ->
     yield from check_starts(certified)
 
 
-def check_starts(certified: Mapping[str, Any]) -> Iterator[Check]:
+def check_starts(certified: Mapping[str, Any]) -> Iterator[verdicts.Check]:
     """Check that the models that the run started from lie where they did, unchanged."""
     for flag, start in certified["starts"].items():
         yield _check_digest(
@@ -112,7 +106,7 @@ def flags_of_sets(sets: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, str]
     return trained, cross
 
 
-def check_settings(description: Mapping[str, Any], options: Namespace) -> list[Check]:
+def check_settings(description: Mapping[str, Any], options: Namespace) -> list[verdicts.Check]:
     """Compare the settings in the description with those that its command gives.
 
     options: the settings of the command.
@@ -148,22 +142,22 @@ def check_settings(description: Mapping[str, Any], options: Namespace) -> list[C
     undecided = [name for name in DECIDED_BY_INIT if options.init and expected[name] is None]
     for name in ("dataset", *undecided):
         del stated[name], expected[name]
-    return compare_fields("settings", stated, expected)
+    return verdicts.compare_fields("settings", stated, expected)
 
 
-def check_headline(description: Mapping[str, Any]) -> list[Check]:
+def check_headline(description: Mapping[str, Any]) -> list[verdicts.Check]:
     """Compare the figures that are shown with a model with those of its certificate."""
     certified = description["certificate"]
     figures = certified["figures"]
     trained, cross = flags_of_sets(certified["sets"])
     rule = Namespace(select_on=certified["rule"]["select_on"], select_set=None)
     parts = TestedParts.of_run(rule, dict.fromkeys(trained.values()), dict.fromkeys(cross.values()))
-    checks = compare_fields(
+    checks = verdicts.compare_fields(
         "figures",
         {part: sorted(intervals) for part, intervals in figures.items()},
         dict.fromkeys(parts.sets, sorted(metrics.RECORDED)),
     )
-    if checks[0].verdict == DIFFERS:
+    if checks[0].verdict == verdicts.DIFFERS:
         return checks
     values: dict[str, dict[str, float]] = {"train": {}}
     for part, intervals in figures.items():
@@ -174,7 +168,7 @@ def check_headline(description: Mapping[str, Any]) -> list[Check]:
     headline = parts.with_means(values)
     del headline["train"]
     versions = description.get("versions", {})
-    return compare_fields(
+    return verdicts.compare_fields(
         "description",
         {"metrics": description.get("metrics", {}), "versions": versions},
         {
@@ -184,15 +178,17 @@ def check_headline(description: Mapping[str, Any]) -> list[Check]:
     )
 
 
-def _check_digest(item: str, certified: str, digest_now: Callable[[], str]) -> Check:
+def _check_digest(item: str, certified: str, digest_now: Callable[[], str]) -> verdicts.Check:
     # `digest_now` reads a file, which may be gone.
     try:
-        return compare(item, certified, digest_now())
+        return verdicts.compare(item, certified, digest_now())
     except (UserError, OSError) as problem:
-        return Check(item, UNCHECKED, str(problem))
+        return verdicts.Check(item, verdicts.UNCHECKED, str(problem))
 
 
-def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> ReadSets:
+def read_trained_sets(
+    model: quality_model.QualityModel, options: Namespace, paths: Paths
+) -> ReadSets:
     """Read and score the data sets that the model was trained on, as its run did.
 
     options: the flags of `certify.py` that say how images are read. Raises UserError.
@@ -237,7 +233,7 @@ def read_trained_sets(model: QualityModel, options: Namespace, paths: Paths) -> 
 
 
 def read_cross_test(
-    model: QualityModel, options: Namespace, flag: str, path: Path | None
+    model: quality_model.QualityModel, options: Namespace, flag: str, path: Path | None
 ) -> ReadSets:
     """Read and score a cross test, as the model's run did. Raises UserError.
 
@@ -258,8 +254,8 @@ def read_cross_test(
 
 
 def check_sets(
-    model: QualityModel, options: Namespace, paths: Paths, twins: list
-) -> Iterator[Check]:
+    model: quality_model.QualityModel, options: Namespace, paths: Paths, twins: list
+) -> Iterator[verdicts.Check]:
     """Check the records, the pixels and the figures of each data set.
 
     paths: data set -> where it lies. twins: filled with the pairs of test and training images that
@@ -281,7 +277,9 @@ def check_sets(
             read_sets = read()
         except UserError as mistake:
             for name in names:
-                yield Check(f"{name} records, pixels and figures", UNCHECKED, str(mistake))
+                yield verdicts.Check(
+                    f"{name} records, pixels and figures", verdicts.UNCHECKED, str(mistake)
+                )
             continue
         decoded += read_sets.images.values()
         yield from _compare_sets(model.description, read_sets)
@@ -289,27 +287,29 @@ def check_sets(
     twins += near_duplicate_pairs(decoded, training)
 
 
-def _compare_sets(description: Mapping[str, Any], read_sets: ReadSets) -> Iterator[Check]:
+def _compare_sets(description: Mapping[str, Any], read_sets: ReadSets) -> Iterator[verdicts.Check]:
     certified = description["certificate"]
     for name, images in read_sets.images.items():
         facts_of_set = certified["sets"].get(name)
         if facts_of_set is None:
-            yield Check(f"{name} records and split", DIFFERS, "no set of the certificate")
+            yield verdicts.Check(
+                f"{name} records and split", verdicts.DIFFERS, "no set of the certificate"
+            )
             continue
         facts_now = certificate.describe_set(images, facts_of_set["trained"])
         stated = {**facts_of_set, "looks": certificate.unpack_hashes(name, facts_of_set)}
         current = {**facts_now, "looks": certificate.unpack_hashes(name, facts_now)}
         for fact, item in FACTS_OF_SET.items():
-            yield compare(f"{name} {item}", stated[fact], current[fact])
+            yield verdicts.compare(f"{name} {item}", stated[fact], current[fact])
         calibration = description.get("calibration", {}).get(name, {"record": {}})
         if "record" not in calibration:
             current = read_sets.calibrations.get(name, {})
             yield calibrating.compare_calibrations(name, calibration, current)
     if read_sets.description:
         stated = {name: description.get(name) for name in read_sets.description}
-        yield from compare_fields("scores", stated, read_sets.description)
+        yield from verdicts.compare_fields("scores", stated, read_sets.description)
     figures = certificate.figures_with_intervals(read_sets.tested)
-    yield from compare_figures("", certified["figures"], figures)
+    yield from verdicts.compare_figures("", certified["figures"], figures)
 
 
 def facts(

@@ -16,6 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from hyperiqa.base import errors, files
 from hyperiqa.base.device import (
     Hardware,
     choose_hardware,
@@ -23,18 +24,21 @@ from hyperiqa.base.device import (
     map_large_tensors_separately,
     set_backends,
 )
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.files import exists_or_on_hub
 from hyperiqa.datasets.records import DataSet
 from hyperiqa.images.cache import put_on_gpu
-from hyperiqa.model import factory, fusion, hyper
-from hyperiqa.model.hypernet import HyperNet
-from hyperiqa.scoring import quality_model
-from hyperiqa.scoring.cost_tables import STEP_PARTS
-from hyperiqa.training import engine, losses, optimizers, processes, schedules, whole_batch
+from hyperiqa.model import factory, fusion, hyper, hypernet
+from hyperiqa.scoring import cost_tables, quality_model
+from hyperiqa.training import (
+    engine,
+    losses,
+    optimizers,
+    precision,
+    processes,
+    schedules,
+    whole_batch,
+)
 from hyperiqa.training.batches import DecodedSet, PatchBatches, make_loader
 from hyperiqa.training.patches import train_patches
-from hyperiqa.training.precision import choose_precision
 
 BATCHES = (1, 32)  # patches at a time
 WARM_UP = 3  # passes, or steps of a training, before measuring
@@ -61,9 +65,9 @@ def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str,
     return measured
 
 
-def load_net(name: str, patch_size: int, device: torch.device) -> tuple[HyperNet, int]:
+def load_net(name: str, patch_size: int, device: torch.device) -> tuple[hypernet.HyperNet, int]:
     """The network that `name` stands for, as of `measure_model`, and the side of its patches."""
-    if exists_or_on_hub(Path(name)):
+    if files.exists_or_on_hub(Path(name)):
         model = quality_model.load(name, str(device))
         return model.net, model.description["patch_size"]
     backbone, *choices = name.split("+")
@@ -71,7 +75,7 @@ def load_net(name: str, patch_size: int, device: torch.device) -> tuple[HyperNet
     description: dict[str, Any] = {"backbone": backbone, "patch_size": patch_size}
     for choice in choices:
         if choice not in axes:
-            raise UserError(
+            raise errors.UserError(
                 f"--model {name}: expected {', '.join(fusion.FUSIONS)} "
                 f"or {', '.join(hyper.HYPERS)} after a +"
             )
@@ -79,7 +83,7 @@ def load_net(name: str, patch_size: int, device: torch.device) -> tuple[HyperNet
     return factory.build(description), patch_size
 
 
-def operations(net: HyperNet, side: int) -> dict[str, dict[str, int]]:
+def operations(net: hypernet.HyperNet, side: int) -> dict[str, dict[str, int]]:
     """Parameters and multiply-accumulates of one patch of that side, by part."""
     patch = torch.zeros(1, 3, side, side, device=next(net.parameters()).device)
     modules = {"backbone": net.backbone, "fusion": net.fuse, "target": net.target_net}
@@ -204,7 +208,7 @@ def _train_batches(
 
 
 def _train(
-    model: HyperNet,
+    model: hypernet.HyperNet,
     optimizer: torch.optim.Optimizer,
     hardware: Hardware,
     criterion: engine.Criterion,
@@ -213,15 +217,15 @@ def _train(
     engine.train_one_epoch(model, criterion, optimizer, batches, hardware, engine.EpochProgress())
 
 
-def build_model(backbone: str, device: torch.device) -> HyperNet:
+def build_model(backbone: str, device: torch.device) -> hypernet.HyperNet:
     """A model with random weights, the same ones each time."""
     torch.manual_seed(0)
-    return HyperNet(factory.build_backbone(backbone)).to(device)
+    return hypernet.HyperNet(factory.build_backbone(backbone)).to(device)
 
 
 def _trained_parts(
     flags: argparse.Namespace, backbone: str, hardware: Hardware
-) -> tuple[HyperNet, torch.optim.Optimizer, Hardware]:
+) -> tuple[hypernet.HyperNet, torch.optim.Optimizer, Hardware]:
     """A model, its optimizer by the published settings, and the hardware in `--precision`.
 
     The precision auto is measured, and the result is not kept.
@@ -232,12 +236,14 @@ def _trained_parts(
     rates = schedules.Rates(2e-4, 2e-5)
     optimizer = optimizers.optimizer_for(adam, rates, model.parameter_groups())
     options = argparse.Namespace(**vars(flags), freeze_backbone=False, cache=False)
-    chosen = processes.from_rank_zero(lambda: choose_precision(options, hardware.device, model))
+    chosen = processes.from_rank_zero(
+        lambda: precision.choose_precision(options, hardware.device, model)
+    )
     return model, optimizer, hardware.computing_in(chosen[0])
 
 
 def measure_parts(
-    model: HyperNet,
+    model: hypernet.HyperNet,
     criterion: engine.Criterion,
     optimizer: torch.optim.Optimizer,
     batches: Any,
@@ -273,7 +279,7 @@ def measure_parts(
     patches = min(batches.batch_size, len(batches.patches)) / whole
     return {
         "whole": whole,
-        **{part: parts[part] / steps for part in STEP_PARTS},
+        **{part: parts[part] / steps for part in cost_tables.STEP_PARTS},
         "patches": patches,
         "matrix": speed,
         # A multiply-accumulate is two operations, and the backward pass makes two for each forward.
@@ -284,7 +290,7 @@ def measure_parts(
 
 def _seconds_of_parts(
     train: Callable[[engine.Criterion, Iterable[dict]], None],
-    model: HyperNet,
+    model: hypernet.HyperNet,
     criterion: engine.Criterion,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[dict],

@@ -15,15 +15,8 @@ import numpy as np
 from tqdm import tqdm
 
 from hyperiqa.base.errors import UserError, counted, first_five
-from hyperiqa.datasets.names import (
-    demo_folder,
-    lower_is_better_sets,
-    reader_name,
-    record_name,
-    set_title,
-)
+from hyperiqa.datasets import names, readers
 from hyperiqa.datasets.reader import Reader
-from hyperiqa.datasets.readers import DEFAULT_RESIZE, open_set
 from hyperiqa.datasets.records import Columns, DataSet, Record, Scale
 from hyperiqa.images import cache, perceptual_hash
 from hyperiqa.scoring.quality_model import QualityModel
@@ -93,21 +86,21 @@ def read_sets(
     Raises UserError that names what is wrong with each of the sets.
     """
     # The demo brings a SPAQ-like set, which its runs are tested on. It is meant beside the demo.
-    demo_spaq = demo_folder(paths) / "spaq-test"
+    demo_spaq = names.demo_folder(paths) / "spaq-test"
     spaq_of_demo = demo_spaq if "demo" in paths and description["dataset"] == "demo" else None
     seed = description.get("seed") if settings.seed is None else settings.seed
-    lower_sets = lower_is_better_sets(settings.lower_is_better, paths)
+    lower_sets = names.lower_is_better_sets(settings.lower_is_better, paths)
     columns = Columns.of(settings)
     tests = []
     problems = []
     for name, path in paths.items():
         try:
-            reader = open_set(name, path, seed, name in lower_sets, columns, spaq_of_demo)
+            reader = readers.open_set(name, path, seed, name in lower_sets, columns, spaq_of_demo)
             # Runs of older versions had no such flag, and split like those that have it.
             reader.allow_shared_content = description.get("allow_shared_content", True)
             test = _read_set(reader, name, description, settings.split, settings.resize)
             is_synthetic = name == "demo" or reader.root.resolve() == demo_spaq.resolve()
-            test.title = set_title(test.title, is_synthetic)
+            test.title = names.set_title(test.title, is_synthetic)
             tests.append(test)
         except UserError as mistake:
             hint = f"; the demo's own, synthetic one is spaq={demo_spaq}"
@@ -160,15 +153,15 @@ def default_resize(name: str, is_trained: bool, description: Mapping[str, Any]) 
     tests in the same way. is_trained: whether the model was trained on the set.
     """
     cross_sizes = description.get("cross_resize") or {}
-    if record_name(name) in cross_sizes and not is_trained:
-        return cross_sizes[record_name(name)]
+    if names.record_name(name) in cross_sizes and not is_trained:
+        return cross_sizes[names.record_name(name)]
     # A run on several sets may have had a size for each.
     sizes = description.get("mix_resize") or {}
     trained_size = sizes.get(name, description["resize"])
     trained_on = str(description["dataset"]).removesuffix("-official")
-    if is_trained or trained_size != DEFAULT_RESIZE.get(trained_on, trained_size):
+    if is_trained or trained_size != readers.DEFAULT_RESIZE.get(trained_on, trained_size):
         return trained_size
-    return DEFAULT_RESIZE[reader_name(name)]
+    return readers.DEFAULT_RESIZE[names.reader_name(name)]
 
 
 def load_images(

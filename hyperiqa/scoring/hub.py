@@ -12,20 +12,16 @@ from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
-from hyperiqa.base.errors import UserError, reason_of
-from hyperiqa.base.files import write_whole
-from hyperiqa.base.terminal import printable
+from hyperiqa.base import errors, files, terminal
 from hyperiqa.datasets.names import set_title
 from hyperiqa.model.checkpoints import HUB_MODEL, description_json, portable_state, save_safetensors
 from hyperiqa.model.description import certificate_of
-from hyperiqa.scoring import calibrating, certificate_checks
-from hyperiqa.scoring.quality_model import QualityModel
-from hyperiqa.scoring.score_files import scale_text
+from hyperiqa.scoring import calibrating, certificate_checks, quality_model, score_files
 
 TASK = "image-quality-assessment"
 
 
-def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
+def write_folder(folder: Path, model: quality_model.QualityModel, repo: str) -> None:
     """Write model.safetensors, config.json and README.md into a folder, replacing older ones.
 
     Prints which paths of this machine go with it in the certificate. repo: USER/NAME, the
@@ -43,8 +39,8 @@ def write_folder(folder: Path, model: QualityModel, repo: str) -> None:
         "architectures": ["HyperNet"],
         **about,
     }
-    write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")
-    write_whole(folder / "README.md", str(card(description, repo)))
+    files.write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")
+    files.write_whole(folder / "README.md", str(card(description, repo)))
     if words := private_words(description):
         print(f"Paths in its description, which go with it: {' '.join(words)}")
 
@@ -84,7 +80,7 @@ def card(description: Mapping[str, Any], repo: str) -> ModelCard:
         for title, text in certificate_checks.facts(HUB_MODEL, description, compared=False):
             lines.append(f"- **{title}**: {text}")
         lines += ["", f"`python certify.py hf://{repo} --dataset_path … ` checks all of it."]
-    text = "\n".join(map(printable, lines))
+    text = "\n".join(map(terminal.printable, lines))
     return ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}\n")
 
 
@@ -94,7 +90,7 @@ def _usage_lines(description: Mapping[str, Any], name: str, repo: str) -> list[s
         "",
         "Blind image quality assessment: one image in, one score out. HyperIQA with "
         f"{description['backbone']}, fusion {description['fusion']}, trained on "
-        f"{description['dataset']}. Scale of the scores: {scale_text(description)}.",
+        f"{description['dataset']}. Scale of the scores: {score_files.scale_text(description)}.",
         "",
         "```python",
         "from hyperiqa import load",
@@ -160,8 +156,8 @@ def push(folder: Path, repo: str, private: bool) -> str:
         )
     # HTTP, the Hub and the check of names raise their own kinds.
     except Exception as problem:
-        raise UserError(
-            f"--push {repo}: {reason_of(problem)} (log in by `hf auth login`, with a token that "
-            "may write)"
+        raise errors.UserError(
+            f"--push {repo}: {errors.reason_of(problem)} (log in by `hf auth login`, with a token "
+            "that may write)"
         ) from None
     return f"{api.endpoint}/{repo}"

@@ -14,8 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from hyperiqa.base.files import write_whole
 from hyperiqa.model import fusion, target_net
-from hyperiqa.scoring.image_sources import MARK
-from hyperiqa.scoring.quality_model import ImageLike, QualityModel
+from hyperiqa.scoring import image_sources, quality_model
 from hyperiqa.training.batches import SCORE_BATCH
 
 # Steps of the dense grid to a patch's side: neighbouring patches share 6/7 of their pixels.
@@ -65,7 +64,9 @@ class ImageMaps:
         return np.array([layer.std() for layer in self.weights])
 
 
-def map_image(model: QualityModel, image: ImageLike, with_map: bool = True) -> ImageMaps:
+def map_image(
+    model: quality_model.QualityModel, image: quality_model.ImageLike, with_map: bool = True
+) -> ImageMaps:
     """Look at an image through a model; the map takes dozens of forward passes.
 
     Raises ValueError if the image cannot be read, or is too large for a map.
@@ -90,7 +91,7 @@ def map_image(model: QualityModel, image: ImageLike, with_map: bool = True) -> I
     )
 
 
-def _generated(model: QualityModel, patches: torch.Tensor) -> list[np.ndarray]:
+def _generated(model: quality_model.QualityModel, patches: torch.Tensor) -> list[np.ndarray]:
     """Means over patches uint8 (n, P, P, 3): of each layer's generated weights, flat.
 
     Behind them stands what `attention` gives the four stages, for this fusion alone.
@@ -107,7 +108,7 @@ def _generated(model: QualityModel, patches: torch.Tensor) -> list[np.ndarray]:
     return [mean.cpu().numpy() for mean in means]
 
 
-def quality_map(model: QualityModel, pixels: np.ndarray) -> np.ndarray:
+def quality_map(model: quality_model.QualityModel, pixels: np.ndarray) -> np.ndarray:
     """The scores of a dense grid of patches, spread over the pixels: uint8 (H, W, 3) -> (H, W).
 
     Each pixel gets the weighted mean of the patches that cover it. A patch weighs more the nearer
@@ -166,7 +167,7 @@ def coloured(image_maps: ImageMaps, higher_is_better: bool) -> tuple[Image.Image
     return Image.fromarray(overlay), dark, bright
 
 
-def draw(image_maps: ImageMaps, model: QualityModel) -> Image.Image:
+def draw(image_maps: ImageMaps, model: quality_model.QualityModel) -> Image.Image:
     """A picture of the image, its map beside it, what the colours mean, and figures below.
 
     The figures are the score, the weights of the stages and the spread of the generated weights.
@@ -205,13 +206,15 @@ def _figure_lines(image_maps: ImageMaps, dataset: str) -> list[str]:
     return lines
 
 
-def write(path: Path, image_maps: ImageMaps, model: QualityModel, made_with: str) -> None:
+def write(
+    path: Path, image_maps: ImageMaps, model: quality_model.QualityModel, made_with: str
+) -> None:
     """Write the picture of `draw` as a PNG that carries the mark of `image_sources`.
 
     Raises UserError if it cannot be written.
     """
     mark = PngImagePlugin.PngInfo()
-    mark.add_text(MARK, made_with)
+    mark.add_text(image_sources.MARK, made_with)
     picture = draw(image_maps, model)
     write_whole(path, lambda file: picture.save(file, "PNG", pnginfo=mark))
 

@@ -18,8 +18,7 @@ import numpy as np
 
 from hyperiqa.base.errors import UserError, counted, reading_file
 from hyperiqa.model.checkpoints import description_json
-from hyperiqa.scoring.quality_model import ExportedModel, QualityModel
-from hyperiqa.scoring.runtimes import Scorer, open_exported, openvino_package
+from hyperiqa.scoring import quality_model, runtimes
 from hyperiqa.stats.metrics import srcc
 
 # Of how many images the ranges of the activations are taken; NNCF's default.
@@ -29,10 +28,10 @@ SAME_RANKS = 0.995
 
 
 def write_openvino(
-    model: QualityModel,
+    model: quality_model.QualityModel,
     onnx: bytes,
     output: Path,
-    check: Callable[[Scorer], str],
+    check: Callable[[runtimes.Scorer], str],
     images: Sequence[str] = (),
 ) -> str:
     """Write OUTPUT.xml and OUTPUT.bin, or neither.
@@ -41,7 +40,7 @@ def write_openvino(
     model's, else returns a line for the user. images: quantise to int8, by these images, and check
     their ranks. Returns the line. Raises UserError.
     """
-    openvino = openvino_package()
+    openvino = runtimes.openvino_package()
     graph = openvino.Core().read_model(onnx)
     if images:
         graph = quantised(graph, model, images)
@@ -60,9 +59,9 @@ def write_openvino(
                 description_json({**model.description, "exported": exported}), ["hyperiqa"]
             )
             openvino.save_model(graph, draft, compress_to_fp16=False)
-            written = open_exported(draft)
+            written = runtimes.open_exported(draft)
             if images:
-                note = check_ranks(model, ExportedModel(written), output, images)
+                note = check_ranks(model, quality_model.ExportedModel(written), output, images)
             else:
                 note = check(written.score)
             weights.replace(output.with_suffix(".bin"))
@@ -70,7 +69,7 @@ def write_openvino(
     return note
 
 
-def quantised(graph: Any, model: QualityModel, images: Sequence[str]) -> Any:
+def quantised(graph: Any, model: quality_model.QualityModel, images: Sequence[str]) -> Any:
     """The graph with its encoder in int8, by NNCF's quantisation after training.
 
     The rest computes a few percent, and its errors would move every score: it stays in fp32. The
@@ -104,7 +103,7 @@ def quantised(graph: Any, model: QualityModel, images: Sequence[str]) -> Any:
     return graph
 
 
-def nodes_after_encoder(graph: Any, model: QualityModel) -> list[str]:
+def nodes_after_encoder(graph: Any, model: quality_model.QualityModel) -> list[str]:
     """The names of the graph's nodes that depend on weights outside the encoder."""
     encoder = re.compile(rf"net\.{model.net.places['backbone']}\.(?!lda)")
     names: dict[str, None] = {}
@@ -119,7 +118,10 @@ def nodes_after_encoder(graph: Any, model: QualityModel) -> list[str]:
 
 
 def check_ranks(
-    model: QualityModel, exported: ExportedModel, output: Path, images: Sequence[str]
+    model: quality_model.QualityModel,
+    exported: quality_model.ExportedModel,
+    output: Path,
+    images: Sequence[str],
 ) -> str:
     """Compare the ranks and scores of images by the int8 model with those by the checkpoint's.
 

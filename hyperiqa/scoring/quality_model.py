@@ -25,21 +25,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hyperiqa.base.command_line import parse_resize
+from hyperiqa.base import command_line, errors
 from hyperiqa.base.device import Hardware, choose_hardware
-from hyperiqa.base.errors import UserError
 from hyperiqa.datasets.names import record_name
 from hyperiqa.images.decode import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 from hyperiqa.model import checkpoints, factory, hypernet
 from hyperiqa.model.description import problem_of_crops
-from hyperiqa.scoring.image_sources import StoredImage
+from hyperiqa.scoring import image_sources, runtimes
 from hyperiqa.scoring.meaning import Explained, Meaning, rescaled
-from hyperiqa.scoring.runtimes import RUNTIMES, Exported, open_exported, refused
 from hyperiqa.training import engine
 from hyperiqa.training.batches import SCORE_BATCH
 from hyperiqa.training.patches import test_patches
 
-ImageLike = str | os.PathLike | bytes | StoredImage | Image.Image | np.ndarray | torch.Tensor
+ImageLike = (
+    str | os.PathLike | bytes | image_sources.StoredImage | Image.Image | np.ndarray | torch.Tensor
+)
 
 
 @dataclass(frozen=True)
@@ -88,20 +88,21 @@ def load(
     crops: 1 is the centre crop; N is a regular grid of N crops, whose scores are averaged.
     exif_rotate: turn images as their EXIF orientation says.
 
-    Raises UserError, with a message of one line, for a file that is no such model, for wrong
-    arguments, and where the machine has no such device.
+    Raises UserError for a file that is no such model, for wrong arguments, and where the machine
+    has no such device.
     """
     if precision not in ("fp32", "bf16"):
-        raise UserError(f"precision {precision}: expected fp32 or bf16")
+        raise errors.UserError(f"precision {precision}: expected fp32 or bf16")
     if crops is not None and crops < 1:
-        raise UserError(f"crops {crops}: expected at least 1")
+        raise errors.UserError(f"crops {crops}: expected at least 1")
     if resize is not None:
-        parse_resize(resize)
+        command_line.parse_resize(resize)
     path = checkpoints.find_model(Path(checkpoint))
-    if path.suffix in RUNTIMES:
-        if problem := next(filter(None, refused(path, device=device, precision=precision)), None):
-            raise UserError(problem)
-        exported = open_exported(path)
+    if path.suffix in runtimes.RUNTIMES:
+        problems = runtimes.refused(path, device=device, precision=precision)
+        if problem := next(filter(None, problems), None):
+            raise errors.UserError(problem)
+        exported = runtimes.open_exported(path)
         return ExportedModel(exported, _prepared(exported.description, resize, crops, exif_rotate))
     state, trained = checkpoints.load_model(path)
     description = _prepared(trained, resize, crops, exif_rotate)
@@ -109,9 +110,8 @@ def load(
     with torch.random.fork_rng(devices=[]):
         net = factory.build(description, state)
     checkpoints.fill(net, state, path)
-    return QualityModel(
-        net, description, choose_hardware(device, workers).computing_in(precision), trained
-    )
+    hardware = choose_hardware(device, workers).computing_in(precision)
+    return QualityModel(net, description, hardware, trained)
 
 
 def _prepared(
@@ -122,7 +122,7 @@ def _prepared(
     description = trained | {name: value for name, value in chosen.items() if value is not None}
     if crops is not None:
         if problem := problem_of_crops(description["patch_size"], crops):
-            raise UserError(f"crops {crops}: {problem}")
+            raise errors.UserError(f"crops {crops}: {problem}")
         description["test_crop"] = "center" if crops == 1 else "grid"
     return description
 
@@ -180,7 +180,7 @@ class QualityModel:
         scales = description.get("scales") or {description["dataset"]: only_scale}
         name = record_name(name)
         if name not in scales:
-            raise UserError(f"--scale {name}: the model was trained on {', '.join(scales)}")
+            raise errors.UserError(f"--scale {name}: the model was trained on {', '.join(scales)}")
         # The scale says: model's score = factor * set's score + offset.
         factor = scales[name]["factor"]
         offset = -scales[name]["offset"] / factor
@@ -302,7 +302,7 @@ class QualityModel:
         side = self.description["patch_size"]
         resize = self.description["resize"]
         exif_rotate = self.description.get("exif_rotate", False)
-        if isinstance(image, StoredImage):
+        if isinstance(image, image_sources.StoredImage):
             if image.problem:
                 raise ValueError(image.problem)
             image = image.data
@@ -370,7 +370,7 @@ class ExportedModel(QualityModel):
     description: as of `QualityModel`; None: the file's own.
     """
 
-    def __init__(self, exported: Exported, description: dict[str, Any] | None = None):
+    def __init__(self, exported: runtimes.Exported, description: dict[str, Any] | None = None):
         self.exported = exported
         self.description = description or exported.description
         self.trained = exported.description
@@ -380,7 +380,7 @@ class ExportedModel(QualityModel):
         """Refuse what needs the network, in one line."""
         if name != "net":
             raise AttributeError(name)
-        raise UserError(
+        raise errors.UserError(
             f"{self.exported.path}: an exported model scores photographs alone; expected the "
             "checkpoint that it was exported from"
         )

@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import hyperiqa
-from hyperiqa.base.errors import UserError, reading_file, reason_of
-from hyperiqa.base.network import check_listening
-from hyperiqa.base.signals import StopSignals
-from hyperiqa.scoring.score_run import Tally
-from hyperiqa.scoring.shards import ShardScorer
+from hyperiqa.base import errors, network, signals
+from hyperiqa.scoring import score_run, shards
 
 
 class Actor:
@@ -27,7 +24,7 @@ class Actor:
     def __init__(self, options: argparse.Namespace, folder: str):
         self.options = options
         self.folder = folder
-        self.scorer: ShardScorer | None = None
+        self.scorer: shards.ShardScorer | None = None
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
         store = str(batch["item"][0])
@@ -35,22 +32,24 @@ class Actor:
         # As a result, since Ray shows exceptions with their tracebacks.
         try:
             os.chdir(self.folder)
-            self.scorer = self.scorer or ShardScorer(self.options)
-            result["tally"] = [json.dumps(asdict(self.scorer.score(store, StopSignals())))]
-        except (UserError, OSError) as problem:
-            result["problem"] = [reason_of(problem)]
+            self.scorer = self.scorer or shards.ShardScorer(self.options)
+            result["tally"] = [json.dumps(asdict(self.scorer.score(store, signals.StopSignals())))]
+        except (errors.UserError, OSError) as problem:
+            result["problem"] = [errors.reason_of(problem)]
         return result
 
 
-def score(options: argparse.Namespace, stores: Sequence[str]) -> Iterator[tuple[str, Tally]]:
+def score(
+    options: argparse.Namespace, stores: Sequence[str]
+) -> Iterator[tuple[str, score_run.Tally]]:
     """Score the stores on the cluster of RAY_ADDRESS, else here; yield each with its tally."""
     import ray.data
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     # By itself, Ray would join what ran last on this machine, even if it is dead.
     address = os.environ.get("RAY_ADDRESS", "local")
-    with reading_file(Path(address), "cannot be reached"):
-        check_listening(address)
+    with errors.reading_file(Path(address), "cannot be reached"):
+        network.check_listening(address)
         ray.init(
             address,
             log_to_driver=False,
@@ -79,5 +78,5 @@ def score(options: argparse.Namespace, stores: Sequence[str]) -> Iterator[tuple[
     )
     for row in scored.iter_rows():
         if row["problem"]:
-            raise UserError(row["problem"])
-        yield row["store"], Tally(**json.loads(row["tally"]))
+            raise errors.UserError(row["problem"])
+        yield row["store"], score_run.Tally(**json.loads(row["tally"]))

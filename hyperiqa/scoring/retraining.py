@@ -10,19 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base.files import CHECKOUT
-from hyperiqa.base.launching import end_programs, start_program
+from hyperiqa.base import files, launching
 from hyperiqa.model import checkpoints
-from hyperiqa.scoring import calibrating
-from hyperiqa.scoring.certificate_checks import Paths, check_starts, flags_of_sets
-from hyperiqa.scoring.verdicts import (
-    REPRODUCED,
-    UNCHECKED,
-    Check,
-    compare,
-    compare_fields,
-    compare_figures,
-)
+from hyperiqa.scoring import calibrating, certificate_checks, verdicts
 from hyperiqa.training.certificate import STARTS
 from hyperiqa.training.options import figure_settings
 
@@ -35,15 +25,17 @@ COMPARED = {
 }
 
 
-def check_retrained(description: Mapping[str, Any], command: Sequence[str]) -> Iterator[Check]:
+def check_retrained(
+    description: Mapping[str, Any], command: Sequence[str]
+) -> Iterator[verdicts.Check]:
     """Train once more, and compare all that the description says with what comes of it.
 
     command: a train script and its flags, but for the places where the run leaves files.
     """
     certified = description["certificate"]
-    for check in check_starts(certified):
-        if check.verdict != REPRODUCED:
-            yield Check("training anew", UNCHECKED, f"{check.item}: {check.note}")
+    for check in certificate_checks.check_starts(certified):
+        if check.verdict != verdicts.REPRODUCED:
+            yield verdicts.Check("training anew", verdicts.UNCHECKED, f"{check.item}: {check.note}")
             return
     with tempfile.TemporaryDirectory(prefix="certify_") as folder:
         outputs = ["--log_dir", f"{folder}/logs", "--checkpoint_dir", folder, "--run_name", "again"]
@@ -55,28 +47,32 @@ def check_retrained(description: Mapping[str, Any], command: Sequence[str]) -> I
         # number of threads, but no system starts arbitrarily many.
         threads = min(certified["hardware"]["threads"], 256)
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        process = start_program([str(CHECKOUT / script), *words], environment, subprocess.DEVNULL)
+        process = launching.start_program(
+            [str(files.CHECKOUT / script), *words], environment, subprocess.DEVNULL
+        )
         try:
             process.wait()
         finally:
-            end_programs([process])
+            launching.end_programs([process])
         if process.returncode:
-            yield Check("training anew", UNCHECKED, f"it ended with exit code {process.returncode}")
+            yield verdicts.Check(
+                "training anew", verdicts.UNCHECKED, f"it ended with exit code {process.returncode}"
+            )
             return
         run_folder = Path(folder, "again")
         if certified["round"] > 1:
             run_folder /= f"round{certified['round']}"
         # Read whole, before the temporary folder is removed.
         state, retrained = checkpoints.load_model(checkpoints.find_model(run_folder))
-    yield compare("trained anew: weights", certified["weights"], checkpoints.digest(state))
+    yield verdicts.compare("trained anew: weights", certified["weights"], checkpoints.digest(state))
     yield from compare_descriptions(description, retrained)
 
 
 def compare_descriptions(
     description: Mapping[str, Any], retrained: Mapping[str, Any]
-) -> Iterator[Check]:
+) -> Iterator[verdicts.Check]:
     """Compare a description and its certificate with those of a repeated run."""
-    yield from compare_figures(
+    yield from verdicts.compare_figures(
         "trained anew: ", description["certificate"]["figures"], retrained["certificate"]["figures"]
     )
     for name, calibration in retrained.get("calibration", {}).items():
@@ -87,8 +83,10 @@ def compare_descriptions(
     current, origin = _parts(retrained)
     # Another version may say more of a model than this description does.
     current = {name: current.get(name) for name in stated}
-    yield from compare_fields("trained anew: description", stated, current)
-    yield from compare_fields("trained anew: origin", stated_origin, origin, UNCHECKED)
+    yield from verdicts.compare_fields("trained anew: description", stated, current)
+    yield from verdicts.compare_fields(
+        "trained anew: origin", stated_origin, origin, verdicts.UNCHECKED
+    )
 
 
 def _parts(description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -107,12 +105,14 @@ def _parts(description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, An
     return {name: fields[name] for name in fields.keys() - COMPARED}, origin
 
 
-def words_of_places(certified: Mapping[str, Any], paths: Paths, options: Namespace) -> list[str]:
+def words_of_places(
+    certified: Mapping[str, Any], paths: certificate_checks.Paths, options: Namespace
+) -> list[str]:
     """The flags of a repeated run that say what it reads, from where, and how fast it goes.
 
     paths: data set -> where it lies here. options: the flags of `certify.py`.
     """
-    trained, cross = flags_of_sets(certified["sets"])
+    trained, cross = certificate_checks.flags_of_sets(certified["sets"])
     words = ["--dataset", *_with_places(trained, paths)]
     words += ["--cross_test", *_with_places(cross, paths)] if cross else ["--no_spaq"]
     starts = certified["starts"]
@@ -127,5 +127,5 @@ def words_of_places(certified: Mapping[str, Any], paths: Paths, options: Namespa
     return words if options.cache else [*words, "--no_cache"]
 
 
-def _with_places(sets: Mapping[str, str], paths: Paths) -> list[str]:
+def _with_places(sets: Mapping[str, str], paths: certificate_checks.Paths) -> list[str]:
     return [f"{flag}={paths[name] or ''}".removesuffix("=") for flag, name in sets.items()]

@@ -17,9 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base.errors import UserError, counted, reading_file, reason_of
-from hyperiqa.base.files import write_whole
-from hyperiqa.base.terminal import printable
+from hyperiqa.base import errors, files, terminal
 
 COLUMNS = ("image", "score", "error", "made_with")
 # Their 1,124,250 pairs take a minute or two.
@@ -60,7 +58,7 @@ class ScoreFile:
         self.form = form
         self.columns = columns
         self.on_terminal = path is None and os.isatty(1)
-        with reading_file(self.path, "cannot be written"):
+        with errors.reading_file(self.path, "cannot be written"):
             self.file: Any = file or _open_unbuffered(path)
             if form == "csv" and (file or not (path and path.stat().st_size)):
                 self._write(",".join(columns) + "\n")
@@ -92,7 +90,9 @@ class ScoreFile:
         except BrokenPipeError:
             raise
         except OSError as problem:
-            raise UserError(f"{self.path}: cannot be written: {reason_of(problem)}") from None
+            raise errors.UserError(
+                f"{self.path}: cannot be written: {errors.reason_of(problem)}"
+            ) from None
 
     def _line(self, values: Sequence[Any]) -> str:
         if self.form == "jsonl":
@@ -109,7 +109,7 @@ class ScoreFile:
     def _write(self, text: str) -> None:
         # In files and pipes the names of images keep their bytes.
         if self.on_terminal:
-            text = printable(text.removesuffix("\n")) + "\n"
+            text = terminal.printable(text.removesuffix("\n")) + "\n"
         if self.file is sys.stdout:
             self.file.write(text.encode("utf-8", "replace").decode())
             self.file.flush()
@@ -187,7 +187,9 @@ class PairFile(ScoreFile):
 def check_compared(number: int) -> None:
     """Raise UserError if there are too few or too many images to compare."""
     if not 2 <= number <= MOST_COMPARED:
-        raise UserError(f"--compare: expected 2 to {MOST_COMPARED:,} images, found {number:,}")
+        raise errors.UserError(
+            f"--compare: expected 2 to {MOST_COMPARED:,} images, found {number:,}"
+        )
 
 
 def scale_text(description: Mapping[str, Any]) -> str:
@@ -235,7 +237,7 @@ def read_rows(
             yield record, _parse_row(path, form, number, text, columns)
             record = b""
     if number == 0 and not record.startswith(STARTS[form][: len(record)]):
-        raise UserError(f"--output {path}: exists, and is no {form} file of predict.py's")
+        raise errors.UserError(f"--output {path}: exists, and is no {form} file of predict.py's")
 
 
 def _parse_row(
@@ -247,7 +249,7 @@ def _parse_row(
             if tuple(cells[: len(COLUMNS)]) != COLUMNS:
                 raise ValueError
             if tuple(cells) != tuple(columns):
-                raise UserError(
+                raise errors.UserError(
                     f"--output {path}: its rows have the columns {','.join(cells)}; this command "
                     f"writes {','.join(columns)}: give another --output, or the flags of before"
                 )
@@ -257,7 +259,7 @@ def _parse_row(
         values["score"] = None if row["score"] in (None, "") else float(row["score"])
         return values
     except (ValueError, KeyError, TypeError, RecursionError, StopIteration, csv.Error):
-        raise UserError(
+        raise errors.UserError(
             f"--output {path}: row {number} is not {form} of predict.py's, with {','.join(COLUMNS)}"
         ) from None
 
@@ -291,14 +293,14 @@ def take_up(
             if row["score"] is not None:
                 done[row["image"]] = row["score"]
         kept.append(record)
-    notes = [f"{counted(len(done), 'image has', 'images have')} a score already"]
+    notes = [f"{errors.counted(len(done), 'image has', 'images have')} a score already"]
     if dropped:
-        notes.append(f"{counted(dropped, 'failed one is', 'failed ones are')} tried again")
+        notes.append(f"{errors.counted(dropped, 'failed one is', 'failed ones are')} tried again")
     if path.stat().st_size > complete_bytes:
         notes.append("the last row was cut off and is dropped")
     if len(notes) > 1:
         # To what a link points to, so that a link stays a link.
-        write_whole(path.resolve(), lambda file: file.writelines(kept))
+        files.write_whole(path.resolve(), lambda file: file.writelines(kept))
     return done, f"{path}: {'; '.join(notes)}"
 
 
@@ -336,7 +338,7 @@ def check_made_with(path: Path, made_before: str, made_now: str) -> None:
     """Raise UserError that says how two values of `made_with` differ, such as `a=1` and `a=2`."""
     before_words, now_words = differences(made_before, made_now)
     if before_words:
-        raise UserError(
+        raise errors.UserError(
             f"--output {path}: its rows were made with {before_words}; this command has "
             f"{now_words}; scores of different models or settings are not mixed: give another "
             "--output, or the checkpoint and flags of before"

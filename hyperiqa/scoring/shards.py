@@ -14,8 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hyperiqa.base.errors import UserError, counted, first_five, reading_file
-from hyperiqa.base.files import write_whole
+from hyperiqa.base import errors, files
 from hyperiqa.base.signals import StopSignals
 from hyperiqa.scoring import image_sources, score_files, score_run
 
@@ -32,9 +31,9 @@ def check_names(options: argparse.Namespace, stores: Iterable[str]) -> None:
     """Raise UserError where several stores have one file for their rows."""
     numbers = Counter(rows_file(options, store) for store in stores)
     if repeated := [path for path, number in numbers.items() if number > 1]:
-        raise UserError(
+        raise errors.UserError(
             f"--output {options.output}: expected shards and lists of different names, found "
-            f"several whose rows belong into {first_five(repeated)}"
+            f"several whose rows belong into {errors.first_five(repeated)}"
         )
 
 
@@ -47,7 +46,9 @@ class ShardScorer(score_run.Scorer):
         Raises UserError if they were made with something else.
         """
         form = self.options.format
-        with reading_file(path, "cannot be read as rows of predict.py's", ValueError, KeyError):
+        with errors.reading_file(
+            path, "cannot be read as rows of predict.py's", ValueError, KeyError
+        ):
             if form == "parquet":
                 from pyarrow import parquet
 
@@ -64,7 +65,9 @@ class ShardScorer(score_run.Scorer):
     def score(self, store: str, signals: StopSignals) -> score_run.Tally:
         """Score the images of a store and write its file of rows, whole or not at all."""
         tally = score_run.Tally()
-        write_whole(rows_file(self.options, store), partial(self._write, store, signals, tally))
+        files.write_whole(
+            rows_file(self.options, store), partial(self._write, store, signals, tally)
+        )
         return tally
 
     def _write(
@@ -109,15 +112,15 @@ def run(
     # With an engine, this process only checks what is finished, and may be without a GPU.
     device = "cpu" if options.engine else options.device
     scorer = ShardScorer(argparse.Namespace(**{**vars(options), "device": device}))
-    with reading_file(options.output, "cannot be made"):
+    with errors.reading_file(options.output, "cannot be made"):
         options.output.mkdir(exist_ok=True)
     finished = {store for store in stores if rows_file(options, store).exists()}
     for store in sorted(finished):
         tally.add(scorer.count(rows_file(options, store)))
     if finished:
         print(
-            f"{options.output}: {len(finished):,} of {counted(len(stores), 'source')} finished "
-            "before",
+            f"{options.output}: {len(finished):,} of {errors.counted(len(stores), 'source')} "
+            "finished before",
             file=sys.stderr,
         )
     remaining = [store for store in stores if store not in finished]

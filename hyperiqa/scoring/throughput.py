@@ -17,14 +17,10 @@ from unittest import mock
 
 import torch
 
+from hyperiqa.base import errors, files
 from hyperiqa.base.device import Hardware, keep_freed_memory
-from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.files import exists_or_on_hub
 from hyperiqa.images.decode import decode
-from hyperiqa.scoring.costs import load_net, timed
-from hyperiqa.scoring.image_sources import find_images
-from hyperiqa.scoring.quality_model import QualityModel, load
-from hyperiqa.scoring.score_files import ScoreFile
+from hyperiqa.scoring import costs, image_sources, quality_model, score_files
 
 UNTRAINED = {"pretrained": False}
 
@@ -32,7 +28,7 @@ UNTRAINED = {"pretrained": False}
 def measure(flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """`measure_scoring` of the photographs in flags.folder, or what the peer scores there."""
     keep_freed_memory()
-    images = find_images([flags.folder])
+    images = image_sources.find_images([flags.folder])
     if flags.child == "peer":
         # pyiqa takes seconds for each.
         return {"rates": measure_peer(flags.model, images[:10])}
@@ -40,30 +36,34 @@ def measure(flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     # Photographs that cannot be read are left out of all parts alike.
     readable = [str(scored.image) for scored in model.score_all(images) if not scored.problem]
     if not readable:
-        raise UserError(f"{flags.folder}: none of {counted(len(images), 'image')} can be read")
+        raise errors.UserError(
+            f"{flags.folder}: none of {errors.counted(len(images), 'image')} can be read"
+        )
     return measure_scoring(model, readable, flags.repeats)
 
 
-def load_scorer(name: str, device: torch.device, **settings: Any) -> QualityModel:
+def load_scorer(name: str, device: torch.device, **settings: Any) -> quality_model.QualityModel:
     """The model of a file, or one of a backbone's name with random weights; settings: of `load`."""
-    if exists_or_on_hub(Path(name)):
-        return load(name, str(device), **settings)
-    net, side = load_net(name, 224, device)
+    if files.exists_or_on_hub(Path(name)):
+        return quality_model.load(name, str(device), **settings)
+    net, side = costs.load_net(name, 224, device)
     # How a training without further flags has images prepared.
     description = {"resize": "384", "test_crop": "center", "test_patch_num": 25, "patch_size": side}
     if settings:
         description |= {"resize": "none", "test_crop": "grid"}
-    return QualityModel(net, description, Hardware(device))
+    return quality_model.QualityModel(net, description, Hardware(device))
 
 
-def measure_scoring(model: QualityModel, images: Sequence[str], repeats: int) -> dict[str, float]:
+def measure_scoring(
+    model: quality_model.QualityModel, images: Sequence[str], repeats: int
+) -> dict[str, float]:
     """Seconds per photograph, medians of the repeats.
 
     whole: from files to rows. decode, prepare, forward, write: each alone, on all cores; prepare is
     decoding with resizing and cutting crops.
     """
     seconds = defaultdict(list)
-    rows = ScoreFile(Path(os.devnull), "csv")
+    rows = score_files.ScoreFile(Path(os.devnull), "csv")
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         patches = list(pool.map(model.patches, images))
 
@@ -81,7 +81,7 @@ def measure_scoring(model: QualityModel, images: Sequence[str], repeats: int) ->
         # The first one warms up. What disturbs one repeat disturbs all parts of it.
         for _ in range(1 + repeats):
             for part, work in parts.items():
-                seconds[part].append(timed(work, model.hardware.device)[0] / len(images))
+                seconds[part].append(costs.timed(work, model.hardware.device)[0] / len(images))
     return {part: statistics.median(values[1:]) for part, values in seconds.items()}
 
 
@@ -107,5 +107,5 @@ def measure_peer(names: Sequence[str], images: Sequence[str]) -> dict[str, float
     for name, score in scorers.items():
         # The first one warms up. Both kinds of scorers work only while their scores are taken.
         list(score(images[:1]))
-        rates[name] = len(images) / timed(partial(list, score(images)), cpu)[0]
+        rates[name] = len(images) / costs.timed(partial(list, score(images)), cpu)[0]
     return rates

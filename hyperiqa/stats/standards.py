@@ -19,17 +19,7 @@ from functools import cached_property
 import numpy as np
 import scipy
 
-from hyperiqa.stats import metrics
-from hyperiqa.stats.intervals import (
-    DETECTABLE_IN_ERRORS,
-    INTERVAL_IN_ERRORS,
-    LEVEL,
-    NAN,
-    UPPER_QUANTILE,
-    Difference,
-    Estimate,
-    student,
-)
+from hyperiqa.stats import intervals, metrics
 
 # Parameters of the monotonic cubic.
 MAPPED = 4
@@ -57,7 +47,7 @@ class Measured:
     def error(self) -> float:
         """The standard error of the value; nan for a single image."""
         n = len(self.influence)
-        return float(np.sqrt((self.influence**2).sum() / (n * (n - 1)))) if n > 1 else NAN
+        return float(np.sqrt((self.influence**2).sum() / (n * (n - 1)))) if n > 1 else intervals.NAN
 
 
 @dataclass(frozen=True)
@@ -93,7 +83,9 @@ class Sample:
         """
         i, j = self.pairs
         gap = self.mos[i] - self.mos[j]
-        is_significant = np.abs(gap) > INTERVAL_IN_ERRORS * np.hypot(self.error[i], self.error[j])
+        is_significant = np.abs(gap) > intervals.INTERVAL_IN_ERRORS * np.hypot(
+            self.error[i], self.error[j]
+        )
         return self.scores[i] - self.scores[j], np.sign(gap) * is_significant
 
     def of_images(self, pairs: Pairs, values: np.ndarray) -> np.ndarray:
@@ -116,7 +108,7 @@ def monotonic_cubic(scores: np.ndarray, mos: np.ndarray) -> np.ndarray:
     `metrics.fittable`.
     """
     if metrics.fittable(scores, mos) is None:
-        return np.full(len(mos), NAN)
+        return np.full(len(mos), intervals.NAN)
     low, high = scores.min(), scores.max()
     x = (2 * scores - low - high) / (high - low)
     free = np.polynomial.Polynomial.fit(x, mos, 3, domain=[-1, 1], window=[-1, 1])
@@ -154,12 +146,14 @@ def rmse(sample: Sample) -> Measured:
 
 def rmse_star(sample: Sample) -> Measured:
     """P.1401, 7.7: only the part of an error beyond the 95 % interval of the MOS counts."""
-    return _root_mean(np.maximum(0, sample.residual - INTERVAL_IN_ERRORS * sample.error) ** 2)
+    return _root_mean(
+        np.maximum(0, sample.residual - intervals.INTERVAL_IN_ERRORS * sample.error) ** 2
+    )
 
 
 def outlier_ratio(sample: Sample) -> Measured:
     """P.1401, 7.5.2.2: the share of images whose error exceeds the 95 % interval of their MOS."""
-    outlier = sample.residual > INTERVAL_IN_ERRORS * sample.error
+    outlier = sample.residual > intervals.INTERVAL_IN_ERRORS * sample.error
     return Measured(float(outlier.mean()), outlier - outlier.mean())
 
 
@@ -171,7 +165,7 @@ def different_similar(sample: Sample) -> Measured:
     difference, sign = sample.significant
     different = sign != 0
     if different.all() or not different.any():
-        return Measured(NAN, np.full(len(sample.mos), NAN))
+        return Measured(intervals.NAN, np.full(len(sample.mos), intervals.NAN))
     sizes = np.abs(difference)
     ranks = scipy.stats.rankdata(sizes)
     below = np.empty(len(sizes))
@@ -198,7 +192,7 @@ def better_worse(sample: Sample) -> Measured:
     )
     below = np.empty(len(agreement))
     below[np.argsort(-agreement, kind="stable")] = 1 - ends / (2 * n)
-    auc = float(below.mean()) if len(agreement) else NAN
+    auc = float(below.mean()) if len(agreement) else intervals.NAN
     return Measured(auc, sample.of_images(pairs, 2 * (below - auc) / n))
 
 
@@ -206,7 +200,7 @@ def accuracy(sample: Sample) -> Measured:
     """Krasula's share of the different pairs that the model orders rightly. A tie counts half."""
     agreement, pairs = _agreement(sample)
     right = (np.sign(agreement) + 1) / 2
-    share = float(right.mean()) if len(right) else NAN
+    share = float(right.mean()) if len(right) else intervals.NAN
     return Measured(share, sample.of_images(pairs, (right - share) / max(len(right), 1)))
 
 
@@ -252,11 +246,11 @@ def _crossing(sample: Sample) -> float:
     filled = pairs_in_bin > 0
     centres = edges[1:-1][filled]
     means = (sums[1:] + sums[:-1])[filled] / pairs_in_bin[filled]
-    unsure = np.flatnonzero(means[:-1] <= LEVEL)
-    if not len(unsure) or means[unsure[-1] + 1] < LEVEL:
-        return NAN
+    unsure = np.flatnonzero(means[:-1] <= intervals.LEVEL)
+    if not len(unsure) or means[unsure[-1] + 1] < intervals.LEVEL:
+        return intervals.NAN
     k = unsure[-1]
-    return float(np.interp(LEVEL, means[k : k + 2], centres[k : k + 2]))
+    return float(np.interp(intervals.LEVEL, means[k : k + 2], centres[k : k + 2]))
 
 
 @dataclass(frozen=True)
@@ -296,7 +290,7 @@ def measure(scores: np.ndarray, mos: np.ndarray, error: np.ndarray | None) -> di
     }
 
 
-def estimate(name: str, measured: Measured) -> Estimate:
+def estimate(name: str, measured: Measured) -> intervals.Estimate:
     """The figure with its 95 % interval, within the figure's range and around its value.
 
     A share gets Wilson's score interval (JASA 22, 1927) for the number of independent trials with
@@ -310,10 +304,10 @@ def estimate(name: str, measured: Measured) -> Estimate:
     is_share = STANDARDS[name].is_share
     # A value of 0 has no logarithm.
     if not np.isfinite([value, error]).all() or not (is_share or value):
-        return Estimate(value)
-    quantile = scipy.stats.t.ppf(UPPER_QUANTILE, n - 1)
+        return intervals.Estimate(value)
+    quantile = scipy.stats.t.ppf(intervals.UPPER_QUANTILE, n - 1)
     if not is_share:
-        return Estimate(value, *metrics.LOG.interval(value, quantile * error))
+        return intervals.Estimate(value, *metrics.LOG.interval(value, quantile * error))
     # Pairs that share images tell less, or more, than as many images do. Where all are alike no
     # error is seen, and each image counts as one.
     count = value * (1 - value) / error**2 if error else measured.count or n
@@ -321,20 +315,23 @@ def estimate(name: str, measured: Measured) -> Estimate:
     centre = (value + weight / 2) / (1 + weight)
     reach = np.sqrt(weight * value * (1 - value) + weight**2 / 4) / (1 + weight)
     # The ends at 0 and 1 are exact but for rounding.
-    return Estimate(value, float(min(value, centre - reach)), float(max(value, centre + reach)))
+    return intervals.Estimate(
+        value, float(min(value, centre - reach)), float(max(value, centre + reach))
+    )
 
 
-def difference(a: Measured, b: Measured) -> Difference:
+def difference(a: Measured, b: Measured) -> intervals.Difference:
     """A − B of two models on the same images."""
     value = a.value - b.value
     between = Measured(value, a.influence - b.influence)
     error = between.error
     if np.isnan(value):
-        return Difference(value, NAN, NAN, NAN)
+        return intervals.Difference(value, intervals.NAN, intervals.NAN, intervals.NAN)
     if not np.isfinite(value) or not error:
-        return Difference(value, NAN, NAN, float(value == 0))
+        return intervals.Difference(value, intervals.NAN, intervals.NAN, float(value == 0))
     return replace(
-        student(value, error, len(between.influence) - 1), visible=DETECTABLE_IN_ERRORS * error
+        intervals.student(value, error, len(between.influence) - 1),
+        visible=intervals.DETECTABLE_IN_ERRORS * error,
     )
 
 
@@ -350,7 +347,7 @@ def pitman_morgan(residuals_a: np.ndarray, residuals_b: np.ndarray) -> float:
     plus = residuals_a + residuals_b
     minus = residuals_a - residuals_b
     defined = len(plus) >= 4 and np.ptp(plus) > 0 and np.ptp(minus) > 0
-    return float(scipy.stats.pearsonr(plus, minus).pvalue) if defined else NAN
+    return float(scipy.stats.pearsonr(plus, minus).pvalue) if defined else intervals.NAN
 
 
 def over_sets(name: str, measured: Sequence[Measured]) -> Measured:

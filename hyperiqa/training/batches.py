@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base.device import Hardware
-from hyperiqa.base.errors import UserError, counted
+from hyperiqa.base import device, errors
 from hyperiqa.datasets.records import DataSet, Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.features import Features
@@ -214,11 +213,11 @@ class DecodedSet:
         place = f"cache {cache.folder}" if cache.folder else "memory"
         # The order of the lines counts: `facts[1:]` are those that evaluations repeat.
         lines = [
-            f"{counted(len(cache), 'image')} {action} in {place}, resize {cache.resize}, "
+            f"{errors.counted(len(cache), 'image')} {action} in {place}, resize {cache.resize}, "
             f"{cache.bytes / 2**20:.0f} MiB, {cache.seconds:.1f} s"
         ]
         if cache.upscaled:
-            smaller = counted(
+            smaller = errors.counted(
                 cache.upscaled,
                 "image smaller than the patch was",
                 "images smaller than the patch were",
@@ -238,7 +237,9 @@ class DecodedSet:
         """The split's images that can be read. Raises UserError where there are none."""
         records = [record for record in self.data.split(split) if record.path not in self.bad]
         if not records:
-            raise UserError(f"{self.data.name}: no readable image is left in the {split} split")
+            raise errors.UserError(
+                f"{self.data.name}: no readable image is left in the {split} split"
+            )
         return records
 
     def batches(
@@ -292,9 +293,9 @@ def drop_bad_images(sets: Collection[DecodedSet], skip: bool) -> str:
     # Sorted: the message does not depend on the order of the sets.
     listed = "; ".join(f"{path}: {reasons[path]}" for path in sorted(reasons))
     number = sum(len(images.cache) for images in sets)
-    message = f"{len(reasons)} of {counted(number, 'image')} cannot be read: {listed}"
+    message = f"{len(reasons)} of {errors.counted(number, 'image')} cannot be read: {listed}"
     if not skip:
-        raise UserError(f"{message} (--skip_bad_images drops them)")
+        raise errors.UserError(f"{message} (--skip_bad_images drops them)")
     return message
 
 
@@ -318,14 +319,14 @@ def fitting_workers(workers: int, batch_bytes: int) -> tuple[int, str]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         # Without a limit it is negative.
         if hard >= 0:
-            limits.append((max(0, hard - 100) // 20, f"{counted(hard, 'file')} may be open"))
+            limits.append((max(0, hard - 100) // 20, f"{errors.counted(hard, 'file')} may be open"))
     number, reason = min(limits)
     if reason:
         reason = f"--workers {workers}: there is room for {number}, as {reason}"
     return number, reason
 
 
-def fewer_workers(hardware: Hardware, batch_size: int, patch_size: int) -> str:
+def fewer_workers(hardware: device.Hardware, batch_size: int, patch_size: int) -> str:
     """A line for the log where fewer workers have room than asked for, and why; else ""."""
     return fitting_workers(hardware.workers, 3 * batch_size * patch_size**2)[1]
 
@@ -339,7 +340,7 @@ def workers_watched() -> Iterator[None]:
         message = str(problem)
         for pattern, failure in WORKER_FAILURES.items():
             if re.search(pattern, message):
-                raise UserError(
+                raise errors.UserError(
                     f"a process that cuts patches {failure} ({message.splitlines()[0]}); with "
                     "--workers 0 the run cuts them itself, and --resume auto goes on"
                 ) from None
@@ -347,7 +348,7 @@ def workers_watched() -> Iterator[None]:
 
 
 def make_loader(
-    batches: PatchBatches, hardware: Hardware, start: int = 0, stride: int = 1
+    batches: PatchBatches, hardware: device.Hardware, start: int = 0, stride: int = 1
 ) -> Iterable[dict]:
     """The batches from number `start` on, every `stride`-th of them, in order.
 

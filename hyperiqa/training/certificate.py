@@ -22,14 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base import device, files, version
-from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base import device, errors, files, plain_values, version
 from hyperiqa.model.checkpoints import digest, find_model, load_model
 from hyperiqa.model.description import CERTIFICATE_FORMAT, certificate_of
 from hyperiqa.stats import intervals, metrics, resampling
-from hyperiqa.training import batches, processes
-from hyperiqa.training.run_files import Prediction
+from hyperiqa.training import batches, processes, run_files
 
 # The flags with the weights that a run starts from or learns from.
 STARTS = ("init", "teacher", "backbone_weights")
@@ -50,7 +47,7 @@ HASHES = re.compile(rb'\[(?:\["(?:[^"\\]|\\.)*+", "(?:[0-9a-f]{16})?"\](?:, )?)*
 
 def json_digest(content: object) -> str:
     """16 hex digits that change when anything in the content does."""
-    text = json.dumps(to_json_value(content), sort_keys=True)
+    text = json.dumps(plain_values.to_json_value(content), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -90,7 +87,7 @@ def pixels_digest(images: batches.DecodedSet) -> str:
     )
 
 
-def predictions_digest(rows: Iterable[Prediction]) -> str:
+def predictions_digest(rows: Iterable[run_files.Prediction]) -> str:
     """A digest of predictions; rows of a run and rows read from its file have the same one."""
     # A run may have NumPy's numbers and a file gives floats; `repr` keeps every digit.
     return json_digest(
@@ -137,9 +134,9 @@ def unpack_hashes(name: str, facts: Mapping[str, Any]) -> list[list[str]]:
         content = zlib.decompressobj().decompress(packed, MOST_HASHES_BYTES)
         rows = json.loads(content) if HASHES.fullmatch(content) else None
     if rows is None or len(rows) != number:
-        raise UserError(
+        raise errors.UserError(
             f"the certificate is damaged: sets.{name}.looks: "
-            f"expected the packed names and hashes of {counted(number, 'image')}"
+            f"expected the packed names and hashes of {errors.counted(number, 'image')}"
         )
     return rows
 
@@ -178,7 +175,7 @@ def describe_sets(data: Any) -> dict[str, dict[str, Any]]:
         flag, path = flags[name]
         sets[name] = {
             "flag": flag,
-            "path": to_json_value(path),
+            "path": plain_values.to_json_value(path),
             **describe_set(images, name in data.trained),
         }
     return sets
@@ -275,7 +272,7 @@ def weights_of(flag: str, path: Path) -> str:
     path: as a certificate names it. Raises UserError.
     """
     if files.known_place(path) is None:
-        raise UserError(f"{path}: no file or folder of models is there")
+        raise errors.UserError(f"{path}: no file or folder of models is there")
     file = find_model(path)
     # A backbone's file may be torchvision's or timm's, which `load_model` does not read.
     if flag == "backbone_weights":

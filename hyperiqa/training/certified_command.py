@@ -8,15 +8,17 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 
 from hyperiqa.base.errors import UserError
+from hyperiqa.training import options, run_files
 from hyperiqa.training.flags import Script, train_flags
-from hyperiqa.training.options import train_options
-from hyperiqa.training.run_files import NOT_FIGURES
 
 # Settings that a certificate's command does not decide. Data sets and starting models are read from
 # where the certificate says, after they were checked; the rest, such as launchers and outputs,
 # changes no figure. The device is kept, because another one rounds differently, and so is the
 # permission to train on overlapping sets, which are refused without it.
-NOT_REPEATED = (NOT_FIGURES - {"device", "allow_overlap"}) | {"dataset", "backbone_weights"}
+NOT_REPEATED = (run_files.NOT_FIGURES - {"device", "allow_overlap"}) | {
+    "dataset",
+    "backbone_weights",
+}
 
 
 def read_command(
@@ -42,4 +44,4 @@ def read_command(
     # A value of several words might begin like a flag.
     if flags.given(repeated_words) != repeated:
         raise UserError("a value that looks like a flag")
-    return train_options(flag_words, None, script, checked=False), [name, *repeated_words]
+    return options.train_options(flag_words, None, script, checked=False), [name, *repeated_words]

@@ -8,11 +8,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hyperiqa.base.command_line import Given, problem_of
-from hyperiqa.base.errors import not_installed
-from hyperiqa.base.files import exists_or_on_hub
-from hyperiqa.base.plain_values import to_text
-from hyperiqa.base.public_models import no_such_model
+from hyperiqa.base import command_line, errors, files, plain_values, public_models
 from hyperiqa.datasets.names import check_lower_is_better, reader_name
 from hyperiqa.training.flags import WHOLE_MAPS, for_csv_alone
 
@@ -20,7 +16,7 @@ from hyperiqa.training.flags import WHOLE_MAPS, for_csv_alone
 Rule = tuple[object, str]
 
 
-def contradictions(options: argparse.Namespace, given: Given) -> Iterator[str]:
+def contradictions(options: argparse.Namespace, given: command_line.Given) -> Iterator[str]:
     """Yield a message for each contradiction among the flags.
 
     given: the settings that the user gave, as `Flags.parse` passes them. A default contradicts
@@ -36,7 +32,7 @@ def broken(rules: Sequence[Rule]) -> Iterator[str]:
     return (message for is_broken, message in rules if is_broken)
 
 
-def _of_schedule(options: argparse.Namespace, given: Given) -> list[Rule]:
+def _of_schedule(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
     scheduler = options.lr_scheduler
     milestones = options.milestones or []
     # Rates that fall after the last epoch, or twice after one, are a slip of the user.
@@ -52,7 +48,7 @@ def _of_schedule(options: argparse.Namespace, given: Given) -> list[Rule]:
         ),
         (
             milestones != valid_epochs,
-            f"--milestones {to_text(milestones)}: "
+            f"--milestones {plain_values.to_text(milestones)}: "
             f"expected rising numbers from 1 to {options.epochs - 1}, below --epochs",
         ),
         (
@@ -71,9 +67,9 @@ def _of_schedule(options: argparse.Namespace, given: Given) -> list[Rule]:
     ]
 
 
-def _of_training(options: argparse.Namespace, given: Given) -> list[Rule]:
+def _of_training(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
     """The start of the encoder, what a frozen one rules out, early stopping, loss, hardware."""
-    missing_package = not_installed("--tensorboard", "tensorboard")
+    missing_package = errors.not_installed("--tensorboard", "tensorboard")
     return [
         (
             options.backbone_weights and not options.pretrained,
@@ -123,7 +119,7 @@ def _of_training(options: argparse.Namespace, given: Given) -> list[Rule]:
     ]
 
 
-def _of_images_and_resuming(options: argparse.Namespace, given: Given) -> list[Rule]:
+def _of_images_and_resuming(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
     resumes_path = options.resume and options.resume != "auto"
     return [
         (
@@ -150,19 +146,22 @@ def _of_images_and_resuming(options: argparse.Namespace, given: Given) -> list[R
     ]
 
 
-def _of_files(options: argparse.Namespace, given: Given) -> list[Rule]:
+def _of_files(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
     """The models and CSV files that the run reads, as far as can be seen without reading them."""
     set_names = [*options.trained, *(options.cross_test or ())]
     reads_csv = "csv" in map(reader_name, set_names)
-    mistake = problem_of(check_lower_is_better, options.lower_is_better, set_names)
+    mistake = command_line.problem_of(check_lower_is_better, options.lower_is_better, set_names)
     return [
         (
-            options.backbone_weights and not exists_or_on_hub(options.backbone_weights),
+            options.backbone_weights and not files.exists_or_on_hub(options.backbone_weights),
             f"--backbone_weights {options.backbone_weights}: no such file",
         ),
         ("distill_weight" in given and not options.teacher, "--distill_weight needs --teacher"),
         *(
-            (path and not exists_or_on_hub(path), f"--{name} {no_such_model(path)}" if path else "")
+            (
+                path and not files.exists_or_on_hub(path),
+                f"--{name} {public_models.no_such_model(path)}" if path else "",
+            )
             for name, path in (("teacher", options.teacher), ("init", options.init))
         ),
         *((not reads_csv, message) for message in for_csv_alone(given, "--dataset csv")),

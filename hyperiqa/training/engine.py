@@ -11,11 +11,9 @@ from tqdm import tqdm
 
 from hyperiqa.base.device import Hardware
 from hyperiqa.datasets.records import Record
-from hyperiqa.model.fusion import StageMaps
-from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model import fusion, hypernet
 from hyperiqa.stats import metrics
-from hyperiqa.training import processes, whole_batch
-from hyperiqa.training.augmentations import AUGMENTATIONS, augmented, mixed
+from hyperiqa.training import augmentations, processes, whole_batch
 from hyperiqa.training.batches import (
     SCORE_BATCH,
     DecodedSet,
@@ -127,16 +125,18 @@ class EpochProgress:
         )
 
 
-def to_model_input(model: HyperNet, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | StageMaps:
+def to_model_input(
+    model: hypernet.HyperNet, batch: Mapping[str, torch.Tensor]
+) -> torch.Tensor | fusion.StageMaps:
     """The model's input: augmented, normalised, mixed patches (N, 3, P, P), or stage maps."""
     if "features" in batch:
         return model.unpack(batch["features"])
-    return mixed(model.backbone.normalised(augmented(batch)), batch)
+    return augmentations.mixed(model.backbone.normalised(augmentations.augmented(batch)), batch)
 
 
 @torch.no_grad()
 def with_teacher_scores(
-    loader: Iterable[dict], teacher: HyperNet, hardware: Hardware
+    loader: Iterable[dict], teacher: hypernet.HyperNet, hardware: Hardware
 ) -> Iterator[dict]:
     """The loader's batches with `teacher` (N,): the scores that a teacher gives the same patches.
 
@@ -146,8 +146,10 @@ def with_teacher_scores(
         whole_batch.begin_step(len(batch["mos"]))
         batch = hardware.take(batch)
         # Once for both models: what was drawn is removed, so the student does not augment again.
-        patches = augmented(batch)
-        batch = {name: value for name, value in batch.items() if name not in AUGMENTATIONS}
+        patches = augmentations.augmented(batch)
+        batch = {
+            name: value for name, value in batch.items() if name not in augmentations.AUGMENTATIONS
+        }
         batch["patches"] = patches
         with hardware.autocast():
             scores = teacher(to_model_input(teacher, batch))["scores"].float()
@@ -156,7 +158,7 @@ def with_teacher_scores(
 
 @workers_watched()
 def train_one_epoch(
-    model: HyperNet,
+    model: hypernet.HyperNet,
     criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     loader: Iterable[dict[str, torch.Tensor]],
@@ -199,7 +201,7 @@ def train_one_epoch(
 @workers_watched()
 @torch.no_grad()
 def score(
-    model: HyperNet,
+    model: hypernet.HyperNet,
     loader: Iterable[dict[str, torch.Tensor]],
     images: int,
     hardware: Hardware,
@@ -231,7 +233,7 @@ def score(
 @workers_watched()
 @torch.no_grad()
 def stage_maps(
-    model: HyperNet, hardware: Hardware, batches: PatchBatches, start: int = 0
+    model: hypernet.HyperNet, hardware: Hardware, batches: PatchBatches, start: int = 0
 ) -> Iterator[np.ndarray]:
     """The encoder's stage maps of the patches from number `start` on, batch by batch: (N, F), fp32.
 
@@ -241,13 +243,13 @@ def stage_maps(
     model.eval()
     with progress_bar("Computing features", len(batches.patches), start) as bar:
         for batch in make_loader(batches, hardware, start // batches.batch_size):
-            images = model.backbone.normalised(augmented(hardware.take(batch)))
+            images = model.backbone.normalised(augmentations.augmented(hardware.take(batch)))
             yield model.pack(model.backbone.stage_maps(images)).cpu().numpy()
             bar.update(len(images))
 
 
 def score_set(
-    model: HyperNet,
+    model: hypernet.HyperNet,
     images: DecodedSet,
     records: Sequence[Record],
     crops: tuple[str, int],

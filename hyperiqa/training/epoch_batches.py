@@ -15,26 +15,21 @@ import timm
 import torch
 import torchvision
 
-from hyperiqa.base.device import Hardware
-from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base import device, plain_values
 from hyperiqa.datasets.records import Record
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.features import check_room
-from hyperiqa.model import checkpoints
-from hyperiqa.model.hypernet import HyperNet
-from hyperiqa.training.augmentations import draw_mixing, label_noise, vote_deviations
+from hyperiqa.model import checkpoints, hypernet
+from hyperiqa.training import augmentations, contradictions, engine, sets
 from hyperiqa.training.batches import SCORE_BATCH, JoinedCache, PatchBatches
-from hyperiqa.training.contradictions import stored_features
-from hyperiqa.training.engine import stage_maps
 from hyperiqa.training.patches import Patches, addressed_seed, test_patches, train_patches
-from hyperiqa.training.sets import RunData
 
 # Name of a trained set -> its training images, in the order in which patches count them.
 Records = Mapping[str, Sequence[Record]]
 
 
 def train_batches(
-    data: RunData, seed: int, epoch: int, batch_size: int, share: tuple[int, int] = (0, 1)
+    data: sets.RunData, seed: int, epoch: int, batch_size: int, share: tuple[int, int] = (0, 1)
 ) -> PatchBatches:
     """The training batches of an epoch.
 
@@ -65,12 +60,14 @@ def train_batches(
     return PatchBatches(cache, numbers, np.concatenate(mos), patches, batch_size, features, share)
 
 
-def training_records(data: RunData) -> dict[str, list[Record]]:
+def training_records(data: sets.RunData) -> dict[str, list[Record]]:
     """The training images that can be read, by set."""
     return {name: images.records("train") for name, images in data.images.items()}
 
 
-def _joined_images(data: RunData, records: Records) -> tuple[ImageCache | JoinedCache, list[int]]:
+def _joined_images(
+    data: sets.RunData, records: Records
+) -> tuple[ImageCache | JoinedCache, list[int]]:
     # The images of all trained sets as one cache, and each record's image number in it.
     caches = [images.cache for images in data.images.values()]
     cache = JoinedCache(caches) if data.several else caches[0]
@@ -107,7 +104,7 @@ def _patches_per_image(
 
 
 def _drawn_per_patch(
-    data: RunData, records: Records, patches: Patches, seed: int, epoch: int
+    data: sets.RunData, records: Records, patches: Patches, seed: int, epoch: int
 ) -> dict[str, np.ndarray]:
     """What each patch brings: augmentations, number of its set, spread of votes, noise, mixing."""
     options = data.options
@@ -119,23 +116,26 @@ def _drawn_per_patch(
         drawn["set"] = set_of_image[patches.image]
     if options.fidelity_sigma == "votes":
         spreads = [
-            abs(data.scales[name].factor) * vote_deviations(rows) for name, rows in records.items()
+            abs(data.scales[name].factor) * augmentations.vote_deviations(rows)
+            for name, rows in records.items()
         ]
         drawn["sigma"] = np.concatenate(spreads)[patches.image].astype(np.float32)
     if options.label_noise:
         # Standard deviations on the scale that is trained on, image by image.
         deviations = [
             abs(data.scales[name].factor)
-            * label_noise(rows, data.trained[name].range, options.label_noise)
+            * augmentations.label_noise(rows, data.trained[name].range, options.label_noise)
             for name, rows in records.items()
         ]
         noise = np.concatenate(deviations)[patches.image] * rng.standard_normal(len(patches))
         drawn["label_noise"] = noise.astype(np.float32)
-    mixing = draw_mixing(rng, len(patches), options.mixup, options.cutmix, options.patch_size)
+    mixing = augmentations.draw_mixing(
+        rng, len(patches), options.mixup, options.cutmix, options.patch_size
+    )
     return drawn | mixing
 
 
-def image_names(data: RunData, batches: PatchBatches, b: int) -> str:
+def image_names(data: sets.RunData, batches: PatchBatches, b: int) -> str:
     """The images that training batch b has patches of, as a list for the user."""
     records = [record for rows in training_records(data).values() for record in rows]
     numbers = np.unique(batches.patches.image[batches.rows(b)])
@@ -143,7 +143,11 @@ def image_names(data: RunData, batches: PatchBatches, b: int) -> str:
 
 
 def prepare_features(
-    data: RunData, model: HyperNet, seed: int, hardware: Hardware, say: Callable[[str], None]
+    data: sets.RunData,
+    model: hypernet.HyperNet,
+    seed: int,
+    hardware: device.Hardware,
+    say: Callable[[str], None],
 ) -> None:
     """Compute and store the stage maps of the round's patches, where no epoch changes them.
 
@@ -152,7 +156,7 @@ def prepare_features(
     say: is told what is found and what is computed.
     """
     options = data.options
-    if not stored_features(options):
+    if not contradictions.stored_features(options):
         return
     parts = {"train": (data.images[data.main.name], "train"), **data.tests}
     # The batches below would take the features of the round before in place of pixels.
@@ -175,19 +179,19 @@ def prepare_features(
     for part, batches in jobs.items():
         start = time.perf_counter()
         was_there = features[part].was_there
-        features[part].fill(partial(stage_maps, model, hardware, batches), SCORE_BATCH)
+        features[part].fill(partial(engine.stage_maps, model, hardware, batches), SCORE_BATCH)
         if not was_there:
             say(f"Features of {part} computed in {time.perf_counter() - start:.1f} s")
 
 
-def _encoder_key(options: Namespace, model: HyperNet) -> dict[str, Any]:
+def _encoder_key(options: Namespace, model: hypernet.HyperNet) -> dict[str, Any]:
     # Everything but the pixels that a patch's stage maps depend on, as plain values.
     return {
         "encoder": checkpoints.digest(model.backbone.encoder_state()),
         "described": [
             options.backbone,
             options.patch_size,
-            to_json_value(model.backbone.described),
+            plain_values.to_json_value(model.backbone.described),
             [*model.pools],
         ],
         # Another version may compute other digits.

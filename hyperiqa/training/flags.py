@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base.cluster import cluster_flags
-from hyperiqa.base.command_line import NOT_NEGATIVE, POSITIVE, SHARE, Flags, Given, Range
+from hyperiqa.base import cluster, command_line
 
 # The choices of each axis. The files of the axes hold the truth, but they import torch: a test
 # compares their dictionaries with these lists.
@@ -46,7 +45,7 @@ CSV_FLAGS = (
     "lower_is_better",
 )
 
-PART: Range = ("a number from 0 to below 1", lambda x: 0 <= x < 1)
+PART: command_line.Range = ("a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Script:
     any_backbone: str | None = None
 
 
-def for_csv_alone(given: Given, csv: str) -> list[str]:
+def for_csv_alone(given: command_line.Given, csv: str) -> list[str]:
     """A message for each flag of CSV sets that was given although no CSV set is read.
 
     csv: the flag or word with which a CSV set is chosen.
@@ -77,9 +76,9 @@ def for_csv_alone(given: Given, csv: str) -> list[str]:
     ]
 
 
-def train_flags(description: str | None, script: Script) -> Flags:
+def train_flags(description: str | None, script: Script) -> command_line.Flags:
     """The flags of a train script, with the defaults of the public code that users compare with."""
-    flags = Flags(description, everyday=EVERYDAY)
+    flags = command_line.Flags(description, everyday=EVERYDAY)
     flags.several = True
     # The order of the groups is that of --help, and of the mistakes in an error.
     _data_flags(flags, script)
@@ -87,12 +86,12 @@ def train_flags(description: str | None, script: Script) -> Flags:
     _learning_flags(flags)
     _loss_flags(flags)
     _output_and_hardware_flags(flags)
-    cluster_flags(flags)
+    cluster.cluster_flags(flags)
     return flags
 
 
 # fmt: off
-def csv_flags(flags: Flags) -> None:
+def csv_flags(flags: command_line.Flags) -> None:
     """Add the flags of `CSV_FLAGS`, which say how a CSV set is read, to a program that reads one."""
     flags.group("own images, listed in a CSV file")
     columns = [
@@ -108,7 +107,7 @@ def csv_flags(flags: Flags) -> None:
                 "several CSV sets name those for which this holds", nargs="*", metavar="NAME")
 
 
-def _data_flags(flags: Flags, script: Script) -> None:
+def _data_flags(flags: command_line.Flags, script: Script) -> None:
     flags.group("data")
     flags.value("--dataset", ["koniq-10k"], f"data set to train and test on: {', '.join(script.datasets)}; to train on "
                 "several, list each as NAME, NAME=PATH or csv:NAME=FILE.csv", nargs="+", metavar="NAME[=PATH]")
@@ -136,7 +135,7 @@ def _data_flags(flags: Flags, script: Script) -> None:
     flags.switch("--allow_overlap", "allow_overlap", True, "train even if a set is tested on images that another one trains on")
 
 
-def _model_flags(flags: Flags, script: Script) -> None:
+def _model_flags(flags: command_line.Flags, script: Script) -> None:
     other_models = {None: "", "": " or any other model of timm, such as convnext_tiny"}.get(
         script.any_backbone, f", or another timm model with a name that begins with {script.any_backbone}")
     flags.group("model")
@@ -160,7 +159,7 @@ def _model_flags(flags: Flags, script: Script) -> None:
                 "quarter turns, color changes brightness, contrast and saturation, blur blurs half of them; none leaves "
                 "them as they are", nargs="+", choices=AUGMENTATIONS, metavar="NAME")
     flags.real("--augment_strength", 0.2, "strength of --augment color and blur, 0 to 1: colours change by up to this share, "
-               "the sigma of the blur is up to ten times it in pixels", SHARE)
+               "the sigma of the blur is up to ten times it in pixels", command_line.SHARE)
     flags.switch("--fixed_crops", "fixed_crops", True, "take the same crops in all epochs; with --freeze_backbone the encoder then "
                  "sees each of them only once")
     flags.value("--feature_dtype", FEATURE_DTYPES[0], "number format of the features that --freeze_backbone --fixed_crops stores; "
@@ -171,12 +170,12 @@ def _model_flags(flags: Flags, script: Script) -> None:
     flags.switch("--test_random_crop", "test_crop", "random", "the same as --test_crop random")
 
 
-def _learning_flags(flags: Flags) -> None:
+def _learning_flags(flags: command_line.Flags) -> None:
     flags.group("optimisation")
     flags.count("--epochs", 16, "number of epochs, unless training stops early")
     flags.batch_size(96, "patches per training step, of all processes together")
-    flags.real("--lr", 2e-5, "learning rate of the encoder", POSITIVE)
-    flags.real("--lr_ratio", 10, "learning rate of all other layers, as a multiple of --lr", POSITIVE)
+    flags.real("--lr", 2e-5, "learning rate of the encoder", command_line.POSITIVE)
+    flags.real("--lr_ratio", 10, "learning rate of all other layers, as a multiple of --lr", command_line.POSITIVE)
     flags.value("--lr_scheduler", SCHEDULES[0], "course of the learning rates: cosine falls after each epoch, cosine_step after each "
                 "step; multistep divides by ten after --milestones, plateau when the SRCC stops rising; step is the "
                 "published HyperIQA schedule with its defects; none is constant", choices=SCHEDULES)
@@ -190,26 +189,26 @@ def _learning_flags(flags: Flags) -> None:
     flags.count("--warmup_epochs", 0, "epochs in which the learning rates rise step by step from 1 %% to their full values", least=0)
     flags.value("--optimizer", OPTIMIZERS[0], "optimizer: adamw does not decay biases and norms, sgd has a momentum of 0.9",
                 choices=OPTIMIZERS)
-    flags.real("--weight_decay", 5e-4, "weight decay of the optimizer", NOT_NEGATIVE)
-    flags.real("--clip_grad", None, "largest norm of the gradients; larger ones are scaled down to it (default: no limit)", POSITIVE)
+    flags.real("--weight_decay", 5e-4, "weight decay of the optimizer", command_line.NOT_NEGATIVE)
+    flags.real("--clip_grad", None, "largest norm of the gradients; larger ones are scaled down to it (default: no limit)", command_line.POSITIVE)
     flags.real("--ema", 0.0, "test and save a moving average of the weights, of which each step keeps this share, such as 0.99; "
                "0 turns it off", PART)
 
 
-def _loss_flags(flags: Flags) -> None:
+def _loss_flags(flags: command_line.Flags) -> None:
     flags.group("loss")
     flags.value("--loss", LOSSES[0], "loss between predicted scores and mean opinion scores (MOS); plcc, srcc and fidelity compare the "
                 "images of a batch with each other", choices=LOSSES)
     flags.value("--fidelity_sigma", "batch", "standard deviation of an opinion in --loss fidelity: that of the MOS of "
                 "the batch, or of each image's own votes where the data set gives it", choices=["batch", "votes"])
     flags.real("--ranking_loss_alpha", 0.0, "weight of the pairwise ranking loss, from 0 (off) to 1; docs/recipes.md shows what it "
-               "changed where we measured it", SHARE)
-    flags.real("--ranking_loss_margin", 0.5, "difference of two scores that the ranking loss asks for, in units of the MOS", NOT_NEGATIVE)
+               "changed where we measured it", command_line.SHARE)
+    flags.real("--ranking_loss_margin", 0.5, "difference of two scores that the ranking loss asks for, in units of the MOS", command_line.NOT_NEGATIVE)
     flags.value("--ranking_loss_form", "convex", "sum of the losses: convex is (1-alpha)*loss + alpha*ranking, additive is loss + "
                 "alpha*ranking", choices=["convex", "additive"])
-    flags.real("--contrastive_weight", 0.0, "weight of the Rank-N-Contrast loss on the encoder's features; 0 turns it off", NOT_NEGATIVE)
+    flags.real("--contrastive_weight", 0.0, "weight of the Rank-N-Contrast loss on the encoder's features; 0 turns it off", command_line.NOT_NEGATIVE)
     flags.path("--teacher", None, "trained model whose scores of the same patches are learnt beside the MOS; any that predict.py reads")
-    flags.real("--distill_weight", 1.0, "weight of the distance to the scores of --teacher", POSITIVE)
+    flags.real("--distill_weight", 1.0, "weight of the distance to the scores of --teacher", command_line.POSITIVE)
 
     flags.group("regularisation")
     regularisation = [
@@ -218,10 +217,10 @@ def _loss_flags(flags: Flags) -> None:
         ("--drop_path", None, "share of patches that skip the encoder's last block while it trains, from 0 to below 1; fewer "
                "skip earlier blocks (default: as the encoder has it, 0.1 for Swin)", PART),
         ("--label_noise", 0.0, "random noise on the MOS of each training patch, in standard errors of the MOS, or in %% of the "
-               "score range if the set has none", NOT_NEGATIVE),
-        ("--mixup", 0.0, "blend each training patch and its MOS with another in shares from Beta(X, X); 0 turns it off", NOT_NEGATIVE),
+               "score range if the set has none", command_line.NOT_NEGATIVE),
+        ("--mixup", 0.0, "blend each training patch and its MOS with another in shares from Beta(X, X); 0 turns it off", command_line.NOT_NEGATIVE),
         ("--cutmix", 0.0, "paste a part of another patch into each training patch, its size from Beta(X, X), and mix the MOS "
-               "accordingly; with --mixup half of the patches each; 0 turns it off", NOT_NEGATIVE),
+               "accordingly; with --mixup half of the patches each; 0 turns it off", command_line.NOT_NEGATIVE),
     ]
     for name, default, text, accepted in regularisation:
         flags.real(name, default, text, accepted)
@@ -238,7 +237,7 @@ def _loss_flags(flags: Flags) -> None:
     flags.count("--seed", 42, "seed of everything random in the first round", least=0)
 
 
-def _output_and_hardware_flags(flags: Flags) -> None:
+def _output_and_hardware_flags(flags: command_line.Flags) -> None:
     flags.group("output")
     flags.value("--run_name", None, "name of the run, of its log and of its folder (default: made of backbone, loss and time)",
                 metavar="NAME", ok=("letters, digits and _ . + = - alone", lambda name: re.fullmatch(r"[\w.+=-]{1,150}", name)))
@@ -246,7 +245,7 @@ def _output_and_hardware_flags(flags: Flags) -> None:
     flags.path("--checkpoint_dir", Path("checkpoints"), "folder for models and for the states from which runs go on")
     flags.value("--resume", None, "go on with an interrupted run: auto is the newest one with the same settings; else its folder or "
                 "its last.pt", metavar="auto|PATH")
-    flags.real("--checkpoint_minutes", 10, "minutes after which a state is saved within an epoch", NOT_NEGATIVE)
+    flags.real("--checkpoint_minutes", 10, "minutes after which a state is saved within an epoch", command_line.NOT_NEGATIVE)
     flags.switch("--tensorboard", "tensorboard", True, "also write the figures as TensorBoard events beside the log")
 
     flags.group("hardware")

@@ -3,9 +3,7 @@
 import pkgutil
 import sys
 
-from hyperiqa.base.cluster import submitted
-from hyperiqa.base.command_line import with_recipes
-from hyperiqa.base.signals import StopSignals
+from hyperiqa.base import cluster, command_line, signals
 from hyperiqa.training.flags import Script
 from hyperiqa.training.options import train_options
 from hyperiqa.training.read_sets import read_sets
@@ -18,12 +16,12 @@ def launch(description: str | None, script: Script, solver: str) -> None:
     solver: the class of the run as `MODULE:CLASS`, imported only when it is needed.
     """
     # The hint to go on, jobs and certificates read the words there: they must not need the files.
-    sys.argv[1:], recipes = with_recipes(sys.argv[1:])
+    sys.argv[1:], recipes = command_line.with_recipes(sys.argv[1:])
     options = train_options(None, description, script)
     options.recipes = recipes
-    if submitted(options):
+    if cluster.submitted(options):
         return
-    with StopSignals():
+    with signals.StopSignals():
         # A mistake in the sets is reported before torch is imported, which takes seconds.
         sets = read_sets(options, options.seed)
         from hyperiqa.training import processes

@@ -19,16 +19,11 @@ from typing import Any, TextIO
 import numpy as np
 from filelock import FileLock, Timeout
 
-from hyperiqa.base import cluster, files, version
-from hyperiqa.base.errors import UserError, counted
-from hyperiqa.base.parser import typed
-from hyperiqa.base.plain_values import to_json_value, to_text
-from hyperiqa.base.terminal import printable
+from hyperiqa.base import cluster, errors, files, parser, plain_values, terminal, version
 from hyperiqa.datasets.names import demo_folder
 from hyperiqa.stats.metrics import RECORDED, medians
-from hyperiqa.training import processes
+from hyperiqa.training import processes, run_files
 from hyperiqa.training.options import default_settings
-from hyperiqa.training.run_files import BEST_MODEL, Prediction, write_predictions
 
 # Settings that the log shows on another line, or that do not concern the run.
 UNSAID = ("demo_defaults", "recipes", "trained", *(flag.lstrip("-") for flag in cluster.OWN))
@@ -61,7 +56,7 @@ class RunLog:
         try:
             while not self._claim(log_dir, checkpoint_dir, next(names)):
                 if explicit:
-                    raise UserError(
+                    raise errors.UserError(
                         f"--run_name {name}: taken in {log_dir} or {checkpoint_dir}; "
                         "choose another or --resume"
                     )
@@ -145,11 +140,11 @@ class RunLog:
 
     def keep(self, text: str) -> None:
         """Write a line to the log without printing it."""
-        self._write(self._log, printable(text, kept="\n\t"))
+        self._write(self._log, terminal.printable(text, kept="\n\t"))
 
     def record(self, **fields: object) -> None:
         """Append a record to the jsonl; nan becomes null."""
-        self._write(self._records, json.dumps(to_json_value(fields)))
+        self._write(self._records, json.dumps(plain_values.to_json_value(fields)))
         if self._board is not None and fields.get("type") == "epoch":
             self._draw(fields)
 
@@ -179,11 +174,11 @@ class RunLog:
             # At once, so that a crash loses nothing and `tail -f` shows the newest line.
             file.flush()
         except OSError as problem:
-            raise UserError(f"{file.name}: cannot be written: {problem.strerror}") from None
+            raise errors.UserError(f"{file.name}: cannot be written: {problem.strerror}") from None
 
-    def predictions(self, round_number: int, rows: Iterable[Prediction]) -> None:
+    def predictions(self, round_number: int, rows: Iterable[run_files.Prediction]) -> None:
         """Replace the predictions file of a round. rows: data set, image, MOS, score."""
-        write_predictions(self._of_round(round_number, "_predictions.csv"), rows)
+        run_files.write_predictions(self._of_round(round_number, "_predictions.csv"), rows)
 
     def epochs(self, round_number: int, tested: Mapping[str, Any]) -> None:
         """Replace the file with the scores of a round's epochs; remove it if there are none.
@@ -199,13 +194,19 @@ class RunLog:
     def _sweep(self) -> None:
         """Delete the unfinished files of the run's killed processes."""
         for folder in (self.checkpoints, *self.checkpoints.glob("round*")):
-            files.remove_unfinished(folder, rf"last\.pt|{BEST_MODEL}")
+            files.remove_unfinished(folder, rf"last\.pt|{run_files.BEST_MODEL}")
         # Later rounds' files stay: another run, which may be writing, can be called NAME_round2.
         first_round = rf"{re.escape(self.name)}_(?:predictions\.csv|epochs\.npz)"
         files.remove_unfinished(self.log_dir, first_round)
 
     def _of_round(self, number: int, ending: str) -> Path:
         return self.path(ending if number == 1 else f"_round{number}{ending}")
+
+    def folder_of(self, round_number: int) -> Path:
+        """The folder of the round's models."""
+        if round_number == 1:
+            return self.checkpoints
+        return self.checkpoints / f"round{round_number}"
 
     def close(self) -> None:
         """Close the files, and release the run for other processes."""
@@ -233,8 +234,10 @@ class SilentLog(RunLog):
     show = line = keep = record = open_board = predictions = epochs = close = _dropped
 
 
-def _cannot_write(problem: OSError) -> UserError:
-    return UserError(f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}")
+def _cannot_write(problem: OSError) -> errors.UserError:
+    return errors.UserError(
+        f"{problem.filename}: cannot write logs or checkpoints: {problem.strerror}"
+    )
 
 
 def title(part: str) -> str:
@@ -275,7 +278,7 @@ def closing_lines(log: RunLog, options: Namespace, state: Any, folder: Path) -> 
 
     state: the `RunState` at the end. folder: of the last round's models.
     """
-    number = counted(len(state.rounds), "round")
+    number = errors.counted(len(state.rounds), "round")
     for part, figures in medians(state.rounds).items():
         yield f"Median {part} of {number}: {figures_text(figures, ' ')}"
     last_round = " of the last round" if len(state.rounds) > 1 else ""
@@ -346,7 +349,7 @@ def log_start(
 # came from that nobody typed.
 def _settings_lines(log: RunLog, options: Namespace, flags: Mapping[str, Any]) -> Iterator[str]:
     settings = [
-        f"{name}={to_text(value)}"
+        f"{name}={plain_values.to_text(value)}"
         for name, value in flags.items()
         if name in ("backbone", "dataset", "seed") or value != default_settings().get(name)
     ]
@@ -364,7 +367,7 @@ def _settings_lines(log: RunLog, options: Namespace, flags: Mapping[str, Any]) -
 def _as_flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no_{name}"
-    return f"--{name} {typed(value)}"
+    return f"--{name} {parser.typed(value)}"
 
 
 def _repeatability_line(options: Namespace) -> str:

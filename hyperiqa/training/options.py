@@ -12,23 +12,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from hyperiqa.base.command_line import Given, problem_of
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.parser import did_you_mean
-from hyperiqa.base.plain_values import to_json_value
-from hyperiqa.base.schema import PLAIN, Fields, mismatch
+from hyperiqa.base import command_line, errors, parser, plain_values, schema
 from hyperiqa.datasets.names import parse_set_names, reader_name, record_name, set_named
 from hyperiqa.model.description import SETTINGS
+from hyperiqa.training import flags, run_files
 from hyperiqa.training.contradictions import broken, contradictions
-from hyperiqa.training.flags import AUGMENTATIONS, FIXES, MIX_SCALES, Script, train_flags
-from hyperiqa.training.run_files import NOT_FIGURES
 
 # Where no flag says otherwise, the checkpoint of --init decides these.
 DECIDED_BY_INIT = ("backbone", "patch_size", "fusion", "hyper")
 
 
 def train_options(
-    argv: Sequence[str] | None, description: str | None, script: Script, checked: bool = True
+    argv: Sequence[str] | None, description: str | None, script: flags.Script, checked: bool = True
 ) -> argparse.Namespace:
     """Parse and check the flags of a train script.
 
@@ -42,7 +37,7 @@ def train_options(
     checked: whether flags must go together and the files that they name must be there.
     Raises UserError, which names every problem at once.
     """
-    options = train_flags(description, script).parse(
+    options = flags.train_flags(description, script).parse(
         argv,
         problems=functools.partial(_problems, script=script, checked=checked),
         complete=functools.partial(_complete, script=script),
@@ -51,7 +46,9 @@ def train_options(
     return options
 
 
-def _complete(options: argparse.Namespace, given: Given, script: Script) -> Iterator[str]:
+def _complete(
+    options: argparse.Namespace, given: command_line.Given, script: flags.Script
+) -> Iterator[str]:
     """Fill in what follows from other flags; yields the mistakes found on the way."""
     options.mix_resize = {}
     # Without names, --lower_is_better means all CSV sets.
@@ -69,17 +66,19 @@ def _complete(options: argparse.Namespace, given: Given, script: Script) -> Iter
     yield from _read_cross_tests(options, script)
     options.resize = options.resize or script.datasets[reader_name(next(iter(options.trained)))]
     # In one order and each once: the same augmentations are the same settings.
-    options.augment = [name for name in AUGMENTATIONS if name in options.augment]
+    options.augment = [name for name in flags.AUGMENTATIONS if name in options.augment]
     _yield_to_given(options, given, usual)
 
 
-def _full_name(name: str | None, script: Script) -> str | None:
+def _full_name(name: str | None, script: flags.Script) -> str | None:
     """The one backbone of the script that begins with this name, else the name itself."""
     matches = [full for full in script.backbones if name and full.startswith(name)]
     return matches[0] if len(matches) == 1 and name not in matches else name
 
 
-def _yield_to_given(options: argparse.Namespace, given: Given, usual: Mapping[str, Any]) -> None:
+def _yield_to_given(
+    options: argparse.Namespace, given: command_line.Given, usual: Mapping[str, Any]
+) -> None:
     """Take back those of the demo's defaults that contradict what the user gave.
 
     usual: the settings as they were before the demo brought its defaults.
@@ -94,11 +93,11 @@ def _yield_to_given(options: argparse.Namespace, given: Given, usual: Mapping[st
 
 
 def _problems(
-    options: argparse.Namespace, given: Given, script: Script, checked: bool
+    options: argparse.Namespace, given: command_line.Given, script: flags.Script, checked: bool
 ) -> Iterator[str]:
     if checked:
         yield from contradictions(options, given)
-    if mistake := problem_of(parse_fixes, options.training_fixes):
+    if mistake := command_line.problem_of(parse_fixes, options.training_fixes):
         yield mistake
     name = options.backbone
     # Without a name, the checkpoint of --init decides.
@@ -112,11 +111,13 @@ def _problems(
         others = f", or another timm model with a name that begins with {prefix}" if prefix else ""
         yield (
             f"--backbone {name}: expected one of {', '.join(script.backbones)}{others}"
-            f"{did_you_mean(name, script.backbones)}"
+            f"{parser.did_you_mean(name, script.backbones)}"
         )
 
 
-def _apply_demo_defaults(options: argparse.Namespace, given: Given, script: Script) -> None:
+def _apply_demo_defaults(
+    options: argparse.Namespace, given: command_line.Given, script: flags.Script
+) -> None:
     """Give the flags that neither the user nor --init decides the defaults of the demo."""
     defaults = dict(script.demo) if options.dataset == "demo" else {}
     if options.init:
@@ -134,7 +135,9 @@ def _apply_demo_defaults(options: argparse.Namespace, given: Given, script: Scri
     vars(options).update(options.demo_defaults)
 
 
-def _read_training_sets(options: argparse.Namespace, given: Given, script: Script) -> Iterator[str]:
+def _read_training_sets(
+    options: argparse.Namespace, given: command_line.Given, script: flags.Script
+) -> Iterator[str]:
     """Make `trained` and `dataset` out of --dataset and --dataset_path; yields the mistakes."""
     words = options.dataset
     if options.dataset_path and len(words) == 1 and "=" not in words[0]:
@@ -154,7 +157,7 @@ def _read_training_sets(options: argparse.Namespace, given: Given, script: Scrip
     else:
         try:
             options.trained = parse_set_names("--dataset", words, script.datasets)
-        except UserError as mistake:
+        except errors.UserError as mistake:
             yield str(mistake)
     options.dataset = "+".join(options.trained)
     if len(options.trained) > 1:
@@ -168,7 +171,7 @@ def _read_training_sets(options: argparse.Namespace, given: Given, script: Scrip
     options.dataset_path = next(iter(options.trained.values()))
 
 
-def _complete_mixing(options: argparse.Namespace, script: Script) -> Iterator[str]:
+def _complete_mixing(options: argparse.Namespace, script: flags.Script) -> Iterator[str]:
     set_names = ", ".join(options.trained)
     selected = set_named(options.select_set, options.trained)
     counts = options.mix_patches or ["balanced"]
@@ -192,7 +195,7 @@ def _complete_mixing(options: argparse.Namespace, script: Script) -> Iterator[st
         ]
     )
     options.select_set = selected
-    options.mix_scale = options.mix_scale or MIX_SCALES[0]
+    options.mix_scale = options.mix_scale or flags.MIX_SCALES[0]
     options.mix_resize = {
         name: options.resize or script.datasets[reader_name(name)] for name in options.trained
     }
@@ -200,7 +203,7 @@ def _complete_mixing(options: argparse.Namespace, script: Script) -> Iterator[st
     options.dataset_path = options.trained
 
 
-def _read_cross_tests(options: argparse.Namespace, script: Script) -> Iterator[str]:
+def _read_cross_tests(options: argparse.Namespace, script: flags.Script) -> Iterator[str]:
     """Fold --spaq_path and --no_spaq into `cross_test`; yields the mistakes.
 
     `cross_test` becomes name -> path, a path being None for a set's default place. It becomes None
@@ -216,7 +219,7 @@ def _read_cross_tests(options: argparse.Namespace, script: Script) -> Iterator[s
             cross_test = parse_set_names(
                 "--cross_test", options.cross_test, testable, options.trained
             )
-        except UserError as mistake:
+        except errors.UserError as mistake:
             yield str(mistake)
     listed = cross_test or {}
     yield from broken(
@@ -260,17 +263,20 @@ def parse_fixes(text: str) -> tuple[str, ...]:
     if text == "none":
         return ()
     names = ["optimizer_state", "backbone_lr"] if text == "all" else text.split(",")
-    if not set(names) <= set(FIXES):
-        raise UserError(
-            f"--training_fixes {text}: expected all, none or a comma list of {', '.join(FIXES)}"
+    if not set(names) <= set(flags.FIXES):
+        raise errors.UserError(
+            f"--training_fixes {text}: expected all, none or a comma list of "
+            f"{', '.join(flags.FIXES)}"
         )
-    return tuple(name for name in FIXES if name in names)
+    return tuple(name for name in flags.FIXES if name in names)
 
 
 @functools.cache
 def default_settings() -> dict[str, Any]:
     """The settings of a command without flags: the defaults, under their canonical names."""
-    return vars(train_options([], None, Script(("",), {"koniq-10k": "384", "spaq": "384"}, {})))
+    return vars(
+        train_options([], None, flags.Script(("",), {"koniq-10k": "384", "spaq": "384"}, {}))
+    )
 
 
 def default_run_name(
@@ -309,11 +315,11 @@ def figure_settings(options: argparse.Namespace | Mapping[str, Any]) -> dict[str
     if "cross_resize" not in settings and "spaq" in settings:
         tested = settings["spaq"] and settings["dataset"] != "spaq"
         settings["cross_resize"] = {"spaq": settings["spaq_resize"]} if tested else {}
-    return to_json_value(
+    return plain_values.to_json_value(
         {
             name: settings.get(name, default)
             for name, default in default_settings().items()
-            if name not in NOT_FIGURES
+            if name not in run_files.NOT_FIGURES
         }
     )
 
@@ -324,6 +330,6 @@ def settings_again(description: Mapping[str, Any], **places: Any) -> argparse.Na
     places: settings that the description does not hold, such as paths. Raises UserError where a
     setting is not of its kind.
     """
-    if problem := mismatch(description, Fields({}, SETTINGS, PLAIN)):
-        raise UserError(f"the settings of the run are damaged: {problem}")
+    if problem := schema.mismatch(description, schema.Fields({}, SETTINGS, schema.PLAIN)):
+        raise errors.UserError(f"the settings of the run are damaged: {problem}")
     return argparse.Namespace(**{**default_settings(), **figure_settings(description), **places})

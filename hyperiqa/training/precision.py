@@ -14,15 +14,14 @@ import torch
 from filelock import FileLock
 
 from hyperiqa.base import device as devices
-from hyperiqa.base.errors import UserError
-from hyperiqa.base.files import HERE, write_whole
-from hyperiqa.model.fusion import StageMaps
-from hyperiqa.model.hypernet import HyperNet
-from hyperiqa.training.certificate import json_digest
-from hyperiqa.training.contradictions import stored_features
+from hyperiqa.base import errors, files
+from hyperiqa.model import fusion, hypernet
+from hyperiqa.training import certificate, contradictions
 
 
-def choose_precision(options: Namespace, device: torch.device, model: HyperNet) -> tuple[str, str]:
+def choose_precision(
+    options: Namespace, device: torch.device, model: hypernet.HyperNet
+) -> tuple[str, str]:
     """The precision in which a model trains on a device, bf16 or fp32, and the reason for it.
 
     The model stays as it is. Of several processes, one decides for all.
@@ -45,7 +44,7 @@ def choose_precision(options: Namespace, device: torch.device, model: HyperNet) 
     return "bf16" if speeds["bf16"] >= 1.1 * speeds["fp32"] else "fp32", reason
 
 
-def kept_speeds(options: Namespace, model: HyperNet, cpu: str) -> dict[str, float]:
+def kept_speeds(options: Namespace, model: hypernet.HyperNet, cpu: str) -> dict[str, float]:
     """The result of `measure_speeds`, measured once for each kind of CPU and each model.
 
     It is kept in the cache folder, unless that cannot be written. cpu: the CPU's name.
@@ -61,9 +60,11 @@ def kept_speeds(options: Namespace, model: HyperNet, cpu: str) -> dict[str, floa
         "batch_size": options.batch_size,
         "fused_attention": options.fused_attention,
         "freeze_backbone": options.freeze_backbone,
-        "stored_features": stored_features(options),
+        "stored_features": contradictions.stored_features(options),
     }
-    path = (options.cache_dir or HERE / "cache") / f"precision_{json_digest(facts)}.json"
+    path = (
+        options.cache_dir or files.HERE / "cache"
+    ) / f"precision_{certificate.json_digest(facts)}.json"
     with contextlib.ExitStack() as stack:
         # Of several runs that start together, as those of a search, one measures for all.
         with contextlib.suppress(OSError):
@@ -73,12 +74,12 @@ def kept_speeds(options: Namespace, model: HyperNet, cpu: str) -> dict[str, floa
             kept = json.loads(path.read_text(encoding="utf-8"))["patches_per_second"]
             return {name: float(kept[name]) for name in ("fp32", "bf16")}
         speeds = measure_speeds(options, model)
-        with contextlib.suppress(UserError):
-            write_whole(path, json.dumps({**facts, "patches_per_second": speeds}, indent=1))
+        with contextlib.suppress(errors.UserError):
+            files.write_whole(path, json.dumps({**facts, "patches_per_second": speeds}, indent=1))
     return speeds
 
 
-def measure_speeds(options: Namespace, model: HyperNet) -> dict[str, float]:
+def measure_speeds(options: Namespace, model: hypernet.HyperNet) -> dict[str, float]:
     """Patches per second of the model's training steps on this CPU, in fp32 and in bf16.
 
     A copy of the model makes the steps, and the random generators are put back, so that the run
@@ -103,11 +104,13 @@ def measure_speeds(options: Namespace, model: HyperNet) -> dict[str, float]:
 
 
 # Forward and backward, on random patches: the loss and the optimizer compute in fp32 anyway.
-def _step_seconds(options: Namespace, model: HyperNet, patches: int, precision: str) -> float:
-    images: torch.Tensor | StageMaps = model.backbone.normalised(
+def _step_seconds(
+    options: Namespace, model: hypernet.HyperNet, patches: int, precision: str
+) -> float:
+    images: torch.Tensor | fusion.StageMaps = model.backbone.normalised(
         torch.randint(256, (patches, options.patch_size, options.patch_size, 3), dtype=torch.uint8)
     )
-    if stored_features(options):
+    if contradictions.stored_features(options):
         with torch.no_grad():
             images = model.stage_maps(images)
     begun = time.perf_counter()

@@ -6,15 +6,14 @@ Nothing here imports torch, so that a wrong path or table is reported at once.
 from argparse import Namespace
 
 from hyperiqa.base.errors import UserError, counted
+from hyperiqa.datasets import readers, records
 from hyperiqa.datasets.names import lower_is_better_sets
-from hyperiqa.datasets.readers import read_cross_tests, reader_of
-from hyperiqa.datasets.records import Columns, DataSet, take_validation
 
 SPLITS = ("train", "val", "test")
 
 
 # The sets that a run trains on and its cross tests, by name, and lines about the latter.
-RunSets = tuple[dict[str, DataSet], dict[str, DataSet], list[str]]
+RunSets = tuple[dict[str, records.DataSet], dict[str, records.DataSet], list[str]]
 
 
 def read_sets(options: Namespace, seed: int) -> RunSets:
@@ -24,26 +23,26 @@ def read_sets(options: Namespace, seed: int) -> RunSets:
     splits = SPLITS if official_validation else ("train", "test")
     names = [*options.trained, *(options.cross_test or ())]
     lower = lower_is_better_sets(options.lower_is_better, names)
-    columns = Columns.of(options)
+    columns = records.Columns.of(options)
     trained = {}
     # The demo brings its own cross test, beside its images.
     spaq_root = None
     for name, path in options.trained.items():
-        reader = reader_of(name, path, seed, name in lower, columns)
+        reader = readers.reader_of(name, path, seed, name in lower, columns)
         reader.allow_shared_content = options.allow_shared_content
         reader.source += "; --dataset_path names another place, and --dataset demo needs no data"
         data = reader.read(splits, held_out=options.val_fraction is not None)
         spaq_root = reader.spaq_root
         if options.val_fraction is not None:
-            take_validation(data, options.val_fraction, seed)
+            records.take_validation(data, options.val_fraction, seed)
         data.note_undefined()
         if options.fidelity_sigma == "votes":
             _check_votes(data)
         trained[data.name] = data
-    return trained, *read_cross_tests(options.cross_test, seed, spaq_root, lower, columns)
+    return trained, *readers.read_cross_tests(options.cross_test, seed, spaq_root, lower, columns)
 
 
-def _check_votes(data: DataSet) -> None:
+def _check_votes(data: records.DataSet) -> None:
     # Note of how many training images the votes are known. Raises UserError where there are none.
     training = data.split("train")
     voted = sum(bool(record.deviation) for record in training)

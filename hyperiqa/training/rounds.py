@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from hyperiqa.model.hypernet import HyperNet
-from hyperiqa.training.optimizers import TrainedModel
-from hyperiqa.training.run_files import Prediction
+from hyperiqa.training import optimizers, run_files
 
 
 @dataclass
@@ -25,7 +24,7 @@ class Round:
     seed: int
     model: HyperNet
     compiled: Any
-    trained: TrainedModel
+    trained: optimizers.TrainedModel
     certificate: dict[str, Any] | None = None
     saved_at: float = 0.0
 
@@ -38,5 +37,5 @@ class Tested:
     scores: part -> (scores that rise where the opinions do, MOS), each (N,).
     """
 
-    predictions: list[Prediction] = field(default_factory=list)
+    predictions: list[run_files.Prediction] = field(default_factory=list)
     scores: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)

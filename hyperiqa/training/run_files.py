@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from hyperiqa.base.errors import UserError, reading_file
-from hyperiqa.base.files import known_place, write_whole
+from hyperiqa.base import errors, files
 from hyperiqa.base.schema import (
     FIGURE,
     PLAIN,
@@ -105,7 +104,7 @@ def read_records(path: Path) -> list[dict]:
     A last line that a crash cut off is dropped. Raises UserError that names the damaged line and
     field.
     """
-    with reading_file(path, "cannot be read", UnicodeDecodeError):
+    with errors.reading_file(path, "cannot be read", UnicodeDecodeError):
         lines = path.read_text(encoding="utf-8").splitlines()
     records = []
     for line_number, line in enumerate(lines, 1):
@@ -115,12 +114,12 @@ def read_records(path: Path) -> list[dict]:
             schema = RECORDS.get(record["type"])
         except (ValueError, TypeError, KeyError, RecursionError):
             if line_number < len(lines):
-                raise UserError(
+                raise errors.UserError(
                     f"{path}: line {line_number} is no record of a run: {line[:40]!r}"
                 ) from None
             continue
         if schema is not None and (problem := mismatch(record, schema)):
-            raise UserError(f"{path}: line {line_number} is no record of a run: {problem}")
+            raise errors.UserError(f"{path}: line {line_number} is no record of a run: {problem}")
         records.append(record)
     return records
 
@@ -132,7 +131,7 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
     """
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([PREDICTIONS, *rows])
-    write_whole(path, text.getvalue())
+    files.write_whole(path, text.getvalue())
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
@@ -141,17 +140,17 @@ def read_predictions(path: Path) -> Iterator[Prediction]:
     Raises UserError that names the first line that is not a prediction.
     """
     columns = ",".join(PREDICTIONS)
-    if known_place(path) is None:
-        raise UserError(f"{path}: no such file; expected one with the columns {columns}")
+    if files.known_place(path) is None:
+        raise errors.UserError(f"{path}: no such file; expected one with the columns {columns}")
     with (
-        reading_file(path, "not a predictions file"),
+        errors.reading_file(path, "not a predictions file"),
         path.open(newline="", encoding="utf-8") as file,
     ):
         lines = csv.reader(file)
         try:
             if next(lines, None) != PREDICTIONS:
-                raise UserError(f"{path}: expected the columns {columns}")
+                raise errors.UserError(f"{path}: expected the columns {columns}")
             for dataset, image, mos, score in lines:
                 yield dataset, image, float(mos), float(score)
         except (ValueError, csv.Error):
-            raise UserError(f"{path}: line {lines.line_num} is no {columns}") from None
+            raise errors.UserError(f"{path}: line {lines.line_num} is no {columns}") from None

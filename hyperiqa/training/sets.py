@@ -15,11 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hyperiqa.base.errors import UserError, counted, first_five
-from hyperiqa.base.files import HERE
+from hyperiqa.base import errors, files
 from hyperiqa.datasets.records import DataSet, scale_of
-from hyperiqa.images.cache import put_on_gpu
-from hyperiqa.images.perceptual_hash import near_duplicates
+from hyperiqa.images import cache, perceptual_hash
 from hyperiqa.stats import intervals
 from hyperiqa.training.batches import DecodedSet, bad_images, drop_bad_images
 from hyperiqa.training.log import RunLog
@@ -109,7 +107,7 @@ class RunData:
         # Images without votes get a share of the range instead of standard errors.
         voted = sum(record.error is not None for record in data.split("train"))
         if voted:
-            images = counted(voted, "image's", "images'")
+            images = errors.counted(voted, "image's", "images'")
             noise = f"{strength:g} standard errors of {images} MOS, else {noise}"
         name = f" of {data.name}" if self.several else ""
         return f"Label noise{name}: {noise}; training figures refer to the noisy MOS"
@@ -167,7 +165,7 @@ class RunData:
             ),
         ]
         # Either all sets or none: a batch is cut from all sets at once.
-        place = put_on_gpu([images.cache for images in sets], options.cache_device, device)
+        place = cache.put_on_gpu([images.cache for images in sets], options.cache_device, device)
         say("\n".join(filter(None, [*lines, f"Patches are cut on: {place}"])))
         self.images = {name: decoded[name] for name in self.trained}
         self.parts = TestedParts.of_run(
@@ -178,7 +176,7 @@ class RunData:
     def _decoded(self, say: Callable[[str], None]) -> dict[str, DecodedSet]:
         """The decoded images of all sets by name, each set resized as its flag says."""
         options = self.options
-        cache_dir = (options.cache_dir or HERE / "cache") if options.cache else None
+        cache_dir = (options.cache_dir or files.HERE / "cache") if options.cache else None
         # Settings that come from a file may leave a set out.
         resizes = {**options.cross_resize, **dict(zip(self.trained, options.mix_resize.values()))}
         decoded = {}
@@ -243,14 +241,14 @@ def overlapping(sets: Iterable[DecodedSet], trained: Iterable[DataSet], allowed:
                 )
     if not overlaps:
         return ""
-    copies = counted(
+    copies = errors.counted(
         len(overlaps),
         "image of a test split is another set's training image",
         "images of a test split are another set's training images",
     )
-    message = f"{copies}: {first_five(overlaps)}"
+    message = f"{copies}: {errors.first_five(overlaps)}"
     if not allowed:
-        raise UserError(f"{message} (--allow_overlap trains all the same)")
+        raise errors.UserError(f"{message} (--allow_overlap trains all the same)")
     return message
 
 
@@ -268,18 +266,20 @@ def near_duplicate_pairs(
             (training if is_trained and record.split == "train" else tested).append(
                 (image, images.perceptual_hash(record))
             )
-    pairs = near_duplicates([code for _, code in tested], [code for _, code in training])
+    pairs = perceptual_hash.near_duplicates(
+        [code for _, code in tested], [code for _, code in training]
+    )
     return [(tested[i][0], training[j][0]) for i, j in pairs]
 
 
 def near_duplicates_note(pairs: list[tuple[tuple[str, Path], ...]]) -> str:
     """A line about the pairs of `near_duplicate_pairs`; "" without any."""
-    alike = counted(
+    alike = errors.counted(
         len(pairs),
         "pair of a test and a training image looks",
         "pairs of test and training images look",
     )
-    names = first_five(f"{tested[0]} ~ {training[0]}" for tested, training in pairs)
+    names = errors.first_five(f"{tested[0]} ~ {training[0]}" for tested, training in pairs)
     return f"Near duplicates: {alike} alike: {names}" if pairs else ""
 
 

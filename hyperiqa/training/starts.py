@@ -4,12 +4,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets.readers import READERS
-from hyperiqa.datasets.records import DataSet
-from hyperiqa.model import checkpoints, factory
-from hyperiqa.model.hypernet import HyperNet
-from hyperiqa.training.contradictions import needs_pixels
-from hyperiqa.training.losses import SCALELESS
+from hyperiqa.datasets import readers, records
+from hyperiqa.model import checkpoints, factory, hypernet
+from hyperiqa.training import contradictions, losses
 
 
 class StartingModel:
@@ -30,7 +27,7 @@ class StartingModel:
         initial = cls(options.init)
         # Models made before there was a second hyper network do not name theirs.
         description = {"hyper": "conv", **initial.description}
-        for name in ("backbone", "patch_size", *HyperNet.choices):
+        for name in ("backbone", "patch_size", *hypernet.HyperNet.choices):
             trained_with = description.get(name)
             flag_value = getattr(options, name)
             if flag_value is None:
@@ -41,7 +38,7 @@ class StartingModel:
                     f"--{name} {flag_value}: the model of --init {options.init} has {trained_with}"
                 )
         # The fusion, which may need whole stage maps, is known only now.
-        for problem in needs_pixels(options):
+        for problem in contradictions.needs_pixels(options):
             raise UserError(problem)
         options.init_digest = initial.digest
         return initial
@@ -54,7 +51,7 @@ class StartingModel:
         """
         teacher = cls(options.teacher)
         loss = teacher.description.get("loss")
-        if loss in SCALELESS:
+        if loss in losses.SCALELESS:
             raise UserError(
                 f"--teacher {options.teacher}: trained with --loss {loss}, "
                 "so its scores are on no scale"
@@ -62,7 +59,7 @@ class StartingModel:
         options.teacher_digest = teacher.digest
         return teacher
 
-    def model(self, data: DataSet, options: Namespace) -> HyperNet:
+    def model(self, data: records.DataSet, options: Namespace) -> hypernet.HyperNet:
         """The model with the regularisation of the flags and with scores on the scale of `data`.
 
         Raises UserError if its weights do not fit, as with some encoders and another patch size.
@@ -82,7 +79,7 @@ class StartingModel:
         net.rescale(*self.scale(data))
         return net
 
-    def scale(self, data: DataSet) -> tuple[float, float]:
+    def scale(self, data: records.DataSet) -> tuple[float, float]:
         """The factor and the offset that bring the model's scores to the scale of a data set.
 
         They map the nominal range that the model was trained on to the range of `data`, the best
@@ -90,8 +87,8 @@ class StartingModel:
         """
         dataset = self.description["dataset"]
         nominal_range = self.description.get("nominal_range")
-        if not nominal_range and dataset in READERS:
-            nominal_range = READERS[dataset].nominal_range
+        if not nominal_range and dataset in readers.READERS:
+            nominal_range = readers.READERS[dataset].nominal_range
         low, high = nominal_range or self.description["score_range"]
         new_low, new_high = data.range
         # A range of a single score defines no scale.
@@ -102,7 +99,7 @@ class StartingModel:
         factor = (new_high - new_low) / (high - low)
         return factor, new_low - factor * low
 
-    def explained(self, data: DataSet, use: str) -> str:
+    def explained(self, data: records.DataSet, use: str) -> str:
         """A line for the log. use: what the run does with the model, such as "Starting from"."""
         factor, offset = self.scale(data)
         if (factor, offset) == (1, 0):

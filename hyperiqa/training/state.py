@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from hyperiqa.base.errors import NothingToDo, UserError, counted
-from hyperiqa.base.plain_values import to_json_value
+from hyperiqa.base import errors, plain_values
 from hyperiqa.model.checkpoints import load, load_model, save
 from hyperiqa.training import engine, processes, run_files, schedules
 from hyperiqa.training.log import RunLog, SilentLog
@@ -132,7 +131,7 @@ def _is_model_of_run(path: Path) -> bool:
         return False
     try:
         _, description = load_model(path)
-    except UserError:
+    except errors.UserError:
         return False
     return description.get("run") == _run_folder(path).name
 
@@ -205,7 +204,7 @@ def _resume_named(
     """
     state, note = load_last(newest_round(folder))
     if not isinstance(state, dict) or "settings" not in state:
-        raise UserError(
+        raise errors.UserError(
             f"{flag}: expected the last.pt of a run of these scripts, found another checkpoint"
         )
     recorded = settings_of(state["settings"])
@@ -219,7 +218,7 @@ def _resume_named(
         _check_same(recorded, settings, flag)
     log = RunLog.take_up(options.log_dir, folder, LOCK_PATIENCE)
     if log is None:
-        raise UserError(f"{flag}: another process is going on with this run")
+        raise errors.UserError(f"{flag}: another process is going on with this run")
     return log, _go_back_to(log, state, note)
 
 
@@ -235,13 +234,17 @@ def _check_own_log(log_dir: Path, name: str, recorded: Mapping[str, Any], flag: 
     for ending in (".jsonl", ".log"):
         path = log_dir / f"{name}{ending}"
         if path.exists() and path.stat().st_size:
-            raise UserError(f"{flag}: {path} is not of this run; give --log_dir or move it away")
+            raise errors.UserError(
+                f"{flag}: {path} is not of this run; give --log_dir or move it away"
+            )
 
 
 def _check_same(recorded: Mapping[str, Any], settings: Mapping[str, Any], flag: str) -> None:
     differences = _differences(recorded, settings)
     if differences:
-        raise UserError(f"{flag}: other settings (the run's -> yours): {'; '.join(differences)}")
+        raise errors.UserError(
+            f"{flag}: other settings (the run's -> yours): {'; '.join(differences)}"
+        )
 
 
 def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag: str) -> None:
@@ -251,20 +254,20 @@ def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag:
     if the run cannot go on.
     """
     if options.epochs <= epochs:
-        length = f", of {counted(epochs, 'epoch')}" if options.epochs < epochs else ""
-        raise NothingToDo(f"{name} has finished already{length}")
+        length = f", of {errors.counted(epochs, 'epoch')}" if options.epochs < epochs else ""
+        raise errors.NothingToDo(f"{name} has finished already{length}")
     if status == "early_stopped":
-        raise NothingToDo(f"{name} stopped early: more epochs would change nothing")
+        raise errors.NothingToDo(f"{name} stopped early: more epochs would change nothing")
     longer = (
-        f"{flag}: it has finished its {counted(epochs, 'epoch')} and cannot go on to "
+        f"{flag}: it has finished its {errors.counted(epochs, 'epoch')} and cannot go on to "
         f"{options.epochs}"
     )
     if not schedules.make_schedule(options).extendable:
-        raise UserError(
+        raise errors.UserError(
             f"{longer}: the rates of --lr_scheduler {options.lr_scheduler} depend on --epochs"
         )
     if options.train_test_num > 1:
-        raise UserError(f"{longer}: its earlier rounds have ended")
+        raise errors.UserError(f"{longer}: its earlier rounds have ended")
 
 
 def _resume_newest(
@@ -292,7 +295,7 @@ def _newest_state(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
             if settings_of(state["settings"]) == settings:
                 return _go_back_to(log, state, note)
         log.show(f"Starting {log.name} again: it was stopped before its first checkpoint")
-    except UserError as damage:
+    except errors.UserError as damage:
         log.show(f"{damage}; starting {log.name} again")
     log.cut_back([0, 0])
     return None
@@ -347,14 +350,17 @@ def settings_of(run: Mapping) -> dict[str, Any]:
 
     run: the run's flags, of this version or an older one, and the `fingerprint` of its records.
     """
-    return {**figure_settings(run), "fingerprint": to_json_value(run.get("fingerprint"))}
+    return {
+        **figure_settings(run),
+        "fingerprint": plain_values.to_json_value(run.get("fingerprint")),
+    }
 
 
 def _records(path: Path) -> list[dict]:
     """The records of a run; a single empty one if none can be read."""
     try:
         return run_files.read_records(path) or [{}]
-    except UserError:
+    except errors.UserError:
         return [{}]
 
 
@@ -401,7 +407,7 @@ def load_last(folder: Path) -> tuple[dict[str, Any], str]:
     """
     try:
         return load(folder / "last.pt"), ""
-    except UserError as damage:
+    except errors.UserError as damage:
         previous = folder / "previous.pt"
         if not previous.exists():
             raise

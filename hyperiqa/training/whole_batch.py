@@ -17,8 +17,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from hyperiqa.base.errors import counted
-from hyperiqa.training.batches import rows_of_process
-from hyperiqa.training.processes import rank, share, world_size
+from hyperiqa.training import batches, processes
 
 # How many rows the batch of the current step has, over all processes. A global, because modules
 # deep in the model need it and their `forward` takes images alone.
@@ -38,17 +37,17 @@ def gathered(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
     Gradients flow only to this process's rows.
     """
-    if world_size() == 1:
+    if processes.world_size() == 1:
         return dict(outputs)
     whole = {}
     for name, output in outputs.items():
         parts = [
             torch.empty_like(output, memory_format=torch.contiguous_format)
-            for _ in range(world_size())
+            for _ in range(processes.world_size())
         ]
         dist.all_gather(parts, output.detach().contiguous())
         # Its own part as it was computed, with its graph; the others' are constants here.
-        parts[rank()] = output
+        parts[processes.rank()] = output
         # Row k of process r is row k * W + r of the batch. Rows that only fill up a process's
         # share come last and are dropped.
         whole[name] = torch.stack(parts, 1).flatten(0, 1)[:_batch_rows]
@@ -117,7 +116,7 @@ def prepare(model: nn.Module) -> None:
     It then sees whole batches, starts from process 0's weights, and has its gradients summed.
     """
     global _gradient_sum
-    if world_size() == 1:
+    if processes.world_size() == 1:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if _gradient_sum is None or _gradient_sum.model is not model:
@@ -160,7 +159,7 @@ class _WholeMask(nn.Module):
         # Dropout calls its probability p, DropPath drop_prob.
         if not self.training or not getattr(self, "p", getattr(self, "drop_prob", 0)):
             return super().forward(x)
-        rows = rows_of_process(_batch_rows, *share())
+        rows = batches.rows_of_process(_batch_rows, *processes.share())
         if len(x) != len(rows):
             raise RuntimeError(
                 f"expected {counted(len(rows), 'row')} of a batch of {_batch_rows}, found {len(x)}"
@@ -205,7 +204,7 @@ class _WholeBatchNorm(nn.Module):
         if not self.training:
             return super().forward(x)
         # Without a repeated last row: another process has it too, and it would count twice.
-        own_rows = x[: len(range(rank(), _batch_rows, world_size()))]
+        own_rows = x[: len(range(processes.rank(), _batch_rows, processes.world_size()))]
         norm = nn.SyncBatchNorm.forward if x.is_cuda else _WholeBatchNorm._normed
         normed = norm(self, own_rows)  # type: ignore[arg-type]
         if len(own_rows) < len(x):

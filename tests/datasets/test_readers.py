@@ -282,7 +282,7 @@ def test_spaq_json_form(tmp_path):
 
 
 def test_where_spaq_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("hyperiqa.datasets.readers.HERE", tmp_path)
+    monkeypatch.setattr("hyperiqa.base.files.HERE", tmp_path)
     assert find_spaq(None) is None
     (tmp_path / "spaq-test").mkdir()
     assert find_spaq(None) == tmp_path / "spaq-test"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.model import swin
+from hyperiqa.model import timm_encoder
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone
 
@@ -95,14 +95,14 @@ def test_fused_attention_where_there_is_no_choice():
 
 def test_drop_path_leaves_the_weights_that_it_starts_from(monkeypatch):
     """Weights of the encoder as `create` gives them, pretrained ones too; only our own sizes are drawn anew."""
-    made, create = [], swin.create
+    made, create = [], timm_encoder.create
 
     def kept(*words, **more):
         made.append(create(*words, **more))
         made.append({name: tensor.clone() for name, tensor in made[-1].state_dict().items()})
         return made[0]
 
-    monkeypatch.setattr(swin, "create", kept)
+    monkeypatch.setattr(timm_encoder, "create", kept)
     backbone = SwinBackbone("swin_tiny_patch4_window7_224", drop_path=0.1)
     assert backbone.backbone is made[0]
     assert all(

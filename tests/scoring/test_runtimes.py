@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 import export
 import hyperiqa
 from hyperiqa import __main__
+from hyperiqa.base import errors
 from hyperiqa.base.errors import UserError, not_installed
 from hyperiqa.scoring import openvino_export
 from hyperiqa.scoring.quality_model import ExportedModel, load
@@ -241,7 +242,7 @@ def test_int8_keeps_the_head_in_fp32_and_is_said_in_rows(folder, tmp_path, monke
 )
 def test_mistakes_in_int8(folder, monkeypatch, words, message):
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(export, "not_installed", lambda *_: "")
+    monkeypatch.setattr(errors, "not_installed", lambda *_: "")
     with pytest.raises(UserError, match=message):
         export.main(["model.pkl", *words])
 
