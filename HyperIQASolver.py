@@ -8,17 +8,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from hyperiqa.base import device, signals, version
+from hyperiqa.base import device, signals
 from hyperiqa.base.errors import Interrupted, UserError, counted
-from hyperiqa.model import checkpoints, factory, hypernet
+from hyperiqa.model import factory, hypernet
 from hyperiqa.stats import metrics
 from hyperiqa.training import (
-    calibrations,
+    best_model,
     certificate,
     engine,
     epoch_batches,
@@ -395,9 +394,16 @@ class HyperIQASolver:
         if better is not False:
             file = "best_model_srcc_{srcc:.4f}_plcc_{plcc:.4f}.pkl".format(**result[chosen])
             if self.log.writes:
-                best = checkpoints.portable_state(self.round.trained.tested)
-                checkpoints.describe(best, self.description(result, checkpoints.digest(best)))
-                checkpoints.save(self.folder / file, best)
+                self.describe_round()
+                best_model.save(
+                    self.folder / file,
+                    self.log.name,
+                    self.data,
+                    state,
+                    self.round,
+                    self.tested,
+                    result,
+                )
             self.log.predictions(state.round, self.tested.predictions)
             state.keep(result, file, self.tested.predictions)
         if better:
@@ -409,39 +415,13 @@ class HyperIQASolver:
         if state.epoch < self.options.epochs and not self.stops_early():
             self.log.line(f"Learning rates: {self.rates(state.epoch + 1)}")
 
-    def description(self, result: dict[str, Figures], weights: str) -> dict[str, Any]:
-        """The facts that a model's users need, all choices of the run, and the certificate.
-
-        weights: the digest of the model's weights.
-        """
-        # The certificate has the records' fingerprints, set by set.
-        choices = {name: v for name, v in self.state.settings.items() if name != "fingerprint"}
+    def describe_round(self) -> None:
+        """Describe once what all models of the round share, for their certificates."""
         if self.round.certificate is None:
             starts = {"init": self.initial_start, "teacher": self.teacher_start}
             self.round.certificate = certificate.describe_round(
                 self.options, self.hardware, self.data, starts
             )
-        description = {
-            **choices,
-            "seed": self.round.seed,
-            **self.data.description,
-            **self.round.model.backbone.described,
-            "metrics": {part: result[part] for part in self.data.parts.names},
-            "run": self.log.name,
-            "versions": version.versions(),
-            "certificate": self.round.certificate,
-        }
-        description["calibration"] = calibrations.of_run(self.data, self.tested.scores, description)
-        return certificate.sealed(
-            description,
-            {
-                "round": self.state.round,
-                "epoch": self.state.epoch,
-                "weights": weights,
-                "predictions": certificate.predictions_digest(self.tested.predictions),
-                "figures": certificate.figures_with_intervals(self.tested.scores),
-            },
-        )
 
     def save(self) -> None:
         """Save everything that the rest of the run depends on, as of now."""
