@@ -59,7 +59,7 @@ class HyperIQASolver:
         self.signals = signals.StopSignals(several=processes.world_size() > 1)
         # `opened` fills these in, because they take time or leave files.
         self.data: RunData = None
-        self.teacher: hypernet.HyperNet = None
+        self.teacher: hypernet.QualityNet = None
         self.log: log.RunLog = None
         self.state: RunState = None
         self.round: Round = None
@@ -99,7 +99,7 @@ class HyperIQASolver:
             for line in log.closing_lines(self.log, options, state, self.folder):
                 self.log.line(line)
 
-    def build_model(self, seed: int) -> hypernet.HyperNet:
+    def build_model(self, seed: int) -> hypernet.QualityNet:
         """The model of `--init`, or a new one: its backbone pretrained, the rest from `seed`."""
         options = self.options
         torch.manual_seed(seed)
@@ -107,6 +107,12 @@ class HyperIQASolver:
             model = self.initial_start.model(self.data.common, options)
         else:
             model = factory.new_model(options)
+            if options.head == "mlp":
+                # Its first scores are near 0, from where a scale of 0..100 is thousands of steps.
+                low, high = self.data.common.range
+                model.rescale((high - low) or 1, (low + high) / 2)
+        # The records name the pool that was chosen.
+        options.pool = model.pool
         if options.fused_attention:
             model.backbone.fuse_attention()
         if options.freeze_backbone:

@@ -45,6 +45,12 @@ class Backbone(nn.Module):
     mean: torch.Tensor
     std: torch.Tensor
     frozen = False
+    # Whether the encoder has a class token, and whether `stage_maps` gives it as a fifth map.
+    has_token = False
+    gives_token = False
+    # Whether the encoder has a class token, and whether `stage_maps` gives it as a fifth map.
+    has_token = False
+    gives_token = False
     # The architecture of a model of a hub, which its name alone does not tell.
     origin: Mapping[str, Any] = {}
 
@@ -92,7 +98,10 @@ class Backbone(nn.Module):
                 nn.init.kaiming_normal_(parameter)
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """(N, 3, H, W) -> four maps (N, C_i, H_i, W_i), finest first."""
+        """(N, 3, H, W) -> four maps (N, C_i, H_i, W_i), finest first.
+
+        With `gives_token`, the class token follows as a map (N, C_4, 1, 1).
+        """
         raise NotImplementedError
 
     def encoder_state(self) -> dict[str, torch.Tensor]:

@@ -93,6 +93,8 @@ SETTINGS: dict[str, Schema] = {
     "drop_path": maybe(number(0, 1)),
     "fusion": NAME,
     "hyper": NAME,
+    "head": NAME,
+    "pool": maybe(NAME),
     "loss": NAME,
     "dataset": NAME,
     "seed": COUNT,

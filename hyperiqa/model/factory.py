@@ -14,8 +14,13 @@ import torch
 from hyperiqa.base.errors import UserError
 from hyperiqa.model import resnet, swin, timm_encoder
 from hyperiqa.model.backbone import Backbone
-from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.hypernet import HyperNet, QualityNet
+from hyperiqa.model.mlp import MlpNet
 from hyperiqa.model.pretrained import load_backbone_weights
+
+HEADS: dict[str, type[QualityNet]] = {"hyper": HyperNet, "mlp": MlpNet}
+# The settings that shape a model, in addition to those of its backbone.
+CHOICES = ("head", *HyperNet.choices, *MlpNet.choices)
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
 
@@ -60,21 +65,22 @@ def build_backbone(
     return backbone
 
 
-def hypernet(backbone: Backbone, choices: Mapping) -> HyperNet:
-    """The HyperNet with the choices of a run's settings or of a checkpoint's description.
+def with_head(backbone: Backbone, choices: Mapping) -> QualityNet:
+    """The model with the choices of a run's settings or of a checkpoint's description.
 
     A missing choice takes its default.
     """
-    names = {"dropout", *HyperNet.choices} & choices.keys()
-    return HyperNet(backbone, **{name: choices[name] for name in names})
+    head = HEADS[choices.get("head", "hyper")]
+    names = {"dropout", *head.choices} & choices.keys()
+    return head(backbone, **{name: choices[name] for name in names})
 
 
-def new_model(options: Namespace) -> HyperNet:
+def new_model(options: Namespace) -> QualityNet:
     """The model that a run's flags ask for.
 
     The backbone has pretrained or given weights, and everything else is untrained.
     """
-    return hypernet(
+    return with_head(
         build_backbone(
             options.backbone,
             options.pretrained,
@@ -86,7 +92,7 @@ def new_model(options: Namespace) -> HyperNet:
     )
 
 
-def build(description: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> HyperNet:
+def build(description: Mapping[str, Any], state: Mapping[str, Any] | None = None) -> QualityNet:
     """The untrained model that a checkpoint's description names.
 
     state: the checkpoint's tensors, if there are any. A model with a much larger encoder than they
@@ -102,11 +108,11 @@ def build(description: Mapping[str, Any], state: Mapping[str, Any] | None = None
             drop_path=description.get("drop_path"),
             architecture=description.get("architecture"),
         )
-        net = hypernet(backbone, description)
-    # A newer program's description may name a fusion or a hyper network that this one lacks.
+        net = with_head(backbone, description)
+    # A newer program's description may name a head, or a part of one, that this one lacks.
     except (KeyError, ValueError):
         choices = ", ".join(
-            f"{name} {description[name]}" for name in HyperNet.choices if name in description
+            f"{name} {description[name]}" for name in CHOICES if name in description
         )
         raise UserError(
             f"the checkpoint's backbone {description['backbone']} with {choices} is unknown here"

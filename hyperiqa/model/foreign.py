@@ -44,6 +44,7 @@ PYIQA_NAMES = {
 # The models that pyiqa's HyperNet can hold: its sizes, and how it normalises pixels, are fixed.
 PYIQA_MODEL = {
     "backbone": "resnet50",
+    "head": "hyper",
     "fusion": "none",
     "hyper": "conv",
     "patch_size": 224,
@@ -82,7 +83,7 @@ def pyiqa_content(state: OrderedDict, description: Mapping[str, Any]) -> dict[st
     state: as `portable_state` gives it; the description in it goes along. Raises UserError where
     the model does not fit pyiqa's HyperNet.
     """
-    # Models from before there was a second hyper network do not name theirs.
+    # Models from before there was a second head or hyper network do not name theirs.
     model = {**PYIQA_MODEL, **description}
     misfits = [f"{name} {model[name]}" for name in PYIQA_MODEL if model[name] != PYIQA_MODEL[name]]
     if misfits:

@@ -1,4 +1,4 @@
-"""HyperIQA: a hyper network that generates, per image, the weights of the target network.
+"""What all models share, and HyperIQA: per image, a network generates the weights of another one.
 
 Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hyper Network", CVPR
 2020. The target network scores the image. The map of the model, with the file of each part:
@@ -33,29 +33,93 @@ from hyperiqa.model.hyper import HYPER_CHANNELS, HYPERS
 from hyperiqa.model.target_net import TARGET_SIZES, TargetNet
 
 
-class HyperNet(nn.Module):
-    """Images (N, 3, H, W) -> `scores` (N,) and pooled `features` (N, C).
+class QualityNet(nn.Module):
+    """Base of the models: images (N, 3, H, W) -> `scores` (N,) and pooled `features` (N, C).
 
-    The scores are on the scale of the MOS that the model was trained on. The features are the mean
-    of the last stage map. The two halves are public: `target_weights(images)` makes the input of
-    `target_net`. In place of images, the model also takes the averaged stage maps of a frozen
-    encoder, which `pack` makes one tensor of, and `unpack` maps again.
+    The scores are on the scale of the MOS that the model was trained on. In place of images, a
+    model also takes the averaged stage maps of a frozen encoder, which `pack` makes one tensor of,
+    and `unpack` maps again. A subclass sets `choices` and implements `reads`, `rescale` and
+    `forward`.
     """
 
-    # The settings that shape the model, in addition to those of its backbone. Dropout does not.
+    # The settings that shape the head. Dropout does not.
+    choices: tuple[str, ...] = ()
+    # What an `mlp` head reads of the encoder.
+    pool: str | None = None
+
+    def __init__(self, backbone: Backbone, **parts: Any):
+        super().__init__()
+        # These parts are saved under names of the public code, which differ from choice to choice,
+        # such as `res` and `swin`. Properties find them by these names.
+        self.places = {"backbone": backbone.prefix}
+        self.places |= {name: part.place for name, part in parts.items()}
+        for place, part in zip(self.places.values(), (backbone, *parts.values())):
+            self.add_module(place, part)
+
+    @property
+    def backbone(self) -> Backbone:
+        return getattr(self, self.places["backbone"])
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """`backbone`: its trained parameters, with those of its LDA; `head`: all others.
+
+        Low-rank adapters of the encoder's layers count as parts of the head.
+        """
+        groups: dict[str, list[nn.Parameter]] = {"head": [], "backbone": []}
+        for name, parameter in self.named_parameters():
+            is_adapter = ".parametrizations." in name and not name.endswith(".original")
+            if is_adapter or not name.startswith(f"{self.places['backbone']}."):
+                groups["head"].append(parameter)
+            elif parameter.requires_grad:
+                groups["backbone"].append(parameter)
+        return groups
+
+    @property
+    def reads(self) -> Sequence[tuple[int, int]]:
+        """The (stage, side) of the averaged stage maps that the model reads; any may come twice."""
+        raise NotImplementedError
+
+    @property
+    def pools(self) -> dict[tuple[int, int], int]:
+        """(stage, side) of each averaged stage map that the model reads -> its number of values."""
+        # A dictionary drops repetitions and keeps the order, which `pack` depends on.
+        sides = dict.fromkeys(self.reads)
+        # The class token, number 4, is as wide as the last stage.
+        channels = (*self.backbone.channels, self.backbone.channels[3])
+        return {(stage, side): channels[stage] * side**2 for stage, side in sides}
+
+    def pack(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Whole stage maps -> (N, F): everything that the model reads from them."""
+        return torch.cat([pool_to(maps[stage], side).flatten(1) for stage, side in self.pools], 1)
+
+    def unpack(self, packed: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
+        """(N, F) in any precision -> averaged stage maps in fp32."""
+        parts = zip(self.pools, packed.float().split(list(self.pools.values()), 1))
+        return {pool: part.unflatten(1, (-1, pool[1], pool[1])) for pool, part in parts}
+
+    def rescale(self, factor: float, offset: float) -> None:
+        """Turn every score into factor·score + offset, by changing the last layer alone."""
+        raise NotImplementedError
+
+    def stage_maps(self, images: torch.Tensor | StageMaps) -> StageMaps:
+        """The backbone's maps of images. Stage maps in place of images stay as they are."""
+        return self.backbone.stage_maps(images) if isinstance(images, torch.Tensor) else images
+
+
+class HyperNet(QualityNet):
+    """The model of HyperIQA. Its `features` are the mean of the last stage map.
+
+    The two halves are public: `target_weights(images)` makes the input of `target_net`.
+    """
+
     choices = ("fusion", "hyper")
 
     def __init__(
         self, backbone: Backbone, fusion: str = "none", hyper: str = "conv", dropout: float = 0.0
     ):
-        super().__init__()
         fuse = FUSIONS[fusion](backbone.channels)
         body = HYPERS[hyper](backbone.channels, fuse.out_channels, backbone.hidden)
-        # These three parts are saved under names of the public code, which differ from choice to
-        # choice, such as `res` and `swin`. The properties below find them by these names.
-        self.places = {"backbone": backbone.prefix, "fuse": fuse.place, "body": body.place}
-        for place, part in zip(self.places.values(), (backbone, fuse, body)):
-            self.add_module(place, part)
+        super().__init__(backbone, fuse=fuse, body=body)
         # The generators turn the hyper network's map into the target network's weights.
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
             # The 7x7 values of each output channel together are the layer's weight matrix.
@@ -72,10 +136,6 @@ class HyperNet(nn.Module):
         self.target_net = TargetNet(dropout)
 
     @property
-    def backbone(self) -> Backbone:
-        return getattr(self, self.places["backbone"])
-
-    @property
     def fuse(self) -> Fusion:
         return getattr(self, self.places["fuse"])
 
@@ -83,40 +143,15 @@ class HyperNet(nn.Module):
     def body(self) -> Any:
         return getattr(self, self.places["body"])
 
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """`backbone`: its trained parameters, with those of its LDA; `head`: all others."""
-        prefix = f"{self.places['backbone']}."
-        return {
-            "head": [p for name, p in self.named_parameters() if not name.startswith(prefix)],
-            "backbone": [p for p in self.backbone.parameters() if p.requires_grad],
-        }
-
     @property
-    def pools(self) -> dict[tuple[int, int], int]:
-        """(stage, side) of each averaged stage map that the model reads -> its number of values."""
-        # A dictionary drops repetitions and keeps the order, which `pack` depends on.
-        sides = dict.fromkeys([*LDA_POOLS, *self.fuse.pools, *self.body.pools])
-        return {(stage, side): self.backbone.channels[stage] * side**2 for stage, side in sides}
-
-    def pack(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Whole stage maps -> (N, F): everything that the model reads from them."""
-        return torch.cat([pool_to(maps[stage], side).flatten(1) for stage, side in self.pools], 1)
-
-    def unpack(self, packed: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
-        """(N, F) in any precision -> averaged stage maps in fp32."""
-        parts = zip(self.pools, packed.float().split(list(self.pools.values()), 1))
-        return {pool: part.unflatten(1, (-1, pool[1], pool[1])) for pool, part in parts}
+    def reads(self) -> Sequence[tuple[int, int]]:
+        return [*LDA_POOLS, *self.fuse.pools, *self.body.pools]
 
     def rescale(self, factor: float, offset: float) -> None:
-        """Turn every score into factor·score + offset, by changing the last layer alone."""
         with torch.no_grad():
             for parameter in (*self.fc5w_fc.parameters(), *self.fc5b_fc.parameters()):
                 parameter.mul_(factor)
             self.fc5b_fc.bias.add_(offset)
-
-    def stage_maps(self, images: torch.Tensor | StageMaps) -> StageMaps:
-        """The backbone's maps of images. Stage maps in place of images stay as they are."""
-        return self.backbone.stage_maps(images) if isinstance(images, torch.Tensor) else images
 
     def target_weights(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
         """Images (N, 3, H, W) -> the target network's input and weights, under the public keys."""

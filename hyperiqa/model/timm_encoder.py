@@ -9,6 +9,7 @@ through it when it is built.
 
 import difflib
 import importlib
+import inspect
 import json
 import math
 import re
@@ -104,6 +105,12 @@ class TimmBackbone(backbone.Backbone):
         pixels = timm.data.resolve_data_config({}, model=self.backbone)
         self.set_normalisation(pixels["mean"], pixels["std"])
         self.add_lda(channels)
+        # The class token is the first of the prefix tokens, of which some encoders have others.
+        self.has_token = (
+            getattr(self.backbone, "cls_token", None) is not None
+            and "return_prefix_tokens"
+            in inspect.signature(self.backbone.forward_intermediates).parameters
+        )
 
     def adapted(self, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Published weights after timm's own translation.
@@ -115,13 +122,18 @@ class TimmBackbone(backbone.Backbone):
         return translate(dict(state), self.backbone) if translate else state
 
     def stage_maps(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return self.backbone.forward_intermediates(
+        maps = self.backbone.forward_intermediates(
             images,
             indices=self.stages,
             norm=self.normed,
             output_fmt="NCHW",
             intermediates_only=True,
+            **({"return_prefix_tokens": True} if self.gives_token else {}),
         )
+        if not self.gives_token:
+            return maps
+        _, prefix = maps[-1]
+        return [*(stage for stage, _ in maps), prefix[:, 0, :, None, None]]
 
 
 def create(name: str, pretrained: bool, **arguments: Any) -> Any:

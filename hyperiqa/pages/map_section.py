@@ -108,6 +108,9 @@ def _panels(image_maps: Sequence[maps.ImageMaps], levels: Sequence[Sequence[int]
                 *_means([image_map.stages for image_map in image_maps], levels),
             ]
         )
+    # Only a hyper network generates weights.
+    if not image_maps[0].weights:
+        return panels
     return [
         *panels,
         [

@@ -11,7 +11,7 @@ import numpy as np
 # The parts of a training step, in their order.
 STEP_PARTS = ("data", "forward", "loss", "backward", "optimizer", "records")
 # The parts of a model, in the order of its data.
-MODEL_PARTS = ("backbone", "fusion", "hyper", "target")
+MODEL_PARTS = ("backbone", "fusion", "hyper", "target", "head")
 STEP_HEADER = [
     "backbone",
     "processes",
@@ -99,7 +99,7 @@ def cost_rows(name: str, costs: Mapping[str, Any]) -> list[list[str]]:
     whole.append(f"{costs.get('peak GPU memory', costs['peak memory']):.0f}")
     rows = [whole]
     for part in MODEL_PARTS:
-        if parameters[part] or macs[part]:
+        if parameters.get(part) or macs.get(part):
             cells = ["", part, *_counts(parameters[part], macs[part])]
             # Latency and memory are measured only for the whole model.
             rows.append(cells + [""] * (len(whole) - len(cells)))

@@ -48,7 +48,7 @@ PASSES = 30  # passes measured
 def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str, Any]:
     """Measure what a model costs.
 
-    name: of a backbone, also as NAME+FUSION+HYPER, or a checkpoint's path.
+    name: of a backbone, also as NAME+FUSION+HYPER or NAME+HEAD, or a checkpoint's path.
     patch_size: side of a patch in pixels; a checkpoint has its own.
     Returns the parameters and the multiply-accumulates by part, the side of the patches, and the
     seconds per patch of every pass at each of BATCHES. Raises UserError for an unknown choice.
@@ -65,43 +65,47 @@ def measure_model(name: str, patch_size: int, device: torch.device) -> dict[str,
     return measured
 
 
-def load_net(name: str, patch_size: int, device: torch.device) -> tuple[hypernet.HyperNet, int]:
+def load_net(name: str, patch_size: int, device: torch.device) -> tuple[hypernet.QualityNet, int]:
     """The network that `name` stands for, as of `measure_model`, and the side of its patches."""
     if files.exists_or_on_hub(Path(name)):
         model = quality_model.load(name, str(device))
         return model.net, model.description["patch_size"]
     backbone, *choices = name.split("+")
-    axes = {**dict.fromkeys(hyper.HYPERS, "hyper"), **dict.fromkeys(fusion.FUSIONS, "fusion")}
+    choices_of = {"hyper": hyper.HYPERS, "fusion": fusion.FUSIONS, "head": factory.HEADS}
+    axes = {choice: axis for axis, choices in choices_of.items() for choice in choices}
     description: dict[str, Any] = {"backbone": backbone, "patch_size": patch_size}
     for choice in choices:
         if choice not in axes:
             raise errors.UserError(
-                f"--model {name}: expected {', '.join(fusion.FUSIONS)} "
-                f"or {', '.join(hyper.HYPERS)} after a +"
+                f"--model {name}: expected {', '.join(fusion.FUSIONS)}, "
+                f"{', '.join(hyper.HYPERS)} or {', '.join(factory.HEADS)} after a +"
             )
         description[axes[choice]] = choice
     return factory.build(description), patch_size
 
 
-def operations(net: hypernet.HyperNet, side: int) -> dict[str, dict[str, int]]:
+def operations(net: hypernet.QualityNet, side: int) -> dict[str, dict[str, int]]:
     """Parameters and multiply-accumulates of one patch of that side, by part."""
     patch = torch.zeros(1, 3, side, side, device=next(net.parameters()).device)
-    modules = {"backbone": net.backbone, "fusion": net.fuse, "target": net.target_net}
-    parameters = {name: _parameter_count(module) for name, module in modules.items()}
-    # What is in no other part belongs to the hyper network.
-    parameters["hyper"] = _parameter_count(net) - sum(parameters.values())
+    modules: dict[str, Any] = {"backbone": net.backbone}
+    passes: dict[str, Callable[[], object]] = {"backbone": lambda: net.stage_maps(patch)}
+    # What is in no other part.
+    rest = "head"
     with torch.no_grad():
-        maps = net.backbone.stage_maps(patch)
-        weights = net.target_weights(patch)
-
-        macs = {
-            "backbone": _multiply_accumulates(
-                lambda: net.backbone.target_in_vec(net.backbone.stage_maps(patch))
-            ),
-            "fusion": _multiply_accumulates(lambda: net.fuse(maps)),
-            "target": _multiply_accumulates(lambda: net.target_net(weights)),
-        }
-        macs["hyper"] = _multiply_accumulates(lambda: net(patch)) - sum(macs.values())
+        if isinstance(net, hypernet.HyperNet):
+            rest = "hyper"
+            modules |= {"fusion": net.fuse, "target": net.target_net}
+            maps = net.stage_maps(patch)
+            weights = net.target_weights(maps)
+            passes = {
+                "backbone": lambda: net.backbone.target_in_vec(net.stage_maps(patch)),
+                "fusion": lambda: modules["fusion"](maps),
+                "target": lambda: modules["target"](weights),
+            }
+        parameters = {name: _parameter_count(module) for name, module in modules.items()}
+        parameters[rest] = _parameter_count(net) - sum(parameters.values())
+        macs = {name: _multiply_accumulates(work) for name, work in passes.items()}
+        macs[rest] = _multiply_accumulates(lambda: net(patch)) - sum(macs.values())
     return {"parameters": parameters, "macs": macs}
 
 
@@ -208,7 +212,7 @@ def _train_batches(
 
 
 def _train(
-    model: hypernet.HyperNet,
+    model: hypernet.QualityNet,
     optimizer: torch.optim.Optimizer,
     hardware: Hardware,
     criterion: engine.Criterion,
@@ -217,7 +221,7 @@ def _train(
     engine.train_one_epoch(model, criterion, optimizer, batches, hardware, engine.EpochProgress())
 
 
-def build_model(backbone: str, device: torch.device) -> hypernet.HyperNet:
+def build_model(backbone: str, device: torch.device) -> hypernet.QualityNet:
     """A model with random weights, the same ones each time."""
     torch.manual_seed(0)
     return hypernet.HyperNet(factory.build_backbone(backbone)).to(device)
@@ -225,7 +229,7 @@ def build_model(backbone: str, device: torch.device) -> hypernet.HyperNet:
 
 def _trained_parts(
     flags: argparse.Namespace, backbone: str, hardware: Hardware
-) -> tuple[hypernet.HyperNet, torch.optim.Optimizer, Hardware]:
+) -> tuple[hypernet.QualityNet, torch.optim.Optimizer, Hardware]:
     """A model, its optimizer by the published settings, and the hardware in `--precision`.
 
     The precision auto is measured, and the result is not kept.
@@ -243,7 +247,7 @@ def _trained_parts(
 
 
 def measure_parts(
-    model: hypernet.HyperNet,
+    model: hypernet.QualityNet,
     criterion: engine.Criterion,
     optimizer: torch.optim.Optimizer,
     batches: Any,
@@ -290,7 +294,7 @@ def measure_parts(
 
 def _seconds_of_parts(
     train: Callable[[engine.Criterion, Iterable[dict]], None],
-    model: hypernet.HyperNet,
+    model: hypernet.QualityNet,
     criterion: engine.Criterion,
     optimizer: torch.optim.Optimizer,
     batches: Iterable[dict],

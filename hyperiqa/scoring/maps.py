@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from hyperiqa.base.files import write_whole
-from hyperiqa.model import fusion, target_net
+from hyperiqa.model import fusion, hypernet, target_net
 from hyperiqa.scoring import image_sources, quality_model
 from hyperiqa.training.batches import SCORE_BATCH
 
@@ -48,7 +48,7 @@ class ImageMaps:
     stages: (4,), the weight that `attention` gives each stage, averaged over the crops; None for
         other fusions.
     weights: the generated weights of each layer of the target network, flat, averaged over the
-        crops.
+        crops; none of a model without a target network.
     map: (H, W), the score of the patches around each pixel; None if it was not asked for.
     """
 
@@ -94,9 +94,12 @@ def map_image(
 def _generated(model: quality_model.QualityModel, patches: torch.Tensor) -> list[np.ndarray]:
     """Means over patches uint8 (n, P, P, 3): of each layer's generated weights, flat.
 
-    Behind them stands what `attention` gives the four stages, for this fusion alone.
+    Behind them stands what `attention` gives the four stages, for this fusion alone. A head that
+    generates no weights gives an empty list.
     """
     net = model.net
+    if not isinstance(net, hypernet.HyperNet):
+        return []
     with torch.no_grad():
         stage_maps = net.backbone.stage_maps(
             net.backbone.normalised(patches.to(model.hardware.device))
@@ -201,8 +204,9 @@ def _figure_lines(image_maps: ImageMaps, dataset: str) -> list[str]:
     if image_maps.stages is not None:
         stages = "  ".join(f"{weight:.2f}" for weight in image_maps.stages)
         lines.append(f"stages, fine to coarse: {stages}")
-    spread = "  ".join(f"{deviation:.3f}" for deviation in image_maps.spread)
-    lines.append(f"spread of generated weights, by layer: {spread}")
+    if image_maps.weights:
+        spread = "  ".join(f"{deviation:.3f}" for deviation in image_maps.spread)
+        lines.append(f"spread of generated weights, by layer: {spread}")
     return lines
 
 

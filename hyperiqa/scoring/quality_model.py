@@ -139,7 +139,7 @@ class QualityModel:
 
     def __init__(
         self,
-        net: hypernet.HyperNet,
+        net: hypernet.QualityNet,
         description: dict[str, Any],
         hardware: Hardware,
         trained: Mapping[str, Any] | None = None,

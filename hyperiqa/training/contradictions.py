@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hyperiqa.base import command_line, errors, files, plain_values, public_models
 from hyperiqa.datasets.names import check_lower_is_better, reader_name
-from hyperiqa.training.flags import WHOLE_MAPS, for_csv_alone
+from hyperiqa.training.flags import FUSIONS, HYPERS, WHOLE_MAPS, for_csv_alone
 
 # Whether something is wrong, and the message for it.
 Rule = tuple[object, str]
@@ -79,6 +79,19 @@ def _of_training(options: argparse.Namespace, given: command_line.Given) -> list
             options.init and (options.backbone_weights or "pretrained" in given),
             "contradictory flags: --init brings its own weights, "
             "so it goes with neither --backbone_weights nor --no_pretrained",
+        ),
+        ("pool" in given and options.head == "hyper", "--pool needs --head mlp"),
+        # Where --init decides, they are None.
+        *(
+            (
+                options.head == "mlp" and value not in (None, default),
+                f"contradictory flags: --head mlp and --{name} {value}, "
+                "which is a part of --head hyper",
+            )
+            for name, value, default in (
+                ("fusion", options.fusion, FUSIONS[0]),
+                ("hyper", options.hyper, HYPERS[0]),
+            )
         ),
         (
             "feature_dtype" in given and not (options.freeze_backbone and options.fixed_crops),

@@ -126,7 +126,7 @@ class EpochProgress:
 
 
 def to_model_input(
-    model: hypernet.HyperNet, batch: Mapping[str, torch.Tensor]
+    model: hypernet.QualityNet, batch: Mapping[str, torch.Tensor]
 ) -> torch.Tensor | fusion.StageMaps:
     """The model's input: augmented, normalised, mixed patches (N, 3, P, P), or stage maps."""
     if "features" in batch:
@@ -136,7 +136,7 @@ def to_model_input(
 
 @torch.no_grad()
 def with_teacher_scores(
-    loader: Iterable[dict], teacher: hypernet.HyperNet, hardware: Hardware
+    loader: Iterable[dict], teacher: hypernet.QualityNet, hardware: Hardware
 ) -> Iterator[dict]:
     """The loader's batches with `teacher` (N,): the scores that a teacher gives the same patches.
 
@@ -158,7 +158,7 @@ def with_teacher_scores(
 
 @workers_watched()
 def train_one_epoch(
-    model: hypernet.HyperNet,
+    model: hypernet.QualityNet,
     criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     loader: Iterable[dict[str, torch.Tensor]],
@@ -201,7 +201,7 @@ def train_one_epoch(
 @workers_watched()
 @torch.no_grad()
 def score(
-    model: hypernet.HyperNet,
+    model: hypernet.QualityNet,
     loader: Iterable[dict[str, torch.Tensor]],
     images: int,
     hardware: Hardware,
@@ -233,7 +233,7 @@ def score(
 @workers_watched()
 @torch.no_grad()
 def stage_maps(
-    model: hypernet.HyperNet, hardware: Hardware, batches: PatchBatches, start: int = 0
+    model: hypernet.QualityNet, hardware: Hardware, batches: PatchBatches, start: int = 0
 ) -> Iterator[np.ndarray]:
     """The encoder's stage maps of the patches from number `start` on, batch by batch: (N, F), fp32.
 
@@ -249,7 +249,7 @@ def stage_maps(
 
 
 def score_set(
-    model: hypernet.HyperNet,
+    model: hypernet.QualityNet,
     images: DecodedSet,
     records: Sequence[Record],
     crops: tuple[str, int],

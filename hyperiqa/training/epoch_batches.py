@@ -144,7 +144,7 @@ def image_names(data: sets.RunData, batches: PatchBatches, b: int) -> str:
 
 def prepare_features(
     data: sets.RunData,
-    model: hypernet.HyperNet,
+    model: hypernet.QualityNet,
     seed: int,
     hardware: device.Hardware,
     say: Callable[[str], None],
@@ -184,7 +184,7 @@ def prepare_features(
             say(f"Features of {part} computed in {time.perf_counter() - start:.1f} s")
 
 
-def _encoder_key(options: Namespace, model: hypernet.HyperNet) -> dict[str, Any]:
+def _encoder_key(options: Namespace, model: hypernet.QualityNet) -> dict[str, Any]:
     # Everything but the pixels that a patch's stage maps depend on, as plain values.
     return {
         "encoder": checkpoints.digest(model.backbone.encoder_state()),

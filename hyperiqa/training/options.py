@@ -19,7 +19,7 @@ from hyperiqa.training import flags, run_files
 from hyperiqa.training.contradictions import broken, contradictions
 
 # Where no flag says otherwise, the checkpoint of --init decides these.
-DECIDED_BY_INIT = ("backbone", "patch_size", "fusion", "hyper")
+DECIDED_BY_INIT = ("backbone", "patch_size", "head", "fusion", "hyper", "pool")
 
 
 def train_options(
@@ -295,7 +295,7 @@ def default_run_name(
         # These choices are named where they are not the default.
         *(
             getattr(options, setting)
-            for setting in ("hyper", "loss", "optimizer")
+            for setting in ("head", "hyper", "loss", "optimizer")
             if getattr(options, setting) != defaults[setting]
         ),
         alpha if options.ranking_loss_alpha or alpha_too else "",

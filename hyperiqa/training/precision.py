@@ -20,7 +20,7 @@ from hyperiqa.training import certificate, contradictions
 
 
 def choose_precision(
-    options: Namespace, device: torch.device, model: hypernet.HyperNet
+    options: Namespace, device: torch.device, model: hypernet.QualityNet
 ) -> tuple[str, str]:
     """The precision in which a model trains on a device, bf16 or fp32, and the reason for it.
 
@@ -44,7 +44,7 @@ def choose_precision(
     return "bf16" if speeds["bf16"] >= 1.1 * speeds["fp32"] else "fp32", reason
 
 
-def kept_speeds(options: Namespace, model: hypernet.HyperNet, cpu: str) -> dict[str, float]:
+def kept_speeds(options: Namespace, model: hypernet.QualityNet, cpu: str) -> dict[str, float]:
     """The result of `measure_speeds`, measured once for each kind of CPU and each model.
 
     It is kept in the cache folder, unless that cannot be written. cpu: the CPU's name.
@@ -57,6 +57,8 @@ def kept_speeds(options: Namespace, model: hypernet.HyperNet, cpu: str) -> dict[
         "patch_size": options.patch_size,
         "fusion": options.fusion,
         "hyper": options.hyper,
+        # Only of an `mlp` head, so that files about the other one keep their names.
+        **({"pool": model.pool} if model.pool else {}),
         "batch_size": options.batch_size,
         "fused_attention": options.fused_attention,
         "freeze_backbone": options.freeze_backbone,
@@ -79,7 +81,7 @@ def kept_speeds(options: Namespace, model: hypernet.HyperNet, cpu: str) -> dict[
     return speeds
 
 
-def measure_speeds(options: Namespace, model: hypernet.HyperNet) -> dict[str, float]:
+def measure_speeds(options: Namespace, model: hypernet.QualityNet) -> dict[str, float]:
     """Patches per second of the model's training steps on this CPU, in fp32 and in bf16.
 
     A copy of the model makes the steps, and the random generators are put back, so that the run
@@ -105,7 +107,7 @@ def measure_speeds(options: Namespace, model: hypernet.HyperNet) -> dict[str, fl
 
 # Forward and backward, on random patches: the loss and the optimizer compute in fp32 anyway.
 def _step_seconds(
-    options: Namespace, model: hypernet.HyperNet, patches: int, precision: str
+    options: Namespace, model: hypernet.QualityNet, patches: int, precision: str
 ) -> float:
     images: torch.Tensor | fusion.StageMaps = model.backbone.normalised(
         torch.randint(256, (patches, options.patch_size, options.patch_size, 3), dtype=torch.uint8)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hyperiqa.model.hypernet import HyperNet
+from hyperiqa.model.hypernet import QualityNet
 from hyperiqa.training import optimizers, run_files
 
 
@@ -22,7 +22,7 @@ class Round:
 
     number: int
     seed: int
-    model: HyperNet
+    model: QualityNet
     compiled: Any
     trained: optimizers.TrainedModel
     certificate: dict[str, Any] | None = None

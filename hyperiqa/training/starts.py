@@ -25,9 +25,9 @@ class StartingModel:
         if a flag contradicts the checkpoint.
         """
         initial = cls(options.init)
-        # Models made before there was a second hyper network do not name theirs.
-        description = {"hyper": "conv", **initial.description}
-        for name in ("backbone", "patch_size", *hypernet.HyperNet.choices):
+        # Models made before there was a second head or hyper network do not name theirs.
+        description = {"head": "hyper", "hyper": "conv", **initial.description}
+        for name in ("backbone", "patch_size", *factory.CHOICES):
             trained_with = description.get(name)
             flag_value = getattr(options, name)
             if flag_value is None:
@@ -59,7 +59,7 @@ class StartingModel:
         options.teacher_digest = teacher.digest
         return teacher
 
-    def model(self, data: records.DataSet, options: Namespace) -> hypernet.HyperNet:
+    def model(self, data: records.DataSet, options: Namespace) -> hypernet.QualityNet:
         """The model with the regularisation of the flags and with scores on the scale of `data`.
 
         Raises UserError if its weights do not fit, as with some encoders and another patch size.
