@@ -117,6 +117,9 @@ class HyperIQASolver:
             model.backbone.fuse_attention()
         if options.freeze_backbone:
             model.backbone.freeze()
+        if options.grad_checkpointing:
+            model.backbone.save_memory(options.patch_size)
+        whole_batch.check_parts(model, options.accumulate)
         # Patches arrive channels last; weights in the same layout save the convolutions a copy.
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
@@ -260,7 +263,7 @@ class HyperIQASolver:
         batches = epoch_batches.train_batches(
             self.data, self.round.seed, epoch, options.batch_size, processes.share()
         )
-        whole_batch.prepare(self.round.model)
+        whole_batch.prepare(self.round.model, options.accumulate)
         first_step = progress.step
         loader = make_loader(batches, self.hardware, first_step)
         if self.teacher is not None:

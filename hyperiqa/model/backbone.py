@@ -5,6 +5,7 @@ et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hype
 2020.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,8 @@ class Backbone(nn.Module):
     # Whether the encoder has a class token, and whether `stage_maps` gives it as a fifth map.
     has_token = False
     gives_token = False
+    # Whether the backward pass computes the activations of the encoder's blocks again.
+    grad_checkpointing = False
     # The architecture of a model of a hub, which its name alone does not tell.
     origin: Mapping[str, Any] = {}
 
@@ -117,6 +120,40 @@ class Backbone(nn.Module):
         self.frozen = True
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith("lda"))
+
+    def checkpoint_blocks(self) -> None:
+        """Let timm's encoder keep only the inputs of its blocks for the backward pass."""
+        self.pretrained_part.set_grad_checkpointing()
+
+    def save_memory(self, side: int) -> None:
+        """Keep only the inputs of the encoder's blocks, and compute the rest again when needed.
+
+        side: side of the training patches in pixels. Raises UserError if that saves less than a
+        tenth of what the encoder keeps for the backward pass.
+        """
+        plain = self._kept_bytes(side)
+        self.grad_checkpointing = True
+        # Some encoders do not have timm's method, or refuse it: the measurement shows it.
+        with contextlib.suppress(AttributeError, AssertionError, NotImplementedError):
+            self.checkpoint_blocks()
+        kept = self._kept_bytes(side)
+        if kept > 0.9 * plain:
+            raise UserError(
+                f"--grad_checkpointing saves no memory with this encoder: {plain / 2**20:.1f} MiB "
+                f"a patch without it, {kept / 2**20:.1f} with it"
+            )
+
+    def _kept_bytes(self, side: int) -> int:
+        # What the encoder keeps of a patch for the backward pass.
+        weights = {parameter.data_ptr() for parameter in self.parameters()}
+        kept: list[torch.Tensor] = []
+        # In eval mode, the patch does not change the statistics of batch norms.
+        self.eval()
+        # No backward pass follows, so nothing is unpacked.
+        with torch.autograd.graph.saved_tensors_hooks(kept.append, kept.index):
+            self.stage_maps(torch.zeros(1, 3, side, side))
+        sizes = {tensor.data_ptr(): tensor.nbytes for tensor in kept}
+        return sum(size for address, size in sizes.items() if address not in weights)
 
     def fuse_attention(self) -> None:
         """Compute attention by fused kernels. Raises UserError if there is no such choice."""

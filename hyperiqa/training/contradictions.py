@@ -128,6 +128,16 @@ def _of_training(options: argparse.Namespace, given: command_line.Given) -> list
             options.cache_device == "cuda" and options.device == "cpu",
             "contradictory flags: --cache_device cuda and --device cpu",
         ),
+        (
+            options.grad_checkpointing and options.freeze_backbone,
+            "contradictory flags: --grad_checkpointing and --freeze_backbone: "
+            "an encoder that does not train keeps nothing for the backward pass",
+        ),
+        (
+            options.accumulate > options.batch_size,
+            f"--accumulate {options.accumulate}: "
+            f"expected at most --batch_size {options.batch_size}",
+        ),
         (options.tensorboard and missing_package, missing_package),
     ]
 

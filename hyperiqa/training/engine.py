@@ -184,10 +184,9 @@ def train_one_epoch(
         # scatter the free memory.
         optimizer.zero_grad(set_to_none=True)
         with hardware.autocast():
-            outputs = whole_batch.gathered(model(to_model_input(model, batch)))
+            outputs = whole_batch.outputs_of(model, to_model_input(model, batch))
         losses = criterion(outputs, batch)
-        losses["loss"].backward()
-        whole_batch.sum_gradients()
+        whole_batch.backward(losses["loss"])
         optimizer.step()
         progress.add(losses, outputs["scores"], batch["mos"])
         # They are where the activations were; the next step needs that memory in one piece.

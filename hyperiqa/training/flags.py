@@ -180,6 +180,8 @@ def _learning_flags(flags: command_line.Flags) -> None:
     flags.group("optimisation")
     flags.count("--epochs", 16, "number of epochs, unless training stops early")
     flags.batch_size(96, "patches per training step, of all processes together")
+    flags.count("--accumulate", 1, "parts of a batch that are computed one after the other; the step stays the same, takes longer and "
+                "needs less memory")
     flags.real("--lr", 2e-5, "learning rate of the encoder", command_line.POSITIVE)
     flags.real("--lr_ratio", 10, "learning rate of all other layers, as a multiple of --lr", command_line.POSITIVE)
     flags.value("--lr_scheduler", SCHEDULES[0], "course of the learning rates: cosine falls after each epoch, cosine_step after each "
@@ -263,6 +265,8 @@ def _output_and_hardware_flags(flags: command_line.Flags) -> None:
     flags.value("--cache_device", "auto", "memory that holds the decoded images; auto is the GPU's if they fit into it",
                 choices=["auto", "cpu", "cuda"])
     flags.switch("--compile", "compile", True, "compile the model with torch.compile, which starts slower and trains faster")
+    flags.switch("--grad_checkpointing", "grad_checkpointing", True, "keep less of the encoder in memory for the backward pass and "
+                 "compute it again there; the step stays the same and takes longer")
     flags.switch("--fused_attention", "fused_attention", True, "use torch's fused attention in Swin, which rounds differently")
     flags.switch("--no_deterministic", "deterministic", False, "let cuDNN choose faster kernels, with which results vary a little")
 # fmt: on

@@ -1,9 +1,10 @@
-"""The arithmetic of one batch that several processes share: the same step as by one process.
+"""The arithmetic of one batch that is computed in several shares: the same step as in one.
 
-Each process computes its own rows of the batch; `processes` says which rows these are. Losses see
-the whole batch: every process gathers all scores and computes their loss, but passes gradients on
-only to its own rows. The sum of the processes' gradients is then the gradient of one process. Batch
-norms take the statistics of all rows, and every process draws random masks for all rows.
+Each process computes its own rows of the batch, one part of them after the other; `processes` says
+which rows these are. Losses see the whole batch: every process gathers all scores and computes
+their loss, but passes gradients on only to its own rows. The sum of the processes' gradients is
+then the gradient of one process. Batch norms take the statistics of all rows, and each share draws
+random masks for all rows.
 """
 
 import itertools
@@ -15,13 +16,19 @@ import torch
 import torch.distributed as dist
 from timm.layers import DropPath
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
-from hyperiqa.base.errors import counted
+from hyperiqa.base.errors import UserError, counted
 from hyperiqa.training import batches, processes
 
 # How many rows the batch of the current step has, over all processes. A global, because modules
 # deep in the model need it and their `forward` takes images alone.
 _batch_rows = 1
+# In how many parts a process computes its rows, and the part that it computes now.
+_parts = 1
+_part = 0
+# The buffers that a backward pass would change, because it computes parts of the model again.
+_recomputed_buffers: list[torch.Tensor] = []
 # Sums the gradients of the model that is trained; None as long as one process trains alone.
 _gradient_sum: "GradientSum | None" = None
 
@@ -52,6 +59,41 @@ def gathered(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         # share come last and are dropped.
         whole[name] = torch.stack(parts, 1).flatten(0, 1)[:_batch_rows]
     return whole
+
+
+def outputs_of(model: nn.Module, images: Any) -> dict[str, torch.Tensor]:
+    """The model's outputs of the whole batch, (B, …), from this process's images or stage maps.
+
+    With several parts, the activations of none are kept: the backward pass computes each part
+    again, one after the other. All have been scored by then, so losses may compare images.
+    """
+    if _parts == 1:
+        return gathered(model(images))
+    rows = len(batches.rows_of_process(_batch_rows, *processes.share()))
+    shares = [
+        checkpoint(_part_outputs, model, images, rows, part, use_reentrant=False)
+        for part in range(_parts)
+    ]
+    # As in `gathered`: row k of a part is row k * parts + part of the process's rows.
+    return gathered(
+        {
+            name: torch.stack([share[name] for share in shares], 1).flatten(0, 1)[:rows]
+            for name in shares[0]
+        }
+    )
+
+
+def _part_outputs(model: nn.Module, images: Any, rows: int, part: int) -> dict[str, torch.Tensor]:
+    global _part
+    _part = part
+    # All parts draw the same masks, each time that they are computed: from the seed of the step.
+    torch.manual_seed(torch.initial_seed())
+    # Else the parts would share the weights' copies in bf16, and add up their gradients in bf16.
+    torch.clear_autocast_cache()
+    part_rows = batches.rows_of_process(rows, part, _parts)
+    if isinstance(images, Mapping):
+        return model({name: maps[part_rows] for name, maps in images.items()})
+    return model(images[part_rows])
 
 
 class GradientSum:
@@ -110,17 +152,30 @@ class GradientSum:
         self._begin()
 
 
-def prepare(model: nn.Module) -> None:
-    """Prepare the model before an epoch's steps.
+def check_parts(model: nn.Module, parts: int) -> None:
+    """Raise UserError if the model cannot be trained in parts of a batch."""
+    norms = [m for m in model.train().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if parts > 1 and any(norm.training for norm in norms):
+        raise UserError(
+            f"--accumulate {parts}: batch norms that train take the statistics of the whole batch; "
+            "expected an encoder without batch norms, or --freeze_backbone"
+        )
+
+
+def prepare(model: Any, parts: int = 1) -> None:
+    """Prepare the model before an epoch's steps, each in that many parts.
 
     It then sees whole batches, starts from process 0's weights, and has its gradients summed.
     """
-    global _gradient_sum
+    global _gradient_sum, _parts, _recomputed_buffers
+    _parts = parts
+    _recomputed_buffers = list(model.buffers()) if model.backbone.grad_checkpointing else []
+    if parts * processes.world_size() > 1:
+        _see_whole_batches(model)
     if processes.world_size() == 1:
         return
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if _gradient_sum is None or _gradient_sum.model is not model:
-        _see_whole_batches(model)
         for tensor in model.state_dict().values():
             dist.broadcast(tensor, 0)
     # Which parameters are trained changes when a backbone is frozen or thawed.
@@ -132,8 +187,13 @@ def prepare(model: nn.Module) -> None:
     _gradient_sum = GradientSum(model, trained)
 
 
-def sum_gradients() -> None:
-    """Sum the processes' gradients, after the backward pass and before the optimizer's step."""
+def backward(loss: torch.Tensor) -> None:
+    """Compute the gradients of the loss, summed over the processes."""
+    buffers = [buffer.clone() for buffer in _recomputed_buffers]
+    loss.backward()
+    # The statistics of batch norms move once in a step, and not again with what is recomputed.
+    for buffer, value in zip(_recomputed_buffers, buffers):
+        buffer.copy_(value)
     if _gradient_sum is not None:
         _gradient_sum.finish()
 
@@ -152,14 +212,15 @@ def _see_whole_batches(model: nn.Module) -> None:
 class _WholeMask(nn.Module):
     """A Dropout or DropPath whose mask is drawn for all rows of the batch.
 
-    Every process draws the same mask and takes its own rows of it.
+    Every share of the batch draws the same mask and takes its own rows of it.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         # Dropout calls its probability p, DropPath drop_prob.
         if not self.training or not getattr(self, "p", getattr(self, "drop_prob", 0)):
             return super().forward(x)
-        rows = batches.rows_of_process(_batch_rows, *processes.share())
+        rank, size = processes.share()
+        rows = batches.rows_of_process(_batch_rows, _part * size + rank, _parts * size)
         if len(x) != len(rows):
             raise RuntimeError(
                 f"expected {counted(len(rows), 'row')} of a batch of {_batch_rows}, found {len(x)}"
