@@ -97,12 +97,14 @@ class Features:
         )
         if not self.was_there:
             # Features of this set are stale once their images have changed and the cache of these
-            # is gone.
+            # is gone. The index names the caches of several sets with a plus between them.
             remove_stale(
                 self.folder.parent,
                 rf"{re.escape(self.cache.name)}_features_\w+",
                 _read_whole_features,
-                lambda folder, index: (folder.parent / index["images"]).is_dir(),
+                lambda folder, index: all(
+                    (folder.parent / name).is_dir() for name in index["images"].split("+")
+                ),
             )
 
     @property

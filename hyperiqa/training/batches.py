@@ -43,10 +43,17 @@ class JoinedCache:
     """Several image caches as one: their images are numbered one set after the other.
 
     first: number of each cache's first image, and the number of all images.
+    name, folder: as of `ImageCache`, for the features of all sets' patches. They are stored beside
+    the first cache; no folder has the name of `folder`, which names the folders of all caches.
     """
 
     def __init__(self, caches: Sequence[ImageCache]):
         self.caches = list(caches)
+        self.name = caches[0].name
+        # Either all caches have a folder, or none.
+        self.folder = caches[0].folder
+        if self.folder is not None:
+            self.folder = self.folder.with_name("+".join(cache.folder.name for cache in caches))
         self.min_side = caches[0].min_side
         # Either all caches are on the GPU, or none.
         self.on_gpu = caches[0].on_gpu
@@ -83,9 +90,9 @@ class PatchBatches(torch.utils.data.Dataset):
 
     A batch of B patches holds `patches` uint8 (B, P, P, 3), `mos` (B,), `image` (B,), and what
     augmentations drew, by their names; `sigma` (B,) where the loss needs the standard deviations of
-    the images' votes. With `features` of the patches it holds `features` (B, F) in place of the
-    patches. Patches with an address also bring `seed`, that of the torch generators for the step on
-    this batch.
+    the images' votes, and `set` (B,), the number of each image's set, where there are several. With
+    `features` of the patches it holds `features` (B, F) in place of the patches. Patches with an
+    address also bring `seed`, that of the torch generators for the step on this batch.
 
     images: cache numbers of the images that `patches.image` counts.
     mos: the scores of these images.
@@ -146,8 +153,9 @@ class PatchBatches(torch.utils.data.Dataset):
             # Features are stored in the order of epoch 0.
             stored = rows if patches.row is None else patches.row[rows]
             batch["features"] = self.features[stored[process_rows]]
-        if "sigma" in drawn:
-            batch["sigma"] = torch.from_numpy(drawn["sigma"])
+        # Losses ask for these of every row.
+        for name in {"set", "sigma"} & drawn.keys():
+            batch[name] = torch.from_numpy(drawn[name])
         if patches.address:
             batch["seed"] = int(addressed_seed(*patches.address, b).generate_state(1)[0])
         return batch
@@ -166,8 +174,8 @@ class PatchBatches(torch.utils.data.Dataset):
             patches.left[seen],
             self.cache.min_side,
         )
-        # Losses ask for the set of every row; mixing is drawn once for a row and its partner.
-        rows_of = {"set": rows, "blend": rows[process_rows], "box": rows[process_rows]}
+        # Mixing is drawn once for a row and its partner.
+        rows_of = {"blend": rows[process_rows], "box": rows[process_rows]}
         drawn = {
             name: torch.from_numpy(values[rows_of.get(name, seen)])
             for name, values in patches.drawn.items()
@@ -265,6 +273,7 @@ class DecodedSet:
     ) -> Features:
         """Features of the split's patches, `width` values each, still to be filled.
 
+        The first of several sets has those of the training patches of all sets.
         encoder: everything else that the features depend on.
         """
         depends_on = {
@@ -273,7 +282,7 @@ class DecodedSet:
             **encoder,
         }
         shape = (len(batches.patches), width)
-        self.features[split] = Features(self.cache, split, shape, dtype, depends_on)
+        self.features[split] = Features(batches.cache, split, shape, dtype, depends_on)
         return self.features[split]
 
 

@@ -214,7 +214,6 @@ def needs_pixels(options: argparse.Namespace) -> Iterator[str]:
         ),
         (options.mixup or options.cutmix, "--mixup and --cutmix change the pixels"),
         (options.teacher, "--teacher scores the patches"),
-        (len(options.trained) > 1, "they are of one data set"),
     ]
     for reason in broken(reasons):
         yield (

@@ -45,10 +45,12 @@ def train_batches(
         data.scales[name].common(np.array([record.score for record in rows]))
         for name, rows in records.items()
     ]
+    images_per_set = [len(rows) for rows in records.values()]
     patches = train_patches(
         cache.sizes[numbers],
         options.patch_size,
-        _patches_per_image(options, [len(rows) for rows in records.values()], seed, epoch),
+        # Crops that stay the same are as many in every epoch, too.
+        _patches_per_image(options, images_per_set, seed, 0 if options.fixed_crops else epoch),
         seed,
         epoch,
         dict.fromkeys(options.augment, options.augment_strength),
@@ -56,7 +58,7 @@ def train_batches(
     )
     # Each patch takes what it needs along, so that loaders need to know nothing of sets.
     patches = replace(patches, drawn=_drawn_per_patch(data, records, patches, seed, epoch))
-    features = None if data.several else data.images[data.main.name].features.get("train")
+    features = data.images[data.main.name].features.get("train")
     return PatchBatches(cache, numbers, np.concatenate(mos), patches, batch_size, features, share)
 
 
