@@ -94,8 +94,7 @@ def write(options: argparse.Namespace) -> list[reading.Run]:
 
     Raises UserError where no run can be read.
     """
-    from hyperiqa.pages import map_section, run_sections, scored_sets
-    from hyperiqa.pages.page import Page
+    from hyperiqa.pages import map_section, page as pages, run_sections, scored_sets
     from hyperiqa.runs import differences
     from hyperiqa.scoring import quality_model
 
@@ -109,7 +108,7 @@ def write(options: argparse.Namespace) -> list[reading.Run]:
     entries, notes = measures.choose_entries(found_runs, measure, options.group)
     runs = [run for entry in entries for run in entry.runs]
     under_way = [run for run in runs if run.status == reading.UNDER_WAY]
-    page = Page(*_page_head(options, entries, under_way))
+    page = pages.Page(*_page_head(options, entries, under_way))
     pairs = differences.chosen_pairs(entries, options.against or entries[0].name, False)
     comparisons = differences.compare_all(measure, pairs)
     entry_names = tables.short_names([entry.name for entry in entries], NAME_WIDTH)

@@ -8,10 +8,9 @@ Several GPUs, several machines and Slurm work as with train_swin.py."""
 
 from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
-from hyperiqa.training.flags import Script
-from hyperiqa.training.launch import launch
+from hyperiqa.training import flags, launch
 
-SCRIPT = Script(
+SCRIPT = flags.Script(
     backbones=("resnet50", "resnet18", "resnet34", "resnet101"),
     datasets=DEFAULT_RESIZE,
     # The demo shows a whole run within minutes on a CPU: a small model, few patches.
@@ -28,4 +27,4 @@ SCRIPT = Script(
 
 
 if __name__ == "__main__":
-    run_tool(lambda: launch(__doc__, SCRIPT, "HyperIQASolver:HyperIQASolver"))
+    run_tool(lambda: launch.launch(__doc__, SCRIPT, "HyperIQASolver:HyperIQASolver"))

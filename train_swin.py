@@ -17,11 +17,10 @@ Slurm, as a job that is queued again and goes on when its time is over:
 
 from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
-from hyperiqa.training.flags import Script
-from hyperiqa.training.launch import launch
+from hyperiqa.training import flags, launch
 
 SWINS = tuple(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base"))
-SCRIPT = Script(
+SCRIPT = flags.Script(
     backbones=(*SWINS, "swin_nano", "swin_pico"),
     any_backbone="swin",
     datasets=DEFAULT_RESIZE,
@@ -45,4 +44,4 @@ SCRIPT = Script(
 
 
 if __name__ == "__main__":
-    run_tool(lambda: launch(__doc__, SCRIPT, "HyperIQASolver_swin:HyperIQASolverSwin"))
+    run_tool(lambda: launch.launch(__doc__, SCRIPT, "HyperIQASolver_swin:HyperIQASolverSwin"))

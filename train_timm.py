@@ -11,10 +11,9 @@ Several GPUs, several machines and Slurm work as with train_swin.py."""
 
 from hyperiqa.base.command_line import run_tool
 from hyperiqa.datasets.readers import DEFAULT_RESIZE
-from hyperiqa.training.flags import Script
-from hyperiqa.training.launch import launch
+from hyperiqa.training import flags, launch
 
-SCRIPT = Script(
+SCRIPT = flags.Script(
     backbones=("tf_efficientnet_lite0",),
     # Every name starts with it: any model of timm is accepted.
     any_backbone="",
@@ -40,4 +39,4 @@ SCRIPT = Script(
 
 
 if __name__ == "__main__":
-    run_tool(lambda: launch(__doc__, SCRIPT, "HyperIQASolver:HyperIQASolver"))
+    run_tool(lambda: launch.launch(__doc__, SCRIPT, "HyperIQASolver:HyperIQASolver"))

@@ -17,8 +17,7 @@ from PIL import Image
 
 import make_demo_dataset
 from hyperiqa.base.command_line import run_tool
-from hyperiqa.datasets import demo_distortions, demo_scenes
-from hyperiqa.datasets import demo_images as demo
+from hyperiqa.datasets import demo_distortions, demo_images as demo, demo_scenes
 from hyperiqa.datasets.demo_scores import quality
 
 SCRIPT = Path(make_demo_dataset.__file__)

@@ -12,21 +12,11 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from hyperiqa.base import files
-from hyperiqa.base.errors import UserError, counted, first_five
-from hyperiqa.datasets import collections, formats
-from hyperiqa.datasets.records import (
-    IMAGE_SUFFIXES,
-    USUAL,
-    Columns,
-    DataSet,
-    Record,
-    Row,
-    shuffled,
-)
+from hyperiqa.base import errors, files
+from hyperiqa.datasets import collections, formats, records
 
 
-class MissingFile(UserError):
+class MissingFile(errors.UserError):
     """None of a set's own files exists."""
 
 
@@ -74,7 +64,7 @@ class Reader:
         root: Path | None = None,
         seed: int | None = 42,
         lower_is_better: bool = False,
-        columns: Columns = USUAL,
+        columns: records.Columns = records.USUAL,
     ):
         """Take the set in the folder `root`, None for its default place.
 
@@ -91,18 +81,18 @@ class Reader:
         # The paths of the images that the lists of a collection give, by the rows' names.
         self.placed: dict[str, Path] = {}
 
-    def rows(self) -> Iterable[Row]:
+    def rows(self) -> Iterable[records.Row]:
         """All rows of the set's own files. Raises UserError, or MissingFile if there are none."""
         raise NotImplementedError
 
-    def row_of(self, listed: Row) -> Row | None:
+    def row_of(self, listed: records.Row) -> records.Row | None:
         """The set's row for a row of a collection; None for an image that is not in the set.
 
         It keeps the split, the opinions and the place of the listed row.
         """
         return listed
 
-    def _collected(self) -> list[Row] | None:
+    def _collected(self) -> list[records.Row] | None:
         # The rows of the set in a collection; None if no collection is found.
         table, word = self.in_collections
         collection = collections.pyiqa(self.root, table) if table else None
@@ -116,7 +106,7 @@ class Reader:
         self.placed = {row.image: row.path for row in rows if row.path is not None}
         return rows
 
-    def _record(self, row: Row, name: str, path: Path) -> Record:
+    def _record(self, row: records.Row, name: str, path: Path) -> records.Record:
         # The row's record, with what is known of the opinions behind its score.
         deviation = formats.number(row.deviation)
         votes = row.votes or self.votes or math.nan
@@ -125,10 +115,13 @@ class Reader:
         error = deviation / math.sqrt(votes) if is_known and 1 <= votes < math.inf else None
         # A standard error, of one vote, does not say how far the opinions lie apart.
         spread = deviation if is_known and votes != 1 else None
-        split = row.split or "test"
-        return Record(name, path, row.score, split, row.group, row.kind, error, spread)
+        return records.Record(
+            name, path, row.score, row.split or "test", row.group, row.kind, error, spread
+        )
 
-    def read(self, splits: tuple[str, ...] = ("train", "test"), held_out: bool = False) -> DataSet:
+    def read(
+        self, splits: tuple[str, ...] = ("train", "test"), held_out: bool = False
+    ) -> records.DataSet:
         """The records of these splits. Images of other splits need not exist. Raises UserError.
 
         held_out: whether some of the training images will be drawn for validation.
@@ -146,12 +139,14 @@ class Reader:
             self._note_shared_contents(named)
         return self._data_set([row for row in rows if row.split in splits], splits)
 
-    def read_all_as_test(self) -> DataSet:
+    def read_all_as_test(self) -> records.DataSet:
         """All records as test images, whatever their split. Raises UserError."""
         data = self._data_set(self.listed, ())
         return replace(data, records=[replace(record, split="test") for record in data.records])
 
-    def read_for_test(self, split: str = "auto", trained_on: bool = False) -> tuple[DataSet, str]:
+    def read_for_test(
+        self, split: str = "auto", trained_on: bool = False
+    ) -> tuple[records.DataSet, str]:
         """The set's images to test on, and a text that says which ones they are.
 
         split: auto, test or all. If the set comes with a split, auto means its test images, so that
@@ -172,10 +167,10 @@ class Reader:
         return data, selection
 
     @cached_property
-    def listed(self) -> list[Row]:
+    def listed(self) -> list[records.Row]:
         """All rows that the set's files list, of all splits. Raises UserError."""
         if not self.root.exists():
-            raise UserError(
+            raise errors.UserError(
                 f"{self.name}: no {self.form} {self.root}; expected {self.expects}{self.source}"
             )
         try:
@@ -185,7 +180,9 @@ class Reader:
             if rows is None:
                 raise
         if not rows:
-            raise UserError(f"{self.name}: {self.root} lists no images; expected {self.expects}")
+            raise errors.UserError(
+                f"{self.name}: {self.root} lists no images; expected {self.expects}"
+            )
         formats.refuse(
             [row.image for row in rows if formats.leaves_its_folder(row.image)],
             self.root,
@@ -195,7 +192,7 @@ class Reader:
         )
         return rows
 
-    def _data_set(self, rows: list[Row], splits: tuple[str, ...]) -> DataSet:
+    def _data_set(self, rows: list[records.Row], splits: tuple[str, ...]) -> records.DataSet:
         formats.refuse(
             [row.image for row in rows if not math.isfinite(row.score)],
             self.name,
@@ -205,34 +202,34 @@ class Reader:
         present = _splits(rows)
         for split in splits:
             if split == "val" and split not in present:
-                raise UserError(
+                raise errors.UserError(
                     f"{self.name}: {self.root} names no validation images; give --val_fraction F"
                 )
             if split not in present:
-                raise UserError(
+                raise errors.UserError(
                     f"{self.name}: the {split} split of {self.root} is empty{self.why_empty}"
                 )
         named_paths = self._files(rows)
         counts = Counter(name for name, _ in named_paths)
         repeated = [name for name, count in counts.items() if count > 1]
         formats.refuse(repeated, self.name, "image is listed twice", "images are listed twice")
-        records = [
+        found_records = [
             self._record(row, name, path)
             for row, (name, path) in zip(rows, named_paths, strict=True)
         ]
-        return DataSet(
+        return records.DataSet(
             self.name,
-            records,
+            found_records,
             self.higher_is_better and not self.lower_is_better,
             self.notes,
             self.nominal_range,
         )
 
-    def contents(self, rows: list[Row]) -> dict[str, str]:
+    def contents(self, rows: list[records.Row]) -> dict[str, str]:
         """Image -> content, from other sources than the rows, for a set that needs them."""
         return {}
 
-    def _with_contents(self, rows: list[Row], is_random: bool) -> list[Row]:
+    def _with_contents(self, rows: list[records.Row], is_random: bool) -> list[records.Row]:
         """The rows with the contents that a random split must keep together.
 
         With `allow_shared_content` it need not, and the rows stay as they are. Raises UserError if
@@ -245,32 +242,32 @@ class Reader:
         rows = [replace(row, group=row.group or contents.get(row.image)) for row in rows]
         unknown = sum(not row.group for row in rows)
         if unknown and is_random:
-            raise UserError(
-                f"{self.name}: which of {counted(unknown, 'image')} share content is not known, "
-                "and a random split would have the same content on both sides; expected "
+            raise errors.UserError(
+                f"{self.name}: which of {errors.counted(unknown, 'image')} share content is not "
+                "known, and a random split would have the same content on both sides; expected "
                 f"{self.contents_from}; --allow_shared_content splits image by image all the same "
                 "(evaluate.py: --split all)"
             )
         return rows
 
-    def _note_shared_contents(self, rows: list[Row]) -> None:
+    def _note_shared_contents(self, rows: list[records.Row]) -> None:
         # Note if the set's own split has the same content in training and elsewhere.
         training = {row.group for row in rows if row.split == "train"} - {None}
         shared = training & {row.group for row in rows if row.split != "train"}
         if shared:
             self.notes.append(
                 f"{self.name}: its own split has {len(shared)} of "
-                f"{counted(len(training), 'training content')} on the other side too"
+                f"{errors.counted(len(training), 'training content')} on the other side too"
             )
 
-    def _draw_split(self, rows: list[Row]) -> list[Row]:
+    def _draw_split(self, rows: list[records.Row]) -> list[records.Row]:
         # The rows with a random 80 % of the contents in train, and the others in test.
         if self.seed is None:
-            raise UserError(
+            raise errors.UserError(
                 f"{self.name}: comes without a split, and the seed of the run's split is not "
                 "known; give --seed N or --split all"
             )
-        contents = shuffled((row.group or row.image for row in rows), self.seed)
+        contents = records.shuffled((row.group or row.image for row in rows), self.seed)
         if len(contents) == 1:
             self.why_empty = (
                 f": drawing a split takes two contents, and all images have the same, {contents[0]}"
@@ -287,7 +284,7 @@ class Reader:
         )
         return [replace(row, split=split_of[row.group or row.image]) for row in rows]
 
-    def _files(self, rows: list[Row]) -> list[tuple[str, Path]]:
+    def _files(self, rows: list[records.Row]) -> list[tuple[str, Path]]:
         """The name and path of each row's image.
 
         It is where a collection says, else in the first layout of `image_folders` that holds
@@ -296,9 +293,9 @@ class Reader:
         if self.placed:
             missing = [row.image for row in rows if not self.placed[row.image].is_file()]
             if missing:
-                raise UserError(
-                    f"{self.name}: {len(missing)} of {counted(len(rows), 'image')}, "
-                    f"not in {self.placed[missing[0]].parent}: {first_five(missing)}"
+                raise errors.UserError(
+                    f"{self.name}: {len(missing)} of {errors.counted(len(rows), 'image')}, "
+                    f"not in {self.placed[missing[0]].parent}: {errors.first_five(missing)}"
                 )
             return [(row.image, self.placed[row.image]) for row in rows]
         layouts = self._layouts()
@@ -317,7 +314,7 @@ class Reader:
             "; give --val_fraction F to take some of the training images instead",
         )
         folders = " and ".join(map(str, layout.values()))
-        total = f"of {counted(len(rows), 'image')}"
+        total = f"of {errors.counted(len(rows), 'image')}"
         missing = _missing(rows, images)
         formats.refuse(
             missing, self.name, f"{total} is not in {folders}", f"{total} are not in {folders}"
@@ -333,7 +330,7 @@ class Reader:
                 layouts.append(layout)
         if not layouts:
             choices = "/ or ".join(map("/+".join, self.image_folders)) + "/"
-            raise UserError(f"{self.name}: no images in {self.root}; expected {choices}")
+            raise errors.UserError(f"{self.name}: no images in {self.root}; expected {choices}")
         return layouts
 
     def _images_in(self, layout: Mapping[str, Path]) -> dict[str, tuple[str, Path]]:
@@ -342,7 +339,7 @@ class Reader:
         in_lower_case = {}
         for folder, place in layout.items():
             for path in place.iterdir():
-                if path.suffix.lower() in IMAGE_SUFFIXES:
+                if path.suffix.lower() in records.IMAGE_SUFFIXES:
                     name = f"{folder}/{path.name}" if self.names_have_folders else path.name
                     images[name] = in_lower_case[name.lower()] = (name, path)
         # An exact name has priority over another image's name in lower case.
@@ -365,11 +362,11 @@ class Reader:
         )
 
 
-def _splits(rows: list[Row]) -> set[str | None]:
+def _splits(rows: list[records.Row]) -> set[str | None]:
     return {row.split for row in rows}
 
 
-def _missing(rows: list[Row], images: Mapping[str, object]) -> list[str]:
+def _missing(rows: list[records.Row], images: Mapping[str, object]) -> list[str]:
     return [
         row.image for row in rows if row.image not in images and row.image.lower() not in images
     ]

@@ -15,11 +15,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from hyperiqa.base import errors, files, schema
-from hyperiqa.base.device import sent
-from hyperiqa.images.build_once import DAMAGED, INDEX, build_once, read_index, remove_stale
-from hyperiqa.images.decode import decode_and_resize, fitted_size
-from hyperiqa.images.perceptual_hash import perceptual_hash
+from hyperiqa.base import device as devices, errors, files, schema
+from hyperiqa.images import build_once, decode, perceptual_hash
 
 # Raise it when decoding, resizing or the index changes: older caches are then built anew.
 CACHE_FORMAT = 4
@@ -137,8 +134,10 @@ class ImageCache:
         row_bytes = 3 * self.sizes[images, 1]
         device = self.on_gpu.device
         start = torch.from_numpy(self.offsets[images] + top * row_bytes + 3 * left)
-        stride = sent(torch.from_numpy(row_bytes), device)[:, None]
-        row_starts = sent(start, device)[:, None] + stride * torch.arange(side, device=device)
+        stride = devices.sent(torch.from_numpy(row_bytes), device)[:, None]
+        row_starts = devices.sent(start, device)[:, None] + stride * torch.arange(
+            side, device=device
+        )
         # A row of a crop is 3 * side bytes without a gap, so one indexed read gets all rows of all
         # crops.
         return self.on_gpu.unfold(0, 3 * side, 1)[row_starts].view(-1, side, side, 3)
@@ -174,8 +173,14 @@ class ImageCache:
             begin()
             jobs = pool.map(lambda i: self._decode(i, keep), range(len(self)))
             try:
-                title = f"Decoding {self.name}"
-                for _ in tqdm(jobs, title, len(self), unit="image", leave=False, disable=None):
+                for _ in tqdm(
+                    jobs,
+                    f"Decoding {self.name}",
+                    len(self),
+                    unit="image",
+                    leave=False,
+                    disable=None,
+                ):
                     pass
             finally:
                 # If an image raised an error, the others need not be decoded.
@@ -184,7 +189,7 @@ class ImageCache:
 
     def _read_sizes(self, pool: Executor) -> None:
         fitted = pool.map(
-            lambda i: self._unless_bad(i, fitted_size, self.resize, self.min_side),
+            lambda i: self._unless_bad(i, decode.fitted_size, self.resize, self.min_side),
             range(len(self)),
         )
         # A file without a readable header gets no place in the buffer.
@@ -196,11 +201,13 @@ class ImageCache:
         # A file with a bad header has a reason already.
         if self.paths[i] in self.bad:
             return
-        decoded = self._unless_bad(i, decode_and_resize, self.sizes[i].tolist())
+        decoded = self._unless_bad(i, decode.decode_and_resize, self.sizes[i].tolist())
         if decoded is not None:
             image, resized = decoded
-            self.digests[i] = _digest(image)
-            self.hashes[i] = perceptual_hash(resized)
+            digest = hashlib.sha256(repr(image.shape).encode())
+            digest.update(np.ascontiguousarray(image).data)
+            self.digests[i] = digest.hexdigest()[:16]
+            self.hashes[i] = perceptual_hash.perceptual_hash(resized)
             keep(i, resized)
 
     def _unless_bad(self, i: int, work: Callable, *settings: object) -> Any:
@@ -239,7 +246,7 @@ class ImageCache:
             else:
                 # An empty file cannot be mapped.
                 self.buffer = np.empty(0, np.uint8)
-        except DAMAGED:
+        except build_once.DAMAGED:
             return False
         self.digests = index["digests"]
         self.hashes = index["looks"]
@@ -249,7 +256,7 @@ class ImageCache:
 
     def _build_in_folder(self) -> bool:
         # Returns whether another run, which this one waited for, built the cache.
-        built = build_once(
+        built = build_once.build_once(
             self.folder,
             self._open,
             self._build_files,
@@ -258,7 +265,7 @@ class ImageCache:
         )
         if built:
             # Caches of this set with an older format, or with source files that have changed.
-            remove_stale(
+            build_once.remove_stale(
                 self.folder.parent,
                 re.escape(f"{self.name}_{self.resize}"),
                 _read_whole_cache,
@@ -289,13 +296,13 @@ class ImageCache:
             "digests": self.digests,
             "looks": self.hashes,
         }
-        files.write_whole(folder / INDEX, json.dumps(index))
+        files.write_whole(folder / build_once.INDEX, json.dumps(index))
 
 
 def _read_whole_cache(folder: Path) -> dict[str, Any]:
     # The index of a complete cache, of this or an older format. Raises one of DAMAGED where the
     # folder's files are not those of a complete cache.
-    index = read_index(folder, INDEX_SCHEMA)
+    index = build_once.read_index(folder, INDEX_SCHEMA)
     # From this format on, each image has a perceptual hash.
     lists = ("sizes", "files", "digests") + ("looks",) * (index["format"] >= 4)
     counts = {len(index.get(name, [])) for name in lists}
@@ -310,12 +317,6 @@ def _is_current(folder: Path, index: dict[str, Any]) -> bool:
     return index["format"] >= CACHE_FORMAT and all(
         _size_and_time(Path(path)) == (size, modified) for path, size, modified in index["files"]
     )
-
-
-def _digest(image: np.ndarray) -> str:
-    digest = hashlib.sha256(repr(image.shape).encode())
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()[:16]
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

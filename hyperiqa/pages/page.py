@@ -22,8 +22,7 @@ from tqdm import tqdm
 
 from hyperiqa.base import errors, files, plain_values, terminal
 from hyperiqa.images.decode import FORMATS, from_pillow, read_header, room_for
-from hyperiqa.scoring.meaning import Meaning
-from hyperiqa.scoring.score_files import scale_text
+from hyperiqa.scoring import meaning as meanings, score_files
 
 FOLDER = Path(__file__).parent
 # Most pictures on a page -> (width, height) within which each is kept:
@@ -187,7 +186,7 @@ def draw_scores(
     scores: Sequence[tuple[str, float]],
     failures: Sequence[str] = (),
     failed: int = 0,
-    meaning: Meaning | None = None,
+    meaning: meanings.Meaning | None = None,
 ) -> None:
     """Write a page of images and their scores, to be sorted and filtered.
 
@@ -202,7 +201,7 @@ def draw_scores(
         f"{errors.counted(len(values), 'image')}, scores {min(values):.2f} to {max(values):.2f}"
         if values
         else "no image has a score",
-        f"scale of the scores: {scale_text(description)}",
+        f"scale of the scores: {score_files.scale_text(description)}",
     ]
     if failed:
         facts.append(f"{errors.counted(failed, 'image')} could not be scored")

@@ -18,16 +18,12 @@ import scipy.ndimage
 import torch
 
 from hyperiqa.base.errors import UserError, counted
-from hyperiqa.datasets.names import demo_folder, set_named
-from hyperiqa.datasets.records import Record
-from hyperiqa.images.cache import ImageCache
-from hyperiqa.images.decode import read_header
+from hyperiqa.datasets import names as set_names, records as set_records
+from hyperiqa.images import cache as caches, decode
 from hyperiqa.pages.page import Page, block, picture_from_cache
 from hyperiqa.runs import reading, tables
 from hyperiqa.stats import intervals, metrics, resampling
-from hyperiqa.training import batches, log, patches, run_files
-from hyperiqa.training.options import settings_again
-from hyperiqa.training.sets import RunData
+from hyperiqa.training import batches, log, options, patches, run_files, sets
 
 MOST_GROUPS = 300  # rows of a table by kind or by content
 EXAMPLES = 12  # images with the largest errors, and as many with the smallest
@@ -51,7 +47,7 @@ class ScoredSet:
     names: Sequence[str]
     mos: np.ndarray
     scores: dict[str, np.ndarray] = field(default_factory=dict)
-    records: Sequence[Record] = ()
+    records: Sequence[set_records.Record] = ()
     images: batches.DecodedSet | None = None
     crop: tuple[int, str, int] = (224, "center", 1)
 
@@ -83,7 +79,7 @@ def sets_of_runs(
     where that is not where it was. cache_flags: name -> value of the cache's flags; None: no
     images are read.
     """
-    sets: dict[tuple, ScoredSet] = {}
+    scored_sets: dict[tuple, ScoredSet] = {}
     # A dictionary holds each note once, in the order in which they came.
     notes: dict[str, None] = {}
     for run, short_name in short_names.items():
@@ -93,17 +89,19 @@ def sets_of_runs(
                 continue
             title = run.title(part)
             key = (title, scores.keys, scores.mos.tobytes())
-            if key not in sets:
+            if key not in scored_sets:
                 # Runs on different splits of a set have different images under its name.
-                same_titles = sum(earlier_key[0] == title for earlier_key in sets)
+                same_titles = sum(earlier_key[0] == title for earlier_key in scored_sets)
                 unique_title = f"{title} ({same_titles + 1})" if same_titles else title
-                sets[key] = ScoredSet(unique_title, [name for name, _ in scores.keys], scores.mos)
+                scored_sets[key] = ScoredSet(
+                    unique_title, [name for name, _ in scores.keys], scores.mos
+                )
                 if cache_flags:
-                    problem = _add_images(sets[key], run, part, places, cache_flags)
+                    problem = _add_images(scored_sets[key], run, part, places, cache_flags)
                     if problem:
                         notes[f"without pictures: {problem}"] = None
-            sets[key].scores[short_name] = scores.score
-    return list(sets.values()), list(notes)
+            scored_sets[key].scores[short_name] = scores.score
+    return list(scored_sets.values()), list(notes)
 
 
 def _add_images(
@@ -146,7 +144,7 @@ def decode_sets(
         seed = int(flags["seed"])
     except (UserError, StopIteration, KeyError):
         return {}, f"{path}: a log that does not say which sets it is of"
-    demo = demo_folder(trained)
+    demo = set_names.demo_folder(trained)
     # Its reader would make it anew, which is for a training to do.
     if "demo" in trained and not demo.exists():
         return {}, f"{demo}: the files of the demo are gone"
@@ -155,7 +153,7 @@ def decode_sets(
     # A cross test that has gone must not cost the run's own test set.
     for readable_cross_test in (cross_test, {}):
         try:
-            options = settings_again(
+            settings = options.settings_again(
                 flags,
                 trained=trained,
                 cross_test=readable_cross_test,
@@ -165,12 +163,12 @@ def decode_sets(
                 cache_device="cpu",
                 **dict(cache_flags),
             )
-            data = RunData(options, seed)
+            data = sets.RunData(settings, seed)
             data.decode(torch.device("cpu"), log.SilentLog(Path(), Path()), new=True)
         except UserError as problem:
             problems.append(str(problem))
             continue
-        crop = (options.patch_size, options.test_crop, options.test_patch_num)
+        crop = (settings.patch_size, settings.test_crop, settings.test_patch_num)
         return {
             part: (images, images.records(split), crop)
             for part, (images, split) in data.tests.items()
@@ -203,7 +201,7 @@ def _places_now(
     # Without a place, the set lies where sets usually do.
     places = {name: None if place is None else Path(place) for name, place in places_then.items()}
     for word, place_now in moved.items():
-        set_name = set_named(word, places)
+        set_name = set_names.set_named(word, places)
         if set_name is not None:
             places[set_name] = place_now
     return places
@@ -292,14 +290,16 @@ def _add_images_and_measures(
 
 # A page of runs that are under way is written again and again.
 @functools.cache
-def measure_images(cache: ImageCache, records: tuple[Record, ...]) -> dict[str, list[float]]:
+def measure_images(
+    cache: caches.ImageCache, records: tuple[set_records.Record, ...]
+) -> dict[str, list[float]]:
     """Each of MEASURES for every image."""
     with ThreadPoolExecutor() as pool:
         rows = list(pool.map(functools.partial(_measure_image, cache), records))
     return dict(zip(MEASURES, map(list, zip(*rows)), strict=True))
 
 
-def _measure_image(cache: ImageCache, record: Record) -> list[float]:
+def _measure_image(cache: caches.ImageCache, record: set_records.Record) -> list[float]:
     """MEASURES of an image as it was scored, and of its file.
 
     brightness, contrast: mean and standard deviation of the luma (Rec. 601), 0 to 255.
@@ -316,7 +316,7 @@ def _measure_image(cache: ImageCache, record: Record) -> list[float]:
     yellow_blue = (r + g) / 2 - b
     deviation = math.hypot(red_green.std(), yellow_blue.std())
     mean = math.hypot(red_green.mean(), yellow_blue.mean())
-    megapixels = math.prod(read_header(record.path)) / 1e6
+    megapixels = math.prod(decode.read_header(record.path)) / 1e6
     return [float(luma.mean()), float(luma.std()), sharpness, deviation + 0.3 * mean, megapixels]
 
 

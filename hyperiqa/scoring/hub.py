@@ -14,8 +14,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from hyperiqa.base import errors, files, terminal
 from hyperiqa.datasets.names import set_title
-from hyperiqa.model.checkpoints import HUB_MODEL, description_json, portable_state, save_safetensors
-from hyperiqa.model.description import certificate_of
+from hyperiqa.model import checkpoints, description as descriptions
 from hyperiqa.scoring import calibrating, certificate_checks, quality_model, score_files
 
 TASK = "image-quality-assessment"
@@ -28,9 +27,11 @@ def write_folder(folder: Path, model: quality_model.QualityModel, repo: str) -> 
     repository that the model card speaks of. Raises UserError.
     """
     description = model.description
-    save_safetensors(folder / HUB_MODEL, portable_state(model.net), description)
-    about = json.loads(description_json(description))
-    for facts_of_set in certificate_of(about).get("sets", {}).values():
+    checkpoints.save_safetensors(
+        folder / checkpoints.HUB_MODEL, checkpoints.portable_state(model.net), description
+    )
+    about = json.loads(checkpoints.description_json(description))
+    for facts_of_set in descriptions.certificate_of(about).get("sets", {}).values():
         # The hashes of all training images: long, and the tensors' file has them.
         facts_of_set.pop("looks", None)
     config = {
@@ -77,7 +78,9 @@ def card(description: Mapping[str, Any], repo: str) -> ModelCard:
     if "certificate" in description:
         lines += ["", "## Where it comes from", ""]
         # Whoever reads the card runs other versions than the machine that writes it.
-        for title, text in certificate_checks.facts(HUB_MODEL, description, compared=False):
+        for title, text in certificate_checks.facts(
+            checkpoints.HUB_MODEL, description, compared=False
+        ):
             lines.append(f"- **{title}**: {text}")
         lines += ["", f"`python certify.py hf://{repo} --dataset_path … ` checks all of it."]
     text = "\n".join(map(terminal.printable, lines))
@@ -111,9 +114,9 @@ def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, str, fl
     The number of images is "" where it is not known.
     Undefined figures are left out. A model without a certificate has figures without intervals.
     """
-    certified = certificate_of(description).get("figures")
-    tested_parts = certified or description.get("metrics") or {}
-    sets = certificate_of(description).get("sets", {})
+    certified = descriptions.certificate_of(description)
+    sets = certified.get("sets", {})
+    tested_parts = certified.get("figures") or description.get("metrics") or {}
     for part, figures in tested_parts.items():
         name = description["dataset"] if part in ("test", "val") else part
         title = set_title(name, certificate_checks.is_of_demo(name, description))
@@ -132,7 +135,7 @@ def _figures(description: Mapping[str, Any]) -> Iterator[tuple[str, str, str, fl
 
 def private_words(description: Mapping[str, Any]) -> list[str]:
     """The words of a description that name places of this machine: they get published with it."""
-    certificate = certificate_of(description)
+    certificate = descriptions.certificate_of(description)
     words = [
         *certificate.get("command", []),
         *(facts_of_set["path"] or "" for facts_of_set in certificate.get("sets", {}).values()),

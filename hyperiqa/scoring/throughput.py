@@ -17,8 +17,7 @@ from unittest import mock
 
 import torch
 
-from hyperiqa.base import errors, files
-from hyperiqa.base.device import Hardware, keep_freed_memory
+from hyperiqa.base import device as devices, errors, files
 from hyperiqa.images.decode import decode
 from hyperiqa.scoring import costs, image_sources, quality_model, score_files
 
@@ -27,7 +26,7 @@ UNTRAINED = {"pretrained": False}
 
 def measure(flags: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     """`measure_scoring` of the photographs in flags.folder, or what the peer scores there."""
-    keep_freed_memory()
+    devices.keep_freed_memory()
     images = image_sources.find_images([flags.folder])
     if flags.child == "peer":
         # pyiqa takes seconds for each.
@@ -51,7 +50,7 @@ def load_scorer(name: str, device: torch.device, **settings: Any) -> quality_mod
     description = {"resize": "384", "test_crop": "center", "test_patch_num": 25, "patch_size": side}
     if settings:
         description |= {"resize": "none", "test_crop": "grid"}
-    return quality_model.QualityModel(net, description, Hardware(device))
+    return quality_model.QualityModel(net, description, devices.Hardware(device))
 
 
 def measure_scoring(

@@ -12,23 +12,22 @@ from typing import Any
 import numpy as np
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.datasets.names import record_name
-from hyperiqa.datasets.records import DataSet, Record, Scale
+from hyperiqa.datasets import names, records
 from hyperiqa.stats.calibration import Calibration
 from hyperiqa.training.sets import RunData
 
 
 def calibrated(
-    data: DataSet,
-    records: Sequence[Record],
+    data: records.DataSet,
+    scored: Sequence[records.Record],
     scores: np.ndarray,
-    scale: Scale | None,
+    scale: records.Scale | None,
     description: Mapping[str, Any],
     which: str = "test images",
 ) -> dict[str, Any]:
     """The calibration of a set as a description has it. Raises UserError where there can be none.
 
-    records: the N images of the set that were scored. scores: (N,), on the model's own scale.
+    scored: the N images of the set that were scored. scores: (N,), on the model's own scale.
     scale: from the set's own scores to those of the training, for a set that the model was trained
     on; None for any other set. description: the model's. which: the images, in words.
 
@@ -36,15 +35,15 @@ def calibrated(
     the opinions are on the scale of the model; `score_range` has the ends of their scale, and
     `higher_is_better` its direction.
     """
-    to_model = scale or Scale()
-    opinions = to_model.common(np.array([record.score for record in records]))
+    to_model = scale or records.Scale()
+    opinions = to_model.common(np.array([record.score for record in scored]))
     # Some sets only have the range of their training images.
     ends = [*to_model.common(np.array(data.range)), *opinions]
-    contents = [record.group or record.name for record in records]
+    contents = [record.group or record.name for record in scored]
     chose_epoch = (
         scale is not None
         and description.get("select_on") != "val"
-        and record_name(description.get("select_set") or data.name) == data.name
+        and names.record_name(description.get("select_set") or data.name) == data.name
     )
     return {
         **Calibration.of(scores, opinions, contents).plain(),

@@ -23,8 +23,7 @@ import numpy as np
 import torch
 
 from hyperiqa.base import device, errors, files, plain_values, version
-from hyperiqa.model.checkpoints import digest, find_model, load_model
-from hyperiqa.model.description import CERTIFICATE_FORMAT, certificate_of
+from hyperiqa.model import checkpoints, description as descriptions
 from hyperiqa.stats import intervals, metrics, resampling
 from hyperiqa.training import batches, processes, run_files
 
@@ -148,7 +147,7 @@ def training_hashes(description: Mapping[str, Any]) -> tuple[list[str], list[str
     """
     names = []
     hashes = []
-    for set_name, facts in certificate_of(description).get("sets", {}).items():
+    for set_name, facts in descriptions.certificate_of(description).get("sets", {}).items():
         for image, image_hash in unpack_hashes(set_name, facts):
             names.append(f"{set_name} {image}")
             hashes.append(image_hash)
@@ -218,7 +217,7 @@ def describe_round(
     data: the run's `RunData`. starts: "init" and "teacher" -> `starts.StartingModel` or None.
     """
     return {
-        "format": CERTIFICATE_FORMAT,
+        "format": descriptions.CERTIFICATE_FORMAT,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "seed": options.seed,
         "code": code_version(),
@@ -242,11 +241,11 @@ def _describe_starts(options: Namespace, starts: Mapping[str, Any]) -> dict[str,
             described[flag] = {
                 "file": str(model.path),
                 "weights": model.digest,
-                "starts": certificate_of(model.description).get("starts", {}),
+                "starts": descriptions.certificate_of(model.description).get("starts", {}),
             }
     if options.backbone_weights:
         # The downloaded file itself, as a name on the Hub may later mean another one.
-        file = find_model(options.backbone_weights)
+        file = checkpoints.find_model(options.backbone_weights)
         described["backbone_weights"] = {
             "file": str(file),
             "weights": weights_of("backbone_weights", file),
@@ -273,9 +272,9 @@ def weights_of(flag: str, path: Path) -> str:
     """
     if files.known_place(path) is None:
         raise errors.UserError(f"{path}: no file or folder of models is there")
-    file = find_model(path)
+    file = checkpoints.find_model(path)
     # A backbone's file may be torchvision's or timm's, which `load_model` does not read.
     if flag == "backbone_weights":
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    return digest(load_model(file)[0])
+    return checkpoints.digest(checkpoints.load_model(file)[0])

@@ -4,12 +4,10 @@ import pkgutil
 import sys
 
 from hyperiqa.base import cluster, command_line, signals
-from hyperiqa.training.flags import Script
-from hyperiqa.training.options import train_options
-from hyperiqa.training.read_sets import read_sets
+from hyperiqa.training import flags, options as run_options, read_sets
 
 
-def launch(description: str | None, script: Script, solver: str) -> None:
+def launch(description: str | None, script: flags.Script, solver: str) -> None:
     """Run a train script.
 
     description: the text of its `--help`.
@@ -17,13 +15,13 @@ def launch(description: str | None, script: Script, solver: str) -> None:
     """
     # The hint to go on, jobs and certificates read the words there: they must not need the files.
     sys.argv[1:], recipes = command_line.with_recipes(sys.argv[1:])
-    options = train_options(None, description, script)
+    options = run_options.train_options(None, description, script)
     options.recipes = recipes
     if cluster.submitted(options):
         return
     with signals.StopSignals():
         # A mistake in the sets is reported before torch is imported, which takes seconds.
-        sets = read_sets(options, options.seed)
+        sets = read_sets.read_sets(options, options.seed)
         from hyperiqa.training import processes
 
         solver_class = pkgutil.resolve_name(solver)

@@ -15,8 +15,7 @@ from typing import Any
 from hyperiqa.base import command_line, errors, parser, plain_values, schema
 from hyperiqa.datasets.names import parse_set_names, reader_name, record_name, set_named
 from hyperiqa.model.description import SETTINGS
-from hyperiqa.training import flags, run_files
-from hyperiqa.training.contradictions import broken, contradictions
+from hyperiqa.training import contradictions, flags, run_files
 
 # Where no flag says otherwise, the checkpoint of --init decides these.
 DECIDED_BY_INIT = ("backbone", "patch_size", "head", "fusion", "hyper", "pool")
@@ -84,9 +83,9 @@ def _yield_to_given(
     usual: the settings as they were before the demo brought its defaults.
     """
     for name, value in list(options.demo_defaults.items()):
-        before = list(contradictions(options, given))
+        before = list(contradictions.contradictions(options, given))
         setattr(options, name, usual[name])
-        if len(list(contradictions(options, given))) < len(before):
+        if len(list(contradictions.contradictions(options, given))) < len(before):
             del options.demo_defaults[name]
         else:
             setattr(options, name, value)
@@ -96,7 +95,7 @@ def _problems(
     options: argparse.Namespace, given: command_line.Given, script: flags.Script, checked: bool
 ) -> Iterator[str]:
     if checked:
-        yield from contradictions(options, given)
+        yield from contradictions.contradictions(options, given)
     if mistake := command_line.problem_of(parse_fixes, options.training_fixes):
         yield mistake
     name = options.backbone
@@ -176,7 +175,7 @@ def _complete_mixing(options: argparse.Namespace, script: flags.Script) -> Itera
     selected = set_named(options.select_set, options.trained)
     counts = options.mix_patches or ["balanced"]
     are_numbers = all(re.fullmatch(r"[1-9]\d*", count) for count in counts)
-    yield from broken(
+    yield from contradictions.broken(
         [
             (
                 "demo" in options.trained,
@@ -222,7 +221,7 @@ def _read_cross_tests(options: argparse.Namespace, script: flags.Script) -> Iter
         except errors.UserError as mistake:
             yield str(mistake)
     listed = cross_test or {}
-    yield from broken(
+    yield from contradictions.broken(
         [
             (spaq_path and not spaq, "contradictory flags: --no_spaq and --spaq_path"),
             (

@@ -13,8 +13,7 @@ from argparse import Namespace
 import torch
 from filelock import FileLock
 
-from hyperiqa.base import device as devices
-from hyperiqa.base import errors, files
+from hyperiqa.base import device as devices, errors, files
 from hyperiqa.model import fusion, hypernet
 from hyperiqa.training import certificate, contradictions
 

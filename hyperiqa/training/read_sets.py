@@ -6,8 +6,7 @@ Nothing here imports torch, so that a wrong path or table is reported at once.
 from argparse import Namespace
 
 from hyperiqa.base.errors import UserError, counted
-from hyperiqa.datasets import readers, records
-from hyperiqa.datasets.names import lower_is_better_sets
+from hyperiqa.datasets import names, readers, records
 
 SPLITS = ("train", "val", "test")
 
@@ -21,8 +20,9 @@ def read_sets(options: Namespace, seed: int) -> RunSets:
     # Without --val_fraction, the set must come with a validation split.
     official_validation = options.select_on == "val" and options.val_fraction is None
     splits = SPLITS if official_validation else ("train", "test")
-    names = [*options.trained, *(options.cross_test or ())]
-    lower = lower_is_better_sets(options.lower_is_better, names)
+    lower = names.lower_is_better_sets(
+        options.lower_is_better, [*options.trained, *(options.cross_test or ())]
+    )
     columns = records.Columns.of(options)
     trained = {}
     # The demo brings its own cross test, beside its images.

@@ -15,9 +15,14 @@ import torch
 
 from hyperiqa.base import errors, plain_values
 from hyperiqa.model.checkpoints import load, load_model, save
-from hyperiqa.training import engine, processes, run_files, schedules
-from hyperiqa.training.log import RunLog, SilentLog
-from hyperiqa.training.options import figure_settings
+from hyperiqa.training import (
+    engine,
+    log as logs,
+    options as run_options,
+    processes,
+    run_files,
+    schedules,
+)
 
 # Seconds; the workers of a killed run hold its lock until they notice.
 LOCK_PATIENCE = 8
@@ -88,7 +93,7 @@ class RunState:
         """The epochs that are still to run, the one that was interrupted included."""
         return range(self.epoch + (self.progress is None), epochs + 1)
 
-    def save(self, folder: Path, parts: Mapping[str, Any], log: RunLog) -> None:
+    def save(self, folder: Path, parts: Mapping[str, Any], log: logs.RunLog) -> None:
         """Write everything that the rest of the run depends on, as of now.
 
         parts: the state dicts of model, optimizer and average. Raises NonFiniteLoss.
@@ -138,23 +143,23 @@ def _is_model_of_run(path: Path) -> bool:
 
 def open_run(
     options: Namespace, default_name: str, settings: Mapping[str, Any]
-) -> tuple[RunLog, dict | None]:
+) -> tuple[logs.RunLog, dict | None]:
     """`find_run` for all processes: the first one gets the log, the others get silent ones."""
-    logs: list[RunLog] = []
+    opened: list[logs.RunLog] = []
 
     def find() -> tuple[Path, dict | None]:
         log, saved = find_run(options, default_name, settings)
-        logs.append(log)
+        opened.append(log)
         return log.checkpoints, saved
 
     # A log holds open files, so only its folder can be sent to the other processes.
     folder, saved = processes.from_rank_zero(find)
-    return logs[0] if logs else SilentLog(options.log_dir, folder), saved
+    return opened[0] if opened else logs.SilentLog(options.log_dir, folder), saved
 
 
 def find_run(
     options: Namespace, default_name: str, settings: Mapping[str, Any]
-) -> tuple[RunLog, dict | None]:
+) -> tuple[logs.RunLog, dict | None]:
     """The log of a new run, or the log of an unfinished run and the state to go on from.
 
     The state is None if the run starts from its beginning. Without `--resume` the run is new. With
@@ -177,7 +182,7 @@ def find_run(
     resumed = _resume_newest(options, settings) if options.resume else None
     if resumed:
         return resumed
-    log = RunLog(
+    log = logs.RunLog(
         options.log_dir,
         options.checkpoint_dir,
         options.run_name or default_name,
@@ -196,7 +201,7 @@ def _run_folder(path: Path) -> Path:
 
 def _resume_named(
     options: Namespace, folder: Path, settings: Mapping[str, Any], flag: str
-) -> tuple[RunLog, dict]:
+) -> tuple[logs.RunLog, dict]:
     """The run that the user named, to be finished, or to be made longer if it has ended.
 
     flag: how the user named it. Raises UserError if it has other settings or another process has
@@ -216,7 +221,7 @@ def _resume_named(
         _check_longer(options, folder.name, recorded["epochs"], status, flag)
     else:
         _check_same(recorded, settings, flag)
-    log = RunLog.take_up(options.log_dir, folder, LOCK_PATIENCE)
+    log = logs.RunLog.take_up(options.log_dir, folder, LOCK_PATIENCE)
     if log is None:
         raise errors.UserError(f"{flag}: another process is going on with this run")
     return log, _go_back_to(log, state, note)
@@ -272,10 +277,12 @@ def _check_longer(options: Namespace, name: str, epochs: int, status: str, flag:
 
 def _resume_newest(
     options: Namespace, settings: Mapping[str, Any]
-) -> tuple[RunLog, dict | None] | None:
+) -> tuple[logs.RunLog, dict | None] | None:
     for name, _ in _unfinished_runs(options, settings):
         folder = options.checkpoint_dir / name
-        log = RunLog.take_up(options.log_dir, folder, LOCK_PATIENCE) if folder.is_dir() else None
+        log = (
+            logs.RunLog.take_up(options.log_dir, folder, LOCK_PATIENCE) if folder.is_dir() else None
+        )
         if log is None:
             continue
         # Look again under the lock: the run's own process may have ended it meanwhile.
@@ -286,7 +293,7 @@ def _resume_newest(
     return None
 
 
-def _newest_state(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
+def _newest_state(log: logs.RunLog, settings: Mapping[str, Any]) -> dict | None:
     """The run's newest readable state; if there is none, None, and the log is emptied."""
     folder = newest_round(log.checkpoints)
     try:
@@ -301,7 +308,7 @@ def _newest_state(log: RunLog, settings: Mapping[str, Any]) -> dict | None:
     return None
 
 
-def _go_back_to(log: RunLog, state: dict, note: str) -> dict:
+def _go_back_to(log: logs.RunLog, state: dict, note: str) -> dict:
     """Cut the log back to where the state was saved, and say so in it; returns the state.
 
     note: a further line for the log, see `load_last`.
@@ -351,7 +358,7 @@ def settings_of(run: Mapping) -> dict[str, Any]:
     run: the run's flags, of this version or an older one, and the `fingerprint` of its records.
     """
     return {
-        **figure_settings(run),
+        **run_options.figure_settings(run),
         "fingerprint": plain_values.to_json_value(run.get("fingerprint")),
     }
 
