@@ -1,11 +1,13 @@
 """Files that are written whole or not at all, and the folders that the program knows."""
 
 import contextlib
+import csv
+import io
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote
@@ -161,3 +163,15 @@ def write_whole(path: Path, content: str | bytes | Callable[[BinaryIO], object])
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a table as CSV, whole or not at all. Raises UserError if it cannot be written.
+
+    A cell that a row lacks is empty, and what a row has beyond these columns is left out.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue())

@@ -1,24 +1,11 @@
 """The files that a run leaves for programs: its records and its predictions."""
 
 import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from hyperiqa.base import errors, files
-from hyperiqa.base.schema import (
-    FIGURE,
-    PLAIN,
-    Every,
-    Fields,
-    Kind,
-    maybe,
-    mismatch,
-    number,
-    table,
-    whole_number,
-)
+from hyperiqa.base import errors, files, schema
 from hyperiqa.model.description import COUNT, FIGURES, NAME, PATH
 
 # Flags that decide where and how fast a run goes but not its figures: they may change when it is
@@ -36,64 +23,78 @@ PREDICTIONS = ["dataset", "image", "mos", "score"]
 Prediction = tuple[str, str, float, float]
 
 # The path of a set, or the path of each of several sets.
-_PLACE = Kind(
+_PLACE = schema.Kind(
     "a path, or a path of each set",
-    lambda x: mismatch(x if isinstance(x, Mapping) else {"": x}, table(maybe(PATH))) is None,
+    lambda x: (
+        schema.mismatch(x if isinstance(x, Mapping) else {"": x}, schema.table(schema.maybe(PATH)))
+        is None
+    ),
 )
 # Type of record -> the fields that are read. Records of other types are ignored.
 RECORDS = {
-    "run": Fields(
+    "run": schema.Fields(
         {
-            "flags": Fields(
+            "flags": schema.Fields(
                 {},
                 {
                     "dataset": NAME,
                     "dataset_path": _PLACE,
                     "cross_test": _PLACE,
-                    "image_root": maybe(PATH),
-                    "spaq_path": maybe(PATH),
+                    "image_root": schema.maybe(PATH),
+                    "spaq_path": schema.maybe(PATH),
                     "seed": COUNT,
-                    "train_test_num": maybe(COUNT),
+                    "train_test_num": schema.maybe(COUNT),
                 },
-                PLAIN,
+                schema.PLAIN,
             )
         },
         {
-            "data": table(PLAIN),
-            "versions": table(maybe(NAME)),
-            "fingerprint": table(maybe(NAME)),
-            "device": maybe(NAME),
-            "precision": maybe(NAME),
-            "code": maybe(NAME),
+            "data": schema.table(schema.PLAIN),
+            "versions": schema.table(schema.maybe(NAME)),
+            "fingerprint": schema.table(schema.maybe(NAME)),
+            "device": schema.maybe(NAME),
+            "precision": schema.maybe(NAME),
+            "code": schema.maybe(NAME),
         },
-        PLAIN,
+        schema.PLAIN,
     ),
-    "epoch": Fields(
-        {"round": whole_number(1, 1e9), "epoch": whole_number(0, 1e9), "test": FIGURES},
-        {"train": FIGURES, "val": FIGURES, "lr": FIGURES, "seconds": table(number(0))},
+    "epoch": schema.Fields(
+        {
+            "round": schema.whole_number(1, 1e9),
+            "epoch": schema.whole_number(0, 1e9),
+            "test": FIGURES,
+        },
+        {
+            "train": FIGURES,
+            "val": FIGURES,
+            "lr": FIGURES,
+            "seconds": schema.table(schema.number(0)),
+        },
         # Cross tests, and other facts than figures.
-        Kind(
+        schema.Kind(
             "figures",
-            lambda x: mismatch(x, FIGURES if isinstance(x, Mapping) else PLAIN) is None,
+            lambda x: (
+                schema.mismatch(x, FIGURES if isinstance(x, Mapping) else schema.PLAIN) is None
+            ),
         ),
     ),
-    "end": Fields(
+    "end": schema.Fields(
         {"status": NAME},
         {
-            "rounds": Every(
-                Fields(
-                    {"round": whole_number(1, 1e9)},
+            "rounds": schema.Every(
+                schema.Fields(
+                    {"round": schema.whole_number(1, 1e9)},
                     {
-                        "seed": maybe(COUNT),
-                        "best_epoch": maybe(whole_number(0, 1e9)),
-                        "selection_price": FIGURE,
+                        "seed": schema.maybe(COUNT),
+                        "best_epoch": schema.maybe(schema.whole_number(0, 1e9)),
+                        "selection_price": schema.FIGURE,
                     },
-                    PLAIN,
+                    schema.PLAIN,
                 )
             ),
-            "medians": table(FIGURES),
+            "medians": schema.table(FIGURES),
         },
-        PLAIN,
+        schema.PLAIN,
     ),
 }
 
@@ -111,14 +112,14 @@ def read_records(path: Path) -> list[dict]:
         try:
             record = json.loads(line)
             # Every record says its type; a line that is JSON but no record fails here.
-            schema = RECORDS.get(record["type"])
+            form = RECORDS.get(record["type"])
         except (ValueError, TypeError, KeyError, RecursionError):
             if line_number < len(lines):
                 raise errors.UserError(
                     f"{path}: line {line_number} is no record of a run: {line[:40]!r}"
                 ) from None
             continue
-        if schema is not None and (problem := mismatch(record, schema)):
+        if form is not None and (problem := schema.mismatch(record, form)):
             raise errors.UserError(f"{path}: line {line_number} is no record of a run: {problem}")
         records.append(record)
     return records
@@ -129,9 +130,7 @@ def write_predictions(path: Path, rows: Iterable[Prediction]) -> None:
 
     rows: data set, image, MOS and the model's score.
     """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([PREDICTIONS, *rows])
-    files.write_whole(path, text.getvalue())
+    files.write_csv(path, PREDICTIONS, (dict(zip(PREDICTIONS, row)) for row in rows))
 
 
 def read_predictions(path: Path) -> Iterator[Prediction]:
