@@ -9,8 +9,6 @@ its NAME.log; logs of the public HyperIQA code are read too.
 docs/comparing_runs.md explains the statistics."""
 
 import argparse
-import csv
-import io
 import itertools
 import json
 import math
@@ -25,15 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from hyperiqa.base import command_line, errors, files, plain_values, terminal
-from hyperiqa.runs import (
-    differences,
-    measures,
-    reading,
-    runs_table,
-    standards_table,
-    tables,
-)
-from hyperiqa.runs.measures import FIGURE, Entry, Measure, differing_settings, group
+from hyperiqa.runs import differences, measures, reading, runs_table, standards_table, tables
 from hyperiqa.stats import intervals, metrics, resampling, standards
 
 
@@ -63,10 +53,13 @@ def _add_table_flags(flags: command_line.Flags) -> None:
         "--metric",
         "srcc",
         "figure that is compared and has an interval, such as srcc, or spaq_srcc for a cross test",
-        FIGURE,
+        measures.FIGURE,
     )
     flags.value(
-        "--sort", None, "figure by which rows are sorted, best first (default: --metric)", FIGURE
+        "--sort",
+        None,
+        "figure by which rows are sorted, best first (default: --metric)",
+        measures.FIGURE,
     )
     flags.value(
         "--epoch",
@@ -147,8 +140,8 @@ class Layout:
 
 def print_report(
     options: argparse.Namespace,
-    entries: Sequence[Entry],
-    measure: Measure,
+    entries: Sequence[measures.Entry],
+    measure: measures.Measure,
     comparisons: Sequence[differences.Comparison],
     notes: Sequence[str],
 ) -> None:
@@ -177,7 +170,7 @@ def print_report(
         print_power(options, entries, measure)
 
 
-def print_settings(entries: Sequence[Entry], layout: Layout) -> None:
+def print_settings(entries: Sequence[measures.Entry], layout: Layout) -> None:
     """Print the settings that differ."""
     header, rows = runs_table.settings_table(entries)
     if len(header) > 1:
@@ -188,21 +181,23 @@ def print_settings(entries: Sequence[Entry], layout: Layout) -> None:
         print("\nThe settings known of these runs are the same.")
 
 
-def print_power(options: argparse.Namespace, entries: Sequence[Entry], measure: Measure) -> None:
+def print_power(
+    options: argparse.Namespace, entries: Sequence[measures.Entry], measure: measures.Measure
+) -> None:
     """Print what more runs like one entry's would show; of a single run, with its other seeds."""
     chosen = entries[0]
     if options.power:
         chosen = differences.find_entry(options.power, entries, "--power")
     settings = entries
     if not options.group:
-        settings, _ = group([run for entry in entries for run in entry.runs])
+        settings, _ = measures.group([run for entry in entries for run in entry.runs])
     # A run that is not done is in no group, and stands for itself.
     seeds = next((setting for setting in settings if chosen.runs[0] in setting.runs), chosen)
     print("\n" + "\n".join(differences.power(seeds, settings, measure)))
 
 
 def print_standards(
-    entries: Sequence[Entry], comparisons: Sequence[differences.Comparison], layout: Layout
+    entries: Sequence[measures.Entry], comparisons: Sequence[differences.Comparison], layout: Layout
 ) -> None:
     """Print the standards' figures of each entry and set, and their differences.
 
@@ -236,7 +231,7 @@ def print_standards(
 
 
 def print_differences(
-    comparisons: Sequence[differences.Comparison], layout: Layout, measure: Measure
+    comparisons: Sequence[differences.Comparison], layout: Layout, measure: measures.Measure
 ) -> None:
     """Print the verdict on each pair, and what could not have been seen."""
     tests = sum(not comparison.refused for comparison in comparisons)
@@ -244,7 +239,7 @@ def print_differences(
     print(f"Differences in {measure.metric}{corrected}:\n")
     for comparison in comparisons:
         sentence = differences.sentence(
-            comparison, layout.short_names, tests, measure.higher_is_better
+            comparison, layout.short_names, tests, measure.figure.higher_is_better
         )
         # What belongs together stays on one line.
         text = re.sub(r"(p|p [=<]|corrected|\[.*?,) ", "\\1\xa0", sentence)
@@ -263,7 +258,7 @@ def print_differences(
         )
 
 
-def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
+def record_of(entry: measures.Entry, measure: measures.Measure) -> dict[str, object]:
     """A row with its figures in full, for --json and --csv."""
     first = entry.runs[0]
     chosen_epochs = [run.epoch(measure.epoch) for run in entry.runs]
@@ -291,8 +286,8 @@ def record_of(entry: Entry, measure: Measure) -> dict[str, object]:
 
 
 def print_json(
-    entries: Sequence[Entry],
-    measure: Measure,
+    entries: Sequence[measures.Entry],
+    measure: measures.Measure,
     comparisons: Sequence[differences.Comparison],
     notes: Sequence[str],
 ) -> None:
@@ -321,21 +316,17 @@ def print_json(
     )
 
 
-def write_csv(path: Path, entries: Sequence[Entry], measure: Measure) -> None:
+def write_csv(path: Path, entries: Sequence[measures.Entry], measure: measures.Measure) -> None:
     """Write the table to a CSV file: a row for each entry, the settings that differ as columns."""
-    names = differing_settings([run for entry in entries for run in entry.runs])
+    names = measures.differing_settings([run for entry in entries for run in entry.runs])
     rows = [
         plain_values.to_json_value(record_of(entry, measure))
         | {f"setting_{name}": entry.setting(name) for name in names}
         for entry in entries
     ]
     columns = dict.fromkeys(name for row in rows for name in row if name != "files")
-    text = io.StringIO()
     # Not every entry has every cross test: its cells stay empty.
-    writer = csv.DictWriter(text, list(columns), extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_whole(path, text.getvalue())
+    files.write_csv(path, list(columns), rows)
 
 
 def main() -> None:
@@ -352,7 +343,7 @@ def main() -> None:
             f"{errors.first_five(options.paths)}: expected logs (NAME.jsonl or NAME.log) of a run, "
             "found none"
         )
-    measure = Measure(options.metric, options.epoch, options.logistic, options.resamples)
+    measure = measures.Measure(options.metric, options.epoch, options.logistic, options.resamples)
     entries, notes = measures.choose_entries(runs, measure, options.group, options.sort)
     pairs = differences.chosen_pairs(entries, options.against, options.pairs)
     comparisons = differences.compare_all(measure, pairs)

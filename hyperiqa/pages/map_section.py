@@ -14,7 +14,6 @@ from hyperiqa.pages.scored_sets import ScoredSet
 from hyperiqa.scoring import maps, quality_model
 
 MAPS = 4  # in each level of quality
-SHOWN = (640, 480)  # most pixels of a map, wide and high: more than a page shows
 LAYERS = [f"layer {layer}" for layer in maps.LAYERS]
 STAGES = [f"stage {stage}" for stage in range(1, 5)]
 
@@ -50,7 +49,8 @@ def add_maps(
         image_map = maps.map_image(model, pixels, with_map)
         if with_map:
             overlays[position] = maps.coloured(image_map, model.description["higher_is_better"])
-            overlays[position][0].thumbnail(SHOWN)
+            # A page shows no more pixels than these.
+            overlays[position][0].thumbnail((640, 480))
         # The pixels of all images together could fill the memory.
         image_maps.append(dataclasses.replace(image_map, pixels=None, map=None))
     _add_map_images(page, scored_set, images, image_maps, overlays, levels)

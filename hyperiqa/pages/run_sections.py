@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from hyperiqa.base.errors import UserError, counted
 from hyperiqa.model import checkpoints
@@ -102,12 +101,14 @@ def _sentences(
 ) -> Iterator[str]:
     for comparison in comparisons:
         text = differences.sentence(
-            comparison, short_names, len(comparisons), measure.higher_is_better
+            comparison, short_names, len(comparisons), measure.figure.higher_is_better
         )
         yield "; ".join(filter(None, [text, differences.detection_limit(comparison)]))
 
 
-def _curves(entries: Sequence[measures.Entry], names: Mapping[reading.Run, str]) -> dict[str, Any]:
+def _curves(
+    entries: Sequence[measures.Entry], names: Mapping[reading.Run, str]
+) -> dict[str, object]:
     """A panel for each figure of each set, and for the training loss and its parts."""
     runs = [run for entry in entries for run in entry.runs]
     # A dictionary drops what comes twice and keeps the order.

@@ -59,14 +59,16 @@ def compare(measure: measures.Measure, a: measures.Entry, b: measures.Entry) -> 
         return _compare_runs(measure, a, b)
     keys = measure.common_images(a.runs + b.runs)
     if keys is None:
-        difference = intervals.welch_difference(values_a, values_b, measure.scale)
+        difference = intervals.welch_difference(values_a, values_b, measure.figure.scale)
         problem = "seeds without common predictions need at least two on both sides"
         reason = problem if math.isnan(difference.p) else ""
         return Comparison(a, b, "seeds alone", 0, difference, refused=reason)
     draws_a, draws_b = (
         np.stack([measure.draws(run, keys) for run in entry.runs], 1) for entry in (a, b)
     )
-    difference = intervals.group_difference(values_a, values_b, draws_a, draws_b, measure.scale)
+    difference = intervals.group_difference(
+        values_a, values_b, draws_a, draws_b, measure.figure.scale
+    )
     return Comparison(a, b, "seeds and images", len(keys), difference)
 
 
@@ -85,7 +87,7 @@ def _compare_runs(measure: measures.Measure, a: measures.Entry, b: measures.Entr
         measure.value(run_a, subset) - measure.value(run_b, subset),
         measure.draws(run_a, keys),
         measure.draws(run_b, keys),
-        measure.scale,
+        measure.figure.scale,
     )
     return Comparison(a, b, "images, paired", len(keys), difference)
 
@@ -278,7 +280,7 @@ def power(
         draws, made_up = _made_up_pair(measure, entry.runs[0], keys).T
         other_draws = [made_up]
         pair_note = f"another setting's errors are taken to correlate by {ALIKE} with this run's"
-    scale = measure.scale
+    scale = measure.figure.scale
     unit = scale.unit(draws)
     # As in a comparison, midway between the two.
     level = float(np.nanmean(draws) + np.median([np.nanmean(other) for other in other_draws])) / 2
@@ -318,7 +320,7 @@ def _seeds_of(
             )
             for setting in settings
         ],
-        measure.scale,
+        measure.figure.scale,
     )
 
 

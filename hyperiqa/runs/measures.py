@@ -129,10 +129,9 @@ class Measure:
         # A set may be called as a flag of the training calls it.
         self.metric = record_name(self.metric)
         self.part, self.name = metrics.figure_of(self.metric)
-        self.higher_is_better = metrics.FIGURES[self.name].higher_is_better
-        self.scale = metrics.FIGURES[self.name].scale
+        self.figure = metrics.FIGURES[self.name]
         # Whether the scores are mapped by the logistic.
-        self.fitted = self.logistic and metrics.FIGURES[self.name].fitted
+        self.fitted = self.logistic and self.figure.fitted
         # The interval from the number of images alone; None where there is none.
         self.formula = None if self.fitted else intervals.FORMULAS.get(self.name)
 
@@ -161,7 +160,7 @@ class Measure:
         scores = self.scores(run)
         if scores is None:
             return intervals.NAN
-        return metrics.FIGURES[self.name].of(*scores.on(keys or scores.keys))
+        return self.figure.of(*scores.on(keys or scores.keys))
 
     def draws(self, run: Run, keys: tuple[Key, ...]) -> np.ndarray:
         """The figure on each resample (B,) of these images.
@@ -212,7 +211,7 @@ class Measure:
             draws = np.stack([self.draws(run, keys) for run in entry.runs], 1)
             mean = intervals.group_difference(values, constant, draws, np.zeros((len(draws), 2)))
         # Few seeds reach far: beyond a correlation of 1, were it not for its scale.
-        bounds = self.scale.interval(mean.value, mean.high - mean.value)
+        bounds = self.figure.scale.interval(mean.value, mean.high - mean.value)
         return intervals.Estimate(
             mean.value, *bounds, mean.approximate, deviation=float(np.std(values, ddof=1))
         )
@@ -248,7 +247,7 @@ def ranked(entries: Sequence[Entry], measure: Measure) -> list[Entry]:
 
     Figures on different test sets have no order: each set has its entries together.
     """
-    sign = -1 if measure.higher_is_better else 1
+    sign = -1 if measure.figure.higher_is_better else 1
     by_set = measure.part == "test" and differ_in_sets(entries)
 
     def place(entry: Entry) -> tuple[str, float, str]:

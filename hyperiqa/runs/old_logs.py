@@ -15,15 +15,11 @@ from hyperiqa.base import errors, plain_values, schema
 from hyperiqa.stats.metrics import FIGURES
 from hyperiqa.training import options, run_files
 
-_ELAPSED = re.compile(rb"\[(?:(\d+):)?(\d+):(\d\d)<")
 # A row may stand on the line of an unfinished bar, behind the bar's closing bracket.
 _ROW = re.compile(r"(?:^|\])\s*(\d+)\t+(\S.*)$")
 _LOSS = re.compile(r"([-\w.+]+)(?:\s*\((\w+:[-\w.+]+(?:,\s*\w+:[-\w.+]+)*)\))?$")
 _ERROR = re.compile(
     r"([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)\b.*|Killed|Segmentation fault.*)$"
-)
-_PUBLIC_NAME = re.compile(
-    r"(?:swin|resnet\d*)(_multiscale)?(?:_ranking(?:_alpha[\d.]+)?)?_\d{8}_\d{6}$"
 )
 _COUNTS = (
     r"(?P<count>\d+) (?P<part>train|test) images",
@@ -31,13 +27,7 @@ _COUNTS = (
     r"(?P<part>SPAQ) dataset (?:initialized: |\()(?P<count>\d+) images",
     r"^(?P<part>\S+) cross test: (?P<count>\d+) images",
 )
-_RANKING = re.compile(r"(alpha|margin|form)=([\w.]+)")
 _SWIN = "swin_{}_patch4_window7_224"
-_SETTING = re.compile(r"(\w+)=(.*?)(?= \w+=|$)")
-# No log writes longer lines itself.
-_LONGEST = 20_000
-_ENDS = {"Interrupted": "interrupted", "error: ": "failed"}
-_WORDS = {"None": None, "True": True, "False": False}
 
 
 def read_log(path: Path) -> list[dict]:
@@ -65,10 +55,10 @@ class _Reader:
     def __init__(self, stem: str):
         self.stem = stem
         self.recognised = False
-        self.is_of_this_project = False
         self.flags: dict = {}
         self.data: dict[str, int] = {}
-        self.run: dict[str, object] = {}
+        # The log of the public code, unless a line says otherwise.
+        self.run: dict[str, object] = {"code": "public"}
         self.columns: list[str] = []
         self.rows: dict[tuple[int, int], dict] = {}
         self.rounds: dict[int, dict] = {}
@@ -88,7 +78,8 @@ class _Reader:
         # A terminal shows what follows the last carriage return; bars end where the next text
         # begins.
         shown = line.rstrip().rpartition(b"\r")[2]
-        if not shown or len(shown) > _LONGEST:
+        # No log writes longer lines itself.
+        if not shown or len(shown) > 20_000:
             return
         text = shown.decode("utf-8", "replace")
         row = _ROW.search(text) if "\t" in text and self.columns else None
@@ -98,7 +89,7 @@ class _Reader:
             self._take_text(text.strip())
 
     def _take_bars(self, line: bytes) -> None:
-        for hours, minutes, seconds in _ELAPSED.findall(line):
+        for hours, minutes, seconds in re.findall(rb"\[(?:(\d+):)?(\d+):(\d\d)<", line):
             elapsed = int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)
             # A bar that shows less than before is a new one.
             if self.bars and elapsed >= self.bars[-1]:
@@ -126,14 +117,17 @@ class _Reader:
 
     # What a line changes, where an expression cannot say it; `_ACTIONS` names the lines.
     def on_run_name(self, match: re.Match) -> None:
-        self.is_of_this_project = True
+        self.run.pop("code", None)
         self.recognised = True
 
     def on_dataset(self, match: re.Match) -> None:
         self.recognised = True
         self.flags["dataset"] = match[1]
         # The public code tells its fusion in the file's name alone.
-        name = _PUBLIC_NAME.match(self.stem)
+        name = re.match(
+            r"(?:swin|resnet\d*)(_multiscale)?(?:_ranking(?:_alpha[\d.]+)?)?_\d{8}_\d{6}$",
+            self.stem,
+        )
         if name is not None:
             self.flags["fusion"] = "concat" if name[1] else "none"
 
@@ -154,9 +148,6 @@ class _Reader:
     def on_medians(self, match: re.Match) -> None:
         if self.status != "early_stopped":
             self.status = "finished"
-
-    def on_end(self, match: re.Match) -> None:
-        self.end(_ENDS.get(match[0], "crashed"), match.string if match[0] == "error: " else "")
 
     def set_flags(self, settings: Iterable[tuple[str, str]], prefix: str = "") -> None:
         self.flags.update((prefix + name, _value(text)) for name, text in settings)
@@ -210,7 +201,7 @@ class _Reader:
     def records(self) -> list[dict]:
         """All records, once the whole file has been taken."""
         epochs = [self.rows[key] for key in sorted(self.rows)]
-        if not self.is_of_this_project:
+        if "code" in self.run:
             self._set_public_defaults(epochs)
         # Some public logs have no closing line.
         last = max((epoch for number, epoch in self.rows if number == self.round), default=0)
@@ -228,7 +219,6 @@ class _Reader:
         ]
 
     def _set_public_defaults(self, epochs: list[dict]) -> None:
-        self.run["code"] = "public"
         self.flags.setdefault("backbone", "resnet50")
         if self.columns:
             self.flags.setdefault("ranking_loss_alpha", 0)
@@ -249,7 +239,9 @@ _ACTIONS: dict[str, Callable[[_Reader, re.Match], object]] = {
     r"Round (\d+)(?: of \d+, seed (\d+))?": _Reader.on_round,
     r"Training and testing on (\S+)": _Reader.on_dataset,
     "Run: ": _Reader.on_run_name,
-    "Settings: (.*)": lambda log, match: log.set_flags(_SETTING.findall(match[1])),
+    "Settings: (.*)": lambda log, match: log.set_flags(
+        re.findall(r"(\w+)=(.*?)(?= \w+=|$)", match[1])
+    ),
     "All other settings have their defaults": lambda log, match: log.flags.update(
         {**options.figure_settings({}), **log.flags}
     ),
@@ -260,12 +252,14 @@ _ACTIONS: dict[str, Callable[[_Reader, re.Match], object]] = {
     "Device: (?P<device>.*)": lambda log, match: log.run.update(match.groupdict()),
     r"Precision: training (?P<precision>\S+)": lambda log, match: log.run.update(match.groupdict()),
     "Ranking loss enabled": lambda log, match: log.set_flags(
-        _RANKING.findall(match.string), "ranking_loss_"
+        re.findall(r"(alpha|margin|form)=([\w.]+)", match.string), "ranking_loss_"
     ),
     r"Best SRCC: .*?\(epoch (\d+)\)": _Reader.on_best_epoch,
     "Early stopping triggered": lambda log, match: log.end("early_stopped"),
     "Testing median SRCC|Median test of": _Reader.on_medians,
-    r"Traceback \(most recent call last\)|Interrupted|error: ": _Reader.on_end,
+    r"Traceback \(most recent call last\)": lambda log, match: log.end("crashed"),
+    "Interrupted": lambda log, match: log.end("interrupted"),
+    "error: ": lambda log, match: log.end("failed", match.string),
 }
 
 
@@ -290,4 +284,4 @@ def _value(text: str) -> object:
     for kind in (int, float):
         with suppress(ValueError):
             return kind(text)
-    return _WORDS.get(text, text)
+    return {"None": None, "True": True, "False": False}.get(text, text)

@@ -21,10 +21,6 @@ from hyperiqa.training import run_files
 
 UNDER_WAY = "running or killed"
 DONE = ("finished", "early_stopped")
-# The precision is shown as what it came to, which the flag `auto` does not say.
-_NOT_SETTINGS = run_files.NOT_FIGURES | {"precision"}
-# Of a file with what the epochs of a run left, unpacked.
-MOST_BYTES = 2**30
 
 # An image's name, and how many images of the set had the same name before it.
 Key = tuple[str, int]
@@ -186,7 +182,7 @@ class Run:
             return None
         with reading_file(file, "not a run's epochs", Exception), np.load(file) as arrays:
             # Packed zeros may be a thousand times as large as the file.
-            if sum(member.file_size for member in arrays.zip.infolist()) > MOST_BYTES:
+            if sum(member.file_size for member in arrays.zip.infolist()) > 2**30:
                 raise UserError(f"{file}: absurdly large once unpacked")
             if f"{part}_error" not in arrays:
                 return None
@@ -246,7 +242,13 @@ def _read_file(file: Path) -> tuple[list[Run], list[str]]:
 
 def read_runs(path: Path) -> list[Run]:
     """The rounds of a NAME.jsonl or a plain log. Raises UserError for a file that is neither."""
-    records = _read_jsonl(path) if path.suffix == ".jsonl" else read_log(path)
+    records = run_files.read_records(path) if path.suffix == ".jsonl" else read_log(path)
+    if not any(record["type"] == "run" for record in records):
+        raise UserError(
+            f"{path}: not a run's records: expected one of type `run`, "
+            f"found {counted(len(records), 'other')}"
+        )
+    records = [record for record in records if record["type"] in run_files.RECORDS]
     epochs: dict[int, dict[int, dict]] = {}
     choices: dict[int, dict] = {}
     for record in records:
@@ -304,16 +306,6 @@ def _seed(header: dict, number: int, choice: dict) -> dict[str, str]:
     return {} if seed is None else {"seed": str(seed)}
 
 
-def _read_jsonl(path: Path) -> list[dict]:
-    records = run_files.read_records(path)
-    if not any(record["type"] == "run" for record in records):
-        raise UserError(
-            f"{path}: not a run's records: expected one of type `run`, "
-            f"found {counted(len(records), 'other')}"
-        )
-    return [record for record in records if record["type"] in run_files.RECORDS]
-
-
 def _best_epoch(epochs: dict[int, dict]) -> int:
     """The epoch of the highest SRCC; while none is defined the newest, 0 without epochs.
 
@@ -329,7 +321,8 @@ def _best_epoch(epochs: dict[int, dict]) -> int:
 def _settings(header: dict) -> dict[str, str]:
     # Everything of the `run` record that can change figures, as text.
     flags = header["flags"]
-    left_out = set(_NOT_SETTINGS)
+    # The precision is shown as what it came to, which the flag `auto` does not say.
+    left_out = {*run_files.NOT_FIGURES, "precision"}
     if not flags.get("ranking_loss_alpha"):
         left_out |= {"ranking_loss_margin", "ranking_loss_form"}
     settings = {name: setting_text(value) for name, value in flags.items() if name not in left_out}

@@ -54,7 +54,9 @@ def short_names(names: Sequence[str], width: int) -> dict[str, str]:
         if len(text) > width:
             text = _telling_words(re.split("[_ ]", text), long)
         if len(text) > width:
-            text = _without_middle(text, width)
+            # More is kept of the end: what tells runs apart comes late in their names.
+            head = (width - 1) // 3
+            text = re.sub("…+", "…", text[:head] + "…" + text[len(text) - width + 1 + head :])
         short[name] = _unlike(short.values(), text, width)
     return short
 
@@ -71,12 +73,6 @@ def _telling_words(own: list[str], names: Sequence[list[str]]) -> str:
         words.append("…" if is_same else word)
     text = re.sub("_?…(_…)*_?", "…", "_".join(words)).strip("…")
     return text or "_".join(own)
-
-
-def _without_middle(text: str, width: int) -> str:
-    # More is kept of the end: what tells runs apart comes late in their names.
-    head = (width - 1) // 3
-    return re.sub("…+", "…", text[:head] + "…" + text[len(text) - width + 1 + head :])
 
 
 def _unlike(taken: Collection[str], text: str, width: int) -> str:
