@@ -11,6 +11,7 @@ reproduced; 1: something differs; 3: something could not be checked.
 docs/using_models.md explains the certificate."""
 
 import argparse
+import importlib
 import sys
 import textwrap
 from collections import Counter
@@ -111,31 +112,6 @@ def find_sets(
     return paths
 
 
-def read_certificate(path: Path) -> tuple[Mapping, dict[str, Any]]:
-    """A model file's state dict, and its description with a certificate.
-
-    Raises UserError if it has no certificate, or one that is damaged or of another format.
-    """
-    from hyperiqa.model import checkpoints
-    from hyperiqa.model.description import certificate_of
-    from hyperiqa.training import certificate
-
-    state, description = checkpoints.load_model(path)
-    certified = certificate_of(description)
-    if not certified:
-        certificate_format = description.get("certificate", {}).get("format")
-        other_format = f"its certificate is of format {certificate_format}"
-        reason = "carries no certificate" if certificate_format is None else other_format
-        raise errors.UserError(f"{path}: {reason}; expected a best model of a newer run")
-    if not any(facts["trained"] for facts in certified["sets"].values()):
-        raise errors.UserError(
-            "the certificate is damaged: sets: none that the model was trained on"
-        )
-    # Raises UserError where they are damaged.
-    certificate.training_hashes(description)
-    return state, description
-
-
 def train_again(
     description: Mapping[str, Any], options: argparse.Namespace
 ) -> tuple[list[str], list[Any]]:
@@ -144,19 +120,14 @@ def train_again(
     Places that the user does not name are taken from the certificate's. Without `--repeat`, a model
     that no train script made has no command; else UserError is raised.
     """
-    import train_resnet
-    import train_swin
-    import train_timm
-    from hyperiqa.scoring import certificate_checks, verdicts
-    from hyperiqa.training.certified_command import read_command
+    from hyperiqa.scoring import certificate_checks, retraining, verdicts
 
     scripts = {
-        "train_swin.py": train_swin.SCRIPT,
-        "train_resnet.py": train_resnet.SCRIPT,
-        "train_timm.py": train_timm.SCRIPT,
+        f"{name}.py": importlib.import_module(name).SCRIPT
+        for name in ("train_swin", "train_resnet", "train_timm")
     }
     try:
-        settings, words = read_command(description["certificate"]["command"], scripts)
+        settings, words = retraining.read_command(description["certificate"]["command"], scripts)
     except errors.UserError as mistake:
         problem = f"the certificate's command: {mistake}"
         if options.repeat:
@@ -200,7 +171,7 @@ def main() -> int:
 
     set_backends(deterministic=True)
     path = checkpoints.find_model(options.checkpoint)
-    state, description = read_certificate(path)
+    state, description = certificate_checks.read_certificate(path)
     certified = description["certificate"]
     paths = find_sets(options, {**calibrating.records_of(description), **certified["sets"]})
     command, checks = train_again(description, options)

@@ -13,8 +13,7 @@ import numpy as np
 
 from hyperiqa.base import errors, files, plain_values
 from hyperiqa.datasets import names, records
-from hyperiqa.model import checkpoints
-from hyperiqa.model.description import problem_of_crops
+from hyperiqa.model import checkpoints, description as descriptions
 from hyperiqa.scoring import evaluation, quality_model, verdicts
 from hyperiqa.stats.calibration import FEWEST
 from hyperiqa.training import batches, calibrations, certificate
@@ -161,7 +160,9 @@ def _made_again(
     path: Path | None,
     options: Namespace,
 ) -> dict[str, Any]:
-    if problem := problem_of_crops(model.description["patch_size"], record["test_patch_num"]):
+    if problem := descriptions.problem_of_crops(
+        model.description["patch_size"], record["test_patch_num"]
+    ):
         raise errors.UserError(problem)
     if path is None and record["path"]:
         raise errors.UserError(
@@ -173,8 +174,7 @@ def _made_again(
     # A flag counts where the folder of the record is not here.
     root = record["image_root"] and (files.known_place(record["image_root"]) or options.image_root)
     settings = Namespace(**{**record, "image_root": root})
-    test = score_again(model, settings, record["flag"], path, options)
-    return with_record(test, model, settings)
+    return with_record(score_again(model, settings, record["flag"], path, options), model, settings)
 
 
 def compare_calibrations(

@@ -1,4 +1,4 @@
-"""The checks of a certificate that need no training: of the model's file and of the data sets.
+"""A model's certificate read, and its checks that need no training: of the file and the data sets.
 
 What the certificate says twice is compared, and what it says of files is computed from them again.
 docs/using_models.md lists what only another training can tell.
@@ -17,13 +17,19 @@ import numpy as np
 
 from hyperiqa.base.errors import UserError, counted
 from hyperiqa.datasets.names import record_name
-from hyperiqa.model import checkpoints
-from hyperiqa.model.description import certificate_of
+from hyperiqa.model import checkpoints, description as descriptions
 from hyperiqa.scoring import calibrating, quality_model, verdicts
 from hyperiqa.stats import metrics
-from hyperiqa.training import batches, calibrations, certificate, engine, log, run_files
-from hyperiqa.training.options import DECIDED_BY_INIT, figure_settings, settings_again
-from hyperiqa.training.sets import RunData, TestedParts, near_duplicate_pairs
+from hyperiqa.training import (
+    batches,
+    calibrations,
+    certificate,
+    engine,
+    log,
+    options as run_options,
+    run_files,
+    sets as run_sets,
+)
 
 # The packages whose versions are shown.
 PACKAGES = ("hyperiqa", "python", "torch", "torchvision", "timm", "numpy", "scipy", "pillow")
@@ -54,6 +60,25 @@ class ReadSets:
     tested: dict[str, tuple[np.ndarray, np.ndarray]]
     description: dict[str, Any] = field(default_factory=dict)
     calibrations: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+def read_certificate(path: Path) -> tuple[Mapping, dict[str, Any]]:
+    """A model file's state dict, and its description with a certificate.
+
+    Raises UserError if it has no certificate, or one that is damaged or of another format.
+    """
+    state, description = checkpoints.load_model(path)
+    certified = descriptions.certificate_of(description)
+    if not certified:
+        certificate_format = description.get("certificate", {}).get("format")
+        other_format = f"its certificate is of format {certificate_format}"
+        reason = "carries no certificate" if certificate_format is None else other_format
+        raise UserError(f"{path}: {reason}; expected a best model of a newer run")
+    if not any(facts["trained"] for facts in certified["sets"].values()):
+        raise UserError("the certificate is damaged: sets: none that the model was trained on")
+    # Raises UserError where they are damaged.
+    certificate.training_hashes(description)
+    return state, description
 
 
 def check_file(
@@ -119,14 +144,14 @@ def check_settings(description: Mapping[str, Any], options: Namespace) -> list[v
         # Without a flag, SPAQ is tested where it is found.
         cross = ["spaq"] if ("spaq", False) in sets else []
     stated = {
-        **figure_settings(description),
+        **run_options.figure_settings(description),
         "first seed": certified["seed"],
         "rule": certified["rule"],
         "starts": sorted(starts),
         "sets": sorted(sets),
     }
     expected = {
-        **figure_settings(options),
+        **run_options.figure_settings(options),
         "first seed": options.seed,
         "seed": options.seed + certified["round"] - 1,
         "init_digest": starts.get("init", {}).get("weights"),
@@ -139,7 +164,9 @@ def check_settings(description: Mapping[str, Any], options: Namespace) -> list[v
     }
     # The model that the run started from decides what no flag does. The names of the sets are
     # compared as flags have them.
-    undecided = [name for name in DECIDED_BY_INIT if options.init and expected[name] is None]
+    undecided = [
+        name for name in run_options.DECIDED_BY_INIT if options.init and expected[name] is None
+    ]
     for name in ("dataset", *undecided):
         del stated[name], expected[name]
     return verdicts.compare_fields("settings", stated, expected)
@@ -151,7 +178,9 @@ def check_headline(description: Mapping[str, Any]) -> list[verdicts.Check]:
     figures = certified["figures"]
     trained, cross = flags_of_sets(certified["sets"])
     rule = Namespace(select_on=certified["rule"]["select_on"], select_set=None)
-    parts = TestedParts.of_run(rule, dict.fromkeys(trained.values()), dict.fromkeys(cross.values()))
+    parts = run_sets.TestedParts.of_run(
+        rule, dict.fromkeys(trained.values()), dict.fromkeys(cross.values())
+    )
     checks = verdicts.compare_fields(
         "figures",
         {part: sorted(intervals) for part, intervals in figures.items()},
@@ -194,7 +223,7 @@ def read_trained_sets(
     options: the flags of `certify.py` that say how images are read. Raises UserError.
     """
     sizes = model.description.get("mix_resize", {})
-    settings = settings_again(
+    settings = run_options.settings_again(
         model.description,
         trained=dict(paths),
         # Each cross test is read on its own.
@@ -210,7 +239,7 @@ def read_trained_sets(
         # Runs of older versions had no such flag, and split like those that have it.
         allow_shared_content=model.description.get("allow_shared_content", True),
     )
-    data = RunData(settings, model.description["seed"])
+    data = run_sets.RunData(settings, model.description["seed"])
     data.decode(model.hardware.device, log.SilentLog(Path(), Path()), new=True)
     tested = {}
     for part, (images, split) in data.tests.items():
@@ -239,7 +268,7 @@ def read_cross_test(
 
     flag: the set's name as the flags have it, such as `csv:NAME`.
     """
-    settings = settings_again(
+    settings = run_options.settings_again(
         model.description, image_root=options.image_root, split="auto", resize=None, seed=None
     )
     test = calibrating.score_again(model, settings, flag, path, options)
@@ -284,7 +313,7 @@ def check_sets(
         decoded += read_sets.images.values()
         yield from _compare_sets(model.description, read_sets)
     training = [images.data for images in decoded if images.data.name in trained.values()]
-    twins += near_duplicate_pairs(decoded, training)
+    twins += run_sets.near_duplicate_pairs(decoded, training)
 
 
 def _compare_sets(description: Mapping[str, Any], read_sets: ReadSets) -> Iterator[verdicts.Check]:
@@ -308,8 +337,9 @@ def _compare_sets(description: Mapping[str, Any], read_sets: ReadSets) -> Iterat
     if read_sets.description:
         stated = {name: description.get(name) for name in read_sets.description}
         yield from verdicts.compare_fields("scores", stated, read_sets.description)
-    figures = certificate.figures_with_intervals(read_sets.tested)
-    yield from verdicts.compare_figures("", certified["figures"], figures)
+    yield from verdicts.compare_figures(
+        "", certified["figures"], certificate.figures_with_intervals(read_sets.tested)
+    )
 
 
 def facts(
@@ -361,7 +391,7 @@ def facts(
 
 def is_of_demo(set_name: str, description: Mapping[str, Any]) -> bool:
     """Whether a set of a model's tests is one of the demo's, which are synthetic."""
-    path = certificate_of(description).get("sets", {}).get(set_name, {}).get("path")
+    path = descriptions.certificate_of(description).get("sets", {}).get(set_name, {}).get("path")
     # SPAQ without a place is the set beside the demo.
     is_of_demo_run = set_name == "demo" or (set_name == "spaq" and path is None)
     return is_of_demo_run and description["dataset"] == "demo"

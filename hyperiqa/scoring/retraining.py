@@ -10,11 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hyperiqa.base import files, launching
+from hyperiqa.base import errors, files, launching
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring import calibrating, certificate_checks, verdicts
-from hyperiqa.training.certificate import STARTS
-from hyperiqa.training.options import figure_settings
+from hyperiqa.training import certificate, flags, options as run_options, run_files
 
 # Fields of a description and its certificate that a repeated run may have otherwise, or that other
 # checks compare. The last digits of a calibration are not the same in every process.
@@ -23,6 +22,49 @@ COMPARED = {
     *("certificate.seal", "certificate.command", "certificate.weights", "certificate.figures"),
     *("certificate.sets", "certificate.code", "certificate.hardware", "certificate.calibration"),
 }
+
+
+# Settings that a certificate's command does not decide. Data sets and starting models are read from
+# where the certificate says, after they were checked; the rest, such as launchers and outputs,
+# changes no figure. The device is kept, because another one rounds differently, and so is the
+# permission to train on overlapping sets, which are refused without it.
+NOT_REPEATED = (run_files.NOT_FIGURES - {"device", "allow_overlap"}) | {
+    "dataset",
+    "backbone_weights",
+}
+
+
+def read_command(
+    words: Sequence[str], scripts: Mapping[str, flags.Script]
+) -> tuple[Namespace, list[str]]:
+    """The settings of a certificate's command, and the words that repeat those of its figures.
+
+    The command comes from a file, so its words are never run as they are: they are parsed as a
+    train script parses them, and the settings that figures depend on are written again from the
+    parsed values.
+
+    words: the certificate's command. scripts: name -> what the script offers. The settings are
+    those of `train_options`; the words begin with the script and lack all of `NOT_REPEATED`. Raises
+    UserError where the command is not one of these scripts with valid flags.
+    """
+    name, *flag_words = words
+    script = scripts.get(name)
+    if script is None:
+        raise errors.UserError(f"{name}: expected one of {', '.join(scripts)}")
+    # The parser would print its help and end the program.
+    if any(word.startswith(("-h", "--help", "--version")) for word in flag_words):
+        raise errors.UserError("it asks for help")
+    script_flags = flags.train_flags(None, script)
+    given = script_flags.given(flag_words)
+    repeated = {name: given[name] for name in given if name not in NOT_REPEATED}
+    repeated_words = script_flags.words_of(repeated)
+    # A value of several words might begin like a flag.
+    if script_flags.given(repeated_words) != repeated:
+        raise errors.UserError("a value that looks like a flag")
+    return (
+        run_options.train_options(flag_words, None, script, checked=False),
+        [name, *repeated_words],
+    )
 
 
 def check_retrained(
@@ -46,9 +88,10 @@ def check_retrained(
         # Sums are rounded in the order in which the threads share them. A certificate may name any
         # number of threads, but no system starts arbitrarily many.
         threads = min(certified["hardware"]["threads"], 256)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         process = launching.start_program(
-            [str(files.CHECKOUT / script), *words], environment, subprocess.DEVNULL
+            [str(files.CHECKOUT / script), *words],
+            {**os.environ, "OMP_NUM_THREADS": str(threads)},
+            subprocess.DEVNULL,
         )
         try:
             process.wait()
@@ -92,7 +135,7 @@ def compare_descriptions(
 def _parts(description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     # What a repeated run must say again, and by what and where it was made, which may differ.
     certified = description["certificate"]
-    fields = {**figure_settings(description), **description}
+    fields = {**run_options.figure_settings(description), **description}
     del fields["certificate"]
     origin = {
         "code": certified["code"],
@@ -117,7 +160,7 @@ def words_of_places(
     words += ["--cross_test", *_with_places(cross, paths)] if cross else ["--no_spaq"]
     starts = certified["starts"]
     # Only these names: a file's own could be any flag.
-    words += [f"--{flag}={starts[flag]['file']}" for flag in STARTS if flag in starts]
+    words += [f"--{flag}={starts[flag]['file']}" for flag in certificate.STARTS if flag in starts]
     # A repeated run gets these flags of `certify.py` too.
     words += [
         f"--{flag}={getattr(options, flag)}"

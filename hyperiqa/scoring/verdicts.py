@@ -4,7 +4,6 @@ import math
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -42,7 +41,10 @@ def compare(item: str, certified: object, current: object, otherwise: str = DIFF
 
 
 def compare_fields(
-    item: str, certified: Mapping[str, Any], current: Mapping[str, Any], otherwise: str = DIFFERS
+    item: str,
+    certified: Mapping[str, object],
+    current: Mapping[str, object],
+    otherwise: str = DIFFERS,
 ) -> list[Check]:
     """Compare plain values field by field.
 

@@ -1,4 +1,4 @@
-from hyperiqa.training.certified_command import NOT_REPEATED, read_command
+from hyperiqa.scoring.retraining import NOT_REPEATED, read_command
 from hyperiqa.training.flags import train_flags
 from hyperiqa.training.options import figure_settings, train_options
 from train_timm import SCRIPT
