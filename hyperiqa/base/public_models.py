@@ -4,27 +4,14 @@ The name stands for a file in a repository of the Hugging Face Hub. The file is 
 SHA-256, which was read on the Hub, so that it does not matter who keeps the copy.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 from hyperiqa.base.parser import did_you_mean
 
-
-@dataclass(frozen=True)
-class PublicModel:
-    """A published model, with what its users should know before they use it."""
-
-    title: str
-    trained_on: str
-    scores: str
-    licence: str
-    repo: str
-    file: str
-    sha256: str
-
-
+# Each with what its users should know before they use it.
 PUBLIC_MODELS = {
-    "koniq": PublicModel(
+    "koniq": SimpleNamespace(
         title="HyperIQA with ResNet-50, trained again by the authors of pyiqa",
         trained_on="KonIQ-10k",
         scores="about 0 to 1, higher is better",
@@ -33,7 +20,7 @@ PUBLIC_MODELS = {
         file="HyperIQA-resnet50-koniq10k-c96c41b1.pth",
         sha256="c96c41b1094c8c1ed86cbd661941717f95e24e09e791b2c512d4ffbbde7253ed",
     ),
-    "koniq-authors": PublicModel(
+    "koniq-authors": SimpleNamespace(
         title="HyperIQA with ResNet-50, by the authors of the paper (CVPR 2020)",
         trained_on="KonIQ-10k",
         scores="0 to 100, higher is better",

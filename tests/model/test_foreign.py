@@ -4,6 +4,7 @@ import hashlib
 import socket
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -129,7 +130,7 @@ def hub(monkeypatch, tmp_path):
 def test_a_name_is_a_download_once_and_an_existing_path_wins(hub, tmp_path, monkeypatch):
     content = b"as published"
     server = hub(content)
-    published = public_models.PublicModel(
+    published = SimpleNamespace(
         **{
             **vars(public_models.PUBLIC_MODELS["koniq"]),
             "sha256": hashlib.sha256(content).hexdigest(),
