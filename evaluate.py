@@ -4,6 +4,7 @@
   python evaluate.py model.pkl --datasets live=/data/live csiq=/data/csiq \\
       --csv figures.csv --report page.html
   python evaluate.py model.pkl --datasets csv=mine.csv --lower_is_better
+  python evaluate.py a.pkl --also b.pkl c.pkl --datasets koniq-10k
   python evaluate.py model.pkl --datasets csv:mine=mine.csv \\
       --calibrate calibrated.safetensors
 
@@ -12,8 +13,6 @@ this script; for spaq it may also be spaq-test. docs/using_models.md says which
 images are tested, at which size, and what `fitted` means."""
 
 import argparse
-import csv
-import io
 import itertools
 import json
 import math
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from hyperiqa.base import command_line, files, plain_values, signals
 from hyperiqa.base.errors import Interrupted, UserError, counted, not_installed
 from hyperiqa.datasets import names, readers
-from hyperiqa.runs import runs_table, standards_table, tables
+from hyperiqa.runs import differences, runs_table, standards_table, tables
 from hyperiqa.stats import intervals, resampling, standards
 from hyperiqa.training.flags import csv_flags, for_csv_alone
 from hyperiqa.training.run_files import write_predictions
@@ -53,7 +52,7 @@ def parse() -> argparse.Namespace:
     `datasets` becomes name -> path, None where no path is given.
     """
     flags = command_line.Flags(__doc__, "%(prog)s CHECKPOINT --datasets NAME[=PATH] … [flags]")
-    flags.checkpoint()
+    flags.checkpoint(also=True)
     _add_data_flags(flags)
     flags.group("scoring")
     flags.count(
@@ -134,54 +133,58 @@ def _problems(options: argparse.Namespace, given: command_line.Given) -> Iterato
         yield str(mistake)
     if options.markdown and options.json:
         yield "contradictory flags: --markdown and --json"
-    if options.calibrate and options.precision != "fp32":
-        yield "contradictory flags: --calibrate and --precision bf16"
+    if options.calibrate and (options.also or options.precision != "fp32"):
+        yield (
+            "contradictory flags: --calibrate and "
+            f"{'--also' if options.also else '--precision bf16'}"
+        )
     if options.report:
         yield not_installed("--report", "plotly")
 
 
 def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest"]]:
-    """Test the model on all sets; returns (where the figures come from, the tests).
+    """Test the models on all sets; returns (where the figures come from, the tests).
 
     The predictions are written after each set. Raises UserError.
     """
     # torch is imported only once the flags are known to be right.
     from hyperiqa.base.device import keep_freed_memory, set_backends
     from hyperiqa.base.version import versions
-    from hyperiqa.model import checkpoints
-    from hyperiqa.scoring import calibrating, evaluation, quality_model
+    from hyperiqa.scoring import calibrating, ensemble, evaluation
 
     set_backends(deterministic=True)
     keep_freed_memory()
-    path = checkpoints.find_model(options.checkpoint)
-    model = quality_model.load(
-        path, options.device, options.precision, crops=options.crops, workers=options.workers
-    )
-    if not model.description["described"]:
-        print(
-            f"{path} does not say how it is to be used; taken as a model of HyperIQA's authors: "
-            f"trained on {model.description['dataset']}, resize {model.description['resize']}, "
-            f"patches of {model.description['patch_size']}",
-            file=sys.stderr,
+    models = dict(
+        ensemble.load_members(
+            [options.checkpoint, *options.also],
+            device=options.device,
+            precision=options.precision,
+            crops=options.crops,
+            workers=options.workers,
         )
-    tests = evaluation.read_sets(options.datasets, model.description, options)
+    )
+    path, model = next(iter(models.items()))
+    tests_of_models = evaluation.read_sets_of_models(options.datasets, models.values(), options)
     if options.calibrate:
-        calibrating.check_suitable(tests)
+        calibrating.check_suitable(tests_of_models[0])
     cache_dir = (options.cache_dir or files.HERE / "cache") if options.cache else None
-    evaluation.load_images(tests, model, cache_dir, options.skip_bad_images)
-    _score_sets(options, model, tests)
+    for tests, one in zip(tests_of_models, models.values()):
+        evaluation.load_images(tests, one, cache_dir, options.skip_bad_images)
+    tests = list(_scored_sets(options, models, tests_of_models))
     if options.calibrate:
         calibrating.write(options, path, model, tests)
     for test in tests:
         evaluation.measure(test, options.resamples, options.standards)
+    # These are long, and `certify.py` shows them.
+    left_out = ("certificate", "calibration")
+    descriptions = {
+        str(place): {name: value for name, value in one.description.items() if name not in left_out}
+        for place, one in models.items()
+    }
     origin = {
         "checkpoint": str(path),
-        # These are long, and `certify.py` shows them.
-        "model": {
-            name: value
-            for name, value in model.description.items()
-            if name not in ("certificate", "calibration")
-        },
+        "model": descriptions.pop(str(path)),
+        "also": descriptions,
         "device": str(model.hardware.device),
         "precision": options.precision,
         "resamples": options.resamples,
@@ -190,42 +193,49 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
     return origin, tests
 
 
-def _score_sets(
-    options: argparse.Namespace, model: "QualityModel", tests: Sequence["SetTest"]
-) -> None:
+def _scored_sets(
+    options: argparse.Namespace,
+    models: Mapping[Path, "QualityModel"],
+    tests_of_models: Sequence[Sequence["SetTest"]],
+) -> Iterator["SetTest"]:
     # The predictions are written after each set: they stay if the user stops the rest.
     from hyperiqa.scoring import evaluation
     from hyperiqa.training.batches import fewer_workers
 
-    note = fewer_workers(model.hardware, options.batch_size, model.description["patch_size"])
-    if note:
-        print(note, file=sys.stderr)
+    short_names = tables.short_names(list(map(str, models)), 20).values()
+    for model in models.values():
+        note = fewer_workers(model.hardware, options.batch_size, model.description["patch_size"])
+        if note:
+            print(note, file=sys.stderr)
     rows: list[tuple[str, str, float, float]] = []
-    for test in tests:
-        evaluation.score(test, model, options.batch_size)
+    for tests in zip(*tests_of_models):
+        named = dict(zip(short_names, models.values(), strict=True))
+        test = evaluation.score_together(tests, named, options.batch_size)
         rows += [
             (test.data.name, record.name, record.score, score)
             for record, score in zip(test.records, test.scores.tolist(), strict=True)
         ]
         if options.predictions:
             write_predictions(options.predictions, rows)
+        yield test
 
 
 def model_lines(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[str]:
     """In words: the model, how it scored, and which images of each set."""
-    description = origin["model"]
     versions = origin["versions"]
-    several_crops = f"{counted(description['test_patch_num'], 'crop')} ({description['test_crop']})"
-    crops = "centre crop" if description["test_crop"] == "center" else several_crops
     packages = ", ".join(f"{name} {versions[name]}" for name in ("torch", "torchvision", "timm"))
-    lines = [
-        f"Model: {origin['checkpoint']}",
-        f"{description['backbone']}, fusion {description['fusion']}, trained on "
-        f"{description['dataset']}, run {description.get('run', 'not known')}",
-        f"Scored in {origin['precision']} on {origin['device']}: patches of "
-        f"{description['patch_size']}, {crops}",
-        f"{packages}, commit {versions['commit'][:10]}",
-    ]
+    lines = []
+    for path, description in {origin["checkpoint"]: origin["model"], **origin["also"]}.items():
+        crops = f"{counted(description['test_patch_num'], 'crop')} ({description['test_crop']})"
+        lines += [
+            f"Model: {path}",
+            f"{description['backbone']}, fusion {description['fusion']}, trained on "
+            f"{description['dataset']}, run {description.get('run', 'not known')}",
+            f"Scored in {origin['precision']} on {origin['device']}: patches of "
+            f"{description['patch_size']}, "
+            f"{'centre crop' if description['test_crop'] == 'center' else crops}",
+        ]
+    lines.append(f"{packages}, commit {versions['commit'][:10]}")
     for test in tests:
         lines += [
             f"{test.title}: {counted(len(test.records), 'image')} ({test.which}) of "
@@ -257,18 +267,28 @@ def figure_notes(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[
             notes.append(
                 f"{test.title}: a perfect model would reach {best}, given how sure its votes are"
             )
+        notes += [
+            f"{test.title}: {name.upper()} of the ensemble minus the best model's: "
+            f"{differences.difference_text(difference, None)}; conservative, since the best model "
+            "was chosen on these images"
+            for name, difference in test.over_best.items()
+        ]
     return notes
 
 
 def figures_table(tests: Sequence["SetTest"]) -> tuple[list[str], list[list[str]]]:
-    """The header and the rows of the figures, a row for each set."""
+    """The header and the rows of the figures: of each set, then of each model of an ensemble."""
     rows = [
         [
-            test.title,
-            str(len(test.records)),
-            *(tables.estimate_text(test.figures[name]) for name in TITLES),
+            title,
+            str(len(tested.records)),
+            *(tables.estimate_text(tested.figures[name]) for name in TITLES),
         ]
         for test in tests
+        for title, tested in [
+            (test.title, test),
+            *((f"  {member.title}", member) for member in test.members),
+        ]
     ]
     return ["data set", "images", *TITLES.values()], rows
 
@@ -292,7 +312,6 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
         lines += [table(*standards_table.table(named_rows, ""))]
     for test in tests:
         if test.kinds:
-            header = [f"{test.title} by distortion", "images", "SRCC", "PLCC"]
             rows = [
                 [
                     kind,
@@ -302,6 +321,7 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
                 ]
                 for kind, images, srcc, plcc in test.kinds
             ]
+            header = [f"{test.title} by distortion", "images", "SRCC", "PLCC"]
             lines += ["", table(header, rows)]
     return "\n".join(lines)
 
@@ -312,20 +332,15 @@ def _with_intervals_below(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     for name, *cells in rows:
         # Such as "0.9205", " " and "[.912 .928]".
         parts = [cell.partition(" ") for cell in cells]
-        split_rows.append([name, *(value for value, _, _ in parts)])
-        split_rows.append(["", *(interval for _, _, interval in parts)])
+        split_rows += [
+            [name, *(value for value, _, _ in parts)],
+            ["", *(interval for _, _, interval in parts)],
+        ]
     return split_rows
 
 
 def as_record(test: "SetTest") -> dict[str, Any]:
     """A test as plain values, which --json prints."""
-    figures = {}
-    for name, estimate in test.figures.items():
-        figures[name] = {bound: getattr(estimate, bound) for bound in BOUNDS}
-    by_standards = {
-        name: vars(standards.estimate(name, measured))
-        for name, measured in test.by_standards.items()
-    }
     return {
         "dataset": test.data.name,
         "title": test.title,
@@ -334,11 +349,19 @@ def as_record(test: "SetTest") -> dict[str, Any]:
         "which": test.which,
         "resize": test.resize,
         "higher_is_better": test.data.higher_is_better,
-        "figures": figures,
+        "figures": {
+            name: {bound: getattr(estimate, bound) for bound in BOUNDS}
+            for name, estimate in test.figures.items()
+        },
         "ceiling": test.ceiling,
-        "standards": by_standards,
+        "standards": {
+            name: vars(standards.estimate(name, measured))
+            for name, measured in test.by_standards.items()
+        },
         "kinds": [dict(zip(("kind", "images", "srcc", "plcc"), row)) for row in test.kinds],
         "notes": test.data.notes,
+        "members": list(map(as_record, test.members)),
+        "over_best": {name: vars(difference) for name, difference in test.over_best.items()},
     }
 
 
@@ -354,18 +377,16 @@ def write_figures(path: Path, records: Sequence[Mapping]) -> None:
         for name, bound in itertools.product(TITLES, BOUNDS)
     }
     header = ["dataset", "kind", "images", "which", "resize", *columns, "place"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, header, lineterminator="\n")
-    writer.writeheader()
+    rows: list[dict[str, object]] = []
     for record in records:
         shared = {name: record[name] for name in ("dataset", "which", "resize", "place")}
         values = {
             column: record["figures"][name][bound] for column, (name, bound) in columns.items()
         }
-        writer.writerow({**shared, "images": record["images"], **values})
-        # The writer leaves the columns empty that a kind has no value for.
-        writer.writerows({**shared, **kind} for kind in record["kinds"])
-    files.write_whole(path, text.getvalue())
+        rows.append({**shared, "images": record["images"], **values})
+        # The columns stay empty that a kind has no value for.
+        rows += [{**shared, **kind} for kind in record["kinds"]]
+    files.write_csv(path, header, rows)
 
 
 def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> None:
@@ -382,7 +403,6 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
         block("table", head=header, rows=rows),
         block("text", lines=[*figure_notes(origin, tests), *model_lines(origin, tests)]),
     )
-    crop = (description["patch_size"], description["test_crop"], description["test_patch_num"])
     for test in tests:
         add_set(
             page,
@@ -390,10 +410,17 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
                 title=test.title,
                 names=[record.name for record in test.records],
                 mos=test.mos,
-                scores={model_name: test.sign * test.scores},
+                scores={
+                    model_name: test.sign * test.scores,
+                    **{one.title: one.sign * one.scores for one in test.members},
+                },
                 records=test.records,
                 images=test.images,
-                crop=crop,
+                crop=(
+                    description["patch_size"],
+                    description["test_crop"],
+                    description["test_patch_num"],
+                ),
             ),
         )
     page.write(path)

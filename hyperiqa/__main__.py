@@ -2,6 +2,7 @@
 
   python predict.py checkpoints/NAME photo.jpg        # the best model of a run
   python predict.py koniq photos                      # a public model by name
+  python predict.py a.pkl photos --also b.pkl c.pkl   # the mean of several models
   python predict.py model.pkl photos --output scores.csv
   python predict.py model.pkl 'photos/**/*.jpg' --sheet sheet.html
   find /data -name '*.png' | python predict.py model.pkl - --format jsonl
@@ -48,7 +49,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flags = command_line.Flags(
         __doc__, "%(prog)s CHECKPOINT IMAGE|FOLDER|GLOB|SHARD|LIST|- … [flags]"
     )
-    flags.checkpoint()
+    flags.checkpoint(also=True)
     # argparse's action for a version prints any text, whatever else is missing on the command line.
     flags.parser.add_argument(
         "--models",
@@ -235,26 +236,26 @@ def _complete(options: argparse.Namespace, given: command_line.Given) -> tuple[(
 
 def _rules_of_shards(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
     """The rules about flags that have to do with shards, shares and engines."""
-    rules: list[Rule] = [
+    chosen = (f"--format {options.format}", f"--engine {options.engine}")
+    store = next(filter(image_sources.is_store, options.sources), None)
+    return [
         (
             options.output and options.output.is_dir() and not options.folder,
             f"--output {options.output}: a folder; expected a file, or only shards (.tar) and "
             "lists (.csv, .parquet) as sources",
-        )
-    ]
-    for flag, packages in FOR_SHARDS.items():
-        is_given = flag in (f"--format {options.format}", f"--engine {options.engine}")
-        rules += [
-            (is_given, errors.not_installed(flag, *packages)),
+        ),
+        *(
+            (flag in chosen, errors.not_installed(flag, *packages))
+            for flag, packages in FOR_SHARDS.items()
+        ),
+        *(
             (
-                is_given and not options.folder,
+                flag in chosen and not options.folder,
                 f"{flag}: expected shards (.tar) or lists (.csv, .parquet) as sources, and a "
                 "folder, which has a name without a suffix, as --output",
-            ),
-        ]
-    store = next(filter(image_sources.is_store, options.sources), None)
-    return [
-        *rules,
+            )
+            for flag in FOR_SHARDS
+        ),
         *(
             (
                 store and name in given,
@@ -297,28 +298,39 @@ def _problems(options: argparse.Namespace, given: command_line.Given) -> Iterato
                 # They say nothing about pairs of images.
                 for name in ("meaning", "above", "sheet", "map")
             ),
+            *(
+                (
+                    options.also and name in given,
+                    f"contradictory flags: --also and --{name}, which is for a single model",
+                )
+                for name in ("meaning", "above", "compare", "map")
+            ),
+            *(
+                (
+                    name in given and not any(flag in given for flag in needed),
+                    f"--{name} needs {' or '.join(f'--{flag}' for flag in needed)}",
+                )
+                for name, needed in NEEDED.items()
+            ),
         ]
     )
-    if options.checkpoint.suffix in runtimes.RUNTIMES:
-        yield from runtimes.refused(
-            options.checkpoint,
-            device=options.device,
-            precision=options.precision,
-            map=options.map,
-            scale=options.scale,
-        )
-    for name, needed in NEEDED.items():
-        if name in given and not any(flag in given for flag in needed):
-            yield f"--{name} needs {' or '.join(f'--{flag}' for flag in needed)}"
+    for path in [options.checkpoint, *options.also]:
+        if path.suffix in runtimes.RUNTIMES:
+            yield from runtimes.refused(
+                path,
+                device=options.device,
+                precision=options.precision,
+                map=options.map,
+                scale=options.scale,
+            )
 
 
 def report(options: argparse.Namespace, tally: score_run.Tally) -> None:
     """Say what was written, and which images have no score or no map."""
-    rows = f"{errors.counted(tally.scored, 'image')} scored"
-    if options.compare:
-        rows = errors.counted(math.comb(tally.scored, 2), "pair")
+    pairs = errors.counted(math.comb(tally.scored, 2), "pair")
+    scored = f"{errors.counted(tally.scored, 'image')} scored"
     written = {
-        options.output: rows,
+        options.output: pairs if options.compare else scored,
         options.sheet: f"page of {errors.counted(len(tally.scores), 'image')}",
         options.map: f"{errors.counted(tally.mapped, 'map')} drawn",
     }
@@ -345,7 +357,9 @@ def _draw_sheet(scorer: score_run.Scorer, tally: score_run.Tally) -> None:
 
     page.draw_scores(
         scorer.options.sheet,
-        scorer.options.checkpoint.resolve().name,
+        " + ".join(
+            path.resolve().name for path in [scorer.options.checkpoint, *scorer.options.also]
+        ),
         scorer.model.description,
         tally.scores,
         tally.failures,
@@ -359,9 +373,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     tally = score_run.Tally()
     outputs = {path.resolve() for path in (options.output, options.sheet) if path}
-    images = image_sources.find_images(options.sources, outputs, tally.passed)
-    # A file may be named twice, as itself and by its folder.
-    sources = list(image_sources.without_repeats(images, set()))
+    sources = list(
+        # A file may be named twice, as itself and by its folder.
+        image_sources.without_repeats(
+            image_sources.find_images(options.sources, outputs, tally.passed), set()
+        )
+    )
     if options.compare and "-" not in options.sources:
         score_files.check_compared(len(sources))
     if options.folder:

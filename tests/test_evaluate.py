@@ -568,8 +568,8 @@ def test_a_checkpoint_of_the_public_code_is_used_as_there(tool, koniq, tmp_path)
     done = tool(path, "--datasets", f"koniq-10k={koniq}")
     said = [line for line in done.stderr.splitlines() if line.startswith(str(path))]
     assert said == [
-        f"{path} does not say how it is to be used; taken as a model of HyperIQA's authors: trained on koniq-10k, resize 512x384, "
-        "patches of 224"
+        f"{path} has no description; assumed: resnet18, fusion none, patch 224, resize 512x384, crops 1, "
+        "scores of 0..100, higher is better (koniq-10k)"
     ]
     said = f"koniq-10k: 6 images (its test split) of {koniq}, resize 512x384\n"
     assert said in done.stdout
@@ -719,6 +719,80 @@ def test_the_page_has_a_section_for_each_set(
         kinds = section.locator("table").first.inner_text() if each["kinds"] else ""
         assert "a_run" not in kinds
         assert all(kind["kind"] in kinds for kind in each["kinds"])
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory):
+    """A model of DMOS from 0 to 1, with patches and a size of its own."""
+    torch.manual_seed(1)
+    net = HyperNet(SwinBackbone("swin_nano", patch_size=32), "none")
+    path = tmp_path_factory.mktemp("model") / "other.pkl"
+    description = {
+        **DESCRIPTION,
+        "dataset": "csiq",
+        "score_range": [0.1, 0.9],
+        "higher_is_better": False,
+        "patch_size": 32,
+        "resize": "48",
+    }
+    checkpoints.save(path, checkpoints.portable_state(net, description))
+    return path
+
+
+def test_an_ensembles_figures_are_scipys_on_the_mean_of_its_models_scores(
+    tool, model, other_model, kadid, tmp_path
+):
+    words = ("--datasets", f"kadid-10k={kadid}", "--resamples", 200)
+    alone = []
+    for path in (model, other_model):
+        done = tool(path, *words, "--json", "--predictions", tmp_path / "p.csv")
+        figures = json.loads(done.stdout)["datasets"][0]["figures"]
+        alone.append((figures, *scores_and_mos(tmp_path / "p.csv", "kadid-10k")))
+    together = (model, "--also", other_model, *words)
+    done = tool(*together, "--json", "--predictions", tmp_path / "p.csv")
+    whole = json.loads(done.stdout)["datasets"][0]
+    assert [member["figures"] for member in whole["members"]] == [alone[0][0], alone[1][0]]
+    scores, mos = scores_and_mos(tmp_path / "p.csv", "kadid-10k")
+    # livec goes from 0 to 100, the DMOS of csiq from 0 to 1.
+    plain = (alone[0][1] + 100 * (1 - alone[1][1])) / 2
+    np.testing.assert_allclose(scores, plain, atol=1e-3)
+    signed = [scores, alone[0][1], -alone[1][1]]
+    for name, figure in (("srcc", stats.spearmanr), ("plcc", stats.pearsonr)):
+        values = [figure(one, mos)[0] for one in signed]
+        best = 1 + int(values[2] > values[1])
+        assert whole["figures"][name]["value"] == pytest.approx(values[0], abs=1e-4)
+        difference = whole["over_best"][name]
+        assert difference["value"] == pytest.approx(values[0] - values[best], abs=1e-4)
+        drawn = []
+        for counts in resampling.resample_counts(len(mos), 200, seed=0):
+            for column in counts.T.astype(int):
+                i = np.repeat(np.arange(len(mos)), column)
+                drawn.append(figure(scores[i], mos[i])[0] - figure(signed[best][i], mos[i])[0])
+        ends = np.percentile(drawn, [2.5, 97.5])
+        assert [difference["low"], difference["high"]] == pytest.approx(list(ends), abs=1e-3)
+    out = tool(*together).stdout
+    lines = out.splitlines()
+    assert sum(line.startswith("Model: ") for line in lines) == 2
+    assert len([line for line in lines if re.match(r"  \S*(model|other)\.pkl +30 ", line)]) == 2
+    text = f"{whole['over_best']['srcc']['value']:+.4f}".replace("-", "−")
+    assert f"kadid-10k: SRCC of the ensemble minus the best model's: {text} [" in out
+
+
+def test_models_that_would_be_tested_on_different_images(tool, model, kadid, tmp_path):
+    trained_here = save_model(tmp_path / "kadid.pkl", dataset="kadid-10k")
+    words = (model, "--also", trained_here, "--datasets", f"kadid-10k={kadid}")
+    assert tool(*words, code=2).stderr == (
+        "error: kadid-10k: the models would be tested on different images (all, random test split, seed 7); "
+        "expected the same ones, as with --split all, or with --split test and --seed N\n"
+    )
+    assert "(random test split, seed 7)" in tool(*words, "--split", "test", "--seed", 7).stdout
+
+
+def test_an_ensemble_has_no_calibration(tool, model, other_model):
+    words = ("--also", other_model, "--datasets", "livec", "--calibrate", "c.pkl")
+    assert tool(model, *words, code=2).stderr == (
+        "error: contradictory flags: --calibrate and --also\n"
+    )
 
 
 def test_predictions_that_cannot_be_written(tool, model, koniq, tmp_path):

@@ -202,19 +202,30 @@ class Flags:
 
     # Flags that several programs share.
 
-    def checkpoint(self) -> None:
+    def checkpoint(self, also: bool = False) -> None:
         self.words(
             "checkpoint",
             "a model file, a run's folder, hf://USER/NAME or the name of a public model",
             type=Path,
             metavar="CHECKPOINT",
         )
-        self._check(
-            "checkpoint",
-            lambda path: (
-                None if files.exists_or_on_hub(path) else public_models.no_such_model(path)
-            ),
+        self.checks.append(
+            lambda options: "; ".join(
+                public_models.no_such_model(path)
+                for path in [options.checkpoint, *getattr(options, "also", [])]
+                if not files.exists_or_on_hub(path)
+            )
         )
+        if also:
+            self.value(
+                "--also",
+                [],
+                "further models that score the same images: the score is the mean of all models' "
+                "scores, on the scale of CHECKPOINT",
+                nargs="+",
+                type=Path,
+                metavar="CHECKPOINT",
+            )
 
     def device(self) -> None:
         """Add `--device`. Only its form is checked: whether it exists, only torch knows."""

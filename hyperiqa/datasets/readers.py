@@ -31,6 +31,19 @@ READERS: dict[str, type[Reader]] = {reader.name: reader for reader in CLASSES}
 DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
 
 
+def nominal_set(description: Mapping) -> records.DataSet:
+    """A set without images that has the nominal range and the direction of a model's scores."""
+    reader = READERS.get(description["dataset"], csv_table.CSVTable)
+    return records.DataSet(
+        description["dataset"],
+        [],
+        description["higher_is_better"],
+        nominal_range=description.get("nominal_range")
+        or reader.nominal_range
+        or description["score_range"],
+    )
+
+
 def find_spaq(spaq_path: Path | None, beside: Path | None = None) -> Path | None:
     """SPAQ's folder for a cross test: the user's, else `beside`, else spaq/ or spaq-test/.
 

@@ -6,8 +6,8 @@ records again.
 
 import math
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hyperiqa.datasets import names, readers
 from hyperiqa.datasets.reader import Reader
 from hyperiqa.datasets.records import Columns, DataSet, Record, Scale
 from hyperiqa.images import cache, perceptual_hash
+from hyperiqa.scoring.ensemble import averaged
 from hyperiqa.scoring.quality_model import QualityModel
 from hyperiqa.stats import intervals, metrics, resampling, standards
 from hyperiqa.training import batches, certificate, engine
@@ -48,6 +49,8 @@ class SetTest:
     kinds: (kind of distortion, images, SRCC, PLCC), best SRCC first.
     ceiling: the figures that a perfect model would reach, if the set says how sure its votes are.
     by_standards: the standards' figures, if they were asked for.
+    members: of an ensemble, the tests of its models on the same images (`score_together`).
+    over_best: of an ensemble, its SRCC and PLCC less those of its best model.
     """
 
     data: DataSet
@@ -66,6 +69,8 @@ class SetTest:
     kinds: list[tuple[str, int, float, float]] = field(default_factory=list)
     ceiling: dict[str, float] = field(default_factory=dict)
     by_standards: dict[str, standards.Measured] = field(default_factory=dict)
+    members: Sequence["SetTest"] = ()
+    over_best: dict[str, intervals.Difference] = field(default_factory=dict)
 
     @property
     def mos(self) -> np.ndarray:
@@ -90,25 +95,45 @@ def read_sets(
     spaq_of_demo = demo_spaq if "demo" in paths and description["dataset"] == "demo" else None
     seed = description.get("seed") if settings.seed is None else settings.seed
     lower_sets = names.lower_is_better_sets(settings.lower_is_better, paths)
-    columns = Columns.of(settings)
     tests = []
     problems = []
     for name, path in paths.items():
         try:
-            reader = readers.open_set(name, path, seed, name in lower_sets, columns, spaq_of_demo)
+            reader = readers.open_set(
+                name, path, seed, name in lower_sets, Columns.of(settings), spaq_of_demo
+            )
             # Runs of older versions had no such flag, and split like those that have it.
             reader.allow_shared_content = description.get("allow_shared_content", True)
             test = _read_set(reader, name, description, settings.split, settings.resize)
-            is_synthetic = name == "demo" or reader.root.resolve() == demo_spaq.resolve()
-            test.title = names.set_title(test.title, is_synthetic)
+            test.title = names.set_title(
+                test.title, name == "demo" or reader.root.resolve() == demo_spaq.resolve()
+            )
             tests.append(test)
         except UserError as mistake:
-            hint = f"; the demo's own, synthetic one is spaq={demo_spaq}"
-            is_demos = name == "spaq" and path is None and demo_spaq.exists()
-            problems.append(f"{mistake}{hint if is_demos else ''}")
+            problems.append(str(mistake))
+            if name == "spaq" and path is None and demo_spaq.exists():
+                problems[-1] += f"; the demo's own, synthetic one is spaq={demo_spaq}"
     if problems:
         raise UserError("; ".join(problems))
     return tests
+
+
+def read_sets_of_models(
+    paths: Mapping[str, Path | None], models: Collection[QualityModel], settings: Namespace
+) -> list[list[SetTest]]:
+    """Read the sets that each model of an ensemble is to be tested on: as `read_sets`.
+
+    Raises UserError, also if the models would be tested on different images.
+    """
+    tests_of_models = [read_sets(paths, model.description, settings) for model in models]
+    for tests in zip(*tests_of_models, strict=True):
+        if len({test.data.fingerprint() for test in tests}) > 1:
+            raise UserError(
+                f"{tests[0].title}: the models would be tested on different images "
+                f"({', '.join(test.which for test in tests)}); expected the same ones, as with "
+                "--split all, or with --split test and --seed N"
+            )
+    return tests_of_models
 
 
 def _read_set(
@@ -131,15 +156,14 @@ def _read_set(
     facts = scales.get(reader.name, {"factor": 1.0, "offset": 0.0})
     scale = Scale(facts["factor"], facts["offset"])
     # A set of a negative factor was turned when the sets of the training were brought together.
-    same_direction = data.higher_is_better == description["higher_is_better"]
-    sign = 1 if same_direction == (scale.factor > 0) else -1
+    is_turned = (data.higher_is_better == description["higher_is_better"]) != (scale.factor > 0)
     return SetTest(
         data,
         data.name,
         reader.root,
         which,
         resize or default_resize(name, is_trained, description),
-        sign,
+        -1 if is_turned else 1,
         scale,
         is_trained,
     )
@@ -190,8 +214,9 @@ def load_images(
     for test in tests:
         test.records = test.images.records("test")
         if test.images.bad:
-            bad_images = batches.drop_bad_images([test.images], skip=True)
-            test.data.notes.append(f"{test.data.name}: left out: {bad_images}")
+            test.data.notes.append(
+                f"{test.data.name}: left out: {batches.drop_bad_images([test.images], skip=True)}"
+            )
         # Tested on training images by the user's choice, which `which` says already.
         twins = {}
         if training_looks and "training images among them" not in test.which:
@@ -226,6 +251,34 @@ def score(test: SetTest, model: QualityModel, batch_size: int) -> None:
     test.scores = test.scale.own(scores)
 
 
+def score_together(
+    tests: Sequence[SetTest], models: Mapping[str, QualityModel], batch_size: int
+) -> SetTest:
+    """Score a set with a model, or with those of an ensemble; returns the test with all scores.
+
+    tests: of the set, one for each model. The scores of an ensemble are `averaged`.
+    """
+    for test, model in zip(tests, models.values(), strict=True):
+        score(test, model, batch_size)
+    if len(tests) == 1:
+        return test
+    scores = averaged(
+        [model.description for model in models.values()],
+        [test.scale.common(test.scores) for test in tests],
+    )
+    notes = dict.fromkeys(note for test in tests for note in test.data.notes)
+    # Figures of its own, since all else of the first model's test is shared.
+    return replace(
+        tests[0],
+        data=replace(tests[0].data, notes=list(notes)),
+        resize="+".join(dict.fromkeys(test.resize for test in tests)),
+        scores=tests[0].scale.own(scores),
+        figures={},
+        kinds=[],
+        members=[replace(test, title=name) for name, test in zip(models, tests, strict=True)],
+    )
+
+
 def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None:
     """Compute the test's figures with 95 % intervals, and those of each kind of distortion.
 
@@ -242,9 +295,9 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
             metric = name.removeprefix("fitted_")
             predictions = fitted if name.startswith("fitted_") else scores
             value = math.nan
-            draws = np.empty(0)
             if predictions is not None:
                 value = metrics.FIGURES[metric].of(predictions, mos)
+            draws = np.empty(0)
             if not math.isnan(value):
                 draws = resampling.bootstrap(metric, predictions, mos, resamples)[:, 0]
             test.figures[name] = intervals.Estimate(value, *intervals.percentile_interval(draws))
@@ -260,3 +313,21 @@ def measure(test: SetTest, resamples: int, with_standards: bool = False) -> None
         test.kinds.append((kind, len(images), metrics.srcc(*pair), metrics.plcc(*pair)))
     # What is undefined comes last.
     test.kinds.sort(key=lambda row: (math.inf if math.isnan(row[2]) else -row[2], row[0]))
+    for member in test.members:
+        measure(member, resamples)
+    test.over_best = {
+        name: _over_best(test, name, resamples)
+        for name in metrics.RECORDED
+        if test.members and not math.isnan(test.figures[name].value)
+    }
+
+
+def _over_best(test: SetTest, name: str, resamples: int) -> intervals.Difference:
+    # A figure that is undefined is worse than any other.
+    best = max(test.members, key=lambda member: np.nan_to_num(member.figures[name].value, nan=-1))
+    scores = np.stack([test.sign * test.scores, best.sign * best.scores])
+    # Both on the same resamples of the images.
+    draws = resampling.bootstrap(name, scores, test.mos, resamples)
+    return intervals.paired_difference(
+        test.figures[name].value - best.figures[name].value, *draws.T
+    )

@@ -31,7 +31,7 @@ from hyperiqa.datasets.names import record_name
 from hyperiqa.images.decode import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 from hyperiqa.model import checkpoints, factory, hypernet
 from hyperiqa.model.description import problem_of_crops
-from hyperiqa.scoring import image_sources, runtimes
+from hyperiqa.scoring import image_sources, runtimes, score_files
 from hyperiqa.scoring.meaning import Explained, Meaning, rescaled
 from hyperiqa.training import engine
 from hyperiqa.training.batches import SCORE_BATCH
@@ -99,8 +99,7 @@ def load(
         command_line.parse_resize(resize)
     path = checkpoints.find_model(Path(checkpoint))
     if path.suffix in runtimes.RUNTIMES:
-        problems = runtimes.refused(path, device=device, precision=precision)
-        if problem := next(filter(None, problems), None):
+        for problem in filter(None, runtimes.refused(path, device=device, precision=precision)):
             raise errors.UserError(problem)
         exported = runtimes.open_exported(path)
         return ExportedModel(exported, _prepared(exported.description, resize, crops, exif_rotate))
@@ -139,7 +138,7 @@ class QualityModel:
 
     def __init__(
         self,
-        net: hypernet.QualityNet,
+        net: hypernet.HyperNet,
         description: dict[str, Any],
         hardware: Hardware,
         trained: Mapping[str, Any] | None = None,
@@ -157,6 +156,12 @@ class QualityModel:
         for name, tensor in sorted(self.net.state_dict().items()):
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:12]
+
+    @property
+    def made_with(self) -> str:
+        """What a score depends on besides the image: the weights, and how images are prepared."""
+        settings = score_files.settings_text(self.description, self.precision)
+        return f"weights={self.weights} {settings}"
 
     @property
     def precision(self) -> str:
@@ -282,11 +287,9 @@ class QualityModel:
         """
         side = self.description["patch_size"]
         pixels = self.pixels(image)
-        crop = self.description["test_crop"]
         # Random crops belong to a test set, where each image draws by its number. A single image
         # gets as many crops on a grid.
-        if crop == "random":
-            crop = "grid"
+        crop = "center" if self.description["test_crop"] == "center" else "grid"
         places = test_patches(
             np.array([pixels.shape[:2]]), side, crop, self.description["test_patch_num"]
         )

@@ -54,29 +54,22 @@ def load_model(options: argparse.Namespace) -> "QualityModel":
     """Load the model as the flags say. Raises UserError."""
     # torch is imported only once the flags and the sources are known to be right.
     from hyperiqa.base.device import keep_freed_memory
-    from hyperiqa.scoring.quality_model import load
+    from hyperiqa.scoring import ensemble
 
     keep_freed_memory()
-    model = load(
-        options.checkpoint,
-        options.device,
-        options.precision,
-        options.resize,
-        options.crops,
-        options.exif_rotate,
-    )
-    if options.scale is not None:
-        model.use_scale(options.scale)
-    if not model.description["described"]:
-        description = model.description
-        print(
-            f"{options.checkpoint} has no description; assumed: {description['backbone']}, fusion "
-            f"{description['fusion']}, patch {description['patch_size']}, resize "
-            f"{description['resize']}, crops {model.crops}, scores of "
-            f"{score_files.scale_text(description)}",
-            file=sys.stderr,
+    members = [
+        model
+        for _, model in ensemble.load_members(
+            [options.checkpoint, *options.also],
+            options.scale,
+            device=options.device,
+            precision=options.precision,
+            resize=options.resize,
+            crops=options.crops,
+            exif_rotate=options.exif_rotate,
         )
-    return model
+    ]
+    return ensemble.Ensemble(members) if options.also else members[0]
 
 
 class Scorer:
@@ -89,8 +82,7 @@ class Scorer:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         self.model = load_model(options)
-        settings = score_files.settings_text(self.model.description, self.model.precision)
-        self.made = f"weights={self.model.weights} {settings}"
+        self.made = self.model.made_with
         self.row_made = self.made
         self.meaning: Meaning | None = None
         if options.meaning or options.above is not None or options.compare:
@@ -98,7 +90,7 @@ class Scorer:
                 options.reference, options.level, options.above, options.sure
             )
             self.row_made += f" {self.meaning.made_with}"
-            caution = self.meaning.caution(self.model.trained, settings)
+            caution = self.meaning.caution(self.model.trained, self.made.partition(" ")[2])
             print(*filter(None, (self.meaning.about, caution)), sep="\n", file=sys.stderr)
 
     def score_images(
@@ -250,8 +242,7 @@ def run(
     more = image_sources.without_repeats(itertools.chain(stored, streamed), done)
     number = None if stores or from_stdin else len(remaining)
     output = _output(scorer, number == 1)
-    images = itertools.chain(remaining, more)
-    scorer.score_images(images, output, signals, tally, number, earlier)
+    scorer.score_images(itertools.chain(remaining, more), output, signals, tally, number, earlier)
     if isinstance(output, score_files.PairFile):
         output.write_pairs()
     return scorer
@@ -263,7 +254,7 @@ def _output(scorer: Scorer, alone: bool) -> score_files.ScoreFile:
     if options.compare and scorer.meaning:
         return score_files.PairFile(options.output, options.format, scorer.meaning.better)
     if options.format == "lines":
-        description = scorer.model.description
-        dataset = options.scale or description["dataset"]
-        return score_files.ScoreLines({**description, "dataset": dataset}, alone, options.columns)
+        scale = {"dataset": options.scale} if options.scale else {}
+        description = {**scorer.model.description, **scale}
+        return score_files.ScoreLines(description, alone, options.columns)
     return score_files.ScoreFile(options.output, options.format, options.columns)

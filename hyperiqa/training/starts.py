@@ -85,11 +85,7 @@ class StartingModel:
         They map the nominal range that the model was trained on to the range of `data`, the best
         score to the best score.
         """
-        dataset = self.description["dataset"]
-        nominal_range = self.description.get("nominal_range")
-        if not nominal_range and dataset in readers.READERS:
-            nominal_range = readers.READERS[dataset].nominal_range
-        low, high = nominal_range or self.description["score_range"]
+        low, high = readers.nominal_set(self.description).range
         new_low, new_high = data.range
         # A range of a single score defines no scale.
         if low == high or new_low == new_high:

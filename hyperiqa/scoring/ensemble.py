@@ -1,0 +1,90 @@
+"""Several models as one: the mean of their scores, on the scale of the first model."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hyperiqa.datasets import readers, records
+from hyperiqa.model import checkpoints
+from hyperiqa.scoring import quality_model, score_files
+
+
+class Ensemble(quality_model.QualityModel):
+    """Scores images by the mean of several models' scores, on the scale of the first model.
+
+    members: the models. Each of them prepares an image as in its own training; the image is decoded
+    once for all members that prepare it alike.
+    description: the first model's, without its calibrations, which hold for its own scores alone.
+    """
+
+    def __init__(self, members: Sequence[quality_model.QualityModel]):
+        self.members = members
+        self.description = {**members[0].description, "calibration": {}}
+        self.hardware = members[0].hardware
+
+    @property
+    def made_with(self) -> str:
+        # Such as `weights=1a2b+3c4d resize=512x384`: what all members share stands there once.
+        return " ".join(
+            "+".join([words[0], *(word.partition("=")[2] for word in words[1:])])
+            if len(set(words)) > 1
+            else words[0]
+            for words in zip(*(member.made_with.split() for member in self.members))
+        )
+
+    def patches(self, image: quality_model.ImageLike) -> Any:
+        """A list with the patches of each member: see `QualityModel.patches`."""
+        settings = [score_files.settings_text(member.description) for member in self.members]
+        patches = {
+            text: member.patches(image)
+            for text, member in dict(zip(settings, self.members, strict=True)).items()
+        }
+        return [patches[text] for text in settings]
+
+    def score_patches(
+        self, patches: list[Any], batch_size: int = quality_model.SCORE_BATCH
+    ) -> np.ndarray:
+        scores = [
+            member.score_patches([image[i] for image in patches], batch_size)
+            for i, member in enumerate(self.members)
+        ]
+        return averaged([member.description for member in self.members], scores)
+
+
+def averaged(descriptions: Sequence[Mapping[str, Any]], scores: Sequence[np.ndarray]) -> np.ndarray:
+    """The mean of several models' scores of the same images, on the scale of the first model.
+
+    The nominal range of each model is mapped to that of the first one, the best score to the best
+    score. scores: (N,) for each of the descriptions. Returns (N,).
+    """
+    scales = [
+        records.scale_of(data, data, "range") for data in map(readers.nominal_set, descriptions)
+    ]
+    common = [scale.common(values) for scale, values in zip(scales, scores, strict=True)]
+    return scales[0].own(np.mean(common, axis=0))
+
+
+def load_members(
+    names: Sequence[Path], scale: str | None = None, **settings: Any
+) -> Iterator[tuple[Path, quality_model.QualityModel]]:
+    """Load the models of a command, and say what is assumed of them; yields (path, model).
+
+    scale: see `QualityModel.use_scale`. settings: further arguments of `load`. Raises UserError.
+    """
+    for path in map(checkpoints.find_model, names):
+        model = quality_model.load(path, **settings)
+        if scale is not None:
+            model.use_scale(scale)
+        description = model.description
+        if not description["described"]:
+            print(
+                f"{path} has no description; assumed: {description['backbone']}, fusion "
+                f"{description['fusion']}, patch {description['patch_size']}, resize "
+                f"{description['resize']}, crops {model.crops}, scores of "
+                f"{score_files.scale_text(description)}",
+                file=sys.stderr,
+            )
+        yield path, model
