@@ -203,7 +203,7 @@ def measure(flags: argparse.Namespace) -> None:
     # Only this process imports torch; the one that checks the flags and starts it does not wait.
     from hyperiqa.base.device import choose_device
     from hyperiqa.datasets.readers import READERS
-    from hyperiqa.scoring import costs
+    from hyperiqa.scoring import costs, throughput
     from hyperiqa.training import processes
 
     device = choose_device(flags.device)
@@ -211,8 +211,6 @@ def measure(flags: argparse.Namespace) -> None:
         show_measured(costs.measure_model(flags.model, flags.patch_size, device), {}, device)
         return
     if flags.child in ("score", "peer"):
-        from hyperiqa.scoring import throughput
-
         show_measured(throughput.measure(flags, device), {}, device)
         return
     backbone = BACKBONES[flags.backbone]
@@ -400,9 +398,13 @@ def show_scoring(flags: argparse.Namespace, scratch: Path) -> None:
     folders = photographs(flags, scratch)
     rows = []
     if flags.peer:
-        models = flags.model or [BACKBONES["resnet"]]
-        # pyiqa takes seconds for each photograph of this size, and minutes for larger ones.
-        child = run_child(flags, "peer", model=models, folder=folders.get("1024x768", flags.score))
+        child = run_child(
+            flags,
+            "peer",
+            model=flags.model or [BACKBONES["resnet"]],
+            # pyiqa takes seconds for each photograph of this size, and minutes for larger ones.
+            folder=folders.get("1024x768", flags.score),
+        )
         header = ["HyperIQA", "photographs/s", "times pyiqa's"]
         rates = child["found"]["rates"]
         slowest = rates["pyiqa, 25 crops"]

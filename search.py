@@ -29,20 +29,12 @@ from tqdm import tqdm
 
 from hyperiqa.base import cluster, command_line, errors, files, launching
 from hyperiqa.runs import measures, reading, runs_table, tables
-from hyperiqa.runs.measures import FIGURE, Entry, Measure
 
 # All flags of this script; every other flag before `--` is searched.
 SEARCH_FLAGS = (
     *"--each --jobs --gpus --seeds --log_dir --metric --dry_run --help -h".split(),
     *cluster.OWN,
 )
-# Seconds between two looks at what other searches run.
-LOOK_SECONDS = 3
-# Where things go and how fast, not what is computed: the same run with other values is not
-# repeated.
-PLACES = ("--log_dir", "--checkpoint_dir", "--workers", "--cache_dir")
-# The training script's own default.
-FIRST_SEED = "42"
 Child = subprocess.Popen | cluster.Submitted
 
 
@@ -114,7 +106,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, dict[str, list[str]
         metavar="LIST",
     )
     flags.path("--log_dir", Path("logs"), "folder for the logs")
-    flags.value("--metric", "srcc", "figure by which the settings are ranked", FIGURE)
+    flags.value("--metric", "srcc", "figure by which the settings are ranked", measures.FIGURE)
     flags.switch("--dry_run", "dry_run", True, "print the commands without running them")
     cluster.cluster_flags(flags)
     options = flags.parse(search_words, lambda options, given: _problems(options, grid, common))
@@ -164,9 +156,11 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
         changes += [{flag: value} for flag, values in axes.items() for value in values[1:]]
     else:
         changes = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-    everything_else = command_line.without_flags(common, *PLACES) + list(
-        itertools.chain(*base.items())
-    )
+    # Where things go and how fast changes no figure: the same run with other values of these flags
+    # is not repeated.
+    everything_else = command_line.without_flags(
+        common, "--log_dir", "--checkpoint_dir", "--workers", "--cache_dir"
+    ) + list(itertools.chain(*base.items()))
     digest = _digest("\0".join([options.script.name, *everything_else]))
     jobs = []
     for change, seed in itertools.product(changes, seeds):
@@ -186,7 +180,8 @@ def plan(options: argparse.Namespace, grid: dict[str, list[str]], common: list[s
 def _seeds(options: argparse.Namespace, common: Sequence[str]) -> list[str]:
     # They count up from the seed that goes to every run.
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--seed", nargs="?", const="", default=FIRST_SEED)
+    # 42 is the training script's own default.
+    parser.add_argument("--seed", nargs="?", const="", default="42")
     first = parser.parse_known_args(common)[0].seed
     if not first.isdecimal():
         raise errors.UserError(f"--seed {first}: expected a whole number of at least 0")
@@ -230,8 +225,8 @@ class Turns:
 
     def next(self) -> Job | None:
         """A job to run now; None where others have all that is left, or nothing is left."""
-        # What others ran may be finished, or they may have gone.
-        if time.monotonic() - self.looked > LOOK_SECONDS:
+        # What others ran may be finished, or they may have gone: every three seconds a look at it.
+        if time.monotonic() - self.looked > 3:
             self.waiting += [job for job in self.elsewhere if not finished(job)]
             self.elsewhere = []
             self.looked = time.monotonic()
@@ -258,9 +253,10 @@ class Search:
 
     def __init__(self, options: argparse.Namespace, jobs: Sequence[Job]):
         self.options = options
-        jobs_folder = options.log_dir / "jobs"
         self.cluster = (
-            cluster.Cluster(options, jobs_folder, waits=True) if options.launcher else None
+            cluster.Cluster(options, options.log_dir / "jobs", waits=True)
+            if options.launcher
+            else None
         )
         gpus = (options.gpus or "").count(",") + 1
         # A cluster has a queue of its own, which takes all jobs at once.
@@ -303,8 +299,8 @@ class Search:
             environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
         elif self.slots > 1:
             # Runs side by side share the cores.
-            cores = os.cpu_count() or 1
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores // self.slots)))
+            threads = max(1, (os.cpu_count() or 1) // self.slots)
+            environment.setdefault("OMP_NUM_THREADS", str(threads))
         with job.file(".output").open("wb") as output:
             return launching.start_program(words, environment, output, output)
 
@@ -366,8 +362,8 @@ def report(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
             runs.setdefault(settings_text(settings) or "default", []).extend(rounds)
     if not runs:
         return
-    entries = [Entry(name, tuple(seeds)) for name, seeds in runs.items()]
-    measure = Measure(options.metric)
+    entries = [measures.Entry(name, tuple(seeds)) for name, seeds in runs.items()]
+    measure = measures.Measure(options.metric)
     measure.draw_together(entries)
     entries = measures.ranked(entries, measure)
     header, rows = runs_table.table(entries, measure, grouped=True)

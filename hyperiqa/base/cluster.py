@@ -13,7 +13,6 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,10 +113,6 @@ class Command:
             os.waitpid(self.process.pid, 0)
         return submitit.helpers.DelayedSubmission(Command(self.words, True, self.follows))
 
-    def __getstate__(self) -> dict[str, Any]:
-        # A running process cannot be pickled.
-        return {"words": self.words, "requeued": self.requeued, "follows": self.follows}
-
 
 class Submitted:
     """A submitted job with the interface of subprocess.Popen: `poll` and `returncode`.
@@ -176,11 +171,11 @@ class Cluster:
             },
         )
 
-    def submit(self, name: str, words: Sequence[str]) -> Submitted:
+    def submit(self, name: str, words: list[str]) -> Submitted:
         """Submit a job that runs the script with its flags. Raises UserError."""
         self.executor.update_parameters(name=name)
         try:
-            return Submitted(self.executor.submit(Command(list(words), follows=self.follows)))
+            return Submitted(self.executor.submit(Command(words, follows=self.follows)))
         except (OSError, RuntimeError) as problem:
             raise errors.UserError(
                 f"--launcher {self.options.launcher}: {errors.reason_of(problem)}"
@@ -194,8 +189,9 @@ def submitted(options: Namespace) -> bool:
     """
     if options.launcher is None:
         return False
-    name = options.run_name or Path(sys.argv[0]).stem
     cluster = Cluster(options, options.log_dir / "jobs")
-    job = cluster.submit(name, command_line.without_flags(sys.argv, *OWN)).job
+    job = cluster.submit(
+        options.run_name or Path(sys.argv[0]).stem, command_line.without_flags(sys.argv, *OWN)
+    ).job
     print(f"Job {job.job_id} writes its output to {job.paths.stdout} and {job.paths.stderr.name}")
     return True

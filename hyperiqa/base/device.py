@@ -9,7 +9,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -45,7 +44,7 @@ class Hardware:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def take(self, batch: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def take(self, batch: Mapping) -> dict[str, torch.Tensor]:
         """A batch with its tensors moved to the device; other values stay as they are."""
         return {
             name: sent(value, self.device) if torch.is_tensor(value) else value

@@ -15,15 +15,13 @@ import threading
 import time
 from pathlib import Path
 
-# The seconds that an interrupted program has to save its state.
-PATIENCE = 10
-
 
 def _end_after(pipe: int) -> None:
     # Nobody writes to the pipe: a read returns when the other end is closed.
     os.read(pipe, 1)
     os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(PATIENCE)
+    # An interrupted program has so many seconds to save its state.
+    time.sleep(10)
     # The workers of the program are in its group.
     os.killpg(os.getpgrp(), signal.SIGKILL)
 

@@ -20,8 +20,7 @@ from typing import IO
 @functools.cache
 def _lifeline() -> int:
     # The reading end of a pipe whose other end closes when this process ends.
-    reading_end, _ = os.pipe()
-    return reading_end
+    return os.pipe()[0]
 
 
 def start_program(

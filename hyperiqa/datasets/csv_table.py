@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path, PurePath
 
 from hyperiqa.base.errors import UserError, counted
@@ -69,7 +68,7 @@ class CSVTable(reader.Reader):
             )
         return lines
 
-    def _split(self, line: Mapping[str, str]) -> str | None:
+    def _split(self, line: dict[str, str]) -> str | None:
         column = self.columns.split_column
         text = line.get(column)
         if text is None:

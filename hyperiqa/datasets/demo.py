@@ -9,8 +9,6 @@ from hyperiqa.datasets import authentic, records
 
 # Drawing a scene takes longer than distorting it, and a model learns more from more images.
 IMAGES_OF_A_SCENE = 4
-# Such as train_0012_jpeg_3.jpg.
-NAME = re.compile(r"([a-z]+)_(\d+)_.+_\d\.jpg")
 
 
 class Demo(authentic.KonIQ10k):
@@ -39,8 +37,8 @@ class Demo(authentic.KonIQ10k):
     def rows(self) -> list[records.Row]:
         rows = super().rows()
         for i, row in enumerate(rows):
-            if match := NAME.fullmatch(Path(row.image).name):
+            # Such as train_0012_jpeg_3.jpg.
+            if match := re.fullmatch(r"([a-z]+)_(\d+)_.+_\d\.jpg", Path(row.image).name):
                 # No split tears the images of a scene apart.
-                scene = f"{match[1]} {int(match[2]) // IMAGES_OF_A_SCENE}"
-                rows[i] = replace(row, group=scene)
+                rows[i] = replace(row, group=f"{match[1]} {int(match[2]) // IMAGES_OF_A_SCENE}")
         return rows

@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,7 +12,6 @@ from hyperiqa.datasets.demo_scenes import to_uint8
 
 # It takes most of its brightness from noise.
 CHROMATIC = (np.eye(3) - 0.25).astype(np.float32)
-Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
 
 
 def distort(image: np.ndarray, kind: str, level: int, rng: np.random.Generator) -> np.ndarray:
@@ -74,7 +72,7 @@ def _motion_blur(image: np.ndarray, length: float, rng: np.random.Generator) -> 
     )
 
 
-def _recoded(image: np.ndarray, **options: Any) -> np.ndarray:
+def _recoded(image: np.ndarray, **options) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, **options)
     return np.asarray(Image.open(buffer).convert("RGB"))
@@ -88,7 +86,7 @@ def _enlarged(image: np.ndarray, factor: float, *method: Image.Resampling) -> np
 
 # Of each kind: its strength at level 1 and at level 5, and what makes it of an image, a strength
 # and a generator of random numbers. From level to level the strength changes by the same factor.
-DISTORTIONS: dict[str, tuple[float, float, Change]] = {
+DISTORTIONS: dict[str, tuple[float, float, Callable[..., np.ndarray]]] = {
     # Radius of the disc, the border of which is a ramp of one pixel.
     "defocus": (
         0.8,

@@ -8,8 +8,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 
 from hyperiqa.base import errors, files
-from hyperiqa.datasets import authentic, csv_table, demo, names, records, synthetic
-from hyperiqa.datasets.reader import Reader
+from hyperiqa.datasets import authentic, csv_table, demo, names, reader, records, synthetic
 
 CLASSES = (
     authentic.KonIQ10k,
@@ -27,19 +26,19 @@ CLASSES = (
     csv_table.CSVTable,
     demo.Demo,
 )
-READERS: dict[str, type[Reader]] = {reader.name: reader for reader in CLASSES}
-DEFAULT_RESIZE = {name: reader.resize for name, reader in READERS.items()}
+READERS: dict[str, type[reader.Reader]] = {set_reader.name: set_reader for set_reader in CLASSES}
+DEFAULT_RESIZE = {name: set_reader.resize for name, set_reader in READERS.items()}
 
 
 def nominal_set(description: Mapping) -> records.DataSet:
     """A set without images that has the nominal range and the direction of a model's scores."""
-    reader = READERS.get(description["dataset"], csv_table.CSVTable)
+    set_reader = READERS.get(description["dataset"], csv_table.CSVTable)
     return records.DataSet(
         description["dataset"],
         [],
         description["higher_is_better"],
         nominal_range=description.get("nominal_range")
-        or reader.nominal_range
+        or set_reader.nominal_range
         or description["score_range"],
     )
 
@@ -61,7 +60,7 @@ def reader_of(
     seed: int | None,
     lower_is_better: bool = False,
     columns: records.Columns = records.USUAL,
-) -> Reader:
+) -> reader.Reader:
     """The reader of a set of `parse_set_names`, with the name that the set has in records.
 
     path: None for the set's default place. lower_is_better, columns: the settings of a CSV file.
@@ -69,9 +68,9 @@ def reader_of(
     kind = names.reader_name(name)
     # A flag about CSV files leaves other sets of the same command alone.
     csv_settings = (lower_is_better, columns) if kind == "csv" else ()
-    reader = READERS[kind](path, seed, *csv_settings)
-    reader.name = names.record_name(name)
-    return reader
+    set_reader = READERS[kind](path, seed, *csv_settings)
+    set_reader.name = names.record_name(name)
+    return set_reader
 
 
 def open_set(
@@ -81,7 +80,7 @@ def open_set(
     lower_is_better: bool = False,
     columns: records.Columns = records.USUAL,
     beside: Path | None = None,
-) -> Reader:
+) -> reader.Reader:
     """The reader of a set to test on.
 
     path: None for the set's default place, which is `beside`, if given, for SPAQ. lower_is_better,
@@ -120,6 +119,6 @@ def read_cross_tests(
         chosen = {"spaq": spaq}
     sets = {}
     for name, path in chosen.items():
-        reader = open_set(name, path, seed, name in lower, columns, beside)
-        sets[names.record_name(name)], _ = reader.read_for_test()
+        set_reader = open_set(name, path, seed, name in lower, columns, beside)
+        sets[names.record_name(name)], _ = set_reader.read_for_test()
     return sets, [] if sets else ["SPAQ cross test: off"]

@@ -32,10 +32,14 @@ class NamedByContent(reader.Reader):
         for name, score in scores:
             parts = re.fullmatch(r"(I\d+)_(\d+)_\d+\.\w+", name, re.IGNORECASE)
             if parts and 1 <= int(parts[2]) <= len(self.kinds):
-                kind = self.kinds[int(parts[2]) - 1]
-                # The letter of one content may come in either case.
                 rows.append(
-                    records.Row(name, formats.number(score), group=parts[1].upper(), kind=kind)
+                    records.Row(
+                        name,
+                        formats.number(score),
+                        # The letter of one content may come in either case.
+                        group=parts[1].upper(),
+                        kind=self.kinds[int(parts[2]) - 1],
+                    )
                 )
             else:
                 unknown.append(name)

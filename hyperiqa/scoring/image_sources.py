@@ -33,8 +33,6 @@ UNREAD_SUFFIXES = set(
 )
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 LIST_SUFFIXES = (".csv", ".parquet")
-# The most bytes of a file in a shard. More are no photograph, and would fill the memory.
-LARGEST = 1 << 30
 # The most bytes of a path on standard input, twice what systems take: a longer line is something
 # else.
 LONGEST = 1 << 13
@@ -97,8 +95,9 @@ def with_numbers(source: str) -> list[str]:
     if parts is None or Path(source).exists():
         return [source]
     before, first, last, after = parts.groups()
-    numbers = range(int(first), int(last) + 1)
-    names = [f"{before}{number:0{len(first)}}{after}" for number in numbers]
+    names = [
+        f"{before}{number:0{len(first)}}{after}" for number in range(int(first), int(last) + 1)
+    ]
     return list(itertools.chain.from_iterable(map(with_numbers, names))) or [source]
 
 
@@ -281,8 +280,9 @@ def _members(shard: str, passed: list[str]) -> Iterator[StoredImage]:
             # The archive would keep every header.
             archive.members.clear()  # type: ignore[attr-defined]
             parts = [part for part in Path(member.name).parts if part not in ("/", "..")]
-            # A header may claim any size, and tarfile goes through all of it, even past the end.
-            if member.size > LARGEST:
+            # A header may claim any size, and tarfile goes through all of it, even past the end. So
+            # many bytes are no photograph, and would fill the memory.
+            if member.size > 1 << 30:
                 raise ValueError(f"{member.name} claims to have over 1 GiB")
             if member.isdir() or _has_hidden(parts):
                 continue

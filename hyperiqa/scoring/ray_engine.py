@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import hyperiqa
 from hyperiqa.base import errors, network, signals
@@ -26,7 +25,7 @@ class Actor:
         self.folder = folder
         self.scorer: shards.ShardScorer | None = None
 
-    def __call__(self, batch: Mapping[str, Any]) -> dict[str, list[str]]:
+    def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, list[str]]:
         store = str(batch["item"][0])
         result = {"store": [store], "tally": ["{}"], "problem": [""]}
         # As a result, since Ray shows exceptions with their tracebacks.

@@ -99,8 +99,7 @@ class ScoreFile:
             # A name that is not text in UTF-8 is escaped, so that the file stays valid. Rows of a
             # comparison have two names.
             names = "".join(value for value in values[:2] if isinstance(value, str))
-            row = dict(zip(self.columns, values))
-            return json.dumps(row, ensure_ascii=not names.isprintable())
+            return json.dumps(dict(zip(self.columns, values)), ensure_ascii=not names.isprintable())
         # With both as the line's end, the writer quotes a cell that has either.
         line = io.StringIO()
         csv.writer(line, lineterminator="\r\n").writerow(values)
@@ -144,8 +143,9 @@ class ScoreLines(ScoreFile):
         text = "–" if score is None else f"{score:.{self.digits}f}"
         remarks = [row["error"]] if row["error"] else []
         if score is not None:
-            known = [name for name in WORDS if row.get(name) is not None]
-            remarks += [WORDS[name].format_map(row) for name in known]
+            remarks += [
+                words.format_map(row) for name, words in WORDS.items() if row.get(name) is not None
+            ]
         note = f"  ({', '.join(remarks)})" if remarks else ""
         if self.alone and score is not None:
             return f"{row['image']}  {text} of {self.scale}{note}"

@@ -14,12 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from hyperiqa.base import errors, files
-from hyperiqa.base.signals import StopSignals
+from hyperiqa.base import errors, files, signals
 from hyperiqa.scoring import image_sources, score_files, score_run
-
-# Of the columns of rows, those that hold numbers.
-NUMBERS = ("score", "percentile", "low", "high")
 
 
 def rows_file(options: argparse.Namespace, store: str) -> Path:
@@ -62,16 +58,14 @@ class ShardScorer(score_run.Scorer):
         scored = len(rows) - len(failures)
         return score_run.Tally(scored, failed=len(failures), failures=failures)
 
-    def score(self, store: str, signals: StopSignals) -> score_run.Tally:
+    def score(self, store: str, stop: signals.StopSignals) -> score_run.Tally:
         """Score the images of a store and write its file of rows, whole or not at all."""
         tally = score_run.Tally()
-        files.write_whole(
-            rows_file(self.options, store), partial(self._write, store, signals, tally)
-        )
+        files.write_whole(rows_file(self.options, store), partial(self._write, store, stop, tally))
         return tally
 
     def _write(
-        self, store: str, signals: StopSignals, tally: score_run.Tally, file: BinaryIO
+        self, store: str, stop: signals.StopSignals, tally: score_run.Tally, file: BinaryIO
     ) -> None:
         options = self.options
         is_parquet = options.format == "parquet"
@@ -83,7 +77,7 @@ class ShardScorer(score_run.Scorer):
             rows,
         )
         images = image_sources.images_in(store, options.image_column, tally.passed)
-        self.score_images(image_sources.without_repeats(images, set()), output, signals, tally)
+        self.score_images(image_sources.without_repeats(images, set()), output, stop, tally)
         if is_parquet:
             _write_parquet(rows.getvalue(), options.columns, file)
 
@@ -97,7 +91,10 @@ def _write_parquet(rows: bytes, columns: Sequence[str], file: BinaryIO) -> None:
         text,
         parse_options=csv.ParseOptions(newlines_in_values=True),
         convert_options=csv.ConvertOptions(
-            column_types={name: "double" if name in NUMBERS else "string" for name in columns},
+            column_types={
+                name: "double" if name in ("score", "percentile", "low", "high") else "string"
+                for name in columns
+            },
             null_values=[""],
             strings_can_be_null=True,
         ),
@@ -106,7 +103,10 @@ def _write_parquet(rows: bytes, columns: Sequence[str], file: BinaryIO) -> None:
 
 
 def run(
-    options: argparse.Namespace, stores: Sequence[str], signals: StopSignals, tally: score_run.Tally
+    options: argparse.Namespace,
+    stores: Sequence[str],
+    stop: signals.StopSignals,
+    tally: score_run.Tally,
 ) -> None:
     """Score the stores that have no file of rows yet. Raises UserError."""
     # With an engine, this process only checks what is finished, and may be without a GPU.
@@ -129,7 +129,7 @@ def run(
 
         parts = ray_engine.score(options, remaining)
     else:
-        parts = ((store, scorer.score(store, signals)) for store in remaining)
+        parts = ((store, scorer.score(store, stop)) for store in remaining)
     for store, part in parts:
         tally.add(part)
         print(

@@ -12,7 +12,6 @@ residual comes from a map and a spread that were fitted to images of other conte
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from math import ceil
 from typing import Any
 
 import numpy as np
@@ -133,7 +132,7 @@ class Calibration:
                 f"to {int(1000 * highest) / 1000}, found {level:g}"
             )
         # Rounded, so that 0.95 * 20 is 19.
-        rank = ceil(round((count + 1) * (1 + level) / 2, 9))
+        rank = int(np.ceil(round((count + 1) * (1 + level) / 2, 9)))
         least, most = self.opinions
         low, high = outcomes[[count - rank, rank - 1]].clip(least, most).tolist()
         return low, high
@@ -183,8 +182,7 @@ class Calibration:
     @cached_property
     def _arrays(self) -> list[np.ndarray]:
         # To make arrays of lists for every score would take longer than all else.
-        lists = (self.quantiles, self.curve, self.spread, self.residuals)
-        return [np.array(values) for values in lists]
+        return list(map(np.array, (self.quantiles, self.curve, self.spread, self.residuals)))
 
 
 def _fit(scores: np.ndarray, opinions: np.ndarray, points: np.ndarray):

@@ -26,8 +26,6 @@ INTERVAL_IN_ERRORS = 1.959963984540054
 # quantiles of UPPER_QUANTILE and POWER together.
 DETECTABLE_IN_ERRORS = 2.8015852181129683
 
-Formula = Callable[[float, int], tuple[float, float]]
-
 # The number of equally likely values that represent a variance known from few seeds.
 _PLAUSIBLE = 1000
 
@@ -95,7 +93,11 @@ def _from_z(r: float, images: int, variance: float) -> tuple[float, float]:
 
 
 def unpaired_difference(
-    a: float, b: float, interval: Formula, images_a: int, images_b: int
+    a: float,
+    b: float,
+    interval: Callable[[float, int], tuple[float, float]],
+    images_a: int,
+    images_b: int,
 ) -> Difference:
     """Difference of two correlations from their values and numbers of images alone.
 

@@ -22,8 +22,7 @@ from filelock import FileLock, Timeout
 from hyperiqa.base import cluster, errors, files, parser, plain_values, terminal, version
 from hyperiqa.datasets.names import demo_folder
 from hyperiqa.stats.metrics import RECORDED, medians
-from hyperiqa.training import processes, run_files
-from hyperiqa.training.options import default_settings
+from hyperiqa.training import options as run_options, processes, run_files
 
 # Settings that the log shows on another line, or that do not concern the run.
 UNSAID = ("demo_defaults", "recipes", "trained", *(flag.lstrip("-") for flag in cluster.OWN))
@@ -327,6 +326,8 @@ def log_start(
         fingerprint=data.fingerprint,
     )
     patience = f"enabled with patience={options.patience}"
+    unrepeatable = {"--no_deterministic": not options.deterministic, "--compile": options.compile}
+    causes = [flag for flag, is_given in unrepeatable.items() if is_given]
     lines = [
         f"Run: {log.name}",
         f"Started: {started}",
@@ -335,7 +336,7 @@ def log_start(
         *_settings_lines(log, options, flags),
         f"Device: {device}",
         f"Precision: training {precision} ({reason}), scoring fp32",
-        _repeatability_line(options),
+        f"Not exactly repeatable, because of {' and '.join(causes)}" if causes else "",
         *data.notes,
         *facts,
         f"Early stopping {patience if options.early_stopping else 'disabled'}",
@@ -351,7 +352,8 @@ def _settings_lines(log: RunLog, options: Namespace, flags: Mapping[str, Any]) -
     settings = [
         f"{name}={plain_values.to_text(value)}"
         for name, value in flags.items()
-        if name in ("backbone", "dataset", "seed") or value != default_settings().get(name)
+        if name in ("backbone", "dataset", "seed")
+        or value != run_options.default_settings().get(name)
     ]
     yield (
         f"Settings: {' '.join(settings)}\n"
@@ -368,9 +370,3 @@ def _as_flag(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{name}" if value else f"--no_{name}"
     return f"--{name} {parser.typed(value)}"
-
-
-def _repeatability_line(options: Namespace) -> str:
-    causes = {"--no_deterministic": not options.deterministic, "--compile": options.compile}
-    reasons = [flag for flag, is_given in causes.items() if is_given]
-    return f"Not exactly repeatable, because of {' and '.join(reasons)}" if reasons else ""
