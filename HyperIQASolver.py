@@ -216,7 +216,7 @@ class HyperIQASolver:
             self.data.draw_again(self.options.seed + number - 1)
             self.round = self.new_round(number)
         if resumed:
-            self.round.trained.restore(self.saved, self.rates(self.state.epoch))
+            self.round.trained.restore(self.saved, self.state.epoch, self.rates(self.state.epoch))
             self.saved = None
             # The files go back to what they were when the state was saved.
             if self.state.best:
@@ -249,7 +249,7 @@ class HyperIQASolver:
         if self.state.progress is None:
             self.state.epoch = epoch
             self.state.progress = engine.EpochProgress()
-            self.round.trained.begin_epoch(self.rates(epoch), self.schedule.makes_new(epoch))
+            self.round.trained.begin_epoch(epoch, self.rates(epoch), self.schedule.makes_new(epoch))
 
     def rates(self, epoch: int, done: float = 0.0) -> schedules.Rates:
         """The learning rates in an epoch; done: the share of its steps that are done."""

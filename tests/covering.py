@@ -51,6 +51,8 @@ AXES = {
         "fixed step": ["--lr_scheduler", "step", "--training_fixes", "all"],
     },
     "warmup": {"0": [], "2": ["--warmup_epochs", 2]},
+    "frozen_until": {"0": [], "1": ["--frozen_until", 1]},
+    "layer_decay": {"no": [], "0.7": ["--layer_decay", 0.7]},
     "ema": {"0": [], "0.9": ["--ema", 0.9]},
     "teacher": {"no": [], "yes": ["--teacher", "TEACHER"]},
 }
@@ -74,6 +76,13 @@ REFUSED = [
     ),
     ({("schedule", "step"), ("schedule", "fixed step")}, {("warmup", "2")}),
     ({("loss", "votes")}, {("mixing", "mixup"), ("mixing", "cutmix"), ("mixing", "both")}),
+    (
+        {("frozen_until", "1"), ("layer_decay", "0.7")},
+        {
+            *(("encoder", name) for name in ("stored", "frozen")),
+            *(("schedule", name) for name in ("step", "fixed step")),
+        },
+    ),
 ]
 BANNED = {frozenset(pair) for ones, others in REFUSED for pair in itertools.product(ones, others)}
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from timm.models import group_parameters
 from torch import nn
 
 from hyperiqa.base.errors import UserError
@@ -54,6 +55,9 @@ class Backbone(nn.Module):
     gives_token = False
     # Whether the backward pass computes the activations of the encoder's blocks again.
     grad_checkpointing = False
+    # The depth of the parameters of `pretrained_part` by their names, as timm's `group_matcher` has
+    # it. Names that match nothing, and those with the number 99999, are in the top layer.
+    layer_patterns: Any = {}
     # The architecture of a model of a hub, which its name alone does not tell.
     origin: Mapping[str, Any] = {}
 
@@ -115,11 +119,25 @@ class Backbone(nn.Module):
             if not name.startswith("lda")
         }
 
-    def freeze(self) -> None:
-        """Freeze the encoder, in eval mode and without gradients. The LDA is still trained."""
-        self.frozen = True
+    def freeze(self, frozen: bool = True) -> None:
+        """Freeze the encoder, in eval mode and without gradients. The LDA is still trained.
+
+        frozen: False thaws it again.
+        """
+        self.frozen = frozen
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith("lda"))
+            parameter.requires_grad_(not frozen or name.startswith("lda"))
+
+    def rate_scales(self, decay: float) -> dict[nn.Parameter, float]:
+        """Parameter of the encoder -> the factor of its learning rate: decay^(layers above it).
+
+        Raises UserError if the encoder does not tell the depth of its parameters.
+        """
+        layers = group_parameters(self.pretrained_part, self.layer_patterns, return_values=True)
+        if len(layers) < 2:
+            raise UserError("--layer_decay: this encoder does not tell the depth of its layers")
+        top = len(layers) - 1
+        return {p: decay ** (top - depth) for depth, layer in layers.items() for p in layer}
 
     def checkpoint_blocks(self) -> None:
         """Let timm's encoder keep only the inputs of its blocks for the backward pass."""

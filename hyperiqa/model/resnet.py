@@ -23,6 +23,11 @@ class ResNetBackbone(Backbone):
 
     prefix = "res"
     hidden = (1024, 512)
+    # The LDA modules have the rate of the top layer.
+    layer_patterns = {
+        "stem": r"conv1|bn1",
+        "blocks": [(r"layer(\d+)\.(\d+)", None), (r"lda", (99999,))],
+    }
 
     def __init__(
         self, name: str = "resnet50", pretrained: bool = False, drop_path: float | None = None

@@ -37,6 +37,14 @@ class SwinBackbone(backbone.Backbone):
 
     prefix = "swin"
     hidden = (512, 256)
+    # timm's own patterns have the names of whole models. Its versions call a stage by two names.
+    layer_patterns = {
+        "stem": r"absolute_pos_embed|patch_embed",
+        "blocks": [
+            (r"(?:layers|stages)_(\d+)\.downsample", (0,)),
+            (r"(?:layers|stages)_(\d+)\.\w+\.(\d+)", None),
+        ],
+    }
 
     def __init__(
         self,

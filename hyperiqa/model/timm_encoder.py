@@ -105,6 +105,8 @@ class TimmBackbone(backbone.Backbone):
         pixels = timm.data.resolve_data_config({}, model=self.backbone)
         self.set_normalisation(pixels["mean"], pixels["std"])
         self.add_lda(channels)
+        if hasattr(self.backbone, "group_matcher"):
+            self.layer_patterns = self.backbone.group_matcher(coarse=False)
         # The class token is the first of the prefix tokens, of which some encoders have others.
         self.has_token = (
             getattr(self.backbone, "cls_token", None) is not None

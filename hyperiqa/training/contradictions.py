@@ -64,6 +64,21 @@ def _of_schedule(options: argparse.Namespace, given: command_line.Given) -> list
             f"--warmup_epochs {options.warmup_epochs}: "
             f"expected fewer than --epochs {options.epochs}",
         ),
+        (
+            0 < options.epochs <= options.frozen_until,
+            f"--frozen_until {options.frozen_until}: expected fewer than --epochs {options.epochs}",
+        ),
+        *(
+            (
+                getattr(options, flag) and is_given,
+                f"contradictory flags: --{flag} and {other}",
+            )
+            for flag in ("frozen_until", "layer_decay")
+            for is_given, other in (
+                (scheduler == "step", "--lr_scheduler step, the published procedure"),
+                (options.freeze_backbone, "--freeze_backbone: the encoder does not train"),
+            )
+        ),
     ]
 
 

@@ -47,6 +47,7 @@ CSV_FLAGS = (
     "lower_is_better",
 )
 
+BETWEEN: command_line.Range = ("a number between 0 and 1", lambda x: 0 < x < 1)
 PART: command_line.Range = ("a number from 0 to below 1", lambda x: 0 <= x < 1)
 
 
@@ -195,6 +196,10 @@ def _learning_flags(flags: command_line.Flags) -> None:
     flags.count("--plateau_patience", 2, "epochs without a better SRCC that --lr_scheduler plateau lets pass before it divides the "
                 "rates by ten", least=0)
     flags.count("--warmup_epochs", 0, "epochs in which the learning rates rise step by step from 1 %% to their full values", least=0)
+    flags.count("--frozen_until", 0, "number of first epochs in which the encoder stays as it is while the layers behind it train; "
+                "from the next epoch on everything trains", least=0)
+    flags.real("--layer_decay", None, "factor between the learning rates of a layer of the encoder and the layer above it, such as 0.75; "
+               "the top layer has the rate --lr (default: all layers have it)", BETWEEN)
     flags.value("--optimizer", OPTIMIZERS[0], "optimizer: adamw does not decay biases and norms, sgd has a momentum of 0.9",
                 choices=OPTIMIZERS)
     flags.real("--weight_decay", 5e-4, "weight decay of the optimizer", command_line.NOT_NEGATIVE)
@@ -240,7 +245,7 @@ def _loss_flags(flags: command_line.Flags) -> None:
                 "validation images, the data set's own or those of --val_fraction", choices=["test", "val"])
     flags.value("--val_fraction", None, "share of the training images that become validation images for --select_on val; images of "
                 "one content stay together (default: the data set's own validation images)",
-                ("a number between 0 and 1", lambda x: 0 < x < 1), type=float, metavar="X")
+                BETWEEN, type=float, metavar="X")
     flags.count("--train_test_num", 1, "how often to train and test, each time with the next seed; the log ends with the medians")
     flags.count("--seed", 42, "seed of everything random in the first round", least=0)
 

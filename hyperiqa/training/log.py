@@ -339,6 +339,9 @@ def log_start(
         f"Not exactly repeatable, because of {' and '.join(causes)}" if causes else "",
         *data.notes,
         *facts,
+        f"Encoder: frozen until the end of epoch {options.frozen_until}"
+        if options.frozen_until
+        else "",
         f"Early stopping {patience if options.early_stopping else 'disabled'}",
         CHOSEN_ON[options.select_on],
     ]

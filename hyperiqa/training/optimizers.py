@@ -31,10 +31,21 @@ OPTIMIZERS: dict[str, Callable[[Groups, float], Optimizer]] = {
 }
 
 
+def _split_by_scale(
+    groups: Groups, scales: Mapping[torch.nn.Parameter, float]
+) -> Iterator[dict[str, Any]]:
+    for group in groups:
+        scale_of = {parameter: scales.get(parameter, 1.0) for parameter in group["params"]}
+        for scale in sorted({*scale_of.values()}, reverse=True):
+            parameters = [p for p in group["params"] if scale_of[p] == scale]
+            yield {**group, "params": parameters, "scale": scale}
+
+
 def set_rates(optimizer: Optimizer, rates: Rates) -> None:
-    """Give each of the optimizer's groups the learning rate of its name."""
+    """Give each of the optimizer's groups the learning rate of its name, times its scale."""
     for group in optimizer.param_groups:
-        group["lr"] = getattr(rates, group["name"])
+        # The groups of an older version's checkpoint have no scale.
+        group["lr"] = getattr(rates, group["name"]) * group.get("scale", 1.0)
 
 
 def optimizer_for(
@@ -42,11 +53,13 @@ def optimizer_for(
     rates: Rates,
     weights: Mapping[str, list[torch.nn.Parameter]],
     previous: Optimizer | None = None,
+    scales: Mapping[torch.nn.Parameter, float] = {},
 ) -> Optimizer:
     """The optimizer of an epoch with these rates: `previous`, or a new one where there is none.
 
     weights: the parameters of `head` and of `backbone`. A head with the rate None is in no
     optimizer. Steps clip gradients as `--clip_grad` says.
+    scales: factors of the learning rates of single parameters; all others have the factor 1.
     """
     for parameter in weights["head"]:
         # The gradients of a frozen head would be computed for nothing.
@@ -55,11 +68,13 @@ def optimizer_for(
         set_rates(previous, rates)
         return previous
     groups = [
-        {"params": weights[name], "lr": rate, "name": name}
+        {"params": weights[name], "name": name}
         for name, rate in vars(rates).items()
         if rate is not None
     ]
+    groups = [*_split_by_scale(groups, scales)]
     optimizer = OPTIMIZERS[options.optimizer](groups, options.weight_decay)
+    set_rates(optimizer, rates)
     if options.clip_grad is not None:
         parameters = [parameter for group in groups for parameter in group["params"]]
 
@@ -99,14 +114,23 @@ class TrainedModel:
         self.model = model
         self.options = options
         self.optimizer: Optimizer | None = None
+        # Now, before a part of them is frozen: the optimizer has all of them from the start.
+        self.weights = model.parameter_groups()
+        decay = options.layer_decay
+        self.scales = model.backbone.rate_scales(decay) if decay else {}
         self.average: Any = moving_average(model, options.ema) if options.ema else None
         self.tested: Any = self.average.module if options.ema else model
 
-    def begin_epoch(self, rates: Rates, new: bool) -> None:
-        """Give the optimizer the epoch's rates; new: replace it by one that remembers nothing."""
-        self.optimizer = optimizer_for(
-            self.options, rates, self.model.parameter_groups(), None if new else self.optimizer
-        )
+    def begin_epoch(self, epoch: int, rates: Rates, new: bool) -> None:
+        """Give the optimizer the epoch's rates; new: replace it by one that remembers nothing.
+
+        With `--frozen_until`, the first epochs train the head alone, and the later ones everything:
+        linear probing, then fine-tuning (Kumar et al., ICLR 2022).
+        """
+        if self.options.frozen_until:
+            self.model.backbone.freeze(epoch <= self.options.frozen_until)
+        previous = None if new else self.optimizer
+        self.optimizer = optimizer_for(self.options, rates, self.weights, previous, self.scales)
 
     def after_step(self, rates: Rates) -> None:
         """Update the average after a step, and set the rates of the next one."""
@@ -121,11 +145,11 @@ class TrainedModel:
             state["average"] = self.average.state_dict()
         return state
 
-    def restore(self, saved: Mapping[str, Any], rates: Rates) -> None:
+    def restore(self, saved: Mapping[str, Any], epoch: int, rates: Rates) -> None:
         """Go back to what `state` gave, in an epoch of these rates."""
         self.model.load_state_dict(saved["model"])
         # Made anew first: an optimizer's state dict fits only an optimizer of the same groups.
-        self.begin_epoch(rates, new=True)
+        self.begin_epoch(epoch, rates, new=True)
         self.optimizer.load_state_dict(saved["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(saved["average"])

@@ -241,6 +241,12 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
             ["--init", ".", "--backbone_weights", "."],
             "contradictory flags: --init brings its own weights",
         ),
+        (["--frozen_until", "16"], "--frozen_until 16: expected fewer than --epochs 16"),
+        (["--layer_decay", "1"], "--layer_decay 1.0: expected a number between 0 and 1"),
+        (
+            ["--frozen_until", "2", "--lr_scheduler", "step"],
+            "contradictory flags: --frozen_until and --lr_scheduler step, the published procedure",
+        ),
         (["--feature_dtype", "fp32"], "--feature_dtype needs --freeze_backbone and --fixed_crops"),
         (
             ["--feature_dtype", "fp32", "--fixed_crops"],

@@ -15,8 +15,8 @@ ROWS = covering.covering_array()
 SWIN = ["--backbone", "swin_nano", "--lr", 1e-4]
 CHOICES = {
     "resnet": [],
-    "swin": [*SWIN],
-    "ranking": ["--ranking_loss_alpha", 0.3],
+    "swin": [*SWIN, "--layer_decay", 0.7],
+    "ranking": ["--ranking_loss_alpha", 0.3, "--frozen_until", 1],
     "srcc": [*SWIN, "--loss", "srcc", "--drop_path", 0.3],
     "plcc": ["--loss", "plcc", "--drop_path", 0.3],
     "fidelity": ["--backbone", "test_efficientnet", "--loss", "fidelity"],
@@ -27,13 +27,31 @@ CHOICES = {
         *"--augment rot90 blur".split(),
     ],
     "transformer": [*SWIN, "--hyper", "transformer", "--dropout", 0.2, "--ema", 0.9],
+    "mlp": ["--backbone", "test_vit", "--head", "mlp", "--pool", "both", "--dropout", 0.2],
     "mse": ["--loss", "mse"],
     "smooth": ["--loss", "smooth_l1"],
     "taught": ["--teacher", "TEACHER", "--clip_grad", 1],
     "step": ["--lr_scheduler", "step"],
     "stored": ["--freeze_backbone", "--fixed_crops"],
+    "lora": [*SWIN, "--lora", 2, "--drop_path", 0.3, "--head", "mlp"],
+    "parts": [
+        *[*SWIN, "--ranking_loss_alpha", 0.3, "--dropout", 0.3, "--mixup", 0.4],
+        *["--accumulate", 3, "--grad_checkpointing"],
+    ],
+    "checkpoints": ["--backbone", "test_efficientnet", "--grad_checkpointing"],
 }
-SLOW = ("mse", "smooth", "plcc", "fidelity", "votes", "transformer", "taught", "stored")
+SLOW = (
+    "checkpoints",
+    "mse",
+    "smooth",
+    "plcc",
+    "fidelity",
+    "votes",
+    "transformer",
+    "taught",
+    "stored",
+    "lora",
+)
 
 
 @pytest.fixture(scope="module")
