@@ -212,9 +212,8 @@ class SPAQ(reader.Reader):
             lines = [row[:3] for row in formats.read_sheet(path, self.name)[1:]]
         else:
             lines = [tuple(line.split()) for line in formats.read_lines(path)]
-        malformed = [" ".join(map(str, words)) for words in lines if len(words) != 3]
         formats.refuse(
-            malformed,
+            [" ".join(map(str, words)) for words in lines if len(words) != 3],
             path,
             "line is not an image, its MOS and a standard deviation",
             "lines are not an image, its MOS and a standard deviation",

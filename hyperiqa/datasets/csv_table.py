@@ -108,9 +108,8 @@ class CSVTable(reader.Reader):
         for image, path in paths.items():
             status = path.stat()
             names_of_file.setdefault((status.st_dev, status.st_ino), []).append(image)
-        aliases = [" = ".join(names) for names in names_of_file.values() if len(names) > 1]
         formats.refuse(
-            aliases,
+            [" = ".join(names) for names in names_of_file.values() if len(names) > 1],
             self.root,
             "image is listed by several names",
             "images are listed by several names",

@@ -211,8 +211,12 @@ class Reader:
                 )
         named_paths = self._files(rows)
         counts = Counter(name for name, _ in named_paths)
-        repeated = [name for name, count in counts.items() if count > 1]
-        formats.refuse(repeated, self.name, "image is listed twice", "images are listed twice")
+        formats.refuse(
+            [name for name, count in counts.items() if count > 1],
+            self.name,
+            "image is listed twice",
+            "images are listed twice",
+        )
         found_records = [
             self._record(row, name, path)
             for row, (name, path) in zip(rows, named_paths, strict=True)

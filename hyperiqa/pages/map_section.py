@@ -15,7 +15,6 @@ from hyperiqa.scoring import maps, quality_model
 
 MAPS = 4  # in each level of quality
 LAYERS = [f"layer {layer}" for layer in maps.LAYERS]
-STAGES = [f"stage {stage}" for stage in range(1, 5)]
 
 
 def add_maps(
@@ -104,7 +103,7 @@ def _panels(image_maps: Sequence[maps.ImageMaps], levels: Sequence[Sequence[int]
         panels.append(
             [
                 "what attention weighs each stage",
-                STAGES,
+                [f"stage {stage}" for stage in range(1, 5)],
                 *_means([image_map.stages for image_map in image_maps], levels),
             ]
         )

@@ -412,6 +412,7 @@ def _correlations(errors: np.ndarray, measures: Mapping[str, Sequence[float]]) -
 
 def _srcc_text(errors: np.ndarray, measure: Sequence[float]) -> str:
     values = np.array(measure)
-    draws = resampling.bootstrap("srcc", errors, values, 1000)[:, 0]
-    interval = intervals.percentile_interval(draws)
+    interval = intervals.percentile_interval(
+        resampling.bootstrap("srcc", errors, values, 1000)[:, 0]
+    )
     return tables.estimate_text(intervals.Estimate(metrics.srcc(errors, values), *interval))

@@ -129,8 +129,9 @@ def unpack_hashes(name: str, facts: Mapping[str, Any]) -> list[list[str]]:
     rows = None
     # Damaged text cannot be unpacked and leaves no rows.
     with contextlib.suppress(ValueError, zlib.error):
-        packed = base64.b85decode(facts["looks"])
-        content = zlib.decompressobj().decompress(packed, MOST_HASHES_BYTES)
+        content = zlib.decompressobj().decompress(
+            base64.b85decode(facts["looks"]), MOST_HASHES_BYTES
+        )
         rows = json.loads(content) if HASHES.fullmatch(content) else None
     if rows is None or len(rows) != number:
         raise errors.UserError(
@@ -259,8 +260,11 @@ def sealed(description: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, 
 
     run: the facts about this model alone: round, epoch, figures, digests.
     """
-    calibration = json_digest(description.get("calibration", {}))
-    facts = {**description["certificate"], **run, "calibration": calibration}
+    facts = {
+        **description["certificate"],
+        **run,
+        "calibration": json_digest(description.get("calibration", {})),
+    }
     facts["seal"] = seal_of({**description, "certificate": facts})
     return {**description, "certificate": facts}
 

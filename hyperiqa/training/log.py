@@ -153,8 +153,9 @@ class RunLog:
         for part, figures in parts.items():
             for name, value in figures.items():
                 if value is not None:
-                    tag = f"round{record['round']}/{part}/{name}"
-                    self._board.add_scalar(tag, value, record["epoch"])
+                    self._board.add_scalar(
+                        f"round{record['round']}/{part}/{name}", value, record["epoch"]
+                    )
         self._board.flush()
 
     def open_board(self, first_epoch: int) -> None:
