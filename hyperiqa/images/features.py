@@ -28,7 +28,6 @@ from hyperiqa.images.build_once import (
     remove_built,
     remove_stale,
 )
-from hyperiqa.images.cache import ImageCache
 
 # Raise it when the contents of a row change: older features are then computed anew.
 FEATURE_FORMAT = 1
@@ -45,6 +44,7 @@ Compute = Callable[[int], Iterator[np.ndarray]]
 class Features:
     """Rows of F values for a list of N patches; `features[rows]` is a tensor (n, F).
 
+    cache: an ImageCache, or several that are joined as one.
     shape: (N, F).
     dtype: a key of DTYPES.
     depends_on: everything that the rows depend on in addition to the images, such as the patches,
@@ -53,7 +53,7 @@ class Features:
     """
 
     def __init__(
-        self, cache: ImageCache, split: str, shape: tuple[int, int], dtype: str, depends_on: Mapping
+        self, cache: Any, split: str, shape: tuple[int, int], dtype: str, depends_on: Mapping
     ):
         self.cache = cache
         self.split = split

@@ -67,12 +67,12 @@ def optimizer_for(
     if previous is not None:
         set_rates(previous, rates)
         return previous
-    groups = [
+    trained = [
         {"params": weights[name], "name": name}
         for name, rate in vars(rates).items()
         if rate is not None
     ]
-    groups = [*_split_by_scale(groups, scales)]
+    groups = list(_split_by_scale(trained, scales))
     optimizer = OPTIMIZERS[options.optimizer](groups, options.weight_decay)
     set_rates(optimizer, rates)
     if options.clip_grad is not None:
