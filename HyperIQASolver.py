@@ -14,7 +14,7 @@ import torch
 
 from hyperiqa.base import device, signals
 from hyperiqa.base.errors import Interrupted, UserError, counted
-from hyperiqa.model import factory, hypernet
+from hyperiqa.model import factory, hypernet, lora
 from hyperiqa.stats import metrics
 from hyperiqa.training import (
     best_model,
@@ -120,6 +120,8 @@ class HyperIQASolver:
         if options.grad_checkpointing:
             model.backbone.save_memory(options.patch_size)
         whole_batch.check_parts(model, options.accumulate)
+        if options.lora:
+            lora.adapt(model.backbone, vars(options))
         # Patches arrive channels last; weights in the same layout save the convolutions a copy.
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 

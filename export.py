@@ -9,6 +9,7 @@
     python export.py checkpoints/NAME koniq.pth --layout pyiqa
     python export.py checkpoints/NAME koniq.hub          # what --push uploads
     python export.py checkpoints/NAME --push user/name   # for hf://user/name
+    python export.py x_adapter.safetensors koniq.pkl --base vit.safetensors
 
 The ending of OUTPUT chooses the format, or --format does. The public HyperIQA
 code loads the state dict of .pkl and .pth. The graph of .onnx, and of .xml with
@@ -20,7 +21,7 @@ import re
 import tempfile
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,6 +211,12 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         choices=["pyiqa"],
     )
     flags.count("--opset", OPSETS[0], "version of the ONNX operators", OPSETS[0], OPSETS[-1])
+    flags.path(
+        "--base",
+        None,
+        "merge CHECKPOINT, an adapter that a run with --lora left, into its encoder; "
+        "the file holds the encoder's weights, of timm or in a model trained here",
+    )
     flags.value(
         "--int8",
         [],
@@ -231,17 +238,26 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     return flags.parse(argv, _problems)
 
 
-def _problems(options: Namespace, given: command_line.Given) -> Iterator[str]:
-    if options.push and (options.output or options.format):
-        yield "contradictory flags: --push uploads the model; OUTPUT and --format write it here"
-    if options.layout and Path(options.output or "").suffix not in (".pth", ".pkl"):
-        yield f"--layout {options.layout}: expected an OUTPUT that ends with .pth or .pkl"
-    if options.int8 and Path(options.output or "").suffix != ".xml":
-        yield "--int8: expected an OUTPUT that ends with .xml"
-    if options.int8:
-        yield errors.not_installed("--int8", "openvino", "nncf")
-    if options.private and not options.push:
-        yield "--private needs --push"
+def _problems(options: Namespace, given: command_line.Given) -> list[str]:
+    ending = Path(options.output or "").suffix
+    rules = [
+        (
+            options.push and (options.output or options.format),
+            "contradictory flags: --push uploads the model; OUTPUT and --format write it here",
+        ),
+        (
+            options.layout and ending not in (".pth", ".pkl"),
+            f"--layout {options.layout}: expected an OUTPUT that ends with .pth or .pkl",
+        ),
+        (options.int8 and ending != ".xml", "--int8: expected an OUTPUT that ends with .xml"),
+        (options.int8, errors.not_installed("--int8", "openvino", "nncf")),
+        (
+            options.base and not files.exists_or_on_hub(options.base),
+            f"--base {options.base}: no such file",
+        ),
+        (options.private and not options.push, "--private needs --push"),
+    ]
+    return [message for is_broken, message in rules if is_broken]
 
 
 def write(model: "QualityModel", output: Path, file_format: str, options: Namespace) -> None:
@@ -291,8 +307,10 @@ def main(argv: list[str] | None = None) -> None:
             f"{FEWEST_IMAGES}"
         )
     # torch is imported only once the flags are known to be right.
+    from hyperiqa.base.device import choose_hardware
+    from hyperiqa.model import lora
     from hyperiqa.model.checkpoints import find_model
-    from hyperiqa.scoring.quality_model import load
+    from hyperiqa.scoring.quality_model import QualityModel, load
 
     checkpoint = find_model(options.checkpoint)
     if not options.push:
@@ -303,7 +321,11 @@ def main(argv: list[str] | None = None) -> None:
             options.format,
             options.force,
         )
-    model = load(checkpoint, device="cpu")
+    if options.base:
+        merged = lora.load_merged(checkpoint, options.base)
+        model = QualityModel(*merged, choose_hardware("cpu"))
+    else:
+        model = load(checkpoint, device="cpu")
     if not model.description["described"]:
         print(
             f"{options.checkpoint}: the file has no description; it gets the one of a public model "

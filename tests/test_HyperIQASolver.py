@@ -15,7 +15,7 @@ import predict
 import report
 from hyperiqa.base.device import choose_device
 from hyperiqa.base.errors import UserError
-from hyperiqa.model import checkpoints
+from hyperiqa.model import checkpoints, factory, lora
 from hyperiqa.model.hypernet import HyperNet
 from hyperiqa.model.swin import SwinBackbone
 from hyperiqa.runs import reading
@@ -95,6 +95,35 @@ def test_a_run_leaves_what_the_design_says(settings, model):
         files[0]
         == f"best_model_srcc_{best['test']['srcc']:.4f}_plcc_{best['test']['plcc']:.4f}.pkl"
     )
+
+
+def test_adapters_leave_an_ordinary_best_model_and_what_was_trained_beside_it(settings, tmp_path):
+    """The encoder as it was, merged with the adapter's file, is the best model to the last bit."""
+    torch.manual_seed(42)
+    encoder = SwinBackbone("swin_nano", patch_size=64)
+    base = tmp_path / "encoder.pth"
+    checkpoints.save(base, encoder.backbone.state_dict())
+    flags = ["--backbone", "swin_nano", "--lora", 2, "--ema", 0.9, "--epochs", 3, "--no_spaq"]
+    solver = run(settings("swin", *flags))
+    models = sorted(solver.log.checkpoints.glob("best*"))
+    # The files of earlier best epochs are gone, adapters too.
+    assert [model.name for model in models] == [
+        solver.state.best["files"][0],
+        solver.state.best["files"][0].replace(".pkl", "_adapter.safetensors"),
+    ]
+    state, description = checkpoints.load_model(models[0])
+    assert not [name for name in state if "parametrizations" in name]
+    merged, about = lora.load_merged(models[1], base)
+    assert checkpoints.digest(merged.state_dict()) == description["certificate"]["weights"]
+    assert about == description
+    trained = checkpoints.read_state(models[1])[0]
+    assert not [name for name in trained if name.endswith(".original")]
+    assert models[1].stat().st_size < 0.6 * models[0].stat().st_size
+
+    # Adapters draw nothing before the head.
+    torch.manual_seed(42)
+    plain, adapted = factory.new_model(solver.options), solver.build_model(42)
+    assert torch.equal(plain.fc5w_fc.weight, adapted.fc5w_fc.weight)
 
 
 def test_the_best_model_scores_what_the_predictions_say(settings):

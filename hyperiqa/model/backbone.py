@@ -185,9 +185,12 @@ class Backbone(nn.Module):
         A frozen encoder stays in eval mode, so that its batch norms and dropout work as in scoring.
         """
         super().train(mode)
-        for name, child in self.named_children():
-            if self.frozen and not name.startswith("lda"):
-                child.eval()
+        for name, module in self.named_modules():
+            # The statistics of a norm are frozen where its weights are.
+            is_norm = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.affine
+            is_frozen = self.frozen or (is_norm and not module.weight.requires_grad)
+            if is_frozen and name and not name.startswith("lda"):
+                module.eval()
         return self
 
     def target_in_vec(self, maps: fusion.StageMaps) -> torch.Tensor:

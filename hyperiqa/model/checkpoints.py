@@ -220,6 +220,11 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     (`described` is False then). Raises UserError for anything else.
     """
     content, description = read_state(path)
+    if any(".lora_" in name for name in content):
+        raise errors.UserError(
+            f"{path}: an adapter, which is no model without its encoder: "
+            "export.py ADAPTER OUTPUT --base WEIGHTS merges the two"
+        )
     state = public_names(content)
     if description is None:
         return state, {**describe_public_model(path, content), "described": False}

@@ -77,6 +77,7 @@ def _of_schedule(options: argparse.Namespace, given: command_line.Given) -> list
             for is_given, other in (
                 (scheduler == "step", "--lr_scheduler step, the published procedure"),
                 (options.freeze_backbone, "--freeze_backbone: the encoder does not train"),
+                (options.lora, "--lora: the encoder's own weights do not train"),
             )
         ),
     ]
@@ -107,6 +108,19 @@ def _of_training(options: argparse.Namespace, given: command_line.Given) -> list
                 ("fusion", options.fusion, FUSIONS[0]),
                 ("hyper", options.hyper, HYPERS[0]),
             )
+        ),
+        *(
+            (name in given and not options.lora, f"--{name} needs --lora")
+            for name in ("lora_targets", "lora_alpha")
+        ),
+        (
+            options.lora and options.freeze_backbone,
+            "contradictory flags: --lora trains adapters in the encoder, "
+            "which --freeze_backbone leaves as it is",
+        ),
+        (
+            options.lora and options.lr_scheduler == "step",
+            "contradictory flags: --lora and --lr_scheduler step, the published procedure",
         ),
         (
             "feature_dtype" in given and not (options.freeze_backbone and options.fixed_crops),

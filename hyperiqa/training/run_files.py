@@ -19,6 +19,8 @@ NOT_FIGURES = frozenset(
 )
 # The names of a run's best models, as a regular expression.
 BEST_MODEL = r"best_model_srcc_(?:nan|-?\d\.\d{4})_plcc_(?:nan|-?\d\.\d{4})\.pkl"
+# What takes the place of `.pkl` in the name of the adapter that `--lora` keeps beside such a model.
+ADAPTER = "_adapter.safetensors"
 PREDICTIONS = ["dataset", "image", "mos", "score"]
 Prediction = tuple[str, str, float, float]
 

@@ -112,6 +112,8 @@ class RunState:
             self.best["files"] = self.best["files"][:keep]
             for path in folder.glob("best_model_srcc_*.pkl"):
                 if path.name not in self.best["files"] and _is_model_of_run(path):
+                    # The adapter first: a model that is left over is found again.
+                    path.with_name(path.stem + run_files.ADAPTER).unlink(missing_ok=True)
                     path.unlink()
 
     @classmethod
