@@ -66,7 +66,7 @@ MOMENTS = [
     ],  # mid write of states, models, predictions
     *[("pathlib:Path.replace", n) for n in (1, 3, 5, 9, 12, 16)],  # written, not yet in place
     *[("os:link", n) for n in (1, 4, 6)],
-    *[("hyperiqa.images.cache:perceptual_hash", n) for n in (1, 9, 20)],  # mid cache build
+    *[("hyperiqa.images.perceptual_hash:perceptual_hash", n) for n in (1, 9, 20)],  # mid cache build
     *[("pathlib:Path.rename", n) for n in (1, 2)],  # cache complete, not yet published
     *[("hyperiqa.training.log:RunLog.line", n) for n in (1, 4, 7, 9, 12)],
     *[("hyperiqa.training.log:RunLog.record", n) for n in (1, 2, 3, 4)],
@@ -158,7 +158,7 @@ def test_optimizers_of_the_step_schedule_are_rebuilt(launcher, data, tmp_path, s
     [
         ("hyperiqa.training.engine:to_model_input", 2),
         ("hyperiqa.training.engine:to_model_input", 4),
-        ("hyperiqa.images.cache:perceptual_hash", 3),
+        ("hyperiqa.images.perceptual_hash:perceptual_hash", 3),
         ("os:fsync", 9),
     ],
 )

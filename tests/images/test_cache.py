@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hyperiqa.base.errors import UserError
-from hyperiqa.images import cache as reading_cache
+from hyperiqa.images import decode as decoding
 from hyperiqa.images.cache import ImageCache
 from hyperiqa.images.decode import decode, read_header, resize_image, resized_size
 from hyperiqa.images.perceptual_hash import near_duplicates, perceptual_hash
@@ -78,7 +78,7 @@ def test_whatever_a_cache_depends_on_makes_another(images, tmp_path, change):
 
 def build_in_child(paths, cache_dir, started):
     """Builds a cache whose second image never finishes decoding."""
-    original = reading_cache.decode_and_resize
+    original = decoding.decode_and_resize
 
     def slow(path, size, exif_rotate):
         if path == paths[1]:
@@ -86,7 +86,7 @@ def build_in_child(paths, cache_dir, started):
             time.sleep(60)
         return original(path, size, exif_rotate)
 
-    reading_cache.decode_and_resize = slow
+    decoding.decode_and_resize = slow
     tqdm.set_lock(
         threading.RLock()
     )  # its own is shared with the parent, and this process is killed while it holds it
@@ -111,7 +111,7 @@ def test_a_failed_build_leaves_nothing(images, tmp_path, monkeypatch):
     def broken(path, size, exif_rotate):
         raise MemoryError("our own bug")
 
-    monkeypatch.setattr(reading_cache, "decode_and_resize", broken)
+    monkeypatch.setattr(decoding, "decode_and_resize", broken)
     with pytest.raises(MemoryError):
         ImageCache("set", images, "50", 48, tmp_path / "cache")
     assert folders_in(tmp_path / "cache") == []
