@@ -108,9 +108,9 @@ class HyperIQASolver:
         else:
             model = factory.new_model(options)
             if options.head == "mlp":
-                # Its first scores are near 0, from where a scale of 0..100 is thousands of steps.
-                low, high = self.data.common.range
-                model.rescale((high - low) or 1, (low + high) / 2)
+                # Whatever the scale: scores begin in its middle, and steps are a part of it.
+                scores = self.data.common.range
+                model.rescale((scores[1] - scores[0]) / 10 or 1, sum(scores) / 2)
         # The records name the pool that was chosen.
         options.pool = model.pool
         if options.fused_attention:

@@ -118,7 +118,8 @@ def _flags_of_other_measurements(flags: command_line.Flags) -> None:
     flags.value(
         "--model",
         None,
-        "measure instead what models cost: NAME of a backbone, NAME+FUSION, or a checkpoint",
+        "measure instead what models cost: NAME of a backbone, NAME+FUSION, NAME+mlp, or a "
+        "checkpoint",
         nargs="+",
         metavar="MODEL",
     )

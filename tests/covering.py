@@ -9,13 +9,14 @@ from hyperiqa.training import flags as choices
 AXES = {
     "backbone": {
         name: ["--backbone", name]
-        for name in ("test_convnext", "resnet18", "swin_nano", "test_efficientnet")
+        for name in ("test_convnext", "resnet18", "swin_nano", "test_efficientnet", "test_vit")
     },
     "encoder": {
         "whole": [],
         "frozen": ["--freeze_backbone"],
         "stored": ["--freeze_backbone", "--fixed_crops"],
     },
+    "head": {"hyper": [], "mlp": ["--head", "mlp"]},
     "fusion": {name: ["--fusion", name] for name in choices.FUSIONS},
     "hyper": {name: ["--hyper", name] for name in choices.HYPERS},
     "dropout": {"0": [], "0.2": ["--dropout", 0.2]},
@@ -73,6 +74,13 @@ REFUSED = [
     (
         {("encoder", "stored"), ("encoder", "frozen")},
         {("drop_path", "0.3"), ("contrastive", "0.5")},
+    ),
+    (
+        {("head", "mlp")},
+        {
+            *(("fusion", name) for name in choices.FUSIONS if name != "none"),
+            ("hyper", "transformer"),
+        },
     ),
     ({("schedule", "step"), ("schedule", "fixed step")}, {("warmup", "2")}),
     ({("loss", "votes")}, {("mixing", "mixup"), ("mixing", "cutmix"), ("mixing", "both")}),

@@ -50,9 +50,6 @@ class Backbone(nn.Module):
     # Whether the encoder has a class token, and whether `stage_maps` gives it as a fifth map.
     has_token = False
     gives_token = False
-    # Whether the encoder has a class token, and whether `stage_maps` gives it as a fifth map.
-    has_token = False
-    gives_token = False
     # Whether the backward pass computes the activations of the encoder's blocks again.
     grad_checkpointing = False
     # The depth of the parameters of `pretrained_part` by their names, as timm's `group_matcher` has

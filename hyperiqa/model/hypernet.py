@@ -20,6 +20,7 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
 Parameter names are those of the public implementation, so checkpoints travel both ways.
 """
 
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -38,23 +39,32 @@ class QualityNet(nn.Module):
 
     The scores are on the scale of the MOS that the model was trained on. In place of images, a
     model also takes the averaged stage maps of a frozen encoder, which `pack` makes one tensor of,
-    and `unpack` maps again. A subclass sets `choices` and implements `reads`, `rescale` and
-    `forward`.
+    and `unpack` maps again. A subclass sets `choices` and `last_layer`.
+
+    reads: (stage, side) of the averaged stage maps that the model reads, also repeatedly.
+    parts: other modules, each saved under its own `place`.
     """
 
     # The settings that shape the head. Dropout does not.
     choices: tuple[str, ...] = ()
+    # The names of the modules that end in the score; the last one has its bias.
+    last_layer: tuple[str, ...]
     # What an `mlp` head reads of the encoder.
     pool: str | None = None
 
-    def __init__(self, backbone: Backbone, **parts: Any):
+    def __init__(self, backbone: Backbone, reads: Sequence[tuple[int, int]], **parts: Any):
         super().__init__()
         # These parts are saved under names of the public code, which differ from choice to choice,
         # such as `res` and `swin`. Properties find them by these names.
-        self.places = {"backbone": backbone.prefix}
-        self.places |= {name: part.place for name, part in parts.items()}
+        self.places = {"backbone": backbone.prefix} | {n: p.place for n, p in parts.items()}
         for place, part in zip(self.places.values(), (backbone, *parts.values())):
             self.add_module(place, part)
+        # (stage, side) of each averaged stage map -> its number of values. A dictionary drops
+        # repetitions and keeps the order, which `pack` depends on. The class token, number 4, is as
+        # wide as the last stage.
+        self.pools = {
+            (stage, side): backbone.channels[min(stage, 3)] * side**2 for stage, side in reads
+        }
 
     @property
     def backbone(self) -> Backbone:
@@ -63,30 +73,15 @@ class QualityNet(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone`: its trained parameters, with those of its LDA; `head`: all others.
 
-        Low-rank adapters of the encoder's layers count as parts of the head.
+        Low-rank adapters within the encoder, such as `…parametrizations.weight.0.a`, are in `head`.
         """
-        groups: dict[str, list[nn.Parameter]] = {"head": [], "backbone": []}
-        for name, parameter in self.named_parameters():
-            is_adapter = ".parametrizations." in name and not name.endswith(".original")
-            if is_adapter or not name.startswith(f"{self.places['backbone']}."):
-                groups["head"].append(parameter)
-            elif parameter.requires_grad:
-                groups["backbone"].append(parameter)
-        return groups
-
-    @property
-    def reads(self) -> Sequence[tuple[int, int]]:
-        """The (stage, side) of the averaged stage maps that the model reads; any may come twice."""
-        raise NotImplementedError
-
-    @property
-    def pools(self) -> dict[tuple[int, int], int]:
-        """(stage, side) of each averaged stage map that the model reads -> its number of values."""
-        # A dictionary drops repetitions and keeps the order, which `pack` depends on.
-        sides = dict.fromkeys(self.reads)
-        # The class token, number 4, is as wide as the last stage.
-        channels = (*self.backbone.channels, self.backbone.channels[3])
-        return {(stage, side): channels[stage] * side**2 for stage, side in sides}
+        encoder = re.compile(rf"{self.places['backbone']}\.(?!.*\.parametrizations\.\w+\.\d)")
+        return {
+            "head": [p for name, p in self.named_parameters() if not encoder.match(name)],
+            "backbone": [
+                p for name, p in self.named_parameters() if encoder.match(name) and p.requires_grad
+            ],
+        }
 
     def pack(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Whole stage maps -> (N, F): everything that the model reads from them."""
@@ -99,7 +94,11 @@ class QualityNet(nn.Module):
 
     def rescale(self, factor: float, offset: float) -> None:
         """Turn every score into factor·score + offset, by changing the last layer alone."""
-        raise NotImplementedError
+        layers: list[Any] = [self.get_submodule(name) for name in self.last_layer]
+        with torch.no_grad():
+            for parameter in nn.ModuleList(layers).parameters():
+                parameter.mul_(factor)
+            layers[-1].bias.add_(offset)
 
     def stage_maps(self, images: torch.Tensor | StageMaps) -> StageMaps:
         """The backbone's maps of images. Stage maps in place of images stay as they are."""
@@ -113,13 +112,14 @@ class HyperNet(QualityNet):
     """
 
     choices = ("fusion", "hyper")
+    last_layer = ("fc5w_fc", "fc5b_fc")
 
     def __init__(
         self, backbone: Backbone, fusion: str = "none", hyper: str = "conv", dropout: float = 0.0
     ):
         fuse = FUSIONS[fusion](backbone.channels)
         body = HYPERS[hyper](backbone.channels, fuse.out_channels, backbone.hidden)
-        super().__init__(backbone, fuse=fuse, body=body)
+        super().__init__(backbone, (*LDA_POOLS, *fuse.pools, *body.pools), fuse=fuse, body=body)
         # The generators turn the hyper network's map into the target network's weights.
         for i, (n_in, n_out) in enumerate(pairwise(TARGET_SIZES[:-1]), 1):
             # The 7x7 values of each output channel together are the layer's weight matrix.
@@ -142,16 +142,6 @@ class HyperNet(QualityNet):
     @property
     def body(self) -> Any:
         return getattr(self, self.places["body"])
-
-    @property
-    def reads(self) -> Sequence[tuple[int, int]]:
-        return [*LDA_POOLS, *self.fuse.pools, *self.body.pools]
-
-    def rescale(self, factor: float, offset: float) -> None:
-        with torch.no_grad():
-            for parameter in (*self.fc5w_fc.parameters(), *self.fc5b_fc.parameters()):
-                parameter.mul_(factor)
-            self.fc5b_fc.bias.add_(offset)
 
     def target_weights(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
         """Images (N, 3, H, W) -> the target network's input and weights, under the public keys."""

@@ -4,9 +4,6 @@ The layers are those of the baseline head of AGM (Yadav, github.com/drkkgy/NR_IQ
 reports high correlations on KonIQ-10k with SigLIP 2: two hidden layers of 512 with ReLU.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -14,8 +11,6 @@ from hyperiqa.base.errors import UserError
 from hyperiqa.model.backbone import Backbone
 from hyperiqa.model.fusion import StageMaps, pool_to, stage_map
 from hyperiqa.model.hypernet import QualityNet
-
-WIDTH = 512
 
 # What the head reads: (stage, side) of averaged stage maps. Number 4 is the class token.
 POOLS = {"token": ((4, 1),), "mean": ((3, 1),), "both": ((4, 1), (3, 1))}
@@ -35,10 +30,12 @@ class MlpNet(QualityNet):
     """
 
     choices = ("pool",)
+    last_layer = ("head.7",)
 
     def __init__(self, backbone: Backbone, pool: str | None = None, dropout: float = 0.0):
-        super().__init__(backbone)
-        self.pool = pool or ("token" if backbone.has_token else "mean")
+        pool = pool or ("token" if backbone.has_token else "mean")
+        super().__init__(backbone, POOLS[pool])
+        self.pool = pool
         backbone.gives_token = self.pool != "mean"
         if backbone.gives_token and not backbone.has_token:
             raise UserError(f"--pool {pool}: the encoder gives no class token; expected mean")
@@ -46,31 +43,22 @@ class MlpNet(QualityNet):
         for name in [name for name, _ in backbone.named_children() if name.startswith("lda")]:
             delattr(backbone, name)
         features = sum(self.pools.values())
-        self.head: Any = nn.Sequential(
+        self.head = nn.Sequential(
             nn.LayerNorm(features),
-            nn.Linear(features, WIDTH),
+            nn.Linear(features, 512),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(WIDTH, WIDTH),
+            nn.Linear(512, 512),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Linear(WIDTH, 1),
+            nn.Linear(512, 1),
         )
-
-    @property
-    def reads(self) -> Sequence[tuple[int, int]]:
-        return POOLS[self.pool]
-
-    def rescale(self, factor: float, offset: float) -> None:
-        with torch.no_grad():
-            for parameter in self.head[-1].parameters():
-                parameter.mul_(factor)
-            self.head[-1].bias.add_(offset)
 
     def forward(self, images: torch.Tensor | StageMaps) -> dict[str, torch.Tensor]:
         maps = self.stage_maps(images)
-        pooled = [pool_to(stage_map(maps, *pool), 1).flatten(1) for pool in self.reads]
-        features = torch.cat(pooled, 1)
+        features = torch.cat(
+            [pool_to(stage_map(maps, *pool), 1).flatten(1) for pool in self.pools], 1
+        )
         # In bf16, a score of 80 would have steps of 0.5.
         with torch.autocast(features.device.type, enabled=False):
             return {"scores": self.head(features.float()).flatten(), "features": features}

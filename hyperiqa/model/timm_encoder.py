@@ -134,8 +134,7 @@ class TimmBackbone(backbone.Backbone):
         )
         if not self.gives_token:
             return maps
-        _, prefix = maps[-1]
-        return [*(stage for stage, _ in maps), prefix[:, 0, :, None, None]]
+        return [*(stage for stage, _ in maps), maps[-1][1][:, 0, :, None, None]]
 
 
 def create(name: str, pretrained: bool, **arguments: Any) -> Any:

@@ -16,14 +16,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hyperiqa.base import errors, files
-from hyperiqa.base.device import (
-    Hardware,
-    choose_hardware,
-    keep_freed_memory,
-    map_large_tensors_separately,
-    set_backends,
-)
+from hyperiqa.base import device as devices, errors, files
 from hyperiqa.datasets.records import DataSet
 from hyperiqa.images.cache import put_on_gpu
 from hyperiqa.model import factory, fusion, hyper, hypernet
@@ -71,8 +64,11 @@ def load_net(name: str, patch_size: int, device: torch.device) -> tuple[hypernet
         model = quality_model.load(name, str(device))
         return model.net, model.description["patch_size"]
     backbone, *choices = name.split("+")
-    choices_of = {"hyper": hyper.HYPERS, "fusion": fusion.FUSIONS, "head": factory.HEADS}
-    axes = {choice: axis for axis, choices in choices_of.items() for choice in choices}
+    axes = {
+        **dict.fromkeys(hyper.HYPERS, "hyper"),
+        **dict.fromkeys(fusion.FUSIONS, "fusion"),
+        **dict.fromkeys(factory.HEADS, "head"),
+    }
     description: dict[str, Any] = {"backbone": backbone, "patch_size": patch_size}
     for choice in choices:
         if choice not in axes:
@@ -84,6 +80,7 @@ def load_net(name: str, patch_size: int, device: torch.device) -> tuple[hypernet
     return factory.build(description), patch_size
 
 
+@torch.no_grad()
 def operations(net: hypernet.QualityNet, side: int) -> dict[str, dict[str, int]]:
     """Parameters and multiply-accumulates of one patch of that side, by part."""
     patch = torch.zeros(1, 3, side, side, device=next(net.parameters()).device)
@@ -91,21 +88,20 @@ def operations(net: hypernet.QualityNet, side: int) -> dict[str, dict[str, int]]
     passes: dict[str, Callable[[], object]] = {"backbone": lambda: net.stage_maps(patch)}
     # What is in no other part.
     rest = "head"
-    with torch.no_grad():
-        if isinstance(net, hypernet.HyperNet):
-            rest = "hyper"
-            modules |= {"fusion": net.fuse, "target": net.target_net}
-            maps = net.stage_maps(patch)
-            weights = net.target_weights(maps)
-            passes = {
-                "backbone": lambda: net.backbone.target_in_vec(net.stage_maps(patch)),
-                "fusion": lambda: modules["fusion"](maps),
-                "target": lambda: modules["target"](weights),
-            }
-        parameters = {name: _parameter_count(module) for name, module in modules.items()}
-        parameters[rest] = _parameter_count(net) - sum(parameters.values())
-        macs = {name: _multiply_accumulates(work) for name, work in passes.items()}
-        macs[rest] = _multiply_accumulates(lambda: net(patch)) - sum(macs.values())
+    if isinstance(net, hypernet.HyperNet):
+        rest = "hyper"
+        maps = net.stage_maps(patch)
+        weights = net.target_weights(maps)
+        modules |= {"fusion": net.fuse, "target": net.target_net}
+        passes = {
+            "backbone": lambda: net.backbone.target_in_vec(net.stage_maps(patch)),
+            "fusion": lambda: modules["fusion"](maps),
+            "target": lambda: modules["target"](weights),
+        }
+    parameters = {name: _parameter_count(module) for name, module in modules.items()}
+    parameters[rest] = _parameter_count(net) - sum(parameters.values())
+    macs = {name: _multiply_accumulates(work) for name, work in passes.items()}
+    macs[rest] = _multiply_accumulates(lambda: net(patch)) - sum(macs.values())
     return {"parameters": parameters, "macs": macs}
 
 
@@ -153,7 +149,7 @@ def measure_phases(
     batch = hardware.take(batches[0])
     # Compiling and cuDNN's choice of kernels take more than one step.
     train([batch] * (4 if flags.compile or flags.no_deterministic else 1))
-    keep_freed_memory()
+    devices.keep_freed_memory()
     phases["training"] = (
         len(batches.patches) / timed(lambda: train(make_loader(batches, hardware)), device)[0]
     )
@@ -183,10 +179,10 @@ def measure_step(flags: argparse.Namespace, backbone: str, koniq: DataSet) -> di
     return measure_parts(model, losses.QualityLoss(), optimizer, batches, hardware, flags.step)
 
 
-def _prepared_hardware(flags: argparse.Namespace) -> Hardware:
-    set_backends(deterministic=not flags.no_deterministic)
-    map_large_tensors_separately()
-    return choose_hardware(flags.device)
+def _prepared_hardware(flags: argparse.Namespace) -> devices.Hardware:
+    devices.set_backends(deterministic=not flags.no_deterministic)
+    devices.map_large_tensors_separately()
+    return devices.choose_hardware(flags.device)
 
 
 def _decoded(
@@ -214,7 +210,7 @@ def _train_batches(
 def _train(
     model: hypernet.QualityNet,
     optimizer: torch.optim.Optimizer,
-    hardware: Hardware,
+    hardware: devices.Hardware,
     criterion: engine.Criterion,
     batches: Iterable[dict],
 ) -> None:
@@ -228,8 +224,8 @@ def build_model(backbone: str, device: torch.device) -> hypernet.QualityNet:
 
 
 def _trained_parts(
-    flags: argparse.Namespace, backbone: str, hardware: Hardware
-) -> tuple[hypernet.QualityNet, torch.optim.Optimizer, Hardware]:
+    flags: argparse.Namespace, backbone: str, hardware: devices.Hardware
+) -> tuple[hypernet.QualityNet, torch.optim.Optimizer, devices.Hardware]:
     """A model, its optimizer by the published settings, and the hardware in `--precision`.
 
     The precision auto is measured, and the result is not kept.
@@ -251,7 +247,7 @@ def measure_parts(
     criterion: engine.Criterion,
     optimizer: torch.optim.Optimizer,
     batches: Any,
-    hardware: Hardware,
+    hardware: devices.Hardware,
     steps: int,
 ) -> dict[str, Any]:
     """Measure training steps.
@@ -272,7 +268,7 @@ def measure_parts(
     train = partial(_train, model, optimizer, hardware)
     train(criterion, first_batches(WARM_UP))
     # As training does, from its first step on.
-    keep_freed_memory()
+    devices.keep_freed_memory()
     wait_for(hardware.device)
     whole = timed(lambda: train(criterion, first_batches(steps)), hardware.device)[0] / steps
     parts = _seconds_of_parts(
@@ -334,7 +330,7 @@ def _seconds_of_parts(
     return seconds
 
 
-def matrix_speed(hardware: Hardware, repeats: int = 8) -> float:
+def matrix_speed(hardware: devices.Hardware, repeats: int = 8) -> float:
     """The device's operations per second in a product of two large matrices.
 
     It is that of the fastest repeat, in the precision in which the model is trained.

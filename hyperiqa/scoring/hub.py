@@ -37,7 +37,7 @@ def write_folder(folder: Path, model: quality_model.QualityModel, repo: str) -> 
     config = {
         "library_name": "hyperiqa",
         "model_type": "hyperiqa",
-        "architectures": ["HyperNet"],
+        "architectures": [type(model.net).__name__],
         **about,
     }
     files.write_whole(folder / "config.json", json.dumps(config, indent=1) + "\n")

@@ -129,7 +129,7 @@ def _prepared(
 class QualityModel:
     """A trained model and what is needed to use it. Make one with `load`.
 
-    net: the `HyperNet`, in eval mode on the device.
+    net: the `QualityNet`, in eval mode on the device.
     description: plain values that say how images are prepared and what scores mean, such as
         `patch_size`, `resize`, `score_range` and `higher_is_better`.
     hardware: the device, the precision and the number of worker processes.
@@ -138,7 +138,7 @@ class QualityModel:
 
     def __init__(
         self,
-        net: hypernet.HyperNet,
+        net: hypernet.QualityNet,
         description: dict[str, Any],
         hardware: Hardware,
         trained: Mapping[str, Any] | None = None,

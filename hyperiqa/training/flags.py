@@ -18,8 +18,6 @@ from hyperiqa.base import cluster, command_line
 AUGMENTATIONS = ("hflip", "vflip", "rot90", "color", "blur", "none")
 FUSIONS = ("none", "concat", "direct", "attention", "fpn", "progressive")
 HYPERS = ("conv", "transformer")
-HEADS = ("hyper", "mlp")
-POOLS = ("token", "mean", "both")
 MIX_SCALES = ("first", "range", "none")
 FEATURE_DTYPES = ("fp16", "fp32", "none")
 LOSSES = ("l1", "mse", "smooth_l1", "plcc", "srcc", "fidelity")
@@ -147,10 +145,10 @@ def _model_flags(flags: command_line.Flags, script: Script) -> None:
     flags.path("--backbone_weights", None, "file with the encoder's first weights: of torchvision, of timm, or a model trained here")
     flags.path("--init", None, "trained model to continue from; its scores are brought to the scale of the data set")
     flags.switch("--freeze_backbone", "freeze_backbone", True, "leave the encoder as it is and train the layers behind it")
-    flags.value("--head", HEADS[0], "what scores the encoder's features: the hyper network and its target network, or a multilayer "
-                "perceptron with two hidden layers on their mean or on the class token", choices=HEADS)
+    flags.value("--head", "hyper", "what scores the encoder's features: the hyper network and its target network, or a multilayer "
+                "perceptron with two hidden layers on their mean or on the class token", choices=["hyper", "mlp"])
     flags.value("--pool", None, "what --head mlp reads: the class token, the mean of the last stage, or both (default: the class token "
-                "where the encoder has one, else the mean)", choices=POOLS)
+                "where the encoder has one, else the mean)", choices=["token", "mean", "both"])
     flags.count("--lora", None, "rank of low-rank adapters (LoRA) in the linear layers of a transformer, such as 8; they train while "
                 "the encoder's own weights are frozen (default: no adapters)", most=4096)
     flags.value("--lora_targets", ["qkv", "proj"], "linear layers that --lora adapts, by the last part of their names; in most of "
