@@ -15,6 +15,7 @@ AXES = {
         "whole": [],
         "frozen": ["--freeze_backbone"],
         "stored": ["--freeze_backbone", "--fixed_crops"],
+        "lora": ["--lora", 2, "--lora_targets", "qkv", "fc1", "--lora_alpha", 4],
     },
     "head": {"hyper": [], "mlp": ["--head", "mlp"]},
     "fusion": {name: ["--fusion", name] for name in choices.FUSIONS},
@@ -55,6 +56,8 @@ AXES = {
     "frozen_until": {"0": [], "1": ["--frozen_until", 1]},
     "layer_decay": {"no": [], "0.7": ["--layer_decay", 0.7]},
     "ema": {"0": [], "0.9": ["--ema", 0.9]},
+    "grad_checkpointing": {"no": [], "yes": ["--grad_checkpointing"]},
+    "accumulate": {"1": [], "3": ["--accumulate", 3]},
     "teacher": {"no": [], "yes": ["--teacher", "TEACHER"]},
 }
 # What the program refuses together.
@@ -73,8 +76,10 @@ REFUSED = [
     ),
     (
         {("encoder", "stored"), ("encoder", "frozen")},
-        {("drop_path", "0.3"), ("contrastive", "0.5")},
+        {("drop_path", "0.3"), ("contrastive", "0.5"), ("grad_checkpointing", "yes")},
     ),
+    # Their batch norms train, unless the encoder is frozen.
+    ({("backbone", "resnet18"), ("backbone", "test_efficientnet")}, {("accumulate", "3")}),
     (
         {("head", "mlp")},
         {
@@ -82,12 +87,23 @@ REFUSED = [
             ("hyper", "transformer"),
         },
     ),
+    (
+        {("encoder", "lora")},
+        {
+            # They have no linear layers of these names.
+            ("backbone", "test_convnext"),
+            ("backbone", "resnet18"),
+            ("backbone", "test_efficientnet"),
+            ("schedule", "step"),
+            ("schedule", "fixed step"),
+        },
+    ),
     ({("schedule", "step"), ("schedule", "fixed step")}, {("warmup", "2")}),
     ({("loss", "votes")}, {("mixing", "mixup"), ("mixing", "cutmix"), ("mixing", "both")}),
     (
         {("frozen_until", "1"), ("layer_decay", "0.7")},
         {
-            *(("encoder", name) for name in ("stored", "frozen")),
+            *(("encoder", name) for name in ("stored", "frozen", "lora")),
             *(("schedule", name) for name in ("step", "fixed step")),
         },
     ),

@@ -5,7 +5,6 @@ et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive Hype
 2020.
 """
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -136,10 +135,6 @@ class Backbone(nn.Module):
         top = len(layers) - 1
         return {p: decay ** (top - depth) for depth, layer in layers.items() for p in layer}
 
-    def checkpoint_blocks(self) -> None:
-        """Let timm's encoder keep only the inputs of its blocks for the backward pass."""
-        self.pretrained_part.set_grad_checkpointing()
-
     def save_memory(self, side: int) -> None:
         """Keep only the inputs of the encoder's blocks, and compute the rest again when needed.
 
@@ -147,10 +142,11 @@ class Backbone(nn.Module):
         tenth of what the encoder keeps for the backward pass.
         """
         plain = self._kept_bytes(side)
-        self.grad_checkpointing = True
-        # Some encoders do not have timm's method, or refuse it: the measurement shows it.
-        with contextlib.suppress(AttributeError, AssertionError, NotImplementedError):
-            self.checkpoint_blocks()
+        # timm's switches, and that of this class. timm's feature extractors, which are ModuleDicts,
+        # would keep only the inputs of whole stages.
+        switched: list[Any] = [m for m in self.modules() if hasattr(m, "grad_checkpointing")]
+        for module in switched:
+            module.grad_checkpointing = not isinstance(module, nn.ModuleDict)
         kept = self._kept_bytes(side)
         if kept > 0.9 * plain:
             raise UserError(
@@ -165,7 +161,7 @@ class Backbone(nn.Module):
         # In eval mode, the patch does not change the statistics of batch norms.
         self.eval()
         # No backward pass follows, so nothing is unpacked.
-        with torch.autograd.graph.saved_tensors_hooks(kept.append, kept.index):
+        with torch.autograd.graph.saved_tensors_hooks(kept.append, kept.__getitem__):
             self.stage_maps(torch.zeros(1, 3, side, side))
         sizes = {tensor.data_ptr(): tensor.nbytes for tensor in kept}
         return sum(size for address, size in sizes.items() if address not in weights)

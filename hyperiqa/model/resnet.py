@@ -7,7 +7,6 @@ import torch
 import torchvision
 from timm.layers import DropPath
 from timm.models import checkpoint_seq
-from torch import nn
 
 from hyperiqa.base.network import check_reachable
 from hyperiqa.model.backbone import Backbone
@@ -59,11 +58,11 @@ class ResNetBackbone(Backbone):
         stem: Any = self
         maps = [stem.maxpool(stem.relu(stem.bn1(stem.conv1(images))))]
         for stage in self._stages():
-            run = checkpoint_seq if self.grad_checkpointing else nn.Sequential.forward
+            run = checkpoint_seq if self.grad_checkpointing else torch.nn.Sequential.forward
             maps.append(run(stage, maps[-1]))
         return maps[1:]
 
 
-def _branch_end(block: Any) -> nn.BatchNorm2d:
+def _branch_end(block: Any) -> torch.nn.BatchNorm2d:
     # The batch norm that ends a residual block's branch: of a bottleneck, or of a basic block.
     return block.bn3 if hasattr(block, "bn3") else block.bn2

@@ -81,11 +81,6 @@ class SwinBackbone(backbone.Backbone):
         self.channels_last = self.backbone.output_fmt == "NHWC"
         self.add_lda(self.backbone.feature_info.channels())
 
-    def checkpoint_blocks(self) -> None:
-        # timm's feature extractor would keep only the inputs of whole stages.
-        for stage in self.backbone.children():
-            stage.grad_checkpointing = True
-
     def fuse_attention(self) -> None:
         """Compute the windows' attention, bias and mask in one fused kernel.
 

@@ -167,6 +167,11 @@ def _of_training(options: argparse.Namespace, given: command_line.Given) -> list
             f"--accumulate {options.accumulate}: "
             f"expected at most --batch_size {options.batch_size}",
         ),
+        (
+            options.compile and (options.grad_checkpointing or options.accumulate > 1),
+            "contradictory flags: --compile goes with neither --grad_checkpointing "
+            "nor --accumulate",
+        ),
         (options.tensorboard and missing_package, missing_package),
     ]
 

@@ -154,8 +154,8 @@ class GradientSum:
 
 def check_parts(model: nn.Module, parts: int) -> None:
     """Raise UserError if the model cannot be trained in parts of a batch."""
-    norms = [m for m in model.train().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if parts > 1 and any(norm.training for norm in norms):
+    norm = nn.modules.batchnorm._BatchNorm
+    if parts > 1 and any(isinstance(m, norm) and m.training for m in model.train().modules()):
         raise UserError(
             f"--accumulate {parts}: batch norms that train take the statistics of the whole batch; "
             "expected an encoder without batch norms, or --freeze_backbone"

@@ -176,6 +176,18 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
             "contradictory flags: --drop_path and --freeze_backbone",
         ),
         (
+            ["--freeze_backbone", "--grad_checkpointing"],
+            "contradictory flags: --grad_checkpointing and --freeze_backbone",
+        ),
+        (
+            ["--accumulate", "9", "--batch_size", "8"],
+            "--accumulate 9: expected at most --batch_size 8",
+        ),
+        (
+            ["--accumulate", "2", "--compile"],
+            "contradictory flags: --compile goes with neither --grad_checkpointing nor --accumulate",
+        ),
+        (
             ["--freeze_backbone", "--contrastive_weight", "1"],
             "contradictory flags: --contrastive_weight trains the encoder",
         ),
@@ -243,6 +255,10 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         ),
         (["--frozen_until", "16"], "--frozen_until 16: expected fewer than --epochs 16"),
         (["--layer_decay", "1"], "--layer_decay 1.0: expected a number between 0 and 1"),
+        (
+            ["--layer_decay", "0.7", "--lora", "4"],
+            "contradictory flags: --layer_decay and --lora: the encoder's own weights do not train",
+        ),
         (
             ["--frozen_until", "2", "--lr_scheduler", "step"],
             "contradictory flags: --frozen_until and --lr_scheduler step, the published procedure",
