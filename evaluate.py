@@ -44,6 +44,8 @@ TITLES = {
 
 # The parts of an `Estimate` that --json and --csv have.
 BOUNDS = ("value", "low", "high")
+# Parts of a description that are left out here; `certify.py` shows them.
+LONG = ("certificate", "calibration")
 
 
 def parse() -> argparse.Namespace:
@@ -154,15 +156,7 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
 
     set_backends(deterministic=True)
     keep_freed_memory()
-    models = dict(
-        ensemble.load_members(
-            [options.checkpoint, *options.also],
-            device=options.device,
-            precision=options.precision,
-            crops=options.crops,
-            workers=options.workers,
-        )
-    )
+    models = dict(ensemble.load_members(options, "device", "precision", "crops", "workers"))
     path, model = next(iter(models.items()))
     tests_of_models = evaluation.read_sets_of_models(options.datasets, models.values(), options)
     if options.calibrate:
@@ -172,18 +166,16 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
         evaluation.load_images(tests, one, cache_dir, options.skip_bad_images)
     tests = list(_scored_sets(options, models, tests_of_models))
     if options.calibrate:
-        calibrating.write(options, path, model, tests)
+        calibrating.write(options, Path(path), model, tests)
     for test in tests:
         evaluation.measure(test, options.resamples, options.standards)
-    # These are long, and `certify.py` shows them.
-    left_out = ("certificate", "calibration")
     descriptions = {
-        str(place): {name: value for name, value in one.description.items() if name not in left_out}
+        place: {name: value for name, value in one.description.items() if name not in LONG}
         for place, one in models.items()
     }
     origin = {
-        "checkpoint": str(path),
-        "model": descriptions.pop(str(path)),
+        "checkpoint": path,
+        "model": descriptions.pop(path),
         "also": descriptions,
         "device": str(model.hardware.device),
         "precision": options.precision,
@@ -195,21 +187,21 @@ def evaluate(options: argparse.Namespace) -> tuple[dict[str, Any], list["SetTest
 
 def _scored_sets(
     options: argparse.Namespace,
-    models: Mapping[Path, "QualityModel"],
+    models: Mapping[str, "QualityModel"],
     tests_of_models: Sequence[Sequence["SetTest"]],
 ) -> Iterator["SetTest"]:
     # The predictions are written after each set: they stay if the user stops the rest.
     from hyperiqa.scoring import evaluation
     from hyperiqa.training.batches import fewer_workers
 
-    short_names = tables.short_names(list(map(str, models)), 20).values()
+    short_names = tables.short_names(list(models), 20)
+    named = dict(zip(short_names.values(), models.values(), strict=True))
     for model in models.values():
         note = fewer_workers(model.hardware, options.batch_size, model.description["patch_size"])
         if note:
             print(note, file=sys.stderr)
     rows: list[tuple[str, str, float, float]] = []
     for tests in zip(*tests_of_models):
-        named = dict(zip(short_names, models.values(), strict=True))
         test = evaluation.score_together(tests, named, options.batch_size)
         rows += [
             (test.data.name, record.name, record.score, score)
@@ -280,15 +272,12 @@ def figures_table(tests: Sequence["SetTest"]) -> tuple[list[str], list[list[str]
     """The header and the rows of the figures: of each set, then of each model of an ensemble."""
     rows = [
         [
-            title,
+            tested.title,
             str(len(tested.records)),
             *(tables.estimate_text(tested.figures[name]) for name in TITLES),
         ]
         for test in tests
-        for title, tested in [
-            (test.title, test),
-            *((f"  {member.title}", member) for member in test.members),
-        ]
+        for tested in (test, *test.members)
     ]
     return ["data set", "images", *TITLES.values()], rows
 
@@ -308,8 +297,12 @@ def as_text(origin: Mapping[str, Any], tests: Sequence["SetTest"], markdown: boo
     if any(test.by_standards for test in tests):
         sets = standards_table.with_overall({test.title: test.by_standards for test in tests})
         named_rows = [("", data_set, measured) for data_set, measured in sets.items()]
-        lines += ["", bullet + runs_table.STANDARDS_NOTE, ""]
-        lines += [table(*standards_table.table(named_rows, ""))]
+        lines += [
+            "",
+            bullet + runs_table.STANDARDS_NOTE,
+            "",
+            table(*standards_table.table(named_rows, "")),
+        ]
     for test in tests:
         if test.kinds:
             rows = [
@@ -343,7 +336,7 @@ def as_record(test: "SetTest") -> dict[str, Any]:
     """A test as plain values, which --json prints."""
     return {
         "dataset": test.data.name,
-        "title": test.title,
+        "title": test.title.strip(),
         "place": str(test.place),
         "images": len(test.records),
         "which": test.which,
@@ -412,7 +405,7 @@ def draw(path: Path, origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> N
                 mos=test.mos,
                 scores={
                     model_name: test.sign * test.scores,
-                    **{one.title: one.sign * one.scores for one in test.members},
+                    **{one.title.strip(): one.sign * one.scores for one in test.members},
                 },
                 records=test.records,
                 images=test.images,

@@ -328,9 +328,10 @@ def _problems(options: argparse.Namespace, given: command_line.Given) -> Iterato
 def report(options: argparse.Namespace, tally: score_run.Tally) -> None:
     """Say what was written, and which images have no score or no map."""
     pairs = errors.counted(math.comb(tally.scored, 2), "pair")
-    scored = f"{errors.counted(tally.scored, 'image')} scored"
     written = {
-        options.output: pairs if options.compare else scored,
+        options.output: pairs
+        if options.compare
+        else f"{errors.counted(tally.scored, 'image')} scored",
         options.sheet: f"page of {errors.counted(len(tally.scores), 'image')}",
         options.map: f"{errors.counted(tally.mapped, 'map')} drawn",
     }
@@ -403,9 +404,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     _draw_sheet(scorer, tally)
     except errors.Interrupted:
         goes_on = options.output and not options.compare
-        hint = "; the same command goes on from there" if goes_on else ""
         print(
-            f"interrupted after {errors.counted(tally.scored + tally.failed, 'image')}{hint}",
+            f"interrupted after {errors.counted(tally.scored + tally.failed, 'image')}"
+            f"{'; the same command goes on from there' if goes_on else ''}",
             file=sys.stderr,
         )
         raise

@@ -1,8 +1,8 @@
 """Several models as one: the mean of their scores, on the scale of the first model."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,21 +63,25 @@ def averaged(descriptions: Sequence[Mapping[str, Any]], scores: Sequence[np.ndar
     scales = [
         records.scale_of(data, data, "range") for data in map(readers.nominal_set, descriptions)
     ]
-    common = [scale.common(values) for scale, values in zip(scales, scores, strict=True)]
-    return scales[0].own(np.mean(common, axis=0))
+    return scales[0].own(
+        np.mean(
+            [scale.common(values) for scale, values in zip(scales, scores, strict=True)], axis=0
+        )
+    )
 
 
 def load_members(
-    names: Sequence[Path], scale: str | None = None, **settings: Any
-) -> Iterator[tuple[Path, quality_model.QualityModel]]:
+    options: Namespace, *settings: str
+) -> Iterator[tuple[str, quality_model.QualityModel]]:
     """Load the models of a command, and say what is assumed of them; yields (path, model).
 
-    scale: see `QualityModel.use_scale`. settings: further arguments of `load`. Raises UserError.
+    options: have `checkpoint`, `also` and, in `predict.py`, `scale`. settings: the names of those
+    that `load` takes. Raises UserError.
     """
-    for path in map(checkpoints.find_model, names):
-        model = quality_model.load(path, **settings)
-        if scale is not None:
-            model.use_scale(scale)
+    for path in map(checkpoints.find_model, [options.checkpoint, *options.also]):
+        model = quality_model.load(path, **{name: getattr(options, name) for name in settings})
+        if getattr(options, "scale", None) is not None:
+            model.use_scale(options.scale)
         description = model.description
         if not description["described"]:
             print(
@@ -87,4 +91,4 @@ def load_members(
                 f"{score_files.scale_text(description)}",
                 file=sys.stderr,
             )
-        yield path, model
+        yield str(path), model

@@ -49,7 +49,7 @@ class SetTest:
     kinds: (kind of distortion, images, SRCC, PLCC), best SRCC first.
     ceiling: the figures that a perfect model would reach, if the set says how sure its votes are.
     by_standards: the standards' figures, if they were asked for.
-    members: of an ensemble, the tests of its models on the same images (`score_together`).
+    members: of an ensemble, the tests of its models on the same images, titled by their models.
     over_best: of an ensemble, its SRCC and PLCC less those of its best model.
     """
 
@@ -220,9 +220,12 @@ def load_images(
         # Tested on training images by the user's choice, which `which` says already.
         twins = {}
         if training_looks and "training images among them" not in test.which:
-            looks = [test.images.perceptual_hash(record) for record in test.records]
             # Of many training images that a test image looks like, one is an example.
-            twins = dict(perceptual_hash.near_duplicates(looks, training_looks))
+            twins = dict(
+                perceptual_hash.near_duplicates(
+                    list(map(test.images.perceptual_hash, test.records)), training_looks
+                )
+            )
         test.like_training = len(twins)
         if twins:
             pairs = first_five(
@@ -266,16 +269,18 @@ def score_together(
         [model.description for model in models.values()],
         [test.scale.common(test.scores) for test in tests],
     )
-    notes = dict.fromkeys(note for test in tests for note in test.data.notes)
     # Figures of its own, since all else of the first model's test is shared.
     return replace(
         tests[0],
-        data=replace(tests[0].data, notes=list(notes)),
+        data=replace(
+            tests[0].data,
+            notes=list(dict.fromkeys(note for test in tests for note in test.data.notes)),
+        ),
         resize="+".join(dict.fromkeys(test.resize for test in tests)),
         scores=tests[0].scale.own(scores),
         figures={},
         kinds=[],
-        members=[replace(test, title=name) for name, test in zip(models, tests, strict=True)],
+        members=[replace(test, title=f"  {name}") for name, test in zip(models, tests)],
     )
 
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from hyperiqa.base import command_line, errors
 from hyperiqa.base.device import Hardware, choose_hardware
-from hyperiqa.datasets.names import record_name
+from hyperiqa.datasets import names, readers
 from hyperiqa.images.decode import MAX_PIXELS, from_pillow, load_image, resize_image, resized_size
 from hyperiqa.model import checkpoints, factory, hypernet
 from hyperiqa.model.description import problem_of_crops
@@ -181,9 +181,14 @@ class QualityModel:
         `description`. Raises UserError if the model was not trained on a set of this name.
         """
         description = self.description
-        only_scale = {"factor": 1.0, "offset": 0.0, "nominal_range": description["score_range"]}
-        scales = description.get("scales") or {description["dataset"]: only_scale}
-        name = record_name(name)
+        scales = description.get("scales") or {
+            description["dataset"]: {
+                "factor": 1.0,
+                "offset": 0.0,
+                "nominal_range": list(readers.nominal_set(description).range),
+            }
+        }
+        name = names.record_name(name)
         if name not in scales:
             raise errors.UserError(f"--scale {name}: the model was trained on {', '.join(scales)}")
         # The scale says: model's score = factor * set's score + offset.

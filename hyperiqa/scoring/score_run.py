@@ -57,18 +57,8 @@ def load_model(options: argparse.Namespace) -> "QualityModel":
     from hyperiqa.scoring import ensemble
 
     keep_freed_memory()
-    members = [
-        model
-        for _, model in ensemble.load_members(
-            [options.checkpoint, *options.also],
-            options.scale,
-            device=options.device,
-            precision=options.precision,
-            resize=options.resize,
-            crops=options.crops,
-            exif_rotate=options.exif_rotate,
-        )
-    ]
+    settings = ("device", "precision", "resize", "crops", "exif_rotate")
+    members = [model for _, model in ensemble.load_members(options, *settings)]
     return ensemble.Ensemble(members) if options.also else members[0]
 
 
@@ -254,7 +244,10 @@ def _output(scorer: Scorer, alone: bool) -> score_files.ScoreFile:
     if options.compare and scorer.meaning:
         return score_files.PairFile(options.output, options.format, scorer.meaning.better)
     if options.format == "lines":
-        scale = {"dataset": options.scale} if options.scale else {}
-        description = {**scorer.model.description, **scale}
-        return score_files.ScoreLines(description, alone, options.columns)
+        description = scorer.model.description
+        return score_files.ScoreLines(
+            {**description, "dataset": options.scale or description["dataset"]},
+            alone,
+            options.columns,
+        )
     return score_files.ScoreFile(options.output, options.format, options.columns)

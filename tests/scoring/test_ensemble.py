@@ -179,3 +179,18 @@ def test_in_python_an_image_is_decoded_once_for_models_that_prepare_it_alike(mod
     ]
     assert ensemble.score(photos / "0.png") == pytest.approx(100 * np.mean(quality), rel=1e-6)
     assert ensemble.score_patches([]).shape == (0,)
+
+
+def test_a_scale_by_name_maps_no_range(models, photos, tmp_path):
+    # Both score on the scale of KonIQ-10k, whatever the scores that the first one was trained on.
+    scales = {"koniq-10k": {"factor": 2.0, "offset": 5.0, "nominal_range": [0.0, 100.0]}}
+    other = save_random_model(
+        tmp_path / "other.pkl", {**KONIQ, "scales": scales}, spread=30, seed=5
+    )
+    first, second = (hyperiqa.load(path, device="cpu") for path in (models["koniq"], other))
+    run(models["koniq"], "photos", "--also", other, "--scale", "koniq-10k", "--output", "a.csv")
+    plain = [
+        (first.score(image) + (second.score(image) - 5) / 2) / 2
+        for image in sorted(photos.iterdir())
+    ]
+    np.testing.assert_allclose(scores("a.csv"), plain, rtol=1e-5)
