@@ -255,6 +255,10 @@ def test_the_demo_brings_defaults_only_where_the_user_gave_none():
         ),
         (["--frozen_until", "16"], "--frozen_until 16: expected fewer than --epochs 16"),
         (["--layer_decay", "1"], "--layer_decay 1.0: expected a number between 0 and 1"),
+        (["--lora_targets", "fc1"], "--lora_targets needs --lora"),
+        (["--lora_alpha", "4"], "--lora_alpha needs --lora"),
+        (["--lora", "4", "--freeze_backbone"], "contradictory flags: --lora trains adapters"),
+        (["--lora", "4", "--lr_scheduler", "step"], "contradictory flags: --lora and --lr_sched"),
         (
             ["--layer_decay", "0.7", "--lora", "4"],
             "contradictory flags: --layer_decay and --lora: the encoder's own weights do not train",
