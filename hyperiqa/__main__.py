@@ -2,7 +2,7 @@
 
   python predict.py checkpoints/NAME photo.jpg        # the best model of a run
   python predict.py koniq photos                      # a public model by name
-  python predict.py a.pkl photos --also b.pkl c.pkl   # the mean of several models
+  python predict.py a.pkl photos --also b.pkl c.pkl   # the mean of three
   python predict.py model.pkl photos --output scores.csv
   python predict.py model.pkl 'photos/**/*.jpg' --sheet sheet.html
   find /data -name '*.png' | python predict.py model.pkl - --format jsonl

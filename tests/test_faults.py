@@ -66,7 +66,9 @@ MOMENTS = [
     ],  # mid write of states, models, predictions
     *[("pathlib:Path.replace", n) for n in (1, 3, 5, 9, 12, 16)],  # written, not yet in place
     *[("os:link", n) for n in (1, 4, 6)],
-    *[("hyperiqa.images.perceptual_hash:perceptual_hash", n) for n in (1, 9, 20)],  # mid cache build
+    *[
+        ("hyperiqa.images.perceptual_hash:perceptual_hash", n) for n in (1, 9, 20)
+    ],  # mid cache build
     *[("pathlib:Path.rename", n) for n in (1, 2)],  # cache complete, not yet published
     *[("hyperiqa.training.log:RunLog.line", n) for n in (1, 4, 7, 9, 12)],
     *[("hyperiqa.training.log:RunLog.record", n) for n in (1, 2, 3, 4)],

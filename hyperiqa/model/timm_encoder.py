@@ -154,7 +154,7 @@ def create(name: str, pretrained: bool, **arguments: Any) -> Any:
         except TypeError as problem:
             if "drop_path_rate" in str(problem):
                 raise errors.UserError("it has no stochastic depth: no --drop_path") from None
-            if "argument 'img_size'" not in str(problem):
+            if "img_size" not in str(problem):
                 raise
         except RuntimeError as problem:
             if pretrained and "pretrained" in str(problem).lower():

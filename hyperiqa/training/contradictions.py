@@ -22,7 +22,7 @@ def contradictions(options: argparse.Namespace, given: command_line.Given) -> It
     given: the settings that the user gave, as `Flags.parse` passes them. A default contradicts
     nothing, so several rules ask whether a flag was given and not what its value is.
     """
-    for rules in (_of_schedule, _of_training, _of_images_and_resuming, _of_files):
+    for rules in (_of_schedule, _of_model, _of_training, _of_images_and_resuming, _of_files):
         yield from broken(rules(options, given))
     yield from needs_pixels(options)
 
@@ -83,9 +83,8 @@ def _of_schedule(options: argparse.Namespace, given: command_line.Given) -> list
     ]
 
 
-def _of_training(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
-    """The start of the encoder, what a frozen one rules out, early stopping, loss, hardware."""
-    missing_package = errors.not_installed("--tensorboard", "tensorboard")
+def _of_model(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
+    """The start of the encoder, what a frozen one rules out, the head, the adapters."""
     return [
         (
             options.backbone_weights and not options.pretrained,
@@ -137,6 +136,18 @@ def _of_training(options: argparse.Namespace, given: command_line.Given) -> list
             "an encoder that does not train leaves out no path",
         ),
         (
+            options.grad_checkpointing and options.freeze_backbone,
+            "contradictory flags: --grad_checkpointing and --freeze_backbone: "
+            "an encoder that does not train keeps nothing for the backward pass",
+        ),
+    ]
+
+
+def _of_training(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
+    """Early stopping, the loss, the parts of a batch, the hardware."""
+    missing_package = errors.not_installed("--tensorboard", "tensorboard")
+    return [
+        (
             not options.early_stopping and "patience" in given,
             "contradictory flags: --no_early_stopping and --patience",
         ),
@@ -156,11 +167,6 @@ def _of_training(options: argparse.Namespace, given: command_line.Given) -> list
         (
             options.cache_device == "cuda" and options.device == "cpu",
             "contradictory flags: --cache_device cuda and --device cpu",
-        ),
-        (
-            options.grad_checkpointing and options.freeze_backbone,
-            "contradictory flags: --grad_checkpointing and --freeze_backbone: "
-            "an encoder that does not train keeps nothing for the backward pass",
         ),
         (
             options.accumulate > options.batch_size,

@@ -153,8 +153,8 @@ def _model_flags(flags: command_line.Flags, script: Script) -> None:
                 "the encoder's own weights are frozen (default: no adapters)", most=4096)
     flags.value("--lora_targets", ["qkv", "proj"], "linear layers that --lora adapts, by the last part of their names; in most of "
                 "timm's transformers qkv, proj, fc1 and fc2", nargs="+", metavar="NAME")
-    flags.real("--lora_alpha", None, "--lora multiplies its update of the weights by this number over the rank (default: the rank, so "
-               "by 1)", command_line.POSITIVE)
+    flags.real("--lora_alpha", None, "strength of the adapters of --lora: their update of the weights is multiplied by this number "
+               "over the rank (default: the rank, which makes it 1)", command_line.POSITIVE)
     flags.value("--fusion", FUSIONS[0], "what the hyper network sees of the encoder: none is its last stage; concat, direct, "
                 "attention, fpn and progressive merge all stages, direct and attention as SMART-IQA does, fpn as a "
                 "feature pyramid, progressive from fine to coarse", choices=FUSIONS)

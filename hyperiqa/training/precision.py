@@ -56,8 +56,8 @@ def kept_speeds(options: Namespace, model: hypernet.QualityNet, cpu: str) -> dic
         "patch_size": options.patch_size,
         "fusion": options.fusion,
         "hyper": options.hyper,
-        # Only of an `mlp` head, so that files about the other one keep their names.
-        **({"pool": model.pool} if model.pool else {}),
+        # Only where they are set, so that the files of all other runs keep their names.
+        **{name: vars(options)[name] for name in ("pool", "lora") if vars(options)[name]},
         "batch_size": options.batch_size,
         "fused_attention": options.fused_attention,
         "freeze_backbone": options.freeze_backbone,
