@@ -22,7 +22,14 @@ def contradictions(options: argparse.Namespace, given: command_line.Given) -> It
     given: the settings that the user gave, as `Flags.parse` passes them. A default contradicts
     nothing, so several rules ask whether a flag was given and not what its value is.
     """
-    for rules in (_of_schedule, _of_model, _of_training, _of_images_and_resuming, _of_files):
+    for rules in (
+        _of_schedule,
+        _of_encoder,
+        _of_head_and_adapters,
+        _of_training,
+        _of_images_and_resuming,
+        _of_files,
+    ):
         yield from broken(rules(options, given))
     yield from needs_pixels(options)
 
@@ -83,8 +90,8 @@ def _of_schedule(options: argparse.Namespace, given: command_line.Given) -> list
     ]
 
 
-def _of_model(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
-    """The start of the encoder, what a frozen one rules out, the head, the adapters."""
+def _of_encoder(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
+    """The weights that the encoder starts from, and what a frozen one rules out."""
     return [
         (
             options.backbone_weights and not options.pretrained,
@@ -95,6 +102,30 @@ def _of_model(options: argparse.Namespace, given: command_line.Given) -> list[Ru
             "contradictory flags: --init brings its own weights, "
             "so it goes with neither --backbone_weights nor --no_pretrained",
         ),
+        (
+            "feature_dtype" in given and not (options.freeze_backbone and options.fixed_crops),
+            "--feature_dtype needs --freeze_backbone and --fixed_crops",
+        ),
+        (
+            options.contrastive_weight and options.freeze_backbone,
+            "contradictory flags: --contrastive_weight trains the encoder, "
+            "which --freeze_backbone leaves as it is",
+        ),
+        (
+            options.drop_path and options.freeze_backbone,
+            "contradictory flags: --drop_path and --freeze_backbone: "
+            "an encoder that does not train leaves out no path",
+        ),
+        (
+            options.grad_checkpointing and options.freeze_backbone,
+            "contradictory flags: --grad_checkpointing and --freeze_backbone: "
+            "an encoder that does not train keeps nothing for the backward pass",
+        ),
+    ]
+
+
+def _of_head_and_adapters(options: argparse.Namespace, given: command_line.Given) -> list[Rule]:
+    return [
         ("pool" in given and options.head == "hyper", "--pool needs --head mlp"),
         # Where --init decides, they are None.
         *(
@@ -120,25 +151,6 @@ def _of_model(options: argparse.Namespace, given: command_line.Given) -> list[Ru
         (
             options.lora and options.lr_scheduler == "step",
             "contradictory flags: --lora and --lr_scheduler step, the published procedure",
-        ),
-        (
-            "feature_dtype" in given and not (options.freeze_backbone and options.fixed_crops),
-            "--feature_dtype needs --freeze_backbone and --fixed_crops",
-        ),
-        (
-            options.contrastive_weight and options.freeze_backbone,
-            "contradictory flags: --contrastive_weight trains the encoder, "
-            "which --freeze_backbone leaves as it is",
-        ),
-        (
-            options.drop_path and options.freeze_backbone,
-            "contradictory flags: --drop_path and --freeze_backbone: "
-            "an encoder that does not train leaves out no path",
-        ),
-        (
-            options.grad_checkpointing and options.freeze_backbone,
-            "contradictory flags: --grad_checkpointing and --freeze_backbone: "
-            "an encoder that does not train keeps nothing for the backward pass",
         ),
     ]
 
