@@ -115,6 +115,10 @@ class Backbone(nn.Module):
             if not name.startswith("lda")
         }
 
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the encoder, without the LDA's."""
+        return [p for name, p in self.named_parameters() if not name.startswith("lda")]
+
     def freeze(self, frozen: bool = True) -> None:
         """Freeze the encoder, in eval mode and without gradients. The LDA is still trained.
 
@@ -133,7 +137,8 @@ class Backbone(nn.Module):
         if len(layers) < 2:
             raise UserError("--layer_decay: this encoder does not tell the depth of its layers")
         top = len(layers) - 1
-        return {p: decay ** (top - depth) for depth, layer in layers.items() for p in layer}
+        depths = {parameter: depth for depth, layer in layers.items() for parameter in layer}
+        return {p: decay ** (top - depths[p]) for p in self.encoder_parameters()}
 
     def save_memory(self, side: int) -> None:
         """Keep only the inputs of the encoder's blocks, and compute the rest again when needed.

@@ -35,10 +35,12 @@ def _split_by_scale(
     groups: Groups, scales: Mapping[torch.nn.Parameter, float]
 ) -> Iterator[dict[str, Any]]:
     for group in groups:
-        scale_of = {parameter: scales.get(parameter, 1.0) for parameter in group["params"]}
-        for scale in sorted({*scale_of.values()}, reverse=True):
-            parameters = [p for p in group["params"] if scale_of[p] == scale]
-            yield {**group, "params": parameters, "scale": scale}
+        # Parameters that have a scale are apart from all others even if it is 1: a fused SGD needs
+        # groups in which either all parameters have been trained before, or none.
+        kind_of = {p: (scales.get(p, 1.0), p in scales) for p in group["params"]}
+        for kind in sorted({*kind_of.values()}, reverse=True):
+            parameters = [p for p in group["params"] if kind_of[p] == kind]
+            yield {**group, "params": parameters, "scale": kind[0]}
 
 
 def set_rates(optimizer: Optimizer, rates: Rates) -> None:
@@ -116,8 +118,11 @@ class TrainedModel:
         self.optimizer: Optimizer | None = None
         # Now, before a part of them is frozen: the optimizer has all of them from the start.
         self.weights = model.parameter_groups()
-        decay = options.layer_decay
-        self.scales = model.backbone.rate_scales(decay) if decay else {}
+        self.scales: dict[torch.nn.Parameter, float] = {}
+        if options.layer_decay:
+            self.scales = model.backbone.rate_scales(options.layer_decay)
+        elif options.frozen_until:
+            self.scales = dict.fromkeys(model.backbone.encoder_parameters(), 1.0)
         self.average: Any = moving_average(model, options.ema) if options.ema else None
         self.tested: Any = self.average.module if options.ema else model
 

@@ -298,6 +298,17 @@ def test_the_head_trains_first_as_with_a_frozen_encoder_and_then_everything(run)
     assert "Encoder: frozen until the end of epoch 1\n" in thawed.log.path(".log").read_text()
 
 
+def test_sgd_takes_the_encoder_in_after_the_frozen_epochs(run):
+    """Its momentum then exists for some of the parameters only: no fused step takes both kinds."""
+    flags = "--frozen_until 1 --optimizer sgd --lr 1e-5".split()
+    solver = run("sgd", *SMALL, *flags, solver=Watched)
+    border = solver.before[1]
+    end = solver.round.model.state_dict()
+    kernels = [name for name in end if name.startswith("timm.backbone.") and end[name].ndim == 4]
+    assert kernels
+    assert not any(torch.equal(border[name], end[name]) for name in kernels)
+
+
 def test_a_run_goes_on_to_the_bit_before_at_and_after_the_end_of_the_frozen_epochs(run, tmp_path):
     run("whole", *THAWED)
     for place in ((1, 1), (2, 0), (2, 1)):
