@@ -465,7 +465,7 @@ MISTAKES = {
     ),
     "a strange size": (
         ("--datasets", "livec", "--resize", "big"),
-        "--resize big: expected S (shorter side), HxW (height x width) or none",
+        "--resize big: expected S (shorter side), maxS (at most S), HxW (height x width) or none",
     ),
     "a device of another kind": (
         ("--datasets", "livec", "--device", "tpu"),

@@ -384,7 +384,7 @@ def test_the_sheet_shows_earlier_runs_too(checkpoint, photos):
                 "--device",
                 "gpu",
             ],
-            "--crops 0: expected a whole number from 1 to 10000; --resize 0: expected S (shorter side), HxW (height x width) or none; "
+            "--crops 0: expected a whole number from 1 to 10000; --resize 0: expected S (shorter side), maxS (at most S), HxW (height x width) or none; "
             "--batch_size 0: expected a whole number of at least 1; --device gpu: expected auto, cpu, cuda, cuda:N or mps; "
             "--workers -1: expected a whole number from 1 to 256",
         ),

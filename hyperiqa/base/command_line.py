@@ -273,8 +273,8 @@ class Flags:
         self.value(
             "--resize",
             None,
-            "size of the images in pixels: S scales the shorter side to S, HxW stretches to height "
-            f"H and width W, none keeps the size ({resize})",
+            "size of the images in pixels: S scales the shorter side to S, maxS only where it is "
+            f"longer, HxW stretches to height H and width W, none keeps the size ({resize})",
             metavar="SIZE",
         )
         # An empty text counts as a flag that is not given.
@@ -379,15 +379,17 @@ def problem_of(check: Callable[..., object], *values: object) -> str | None:
 def parse_resize(text: str) -> int | tuple[int, int] | None:
     """Turn the value of `--resize` into the target of a resize.
 
-    `"384"` -> 384 (length of the shorter side), `"512x384"` -> (512, 384) (height and width,
-    stretched), `"none"` -> None. Raises UserError for anything else, and for sizes below 1.
+    `"384"` and `"max384"` -> 384 (length of the shorter side), `"512x384"` -> (512, 384) (height
+    and width, stretched), `"none"` -> None. Raises UserError for anything else, and for sizes below
+    1.
     """
     if text == "none":
         return None
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    match = re.fullmatch(r"(?:max)?([1-9]\d{0,4})|([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if match is None:
         raise errors.UserError(
-            f"--resize {text}: expected S (shorter side), HxW (height x width) or none"
+            f"--resize {text}: expected S (shorter side), maxS (at most S), "
+            "HxW (height x width) or none"
         )
-    height, width = match.groups()
-    return int(height) if width is None else (int(height), int(width))
+    side, height, width = match.groups()
+    return int(side) if side else (int(height), int(width))

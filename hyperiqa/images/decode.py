@@ -226,6 +226,8 @@ def resized_size(height: int, width: int, resize: str, min_side: int) -> tuple[i
     if isinstance(target, tuple):
         height, width = target
     elif target is not None:
+        if resize.startswith("max"):
+            target = min(target, height, width)
         height, width = _scaled_to_shorter_side(height, width, target)
     if min(height, width) < min_side:
         height, width = _scaled_to_shorter_side(height, width, min_side)

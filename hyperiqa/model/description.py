@@ -35,7 +35,7 @@ MOST_PATCH_PIXELS = 100_000_000
 LONGEST_CHAIN = 50
 
 NAME = text(longest=300)
-SIZE = text(r"none|[1-9]\d{0,4}(x[1-9]\d{0,4})?", "S, HxW or none")
+SIZE = text(r"none|(max)?[1-9]\d{0,4}|[1-9]\d{0,4}x[1-9]\d{0,4}", "S, maxS, HxW or none")
 DIGEST = text(r"[0-9a-f]{8,64}", "a digest of hexadecimal digits")
 COUNT = whole_number(0, 1e12)
 RANGE = Kind(

@@ -84,7 +84,7 @@ def load(
 
     The rest changes how images are prepared; the default is what the model was trained with:
 
-    resize: "384" (shorter side), "512x384" (height x width) or "none".
+    resize: "384" (shorter side), "max384" (at most that), "512x384" (height x width) or "none".
     crops: 1 is the centre crop; N is a regular grid of N crops, whose scores are averaged.
     exif_rotate: turn images as their EXIF orientation says.
 
