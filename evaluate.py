@@ -25,6 +25,7 @@ from hyperiqa.base import command_line, files, plain_values, signals
 from hyperiqa.base.errors import Interrupted, UserError, counted, not_installed
 from hyperiqa.datasets import names, readers
 from hyperiqa.runs import differences, runs_table, standards_table, tables
+from hyperiqa.scoring import score_files
 from hyperiqa.stats import intervals, resampling, standards
 from hyperiqa.training.flags import csv_flags, for_csv_alone
 from hyperiqa.training.run_files import write_predictions
@@ -138,7 +139,8 @@ def _problems(options: argparse.Namespace, given: command_line.Given) -> Iterato
     if options.calibrate and (options.also or options.precision != "fp32"):
         yield (
             "contradictory flags: --calibrate and "
-            f"{'--also' if options.also else '--precision bf16'}"
+            f"{'--also' if options.also else '--precision bf16'}: "
+            "a calibration holds for the scores of one model in fp32"
         )
     if options.report:
         yield not_installed("--report", "plotly")
@@ -221,7 +223,7 @@ def model_lines(origin: Mapping[str, Any], tests: Sequence["SetTest"]) -> list[s
         crops = f"{counted(description['test_patch_num'], 'crop')} ({description['test_crop']})"
         lines += [
             f"Model: {path}",
-            f"{description['backbone']}, fusion {description['fusion']}, trained on "
+            f"{description['backbone']}, {score_files.head_text(description)}, trained on "
             f"{description['dataset']}, run {description.get('run', 'not known')}",
             f"Scored in {origin['precision']} on {origin['device']}: patches of "
             f"{description['patch_size']}, "

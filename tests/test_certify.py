@@ -397,6 +397,17 @@ def test_what_the_description_says_twice_agrees(trained, item):
     assert item in differing()
 
 
+def test_the_pool_that_the_encoder_decides_is_no_difference(trained):
+    _, description = checkpoints.load_model(trained[1])
+    description = deepcopy(description) | {"head": "mlp", "pool": "mean"}
+    certified = description["certificate"]
+    certified["command"] = [*certified["command"], "--head", "mlp"]
+    options = argparse.Namespace(repeat=False, log_dir=None, image_root=None)
+    _, checks = certify.train_again(description, options)
+    verdicts = {check.item: check.verdict for check in checks}
+    assert "settings.pool" not in verdicts and "differs" not in verdicts.values()
+
+
 def test_what_the_description_says_of_the_sets_is_computed_again(run_main, copy):
     folder, model = copy
 

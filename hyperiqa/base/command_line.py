@@ -220,8 +220,8 @@ class Flags:
             self.value(
                 "--also",
                 [],
-                "further models that score the same images: the score is the mean of all models' "
-                "scores, on the scale of CHECKPOINT",
+                "further models: the score is the mean of all models' scores, on the scale of "
+                "CHECKPOINT; all words behind the flag are models, so images come before it",
                 nargs="+",
                 type=Path,
                 metavar="CHECKPOINT",

@@ -54,8 +54,8 @@ def adapt(backbone: Any, settings: Mapping[str, Any]) -> None:
     kinds = dict.fromkeys(name.rpartition(".")[2] for name in layers)
     if unknown := [target for target in settings["lora_targets"] if target not in kinds]:
         raise UserError(
-            f"--lora_targets {' '.join(unknown)}: expected names of linear layers of the encoder, "
-            f"which has {', '.join(kinds) or 'none'}"
+            f"--lora: the encoder has no linear layers named {' and '.join(unknown)}; its linear "
+            f"layers, for --lora_targets: {', '.join(kinds) or 'none'}"
         )
     for name, parameter in backbone.named_parameters():
         parameter.requires_grad_(name.startswith("lda"))

@@ -162,10 +162,12 @@ def check_settings(description: Mapping[str, Any], options: Namespace) -> list[v
             {**dict.fromkeys(options.trained, True), **dict.fromkeys(cross, False)}.items()
         ),
     }
-    # The model that the run started from decides what no flag does. The names of the sets are
-    # compared as flags have them.
+    # The model that the run started from decides what no flag does, and the encoder what is pooled.
+    # The names of the sets are compared as flags have them.
     undecided = [
-        name for name in run_options.DECIDED_BY_INIT if options.init and expected[name] is None
+        name
+        for name in run_options.DECIDED_BY_INIT
+        if (options.init or name == "pool") and expected[name] is None
     ]
     for name in ("dataset", *undecided):
         del stated[name], expected[name]

@@ -2,11 +2,13 @@
 
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from hyperiqa.base.errors import UserError
 from hyperiqa.datasets import readers, records
 from hyperiqa.model import checkpoints
 from hyperiqa.scoring import quality_model, score_files
@@ -78,7 +80,10 @@ def load_members(
     options: have `checkpoint`, `also` and, in `predict.py`, `scale`. settings: the names of those
     that `load` takes. Raises UserError.
     """
-    for path in map(checkpoints.find_model, [options.checkpoint, *options.also]):
+    paths = [*map(checkpoints.find_model, [options.checkpoint, *options.also])]
+    if len({*paths}) < len(paths):
+        raise UserError(f"--also: {Counter(paths).most_common(1)[0][0]} is named twice")
+    for path in paths:
         model = quality_model.load(path, **{name: getattr(options, name) for name in settings})
         if getattr(options, "scale", None) is not None:
             model.use_scale(options.scale)

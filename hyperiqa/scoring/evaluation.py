@@ -182,8 +182,10 @@ def default_resize(name: str, is_trained: bool, description: Mapping[str, Any]) 
     # A run on several sets may have had a size for each.
     sizes = description.get("mix_resize") or {}
     trained_size = sizes.get(name, description["resize"])
-    trained_on = str(description["dataset"]).removesuffix("-official")
-    if is_trained or trained_size != readers.DEFAULT_RESIZE.get(trained_on, trained_size):
+    trained_on = str(description["dataset"]).partition("+")[0].removesuffix("-official")
+    # A name that is no reader's is of a CSV file.
+    usual_size = readers.DEFAULT_RESIZE.get(trained_on, readers.DEFAULT_RESIZE["csv"])
+    if is_trained or trained_size != usual_size:
         return trained_size
     return readers.DEFAULT_RESIZE[names.reader_name(name)]
 

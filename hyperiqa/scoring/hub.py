@@ -92,7 +92,7 @@ def _usage_lines(description: Mapping[str, Any], name: str, repo: str) -> list[s
         f"# {name}",
         "",
         "Blind image quality assessment: one image in, one score out. HyperIQA with "
-        f"{description['backbone']}, fusion {description['fusion']}, trained on "
+        f"{description['backbone']}, {score_files.head_text(description)}, trained on "
         f"{description['dataset']}. Scale of the scores: {score_files.scale_text(description)}.",
         "",
         "```python",

@@ -202,6 +202,13 @@ def scale_text(description: Mapping[str, Any]) -> str:
     return f"{low:g}..{high:g}, {better} is better ({dataset})"
 
 
+def head_text(description: Mapping[str, Any]) -> str:
+    """What scores the features of a model's encoder: `fusion none`, or `head mlp (mean)`."""
+    if description.get("head") == "mlp":
+        return f"head mlp ({description['pool']})"
+    return f"fusion {description['fusion']}"
+
+
 def _open_unbuffered(path: Path | None) -> Any:
     if path:
         return path.open("ab", buffering=0)

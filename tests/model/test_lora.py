@@ -109,12 +109,12 @@ def test_the_moving_average_takes_in_the_adapters_and_leaves_the_encoder():
         (
             "resnet18",
             ["qkv", "proj"],
-            "--lora_targets qkv proj: expected names of linear layers of the encoder, which has none",
+            "--lora: the encoder has no linear layers named qkv and proj; its linear layers, for --lora_targets: none",
         ),
         (
             "swin_nano",
             ["qkv", "query"],
-            "--lora_targets query: expected names of linear layers of the encoder, which has qkv, proj, fc1, fc2, reduction",
+            "--lora: the encoder has no linear layers named query; its linear layers, for --lora_targets: qkv, proj, fc1, fc2, reduction",
         ),
     ],
 )

@@ -185,7 +185,10 @@ def test_an_edited_calibration_is_found(calibrate, table, tmp_path):
     [
         (("--calibrate", "x.onnx"), "x.onnx: expected a name that ends in .safetensors, .pkl"),
         (("--calibrate", "/nowhere/x.pkl"), "no folder /nowhere"),
-        (("--precision", "bf16"), "contradictory flags: --calibrate and --precision bf16"),
+        (
+            ("--precision", "bf16"),
+            "contradictory flags: --calibrate and --precision bf16: a calibration holds for the scores of one model in fp32",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(run_main, table, tmp_path, words, line):

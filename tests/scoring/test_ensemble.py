@@ -167,6 +167,14 @@ def test_every_model_that_is_missing_is_named(photos):
         run("a.pkl", "photos", "--also", "c.pkl")
 
 
+def test_a_model_that_is_named_twice_is_refused(models, photos):
+    koniq, kadid = models["koniq"], models["kadid"]
+    with pytest.raises(UserError, match=r"^--also: .*kadid.pkl is named twice$"):
+        run(koniq, "photos", "--also", kadid, kadid)
+    with pytest.raises(UserError, match="is named twice$"):
+        run(koniq, "photos", "--also", koniq)
+
+
 def test_in_python_an_image_is_decoded_once_for_models_that_prepare_it_alike(models, photos):
     members = [hyperiqa.load(path, device="cpu") for path in models.values()]
     ensemble = Ensemble(members)
