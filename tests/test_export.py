@@ -193,7 +193,7 @@ def test_models_of_the_public_code_are_converted(tmp_path, capsys, form):
 def test_what_pyiqas_layout_cannot_hold_is_refused(tmp_path, changes, misfits):
     model = save(tmp_path / "model.pkl", **{"patch_size": 224, **changes})
     expected = (
-        "^--layout pyiqa: pyiqa's HyperNet has backbone resnet50, fusion none, hyper conv, "
+        "^--layout pyiqa: pyiqa's HyperNet has backbone resnet50, head hyper, fusion none, hyper conv, "
         rf"patch_size 224, mean .*, std .*; this model has {misfits}$"
     )
     with pytest.raises(UserError, match=expected):

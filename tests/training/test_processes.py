@@ -231,7 +231,7 @@ def test_a_bad_image_ends_all(place, launcher, tmp_path):
 
 
 def test_every_process_says_what_it_takes(place, launcher, tmp_path):
-    assert train(place, launcher, tmp_path, 2, "--epochs", 1)[0] == [0, 0]
+    assert train(place, launcher, tmp_path, 2, "--epochs", 1, "--frozen_until", 0)[0] == [0, 0]
     (record,) = (
         r
         for r in map(json.loads, (tmp_path / "logs" / "r.jsonl").open())
