@@ -157,4 +157,7 @@ def _filled(rng, left):
 
 def flags_of(row, teacher):
     flags = [flag for axis, level in row.items() for flag in AXES[axis][level]]
+    if (row["encoder"], row["head"], row["schedule"]) == ("frozen", "mlp", "step"):
+        # Without it nothing would train from the second epoch on, which is refused.
+        flags += ["--training_fixes", "filter"]
     return [teacher if flag == "TEACHER" else flag for flag in flags]

@@ -144,6 +144,14 @@ def _of_head_and_adapters(options: argparse.Namespace, given: command_line.Given
             for name in ("lora_targets", "lora_alpha")
         ),
         (
+            options.head == "mlp"
+            and options.freeze_backbone
+            and options.lr_scheduler == "step"
+            and options.training_fixes in ("none", "backbone_lr"),
+            "contradictory flags: --lr_scheduler step freezes the head from epoch 2 on, so with "
+            "--freeze_backbone and --head mlp nothing would train; add --training_fixes filter",
+        ),
+        (
             options.lora and options.freeze_backbone,
             "contradictory flags: --lora trains adapters in the encoder, "
             "which --freeze_backbone leaves as it is",
