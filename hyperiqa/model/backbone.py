@@ -125,8 +125,8 @@ class Backbone(nn.Module):
         frozen: False thaws it again.
         """
         self.frozen = frozen
-        for name, parameter in self.named_parameters():
-            parameter.requires_grad_(not frozen or name.startswith("lda"))
+        for parameter in self.encoder_parameters():
+            parameter.requires_grad_(not frozen)
 
     def rate_scales(self, decay: float) -> dict[nn.Parameter, float]:
         """Parameter of the encoder -> the factor of its learning rate: decay^(layers above it).

@@ -34,6 +34,8 @@ COMPUTED = (".relative_position_index", ".relative_coords_table", ".attn_mask")
 # And of all tensors without which a model works the same: counters are unused with our momentum,
 # and old torch's files do not have them.
 IDLE = (*COMPUTED, ".num_batches_tracked")
+# In the names of low-rank adapters' tensors (lora.py), and of no others.
+ADAPTER = ".lora_"
 
 
 def portable_state(
@@ -220,7 +222,7 @@ def load_model(path: Path) -> tuple[OrderedDict, dict[str, Any]]:
     (`described` is False then). Raises UserError for anything else.
     """
     content, description = read_state(path)
-    if any(".lora_" in name for name in content):
+    if any(ADAPTER in name for name in content):
         raise errors.UserError(
             f"{path}: an adapter, which is no model without its encoder: "
             "export.py ADAPTER OUTPUT --base WEIGHTS merges the two"

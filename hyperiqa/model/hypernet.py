@@ -20,7 +20,6 @@ Su et al., "Blindly Assess Image Quality in the Wild Guided by a Self-Adaptive H
 Parameter names are those of the public implementation, so checkpoints travel both ways.
 """
 
-import re
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -73,15 +72,18 @@ class QualityNet(nn.Module):
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """`backbone`: its trained parameters, with those of its LDA; `head`: all others.
 
-        Low-rank adapters within the encoder, such as `…parametrizations.weight.0.a`, are in `head`.
+        Low-rank adapters within the encoder are in `head`: parametrizations beside the encoder's
+        own weights, which torch calls `original` then.
         """
-        encoder = re.compile(rf"{self.places['backbone']}\.(?!.*\.parametrizations\.\w+\.\d)")
-        return {
-            "head": [p for name, p in self.named_parameters() if not encoder.match(name)],
-            "backbone": [
-                p for name, p in self.named_parameters() if encoder.match(name) and p.requires_grad
-            ],
-        }
+        prefix = f"{self.places['backbone']}."
+        groups: dict[str, list[nn.Parameter]] = {"head": [], "backbone": []}
+        for name, parameter in self.named_parameters():
+            is_adapter = ".parametrizations." in name and not name.endswith(".original")
+            if is_adapter or not name.startswith(prefix):
+                groups["head"].append(parameter)
+            elif parameter.requires_grad:
+                groups["backbone"].append(parameter)
+        return groups
 
     def pack(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
         """Whole stage maps -> (N, F): everything that the model reads from them."""

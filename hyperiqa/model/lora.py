@@ -57,8 +57,8 @@ def adapt(backbone: Any, settings: Mapping[str, Any]) -> None:
             f"--lora: the encoder has no linear layers named {' and '.join(unknown)}; its linear "
             f"layers, for --lora_targets: {', '.join(kinds) or 'none'}"
         )
-    for name, parameter in backbone.named_parameters():
-        parameter.requires_grad_(name.startswith("lda"))
+    for parameter in backbone.encoder_parameters():
+        parameter.requires_grad_(False)
     for name, layer in layers.items():
         if name.rpartition(".")[2] in settings["lora_targets"]:
             low_rank = LowRank(layer.weight, settings["lora"], settings["lora_alpha"])
@@ -82,7 +82,7 @@ def base_digest(backbone: Any) -> str:
         {
             name.replace("parametrizations.weight.original", "weight"): tensor
             for name, tensor in backbone.encoder_state().items()
-            if ".lora_" not in name and not name.endswith(checkpoints.IDLE)
+            if checkpoints.ADAPTER not in name and not name.endswith(checkpoints.IDLE)
         }
     )
 
@@ -93,7 +93,9 @@ def trained_state(net: Any) -> dict[str, torch.Tensor]:
     return {
         name: tensor
         for name, tensor in net.state_dict().items()
-        if not name.startswith(prefix) or name.startswith(f"{prefix}lda") or ".lora_" in name
+        if not name.startswith(prefix)
+        or name.startswith(f"{prefix}lda")
+        or checkpoints.ADAPTER in name
     }
 
 
@@ -104,7 +106,7 @@ def load_merged(path: Path, base: Path) -> tuple[Any, dict[str, Any]]:
     """
     state, facts = checkpoints.read_state(path)
     is_described = isinstance(facts, Mapping) and facts.keys() >= SETTINGS
-    if not (is_described and any(".lora_" in name for name in state)):
+    if not (is_described and any(checkpoints.ADAPTER in name for name in state)):
         raise UserError(f"{path}: expected the …_adapter.safetensors of a run with --lora")
     if problem := description.problem_of_description(facts):
         raise UserError(f"{path}: {problem}")
