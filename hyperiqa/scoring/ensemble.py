@@ -30,12 +30,12 @@ class Ensemble(quality_model.QualityModel):
     @property
     def made_with(self) -> str:
         # Such as `weights=1a2b+3c4d resize=512x384`: what all members share stands there once.
-        return " ".join(
-            "+".join([words[0], *(word.partition("=")[2] for word in words[1:])])
-            if len(set(words)) > 1
-            else words[0]
-            for words in zip(*(member.made_with.split() for member in self.members))
-        )
+        settings = []
+        for first, *others in zip(*(member.made_with.split() for member in self.members)):
+            values = [word.partition("=")[2] for word in others]
+            differ = any(word != first for word in others)
+            settings.append("+".join([first, *values]) if differ else first)
+        return " ".join(settings)
 
     def patches(self, image: quality_model.ImageLike) -> Any:
         """A list with the patches of each member: see `QualityModel.patches`."""
