@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import score_of, write_images, write_koniq, write_spaq
+from helpers import save_random_model, score_of, write_images, write_koniq, write_spaq
 from PIL import Image
 from releases import write_csiq, write_kadid, write_official_spaq
 from scipy import optimize, stats
@@ -727,9 +727,6 @@ def test_the_page_has_a_section_for_each_set(
 @pytest.fixture(scope="session")
 def other_model(tmp_path_factory):
     """A model of DMOS from 0 to 1, with patches and a size of its own."""
-    torch.manual_seed(1)
-    net = HyperNet(SwinBackbone("swin_nano", patch_size=32), "none")
-    path = tmp_path_factory.mktemp("model") / "other.pkl"
     description = {
         **DESCRIPTION,
         "dataset": "csiq",
@@ -738,8 +735,8 @@ def other_model(tmp_path_factory):
         "patch_size": 32,
         "resize": "48",
     }
-    checkpoints.save(path, checkpoints.portable_state(net, description))
-    return path
+    path = tmp_path_factory.mktemp("model") / "other.pkl"
+    return save_random_model(path, description, seed=1)
 
 
 def test_an_ensembles_figures_are_scipys_on_the_mean_of_its_models_scores(
