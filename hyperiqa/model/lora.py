@@ -105,7 +105,7 @@ def load_merged(path: Path, base: Path) -> tuple[Any, dict[str, Any]]:
     base: as `--backbone_weights` takes it. Raises UserError if the two do not belong together.
     """
     state, facts = checkpoints.read_state(path)
-    is_described = isinstance(facts, Mapping) and facts.keys() >= SETTINGS
+    is_described = isinstance(facts, Mapping) and facts.keys() >= SETTINGS and facts["lora"]
     if not (is_described and any(checkpoints.ADAPTER in name for name in state)):
         raise UserError(f"{path}: expected the …_adapter.safetensors of a run with --lora")
     if problem := description.problem_of_description(facts):

@@ -178,6 +178,11 @@ def test_an_adapter_is_merged_with_its_own_base_alone(tmp_path):
         UserError, match="an adapter, which is no model without its encoder: export.py"
     ):
         checkpoints.load_model(adapter)
+    # A description whose rank was taken away.
+    state, facts = checkpoints.read_state(adapter)
+    checkpoints.save_safetensors(tmp_path / "cut.safetensors", state, {**facts, "lora": None})
+    with pytest.raises(UserError, match="expected the …_adapter.safetensors"):
+        lora.load_merged(tmp_path / "cut.safetensors", tmp_path / "base.pth")
     checkpoints.save_safetensors(adapter, lora.trained_state(other), description)
     with pytest.raises(UserError, match="expected the …_adapter.safetensors"):
         lora.load_merged(adapter, tmp_path / "base.pth")
